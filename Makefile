@@ -1,0 +1,67 @@
+# Every target sets up $(VENV) first where that is not done yet.
+# PYTHON=python3.12 chooses the interpreter, PYTEST_ARGS="-k linen" some of the tests, NETWORK=resnet18 another network.
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PYTHON ?=
+PYTEST_ARGS ?=
+NETWORK ?= resnet50
+
+.DEFAULT_GOAL := help
+.PHONY: help setup parity parity-all test lint clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY) ## set up .venv with everything pinned in constraints.txt
+
+parity: $(READY) ## check that ResNet-50 is the same in all three ports
+	$(BIN)/parity check $(NETWORK)
+
+parity-all: $(READY) ## check every named network
+	$(BIN)/parity check --all
+
+test: $(READY) ## run all tests
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+lint: $(READY) ## ruff check, ruff format --check, pyright
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
+
+clean: ## remove .venv
+	rm -rf $(VENV)
+
+# While a set-up is under way the stamp is called .unfinished; one found at the start was interrupted, and is redone.
+# Some systems' Python lacks the part of venv that installs pip: there the interpreter's own pip does it.
+$(READY): pyproject.toml constraints.txt
+	@set -eu; \
+	if [ -e $(VENV)/.unfinished ]; then rm -rf $(VENV); fi; \
+	mkdir -p $(VENV); \
+	if [ -e $@ ]; then mv $@ $(VENV)/.unfinished; else : > $(VENV)/.unfinished; fi; \
+	if ! $(BIN)/python -c "" 2> /dev/null; then \
+	    python=; \
+	    for candidate in $(if $(PYTHON),"$(PYTHON)",python3 python3.12 python3.11); do \
+	        if "$$candidate" -c "import sys; sys.exit(sys.version_info < (3, 11))" 2> /dev/null; then \
+	            python=$$candidate; break; \
+	        fi; \
+	    done; \
+	    if [ -z "$$python" ]; then \
+	        rm -rf $(VENV); \
+	        echo "make: $(or $(PYTHON),python3) is not Python 3.11 or newer; name one: make PYTHON=/path/to/python3.11" >&2; \
+	        exit 1; \
+	    fi; \
+	    if "$$python" -c "import ensurepip" 2> /dev/null; then \
+	        "$$python" -m venv $(VENV); \
+	    else \
+	        "$$python" -m venv --without-pip $(VENV); \
+	        "$$python" -m pip --python $(BIN)/python install -q pip; \
+	    fi; \
+	fi; \
+	if [ -t 1 ]; then quiet=; else quiet=-q; fi; \
+	echo "Setting up $(VENV) with $$($(BIN)/python --version)"; \
+	$(BIN)/python -m pip install $$quiet -c constraints.txt torch; \
+	$(BIN)/python -m pip install $$quiet -c constraints.txt -e '.[dev]'; \
+	mv $(VENV)/.unfinished $@; \
+	touch $@

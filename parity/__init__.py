@@ -1,0 +1,24 @@
+"""A check that proves a Flax port of a PyTorch network right, or names the first layer that is wrong.
+
+parity.assert_parity("resnet50")
+report = parity.check(torch_net, nnx_net)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from parity.checker import assert_parity, check
+    from parity.report import Report
+
+__all__ = ["Report", "assert_parity", "check"]
+
+
+def __getattr__(name: str) -> Any:
+    """The frameworks are loaded with the first check, not with the package: `parity --help` answers at once."""
+    import importlib
+
+    if name not in __all__:
+        raise AttributeError(f"module 'parity' has no attribute {name!r}")
+    return getattr(importlib.import_module("parity.report" if name == "Report" else "parity.checker"), name)

@@ -1,0 +1,123 @@
+"""Distances between tensors, and the bounds that they are held against.
+
+The reference is run again with inputs and weights moved by one unit in the last place, with random signs. How far each
+tensor moves is its rounding response: the size of the differences that rounding alone can make in it. A port passes
+where every tensor's distance from the reference is at most `MULTIPLE` times that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from parity.quantities import Observation, Probe, Tensors
+
+# A right port stands at 0.5 to 12 times the response (README has the table); the smallest known mistake at 1e5 times.
+MULTIPLE = 32
+
+# A bound above this part of a tensor's natural size decides nothing: mistakes known to us stand at 6e-7 and more.
+DECIDES = 1e-7
+
+# The response of one draw of signs may be small by chance, for a scalar above all: the root mean square of several.
+DRAWS = 5
+
+
+def one_ulp(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Every number moved to one of its two neighbours in its own type; integers and zeros as they are.
+
+    A zero carries no rounding: what is exactly zero (a zero-initialised BatchNorm) is so in every right port, and moving
+    it off zero would move all that stands at a ReLU's kink behind it.
+    """
+    if array.dtype.kind != "f":
+        return array
+    towards = np.where(rng.random(array.shape) < 0.5, -np.inf, np.inf).astype(array.dtype)
+    return np.where(array == 0, array, np.nextafter(array, towards))
+
+
+def perturbed(weights: Mapping[str, np.ndarray], probe: Probe, seed: int) -> tuple[dict[str, np.ndarray], Probe]:
+    """Weights and images moved by one unit in the last place."""
+    rng = np.random.default_rng([seed, 1])
+    return (
+        {name: one_ulp(array, rng) for name, array in weights.items()},
+        Probe(one_ulp(probe.images, rng), probe.labels),
+    )
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    """‖a − b‖₂; infinite where shapes, or the places and signs of what is not finite, are not the same."""
+    if a.shape != b.shape:
+        return np.inf
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    finite = np.isfinite(b)
+    if not finite.all():
+        if not np.array_equal(a[~finite], b[~finite], equal_nan=True) or not np.isfinite(a[finite]).all():
+            return np.inf
+        a, b = a[finite], b[finite]
+    return norm(a - b) if np.isfinite(a).all() else np.inf
+
+
+def norm(array: np.ndarray) -> float:
+    """‖array‖₂ over what is finite in it, without overflow."""
+    array = np.asarray(array, np.float64).ravel()
+    array = array[np.isfinite(array)] if not np.isfinite(array).all() else array
+    largest = float(np.abs(array).max(initial=0))
+    return largest * float(np.linalg.norm(array / largest)) if largest > 0 else 0.0
+
+
+class Responses:
+    """The rounding responses of a reference, gathered from runs of its perturbed copies."""
+
+    def __init__(self, reference: Observation, parameters: Mapping[str, np.ndarray]) -> None:
+        self.reference = reference
+        self.parameters = parameters
+        self.squares: dict[str, dict[str, float]] = {q: dict.fromkeys(t, 0.0) for q, t in reference.items()}
+        self.draws = 0
+
+    def add(self, run: Iterable[tuple[str, Tensors]]) -> None:
+        """One run of a perturbed copy."""
+        self.draws += 1
+        for quantity, tensors in run:
+            for name, tensor in tensors.items():
+                self.squares[quantity][name] += distance(tensor, self.reference[quantity][name]) ** 2
+
+    def response(self, quantity: str, name: str) -> float:
+        """How far rounding moves this tensor (absolute), at least one unit in the last place of each number in it.
+
+        An update p_new − p_old carries the rounding of p, so there the unit is that of the parameter.
+        """
+        at_update = quantity == "training.parameter"
+        base = self.parameters[name] if at_update else self.reference[quantity][name]
+        return max((self.squares[quantity][name] / self.draws) ** 0.5, norm(ulp(base)))
+
+    def bound(self, quantity: str, name: str) -> float:
+        """The largest distance (absolute) that a right port may have."""
+        return MULTIPLE * self.response(quantity, name)
+
+    def zero_in_exact_arithmetic(self, quantity: str, name: str) -> bool:
+        """Whether the tensor has no right digit: all it holds is rounding (the gradient of a bias before BatchNorm)."""
+        return self.response(quantity, name) > 1e-3 * norm(self.reference[quantity][name])
+
+    def sizes(self, quantity: str) -> dict[str, float]:
+        """The natural size of every tensor of a quantity: its norm, or what its number of elements lets expect.
+
+        A gradient that is zero in exact arithmetic has a norm of rounding alone; what can be seen in it is measured
+        against the other gradients.
+        """
+        tensors = self.reference[quantity]
+        norms = {name: norm(t) for name, t in tensors.items()}
+        count = sum(t.size for t in tensors.values())
+        rms = (sum(n**2 for n in norms.values()) / max(count, 1)) ** 0.5
+        return {name: max(norms[name], rms * tensors[name].size ** 0.5) for name in tensors}
+
+    def undecided(self, quantity: str) -> list[str]:
+        """The tensors whose bound is too wide to decide anything."""
+        sizes = self.sizes(quantity)
+        return [name for name in sizes if self.bound(quantity, name) > DECIDES * sizes[name] > 0]
+
+
+def ulp(array: np.ndarray) -> np.ndarray:
+    """One unit in the last place of every number (0 for integers), as float64."""
+    if array.dtype.kind != "f":
+        return np.zeros(array.shape)
+    return np.spacing(np.abs(np.where(np.isfinite(array), array, 0))).astype(np.float64)

@@ -1,0 +1,214 @@
+"""The check: runs a reference and its ports in float64 and holds every tensor against its derived bound."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import flax.linen
+import jax
+import numpy as np
+import torch
+from flax import nnx
+
+import ports as networks
+from parity import memory, probe, run_pytorch
+from parity.bounds import MULTIPLE
+from parity.compare import FLAX_PORTS, Progress, compare
+from parity.quantities import SGD, Probe
+from parity.report import Model, Report
+from ports.errors import UserError
+from ports.resnet import spec as specs
+from ports.resnet.spec import ResNetSpec
+
+
+def check(
+    model: str | ResNetSpec | torch.nn.Module,
+    *candidates: Any,
+    ports: Sequence[str] = ("nnx", "linen"),
+    images: str | Path | None = None,
+    image_size: tuple[int, int] | None = None,
+    batch: int = 2,
+    steps: int = 3,
+    seed: int = 0,
+    weights: str | Path | Mapping[str, np.ndarray] | None = None,
+    tx: Any = None,
+    progress: Progress = lambda _: None,
+) -> Report:
+    """Proves in float64 that Flax networks are the same as a PyTorch network, or names the first layer that is not.
+
+    `check("resnet50")` builds the named network in every port, from one set of weights. `check(torch_net, nnx_net)` and
+    `check(torch_net, (module, variables))` take live networks of this package's architectures as they are.
+
+    Args:
+        model: a named network, a description, or a live PyTorch network.
+        candidates: live Flax networks to hold against a live PyTorch network.
+        ports: which ports of a named network.
+        images: a file or a folder of photographs; by default the two that scikit-learn ships.
+        image_size: height and width; by default the network's height and an odd width (224x193, 32x27).
+        batch: number of images.
+        steps: of SGD with momentum and weight decay.
+        seed: of initial weights, labels and the signs of the perturbation.
+        weights: the hub form, or a file of them; by default initial weights with random BatchNorm parameters and
+            statistics. (Given weights are used as they are.)
+        tx: the optax transform that the ports train with, to hold one's own against `torch.optim.SGD`.
+        progress: told what is about to be done.
+
+    Returns:
+        A report that is true where everything agrees.
+
+    Raises:
+        UserError: the question cannot be put: an unknown name, an unreadable file, weights that do not fit or hold NaN,
+            no memory for it, a batch with one value a channel.
+    """
+    begin = time.monotonic()
+    for name, value, least in (("batch", batch, 1), ("steps", steps, 0), ("seed", seed, 0)):
+        if not isinstance(value, int) or value < least:
+            raise UserError(f"{name}: got {value!r}, expected a whole number from {least}")
+    with jax.enable_x64(True), _deterministic():
+        spec = _spec(model)
+        size = image_size or probe.default_size(spec.input_size)
+        if min(size) < 1:
+            raise UserError(f"image size: got {size[0]}x{size[1]}, expected positive numbers")
+        if spec.in_channels not in (1, 3):
+            raise UserError(f"{spec.name}: photographs have 1 or 3 channels, the network takes {spec.in_channels}")
+        memory.require(spec, batch, size)
+        reference, live = _networks(model, spec, candidates, ports, seed, weights)
+        fed = probe.make(
+            probe.photographs(images),
+            batch=batch,
+            size=size,
+            channels=spec.in_channels,
+            classes=spec.num_classes,
+            seed=seed,
+        )
+        if not isinstance(model, torch.nn.Module) and weights is None:
+            progress("random BatchNorm parameters and statistics")
+            randomise(reference, fed, seed)
+        state = networks.weights.read(reference)
+        _finite(state)
+        builders = live or {port: partial(_built, spec, port, state) for port in dict.fromkeys(ports)}
+        sgd = SGD(steps, run_pytorch.learning_rate(reference, fed))
+        result = compare(reference, builders, fed, sgd, seed=seed, tx=tx, progress=progress)
+    memory.release()
+    note = f"{batch} image{'s' if batch > 1 else ''} of {size[0]}x{size[1]}, seed {seed}"
+    found = Model(spec.name, note=note, seconds=round(time.monotonic() - begin, 2), **result)
+    return Report((found,), environment())
+
+
+def assert_parity(model: Any, *candidates: Any, **options: Any) -> None:
+    """`check`, for tests.
+
+    Raises:
+        AssertionError: the networks differ, or the check cannot tell; the message is the table.
+        UserError: the question cannot be put.
+    """
+    __tracebackhide__ = True
+    report = check(model, *candidates, **options)
+    if not report:
+        raise AssertionError(f"\n{report}")
+
+
+def _spec(model: str | ResNetSpec | torch.nn.Module) -> ResNetSpec:
+    if not isinstance(model, torch.nn.Module):
+        return specs.get(model)
+    spec = getattr(model, "spec", None)
+    if not isinstance(spec, ResNetSpec):
+        raise UserError(f"got {type(model).__name__}, expected a network of ports.create, or its name")
+    return spec
+
+
+def _networks(
+    model: str | ResNetSpec | torch.nn.Module,
+    spec: ResNetSpec,
+    candidates: Sequence[Any],
+    ports: Sequence[str],
+    seed: int,
+    weights: str | Path | Mapping[str, np.ndarray] | None,
+) -> tuple[torch.nn.Module, dict[str, Callable[[], Any]]]:
+    """The reference in float64, and what promotes the live networks, by port."""
+    if isinstance(model, torch.nn.Module):
+        if not candidates:
+            raise UserError("got a PyTorch network alone, expected one or more Flax networks behind it")
+        if weights is not None:
+            raise UserError("got live networks and weights; live networks are compared as they are")
+        builders = {_port(net): partial(FLAX_PORTS[_port(net)].promote, net) for net in candidates}
+        return run_pytorch.promote(model), builders
+    if candidates:
+        raise UserError("got the name of a network and live networks; expected a live PyTorch network first")
+    if unknown := [port for port in ports if port not in FLAX_PORTS]:
+        raise UserError(f"unknown port {unknown[0]!r}; expected {' or '.join(FLAX_PORTS)}")
+    if not ports:
+        raise UserError(f"ports: got none, expected {' or '.join(FLAX_PORTS)}")
+    reference = networks.create(spec, "pytorch", seed=seed, dtype="float64")
+    if weights is not None:
+        given = networks.weights.load(weights) if isinstance(weights, str | Path) else weights
+        networks.weights.write(reference, dict(given))
+    return reference, {}
+
+
+def _built(spec: ResNetSpec, port: str, state: Mapping[str, np.ndarray]) -> Any:
+    net = networks.create(spec, port, seed=None, dtype="float64")
+    variables = networks.weights.write(net, dict(state))
+    return net if variables is None else (net[0], variables)
+
+
+def _port(net: Any) -> str:
+    if isinstance(net, nnx.Module):
+        return "nnx"
+    if isinstance(net, tuple) and len(net) == 2 and isinstance(net[0], flax.linen.Module):
+        return "linen"
+    raise UserError(f"got {type(net).__name__}, expected an nnx.Module or Linen's (module, variables)")
+
+
+def randomise(net: torch.nn.Module, fed: Probe, seed: int) -> None:
+    """Gives every BatchNorm random parameters, and random statistics around those that it has on the probe."""
+    seen = run_pytorch.promote(net)
+    for module in seen.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    run_pytorch.layers(seen, fed, train=True, in_place=True)
+    statistics = {name: buffer.numpy() for name, buffer in seen.named_buffers()}
+    networks.weights.write(net, probe.randomised(networks.weights.read(net), statistics, seed))
+
+
+def _finite(state: Mapping[str, np.ndarray]) -> None:
+    """Raises where a weight is not finite: rounding has no response to measure there."""
+    for name, array in state.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            count = int((~np.isfinite(array)).sum())
+            raise UserError(
+                f"weights: {name} has {count} of {array.size} numbers that are NaN or infinite, expected none"
+            )
+
+
+class _deterministic:
+    """PyTorch's deterministic algorithms, for the time of the check."""
+
+    def __enter__(self) -> None:
+        self.before = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+    def __exit__(self, *_: object) -> None:
+        torch.use_deterministic_algorithms(self.before)
+
+
+def environment() -> dict[str, Any]:
+    """What the check ran on."""
+    packages = ("torch", "jax", "jaxlib", "flax", "optax", "numpy")
+    return {
+        **{name: importlib.metadata.version(name) for name in packages},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "multiple": MULTIPLE,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,226 @@
+"""The command `parity`: exit 0 parity, 1 mismatch, 2 the question could not be put (one line on stderr says why)."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ports.errors import UserError
+from ports.resnet.spec import NETWORKS
+
+if TYPE_CHECKING:
+    from parity.report import Report
+
+app = typer.Typer(
+    help="Residual networks in PyTorch, Flax NNX and Flax Linen, proved equal in float64.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+# typer carries a click of its own, or uses the installed one: the base class of its errors is the same name in both.
+USAGE_ERROR: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
+
+Names = Annotated[list[str] | None, typer.Argument(metavar="NAME...", help="Networks; `parity models` lists them.")]
+All = Annotated[bool, typer.Option("--all", help="Every named network.")]
+Ports = Annotated[str, typer.Option(help="Which ports to hold against PyTorch.")]
+Images = Annotated[Path | None, typer.Option(help="A photograph or a folder of them; else two from scikit-learn.")]
+ImageSize = Annotated[str | None, typer.Option(metavar="HxW", help="Else the network's height and an odd width.")]
+Batch = Annotated[int, typer.Option(help="Number of images.")]
+Steps = Annotated[int, typer.Option(help="Steps of SGD with momentum and weight decay.")]
+Seed = Annotated[int, typer.Option(help="Of initial weights, labels and perturbations.")]
+Weights = Annotated[Path | None, typer.Option(help="A PyTorch or safetensors file; else initial weights.")]
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result there.")]
+
+
+@app.command()
+def models() -> int:
+    """The named networks: parameters, blocks, where they come from."""
+    from ports.resnet import pytorch
+
+    table = Table("name", box=None, pad_edge=False)
+    for heading in ("parameters", "blocks", "input"):
+        table.add_column(heading, justify="right")
+    table.add_column("source")
+    for name, spec in NETWORKS.items():
+        parameters = sum(p.numel() for p in pytorch.skeleton(spec).parameters())
+        blocks, size = spec.number_of_blocks, f"{spec.in_channels}x{spec.input_size}x{spec.input_size}"
+        table.add_row(name, f"{parameters:,}", str(blocks), size, spec.source)
+    _console().print(table)
+    return 0
+
+
+@app.command()
+def check(
+    names: Names = None,
+    every: All = False,
+    ports: Ports = "nnx,linen",
+    images: Images = None,
+    image_size: ImageSize = None,
+    batch: Batch = 2,
+    steps: Steps = 3,
+    seed: Seed = 0,
+    weights: Weights = None,
+    json_file: Json = None,
+) -> int:
+    """Check in float64 that the Flax ports are the same as the PyTorch port."""
+    if bool(names) == every:
+        raise UserError(
+            "check: got both names and --all, expected one of them" if every else "check: name a network, or --all"
+        )
+    chosen = list(NETWORKS) if every else list(dict.fromkeys(names or []))
+    if weights is not None and len(chosen) > 1:
+        raise UserError(f"--weights: got {len(chosen)} networks, expected one")
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise UserError(f"--json {json_file}: no such folder {json_file.absolute().parent}")
+    size = _size(image_size)
+    for name in chosen:
+        _known(name)
+
+    from parity import report as reports
+    from parity.checker import check as run
+    from parity.checker import environment
+
+    console, found = _console(), []
+    for name in chosen:
+        try:
+            with _progress(name) as tell:
+                result = run(
+                    name,
+                    ports=[port.strip() for port in ports.split(",") if port.strip()],
+                    images=images,
+                    image_size=size,
+                    batch=batch,
+                    steps=steps,
+                    seed=seed,
+                    weights=weights,
+                    progress=tell,
+                )
+        except UserError as error:
+            if len(chosen) == 1:
+                raise
+            _complain(str(error))
+            found.append(reports.Model(name, (), undecided=str(error)))
+            continue
+        found += result.models
+        result.print(console)
+    whole = reports.Report(tuple(found), environment())
+    if len(found) > 1:
+        equal = sum(model.ok for model in found)
+        console.print(f"{equal} of {len(found)} networks: parity in every port", highlight=False)
+    if json_file is not None:
+        _write(json_file, whole)
+    for model in whole.models:
+        if model.undecided and model.rows:
+            _complain(f"{model.model}: cannot tell: {model.undecided}")
+    return whole.exit_code
+
+
+def _known(name: str) -> None:
+    from ports.resnet import spec
+
+    spec.get(name)
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) not in (1, 2) or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UserError(f"--image-size: got {text!r}, expected HxW such as 224x193, or one number")
+    return int(parts[0]), int(parts[-1])
+
+
+def _console() -> Console:
+    """As wide as the terminal; wide enough for a whole table where the output goes into a file."""
+    return Console() if sys.stdout.isatty() else Console(width=140)
+
+
+class _progress:
+    """Says on stderr what is being done: a moving line on a terminal, elsewhere a line after every `EVERY` seconds."""
+
+    EVERY = 10
+
+    def __init__(self, name: str) -> None:
+        self.name, self.moving, self.said = name, sys.stderr.isatty(), time.monotonic()
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(pulse_style="cyan"),
+            TimeElapsedColumn(),
+        )
+        self.bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not self.moving)
+
+    def __enter__(self) -> Any:
+        self.bar.start()
+        task = self.bar.add_task(self.name, total=None)
+
+        def tell(text: str) -> None:
+            if self.moving:
+                self.bar.update(task, description=f"{self.name}: {text}")
+            elif time.monotonic() - self.said >= self.EVERY:
+                self.said = time.monotonic()
+                print(f"{self.name}: {text}", file=sys.stderr, flush=True)
+
+        return tell
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+
+def _write(path: Path, report: Report) -> None:
+    """The file appears whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(json.dumps(report.to_json(), indent=1, allow_nan=False) + "\n")
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"--json {path}: cannot be written: {error.strerror}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _complain(text: str) -> None:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    more = f" … and {len(lines) - 4} more" if len(lines) > 4 else ""
+    print(f"parity: {' '.join(lines[:1])} {'; '.join(lines[1:4])}".rstrip() + more, file=sys.stderr)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; a user's mistake is one line on stderr and exit code 2."""
+    try:
+        code = app(args=arguments, standalone_mode=False, prog_name="parity")
+    except USAGE_ERROR as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message())
+        else:
+            _complain(error.format_message())
+        return 2
+    except UserError as error:
+        _complain(str(error))
+        return 2
+    except MemoryError:
+        _complain("out of memory; take a smaller --batch or --image-size, or a smaller network")
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        _complain("interrupted")
+        return 130
+    except RuntimeError as error:
+        if any(sign in str(error) for sign in ("can't allocate memory", "RESOURCE_EXHAUSTED", "Out of memory")):
+            _complain("out of memory; take a smaller --batch or --image-size, or a smaller network")
+            return 2
+        raise
+    return code if isinstance(code, int) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

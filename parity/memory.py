@@ -1,0 +1,71 @@
+"""Whether there is memory for a check: an estimate, so that a long run does not die in its middle."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import resource
+from pathlib import Path
+
+import psutil
+import torch
+
+from ports.errors import UserError
+from ports.resnet import pytorch
+from ports.resnet.spec import ResNetSpec
+
+# Peak memory of checks, fitted: bytes of the frameworks, times the activations of a batch, times the weights.
+FRAMEWORKS = 1.2e9
+ACTIVATIONS = 9
+WEIGHTS = 14
+
+
+def required(spec: ResNetSpec, batch: int, size: tuple[int, int]) -> float:
+    """Bytes that the check of a network takes in float64."""
+    elements = 0
+
+    def count(_: torch.nn.Module, __: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
+        nonlocal elements
+        elements += output.numel() if isinstance(output, torch.Tensor) else 0
+
+    net = pytorch.skeleton(spec).eval()
+    for module in net.modules():
+        if not isinstance(module, torch.nn.Sequential):
+            module.register_forward_hook(count)
+    net(torch.empty(1, spec.in_channels, *size, device="meta"))
+    weights = sum(p.numel() for p in net.parameters())
+    return FRAMEWORKS + 8 * (ACTIVATIONS * elements * batch + WEIGHTS * weights)
+
+
+def available() -> float:
+    """Bytes that this process can still have: of the machine, of its control group, of its own limit."""
+    free = [psutil.virtual_memory().available]
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY:
+        free.append(soft - psutil.Process().memory_info().vms)
+    group = Path("/sys/fs/cgroup")
+    if (group / "memory.max").exists() and (limit := (group / "memory.max").read_text().strip()) != "max":
+        free.append(int(limit) - int((group / "memory.current").read_text()))
+    return max(0, min(free))
+
+
+def require(spec: ResNetSpec, batch: int, size: tuple[int, int]) -> None:
+    """Raises where there is not enough memory.
+
+    Raises:
+        UserError: says what is needed, what is free, and what to do.
+    """
+    need, free = required(spec, batch, size), available()
+    if need > free:
+        raise UserError(
+            f"{spec.name}: {batch} images of {size[0]}x{size[1]} need about {need / 1e9:.1f} GB of memory, "
+            f"{free / 1e9:.1f} GB are free; take a smaller --batch or --image-size, or a smaller network"
+        )
+
+
+def release() -> None:
+    """Gives memory that is not used any more back to the system: the C library keeps what large arrays leave behind."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -1,0 +1,95 @@
+"""What the networks are fed: photographs, and weights that hide nothing.
+
+Photographs are resized to the network's height and an odd width (224x193, 32x27) with Pillow's bilinear filter, which
+averages when it shrinks, and normalised with ImageNet's mean and standard deviation: an even and an odd side show
+both kinds of padding mistakes, a non-square image shows exchanged axes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from parity.quantities import Probe
+from ports.errors import UserError
+
+MEAN = np.array([0.485, 0.456, 0.406])
+STD = np.array([0.229, 0.224, 0.225])
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+def default_size(input_size: int) -> tuple[int, int]:
+    """Height and width of the probe for a network made for `input_size`: its height, and an odd width."""
+    return input_size, input_size * 6 // 7 | 1
+
+
+def photographs(path: str | Path | None = None) -> list[Image.Image]:
+    """The photographs of a file or of a folder (by name), or the two that scikit-learn ships.
+
+    Raises:
+        UserError: no such path, a file that is no image, a folder without any.
+    """
+    if path is None:
+        from sklearn.datasets import load_sample_images
+
+        return [Image.fromarray(image) for image in load_sample_images().images]
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"images {path}: no such file or folder")
+    files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+    if not files:
+        raise UserError(
+            f"images {path}: no image in this folder; expected files ending in {' '.join(sorted(SUFFIXES))}"
+        )
+    return [_open(file) for file in files]
+
+
+def _open(file: Path) -> Image.Image:
+    try:
+        with Image.open(file) as image:
+            return image.convert("RGB")
+    except UnidentifiedImageError:
+        raise UserError(f"images {file}: not an image that Pillow can read") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"images {file}: cannot be read: {error}") from None
+
+
+def make(
+    images: list[Image.Image], *, batch: int, size: tuple[int, int], channels: int, classes: int, seed: int
+) -> Probe:
+    """A batch of photographs with random labels. Beyond the number of photographs, random crops of them follow."""
+    rng = np.random.default_rng([seed, 2])
+    arrays = []
+    for i in range(batch):
+        image = images[i % len(images)].convert("L" if channels == 1 else "RGB")
+        box = None
+        if i >= len(images):
+            width, height = image.size
+            left, top = rng.uniform(0, 0.5, 2) * (width, height)
+            box = (left, top, left + width / 2, top + height / 2)
+        arrays.append(np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box), np.float64))
+    pixels = np.stack(arrays).reshape(batch, *size, channels) / 255
+    mean, std = (MEAN, STD) if channels == 3 else (MEAN.mean(), STD.mean())
+    return Probe(np.ascontiguousarray(((pixels - mean) / std).transpose(0, 3, 1, 2)), rng.integers(0, classes, batch))
+
+
+def randomised(weights: dict[str, np.ndarray], statistics: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+    """The weights of a fresh network with random BatchNorm parameters and statistics.
+
+    A fresh network hides mistakes: every BatchNorm is the identity, or zero, which cuts a residual branch off.
+
+    Args:
+        statistics: the running statistics that the network has on the probe; the random ones are drawn around them.
+    """
+    rng = np.random.default_rng([seed, 3])
+    result = dict(weights)
+    for mean in (name for name in weights if name.endswith("running_mean")):
+        layer, channels = mean.removesuffix("running_mean"), weights[mean].shape
+        var = statistics[f"{layer}running_var"]
+        result[f"{layer}weight"] = rng.uniform(0.5, 1.5, channels)
+        result[f"{layer}bias"] = rng.normal(0, 0.3, channels)
+        result[mean] = statistics[mean] + rng.normal(0, 0.3, channels) * np.sqrt(var)
+        result[f"{layer}running_var"] = var * rng.uniform(0.5, 1.5, channels)
+    return result

@@ -1,0 +1,152 @@
+"""The result of a check: rows, a verdict, and how they are shown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One quantity of one port: its worst tensor, the one nearest to its bound or farthest beyond it.
+
+    `distance` and `bound` are ‖port − reference‖ and the largest that it may be, both divided by ‖reference‖.
+    """
+
+    port: str
+    quantity: str
+    tensor: str
+    distance: float
+    bound: float
+    ok: bool
+    dtype: str = "float64"
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The first layer whose result leaves its bound: in execution order for outputs, from the end for gradients."""
+
+    port: str
+    layer: str
+    quantity: str
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Model:
+    """The check of one network.
+
+    Attributes:
+        undecided: why the check cannot tell: a bound is too wide to decide anything, or it could not be run.
+        largest: by port and quantity, the largest distance of a tensor that is not zero in exact arithmetic.
+        multiple: by port and quantity, the worst tensor's distance as a multiple of its rounding response.
+    """
+
+    model: str
+    rows: tuple[Row, ...]
+    first_divergence: Divergence | None = None
+    undecided: str | None = None
+    note: str = ""
+    largest: dict[str, dict[str, float]] = field(default_factory=dict)
+    multiple: dict[str, dict[str, float]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def matches(self) -> bool:
+        return all(row.ok for row in self.rows)
+
+    @property
+    def ok(self) -> bool:
+        return self.matches and self.undecided is None
+
+
+@dataclass(frozen=True)
+class Report:
+    """The checks of one or more networks. True where all are equal."""
+
+    models: tuple[Model, ...]
+    environment: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        return all(model.ok for model in self.models)
+
+    @property
+    def exit_code(self) -> int:
+        """0 parity, 1 mismatch, 2 the check cannot tell."""
+        return 0 if self.ok else 2 if all(model.matches for model in self.models) else 1
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def to_json(self) -> dict[str, Any]:
+        """Schema 1. A distance that is not finite is null."""
+        models = []
+        for model in self.models:
+            entry = {"model": model.model, "ok": model.ok, **asdict(model)}
+            first = model.first_divergence
+            entry["first_divergence"] = asdict(first) if first else None
+            models.append(entry)
+        return _finite({"schema": SCHEMA, "ok": self.ok, "models": models, "environment": self.environment})
+
+    def __str__(self) -> str:
+        console = Console(width=160, color_system=None, force_terminal=False)
+        with console.capture() as capture:
+            self.print(console)
+        return capture.get()
+
+    def print(self, console: Console) -> None:
+        """The table of every network and the line that says what it means."""
+        for model in self.models:
+            console.print(table(model))
+            for line in verdict(model):
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def table(model: Model) -> Table:
+    result = Table(title=f"{model.model}  {model.note}".strip(), title_justify="left")
+    for heading in ("port", "quantity", "worst tensor"):
+        result.add_column(heading, overflow="fold")
+    for heading in ("distance", "bound"):
+        result.add_column(heading, justify="right", no_wrap=True)
+    result.add_column("verdict", no_wrap=True)
+    for i, row in enumerate(model.rows):
+        first = i == 0 or model.rows[i - 1].port != row.port
+        if first and i:
+            result.add_section()
+        said = "[green]ok[/]" if row.ok else "[bold red]DIFFERS[/]"
+        result.add_row(row.port, row.quantity, row.tensor, f"{row.distance:.1e}", f"{row.bound:.1e}", said)
+    return result
+
+
+def verdict(model: Model) -> Sequence[str]:
+    ports = dict.fromkeys(row.port for row in model.rows)
+    if model.ok:
+        return [f"{model.model}: parity in float64: PyTorch = {' = '.join(ports)} ({model.seconds:.0f} s)"]
+    lines = []
+    if not model.matches:
+        wrong = dict.fromkeys(row.port for row in model.rows if not row.ok)
+        lines.append(
+            f"{model.model}: NO parity: {', '.join(wrong)} differ{'s' if len(wrong) == 1 else ''} from PyTorch"
+        )
+        if first := model.first_divergence:
+            lines.append(f"first divergence: {first.port}: {first.quantity} at {first.layer}{first.text}")
+    if model.undecided:
+        lines.append(f"{model.model}: cannot tell: {model.undecided}")
+    return lines
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinities."""
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,40 @@
+"""The same networks in PyTorch, Flax NNX and Flax Linen, and weights that move between them without losing a bit.
+
+    net = ports.create("resnet50", "pytorch", seed=0)              # torch.nn.Module, NCHW
+    net = ports.create("resnet50", "nnx", seed=0)                  # nnx.Module, NHWC
+    module, variables = ports.create("resnet50", "linen", seed=0)  # module.apply(variables, x, train=False), NHWC
+
+`import ports` loads no framework; a port is imported when a network of it is created.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from ports import weights
+from ports.errors import UserError
+from ports.resnet.spec import NETWORKS, ResNetSpec
+
+PORTS = ("pytorch", "nnx", "linen")
+
+__all__ = ["NETWORKS", "PORTS", "ResNetSpec", "UserError", "create", "weights"]
+
+
+def create(name: str | ResNetSpec, port: str, *, seed: int | None = 0, dtype: str = "float32", **changes: Any) -> Any:
+    """A named network (or any `ResNetSpec`) in one framework.
+
+    Args:
+        name: one of `ports.NETWORKS`, or a description.
+        port: `pytorch` gives a `torch.nn.Module`, `nnx` an `nnx.Module`, `linen` a pair of module and variables.
+        seed: of the initial weights; the ports draw them with their own generators, from the same distributions. None
+            leaves them zero, for a network whose weights are written next.
+        dtype: `float32`, `float64` (in JAX inside `with jax.enable_x64(True)`) or `bfloat16` (BatchNorm in float32).
+        changes: fields of the description, as `num_classes=10`, `features_only=True`, `output_stride=8`.
+
+    Raises:
+        UserError: unknown network, port, option or dtype.
+    """
+    if port not in PORTS:
+        raise UserError(f"unknown port {port!r}; expected one of {', '.join(PORTS)}")
+    return importlib.import_module(f"ports.resnet.{port}").create(name, seed=seed, dtype=dtype, **changes)

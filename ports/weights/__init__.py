@@ -1,0 +1,81 @@
+"""Weights of live models through one hub form: `dict[str, numpy.ndarray]` with PyTorch's names and layouts.
+
+    weights = ports.weights.read(net)      # torch.nn.Module, nnx.Module, or Linen's (module, variables)
+    ports.weights.write(net, weights)      # all or nothing; for Linen it returns the new variables
+
+Each framework has one reader and one writer, so six directions come out of three pairs:
+
+| file         | what stands there                                                                             |
+|--------------|-----------------------------------------------------------------------------------------------|
+| `hub.py`     | the strict matching of names, shapes and types; the rules that a caller may add                 |
+| `layers.py`  | a rule per Flax layer type: which of its variables is which PyTorch tensor, in which layout     |
+| `pytorch.py` | read and write a `torch.nn.Module`                                                              |
+| `nnx.py`     | read and write an `nnx.Module`                                                                  |
+| `linen.py`   | read and write a Linen `(module, variables)`                                                    |
+| `files.py`   | PyTorch and safetensors files into the hub form                                                 |
+
+Importing this package loads neither torch nor jax.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ports.weights.files import load
+from ports.weights.hub import Default, Ignore, Rename, Rule, WeightsError
+from ports.weights.layers import Leaf, register
+
+__all__ = ["Default", "Ignore", "Leaf", "Rename", "Rule", "WeightsError", "load", "read", "register", "write"]
+
+
+def read(net: Any) -> dict[str, np.ndarray]:
+    """All weights and statistics of a live model: copies, with PyTorch's names and layouts, every bit kept.
+
+    Args:
+        net: a `torch.nn.Module`, an `nnx.Module`, or the pair `(module, variables)` of Linen.
+
+    Raises:
+        WeightsError: a layer with parameters has no rule.
+    """
+    return _port(net).read(net)
+
+
+def write(net: Any, weights: dict[str, np.ndarray], *, rules: Sequence[Rule] = ()) -> Any:
+    """Puts weights into a live model: every tensor given is used once and every one of the model's is set once.
+
+    Nothing is written unless all is well. Values are copied. A type may widen (float32 into a float64 model), never
+    lose bits.
+
+    Args:
+        net: as in `read`.
+        weights: the hub form, as `read` gives it.
+        rules: what is ignored, renamed or filled in on purpose, each with its reason.
+
+    Returns:
+        None for PyTorch and NNX, which are changed in place; the new variables for Linen.
+
+    Raises:
+        WeightsError: all problems at once, each with name, shape and the nearest candidate.
+    """
+    return _port(net).write(net, weights, rules)
+
+
+def _port(net: Any) -> Any:
+    """The module of this package that reads and writes `net`. A model's framework is loaded already."""
+    torch, nnx, linen = (sys.modules.get(name) for name in ("torch", "flax.nnx", "flax.linen"))
+    if torch and isinstance(net, torch.nn.Module):
+        name = "pytorch"
+    elif nnx and isinstance(net, nnx.Module):
+        name = "nnx"
+    elif linen and isinstance(net, tuple) and len(net) == 2 and isinstance(net[0], linen.Module):
+        name = "linen"
+    else:
+        got = f"{type(net).__module__}.{type(net).__qualname__}"
+        hint = "; for Linen give the pair (module, variables)" if linen and isinstance(net, linen.Module) else ""
+        raise WeightsError(f"got {got}, expected a torch.nn.Module, an nnx.Module or Linen's (module, variables){hint}")
+    return importlib.import_module(f"ports.weights.{name}")

@@ -1,0 +1,69 @@
+"""What the NNX and the Linen writer have in common: from places in a model to the hub form and back.
+
+A place is a layer's leaf rule with the slots that hold it. A slot has `shape`, `dtype` and `get()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+
+from ports.weights.hub import Rule, Target, WeightsError, lossless, match
+from ports.weights.layers import Leaf
+
+
+class Slot(Protocol):
+    """One Flax variable."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> Any: ...
+    def get(self) -> np.ndarray: ...
+
+
+S = TypeVar("S", bound=Slot)
+
+
+@dataclass(frozen=True)
+class Place(Generic[S]):
+    """One PyTorch tensor of a Flax model."""
+
+    leaf: Leaf
+    slots: Sequence[S]
+
+    def read(self) -> np.ndarray:
+        array = np.array(self.leaf.to_hub(tuple(slot.get() for slot in self.slots)), order="C")
+        return array.astype(self.leaf.dtype) if self.leaf.dtype else array
+
+    @property
+    def target(self) -> Target:
+        """Shape and type in the hub form."""
+        shape = self.leaf.to_hub(tuple(np.broadcast_to(np.int8(0), slot.shape) for slot in self.slots)).shape
+        return Target(shape, np.dtype(self.leaf.dtype or self.slots[0].dtype))
+
+
+def plan(
+    places: Mapping[str, Place[S]], weights: Mapping[str, Any], rules: Sequence[Rule]
+) -> list[tuple[S, np.ndarray]]:
+    """The new value of every slot: contiguous copies in the slot's type.
+
+    Raises:
+        WeightsError: the weights do not fit.
+    """
+    values = match(weights, {name: place.target for name, place in places.items()}, rules)
+    new: list[tuple[S, np.ndarray]] = []
+    problems = []
+    for name, place in places.items():
+        for slot, array in zip(place.slots, place.leaf.to_flax(values[name]), strict=True):
+            cast = lossless(array, np.dtype(slot.dtype))
+            if cast is None:
+                problems.append(f"{name}: got {array.ravel()[0]}, which does not fit the model's {slot.dtype}")
+            else:
+                new.append((slot, np.array(cast, order="C")))
+    if problems:
+        raise WeightsError(problems)
+    return new

@@ -1,0 +1,160 @@
+"""The strict matching between weights in the hub form and the tensors that a model wants.
+
+Every source tensor is used exactly once and every target is set exactly once; what is dropped, renamed or filled in on
+purpose needs a rule with its reason. All problems are reported at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+
+from ports.errors import UserError
+
+
+class WeightsError(UserError):
+    """Weights that do not fit; `problems` has a line each."""
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        count = f"{len(self.problems)} problems, nothing was written:\n  " if len(self.problems) > 1 else ""
+        super().__init__(count + "\n  ".join(self.problems))
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Shell-style, against the whole name or its end: `num_batches_tracked` matches `bn1.num_batches_tracked`."""
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
+
+
+@dataclass(frozen=True)
+class Ignore:
+    """Source tensors that are dropped: `Ignore("*.shortcut.*", why="built, never called")`."""
+
+    pattern: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Default:
+    """Target tensors that the source lacks: `Default("num_batches_tracked", 0, why="older than the counter")`."""
+
+    pattern: str
+    value: Any
+    why: str
+
+
+@dataclass(frozen=True)
+class Rename:
+    """Source names that are rewritten (a regular expression): `Rename(r"^module\\.", "", why="DataParallel")`."""
+
+    pattern: str
+    replacement: str
+    why: str
+
+
+Rule = Ignore | Default | Rename
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a model wants under one hub name."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+def match(
+    weights: Mapping[str, Any], targets: Mapping[str, Target], rules: Sequence[Rule] = ()
+) -> dict[str, np.ndarray]:
+    """The array for every target, in the target's dtype.
+
+    Raises:
+        WeightsError: tensors missing, left over, renamed onto one another, of another shape, or of a type that would
+            lose bits; a rule that matches nothing.
+    """
+    problems: list[str] = []
+    source = _apply(weights, targets, rules, problems)
+    missing = [name for name in targets if name not in source]
+    extra = [name for name in source if name not in targets]
+    for name in missing:
+        candidate = _nearest(name, targets[name].shape, {n: source[n].shape for n in extra})
+        problems.append(f"{name} {targets[name].shape}: missing{candidate}")
+    for name in extra:
+        candidate = _nearest(name, source[name].shape, {n: targets[n].shape for n in missing})
+        problems.append(f"{name} {source[name].shape}: no such tensor in the model{candidate}")
+    result = {}
+    for name, target in targets.items():
+        if name in source:
+            value = source[name]
+            if value.shape != target.shape:
+                problems.append(f"{name}: got shape {value.shape}, expected {target.shape}")
+            elif (cast := lossless(value, target.dtype)) is None:
+                problems.append(f"{name}: got {value.dtype}, which loses bits in the model's {target.dtype}")
+            else:
+                result[name] = cast
+    if problems:
+        raise WeightsError(problems)
+    return result
+
+
+def _apply(
+    weights: Mapping[str, Any], targets: Mapping[str, Target], rules: Sequence[Rule], problems: list[str]
+) -> dict[str, np.ndarray]:
+    """The source after its rules; what is wrong with them goes to `problems`."""
+    source = {name: np.asarray(value) for name, value in weights.items()}
+    for rule in rules:
+        if isinstance(rule, Ignore):
+            used = [name for name in source if _matches(name, rule.pattern)]
+            source = {name: value for name, value in source.items() if name not in used}
+        elif isinstance(rule, Rename):
+            used = [name for name in source if re.search(rule.pattern, name)]
+            renamed: dict[str, np.ndarray] = {}
+            for name, value in source.items():
+                new = re.sub(rule.pattern, rule.replacement, name)
+                if new in renamed:
+                    problems.append(f"{name}: renamed to {new}, which another tensor has (rule: {rule.why})")
+                renamed[new] = value
+            source = renamed
+        else:
+            used = [name for name in targets if _matches(name, rule.pattern) and name not in source]
+            for name in used:
+                source[name] = np.full(targets[name].shape, rule.value, targets[name].dtype)
+        if not used:
+            problems.append(f"rule {type(rule).__name__}({rule.pattern!r}): matches nothing ({rule.why})")
+    return source
+
+
+def _nearest(name: str, shape: tuple[int, ...], candidates: Mapping[str, tuple[int, ...]]) -> str:
+    """The candidate that may have been meant: a similar name, of the same shape if there is one."""
+    same = [n for n, s in candidates.items() if s == shape]
+    near = difflib.get_close_matches(name, same, n=1, cutoff=0) or difflib.get_close_matches(name, candidates, n=1)
+    return f"; nearest: {near[0]} {candidates[near[0]]}" if near else ""
+
+
+def lossless(value: np.ndarray, dtype: np.dtype) -> np.ndarray | None:
+    """`value` in another dtype where each value of its type (for integers: each value in it) fits; else None."""
+    if value.dtype == dtype:
+        return value
+    if value.dtype.kind in "iu" and dtype.kind in "iu":
+        bounds = np.iinfo(dtype)
+        fits = value.size == 0 or (value.min() >= bounds.min and value.max() <= bounds.max)
+        return value.astype(dtype) if fits else None
+    if "b" in (value.dtype.kind, dtype.kind) or "i" in (value.dtype.kind, dtype.kind):
+        return None
+    try:
+        return value.astype(dtype) if np.promote_types(value.dtype, dtype) == dtype else None
+    except TypeError:
+        return None
+
+
+def describe(names: Iterable[str], most: int = 3) -> str:
+    """`a, b, c and 4 more`."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

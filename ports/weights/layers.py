@@ -1,0 +1,157 @@
+"""A rule per Flax layer type: which of its variables is which PyTorch tensor, and in which layout.
+
+A rule takes the layer (an NNX or an unbound Linen module: only its settings are read) and gives its leaves. It goes by
+the layer's type alone, never by a tensor's rank or by shapes that happen to fit. `register` adds a rule.
+No framework is imported: a type is found by its name along the layer's base classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+COUNTER = "num_batches_tracked"
+
+Arrays = tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One PyTorch tensor of a layer.
+
+    Attributes:
+        hub: its PyTorch name within the layer.
+        flax: the Flax variables that hold it, as paths within the layer (`kernel`, `query.kernel`).
+        to_flax, to_hub: between the PyTorch tensor and the values of those variables; views where possible.
+        dtype: PyTorch's type where it is fixed.
+        collection: Linen's collection.
+    """
+
+    hub: str
+    flax: tuple[str, ...]
+    to_flax: Callable[[np.ndarray], Arrays] = lambda a: (a,)
+    to_hub: Callable[[Arrays], np.ndarray] = lambda arrays: arrays[0]
+    dtype: str | None = None
+    collection: str = "params"
+
+
+LayerRule = Callable[[Any], tuple[Leaf, ...]]
+
+
+def same(hub: str, flax: str, **kw: Any) -> Leaf:
+    """A tensor that has the same layout in both."""
+    return Leaf(hub, (flax,), **kw)
+
+
+def conv(_: Any) -> tuple[Leaf, ...]:
+    """(out, in / groups, *window) and (*window, in / groups, out)."""
+    return (
+        Leaf(
+            "weight",
+            ("kernel",),
+            to_flax=lambda w: (np.moveaxis(w, (0, 1), (-1, -2)),),
+            to_hub=lambda k: np.moveaxis(k[0], (-1, -2), (0, 1)),
+        ),
+        same("bias", "bias"),
+    )
+
+
+def conv_transpose(layer: Any) -> tuple[Leaf, ...]:
+    """(in, out, *window) and (*window, out, in) with `transpose_kernel`, or else (*window, in, out), flipped."""
+    if layer.transpose_kernel:
+        return conv(layer)
+
+    def flip(a: np.ndarray, axes: range) -> np.ndarray:
+        return np.flip(a, tuple(axes))
+
+    return (
+        Leaf(
+            "weight",
+            ("kernel",),
+            to_flax=lambda w: (np.moveaxis(flip(w, range(2, w.ndim)), (0, 1), (-2, -1)),),
+            to_hub=lambda k: np.moveaxis(flip(k[0], range(k[0].ndim - 2)), (-2, -1), (0, 1)),
+        ),
+        same("bias", "bias"),
+    )
+
+
+def linear(_: Any) -> tuple[Leaf, ...]:
+    """(out, in) and (in, out)."""
+    return (
+        Leaf("weight", ("kernel",), to_flax=lambda w: (w.T,), to_hub=lambda k: k[0].T),
+        same("bias", "bias"),
+    )
+
+
+def affine(_: Any) -> tuple[Leaf, ...]:
+    """LayerNorm, GroupNorm, InstanceNorm, RMSNorm."""
+    return (same("weight", "scale"), same("bias", "bias"))
+
+
+def batch_norm(layer: Any) -> tuple[Leaf, ...]:
+    """The counter is a variable in our own ports; where Flax has none, `nnx.py` and `linen.py` find a place for it."""
+    return (
+        *affine(layer),
+        same("running_mean", "mean", collection="batch_stats"),
+        same("running_var", "var", collection="batch_stats"),
+        same(COUNTER, COUNTER, dtype="int64", collection="batch_stats"),
+    )
+
+
+def embedding(_: Any) -> tuple[Leaf, ...]:
+    return (same("weight", "embedding"),)
+
+
+def attention(layer: Any) -> tuple[Leaf, ...]:
+    """torch.nn.MultiheadAttention packs query, key and value: (3 x width, width) and three (width, heads, depth)."""
+    names, heads = ("query", "key", "value"), layer.num_heads
+    return (
+        Leaf(
+            "in_proj_weight",
+            tuple(f"{n}.kernel" for n in names),
+            to_flax=lambda w: tuple(part.T.reshape(part.shape[1], heads, -1) for part in np.split(w, 3)),
+            to_hub=lambda kernels: np.concatenate([k.reshape(k.shape[0], -1).T for k in kernels]),
+        ),
+        Leaf(
+            "in_proj_bias",
+            tuple(f"{n}.bias" for n in names),
+            to_flax=lambda b: tuple(part.reshape(heads, -1) for part in np.split(b, 3)),
+            to_hub=lambda biases: np.concatenate([b.reshape(-1) for b in biases]),
+        ),
+        Leaf(
+            "out_proj.weight",
+            ("out.kernel",),
+            to_flax=lambda w: (w.T.reshape(heads, -1, w.shape[0]),),
+            to_hub=lambda k: k[0].reshape(-1, k[0].shape[-1]).T,
+        ),
+        same("out_proj.bias", "out.bias"),
+    )
+
+
+LAYERS: dict[str, LayerRule] = {
+    "Conv": conv,
+    "ConvTranspose": conv_transpose,
+    "Linear": linear,
+    "Dense": linear,
+    "BatchNorm": batch_norm,
+    "LayerNorm": affine,
+    "GroupNorm": affine,
+    "InstanceNorm": affine,
+    "RMSNorm": affine,
+    "Embed": embedding,
+    "MultiHeadAttention": attention,
+    "MultiHeadDotProductAttention": attention,
+}
+
+
+def register(layer_type: str, rule: LayerRule) -> None:
+    """Adds a rule for a layer class of this name (Flax's, or one's own): a function from the layer to its leaves."""
+    LAYERS[layer_type] = rule
+
+
+def rule_for(layer: Any) -> LayerRule | None:
+    """The rule of the most derived class of `layer` that has one."""
+    return next((LAYERS[cls.__name__] for cls in type(layer).__mro__ if cls.__name__ in LAYERS), None)

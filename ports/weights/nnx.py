@@ -1,0 +1,118 @@
+"""Reads and writes an `nnx.Module`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ports.weights import flax
+from ports.weights.hub import Rule, WeightsError
+from ports.weights.layers import COUNTER, rule_for
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A slot that is an `nnx.Variable`."""
+
+    variable: nnx.Variable
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.variable.get_value().shape
+
+    @property
+    def dtype(self) -> Any:
+        return self.variable.get_value().dtype
+
+    def get(self) -> np.ndarray:
+        return np.asarray(self.variable.get_value())
+
+    def set(self, array: np.ndarray) -> None:
+        self.variable.set_value(jnp.array(array))
+
+
+@dataclass(frozen=True)
+class Counter:
+    """BatchNorm's `num_batches_tracked` where Flax has no variable for it: metadata of the running mean."""
+
+    mean: nnx.Variable
+    shape = ()
+    dtype = np.dtype("int64")
+
+    def get(self) -> np.ndarray:
+        return np.asarray(self.mean.get_metadata().get(COUNTER, 0), self.dtype)
+
+    def set(self, array: np.ndarray) -> None:
+        self.mean.set_metadata(COUNTER, int(array))
+
+
+def modules(net: nnx.Module) -> dict[str, nnx.Module]:
+    """Every module under its PyTorch name: attributes and positions joined by dots; a Sequential adds its positions."""
+    return dict(_walk(net, ""))
+
+
+def _walk(node: Any, path: str) -> Iterator[tuple[str, nnx.Module]]:
+    if isinstance(node, nnx.Module) and not isinstance(node, nnx.List):
+        yield path, node
+        if rule_for(node):
+            return
+        node = node.layers if isinstance(node, nnx.Sequential) else vars(node)
+    if isinstance(node, Mapping):
+        children = node.items()
+    elif isinstance(node, list | tuple | nnx.List):
+        children = enumerate(node)
+    else:
+        return
+    for name, child in children:
+        yield from _walk(child, f"{path}.{name}" if path else str(name))
+
+
+def places(net: nnx.Module) -> dict[str, flax.Place[Variable | Counter]]:
+    """Every tensor of the network under its hub name.
+
+    Raises:
+        WeightsError: a module without a rule holds variables.
+    """
+    found: dict[str, flax.Place[Variable | Counter]] = {}
+    problems = []
+    for path, module in modules(net).items():
+        rule = rule_for(module)
+        if rule is None:
+            own = [
+                n for n, v in vars(module).items() if isinstance(v, nnx.Variable) and not isinstance(v, nnx.RngState)
+            ]
+            problems += [f"{path}: no rule for layer type {type(module).__name__}, which holds {n}" for n in own]
+            continue
+        for leaf in rule(module):
+            slots = [slot for name in leaf.flax if (slot := _slot(module, name)) is not None]
+            if len(slots) == len(leaf.flax):
+                found[f"{path}.{leaf.hub}" if path else leaf.hub] = flax.Place(leaf, slots)
+    if problems:
+        raise WeightsError([f"{p}; add one with ports.weights.register" for p in problems])
+    return found
+
+
+def _slot(module: Any, path: str) -> Variable | Counter | None:
+    value = module
+    for name in path.split("."):
+        value = getattr(value, name, None)
+    if path == COUNTER and value is None:
+        return Counter(module.mean)
+    return Variable(value) if isinstance(value, nnx.Variable) else None
+
+
+def read(net: nnx.Module) -> dict[str, np.ndarray]:
+    return {name: place.read() for name, place in places(net).items()}
+
+
+def write(net: nnx.Module, weights: Mapping[str, Any], rules: Sequence[Rule] = ()) -> None:
+    new = flax.plan(places(net), weights, rules)
+    with jax.enable_x64(True):  # a float64 model keeps its type wherever it is written
+        for slot, array in new:
+            slot.set(array)
