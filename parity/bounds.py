@@ -26,8 +26,8 @@ DRAWS = 5
 def one_ulp(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Every number moved to one of its two neighbours in its own type; integers and zeros as they are.
 
-    A zero carries no rounding: what is exactly zero (a zero-initialised BatchNorm) is so in every right port, and moving
-    it off zero would move all that stands at a ReLU's kink behind it.
+    A zero carries no rounding: what is exactly zero (a zero-initialised BatchNorm) is so in every right port, and
+    moving it off zero would move all that stands at a ReLU's kink behind it.
     """
     if array.dtype.kind != "f":
         return array

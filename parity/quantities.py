@@ -40,8 +40,8 @@ class Probe:
 class SGD:
     """The training that is compared: `torch.optim.SGD` with L2 weight decay, its learning rate changing every step.
 
-    A constant learning rate could not show a schedule that is off by one; fewer than three steps could not show a weight
-    decay in the wrong place.
+    A constant learning rate could not show a schedule that is off by one; fewer than three steps could not show a
+    weight decay in the wrong place.
     """
 
     steps: int

@@ -1,6 +1,6 @@
 """Runs a Flax network, NNX or Linen, and records every quantity in PyTorch's names and layouts.
 
-`run_nnx.py` and `run_linen.py` give a network as pure functions (`Functional`); what is done with them stands here once.
+`run_nnx.py` and `run_linen.py` give a network as pure functions (`Functional`); what is done with them stands here.
 """
 
 from __future__ import annotations

@@ -102,8 +102,8 @@ def main() -> int:
     passed = sum(r["ok"] for r in results)
     worst = max(results, key=lambda r: r["multiple"])
     print(
-        f"{passed} of {len(results)} faithful runs passed; the worst tensor stands at {worst['multiple']:.1f} times its "
-        f"rounding response (seed {worst['seed']}); {time.monotonic() - begin:.0f} s"
+        f"{passed} of {len(results)} faithful runs passed; the worst tensor stands at {worst['multiple']:.1f} times "
+        f"its rounding response (seed {worst['seed']}); {time.monotonic() - begin:.0f} s"
     )
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")

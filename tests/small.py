@@ -59,7 +59,7 @@ def reference(spec: ResNetSpec, seed: int = 0, fresh: bool = False) -> torch.nn.
     return net
 
 
-def twin(net: torch.nn.Module, port: str, spec: ResNetSpec | None = None) -> Any:
+def twin(net: Any, port: str, spec: ResNetSpec | None = None) -> Any:
     """The same network in a Flax port, in float64; `spec` may describe it otherwise than it is."""
     with jax.enable_x64(True):
         found = ports.create(spec or net.spec, port, seed=None, dtype="float64")

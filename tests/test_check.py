@@ -18,6 +18,7 @@ import ports
 from parity.quantities import QUANTITIES, SGD
 from parity.run_flax import transform
 from ports import UserError
+from ports.resnet.spec import get
 
 RATES = SGD(3, 1.0).learning_rates
 
@@ -136,7 +137,7 @@ def test_networks_of_float32_are_promoted() -> None:
 
 
 def test_features_are_compared() -> None:
-    report = parity.check(ports.resnet.spec.get(BASIC_NET, features_only=True), ports=["linen"])
+    report = parity.check(get(BASIC_NET, features_only=True), ports=["linen"])
     assert report, str(report)
 
 

@@ -62,7 +62,11 @@ def kernel(path: Callable[[Any], Any], change: Callable[[jax.Array], jax.Array])
 
 
 def attribute(path: Callable[[Any], Any], **values: Any) -> Callable[[Any], None]:
-    return lambda net: [setattr(path(net), name, value) for name, value in values.items()] and None
+    def plant(net: Any) -> None:
+        for name, value in values.items():
+            setattr(path(net), name, value)
+
+    return plant
 
 
 def swapped(net: Any) -> None:
@@ -101,8 +105,9 @@ class StoppedStatistics(nnx_port.BatchNorm):
         y = super().__call__(x, use_running_average, **kw)
         if self.use_running_average:
             return y
+        scale, bias = (p[...] for p in (self.scale, self.bias) if p is not None)
         mean, var = jax.lax.stop_gradient((x.mean((0, 1, 2)), x.var((0, 1, 2))))
-        return (x - mean) * jax.lax.rsqrt(var + 1e-5) * self.scale[...] + self.bias[...]
+        return (x - mean) * jax.lax.rsqrt(var + 1e-5) * scale + bias
 
 
 def batch_norm_class(cls: type) -> Callable[[Any], None]:
@@ -113,12 +118,12 @@ def batch_norm_class(cls: type) -> Callable[[Any], None]:
 
 
 class NoInnerRelu(nnx_port.ResidualBlock):
-    def __call__(self, x: Any) -> Any:
+    def __call__(self: Any, x: Any) -> Any:
         return nnx.relu(self.bn2(self.conv2(self.bn1(self.conv1(x)))) + self.shortcut(x))
 
 
 class NoShortcut(nnx_port.ResidualBlock):
-    def __call__(self, x: Any) -> Any:
+    def __call__(self: Any, x: Any) -> Any:
         return nnx.relu(self.bn2(self.conv2(nnx.relu(self.bn1(self.conv1(x))))))
 
 

@@ -1,7 +1,7 @@
 """The second tutorial's network as published: its printed figures come out of all three ports.
 
-The original draws its weights with PyTorch's generator; they are moved into each port, and the `shortcut` that it builds
-and never calls is dropped by a rule.
+The original draws its weights with PyTorch's generator; they are moved into each port, and the `shortcut` that it
+builds and never calls is dropped by a rule.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ def linen_step(weights: dict[str, np.ndarray], x: torch.Tensor, dtype: str) -> S
         updates, _ = tx.update(gradients, state, params)
         return loss, logits, gradients, optax.apply_updates(params, updates), new
 
-    x = jnp.array(x.numpy().transpose(0, 2, 3, 1))
-    loss, logits, gradients, params, new = step(params, stats, tx.init(params), x)
+    images = jnp.array(x.numpy().transpose(0, 2, 3, 1))
+    loss, logits, gradients, params, new = step(params, stats, tx.init(params), images)
     hub = [read((module, {"params": tree, "batch_stats": new})) for tree in (gradients, params)]
     return Step(np.asarray(logits), float(loss), *hub)
 

@@ -54,8 +54,8 @@ class Block:
         expansion: output channels per channel of the stage (4 in a bottleneck).
         stride_at: which convolution carries the stride: in a bottleneck 1 as torchvision does (v1.5), 0 as He et al.
         preactivation: BN and ReLU before each convolution (v2) instead of after it (v1).
-        shortcut: where the shape changes: `projection` (1x1 convolution; option B), `projection_always` (in every block;
-            option C), `zero_pad` (strided slice and zero channels; option A, no parameters), `pooled_projection`
+        shortcut: where the shape changes: `projection` (1x1 convolution; option B), `projection_always` (in every
+            block; option C), `zero_pad` (strided slice and zero channels; option A, no parameters), `pooled_projection`
             (average pool, then 1x1 convolution at stride 1; ResNet-D). Elsewhere the identity.
         shortcut_norm: BatchNorm after the shortcut's convolution.
         residual: False gives the plain twin: the same layers without any shortcut.

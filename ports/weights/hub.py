@@ -51,7 +51,7 @@ class Default:
 
 @dataclass(frozen=True)
 class Rename:
-    """Source names that are rewritten (a regular expression): `Rename(r"^module\\.", "", why="DataParallel")`."""
+    r"""Source names that are rewritten (a regular expression): `Rename(r"^module\.", "", why="DataParallel")`."""
 
     pattern: str
     replacement: str
