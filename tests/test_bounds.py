@@ -1,0 +1,107 @@
+"""Distances, rounding responses and bounds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from parity import bounds
+from parity.bounds import DECIDES, MULTIPLE, Responses, distance, norm, one_ulp
+from parity.quantities import Probe
+
+FLOATS = st.sampled_from([np.float32, np.float64])
+
+
+@given(st.data())
+def test_every_number_moves_by_one_unit(data: st.DataObject) -> None:
+    dtype = data.draw(FLOATS)
+    values = data.draw(arrays(dtype, 20, elements={"allow_nan": False, "allow_infinity": False}))
+    values = np.clip(values, -1e30, 1e30)
+    moved = one_ulp(values, np.random.default_rng(0))
+    assert moved.dtype == values.dtype
+    neighbours = np.nextafter(values, dtype(-np.inf)), np.nextafter(values, dtype(np.inf))
+    assert np.all(np.where(values == 0, moved == 0, (moved == neighbours[0]) | (moved == neighbours[1])))
+
+
+def test_both_signs_are_drawn_and_seeds_differ() -> None:
+    ones = np.ones(1000)
+    moved = one_ulp(ones, np.random.default_rng(0))
+    assert 400 < (moved > 1).sum() < 600
+    assert not np.array_equal(moved, one_ulp(ones, np.random.default_rng(1)))
+
+
+def test_integers_stay() -> None:
+    labels = np.arange(5)
+    weights, probe = bounds.perturbed({"n": np.array(3)}, Probe(np.ones((1, 1, 2, 2)), labels), seed=0)
+    assert weights["n"] == 3
+    assert np.array_equal(probe.labels, labels)
+    assert not np.array_equal(probe.images, np.ones((1, 1, 2, 2)))
+
+
+NAN, INF = np.nan, np.inf
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        ([3.0, 4.0], [0.0, 0.0], 5.0),
+        ([1.0, NAN], [1.0, NAN], 0.0),
+        ([1.0, NAN], [1.0, 2.0], INF),
+        ([1.0, 2.0], [1.0, NAN], INF),
+        ([INF, 1.0], [INF, 3.0], 2.0),
+        ([INF, 1.0], [-INF, 1.0], INF),
+        ([NAN, 1.0], [INF, 1.0], INF),
+        ([1.0, INF], [NAN, 1.0], INF),
+        ([1.0], [1.0, 1.0], INF),
+    ],
+    ids=str,
+)
+def test_distance(a: list[float], b: list[float], expected: float) -> None:
+    assert distance(np.array(a), np.array(b)) == expected
+
+
+@pytest.mark.parametrize("scale", [1e300, 1.0, 1e-300])
+def test_norm_neither_overflows_nor_underflows(scale: float) -> None:
+    assert norm(np.array([3 * scale, 4 * scale])) == pytest.approx(5 * scale, rel=1e-15)
+
+
+def responses(
+    reference: dict[str, np.ndarray], moved: dict[str, np.ndarray], quantity: str = "layer.eval"
+) -> Responses:
+    found = Responses({quantity: reference}, {"w": np.full(4, 1e6)})
+    found.add([(quantity, moved)])
+    return found
+
+
+def test_the_bound_is_a_multiple_of_the_response() -> None:
+    found = responses({"a": np.ones(4)}, {"a": np.ones(4) + 1e-9})
+    assert found.bound("layer.eval", "a") == pytest.approx(MULTIPLE * 2e-9)
+
+
+def test_the_response_is_at_least_one_unit_in_the_last_place() -> None:
+    found = responses({"a": np.ones(4)}, {"a": np.ones(4)})
+    assert found.response("layer.eval", "a") == 2 * np.finfo(float).eps
+
+
+def test_of_an_update_the_unit_is_the_parameters() -> None:
+    found = responses({"w": np.full(4, 1e-3)}, {"w": np.full(4, 1e-3)}, "training.parameter")
+    assert found.response("training.parameter", "w") == 2 * np.spacing(1e6)
+
+
+def test_what_decides_nothing_is_named() -> None:
+    size = np.ones(4)
+    wide, narrow = size + DECIDES, size + DECIDES / MULTIPLE / 10
+    assert responses({"a": size}, {"a": wide}).undecided("layer.eval") == ["a"]
+    assert responses({"a": size}, {"a": narrow}).undecided("layer.eval") == []
+
+
+def test_a_gradient_of_rounding_alone_is_held_against_the_others() -> None:
+    """A bias before BatchNorm: no right digit in it, and yet its bound is narrow beside the other gradients."""
+    noise = np.array([1e-17, -2e-17])
+    found = responses({"w": np.ones(4), "bias": noise}, {"w": np.ones(4), "bias": -noise})
+    assert found.zero_in_exact_arithmetic("layer.eval", "bias")
+    assert not found.zero_in_exact_arithmetic("layer.eval", "w")
+    assert found.undecided("layer.eval") == []
