@@ -169,14 +169,16 @@ def _port(net: Any) -> str:
 
 
 def randomise(net: torch.nn.Module, fed: Probe, seed: int) -> None:
-    """Gives every BatchNorm random parameters, and random statistics around those that it has on the probe."""
+    """Gives every BatchNorm of a port random parameters, and random statistics around those that it has on the probe."""
+    blocks = [block for stage in net.spec.layout() for block in stage.blocks]  # pyright: ignore
+    ends = {f"{block.name}.bn{len(net.spec.block.kernels)}" for block in blocks}  # pyright: ignore
     seen = run_pytorch.promote(net)
     for module in seen.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0
     run_pytorch.layers(seen, fed, train=True, in_place=True)
     statistics = {name: buffer.numpy() for name, buffer in seen.named_buffers()}
-    networks.weights.write(net, probe.randomised(networks.weights.read(net), statistics, seed))
+    networks.weights.write(net, probe.randomised(networks.weights.read(net), statistics, ends, seed))
 
 
 def _finite(state: Mapping[str, np.ndarray]) -> None:

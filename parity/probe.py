@@ -17,6 +17,8 @@ from ports.errors import UserError
 
 MEAN = np.array([0.485, 0.456, 0.406])
 STD = np.array([0.229, 0.224, 0.225])
+BRANCH = 0.25
+
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
@@ -75,21 +77,26 @@ def make(
     return Probe(np.ascontiguousarray(((pixels - mean) / std).transpose(0, 3, 1, 2)), rng.integers(0, classes, batch))
 
 
-def randomised(weights: dict[str, np.ndarray], statistics: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+def randomised(
+    weights: dict[str, np.ndarray], statistics: dict[str, np.ndarray], ends: set[str], seed: int
+) -> dict[str, np.ndarray]:
     """The weights of a fresh network with random BatchNorm parameters and statistics.
 
     A fresh network hides mistakes: every BatchNorm is the identity, or zero, which cuts a residual branch off.
 
     Args:
         statistics: the running statistics that the network has on the probe; the random ones are drawn around them.
+        ends: the last BatchNorm of every residual branch. They are `BRANCH` times smaller than the others: branches as
+            strong as their shortcuts let rounding grow from block to block (in ResNet-152, beyond what can be decided).
     """
     rng = np.random.default_rng([seed, 3])
     result = dict(weights)
     for mean in (name for name in weights if name.endswith("running_mean")):
         layer, channels = mean.removesuffix("running_mean"), weights[mean].shape
         var = statistics[f"{layer}running_var"]
-        result[f"{layer}weight"] = rng.uniform(0.5, 1.5, channels)
-        result[f"{layer}bias"] = rng.normal(0, 0.3, channels)
+        gain = BRANCH if layer.removesuffix(".") in ends else 1.0
+        result[f"{layer}weight"] = gain * rng.uniform(0.5, 1.5, channels)
+        result[f"{layer}bias"] = gain * rng.normal(0, 0.3, channels)
         result[mean] = statistics[mean] + rng.normal(0, 0.3, channels) * np.sqrt(var)
         result[f"{layer}running_var"] = var * rng.uniform(0.5, 1.5, channels)
     return result
