@@ -168,10 +168,10 @@ def _port(net: Any) -> str:
     raise UserError(f"got {type(net).__name__}, expected an nnx.Module or Linen's (module, variables)")
 
 
-def randomise(net: torch.nn.Module, fed: Probe, seed: int) -> None:
-    """Gives every BatchNorm of a port random parameters, and random statistics around those that it has on the probe."""
-    blocks = [block for stage in net.spec.layout() for block in stage.blocks]  # pyright: ignore
-    ends = {f"{block.name}.bn{len(net.spec.block.kernels)}" for block in blocks}  # pyright: ignore
+def randomise(net: Any, fed: Probe, seed: int) -> None:
+    """Gives every BatchNorm random parameters, and random statistics around those that it has on the probe."""
+    blocks = [block for stage in net.spec.layout() for block in stage.blocks]
+    ends = {f"{block.name}.bn{len(net.spec.block.kernels)}" for block in blocks}
     seen = run_pytorch.promote(net)
     for module in seen.modules():
         if isinstance(module, torch.nn.BatchNorm2d):

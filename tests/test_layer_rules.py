@@ -167,7 +167,9 @@ def test_attention(port: str) -> None:
             net = (module, write(net, read(reference)))
             got = module.apply(net[1], jnp.array(x))
         assert {n: a.tobytes() for n, a in read(net).items()} == {n: a.tobytes() for n, a in read(reference).items()}
-    assert np.abs(np.asarray(got) - expected).max() <= 1e-13 * np.abs(expected).max()
+    # NNX calls jax.nn.dot_product_attention, which computes its softmax in float32 always; Linen does not.
+    allowed = 1e-6 if port == "nnx" else 1e-13
+    assert np.abs(np.asarray(got) - expected).max() <= allowed * np.abs(expected).max()
 
 
 class Scaled(nnx.Module):
