@@ -52,7 +52,7 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     "all-and-names": (lambda p: ["check", SMALL, "--all"], "got both names and --all"),
     "nothing": (lambda p: ["check"], "name a network, or --all"),
     "batch": (lambda p: ["check", SMALL, "--batch", "0"], "batch: got 0"),
-    "batch-text": (lambda p: ["check", SMALL, "--batch", "two"], "'two' is not a valid"),
+    "batch-text": (lambda p: ["check", SMALL, "--batch", "two"], "Invalid value for '--batch'"),
     "steps": (lambda p: ["check", SMALL, "--steps", "-1"], "steps: got -1"),
     "seed": (lambda p: ["check", SMALL, "--seed", "-1"], "seed: got -1"),
     "size": (lambda p: ["check", SMALL, "--image-size", "big"], "--image-size: got 'big', expected HxW"),
