@@ -27,6 +27,7 @@ ONE_PIXEL: Any = ((1, 1), (1, 1))  # on every side, as PyTorch pads
 
 kaiming_fan_out = initializers.variance_scaling(2.0, "fan_out", "normal")
 pytorch_default = initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+KERNEL_INITS = {"torchvision": kaiming_fan_out, "pytorch": pytorch_default, "zeros": initializers.zeros_init()}
 
 
 def bias_init(fan_in: int) -> Any:
@@ -44,8 +45,10 @@ def conv2d(conv: Conv, init: str = "pytorch", **kw: Any) -> nnx.Conv:
         kernel_dilation=conv.dilation,
         feature_group_count=conv.groups,
         use_bias=conv.bias,
-        kernel_init=kaiming_fan_out if init == "torchvision" else pytorch_default,
-        bias_init=bias_init(conv.in_channels // conv.groups * conv.kernel_size**2),
+        kernel_init=KERNEL_INITS[init],
+        bias_init=initializers.zeros_init()
+        if init == "zeros"
+        else bias_init(conv.in_channels // conv.groups * conv.kernel_size**2),
         **kw,
     )
 
@@ -105,18 +108,35 @@ def avg_pool(x: Image, stride: int) -> Image:
     return nnx.avg_pool(x, (stride, stride), strides=(stride, stride), padding=padding, count_include_pad=False)
 
 
+def dilated_avg_pool(x: Image, size: int, dilation: int) -> Image:
+    """What `avg_pool` computes, at every place, over values `dilation` apart."""
+    padding = [(0, 0), *2 * [(0, (size - 1) * dilation)], (0, 0)]
+
+    def total(x: Any) -> Any:
+        return jax.lax.reduce_window(
+            x, 0.0, jax.lax.add, (1, size, size, 1), (1, 1, 1, 1), padding, window_dilation=(1, dilation, dilation, 1)
+        )
+
+    return total(x) / total(jnp.ones_like(x[:1, :, :, :1]))
+
+
 def identity(x: Image) -> Image:
     return x
 
 
-def downsample(block: Block, in_channels: int, out_channels: int, stride: int, init: str, **kw: Any) -> Any:
+def downsample(
+    block: Block, in_channels: int, out_channels: int, stride: int, dilations: tuple[int, int], init: str, **kw: Any
+) -> Any:
     """The layers on the shortcut; None where it has none: identity, or `zero_pad`."""
-    conv = block.projection(in_channels, out_channels, stride)
+    replaced = dilations[1] // dilations[0]
+    conv = block.projection(in_channels, out_channels, stride, replaced)
     if conv is None:
         return None
     layers: list[Any] = [conv2d(conv, init, **kw)]
     if block.pooled:
-        layers.insert(0, partial(avg_pool, stride=stride) if stride > 1 else identity)
+        pool = partial(avg_pool, stride=stride) if stride > 1 else identity
+        dilated = partial(dilated_avg_pool, size=replaced, dilation=dilations[0])
+        layers.insert(0, dilated if replaced > 1 else pool)
     if block.shortcut_norm:
         layers.append(batch_norm(out_channels, **kw))
     return nnx.Sequential(*layers)
@@ -142,7 +162,7 @@ class ResidualBlock(nnx.Module):
             last = i == len(block.kernels)
             setattr(self, f"conv{i}", conv2d(conv, init, **kw))
             setattr(self, f"bn{i}", batch_norm(conv.out_channels, zero=last and block.zero_init_last, **kw))
-        self.downsample = downsample(block, in_channels, out_channels, stride, init, **kw)
+        self.downsample = downsample(block, in_channels, out_channels, stride, (first_dilation, dilation), init, **kw)
 
     def __call__(self, x: Image) -> Image:
         out = x
@@ -183,9 +203,9 @@ class PreActBlock(nnx.Module):
         self.out_channels, self.stride, self.block = out_channels, stride, block
         for i, conv in enumerate(block.convs(in_channels, out_channels, stride, first_dilation, dilation), 1):
             last = i == len(block.kernels)
-            setattr(self, f"bn{i}", batch_norm(conv.in_channels, zero=last and block.zero_init_last, **kw))
-            setattr(self, f"conv{i}", conv2d(conv, init, **kw))
-        self.downsample = downsample(block, in_channels, out_channels, stride, init, **kw)
+            setattr(self, f"bn{i}", batch_norm(conv.in_channels, **kw))
+            setattr(self, f"conv{i}", conv2d(conv, "zeros" if last and block.zero_init_last else init, **kw))
+        self.downsample = downsample(block, in_channels, out_channels, stride, (first_dilation, dilation), init, **kw)
 
     def __call__(self, x: Image) -> Image:
         out = activated = nnx.relu(self.bn1(x))

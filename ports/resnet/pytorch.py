@@ -34,6 +34,9 @@ def conv2d(conv: Conv, init: str = "pytorch") -> nn.Conv2d:
     )
     if init == "torchvision":
         nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    elif init == "zeros":
+        for parameter in layer.parameters():
+            nn.init.zeros_(parameter)
     return layer
 
 
@@ -50,15 +53,33 @@ def zero_pad(x: Image, channels: int, stride: int) -> Image:
     return F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, extra // 2, extra - extra // 2))
 
 
-def downsample(block: Block, in_channels: int, out_channels: int, stride: int, init: str) -> nn.Sequential | None:
+class DilatedAvgPool(nn.Module):
+    """AvgPool2d(size, ceil_mode=True, count_include_pad=False) at every place, over values `dilation` apart."""
+
+    def __init__(self, size: int, dilation: int) -> None:
+        super().__init__()
+        self.size, self.dilation = size, dilation
+
+    def forward(self, x: Image) -> Image:
+        far = (self.size - 1) * self.dilation
+        ones = x.new_ones(x.shape[1], 1, self.size, self.size)
+        inside = F.pad(torch.ones_like(x[:1, :1]), (0, far, 0, far))
+        total = F.conv2d(F.pad(x, (0, far, 0, far)), ones, dilation=self.dilation, groups=x.shape[1])
+        return total / F.conv2d(inside, ones[:1], dilation=self.dilation)
+
+
+def downsample(
+    block: Block, in_channels: int, out_channels: int, stride: int, dilations: tuple[int, int], init: str
+) -> nn.Sequential | None:
     """The layers on the shortcut; None where it has none: identity, or `zero_pad`."""
-    conv = block.projection(in_channels, out_channels, stride)
+    replaced = dilations[1] // dilations[0]
+    conv = block.projection(in_channels, out_channels, stride, replaced)
     if conv is None:
         return None
     layers: list[nn.Module] = [conv2d(conv, init)]
     if block.pooled:
         pool = nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False) if stride > 1 else nn.Identity()
-        layers.insert(0, pool)
+        layers.insert(0, DilatedAvgPool(replaced, dilations[0]) if replaced > 1 else pool)
     if block.shortcut_norm:
         layers.append(batch_norm(out_channels))
     return nn.Sequential(*layers)
@@ -83,7 +104,7 @@ class ResidualBlock(nn.Module):
             last = i == len(block.kernels)
             self.add_module(f"conv{i}", conv2d(conv, init))
             self.add_module(f"bn{i}", batch_norm(conv.out_channels, zero=last and block.zero_init_last))
-        self.downsample = downsample(block, in_channels, out_channels, stride, init)
+        self.downsample = downsample(block, in_channels, out_channels, stride, (first_dilation, dilation), init)
 
     def forward(self, x: Image) -> Image:
         out = x
@@ -123,9 +144,9 @@ class PreActBlock(nn.Module):
         self.out_channels, self.stride, self.block = out_channels, stride, block
         for i, conv in enumerate(block.convs(in_channels, out_channels, stride, first_dilation, dilation), 1):
             last = i == len(block.kernels)
-            self.add_module(f"bn{i}", batch_norm(conv.in_channels, zero=last and block.zero_init_last))
-            self.add_module(f"conv{i}", conv2d(conv, init))
-        self.downsample = downsample(block, in_channels, out_channels, stride, init)
+            self.add_module(f"bn{i}", batch_norm(conv.in_channels))
+            self.add_module(f"conv{i}", conv2d(conv, "zeros" if last and block.zero_init_last else init))
+        self.downsample = downsample(block, in_channels, out_channels, stride, (first_dilation, dilation), init)
 
     def forward(self, x: Image) -> Image:
         out = activated = F.relu(self.bn1(x))
@@ -231,8 +252,8 @@ def create(name: str | ResNetSpec, *, seed: int | None = 0, dtype: str = "float3
         net = skeleton(spec).to_empty(device="cpu")
         net.load_state_dict({k: torch.zeros_like(v) for k, v in net.state_dict().items()})
     else:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            torch.default_generator.manual_seed(seed)  # `torch.manual_seed` seeds every GPU too
             net = ResNet(spec)
     net.to(DTYPES[dtype])
     if dtype == "bfloat16":

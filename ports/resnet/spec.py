@@ -19,7 +19,18 @@ from typing import Any, Literal
 from ports.errors import UserError
 
 Shortcut = Literal["projection", "projection_always", "zero_pad", "pooled_projection"]
+Norm = Literal["after", "inside", "none"]
+Init = Literal["torchvision", "pytorch"]
+NORMS: tuple[Norm, ...] = ("after", "inside", "none")
+INITS: tuple[Init, ...] = ("torchvision", "pytorch")
 SHORTCUTS: tuple[Shortcut, ...] = ("projection", "projection_always", "zero_pad", "pooled_projection")
+
+
+def positive(owner: str, **fields: Any) -> None:
+    """Raises where a field is no positive whole number."""
+    for name, value in fields.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UserError(f"{owner}{name}: got {value!r}, expected a positive whole number")
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,8 @@ class Block:
         residual: False gives the plain twin: the same layers without any shortcut.
         bias: bias in the convolutions of the block (not in its shortcut).
         groups, base_width: ResNeXt's cardinality and Wide ResNet's width, as torchvision counts them.
-        zero_init_last: the last BatchNorm of each block starts at zero (Goyal et al. 2017, section 5.1).
+        zero_init_last: each block starts as its shortcut: its last BatchNorm is zero (Goyal et al. 2017, section 5.1),
+            or with `preactivation` its last convolution (a zero BatchNorm before a ReLU would never get a gradient).
     """
 
     kernels: tuple[int, ...] = (3, 3)
@@ -77,6 +89,7 @@ class Block:
     zero_init_last: bool = False
 
     def __post_init__(self) -> None:
+        positive("block ", expansion=self.expansion, groups=self.groups, base_width=self.base_width)
         if len(self.kernels) < 2 or any(k % 2 == 0 or k < 1 for k in self.kernels):
             raise UserError(f"block kernels: got {self.kernels}, expected two or more odd sizes such as (3, 3)")
         if not 0 <= self.stride_at < len(self.kernels):
@@ -108,9 +121,15 @@ class Block:
             )
         return tuple(convs)
 
-    def projection(self, in_channels: int, out_channels: int, stride: int = 1) -> Conv | None:
-        """The 1x1 convolution on the shortcut of one block; None where the shortcut has no parameters."""
-        changes = stride != 1 or in_channels != out_channels
+    def projection(self, in_channels: int, out_channels: int, stride: int = 1, replaced: int = 1) -> Conv | None:
+        """The 1x1 convolution on the shortcut of one block; None where the shortcut has no parameters.
+
+        A stride that dilation `replaced` leaves the block its projection, or weights would not fit both networks.
+        """
+        if self.residual and self.shortcut == "zero_pad" and in_channels > out_channels:
+            got = f"{in_channels} to {out_channels} channels"
+            raise UserError(f"block shortcut zero_pad: got {got}, expected no fewer than before")
+        changes = stride * replaced != 1 or in_channels != out_channels
         if not self.residual or self.shortcut == "zero_pad" or not (changes or self.shortcut == "projection_always"):
             return None
         return Conv(in_channels, out_channels, kernel_size=1, stride=1 if self.pooled else stride)
@@ -142,9 +161,17 @@ class Stem:
 
     convs: tuple[tuple[int, int, int], ...]
     max_pool: bool = False
-    norm: Literal["after", "inside", "none"] = "after"
+    norm: Norm = "after"
     name: str = "conv1"
     bias: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.convs or any(kernel % 2 == 0 for _, kernel, _ in self.convs):
+            raise UserError(f"stem convs: got {self.convs}, expected one or more (channels, odd kernel size, stride)")
+        for channels, kernel, stride in self.convs:
+            positive("stem convs ", channels=channels, kernel=kernel, stride=stride)
+        if self.norm not in NORMS:
+            raise UserError(f"stem norm: got {self.norm!r}, expected one of {', '.join(NORMS)}")
 
     def layers(self, in_channels: int) -> tuple[Conv, ...]:
         inputs = (in_channels, *(channels for channels, _, _ in self.convs))
@@ -180,6 +207,9 @@ class Stage:
     blocks: int
     stride: int = 1
     transition: bool = False
+
+    def __post_init__(self) -> None:
+        positive("stage ", channels=self.channels, blocks=self.blocks, stride=self.stride)
 
 
 @dataclass(frozen=True)
@@ -231,7 +261,7 @@ class ResNetSpec:
     num_classes: int = 1000
     in_channels: int = 3
     input_size: int = 224
-    init: Literal["torchvision", "pytorch"] = "torchvision"
+    init: Init = "torchvision"
     block_name: str = "layer{stage}.{block}"
     first_block: int = 1
     features_only: bool = False
@@ -239,12 +269,27 @@ class ResNetSpec:
     source: str = ""
 
     def __post_init__(self) -> None:
-        for field in ("num_classes", "in_channels", "input_size"):
-            if not isinstance(value := getattr(self, field), int) or value < 1:
-                raise UserError(f"{self.name}: {field}: got {value!r}, expected a positive whole number")
+        positive(
+            f"{self.name}: ", num_classes=self.num_classes, in_channels=self.in_channels, input_size=self.input_size
+        )
+        if not self.stages:
+            raise UserError(f"{self.name}: stages: got {self.stages!r}, expected one or more")
+        if self.init not in INITS:
+            raise UserError(f"{self.name}: init: got {self.init!r}, expected one of {', '.join(INITS)}")
         if self.output_stride is not None and self.output_stride not in self.output_strides:
             choices = ", ".join(str(s) for s in self.output_strides)
             raise UserError(f"{self.name}: output_stride: got {self.output_stride!r}, expected one of {choices}")
+        names = self.names()
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise UserError(f"{self.name}: names: got {', '.join(twice)} twice, expected another name for each part")
+
+    def names(self) -> list[str]:
+        """The attributes of the network that hold layers, in order."""
+        names = [self.stem.name, *(["bn1"] if self.stem.norm == "after" else [])]
+        for stage in self.layout():
+            names += stage.transition_names if stage.transition else ()
+            names += [stage.name] if stage.name is not None else [block.name for block in stage.blocks]
+        return [*names, *(["bn"] if self.block.preactivation else []), "fc"]
 
     @property
     def output_strides(self) -> tuple[int, ...]:
