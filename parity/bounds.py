@@ -7,6 +7,7 @@ where every tensor's distance from the reference is at most `MULTIPLE` times tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -54,7 +55,11 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
         if not np.array_equal(a[~finite], b[~finite], equal_nan=True) or not np.isfinite(a[finite]).all():
             return np.inf
         a, b = a[finite], b[finite]
-    return norm(a - b) if np.isfinite(a).all() else np.inf
+    if not np.isfinite(a).all():
+        return np.inf
+    with np.errstate(over="ignore"):
+        difference = a - b
+    return norm(difference) if np.isfinite(difference).all() else np.inf
 
 
 def norm(array: np.ndarray) -> float:
@@ -71,7 +76,7 @@ class Responses:
     def __init__(self, reference: Observation, parameters: Mapping[str, np.ndarray]) -> None:
         self.reference = reference
         self.parameters = parameters
-        self.squares: dict[str, dict[str, float]] = {q: dict.fromkeys(t, 0.0) for q, t in reference.items()}
+        self.distances: dict[str, dict[str, float]] = {q: dict.fromkeys(t, 0.0) for q, t in reference.items()}
         self.draws = 0
 
     def add(self, run: Iterable[tuple[str, Tensors]]) -> None:
@@ -79,7 +84,8 @@ class Responses:
         self.draws += 1
         for quantity, tensors in run:
             for name, tensor in tensors.items():
-                self.squares[quantity][name] += distance(tensor, self.reference[quantity][name]) ** 2
+                far = distance(tensor, self.reference[quantity][name])
+                self.distances[quantity][name] = math.hypot(self.distances[quantity][name], far)
 
     def response(self, quantity: str, name: str) -> float:
         """How far rounding moves this tensor (absolute), at least one unit in the last place of each number in it.
@@ -88,7 +94,7 @@ class Responses:
         """
         at_update = quantity == "training.parameter"
         base = self.parameters[name] if at_update else self.reference[quantity][name]
-        return max((self.squares[quantity][name] / self.draws) ** 0.5, norm(ulp(base)))
+        return max(self.distances[quantity][name] / self.draws**0.5, norm(ulp(base)))
 
     def bound(self, quantity: str, name: str) -> float:
         """The largest distance (absolute) that a right port may have."""
@@ -107,13 +113,17 @@ class Responses:
         tensors = self.reference[quantity]
         norms = {name: norm(t) for name, t in tensors.items()}
         count = sum(t.size for t in tensors.values())
-        rms = (sum(n**2 for n in norms.values()) / max(count, 1)) ** 0.5
+        rms = math.hypot(*norms.values()) / max(count, 1) ** 0.5
         return {name: max(norms[name], rms * tensors[name].size ** 0.5) for name in tensors}
 
     def undecided(self, quantity: str) -> list[str]:
-        """The tensors whose bound is too wide to decide anything."""
+        """The tensors whose bound is too wide to decide anything, and those without a finite number."""
         sizes = self.sizes(quantity)
-        return [name for name in sizes if self.bound(quantity, name) > DECIDES * sizes[name] > 0]
+        return [
+            name
+            for name, tensor in self.reference[quantity].items()
+            if self.bound(quantity, name) > DECIDES * sizes[name] > 0 or (tensor.size and not np.isfinite(tensor).any())
+        ]
 
 
 def ulp(array: np.ndarray) -> np.ndarray:

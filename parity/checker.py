@@ -28,6 +28,9 @@ from ports.errors import UserError
 from ports.resnet import spec as specs
 from ports.resnet.spec import ResNetSpec
 
+# Height and width of an image: what Pillow's formats can hold.
+LARGEST = 65535
+
 
 def check(
     model: str | ResNetSpec | torch.nn.Module,
@@ -69,14 +72,12 @@ def check(
             no memory for it, a batch with one value a channel.
     """
     begin = time.monotonic()
-    for name, value, least in (("batch", batch, 1), ("steps", steps, 0), ("seed", seed, 0)):
-        if not isinstance(value, int) or value < least:
-            raise UserError(f"{name}: got {value!r}, expected a whole number from {least}")
+    require(ports, batch, steps, seed)
     with jax.enable_x64(True), _deterministic():
         spec = _spec(model)
         size = image_size or probe.default_size(spec.input_size)
-        if min(size) < 1:
-            raise UserError(f"image size: got {size[0]}x{size[1]}, expected positive numbers")
+        if min(size) < 1 or max(size) > LARGEST:
+            raise UserError(f"image size: got {size[0]}x{size[1]}, expected 1 to {LARGEST} pixels")
         if spec.in_channels not in (1, 3):
             raise UserError(f"{spec.name}: photographs have 1 or 3 channels, the network takes {spec.in_channels}")
         memory.require(spec, batch, size)
@@ -101,6 +102,21 @@ def check(
     note = f"{batch} image{'s' if batch > 1 else ''} of {size[0]}x{size[1]}, seed {seed}"
     found = Model(spec.name, note=note, seconds=round(time.monotonic() - begin, 2), **result)
     return Report((found,), environment())
+
+
+def require(ports: Sequence[str], batch: int, steps: int, seed: int) -> None:
+    """Raises where options cannot be right for any network.
+
+    Raises:
+        UserError: an unknown port or none, a number that is out of range.
+    """
+    if unknown := [port for port in ports if port not in FLAX_PORTS]:
+        raise UserError(f"unknown port {unknown[0]!r}; expected {' or '.join(FLAX_PORTS)}")
+    if not ports:
+        raise UserError(f"ports: got none, expected {' or '.join(FLAX_PORTS)}")
+    for name, value, least in (("batch", batch, 1), ("steps", steps, 0), ("seed", seed, 0)):
+        if not isinstance(value, int) or not least <= value < 2**63:
+            raise UserError(f"{name}: got {value!r}, expected a whole number from {least}")
 
 
 def assert_parity(model: Any, *candidates: Any, **options: Any) -> None:
@@ -143,10 +159,6 @@ def _networks(
         return run_pytorch.promote(model), builders
     if candidates:
         raise UserError("got the name of a network and live networks; expected a live PyTorch network first")
-    if unknown := [port for port in ports if port not in FLAX_PORTS]:
-        raise UserError(f"unknown port {unknown[0]!r}; expected {' or '.join(FLAX_PORTS)}")
-    if not ports:
-        raise UserError(f"ports: got none, expected {' or '.join(FLAX_PORTS)}")
     reference = networks.create(spec, "pytorch", seed=seed, dtype="float64")
     if weights is not None:
         given = networks.weights.load(weights) if isinstance(weights, str | Path) else weights

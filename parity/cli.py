@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -82,21 +83,28 @@ def check(
         raise UserError(f"--weights: got {len(chosen)} networks, expected one")
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise UserError(f"--json {json_file}: no such folder {json_file.absolute().parent}")
+    if json_file is not None and json_file.is_dir():
+        raise UserError(f"--json {json_file}: is a folder, expected a file")
     size = _size(image_size)
     for name in chosen:
         _known(name)
 
+    from parity import probe
     from parity import report as reports
     from parity.checker import check as run
-    from parity.checker import environment
+    from parity.checker import environment, require
 
+    chosen_ports = [port.strip() for port in ports.split(",") if port.strip()]
+    require(chosen_ports, batch, steps, seed)
+    if images is not None:
+        probe.photographs(images)
     console, found = _console(), []
     for name in chosen:
         try:
             with _progress(name) as tell:
                 result = run(
                     name,
-                    ports=[port.strip() for port in ports.split(",") if port.strip()],
+                    ports=chosen_ports,
                     images=images,
                     image_size=size,
                     batch=batch,
@@ -135,7 +143,7 @@ def _size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     parts = text.lower().split("x")
-    if len(parts) not in (1, 2) or not all(part.isdecimal() and int(part) > 0 for part in parts):
+    if len(parts) not in (1, 2) or not all(re.fullmatch("0*[1-9][0-9]{0,8}", part) for part in parts):
         raise UserError(f"--image-size: got {text!r}, expected HxW such as 224x193, or one number")
     return int(parts[0]), int(parts[-1])
 

@@ -181,6 +181,8 @@ def undecided(responses: Responses) -> str | None:
     """Why the check cannot tell, with the layer that blows the rounding up; None where every bound decides."""
     for quantity in responses.reference:
         for name in responses.undecided(quantity):
+            if not np.isfinite(responses.reference[quantity][name]).any():
+                return f"{quantity} {name}: no finite number in the reference's (NaN is equal to NaN in any port)"
             relative = responses.bound(quantity, name) / responses.sizes(quantity)[name]
             said = f"{quantity} {name}: a right port may differ by {relative:.0e} of it, more than {bounds.DECIDES:.0e}"
             return f"{said}; rounding grows most at {_amplifier(responses)}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -33,6 +35,25 @@ def test_both_signs_are_drawn_and_seeds_differ() -> None:
     assert not np.array_equal(moved, one_ulp(ones, np.random.default_rng(1)))
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(), (0,), (1, 1), (2, 3, 4)], ids=str)
+def test_shape_and_type_stay(shape: tuple[int, ...], dtype: Any) -> None:
+    """A sign times 2**-52 would be rounded away in float32, or make it float64."""
+    values = np.full(shape, 3, dtype)
+    moved = one_ulp(values, np.random.default_rng(0))
+    assert (moved.shape, moved.dtype) == (values.shape, values.dtype)
+    assert np.all(np.abs(moved.astype(np.float64) - 3) == 2 * np.finfo(dtype).eps)
+    assert np.all(values == 3)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int64, np.uint8, np.bool_])
+def test_what_is_no_floating_point_number_stays(dtype: Any) -> None:
+    values = np.array([0, 1, 5]).astype(dtype)
+    moved = one_ulp(values, np.random.default_rng(0))
+    assert moved.dtype == dtype
+    assert np.array_equal(moved, values)
+
+
 def test_integers_stay() -> None:
     labels = np.arange(5)
     weights, probe = bounds.perturbed({"n": np.array(3)}, Probe(np.ones((1, 1, 2, 2)), labels), seed=0)
@@ -56,6 +77,11 @@ NAN, INF = np.nan, np.inf
         ([NAN, 1.0], [INF, 1.0], INF),
         ([1.0, INF], [NAN, 1.0], INF),
         ([1.0], [1.0, 1.0], INF),
+        ([], [], 0.0),
+        ([NAN, INF, -INF], [NAN, INF, -INF], 0.0),
+        ([5e-324], [0.0], 5e-324),
+        ([3e300, 0.0], [0.0, 4e300], 5e300),
+        ([1.7e308], [-1.7e308], INF),
     ],
     ids=str,
 )
@@ -63,9 +89,24 @@ def test_distance(a: list[float], b: list[float], expected: float) -> None:
     assert distance(np.array(a), np.array(b)) == expected
 
 
+def test_a_distance_is_of_numbers_not_of_types() -> None:
+    assert distance(np.array([0.1], np.float32), np.array([0.1])) == abs(float(np.float32(0.1)) - 0.1)
+    assert distance(np.array(3), np.array(5)) == 2
+
+
+def test_shapes_that_broadcast_are_not_the_same() -> None:
+    assert distance(np.ones((1, 3)), np.ones(3)) == INF
+    assert distance(np.ones(()), np.ones(1)) == INF
+
+
+def test_norm_of_nothing() -> None:
+    assert norm(np.zeros(0)) == norm(np.zeros(3)) == norm(np.array([NAN, INF])) == 0.0
+    assert norm(np.array([NAN, 3.0, -4.0])) == 5.0
+
+
 @pytest.mark.parametrize("scale", [1e300, 1.0, 1e-300])
 def test_norm_neither_overflows_nor_underflows(scale: float) -> None:
-    assert norm(np.array([3 * scale, 4 * scale])) == pytest.approx(5 * scale, rel=1e-15)
+    assert norm(np.array([3 * scale, 4 * scale])) == pytest.approx(5 * scale, rel=1e-15, abs=0)
 
 
 def responses(
@@ -89,6 +130,39 @@ def test_the_response_is_at_least_one_unit_in_the_last_place() -> None:
 def test_of_an_update_the_unit_is_the_parameters() -> None:
     found = responses({"w": np.full(4, 1e-3)}, {"w": np.full(4, 1e-3)}, "training.parameter")
     assert found.response("training.parameter", "w") == 2 * np.spacing(1e6)
+
+
+def test_the_response_is_the_root_mean_square_of_all_draws() -> None:
+    found = responses({"a": np.ones(4)}, {"a": np.ones(4) + 3e-9})
+    found.add([("layer.eval", {"a": np.ones(4) - 4e-9})])
+    assert found.response("layer.eval", "a") == pytest.approx(2 * (25 / 2) ** 0.5 * 1e-9, rel=1e-6, abs=0)
+
+
+@pytest.mark.parametrize("scale", [1e200, 1e-200])
+def test_responses_neither_overflow_nor_underflow(scale: float) -> None:
+    found = responses({"a": np.full(4, scale)}, {"a": np.full(4, scale * (1 + 1e-9))})
+    assert found.response("layer.eval", "a") == pytest.approx(2e-9 * scale, rel=1e-6, abs=0)
+    assert found.sizes("layer.eval") == pytest.approx({"a": 2 * scale}, rel=1e-12, abs=0)
+    assert found.undecided("layer.eval") == []
+
+
+def test_a_draw_that_is_not_finite_decides_nothing() -> None:
+    found = responses({"a": np.ones(4), "b": np.ones(4)}, {"a": np.array([1.0, 1.0, 1.0, NAN]), "b": np.ones(4)})
+    assert found.bound("layer.eval", "a") == INF
+    assert found.undecided("layer.eval") == ["a"]
+
+
+@pytest.mark.parametrize("value", [NAN, INF])
+def test_a_reference_without_a_finite_number_decides_nothing(value: float) -> None:
+    """NaN is equal to NaN: any port would pass."""
+    found = responses({"a": np.full(4, value), "b": np.ones(4)}, {"a": np.full(4, value), "b": np.ones(4)})
+    assert found.undecided("layer.eval") == ["a"]
+
+
+def test_a_tensor_that_is_exactly_zero_has_to_be_exactly_zero() -> None:
+    found = responses({"a": np.zeros(4), "b": np.ones(4)}, {"a": np.zeros(4), "b": np.ones(4)})
+    assert found.bound("layer.eval", "a") < 1e-320
+    assert found.undecided("layer.eval") == []
 
 
 def test_what_decides_nothing_is_named() -> None:

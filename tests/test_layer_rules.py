@@ -13,6 +13,8 @@ from flax import linen, nnx
 
 from ports.weights import Leaf, WeightsError, layers, read, register, write
 
+Weights = dict[str, np.ndarray]
+
 F8: Any = jnp.float64
 TORCH: Any = {"dtype": torch.float64}
 
@@ -65,6 +67,18 @@ CASES: dict[str, tuple[Any, Any, Any, tuple[int, ...]]] = {
         lambda kw: linen.ConvTranspose(6, (3, 2), (2, 2), padding="VALID", transpose_kernel=True, **kw),
         (2, 5, 6, 4),
     ),
+    "ConvTranspose-1d": (
+        lambda: torch.nn.ConvTranspose1d(4, 6, 3, 2, **TORCH),
+        lambda kw: nnx.ConvTranspose(4, 6, (3,), (2,), padding="VALID", **kw),
+        lambda kw: linen.ConvTranspose(6, (3,), (2,), padding="VALID", **kw),
+        (2, 5, 4),
+    ),
+    "Linear": (
+        lambda: torch.nn.Linear(4, 3, bias=False, **TORCH),
+        lambda kw: nnx.Linear(4, 3, use_bias=False, **kw),
+        lambda kw: linen.Dense(3, use_bias=False, **kw),
+        (2, 4),
+    ),
     "Linear-square": (
         lambda: torch.nn.Linear(4, 4, **TORCH),
         lambda kw: nnx.Linear(4, 4, **kw),
@@ -112,9 +126,12 @@ def randomised(layer: torch.nn.Module) -> torch.nn.Module:
     return layer.eval()
 
 
-@pytest.mark.parametrize("port", ["nnx", "linen"])
-@pytest.mark.parametrize("case", CASES)
-def test_layer(case: str, port: str) -> None:
+def same_bits(a: Weights, b: Weights) -> bool:
+    return {n: (x.dtype, x.tobytes()) for n, x in a.items()} == {n: (x.dtype, x.tobytes()) for n, x in b.items()}
+
+
+def difference(case: str, port: str) -> tuple[float, bool]:
+    """The largest difference of the outputs in float64, of the largest output; and whether every bit came back."""
     make, nnx_layer, linen_layer, shape = CASES[case]
     reference, x = randomised(make()), np.random.default_rng(0).standard_normal(shape)
     channels_first = torch.from_numpy(nchw(x).copy()) if len(shape) > 2 else torch.from_numpy(x)
@@ -137,36 +154,93 @@ def test_layer(case: str, port: str) -> None:
         back = read(net)
     got = nchw(np.asarray(got)) if len(shape) > 2 else np.asarray(got)
     assert got.shape == expected.shape
-    # float64: sums of at most 24 products; a mistake in layout is of the size of the values.
-    assert np.abs(got - expected).max() <= 1e-13 * np.abs(expected).max()
-    assert {n: a.tobytes() for n, a in back.items()} == {n: a.tobytes() for n, a in weights.items()}
-
-
-def test_embedding() -> None:
-    reference = torch.nn.Embedding(5, 3)
-    net = nnx.Embed(5, 3, rngs=nnx.Rngs(0))
-    write(net, read(reference))
-    assert np.array_equal(net(jnp.array([4, 0])), reference(torch.tensor([4, 0])).detach())
+    return float(np.abs(got - expected).max() / np.abs(expected).max()), same_bits(weights, back)
 
 
 @pytest.mark.parametrize("port", ["nnx", "linen"])
-def test_attention(port: str) -> None:
-    reference = torch.nn.MultiheadAttention(8, 2, batch_first=True, dtype=torch.float64)
-    torch.nn.init.uniform_(reference.in_proj_bias)
-    torch.nn.init.uniform_(reference.out_proj.bias)
+@pytest.mark.parametrize("case", CASES)
+def test_layer(case: str, port: str) -> None:
+    far, bits = difference(case, port)
+    # float64: sums of at most 24 products; a mistake in layout is of the size of the values.
+    assert far <= 1e-13
+    assert bits
+
+
+def unflipped(_: Any) -> tuple[Leaf, ...]:
+    """Of a transposed convolution, but for the flip."""
+    weight = Leaf(
+        "weight",
+        ("kernel",),
+        to_flax=lambda w: (np.moveaxis(w, (0, 1), (-2, -1)),),
+        to_hub=lambda k: np.moveaxis(k[0], (-2, -1), (0, 1)),
+    )
+    return weight, layers.same("bias", "bias")
+
+
+@pytest.mark.parametrize("port", ["nnx", "linen"])
+@pytest.mark.parametrize(
+    ("case", "layer_type", "wrong"),
+    [
+        ("Linear-square", "Linear", lambda _: (layers.same("weight", "kernel"), layers.same("bias", "bias"))),
+        ("ConvTranspose", "ConvTranspose", unflipped),
+        ("LayerNorm", "LayerNorm", lambda _: (layers.same("weight", "bias"), layers.same("bias", "scale"))),
+    ],
+    ids=["linear-not-transposed", "window-not-flipped", "scale-and-bias-exchanged"],
+)
+def test_a_wrong_rule_is_seen(
+    case: str, layer_type: str, wrong: Any, port: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shapes fit, and every bit comes back: the outputs alone tell."""
+    for name in (layer_type, "Dense") if layer_type == "Linear" else (layer_type,):
+        monkeypatch.setitem(layers.LAYERS, name, wrong)
+    far, bits = difference(case, port)
+    assert far > 1e-3
+    assert bits
+
+
+def test_every_rule_has_a_case() -> None:
+    tested = {case.partition("-")[0] for case in CASES} | {"Dense"}  # Linen's Linear
+    tested |= {"Embed", "MultiHeadAttention", "MultiHeadDotProductAttention"}
+    assert tested == set(layers.LAYERS)
+
+
+@pytest.mark.parametrize("port", ["nnx", "linen"])
+def test_embedding(port: str) -> None:
+    reference, tokens = torch.nn.Embedding(5, 3), [4, 0, 4]
+    expected = reference(torch.tensor(tokens)).detach().numpy()
+    if port == "nnx":
+        net: Any = nnx.Embed(5, 3, rngs=nnx.Rngs(0))
+        write(net, read(reference))
+        got = net(jnp.array(tokens))
+    else:
+        module = linen.Embed(5, 3)
+        net = (module, module.init(jax.random.key(0), jnp.array(tokens)))
+        net = (module, write(net, read(reference)))
+        got = module.apply(net[1], jnp.array(tokens))
+    assert np.array_equal(np.asarray(got), expected)
+    assert same_bits(read(reference), read(net))
+
+
+@pytest.mark.parametrize("port", ["nnx", "linen"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+def test_attention(bias: bool, port: str) -> None:
+    reference = torch.nn.MultiheadAttention(8, 2, bias=bias, batch_first=True, dtype=torch.float64)
+    if bias:
+        torch.nn.init.uniform_(reference.in_proj_bias)
+        torch.nn.init.uniform_(reference.out_proj.bias)
     x = np.random.default_rng(0).standard_normal((2, 5, 8))
     expected = reference(*[torch.from_numpy(x)] * 3, need_weights=False)[0].detach().numpy()
     with jax.enable_x64(True):
         if port == "nnx":
-            net: Any = nnx.MultiHeadAttention(2, 8, param_dtype=F8, decode=False, rngs=nnx.Rngs(0))
+            net: Any = nnx.MultiHeadAttention(2, 8, use_bias=bias, param_dtype=F8, decode=False, rngs=nnx.Rngs(0))
             write(net, read(reference))
             got = net(jnp.array(x))
         else:
-            module = linen.MultiHeadDotProductAttention(2, param_dtype=F8)
+            module = linen.MultiHeadDotProductAttention(2, use_bias=bias, param_dtype=F8)
             net = (module, module.init(jax.random.key(0), jnp.array(x)))
             net = (module, write(net, read(reference)))
             got = module.apply(net[1], jnp.array(x))
-        assert {n: a.tobytes() for n, a in read(net).items()} == {n: a.tobytes() for n, a in read(reference).items()}
+        assert same_bits(read(reference), read(net))
     # NNX calls jax.nn.dot_product_attention, which computes its softmax in float32 always; Linen does not.
     allowed = 1e-6 if port == "nnx" else 1e-13
     assert np.abs(np.asarray(got) - expected).max() <= allowed * np.abs(expected).max()
@@ -184,6 +258,69 @@ def test_a_layer_without_a_rule_says_how_to_add_one(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(layers, "LAYERS", dict(layers.LAYERS))
     register("Scaled", lambda _: (Leaf("weight", ("factor",)),))
     assert list(read(net)) == ["scaled.weight"]
+    write(net, {"scaled.weight": np.arange(3, dtype=np.float32)})
+    assert net["scaled"].factor[...].tolist() == [0, 1, 2]
+
+
+class Listed(nnx.Module):
+    def __init__(self) -> None:
+        self.linear = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+        self.scales = nnx.List([nnx.Param(jnp.ones(3))])
+
+
+class Holder(nnx.Pytree):
+    def __init__(self) -> None:
+        self.scale = nnx.Param(jnp.ones(3))
+
+
+class Held(nnx.Module):
+    def __init__(self) -> None:
+        self.linear = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+        self.holder = Holder()
+
+
+class ScaledLinear(nnx.Linear):
+    """Has Linear's rule, which knows nothing of `scale`."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 2, rngs=nnx.Rngs(0))
+        self.scale = nnx.Param(jnp.ones(2))
+
+
+# Name: an NNX layer, the variable that no rule accounts for.
+UNACCOUNTED: dict[str, tuple[Any, str]] = {
+    "in-a-list": (Listed, r"scales\.0"),
+    "in-a-pytree": (Held, r"holder\.scale"),
+    "in-a-subclass": (ScaledLinear, r"scale"),
+    "lora": (lambda: nnx.LoRALinear(3, 3, lora_rank=2, rngs=nnx.Rngs(0)), r"lora\.lora_a"),
+    "attention-norm": (
+        lambda: nnx.MultiHeadAttention(2, 8, normalize_qk=True, rngs=nnx.Rngs(0)),
+        r"key_ln\.scale",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNACCOUNTED)
+def test_no_variable_of_an_nnx_network_is_left_out_in_silence(case: str) -> None:
+    make, name = UNACCOUNTED[case]
+    net = nnx.Dict(layer=make())
+    with pytest.raises(WeightsError, match=rf"layer\.{name}.*ports\.weights\.register"):
+        read(net)
+
+
+def test_no_variable_of_a_linen_network_is_left_out_in_silence() -> None:
+    module = linen.MultiHeadDotProductAttention(2, normalize_qk=True)
+    with pytest.raises(WeightsError, match=r"key_ln\.scale.*ports\.weights\.register"):
+        read((module, module.init(jax.random.key(0), jnp.zeros((1, 3, 8)))))
+
+
+def test_random_streams_and_caches_are_no_weights() -> None:
+    attention = nnx.MultiHeadAttention(2, 8, decode=True, rngs=nnx.Rngs(0))
+    attention.init_cache((1, 3, 8))
+    net = nnx.Dict(dropout=nnx.Dropout(0.5, rngs=nnx.Rngs(0)), attention=attention)
+    assert list(read(net)) == [
+        f"attention.{name}" for name in ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
+    ]
 
 
 class Compact(linen.Module):

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,10 @@ def write(net: Any, weights: dict[str, np.ndarray], *, rules: Sequence[Rule] = (
     return _port(net).write(net, weights, rules)
 
 
+def _pair(net: Any, module: type) -> bool:
+    return isinstance(net, tuple) and len(net) == 2 and isinstance(net[0], module) and isinstance(net[1], Mapping)
+
+
 def _port(net: Any) -> Any:
     """The module of this package that reads and writes `net`. A model's framework is loaded already."""
     torch, nnx, linen = (sys.modules.get(name) for name in ("torch", "flax.nnx", "flax.linen"))
@@ -72,7 +76,7 @@ def _port(net: Any) -> Any:
         name = "pytorch"
     elif nnx and isinstance(net, nnx.Module):
         name = "nnx"
-    elif linen and isinstance(net, tuple) and len(net) == 2 and isinstance(net[0], linen.Module):
+    elif linen and _pair(net, linen.Module):
         name = "linen"
     else:
         got = f"{type(net).__module__}.{type(net).__qualname__}"

@@ -6,6 +6,7 @@ weights are taken (under `state_dict` or `model`), and the prefix that DataParal
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,14 +51,19 @@ def _torch(path: Path) -> dict[str, np.ndarray]:
 
     from ports.weights.pytorch import to_numpy
 
-    content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    while isinstance(content, Mapping) and (key := next((k for k in NESTED if k in content), None)):
-        content = content[key]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a pickle protocol that PyTorch does not write: it reads it, or raises
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    for _ in NESTED:
+        if isinstance(content, Mapping) and (key := next((k for k in NESTED if k in content), None)):
+            content = content[key]
     if not isinstance(content, Mapping) or not content:
         raise WeightsError(f"weights {path}: got {type(content).__name__}, expected a state_dict")
     if other := [f"{name} ({type(v).__name__})" for name, v in content.items() if not isinstance(v, torch.Tensor)]:
         raise WeightsError(f"weights {path}: {other[0]} is no tensor; expected a state_dict of tensors")
-    return {str(name): to_numpy(tensor) for name, tensor in content.items()}
+    if other := [name for name in content if not isinstance(name, str)]:
+        raise WeightsError(f"weights {path}: got a tensor named {other[0]!r}, expected text")
+    return {name: to_numpy(tensor) for name, tensor in content.items()}
 
 
 def _safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -65,7 +71,9 @@ def _safetensors(path: Path) -> dict[str, np.ndarray]:
 
     from ports.weights.pytorch import to_numpy
 
-    return {name: to_numpy(tensor) for name, tensor in load_file(path).items()}
+    if not (content := load_file(path)):
+        raise WeightsError(f"weights {path}: holds no tensors")
+    return {name: to_numpy(tensor) for name, tensor in content.items()}
 
 
 def _stripped(content: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

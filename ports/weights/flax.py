@@ -22,6 +22,10 @@ class Slot(Protocol):
     def shape(self) -> tuple[int, ...]: ...
     @property
     def dtype(self) -> Any: ...
+    @property
+    def key(self) -> Any:
+        """The same for two slots that are one variable."""
+
     def get(self) -> np.ndarray: ...
 
 
@@ -36,6 +40,8 @@ class Place(Generic[S]):
     slots: Sequence[S]
 
     def read(self) -> np.ndarray:
+        if any(slot.get().dtype == object for slot in self.slots):
+            raise WeightsError(f"{self.leaf.hub}: holds no array: the network is abstract, or its variables are boxed")
         array = np.array(self.leaf.to_hub(tuple(slot.get() for slot in self.slots)), order="C")
         return array.astype(self.leaf.dtype) if self.leaf.dtype else array
 
@@ -57,12 +63,16 @@ def plan(
     values = match(weights, {name: place.target for name, place in places.items()}, rules)
     new: list[tuple[S, np.ndarray]] = []
     problems = []
+    seen: dict[Any, tuple[str, bytes]] = {}
     for name, place in places.items():
         for slot, array in zip(place.slots, place.leaf.to_flax(values[name]), strict=True):
             cast = lossless(array, np.dtype(slot.dtype))
             if cast is None:
                 problems.append(f"{name}: got {array.ravel()[0]}, which does not fit the model's {slot.dtype}")
             else:
+                other, bits = seen.setdefault(slot.key, (name, cast.tobytes()))
+                if bits != cast.tobytes():
+                    problems.append(f"{name}: is one tensor with {other} in the model, got other values")
                 new.append((slot, np.array(cast, order="C")))
     if problems:
         raise WeightsError(problems)

@@ -107,16 +107,22 @@ def _apply(
     weights: Mapping[str, Any], targets: Mapping[str, Target], rules: Sequence[Rule], problems: list[str]
 ) -> dict[str, np.ndarray]:
     """The source after its rules; what is wrong with them goes to `problems`."""
-    source = {name: np.asarray(value) for name, value in weights.items()}
+    source = _arrays(weights)
     for rule in rules:
+        if not isinstance(rule, Rule):
+            raise WeightsError(f"rule {rule!r}: expected Ignore, Default or Rename")
         if isinstance(rule, Ignore):
             used = [name for name in source if _matches(name, rule.pattern)]
             source = {name: value for name, value in source.items() if name not in used}
         elif isinstance(rule, Rename):
-            used = [name for name in source if re.search(rule.pattern, name)]
             renamed: dict[str, np.ndarray] = {}
-            for name, value in source.items():
-                new = re.sub(rule.pattern, rule.replacement, name)
+            try:
+                used = [name for name in source if re.search(rule.pattern, name)]
+                names = [re.sub(rule.pattern, rule.replacement, name) for name in source]
+            except re.error as error:
+                text = f"rule Rename({rule.pattern!r}, {rule.replacement!r}): {error} ({rule.why})"
+                raise WeightsError(text) from None
+            for new, (name, value) in zip(names, source.items(), strict=True):
                 if new in renamed:
                     problems.append(f"{name}: renamed to {new}, which another tensor has (rule: {rule.why})")
                 renamed[new] = value
@@ -124,10 +130,42 @@ def _apply(
         else:
             used = [name for name in targets if _matches(name, rule.pattern) and name not in source]
             for name in used:
-                source[name] = np.full(targets[name].shape, rule.value, targets[name].dtype)
+                value = _filled(rule.value, targets[name])
+                if value is None:
+                    got, (shape, dtype) = str(rule.value)[:40], (targets[name].shape, targets[name].dtype)
+                    raise WeightsError(f"{name} {shape}: got the default {got}, which is no {dtype} ({rule.why})")
+                source[name] = value
         if not used:
             problems.append(f"rule {type(rule).__name__}({rule.pattern!r}): matches nothing ({rule.why})")
     return source
+
+
+def _arrays(weights: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    if not isinstance(weights, Mapping):
+        raise WeightsError(f"weights: got {type(weights).__name__}, expected a dict of numpy arrays")
+    arrays, problems = {}, []
+    for name, value in weights.items():
+        try:
+            arrays[name] = np.asarray(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            problems.append(f"{name}: got {type(value).__name__}, expected a numpy array ({error})")
+    if problems:
+        raise WeightsError(problems)
+    return arrays
+
+
+def _filled(value: Any, target: Target) -> np.ndarray | None:
+    """A number in every place of a target, or an array of its shape; None where the target cannot hold it."""
+    array = np.asarray(value)
+    if array.ndim:
+        return lossless(array, target.dtype) if array.shape == target.shape else None
+    try:
+        with np.errstate(all="ignore"):
+            number = array.astype(target.dtype)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    fits = target.dtype.kind not in "iub" or number == array
+    return np.full(target.shape, number) if fits and array.dtype.kind in "biufcV" else None
 
 
 def _nearest(name: str, shape: tuple[int, ...], candidates: Mapping[str, tuple[int, ...]]) -> str:

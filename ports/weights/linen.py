@@ -42,6 +42,10 @@ class Variable:
     def dtype(self) -> Any:
         return self.value.dtype
 
+    @property
+    def key(self) -> Any:
+        return self.path
+
     def get(self) -> np.ndarray:
         return np.asarray(self.value)
 

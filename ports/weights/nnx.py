@@ -15,6 +15,9 @@ from ports.weights import flax
 from ports.weights.hub import Rule, WeightsError
 from ports.weights.layers import COUNTER, rule_for
 
+# Variables that PyTorch has no tensor for.
+NO_WEIGHTS = (nnx.RngState, nnx.Cache, nnx.Intermediate)
+
 
 @dataclass(frozen=True)
 class Variable:
@@ -30,6 +33,10 @@ class Variable:
     def dtype(self) -> Any:
         return self.variable.get_value().dtype
 
+    @property
+    def key(self) -> Any:
+        return id(self.variable)
+
     def get(self) -> np.ndarray:
         return np.asarray(self.variable.get_value())
 
@@ -44,6 +51,10 @@ class Counter:
     mean: nnx.Variable
     shape = ()
     dtype = np.dtype("int64")
+
+    @property
+    def key(self) -> Any:
+        return id(self.mean), COUNTER
 
     def get(self) -> np.ndarray:
         return np.asarray(self.mean.get_metadata().get(COUNTER, 0), self.dtype)
@@ -80,19 +91,25 @@ def places(net: nnx.Module) -> dict[str, flax.Place[Variable | Counter]]:
         WeightsError: a module without a rule holds variables.
     """
     found: dict[str, flax.Place[Variable | Counter]] = {}
-    problems = []
+    problems: list[str] = []
+    reported: list[nnx.Variable] = []
     for path, module in modules(net).items():
         rule = rule_for(module)
         if rule is None:
-            own = [
-                n for n, v in vars(module).items() if isinstance(v, nnx.Variable) and not isinstance(v, nnx.RngState)
-            ]
+            own = {
+                n: v for n, v in vars(module).items() if isinstance(v, nnx.Variable) and not isinstance(v, NO_WEIGHTS)
+            }
+            reported += own.values()
             problems += [f"{path}: no rule for layer type {type(module).__name__}, which holds {n}" for n in own]
             continue
         for leaf in rule(module):
             slots = [slot for name in leaf.flax if (slot := _slot(module, name)) is not None]
             if len(slots) == len(leaf.flax):
                 found[f"{path}.{leaf.hub}" if path else leaf.hub] = flax.Place(leaf, slots)
+    covered = {slot.key for place in found.values() for slot in place.slots} | {id(v) for v in reported}
+    for at, variable in nnx.iter_graph(net):
+        if isinstance(variable, nnx.Variable) and not isinstance(variable, NO_WEIGHTS) and id(variable) not in covered:
+            problems.append(f"{'.'.join(map(str, at))}: belongs to no layer with a rule, or its rule leaves it out")
     if problems:
         raise WeightsError([f"{p}; add one with ports.weights.register" for p in problems])
     return found

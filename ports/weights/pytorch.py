@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ports.weights.hub import Rule, Target, match
+from ports.weights.hub import Rule, Target, WeightsError, match
 
 # Types that numpy has from ml_dtypes only: they travel as integers of the same width.
 EXTENDED = {
@@ -38,14 +38,41 @@ def to_torch(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(array, order="C"))
 
 
+def _tensors(net: nn.Module) -> dict[str, Tensor]:
+    """The state_dict.
+
+    Raises:
+        WeightsError: it holds what is no tensor, or a tensor without values.
+    """
+    state = net.state_dict()
+    problems = []
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            problems.append(f"{name}: got {type(value).__name__}, expected a tensor")
+        elif value.is_meta or nn.parameter.is_lazy(value):
+            problems.append(f"{name}: has no values (meta device, or a lazy layer that was not run yet)")
+    if problems:
+        raise WeightsError(problems)
+    return state
+
+
 def read(net: nn.Module) -> dict[str, np.ndarray]:
-    return {name: to_numpy(tensor) for name, tensor in net.state_dict().items()}
+    return {name: to_numpy(tensor) for name, tensor in _tensors(net).items()}
 
 
 def write(net: nn.Module, weights: Mapping[str, Any], rules: Sequence[Rule] = ()) -> None:
-    state = net.state_dict()
+    state = _tensors(net)
     targets = {name: Target(tuple(t.shape), to_numpy(t.new_empty(0)).dtype) for name, t in state.items()}
-    values = {name: to_torch(array) for name, array in match(weights, targets, rules).items()}
+    arrays = match(weights, targets, rules)
+    seen: dict[object, str] = {}
+    problems = []
+    for name, tensor in state.items():
+        other = seen.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else name, name)
+        if arrays[name].tobytes() != arrays[other].tobytes():
+            problems.append(f"{name}: is one tensor with {other} in the model, got other values")
+    if problems:
+        raise WeightsError(problems)
+    values = {name: to_torch(array) for name, array in arrays.items()}
     with torch.no_grad():
         for name, tensor in state.items():
             tensor.copy_(values[name])
