@@ -40,6 +40,32 @@ class Divergence:
 
 
 @dataclass(frozen=True)
+class Finding:
+    """One mistake: where it stands, and what it is.
+
+    Attributes:
+        layer: by its PyTorch name; a module where the mistake lies between its layers.
+        trap: the name of the entry of `parity.traps` that it is; None where no known mistake explains it.
+        text: one line: what was found, what PyTorch does, how to mend it.
+    """
+
+    port: str
+    layer: str
+    trap: str | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Point:
+    """One layer in the drawing of a network's depth: relative distance and bound of one quantity of one port."""
+
+    layer: str
+    distance: float
+    bound: float
+    ok: bool
+
+
+@dataclass(frozen=True)
 class Model:
     """The check of one network.
 
@@ -47,6 +73,8 @@ class Model:
         undecided: why the check cannot tell: a bound is too wide to decide anything, or it could not be run.
         largest: by port and quantity, the largest distance of a tensor that is not zero in exact arithmetic.
         multiple: by port and quantity, the worst tensor's distance as a multiple of its rounding response.
+        findings: every mistake, in execution order.
+        profile: by port and quantity, the layers one by one: forward in execution order, gradients in their own.
     """
 
     model: str
@@ -57,6 +85,8 @@ class Model:
     largest: dict[str, dict[str, float]] = field(default_factory=dict)
     multiple: dict[str, dict[str, float]] = field(default_factory=dict)
     seconds: float = 0.0
+    findings: tuple[Finding, ...] = ()
+    profile: dict[str, dict[str, tuple[Point, ...]]] = field(default_factory=dict)
 
     @property
     def matches(self) -> bool:
