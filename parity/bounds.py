@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
-from parity.quantities import Observation, Probe, Tensors
+from parity.layouts import Tensors, mapped
+from parity.quantities import Observation, Probe
 
 # A right port stands at 0.5 to 12 times the response (README has the table); the smallest known mistake at 1e5 times.
 MULTIPLE = 32
@@ -37,11 +39,11 @@ def one_ulp(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def perturbed(weights: Mapping[str, np.ndarray], probe: Probe, seed: int) -> tuple[dict[str, np.ndarray], Probe]:
-    """Weights and images moved by one unit in the last place."""
+    """Weights and inputs moved by one unit in the last place."""
     rng = np.random.default_rng([seed, 1])
     return (
         {name: one_ulp(array, rng) for name, array in weights.items()},
-        Probe(one_ulp(probe.images, rng), probe.labels),
+        replace(probe, inputs=mapped(probe.inputs, lambda _, array: one_ulp(array, rng))),
     )
 
 

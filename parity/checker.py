@@ -19,14 +19,16 @@ import torch
 from flax import nnx
 
 import ports as networks
-from parity import memory, probe, run_pytorch
+from parity import memory, probe, run_linen, run_nnx, run_pytorch
 from parity.bounds import MULTIPLE
-from parity.compare import FLAX_PORTS, Progress, compare
+from parity.compare import Progress, compare
 from parity.quantities import SGD, Probe
 from parity.report import Model, Report
 from ports.errors import UserError
 from ports.resnet import spec as specs
 from ports.resnet.spec import ResNetSpec
+
+FLAX_PORTS = {"nnx": run_nnx, "linen": run_linen}
 
 # Height and width of an image: what Pillow's formats can hold.
 LARGEST = 65535
@@ -155,7 +157,7 @@ def _networks(
             raise UserError("got a PyTorch network alone, expected one or more Flax networks behind it")
         if weights is not None:
             raise UserError("got live networks and weights; live networks are compared as they are")
-        builders = {_port(net): partial(FLAX_PORTS[_port(net)].promote, net) for net in candidates}
+        builders = {_port(net): partial(_promoted, net) for net in candidates}
         return run_pytorch.promote(model), builders
     if candidates:
         raise UserError("got the name of a network and live networks; expected a live PyTorch network first")
@@ -169,7 +171,12 @@ def _networks(
 def _built(spec: ResNetSpec, port: str, state: Mapping[str, np.ndarray]) -> Any:
     net = networks.create(spec, port, seed=None, dtype="float64")
     variables = networks.weights.write(net, dict(state))
-    return net if variables is None else (net[0], variables)
+    return FLAX_PORTS[port].functional(net if variables is None else (net[0], variables))
+
+
+def _promoted(net: Any) -> Any:
+    port = FLAX_PORTS[_port(net)]
+    return port.functional(port.promote(net))
 
 
 def _port(net: Any) -> str:
@@ -188,7 +195,7 @@ def randomise(net: Any, fed: Probe, seed: int) -> None:
     for module in seen.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0
-    run_pytorch.layers(seen, fed, train=True, in_place=True)
+    run_pytorch.statistics(seen, fed)
     statistics = {name: buffer.numpy() for name, buffer in seen.named_buffers()}
     networks.weights.write(net, probe.randomised(networks.weights.read(net), statistics, ends, seed))
 

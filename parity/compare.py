@@ -6,22 +6,26 @@ memory beside the reference's at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from parity import bounds, memory, run_flax, run_linen, run_nnx, run_pytorch
+from parity import bounds, diagnose, localise, memory, run_flax, run_pytorch
 from parity.bounds import DRAWS, MULTIPLE, Responses
-from parity.quantities import QUANTITIES, SGD, Probe, Tensors
-from parity.report import Divergence, Row
+from parity.layouts import Tensors
+from parity.localise import Deviation
+from parity.quantities import QUANTITIES, SGD, Probe
+from parity.report import Divergence, Finding, Point, Row
+from parity.run_flax import Functional
 from ports import weights
 
-FLAX_PORTS = {"nnx": run_nnx, "linen": run_linen}
-
 Progress = Callable[[str], None]
+
+# The quantities that are drawn layer by layer.
+DRAWN = ("layer.eval", "layer.train", "gradient.parameter")
 
 
 @dataclass(frozen=True)
@@ -33,38 +37,48 @@ class Judgement:
         outside: the tensors beyond their bounds, in the reference's order.
         largest: the largest relative distance of a tensor that is not zero in exact arithmetic.
         multiple: the worst tensor's distance as a multiple of its rounding response.
+        points: every tensor, in the reference's order.
     """
 
     row: Row
     outside: tuple[str, ...]
     largest: float
     multiple: float
+    points: tuple[Point, ...] = ()
 
 
-def responses_of(reference: torch.nn.Module, fed: Probe, sgd: SGD, seed: int, progress: Progress) -> Responses:
+def responses_of(
+    reference: torch.nn.Module,
+    fed: Probe,
+    sgd: SGD,
+    seed: int,
+    progress: Progress,
+    names: Collection[str] | None = None,
+) -> Responses:
     """Runs the reference once as it is and `DRAWS` times perturbed."""
     progress("reference in PyTorch")
     state = weights.read(reference)
     parameters = {name: state[name] for name in run_pytorch.parameter_names(reference)}
-    responses = Responses(dict(run_pytorch.observe(reference, fed, sgd)), parameters)
+    responses = Responses(dict(run_pytorch.observe(reference, fed, sgd, names)), parameters)
     for draw in range(DRAWS):
         progress(f"rounding response {draw + 1} of {DRAWS}")
         moved, moved_probe = bounds.perturbed(state, fed, seed * DRAWS + draw)
         copy = run_pytorch.promote(reference)
         weights.write(copy, moved)
-        responses.add(run_pytorch.observe(copy, moved_probe, sgd))
+        responses.add(run_pytorch.observe(copy, moved_probe, sgd, names))
         memory.release()
     return responses
 
 
 def compare(
     reference: torch.nn.Module,
-    candidates: Mapping[str, Callable[[], Any]],
+    candidates: Mapping[str, Callable[[], Functional]],
     fed: Probe,
     sgd: SGD,
     *,
     seed: int,
     tx: Any = None,
+    names: Collection[str] | None = None,
     progress: Progress,
 ) -> dict[str, Any]:
     """The fields of a `parity.report.Model` that come out of running.
@@ -72,18 +86,22 @@ def compare(
     Args:
         reference: in float64.
         candidates: by port, what builds the network in float64; each is built when its turn comes.
+        names: the modules that are recorded, by PyTorch's names; by default all but Sequentials that have parameters.
     """
-    responses = responses_of(reference, fed, sgd, seed, progress)
+    responses = responses_of(reference, fed, sgd, seed, progress, names)
     judged: dict[str, dict[str, Judgement]] = {}
+    findings: list[Finding] = []
     first = None
     for port, build in candidates.items():
         progress(f"{port}: compiling and running")
-        functional = FLAX_PORTS[port].functional(build())
-        run = run_flax.observe(functional, fed, sgd, list(responses.parameters), tx)
+        functional = build()
+        run = run_flax.observe(functional, fed, sgd, list(responses.parameters), responses.reference, tx)
         judged[port] = judge(port, run, responses)
-        if first is None and any(j.outside for j in judged[port].values()):
-            progress(f"{port}: looking for the first layer that diverges")
-            first = first_divergence(port, functional, reference, fed, judged[port], responses)
+        if any(j.outside for j in judged[port].values()):
+            progress(f"{port}: looking for the layers that are wrong")
+            found, divergence = _findings(port, functional, reference, fed, judged[port], names)
+            findings += found
+            first = first or divergence
         del functional, run
         memory.release()
     return {
@@ -92,7 +110,34 @@ def compare(
         "undecided": undecided(responses),
         "largest": {port: {q: j.largest for q, j in found.items()} for port, found in judged.items()},
         "multiple": {port: {q: j.multiple for q, j in found.items()} for port, found in judged.items()},
+        "findings": tuple(findings),
+        "profile": {port: {q: found[q].points for q in DRAWN if q in found} for port, found in judged.items()},
     }
+
+
+def _findings(
+    port: str,
+    functional: Functional,
+    reference: torch.nn.Module,
+    fed: Probe,
+    judged: Mapping[str, Judgement],
+    names: Collection[str] | None,
+) -> tuple[list[Finding], Divergence]:
+    """Every mistake by itself, and the first divergence of the whole run."""
+    tapped = run_pytorch.with_parameters(reference) if names is None else list(names)
+    leaf = {name for name in tapped if not any(other.startswith(f"{name}.") for other in tapped)}
+    cases = {}
+    for train in (False, True):
+        expected = localise.of_reference(reference, fed, tapped, train)
+        got = localise.of_port(functional, fed, expected, train)
+        cases[train] = diagnose.Case(expected, got, list(localise.deviations(expected, got, leaf, train)))
+        memory.release()
+    first = first_divergence(port, judged, {train: case.deviations for train, case in cases.items()})
+    found = diagnose.findings(port, reference, cases, leaf)
+    if not found:
+        text = f"{first.quantity} differs, and every layer by itself is right"
+        found = [Finding(port, first.layer, None, text)]
+    return found, first
 
 
 def judge(port: str, run: Iterable[tuple[str, Tensors]], responses: Responses) -> dict[str, Judgement]:
@@ -103,7 +148,7 @@ def judge(port: str, run: Iterable[tuple[str, Tensors]], responses: Responses) -
 
 def _judge(port: str, quantity: str, got: Tensors, responses: Responses) -> Judgement:
     expected = responses.reference[quantity]
-    outside, largest = [], 0.0
+    outside, largest, points = [], 0.0, []
     worst: tuple[float, str, float, float] = (-1.0, "", 0.0, 0.0)
     for name in dict.fromkeys((*expected, *got)):
         if name not in got or name not in expected:
@@ -120,61 +165,32 @@ def _judge(port: str, quantity: str, got: Tensors, responses: Responses) -> Judg
                 largest = max(largest, far)
         if ratio > MULTIPLE:
             outside.append(name)
+        points.append(Point(name, float(far), float(bound), ok=ratio <= MULTIPLE))
         worst = max(worst, (float(ratio), label, float(far), float(bound)))
     ratio, label, far, bound = worst
-    return Judgement(Row(port, quantity, label, far, bound, ok=not outside), tuple(outside), float(largest), ratio)
+    row = Row(port, quantity, label, far, bound, ok=not outside)
+    return Judgement(row, tuple(outside), float(largest), ratio, tuple(points))
 
 
-def first_divergence(
-    port: str,
-    functional: run_flax.Functional,
-    reference: torch.nn.Module,
-    fed: Probe,
-    judged: Mapping[str, Judgement],
-    responses: Responses,
-) -> Divergence:
-    """Forward in eval, then forward in train, then what follows from them; gradients from the end of the network."""
+def first_divergence(port: str, judged: Mapping[str, Judgement], forced: Mapping[bool, list[Deviation]]) -> Divergence:
+    """Forward in eval, then forward in train, then what follows from them; gradients from the end of the network.
+
+    Args:
+        forced: by mode (train or not) what is wrong by itself.
+    """
     for quantity, train in (("layer.eval", False), ("layer.train", True)):
         if outside := judged[quantity].outside:
-            layer, text = _blame(outside[0], functional, reference, fed, train, quantity, responses)
-            return Divergence(port, layer, quantity, text)
+            if deviation := next(iter(forced[train]), None):
+                behind = deviation.call or "the output"
+                text = (
+                    f", between {deviation.before or 'the input'} and {behind}" if deviation.aspect == "between" else ""
+                )
+                return Divergence(port, deviation.layer, quantity, text)
+            return Divergence(port, outside[0], quantity)
     quantity, outside = next((q, j.outside) for q, j in judged.items() if j.outside)
     name = outside[-1] if quantity == "gradient.parameter" else outside[0]
     layer = name.rpartition(".")[0] if quantity in ("gradient.parameter", "statistics", "training.parameter") else name
     return Divergence(port, layer, quantity, f" ({name})" if layer != name else "")
-
-
-def _blame(
-    layer: str,
-    functional: run_flax.Functional,
-    reference: torch.nn.Module,
-    fed: Probe,
-    train: bool,
-    quantity: str,
-    responses: Responses,
-) -> tuple[str, str]:
-    """The layer itself, or, where its input diverges already, the module around it, which computed that input."""
-    expected, _ = run_pytorch.layers(reference, fed, train=train)
-    got, _ = run_flax.layers(functional, fed, train=train)
-    order = list(responses.reference[quantity])
-    at = order.index(layer)
-
-    def relative(name: str) -> float:
-        return responses.bound(quantity, name) / (bounds.norm(responses.reference[quantity][name]) or 1.0)
-
-    allowed = max(relative(name) for name in order[: at + 1])
-
-    def wrong_input(name: str) -> bool:
-        return name in got and bounds.distance(got[name], expected[name]) > allowed * (
-            bounds.norm(expected[name]) or 1.0
-        )
-
-    if not wrong_input(layer):
-        return layer, ""
-    outer = layer.rpartition(".")[0]
-    while outer and (outer not in expected or wrong_input(outer)):
-        outer = outer.rpartition(".")[0]
-    return outer or "(the network)", f", between {order[at - 1] if at else 'the images'} and {layer}"
 
 
 def undecided(responses: Responses) -> str | None:

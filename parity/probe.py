@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from parity import losses
 from parity.quantities import Probe
 from ports.errors import UserError
 
@@ -74,7 +75,8 @@ def make(
         arrays.append(np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box), np.float64))
     pixels = np.stack(arrays).reshape(batch, *size, channels) / 255
     mean, std = (MEAN, STD) if channels == 3 else (MEAN.mean(), STD.mean())
-    return Probe(np.ascontiguousarray(((pixels - mean) / std).transpose(0, 3, 1, 2)), rng.integers(0, classes, batch))
+    nchw = np.ascontiguousarray(((pixels - mean) / std).transpose(0, 3, 1, 2))
+    return Probe((nchw,), losses.classification(rng.integers(0, classes, batch)))
 
 
 def randomised(

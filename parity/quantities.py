@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
+from parity.layouts import Tensors
 
 # In the order of the table; all nine are measured for every port.
 QUANTITIES = {
@@ -19,7 +21,6 @@ QUANTITIES = {
     "training.parameter": "what some steps of SGD add to every parameter",
 }
 
-Tensors = dict[str, np.ndarray]
 Observation = dict[str, Tensors]
 
 
@@ -28,12 +29,29 @@ class Probe:
     """What a network is fed.
 
     Attributes:
-        images: float64 (batch, channels, height, width).
-        labels: int64 (batch,).
+        inputs: arrays, or nested tuples and dicts of them, in PyTorch's layout; numbers that are not whole in float64.
+        loss: what is differentiated.
+        layouts: by the name of an input (`input.0`), its layout in Flax (`parity.layouts.LAYOUTS`).
+        keywords: what is passed by name.
     """
 
-    images: np.ndarray
-    labels: np.ndarray
+    inputs: tuple[Any, ...]
+    loss: Loss
+    layouts: Mapping[str, str] = field(default_factory=dict)
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A function from a network's output to a number, written in both frameworks.
+
+    Attributes:
+        torch: from PyTorch's output.
+        flax: from the layouts of the outputs (by their names) to the function of Flax's output.
+    """
+
+    torch: Callable[[Any], Any]
+    flax: Callable[[Mapping[str, str]], Callable[[Any], Any]]
 
 
 @dataclass(frozen=True)
@@ -53,15 +71,3 @@ class SGD:
     @property
     def learning_rates(self) -> tuple[float, ...]:
         return tuple(self.learning_rate * self.decay**step for step in range(self.steps))
-
-
-def outputs(values: object, nchw: bool = True) -> Tensors:
-    """A network's output as named NCHW tensors: logits, or a tuple of feature maps."""
-    parts = values if isinstance(values, tuple | list) else [values]
-    arrays = [np.asarray(part) if nchw else to_nchw(np.asarray(part)) for part in parts]
-    return {"output" if len(arrays) == 1 else f"output.{i}": array for i, array in enumerate(arrays)}
-
-
-def to_nchw(array: np.ndarray) -> np.ndarray:
-    """An activation of a Flax port in PyTorch's layout (a view)."""
-    return array.transpose(0, 3, 1, 2) if array.ndim == 4 else array

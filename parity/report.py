@@ -168,6 +168,9 @@ def verdict(model: Model) -> Sequence[str]:
         )
         if first := model.first_divergence:
             lines.append(f"first divergence: {first.port}: {first.quantity} at {first.layer}{first.text}")
+        for i, finding in enumerate(model.findings, 1):
+            name = f" [{finding.trap}]" if finding.trap else ""
+            lines.append(f"{i}. {finding.port}: {finding.layer}{name}: {finding.text}")
     if model.undecided:
         lines.append(f"{model.model}: cannot tell: {model.undecided}")
     return lines

@@ -5,18 +5,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from parity.quantities import SGD, Probe, Tensors, outputs, to_nchw
+from parity.layouts import (
+    Tensors,
+    aligned,
+    default_layout,
+    first,
+    layout_of,
+    leaves,
+    mapped,
+    to_flax,
+    to_reference,
+    with_first,
+)
+from parity.quantities import SGD, Observation, Probe
+from parity.taps import Calls, Recorder, Tap
 
-Record = dict[str, tuple[jax.Array, jax.Array]]
+# Names that a network's call may give to its mode, and what they are in train mode.
+MODES = {"train": True, "training": True, "is_training": True, "deterministic": False, "use_running_average": False}
 
 
 @dataclass(frozen=True)
@@ -26,21 +43,79 @@ class Functional:
     Attributes:
         params: the tree of parameters.
         stats: the tree of everything else: running statistics.
-        forward: (params, stats, images NHWC, train) to (output, every layer's input and output, new stats).
+        forward: (params, stats, inputs, keywords, train, tap) to (output, new stats).
         to_hub: (params, stats) to the hub form; gradients may stand in for the parameters.
     """
 
     params: Any
     stats: Any
-    forward: Callable[[Any, Any, jax.Array, bool], tuple[Any, Record, Any]]
+    forward: Callable[[Any, Any, Any, Any, bool, Tap], tuple[Any, Any]]
     to_hub: Callable[[Any, Any], dict[str, np.ndarray]]
 
 
-def loss_of(values: Any, labels: jax.Array) -> jax.Array:
-    """Mean cross-entropy of logits; for feature maps the sum of their mean squares."""
-    if isinstance(values, jax.Array):
-        return optax.softmax_cross_entropy_with_integer_labels(values, labels).mean()
-    return sum((jnp.square(value).mean() for value in values), jnp.zeros(()))
+class Listener:
+    """Tells a tap of the calls of layers, for one run.
+
+    Layers inside a transformation of its own (`scan`, an inner `jit`) are passed by: their values end there.
+    """
+
+    def __init__(self, tap: Tap) -> None:
+        self.tap, self.calls, self.trace = tap, Calls(), _trace()
+
+    def around(self, name: str, call: Callable[..., Any], args: tuple[Any, ...], kw: Mapping[str, Any]) -> Any:
+        if _trace() != self.trace:
+            return call(*args, **kw)
+        name = self.calls.next(name)
+        if (x := first(args)) is not None:
+            new = self.tap.enter(name, x)
+            args = tuple(new if arg is x else arg for arg in args)
+        output = call(*args, **kw)
+        if (y := first(output)) is None:
+            return output
+        new = self.tap.leave(name, y)
+        return output if new is y else with_first(output, new)
+
+
+def _trace() -> Any:
+    return jax.extend.core.get_opaque_trace_state(convention="nnx")
+
+
+def mode_keywords(call: Callable[..., Any], train: bool) -> dict[str, bool]:
+    """What a network's call must be told to be in train or eval mode."""
+    return {name: train is on for name, on in MODES.items() if name in inspect.signature(call).parameters}
+
+
+@contextmanager
+def float64_attention() -> Iterator[None]:
+    """`jax.nn.dot_product_attention`, which NNX's attention calls, computes its softmax in float32 at all times."""
+    original = jax.nn.dot_product_attention
+    jax.nn.dot_product_attention = attention
+    try:
+        yield
+    finally:
+        jax.nn.dot_product_attention = original
+
+
+def attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    bias: Any = None,
+    mask: Any = None,
+    *,
+    scale: Any = None,
+    is_causal: bool = False,
+    **_: Any,
+) -> Any:
+    """(batch, length, heads, depth) in the type of the inputs; a mask is true where there is attention."""
+    groups = query.shape[-2] // key.shape[-2]
+    key, value = (jnp.repeat(a, groups, axis=-2) for a in (key, value))
+    scores = jnp.einsum("...qhd,...khd->...hqk", query, key) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    scores = scores if bias is None else scores + bias
+    allowed = jnp.tril(jnp.ones(scores.shape[-2:], bool)) if is_causal else jnp.ones((), bool)
+    allowed = allowed if mask is None else allowed & mask
+    scores = jnp.where(allowed, scores, jnp.finfo(scores.dtype).min)
+    return jnp.einsum("...hqk,...khd->...qhd", jax.nn.softmax(scores, axis=-1), value)
 
 
 def transform(sgd: SGD) -> optax.GradientTransformation:
@@ -52,57 +127,85 @@ def transform(sgd: SGD) -> optax.GradientTransformation:
     )
 
 
-def nhwc(probe: Probe) -> jax.Array:
-    return jnp.array(probe.images.transpose(0, 2, 3, 1))
+def inputs_of(probe: Probe) -> tuple[Any, Any]:
+    """The probe's inputs and keywords in Flax's layouts."""
+
+    def change(name: str, array: Any) -> Any:
+        return jnp.array(to_flax(array, probe.layouts.get(name) or default_layout(array)))
+
+    return mapped(probe.inputs, change), mapped(dict(probe.keywords), change, "keyword")
 
 
-def layers(net: Functional, probe: Probe, *, train: bool) -> tuple[Tensors, Tensors]:
-    """Every layer's input and output."""
-    record = jax.jit(lambda p, s, x: net.forward(p, s, x, train)[1])(net.params, net.stats, nhwc(probe))
-    return (
-        {name: to_nchw(np.asarray(i)) for name, (i, _) in record.items()},
-        {name: to_nchw(np.asarray(o)) for name, (_, o) in record.items()},
-    )
+def outputs(values: Any, expected: Tensors) -> Tensors:
+    return {name: aligned(value, expected.get(name)) for name, value in leaves(values, "output")}
+
+
+def records(record: Mapping[str, Any], expected: Tensors) -> Tensors:
+    return {name: aligned(value, expected.get(name)) for name, value in record.items()}
 
 
 def observe(
-    net: Functional, probe: Probe, sgd: SGD, parameters: list[str], tx: optax.GradientTransformation | None = None
+    net: Functional,
+    probe: Probe,
+    sgd: SGD,
+    parameters: list[str],
+    reference: Observation,
+    tx: optax.GradientTransformation | None = None,
 ) -> Iterator[tuple[str, Tensors]]:
     """All quantities of `parity.quantities.QUANTITIES`, one after the other.
 
     Args:
         parameters: the hub names of what is trained; the rest is statistics.
+        reference: what PyTorch gave, whose layouts the results get.
         tx: the optax transform of the training; by default what `sgd` says.
     """
-    images, labels = nhwc(probe), jnp.array(probe.labels)
+    inputs, keywords = inputs_of(probe)
 
-    def evaluate(params: Any, stats: Any, images: jax.Array) -> Any:
-        values, record, _ = net.forward(params, stats, images, False)
-        return values, {name: output for name, (_, output) in record.items()}
+    def evaluate(params: Any, stats: Any, inputs: Any) -> Any:
+        record = Recorder()
+        values, _ = net.forward(params, stats, inputs, keywords, False, record)
+        return values, record.outputs
 
-    values, record = jax.jit(evaluate)(net.params, net.stats, images)
-    yield "output.eval", outputs(values, nchw=False)
-    yield "layer.eval", {name: to_nchw(np.asarray(output)) for name, output in record.items()}
+    values, record = jax.jit(evaluate)(net.params, net.stats, inputs)
+    yield "output.eval", outputs(values, reference["output.eval"])
+    yield "layer.eval", records(record, reference["layer.eval"])
+    expected = reference["output.eval"]
+    layouts = {
+        name: (layout_of(value, expected[name]) if name in expected else None) or "same"
+        for name, value in leaves(values, "output")
+    }
+    loss_of = probe.loss.flax(layouts)
     del values, record
 
-    def objective(params: Any, images: jax.Array, stats: Any) -> Any:
-        values, record, stats = net.forward(params, stats, images, True)
-        return loss_of(values, labels), (values, {name: output for name, (_, output) in record.items()}, stats)
+    floating = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(inputs)]
+
+    def objective(params: Any, moving: list[Any], stats: Any) -> Any:
+        moving, record = list(moving), Recorder()
+        whole = [moving.pop(0) if f else leaf for f, leaf in zip(floating, jax.tree.leaves(inputs), strict=True)]
+        whole = jax.tree.unflatten(jax.tree.structure(inputs), whole)
+        values, stats = net.forward(params, stats, whole, keywords, True, record)
+        return loss_of(values), (values, record.outputs, stats)
 
     gradient = jax.jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True))
+    moving = [leaf for f, leaf in zip(floating, jax.tree.leaves(inputs), strict=True) if f]
+    names = [name for name, leaf in leaves(inputs, "input") if jnp.issubdtype(leaf.dtype, jnp.floating)]
     tx = transform(sgd) if tx is None else tx
     params, stats, state = net.params, net.stats, tx.init(net.params)
     for step in range(max(sgd.steps, 1)):
-        (loss, (values, record, stats)), (grads, image_grads) = gradient(params, images, stats)
+        (loss, (values, record, stats)), (grads, input_grads) = gradient(params, moving, stats)
         if step == 0:
-            yield "output.train", outputs(values, nchw=False)
-            yield "layer.train", {name: to_nchw(np.asarray(output)) for name, output in record.items()}
+            yield "output.train", outputs(values, reference["output.train"])
+            yield "layer.train", records(record, reference["layer.train"])
             yield "loss", {"loss": np.asarray(loss)}
         del values, record
         if step == 0:
             hub = net.to_hub(grads, stats)
-            yield "gradient.parameter", {name: hub[name] for name in parameters}
-            yield "gradient.input", {"input": to_nchw(np.asarray(image_grads))}
+            yield "gradient.parameter", {name: hub[name] for name in parameters if name in hub}
+            layouts = {
+                name: probe.layouts.get(name) or default_layout(g) for name, g in zip(names, input_grads, strict=True)
+            }
+            pairs = zip(names, input_grads, strict=True)
+            yield "gradient.input", {name: to_reference(np.asarray(g), layouts[name]) for name, g in pairs}
             yield "statistics", {name: array for name, array in hub.items() if name not in set(parameters)}
             del hub
         if sgd.steps:
@@ -110,4 +213,4 @@ def observe(
             params = optax.apply_updates(params, updates)
     if sgd.steps:
         start, end = net.to_hub(net.params, net.stats), net.to_hub(params, stats)
-        yield "training.parameter", {name: end[name] - start[name] for name in parameters}
+        yield "training.parameter", {name: end[name] - start[name] for name in parameters if name in end}

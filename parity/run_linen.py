@@ -7,11 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
-from parity.run_flax import Functional, Record
-from ports.weights import read
-from ports.weights.linen import modules
+from parity.run_flax import Functional, Listener, float64_attention, mode_keywords
+from parity.run_nnx import DROPPING, TYPES
+from parity.taps import Tap
+from ports.weights.linen import modules, places
 
 Net = tuple[nn.Module, Mapping[str, Any]]
 
@@ -20,32 +22,64 @@ def promote(net: Net) -> Net:
     """The variables in float64, running statistics too; `functional` makes the layers compute in their inputs' type."""
     module, variables = net
     cast = jax.tree.map(
-        lambda a: jnp.array(a, jnp.float64 if jnp.issubdtype(a.dtype, jnp.floating) else None), variables
+        lambda a: jnp.array(a, jnp.float64) if jnp.issubdtype(jnp.asarray(a).dtype, jnp.floating) else jnp.array(a),
+        dict(variables),
     )
     return module, cast
 
 
-def functional(net: Net) -> Functional:
-    """`net` in eval and train mode: its `__call__` takes `train`."""
+def plain(module: nn.Module) -> None:
+    """Makes a module compute in the type of its inputs and drop nothing: a copy that lives for one call."""
+    library = type(module).__module__.startswith("flax.")
+    for name, value in {**TYPES, **(DROPPING if library else {})}.items():
+        if getattr(module, name, None) is not None:
+            object.__setattr__(module, name, value)
+
+
+def functional(
+    net: Net,
+    names: Mapping[str, str] | None = None,
+    tensors: Mapping[str, str] | None = None,
+    layers: Mapping[str, nn.Module] | None = None,
+) -> Functional:
+    """`net` in eval and train mode, as its `__call__` names them.
+
+    Args:
+        names: PyTorch's names of the modules that are recorded, by their own; by default all under their own.
+        tensors: PyTorch's names of its tensors, by their own; by default all are taken, under their own.
+        layers: its modules by name, where they were found by running it.
+    """
     module, variables = net
-    named = {m.path: name for name, m in modules(net).items() if name and not isinstance(m, nn.Sequential)}
+    found = modules(net) if layers is None else layers
+    if names is None:
+        names = {name: name for name, m in found.items() if name and not isinstance(m, nn.Sequential)}
+    named = {found[own].path: name for own, name in names.items() if own in found}
+    cells = {m.cell.path: m.path for m in found.values() if isinstance(m, nn.RNN)}
+    named = {cells.get(path, path): name for path, name in named.items()}
 
-    def forward(params: Any, stats: Any, images: jax.Array, train: bool) -> tuple[Any, Record, Any]:
-        record: Record = {}
+    def forward(params: Any, stats: Any, inputs: Any, keywords: Any, train: bool, tap: Tap) -> tuple[Any, Any]:
+        listener = Listener(tap)
 
-        def keep(call: Any, args: Any, kw: Any, context: nn.module.InterceptorContext) -> Any:
-            if getattr(context.module, "dtype", None) is not None:
-                object.__setattr__(context.module, "dtype", None)  # a copy that lives for this call
-            output = call(*args, **kw)
-            if context.method_name == "__call__" and context.module.path in named:
-                record[named[context.module.path]] = (args[0], output)
-            return output
+        def listening(call: Any, args: Any, kw: Any, context: nn.module.InterceptorContext) -> Any:
+            plain(context.module)
+            if isinstance(context.module, nn.RNN):
+                plain(context.module.cell)
+            if context.method_name != "__call__" or context.module.path not in named:
+                return call(*args, **kw)
+            return listener.around(named[context.module.path], call, args, kw)
 
-        with nn.intercept_methods(keep):
-            values, new = module.apply({"params": params, **stats}, images, train=train, mutable=list(stats))
-        return values, record, new if train else stats
+        modes = mode_keywords(type(module).__call__, train)
+        with nn.intercept_methods(listening), float64_attention():
+            values, new = module.apply(
+                {"params": params, **stats}, *inputs, mutable=list(stats), **{**modes, **keywords}
+            )
+        return values, {**stats, **new} if train else stats
+
+    def to_hub(params: Any, stats: Any) -> dict[str, np.ndarray]:
+        placed = places((module, {"params": params, **stats}), layers)
+        return {
+            (tensors or {}).get(own, own): p.read() for own, p in placed.items() if tensors is None or own in tensors
+        }
 
     stats = {name: tree for name, tree in variables.items() if name != "params"}
-    return Functional(
-        variables["params"], stats, forward, lambda params, stats: read((module, {"params": params, **stats}))
-    )
+    return Functional(variables["params"], stats, forward, to_hub)

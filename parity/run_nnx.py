@@ -2,54 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from parity.run_flax import Functional, Record
-from ports.weights import read
-from ports.weights.nnx import modules
+from parity.run_flax import Functional, Listener, float64_attention, mode_keywords
+from parity.taps import Tap
+from ports.weights.nnx import modules, places
+
+# Settings of layers that are fixed to a type: without them a layer computes in the type of its inputs and weights.
+TYPES = {"dtype": None, "param_dtype": jnp.float64}
+# Settings that drop values at random, and what drops none.
+DROPPING = {"rate": 0.0, "dropout_rate": 0.0}
 
 
 def promote(net: nnx.Module) -> nnx.Module:
-    """A copy in float64, running statistics too, that computes in the type of its inputs."""
+    """A copy in float64, running statistics too, that computes in the type of its inputs and drops nothing."""
     graphdef, state = nnx.split(net)
-    state = jax.tree.map(lambda a: jnp.array(a, jnp.float64 if jnp.issubdtype(a.dtype, jnp.floating) else None), state)
+    state = jax.tree.map(lambda a: jnp.array(a, jnp.float64) if jnp.issubdtype(a.dtype, jnp.floating) else a, state)
     net = nnx.merge(graphdef, state)
-    for module in modules(net).values():
-        if getattr(module, "dtype", None) is not None:
-            module.dtype = None  # pyright: ignore[reportAttributeAccessIssue]
+    for _, module in nnx.iter_modules(net):
+        library = type(module).__module__.startswith("flax.")
+        for name, value in {**TYPES, **(DROPPING if library else {})}.items():
+            if getattr(module, name, None) is not None:
+                setattr(module, name, value)
     return net
 
 
 @contextmanager
-def recorded(net: nnx.Module) -> Iterator[Record]:
-    """Input and output of every layer, under its PyTorch name, in the order of completion.
+def tapped(net: nnx.Module, tap: Tap, names: Mapping[str, str] | None) -> Iterator[None]:
+    """`tap` listens at the layers: their classes have their `__call__` replaced for the time of the call.
 
-    The classes of the network's layers have their `__call__` replaced for the time of the call.
+    Args:
+        names: PyTorch's names by those in `net`; by default all modules but Sequentials, under their own.
     """
-    record: Record = {}
-    named = {id(m): name for name, m in modules(net).items() if name and not isinstance(m, nnx.Sequential)}
-    classes = {type(m) for m in modules(net).values() if id(m) in named}
+    found = modules(net)
+    if names is None:
+        names = {name: name for name, m in found.items() if name and not isinstance(m, nnx.Sequential)}
+    named = {id(found[own]): name for own, name in names.items() if own in found}
+    for module in found.values():
+        if isinstance(module, nnx.RNN) and id(module.cell) in named:  # the cell's own calls stand inside a scan
+            named[id(module)] = named.pop(id(module.cell))
+    classes = {type(m) for m in found.values() if id(m) in named}
     originals = {cls: (cls.__call__, "__call__" in vars(cls)) for cls in classes}
+    listener = Listener(tap)
 
-    def keep(original: Any) -> Any:
-        def call(self: nnx.Module, x: Any, *args: Any, **kw: Any) -> Any:
-            output = original(self, x, *args, **kw)
-            if id(self) in named:
-                record[named[id(self)]] = (x, output)
-            return output
+    inside: list[int] = []
+
+    def listening(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: nnx.Module, *args: Any, **kw: Any) -> Any:
+            if id(self) not in named or id(self) in inside:  # a subclass that calls its base class is entered once
+                return original(self, *args, **kw)
+            inside.append(id(self))
+            try:
+                return listener.around(named[id(self)], lambda *args, **kw: original(self, *args, **kw), args, kw)
+            finally:
+                inside.pop()
 
         return call
 
     for cls, (original, _) in originals.items():
-        cls.__call__ = keep(original)
+        cls.__call__ = listening(original)
     try:
-        yield record
+        yield
     finally:
         for cls, (original, own) in originals.items():
             if own:
@@ -58,18 +78,33 @@ def recorded(net: nnx.Module) -> Iterator[Record]:
                 del cls.__call__
 
 
-def functional(net: nnx.Module) -> Functional:
-    """`net`, which is left as it was."""
+def functional(
+    net: nnx.Module, names: Mapping[str, str] | None = None, tensors: Mapping[str, str] | None = None
+) -> Functional:
+    """`net`, which is left as it was.
+
+    Args:
+        names: PyTorch's names of the modules that are recorded, by their own; by default all under their own.
+        tensors: PyTorch's names of its tensors, by their own; by default all are taken, under their own.
+    """
     net = nnx.clone(net)
     definitions = {}
     for train in (False, True):
         net.train() if train else net.eval()
         definitions[train], params, stats = nnx.split(net, nnx.Param, ...)
 
-    def forward(params: Any, stats: Any, images: jax.Array, train: bool) -> tuple[Any, Record, Any]:
+    def forward(params: Any, stats: Any, inputs: Any, keywords: Any, train: bool, tap: Tap) -> tuple[Any, Any]:
         copy = nnx.merge(definitions[train], params, stats, copy=True)
-        with recorded(copy) as record:
-            values = copy(images)  # pyright: ignore[reportCallIssue]
-        return values, dict(record), nnx.state(copy, nnx.Not(nnx.Param))
+        call: Any = copy
+        modes = mode_keywords(type(copy).__call__, train)
+        with tapped(copy, tap, names), float64_attention():
+            values = call(*inputs, **{**modes, **keywords})
+        return values, nnx.state(copy, nnx.Not(nnx.Param))
 
-    return Functional(params, stats, forward, lambda params, stats: read(nnx.merge(definitions[True], params, stats)))
+    def to_hub(params: Any, stats: Any) -> dict[str, np.ndarray]:
+        found = places(nnx.merge(definitions[True], params, stats), bare=tensors is not None)
+        return {
+            (tensors or {}).get(own, own): p.read() for own, p in found.items() if tensors is None or own in tensors
+        }
+
+    return Functional(params, stats, forward, to_hub)

@@ -3,47 +3,78 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from parity.quantities import SGD, Probe, Tensors, outputs
+from parity.layouts import Tensors, first, leaves, mapped, with_first
+from parity.quantities import SGD, Probe
+from parity.taps import Calls, Recorder, Tap
 from ports.errors import UserError
-
-Record = dict[str, tuple[Tensor, Tensor]]
 
 
 def promote(net: nn.Module) -> nn.Module:
-    """A copy in float64, running statistics too."""
-    return copy.deepcopy(net).double()
+    """A copy in float64, running statistics too, whose dropout keeps everything."""
+    net = copy.deepcopy(net).double()
+    for module in net.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        elif isinstance(module, nn.MultiheadAttention | nn.RNNBase):
+            module.dropout = 0.0
+    return net
+
+
+class NoDropout(TorchFunctionMode):
+    """Dropout that is called as a function keeps everything, too."""
+
+    NAMES = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "").rstrip("_") in self.NAMES:
+            return args[0] if args else (kwargs or {})["input"]
+        return func(*args, **(kwargs or {}))
 
 
 def parameter_names(net: nn.Module) -> list[str]:
     return [name for name, _ in net.named_parameters()]
 
 
-def loss_of(values: Any, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of logits; for feature maps the sum of their mean squares."""
-    if isinstance(values, Tensor):
-        return F.cross_entropy(values, labels)
-    return torch.stack([value.square().mean() for value in values]).sum()
+def with_parameters(net: nn.Module) -> list[str]:
+    """The modules that are recorded by default: all but Sequentials that have parameters in them."""
+    return [
+        n
+        for n, m in net.named_modules()
+        if n and not isinstance(m, nn.Sequential) and any(True for _ in m.parameters())
+    ]
 
 
 @contextmanager
-def recorded(net: nn.Module) -> Iterator[Record]:
-    """Input and output of every layer that has parameters, under its name, in the order of completion."""
-    record: Record = {}
-    hooks = []
+def tapped(net: nn.Module, tap: Tap, names: Collection[str] | None = None) -> Iterator[None]:
+    """`tap` listens at the modules of these names."""
+    names = set(with_parameters(net) if names is None else names)
+    calls, running, hooks = Calls(), [], []
 
-    def keep(name: str) -> Any:
-        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            record[name] = (args[0].detach(), output.detach())
+    def enter(name: str) -> Any:
+        def hook(_: nn.Module, args: Any, kwargs: Any) -> Any:
+            running.append(calls.next(name))
+            if (x := first(args)) is None:
+                return None
+            new = tap.enter(running[-1], x)
+            return None if new is x else (tuple(new if arg is x else arg for arg in args), kwargs)
 
         return hook
+
+    def leave(_: nn.Module, args: Any, output: Any) -> Any:
+        name = running.pop()
+        if (y := first(output)) is None:
+            return None
+        new = tap.leave(name, y)
+        return None if new is y else with_first(output, new)
 
     def count(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -56,23 +87,68 @@ def recorded(net: nn.Module) -> Iterator[Record]:
         return hook
 
     for name, module in net.named_modules():
-        if name and not isinstance(module, nn.Sequential) and any(True for _ in module.parameters()):
-            hooks.append(module.register_forward_hook(keep(name)))
+        if name in names:
+            hooks.append(module.register_forward_pre_hook(enter(name), with_kwargs=True))
+            hooks.append(module.register_forward_hook(leave))
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             hooks.append(module.register_forward_pre_hook(count(name)))
     try:
-        yield record
+        yield
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def layers(net: nn.Module, probe: Probe, *, train: bool, in_place: bool = False) -> tuple[Tensors, Tensors]:
-    """Every layer's input and output. The network's statistics change only with `in_place`."""
-    net = (net if in_place else copy.deepcopy(net)).train(train)
-    with torch.no_grad(), recorded(net) as record:
-        net(torch.from_numpy(probe.images))
-    return ({n: i.numpy() for n, (i, _) in record.items()}, {n: o.numpy() for n, (_, o) in record.items()})
+class Outputs(Recorder):
+    """Keeps detached outputs; copies, where what follows may change them in place."""
+
+    def __init__(self, copies: bool, inputs: bool = False) -> None:
+        super().__init__(inputs)
+        self.copies = copies
+
+    def _kept(self, tensor: Tensor) -> Tensor:
+        return tensor.detach().clone() if self.copies else tensor.detach()
+
+    def enter(self, name: str, x: Tensor) -> Tensor:
+        super().enter(name, self._kept(x) if self.wants_inputs else x)
+        return x
+
+    def leave(self, name: str, y: Tensor) -> Tensor:
+        super().leave(name, self._kept(y))
+        return y
+
+
+def copies(net: nn.Module) -> bool:
+    """Whether layers may change their input in place: not in this package's networks."""
+    return not hasattr(net, "spec")
+
+
+def inputs_of(probe: Probe, grad: bool = False) -> tuple[Any, ...]:
+    """The probe's inputs as tensors of their own."""
+    return mapped(
+        probe.inputs, lambda _, a: torch.tensor(a, requires_grad=grad and np.issubdtype(a.dtype, np.floating))
+    )
+
+
+def run(net: nn.Module, probe: Probe, inputs: tuple[Any, ...]) -> Any:
+    keywords = mapped(dict(probe.keywords), lambda _, a: torch.tensor(a))
+    with NoDropout():
+        return net(*inputs, **keywords)
+
+
+def outputs(values: Any) -> Tensors:
+    return {name: value.detach().numpy() for name, value in leaves(values, "output") if isinstance(value, Tensor)}
+
+
+def numpy(tensors: dict[str, Tensor]) -> Tensors:
+    return {name: tensor.detach().numpy() for name, tensor in tensors.items()}
+
+
+def statistics(net: nn.Module, probe: Probe) -> None:
+    """Runs the network once in train mode, for its running statistics."""
+    net.train()
+    with torch.no_grad(), tapped(net, Tap(), ()):
+        run(net, probe, inputs_of(probe))
 
 
 def learning_rate(net: nn.Module, probe: Probe, moves: float = 1e-3) -> float:
@@ -81,47 +157,52 @@ def learning_rate(net: nn.Module, probe: Probe, moves: float = 1e-3) -> float:
     Larger steps let rounding grow from step to step; of much smaller ones the rounding of the weights is seen alone.
     """
     net = copy.deepcopy(net).train()
-    with recorded(net):
-        values = net(torch.from_numpy(probe.images))
-    loss_of(values, torch.from_numpy(probe.labels)).backward()
+    with tapped(net, Tap(), ()):
+        values = run(net, probe, inputs_of(probe))
+    probe.loss.torch(values).backward()
     pairs = [(float(p.detach().norm()), float(p.grad.norm())) for p in net.parameters() if p.grad is not None]
     return moves * min((size / slope for size, slope in pairs if size > 0 and slope > 0), default=1.0)
 
 
-def observe(net: nn.Module, probe: Probe, sgd: SGD) -> Iterator[tuple[str, Tensors]]:
-    """All quantities of `parity.quantities.QUANTITIES`, one after the other; `net` is left as it was."""
-    net = copy.deepcopy(net)
-    labels = torch.from_numpy(probe.labels)
+def observe(
+    net: nn.Module, probe: Probe, sgd: SGD, names: Collection[str] | None = None
+) -> Iterator[tuple[str, Tensors]]:
+    """All quantities of `parity.quantities.QUANTITIES`, one after the other; `net` is left as it was.
 
-    with torch.no_grad(), recorded(net.eval()) as record:
-        values = net(torch.from_numpy(probe.images))
+    Args:
+        names: the modules whose outputs are recorded.
+    """
+    net = copy.deepcopy(net)
+    record = Outputs(copies(net))
+    with torch.no_grad(), tapped(net.eval(), record, names):
+        values = run(net, probe, inputs_of(probe))
     yield "output.eval", outputs(values)
-    yield "layer.eval", {name: output.numpy() for name, (_, output) in record.items()}
+    yield "layer.eval", numpy(record.outputs)
     del values, record
 
     net.train()
     start = {name: p.detach().clone() for name, p in net.named_parameters()}
     optimizer = torch.optim.SGD(net.parameters(), lr=1.0, momentum=sgd.momentum, weight_decay=sgd.weight_decay)
     for step, learning_rate in enumerate(sgd.learning_rates or (0.0,)):
-        images = torch.from_numpy(probe.images).requires_grad_()
-        with recorded(net) if step == 0 else nullcontext({}) as record:
-            values = net(images)
-        loss = loss_of(values, labels)
+        images, record = inputs_of(probe, grad=True), Outputs(copies(net))
+        with tapped(net, record, names if step == 0 else ()):
+            values = run(net, probe, images)
+        loss = probe.loss.torch(values)
         if step == 0:
-            yield (
-                "output.train",
-                outputs(values.detach() if isinstance(values, Tensor) else [v.detach() for v in values]),
-            )
-            yield "layer.train", {name: output.numpy() for name, (_, output) in record.items()}
+            yield "output.train", {name: array.copy() for name, array in outputs(values).items()}
+            yield "layer.train", numpy(record.outputs)
             yield "loss", {"loss": loss.detach().numpy()}
         del values, record
         optimizer.zero_grad()
         loss.backward()
         if step == 0:
-            assert images.grad is not None
             grads = ((name, torch.zeros_like(p) if p.grad is None else p.grad) for name, p in net.named_parameters())
             yield "gradient.parameter", {name: grad.numpy().copy() for name, grad in grads}
-            yield "gradient.input", {"input": images.grad.numpy()}
+            floating = ((name, x) for name, x in leaves(images, "input") if x.requires_grad)
+            yield (
+                "gradient.input",
+                {n: np.zeros(x.shape) if x.grad is None else x.grad.numpy() for n, x in floating},
+            )
             yield "statistics", {name: b.numpy().copy() for name, b in net.named_buffers()}
         optimizer.param_groups[0]["lr"] = learning_rate
         optimizer.step()

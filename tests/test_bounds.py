@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from parity import bounds
+from parity import bounds, losses
 from parity.bounds import DECIDES, MULTIPLE, Responses, distance, norm, one_ulp
 from parity.quantities import Probe
 
@@ -55,11 +55,12 @@ def test_what_is_no_floating_point_number_stays(dtype: Any) -> None:
 
 
 def test_integers_stay() -> None:
-    labels = np.arange(5)
-    weights, probe = bounds.perturbed({"n": np.array(3)}, Probe(np.ones((1, 1, 2, 2)), labels), seed=0)
+    tokens, images = np.arange(5), np.ones((1, 1, 2, 2))
+    probe = Probe((images, {"tokens": tokens}), losses.projection(0))
+    weights, moved = bounds.perturbed({"n": np.array(3)}, probe, seed=0)
     assert weights["n"] == 3
-    assert np.array_equal(probe.labels, labels)
-    assert not np.array_equal(probe.images, np.ones((1, 1, 2, 2)))
+    assert np.array_equal(moved.inputs[1]["tokens"], tokens)
+    assert not np.array_equal(moved.inputs[0], images)
 
 
 NAN, INF = np.nan, np.inf

@@ -20,6 +20,8 @@ from parity.run_flax import transform
 from ports import UserError
 from ports.resnet.spec import get
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 RATES = SGD(3, 1.0).learning_rates
 
 

@@ -32,6 +32,8 @@ import ports.resnet.linen as linen_port
 import ports.resnet.nnx as nnx_port
 from ports.resnet.spec import ResNetSpec, get
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 Patch = pytest.MonkeyPatch
 
 

@@ -27,10 +27,22 @@ from typing import Any
 import numpy as np
 
 from ports.weights.files import load
-from ports.weights.hub import Default, Ignore, Rename, Rule, WeightsError
+from ports.weights.hub import Default, Ignore, Rename, Rule, WeightsError, fold_recurrent_biases
 from ports.weights.layers import Leaf, register
 
-__all__ = ["Default", "Ignore", "Leaf", "Rename", "Rule", "WeightsError", "load", "read", "register", "write"]
+__all__ = [
+    "Default",
+    "Ignore",
+    "Leaf",
+    "Rename",
+    "Rule",
+    "WeightsError",
+    "fold_recurrent_biases",
+    "load",
+    "read",
+    "register",
+    "write",
+]
 
 
 def read(net: Any) -> dict[str, np.ndarray]:

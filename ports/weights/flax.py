@@ -38,18 +38,24 @@ class Place(Generic[S]):
 
     leaf: Leaf
     slots: Sequence[S]
+    like: S | None = None
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The tensor's type in the hub form."""
+        return np.dtype(self.leaf.dtype or (self.slots[0] if self.slots else self.like).dtype)  # pyright: ignore
 
     def read(self) -> np.ndarray:
         if any(slot.get().dtype == object for slot in self.slots):
             raise WeightsError(f"{self.leaf.hub}: holds no array: the network is abstract, or its variables are boxed")
         array = np.array(self.leaf.to_hub(tuple(slot.get() for slot in self.slots)), order="C")
-        return array.astype(self.leaf.dtype) if self.leaf.dtype else array
+        return array.astype(self.dtype) if self.leaf.dtype or not self.slots else array
 
     @property
     def target(self) -> Target:
         """Shape and type in the hub form."""
         shape = self.leaf.to_hub(tuple(np.broadcast_to(np.int8(0), slot.shape) for slot in self.slots)).shape
-        return Target(shape, np.dtype(self.leaf.dtype or self.slots[0].dtype))
+        return Target(shape, self.dtype)
 
 
 def plan(
@@ -65,7 +71,12 @@ def plan(
     problems = []
     seen: dict[Any, tuple[str, bytes]] = {}
     for name, place in places.items():
-        for slot, array in zip(place.slots, place.leaf.to_flax(values[name]), strict=True):
+        try:
+            arrays = place.leaf.to_flax(values[name])
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+            continue
+        for slot, array in zip(place.slots, arrays, strict=True):
             cast = lossless(array, np.dtype(slot.dtype))
             if cast is None:
                 problems.append(f"{name}: got {array.ravel()[0]}, which does not fit the model's {slot.dtype}")

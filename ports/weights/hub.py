@@ -196,3 +196,19 @@ def describe(names: Iterable[str], most: int = 3) -> str:
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def fold_recurrent_biases(weights: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """LSTM's and GRU's second bias added to the first where both are only ever summed, and then zero.
+
+    PyTorch has two biases a gate (`bias_ih`, `bias_hh`), Flax one. The function stays the same (to rounding); a GRU
+    keeps the part of `bias_hh` at its new gate, which the reset gate multiplies.
+    """
+    result = {name: np.asarray(value) for name, value in weights.items()}
+    for name in weights:
+        if (second := name.replace("bias_ih", "bias_hh")) != name and second in result:
+            hidden = result[second.replace("bias_hh", "weight_hh")].shape[1]
+            summed = np.arange(len(result[second])) < (2 if len(result[second]) == 3 * hidden else 4) * hidden
+            result[name] = np.where(summed, result[name] + result[second], result[name])
+            result[second] = np.where(summed, np.zeros_like(result[second]), result[second])
+    return result

@@ -28,6 +28,7 @@ class Leaf:
         to_flax, to_hub: between the PyTorch tensor and the values of those variables; views where possible.
         dtype: PyTorch's type where it is fixed.
         collection: Linen's collection.
+        like: where `flax` is empty: the Flax variable whose type the tensor has. Such a tensor has one value only.
     """
 
     hub: str
@@ -36,6 +37,7 @@ class Leaf:
     to_hub: Callable[[Arrays], np.ndarray] = lambda arrays: arrays[0]
     dtype: str | None = None
     collection: str = "params"
+    like: str | None = None
 
 
 LayerRule = Callable[[Any], tuple[Leaf, ...]]
@@ -131,6 +133,77 @@ def attention(layer: Any) -> tuple[Leaf, ...]:
     )
 
 
+def gates(hub: str, kernels: tuple[str, ...]) -> Leaf:
+    """The kernels of a cell's gates, (in, hidden) each, as PyTorch stacks them: (gates x hidden, in)."""
+    return Leaf(
+        hub,
+        kernels,
+        to_flax=lambda w: tuple(part.T for part in np.split(w, len(kernels))),
+        to_hub=lambda parts: np.concatenate([k.T for k in parts]),
+    )
+
+
+def gate_biases(hub: str, biases: tuple[str, ...]) -> Leaf:
+    return Leaf(hub, biases, to_flax=lambda b: tuple(np.split(b, len(biases))), to_hub=np.concatenate)
+
+
+def no_bias(hub: str, like: str, size: int, kept: tuple[str, ...] = ()) -> Leaf:
+    """PyTorch's second bias, of which Flax has the last part (`kept`) or nothing: the rest must be zero."""
+
+    def to_flax(b: np.ndarray) -> Arrays:
+        rest = b[: len(b) - size // 3] if kept else b
+        if rest.any():
+            raise ValueError(
+                "Flax has one bias where PyTorch adds two: fold them first with ports.weights.fold_recurrent_biases"
+            )
+        return (b[len(rest) :],) if kept else ()
+
+    def to_hub(parts: Arrays) -> np.ndarray:
+        return np.concatenate([np.zeros(2 * len(parts[0]), parts[0].dtype), parts[0]]) if kept else np.zeros(size)
+
+    return Leaf(hub, kept, to_flax, to_hub, like=like)
+
+
+def lstm(cell: Any) -> tuple[Leaf, ...]:
+    """Gates input, forget, cell, output; Flax has one bias, at the hidden state."""
+    if hasattr(cell, "dense_i"):
+        biases = same("bias_ih", "dense_h.bias")
+        weights = (
+            Leaf("weight_ih", ("dense_i.kernel",), lambda w: (w.T,), lambda k: k[0].T),
+            Leaf("weight_hh", ("dense_h.kernel",), lambda w: (w.T,), lambda k: k[0].T),
+        )
+        like = "dense_h.bias"
+    else:
+        underscore = "_" if hasattr(cell, "if_") else ""
+        inputs = tuple(f"i{gate}{underscore if gate == 'f' else ''}.kernel" for gate in "ifgo")
+        weights = (gates("weight_ih", inputs), gates("weight_hh", tuple(f"h{gate}.kernel" for gate in "ifgo")))
+        biases, like = gate_biases("bias_ih", tuple(f"h{gate}.bias" for gate in "ifgo")), "hi.bias"
+    return (*weights, biases, no_bias("bias_hh", like, 4 * _hidden(cell)))
+
+
+def gru(cell: Any) -> tuple[Leaf, ...]:
+    """Gates reset, update, new. Linen's cell has the bias of the new gate at the hidden state, NNX's has not."""
+    if hasattr(cell, "dense_i"):
+        return (
+            Leaf("weight_ih", ("dense_i.kernel",), lambda w: (w.T,), lambda k: k[0].T),
+            Leaf("weight_hh", ("dense_h.kernel",), lambda w: (w.T,), lambda k: k[0].T),
+            same("bias_ih", "dense_i.bias"),
+            same("bias_hh", "dense_h.bias")
+            if getattr(cell.dense_h, "use_bias", False)
+            else no_bias("bias_hh", "dense_i.bias", 3 * _hidden(cell)),
+        )
+    return (
+        gates("weight_ih", ("ir.kernel", "iz.kernel", "in.kernel")),
+        gates("weight_hh", ("hr.kernel", "hz.kernel", "hn.kernel")),
+        gate_biases("bias_ih", ("ir.bias", "iz.bias", "in.bias")),
+        no_bias("bias_hh", "hn.bias", 3 * _hidden(cell), kept=("hn.bias",)),
+    )
+
+
+def _hidden(cell: Any) -> int:
+    return cell.hidden_features if hasattr(cell, "hidden_features") else cell.features
+
+
 LAYERS: dict[str, LayerRule] = {
     "Conv": conv,
     "ConvTranspose": conv_transpose,
@@ -144,6 +217,9 @@ LAYERS: dict[str, LayerRule] = {
     "Embed": embedding,
     "MultiHeadAttention": attention,
     "MultiHeadDotProductAttention": attention,
+    "LSTMCell": lstm,
+    "OptimizedLSTMCell": lstm,
+    "GRUCell": gru,
 }
 
 

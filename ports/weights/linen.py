@@ -18,7 +18,7 @@ from flax import traverse_util
 
 from ports.weights import flax
 from ports.weights.hub import Rule, WeightsError, describe
-from ports.weights.layers import COUNTER, rule_for
+from ports.weights.layers import COUNTER, Leaf, rule_for
 
 Net = tuple[nn.Module, Mapping[str, Any]]
 Path = tuple[str, ...]
@@ -77,16 +77,22 @@ def _walk(node: Any, path: str) -> Iterator[tuple[str, nn.Module]]:
         yield from _walk(child, f"{path}.{name}" if path else str(name))
 
 
-def places(net: Net) -> dict[str, flax.Place[Variable]]:
+def places(net: Net, layers: Mapping[str, nn.Module] | None = None) -> dict[str, flax.Place[Variable]]:
     """Every tensor of the network under its hub name.
+
+    Args:
+        layers: its modules by name where the attributes do not tell (`nn.compact`); then variables of one's own
+            modules, which have no rule, are taken as they are.
 
     Raises:
         WeightsError: variables that no layer with a rule accounts for.
     """
     arrays: dict[Path, Any] = traverse_util.flatten_dict(dict(net[1]))
     found: dict[str, flax.Place[Variable]] = {}
-    for path, module in modules(net).items():
-        for leaf in (rule_for(module) or (lambda _: ()))(module):
+    for path, module in (modules(net) if layers is None else layers).items():
+        rule = rule_for(module)
+        own = () if layers is None or rule or type(module).__module__.startswith("flax.") else _own(module.path, arrays)
+        for leaf in rule(module) if rule else own:
             slots = []
             for name in leaf.flax:
                 place = (leaf.collection, *module.path, *name.split("."))
@@ -96,7 +102,10 @@ def places(net: Net) -> dict[str, flax.Place[Variable]]:
                 if place in arrays:
                     slots.append(Variable(place, arrays[place]))
             if len(slots) == len(leaf.flax):
-                found[f"{path}.{leaf.hub}" if path else leaf.hub] = flax.Place(leaf, slots)
+                place = (leaf.collection, *module.path, *(leaf.like or "").split("."))
+                like = Variable(place, arrays[place]) if place in arrays else None
+                if slots or like:
+                    found[f"{path}.{leaf.hub}" if path else leaf.hub] = flax.Place(leaf, slots, like)
     covered = {slot.path for place in found.values() for slot in place.slots}
     if left := [".".join(path) for path in arrays if path not in covered]:
         raise WeightsError(
@@ -104,6 +113,11 @@ def places(net: Net) -> dict[str, flax.Place[Variable]]:
             "make it in setup(), or add a rule with ports.weights.register"
         )
     return found
+
+
+def _own(scope: Path, arrays: Mapping[Path, Any]) -> tuple[Leaf, ...]:
+    """The variables that stand in the scope of a module itself."""
+    return tuple(Leaf(at[-1], (at[-1],), collection=at[0]) for at in arrays if at[1:-1] == tuple(scope))
 
 
 def read(net: Net) -> dict[str, np.ndarray]:

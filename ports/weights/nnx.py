@@ -13,7 +13,7 @@ from flax import nnx
 
 from ports.weights import flax
 from ports.weights.hub import Rule, WeightsError
-from ports.weights.layers import COUNTER, rule_for
+from ports.weights.layers import COUNTER, Leaf, rule_for
 
 # Variables that PyTorch has no tensor for.
 NO_WEIGHTS = (nnx.RngState, nnx.Cache, nnx.Intermediate)
@@ -84,8 +84,11 @@ def _walk(node: Any, path: str) -> Iterator[tuple[str, nnx.Module]]:
         yield from _walk(child, f"{path}.{name}" if path else str(name))
 
 
-def places(net: nnx.Module) -> dict[str, flax.Place[Variable | Counter]]:
+def places(net: nnx.Module, bare: bool = False) -> dict[str, flax.Place[Variable | Counter]]:
     """Every tensor of the network under its hub name.
+
+    Args:
+        bare: take variables of one's own modules, which have no rule, as they are.
 
     Raises:
         WeightsError: a module without a rule holds variables.
@@ -99,13 +102,19 @@ def places(net: nnx.Module) -> dict[str, flax.Place[Variable | Counter]]:
             own = {
                 n: v for n, v in vars(module).items() if isinstance(v, nnx.Variable) and not isinstance(v, NO_WEIGHTS)
             }
+            if bare and not type(module).__module__.startswith("flax."):
+                for name, variable in own.items():
+                    found[f"{path}.{name}" if path else name] = flax.Place(Leaf(name, (name,)), [Variable(variable)])
+                continue
             reported += own.values()
             problems += [f"{path}: no rule for layer type {type(module).__name__}, which holds {n}" for n in own]
             continue
         for leaf in rule(module):
             slots = [slot for name in leaf.flax if (slot := _slot(module, name)) is not None]
             if len(slots) == len(leaf.flax):
-                found[f"{path}.{leaf.hub}" if path else leaf.hub] = flax.Place(leaf, slots)
+                like = _slot(module, leaf.like) if leaf.like else None
+                if slots or like:
+                    found[f"{path}.{leaf.hub}" if path else leaf.hub] = flax.Place(leaf, slots, like)
     covered = {slot.key for place in found.values() for slot in place.slots} | {id(v) for v in reported}
     for at, variable in nnx.iter_graph(net):
         if isinstance(variable, nnx.Variable) and not isinstance(variable, NO_WEIGHTS) and id(variable) not in covered:

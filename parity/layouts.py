@@ -1,0 +1,106 @@
+"""Nested values of a network as named arrays, and the layouts in which the frameworks hold the same array.
+
+PyTorch's layout is the reference. Which layout a Flax array has is told by its shape; where two fit, by which of them
+is nearer to the reference: a port is right in whichever layout it holds its activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+Tensors = dict[str, np.ndarray]
+
+# Name: axes that bring a PyTorch array of so many dimensions into this layout.
+LAYOUTS: dict[str, Callable[[int], tuple[int, ...]]] = {
+    "channels_last": lambda n: (0, *range(2, n), 1),
+    "same": lambda n: tuple(range(n)),
+    "batch_second": lambda n: (1, 0, *range(2, n)),
+}
+
+
+def axes(layout: str, dimensions: int) -> tuple[int, ...]:
+    """Of a PyTorch array into `layout`; arrays of fewer than three dimensions have one layout only."""
+    return LAYOUTS[layout](dimensions) if dimensions > 2 else tuple(range(dimensions))
+
+
+def to_flax(array: Any, layout: str) -> Any:
+    return array.transpose(axes(layout, array.ndim))
+
+
+def to_reference(array: Any, layout: str) -> Any:
+    return array.transpose(tuple(np.argsort(axes(layout, array.ndim))))
+
+
+def default_layout(array: Any) -> str:
+    """Of an input: batches of images, volumes and the like have their channels last in Flax."""
+    return "channels_last" if array.ndim > 3 and np.issubdtype(array.dtype, np.floating) else "same"
+
+
+def layout_of(got: Any, expected: np.ndarray) -> str | None:
+    """The layout in which `got` is `expected`, as near as can be; None where its shape is none of it."""
+    fitting = {}
+    for layout in LAYOUTS:
+        if got.ndim == expected.ndim and to_reference(got, layout).shape == expected.shape:
+            fitting.setdefault(axes(layout, got.ndim), layout)
+    if len(fitting) < 2:
+        return next(iter(fitting.values()), None)
+
+    def far(layout: str) -> float:
+        difference = np.asarray(to_reference(got, layout), np.float64) - expected
+        total = float(np.vdot(difference, difference))
+        return total if np.isfinite(total) else np.inf
+
+    return min(fitting.values(), key=far)
+
+
+def aligned(got: Any, expected: np.ndarray | None) -> np.ndarray:
+    """`got` in the layout of `expected`, or as it is where its shape fits in none."""
+    got = np.asarray(got)
+    layout = layout_of(got, expected) if expected is not None else None
+    return to_reference(got, layout) if layout else got
+
+
+def leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """The arrays of a nested value in order: `output`, of several `output.0`, `output.key`; what is no array is not."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from leaves(part, f"{name}.{key}")
+    elif isinstance(value, list | tuple):
+        for i, part in enumerate(value):
+            yield from leaves(part, f"{name}.{i}" if len(value) > 1 else name)
+    elif hasattr(value, "shape") and hasattr(value, "dtype"):
+        yield name, value
+
+
+def mapped(value: Any, change: Callable[[str, Any], Any], name: str = "input") -> Any:
+    """The same nested value with `change(name, array)` for every array."""
+    if isinstance(value, Mapping):
+        return {key: mapped(part, change, f"{name}.{key}") for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(mapped(part, change, f"{name}.{i}" if len(value) > 1 else name) for i, part in enumerate(value))
+    return change(name, value) if hasattr(value, "shape") and hasattr(value, "dtype") else value
+
+
+def first(value: Any) -> Any:
+    """The first array of a nested value: what a layer that gives several is judged by."""
+    return next((array for _, array in leaves(value, "")), None)
+
+
+def with_first(value: Any, new: Any) -> Any:
+    """The nested value with its first array exchanged."""
+    if isinstance(value, Mapping):
+        items = dict(value)
+        for key, part in items.items():
+            if first(part) is not None:
+                return type(value)({**items, key: with_first(part, new)})  # pyright: ignore[reportCallIssue]
+    if isinstance(value, list | tuple):
+        parts = list(value)
+        for i, part in enumerate(parts):
+            if first(part) is not None:
+                parts[i] = with_first(part, new)
+                return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+        return value
+    return new

@@ -1,0 +1,276 @@
+"""Known mistakes of ports, in single layers: what each does, and how to mend it.
+
+A trap plants its mistake in the reference's layer. Where the layer then gives what the port's gives, on the same inputs
+in both modes, that is the diagnosis. A new mistake is a new row of `TRAPS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CONV, LINEAR = (nn.Conv1d, nn.Conv2d, nn.Conv3d), (nn.Linear,)
+BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+NORM = (nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+
+
+@dataclass(frozen=True)
+class Trap:
+    """One known mistake.
+
+    Attributes:
+        layers: the types of PyTorch's layer where it can be made.
+        plant: makes it in a layer, which it may change; None where this layer cannot have it.
+        text: what the port does, and what PyTorch does.
+        mend: what to write in the port.
+    """
+
+    name: str
+    layers: tuple[type[nn.Module], ...]
+    plant: Callable[[Any], nn.Module | None]
+    text: str
+    mend: str
+
+
+def setting(**values: Any) -> Callable[[Any], nn.Module | None]:
+    """Other settings of the layer; None where it has them already."""
+
+    def plant(layer: Any) -> nn.Module | None:
+        if all(getattr(layer, name) == value for name, value in values.items()):
+            return None
+        for name, value in values.items():
+            setattr(layer, name, value)
+        return layer
+
+    return plant
+
+
+def tensor(name: str, change: Callable[[Tensor], Tensor]) -> Callable[[Any], nn.Module | None]:
+    """Another weight or statistic; None where the layer has none, or another shape would come out."""
+
+    def plant(layer: Any) -> nn.Module | None:
+        old = getattr(layer, name, None)
+        if old is None or (new := change(old.detach())).shape != old.shape:
+            return None
+        with torch.no_grad():
+            old.copy_(new.clone())
+        return layer
+
+    return plant
+
+
+class SamePadding(nn.Module):
+    """'SAME' of XLA: as many zeros as the output's size needs, the odd one behind."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, pads = self.layer, []
+        sizes = zip(x.shape[2:], conv.kernel_size, conv.stride, conv.dilation, strict=True)
+        for size, kernel, stride, dilation in reversed(list(sizes)):
+            total = max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
+            pads += [total // 2, total - total // 2]
+        function = (F.conv1d, F.conv2d, F.conv3d)[x.ndim - 3]
+        return function(F.pad(x, pads), conv.weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups)
+
+
+class Always(nn.Module):
+    """The layer in one mode, whatever it is told."""
+
+    def __init__(self, layer: nn.Module, train: bool) -> None:
+        super().__init__()
+        self.layer, self.always = layer, train
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer.train(self.always)(x)
+
+
+class BiasedVariance(nn.Module):
+    """A running variance of the batch's variance over n, where PyTorch's is over n − 1."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        old, n = self.layer.running_var.clone(), x.numel() // x.shape[1]
+        y = self.layer(x)
+        if self.training:
+            kept = (1 - self.layer.momentum) * old
+            self.layer.running_var.copy_(kept + (self.layer.running_var - kept) * (n - 1) / n)
+        return y
+
+
+class NotUpdated(nn.Module):
+    """Statistics that stay what they were."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = {name: buffer.clone() for name, buffer in self.layer.named_buffers()}
+        y = self.layer(x)
+        for name, buffer in self.layer.named_buffers():
+            buffer.copy_(before[name])
+        return y
+
+
+def unpadded(layer: Any) -> nn.Module | None:
+    return setting(padding=(0,) * len(layer.padding))(layer) if isinstance(layer.padding, tuple) else None
+
+
+def strideless(layer: Any) -> nn.Module | None:
+    return setting(stride=(1,) * len(layer.stride))(layer)
+
+
+def undilated(layer: Any) -> nn.Module | None:
+    if set(layer.dilation) == {1}:
+        return None
+    layer.padding = tuple(p // d for p, d in zip(layer.padding, layer.dilation, strict=True))
+    return setting(dilation=(1,) * len(layer.dilation))(layer)
+
+
+def rounded(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    return lambda t: t.to(dtype).to(t.dtype)
+
+
+EPSILON = "pass epsilon explicitly, as PyTorch's layer has it"
+MOMENTUM = "Flax's momentum is the weight of the old value: pass 1 − PyTorch's"
+KERNEL = "a kernel goes from (out, in, height, width) to (height, width, in, out): transpose by (2, 3, 1, 0)"
+
+TRAPS = (
+    Trap(
+        "conv-padding-same",
+        CONV,
+        lambda layer: None if set(layer.stride) == {1} else SamePadding(layer),
+        "the convolution pads like 'SAME'; PyTorch pads both sides alike",
+        "give the padding as numbers: ((1, 1), (1, 1))",
+    ),
+    Trap("conv-padding-none", CONV, unpadded, "the convolution does not pad", "give the padding as numbers"),
+    Trap("conv-stride-one", CONV, strideless, "the convolution has stride 1", "pass strides"),
+    Trap("conv-dilation-forgotten", CONV, undilated, "the kernel is not dilated", "pass kernel_dilation"),
+    Trap(
+        "kernel-transposed",
+        CONV,
+        tensor("weight", lambda w: w.transpose(-1, -2) if w.ndim > 3 else w),
+        "height and width of the kernel are exchanged",
+        KERNEL,
+    ),
+    Trap(
+        "kernel-flipped",
+        CONV,
+        tensor("weight", lambda w: w.flip(tuple(range(2, w.ndim)))),
+        "the kernel is flipped",
+        KERNEL,
+    ),
+    Trap(
+        "kernel-in-out-exchanged",
+        CONV,
+        tensor("weight", lambda w: w.transpose(0, 1)),
+        "input and output channels of the kernel are exchanged",
+        KERNEL,
+    ),
+    Trap(
+        "linear-transposed",
+        LINEAR,
+        tensor("weight", lambda w: w.T),
+        "the matrix is not transposed",
+        "PyTorch has (out, in), Flax (in, out): .T",
+    ),
+    Trap(
+        "bias-lost",
+        CONV + LINEAR,
+        tensor("bias", torch.zeros_like),
+        "the bias is missing or zero",
+        "use_bias=True, and write the bias",
+    ),
+    Trap("bn-epsilon-1e-3", BATCH_NORM, setting(eps=1e-3), "epsilon is 1e-3", EPSILON),
+    Trap("bn-epsilon-1e-6", BATCH_NORM, setting(eps=1e-6), "epsilon is 1e-6", EPSILON),
+    Trap("norm-epsilon-1e-6", NORM, setting(eps=1e-6), "epsilon is 1e-6, which is Flax's default", EPSILON),
+    Trap("bn-momentum-0.99", BATCH_NORM, setting(momentum=0.01), "the momentum is Flax's default, 0.99", MOMENTUM),
+    Trap(
+        "bn-momentum-copied",
+        BATCH_NORM,
+        lambda bn: setting(momentum=1 - bn.momentum)(bn),
+        "PyTorch's momentum was copied",
+        MOMENTUM,
+    ),
+    Trap(
+        "bn-biased-variance",
+        BATCH_NORM,
+        BiasedVariance,
+        "the running variance is the biased one; PyTorch keeps n / (n − 1) of it",
+        "multiply by n / (n − 1) in a subclass",
+    ),
+    Trap(
+        "bn-always-train",
+        BATCH_NORM,
+        lambda bn: Always(bn, True),
+        "the layer is always in train mode",
+        "net.eval(), or use_running_average=True",
+    ),
+    Trap(
+        "bn-always-eval",
+        BATCH_NORM,
+        lambda bn: Always(bn, False),
+        "the layer is always in eval mode",
+        "net.train(), or use_running_average=False",
+    ),
+    Trap(
+        "bn-update-lost",
+        BATCH_NORM,
+        NotUpdated,
+        "the updated statistics are lost",
+        "nnx.jit, or put mutable's result back",
+    ),
+    Trap(
+        "bn-mean-lost",
+        BATCH_NORM,
+        tensor("running_mean", torch.zeros_like),
+        "the running mean is zero",
+        "write running_mean to `mean`",
+    ),
+    Trap(
+        "bn-variance-lost",
+        BATCH_NORM,
+        tensor("running_var", torch.ones_like),
+        "the running variance is one",
+        "write running_var to `var`",
+    ),
+    Trap(
+        "bn-mean-bfloat16",
+        BATCH_NORM,
+        tensor("running_mean", rounded(torch.bfloat16)),
+        "the running mean was rounded to bfloat16",
+        "keep statistics in float32",
+    ),
+    Trap(
+        "bn-variance-bfloat16",
+        BATCH_NORM,
+        tensor("running_var", rounded(torch.bfloat16)),
+        "the running variance was rounded to bfloat16",
+        "keep statistics in float32",
+    ),
+    Trap(
+        "norm-scale-lost",
+        BATCH_NORM + NORM,
+        tensor("weight", torch.ones_like),
+        "the scale is one",
+        "write weight to `scale`",
+    ),
+    Trap(
+        "norm-bias-lost",
+        BATCH_NORM + NORM,
+        tensor("bias", torch.zeros_like),
+        "the bias is zero",
+        "write bias to `bias`",
+    ),
+)
