@@ -20,7 +20,7 @@ from parity.localise import Deviation
 from parity.quantities import QUANTITIES, SGD, Probe
 from parity.report import Divergence, Finding, Point, Row
 from parity.run_flax import Functional
-from ports import weights
+from ports import UserError, weights
 
 Progress = Callable[[str], None]
 
@@ -96,7 +96,14 @@ def compare(
         progress(f"{port}: compiling and running")
         functional = build()
         run = run_flax.observe(functional, fed, sgd, list(responses.parameters), responses.reference, tx)
-        judged[port] = judge(port, run, responses)
+        try:
+            judged[port] = judge(port, run, responses)
+        except (TypeError, ValueError, IndexError) as error:
+            if isinstance(error, UserError):
+                raise
+            said = str(error).strip().partition("\n")[0]
+            text = f"{port}: the network raises {type(error).__name__}: {said}; expected it to run as PyTorch's does"
+            raise UserError(text) from error
         if any(j.outside for j in judged[port].values()):
             progress(f"{port}: looking for the layers that are wrong")
             found, divergence = _findings(port, functional, reference, fed, judged[port], names)

@@ -22,14 +22,14 @@ def worst(model: dict[str, Any], field: str, quantity: str) -> float:
 def table(results: dict[str, Any]) -> str:
     """A row a network: distances are relative L2, the larger of the two ports; the multiple is that of any quantity."""
     lines = [
-        "| network | eval output | parameter gradients | statistics | 3 SGD steps | worst / response | seconds |",
-        "|---|---|---|---|---|---|---|",
+        "| network | eval output | parameter gradients | statistics | 3 SGD steps | worst / response |",
+        "|---|---|---|---|---|---|",
     ]
     for model in results["models"]:
         quantities = ("output.eval", "gradient.parameter", "statistics", "training.parameter")
         distances = " | ".join(f"{worst(model, 'largest', q):.1e}" for q in quantities)
         multiple = max(times for found in model["multiple"].values() for times in found.values())
-        lines.append(f"| `{model['model']}` | {distances} | {multiple:.1f} | {model['seconds']:.0f} |")
+        lines.append(f"| `{model['model']}` | {distances} | {multiple:.1f} |")
     where = results["environment"]
     lines += [
         "",

@@ -24,6 +24,7 @@ from test_planted import (
 
 import parity
 from parity.traps import TRAPS
+from ports import UserError
 from ports.resnet.spec import ResNetSpec
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -118,15 +119,14 @@ CASES: dict[str, tuple[ResNetSpec, list[Plant], dict[str, str | None]]] = {
         DILATED_NET,
         [
             attribute(lambda net: last(net).conv2, kernel_dilation=1, padding=1),
-            attribute(lambda net: block(net).conv1, padding="VALID"),
             attribute(lambda net: net.conv1, strides=1),
         ],
         {
             "layer2.0.conv2": "conv-dilation-forgotten",
-            "layer1.0.conv1": "conv-padding-none",
             "conv1": "conv-stride-one",
         },
     ),
+    "padding": (BASIC_NET, [attribute(lambda net: net.conv1, padding="VALID")], {"conv1": "conv-padding-none"}),
     "gradients": (BASIC_NET, [batch_norm_class(StoppedStatistics)], {"layer1.1.bn2": None}),
 }
 
@@ -150,6 +150,14 @@ def test_every_mistake_is_found_and_named(case: str) -> None:
 def test_every_trap_of_these_layers_is_planted() -> None:
     named = {trap for _, _, expected in CASES.values() for trap in expected.values()}
     assert {trap.name for trap in TRAPS} - ELSEWHERE == named - {None}
+
+
+def test_a_port_that_cannot_be_run_is_a_clear_error() -> None:
+    net = reference(BASIC_NET)
+    wrong = twin(net, "nnx")
+    block(wrong).conv1.padding = "VALID"
+    with pytest.raises(UserError, match=r"nnx: the network raises TypeError: .*shapes"):
+        parity.check(net, wrong, steps=1)
 
 
 def test_without_a_mistake_nothing_is_found() -> None:
