@@ -201,6 +201,7 @@ def test_a_wrong_rule_is_seen(
 def test_every_rule_has_a_case() -> None:
     tested = {case.partition("-")[0] for case in CASES} | {"Dense"}  # Linen's Linear
     tested |= {"Embed", "MultiHeadAttention", "MultiHeadDotProductAttention"}
+    tested |= {"LSTMCell", "OptimizedLSTMCell", "GRUCell"}  # test_recurrent.py
     assert tested == set(layers.LAYERS)
 
 
