@@ -1,8 +1,13 @@
 """Distances between tensors, and the bounds that they are held against.
 
-The reference is run again with inputs and weights moved by one unit in the last place, with random signs. How far each
-tensor moves is its rounding response: the size of the differences that rounding alone can make in it. A port passes
-where every tensor's distance from the reference is at most `MULTIPLE` times that.
+The reference is run again with inputs and weights moved by one unit in the last place, with random signs, and with
+images in memory as Flax keeps them, so that sums are taken in another order. How far each tensor moves is its rounding
+response: the size of the differences that rounding alone can make in it. A port passes where every tensor's distance
+from the reference is at most `MULTIPLE` times that.
+
+The order of sums matters by itself: added one after the other, n numbers that cancel carry √n times the rounding of
+their parts. With it left out, one random network in forty stood at 47 times its response in the gradient of a
+BatchNorm's weight, a sum over 2,184 numbers; with it, at 2.
 """
 
 from __future__ import annotations
@@ -39,11 +44,11 @@ def one_ulp(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def perturbed(weights: Mapping[str, np.ndarray], probe: Probe, seed: int) -> tuple[dict[str, np.ndarray], Probe]:
-    """Weights and inputs moved by one unit in the last place."""
+    """Weights and inputs moved by one unit in the last place, and images channels last."""
     rng = np.random.default_rng([seed, 1])
     return (
         {name: one_ulp(array, rng) for name, array in weights.items()},
-        replace(probe, inputs=mapped(probe.inputs, lambda _, array: one_ulp(array, rng))),
+        replace(probe, inputs=mapped(probe.inputs, lambda _, array: one_ulp(array, rng)), channels_last=True),
     )
 
 

@@ -33,12 +33,15 @@ class Probe:
         loss: what is differentiated.
         layouts: by the name of an input (`input.0`), its layout in Flax (`parity.layouts.LAYOUTS`).
         keywords: what is passed by name.
+        channels_last: whether PyTorch keeps images in memory as Flax does, so that it adds their numbers in another
+            order.
     """
 
     inputs: tuple[Any, ...]
     loss: Loss
     layouts: Mapping[str, str] = field(default_factory=dict)
     keywords: Mapping[str, Any] = field(default_factory=dict)
+    channels_last: bool = False
 
 
 @dataclass(frozen=True)

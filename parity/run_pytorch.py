@@ -125,9 +125,14 @@ def copies(net: nn.Module) -> bool:
 
 def inputs_of(probe: Probe, grad: bool = False) -> tuple[Any, ...]:
     """The probe's inputs as tensors of their own."""
-    return mapped(
-        probe.inputs, lambda _, a: torch.tensor(a, requires_grad=grad and np.issubdtype(a.dtype, np.floating))
-    )
+
+    def tensor(_: str, array: np.ndarray) -> Tensor:
+        new = torch.tensor(array)
+        if probe.channels_last and new.ndim == 4:
+            new = new.to(memory_format=torch.channels_last)
+        return new.requires_grad_(grad and new.is_floating_point())
+
+    return mapped(probe.inputs, tensor)
 
 
 def run(net: nn.Module, probe: Probe, inputs: tuple[Any, ...]) -> Any:
@@ -173,6 +178,8 @@ def observe(
         names: the modules whose outputs are recorded.
     """
     net = copy.deepcopy(net)
+    if probe.channels_last:
+        net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     record = Outputs(copies(net))
     with torch.no_grad(), tapped(net.eval(), record, names):
         values = run(net, probe, inputs_of(probe))

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from parity import bounds, losses
+from parity import bounds, losses, run_pytorch
 from parity.bounds import DECIDES, MULTIPLE, Responses, distance, norm, one_ulp
 from parity.quantities import Probe
 
@@ -61,6 +62,17 @@ def test_integers_stay() -> None:
     assert weights["n"] == 3
     assert np.array_equal(moved.inputs[1]["tokens"], tokens)
     assert not np.array_equal(moved.inputs[0], images)
+
+
+def test_perturbed_copies_keep_images_as_flax_does() -> None:
+    images = np.ones((2, 3, 4, 5))
+    _, moved = bounds.perturbed({}, Probe((images, np.ones((2, 3))), losses.projection(0)), seed=0)
+    first, second = run_pytorch.inputs_of(moved, grad=True)
+    assert first.is_contiguous(memory_format=torch.channels_last)
+    assert not first.is_contiguous()
+    assert second.is_contiguous()
+    assert first.is_leaf
+    assert first.requires_grad
 
 
 NAN, INF = np.nan, np.inf

@@ -6,7 +6,8 @@ import pytest
 from faithful import network, run
 
 
-@pytest.mark.parametrize("seed", [1, 4, 7, 12])
+# Seed 3 holds a gradient whose difference is the order of summation alone.
+@pytest.mark.parametrize("seed", [1, 3, 4, 7, 12])
 def test_faithful_run_passes(seed: int) -> None:
     result = run(seed)
     assert result["ok"], result
