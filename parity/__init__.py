@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from parity.checker import assert_parity, check
+    from parity.checker import assert_parity, check, move
     from parity.report import Report
 
-__all__ = ["Report", "assert_parity", "check"]
+__all__ = ["Report", "assert_parity", "check", "move"]
 
 
 def __getattr__(name: str) -> Any:

@@ -19,7 +19,7 @@ import torch
 from flax import nnx
 
 import ports as networks
-from parity import memory, probe, run_linen, run_nnx, run_pytorch
+from parity import memory, pairs, probe, run_linen, run_nnx, run_pytorch
 from parity.bounds import MULTIPLE
 from parity.compare import Progress, compare
 from parity.quantities import SGD, Probe
@@ -44,17 +44,26 @@ def check(
     steps: int = 3,
     seed: int = 0,
     weights: str | Path | Mapping[str, np.ndarray] | None = None,
+    names: Mapping[str, str] | None = None,
+    loss: tuple[Callable[[Any], Any], Callable[[Any], Any]] | None = None,
+    layouts: Mapping[str, str] | None = None,
+    keywords: Mapping[str, Any] | None = None,
+    accept: Sequence[str] = (),
     tx: Any = None,
     progress: Progress = lambda _: None,
 ) -> Report:
     """Proves in float64 that Flax networks are the same as a PyTorch network, or names the first layer that is not.
 
-    `check("resnet50")` builds the named network in every port, from one set of weights. `check(torch_net, nnx_net)` and
-    `check(torch_net, (module, variables))` take live networks of this package's architectures as they are.
+    `check(torch_model, flax_model, *inputs)` takes anybody's models: an `nnx.Module` or Linen's `(module, variables)`,
+    with the inputs in PyTorch's layout. `check("resnet50")` builds a named network of this package in every port, from
+    one set of weights. `check(torch_net, nnx_net)` takes live networks of this package without inputs.
+
+    Of anybody's models the weights are compared first, as they are. Then all that is run is compared with PyTorch's
+    weights in both, and random numbers in tensors whose numbers are all equal, for these hide mistakes.
 
     Args:
-        model: a named network, a description, or a live PyTorch network.
-        candidates: live Flax networks to hold against a live PyTorch network.
+        model: a named network, a description, or a live PyTorch model.
+        candidates: one live Flax model and the inputs; or live Flax networks of this package.
         ports: which ports of a named network.
         images: a file or a folder of photographs; by default the two that scikit-learn ships.
         image_size: height and width; by default the network's height and an odd width (224x193, 32x27).
@@ -63,6 +72,13 @@ def check(
         seed: of initial weights, labels and the signs of the perturbation.
         weights: the hub form, or a file of them; by default initial weights with random BatchNorm parameters and
             statistics. (Given weights are used as they are.)
+        names: Flax's layer names by PyTorch's, where they cannot be paired with certainty (`parity.pairing.pair`).
+        loss: what is differentiated, in PyTorch and in JAX: two functions from a model's output to a number. By default
+            the mean of every output times fixed random numbers.
+        layouts: by the name of an input (`input`; of several `input.0`, `input.key`) how Flax holds it:
+            `channels_last` (the default from four dimensions on), `same` or `batch_second`.
+        keywords: what is passed by name to both models.
+        accept: names of `parity.traps.TRAPS`: differences that are meant.
         tx: the optax transform that the ports train with, to hold one's own against `torch.optim.SGD`.
         progress: told what is about to be done.
 
@@ -71,39 +87,102 @@ def check(
 
     Raises:
         UserError: the question cannot be put: an unknown name, an unreadable file, weights that do not fit or hold NaN,
-            no memory for it, a batch with one value a channel.
+            no memory for it, a batch with one value a channel, layers that cannot be paired, a model that raises.
     """
-    begin = time.monotonic()
     require(ports, batch, steps, seed)
     with jax.enable_x64(True), _deterministic():
-        spec = _spec(model)
-        size = image_size or probe.default_size(spec.input_size)
-        if min(size) < 1 or max(size) > LARGEST:
-            raise UserError(f"image size: got {size[0]}x{size[1]}, expected 1 to {LARGEST} pixels")
-        if spec.in_channels not in (1, 3):
-            raise UserError(f"{spec.name}: photographs have 1 or 3 channels, the network takes {spec.in_channels}")
-        memory.require(spec, batch, size)
-        reference, live = _networks(model, spec, candidates, ports, seed, weights)
-        fed = probe.make(
-            probe.photographs(images),
-            batch=batch,
-            size=size,
-            channels=spec.in_channels,
-            classes=spec.num_classes,
-            seed=seed,
-        )
-        if not isinstance(model, torch.nn.Module) and weights is None:
-            progress("random BatchNorm parameters and statistics")
-            randomise(reference, fed, seed)
-        state = networks.weights.read(reference)
-        _finite(state)
-        builders = live or {port: partial(_built, spec, port, state) for port in dict.fromkeys(ports)}
-        sgd = SGD(steps, run_pytorch.learning_rate(reference, fed))
-        result = compare(reference, builders, fed, sgd, seed=seed, tx=tx, progress=progress)
+        if isinstance(model, torch.nn.Module) and ((len(candidates) > 1 and not _is_net(candidates[1])) or keywords):
+            if not candidates:
+                raise UserError("got a PyTorch model alone, expected a Flax model and inputs behind it")
+            if weights is not None:
+                raise UserError("got live models and weights; live models are compared as they are")
+            found = pairs.check(
+                model,
+                candidates[0],
+                candidates[1:],
+                port=_port(candidates[0]),
+                names=names,
+                loss=loss,
+                layouts=layouts,
+                keywords=keywords,
+                accept=accept,
+                steps=steps,
+                seed=seed,
+                tx=tx,
+                progress=progress,
+            )
+        else:
+            given = {"names": names, "loss": loss, "layouts": layouts, "accept": accept}
+            if unused := [name for name, value in given.items() if value]:
+                raise UserError(f"{', '.join(unused)}: only for two live models with inputs behind them")
+            found = _named(model, candidates, ports, images, image_size, batch, steps, seed, weights, tx, progress)
     memory.release()
-    note = f"{batch} image{'s' if batch > 1 else ''} of {size[0]}x{size[1]}, seed {seed}"
-    found = Model(spec.name, note=note, seconds=round(time.monotonic() - begin, 2), **result)
     return Report((found,), environment())
+
+
+def move(
+    torch_model: torch.nn.Module,
+    flax_model: Any,
+    *inputs: Any,
+    names: Mapping[str, str] | None = None,
+    layouts: Mapping[str, str] | None = None,
+    keywords: Mapping[str, Any] | None = None,
+) -> Any:
+    """Moves the weights and statistics of anybody's PyTorch model into their Flax model, layer by paired layer.
+
+    The arguments are those of `check`. The second bias of PyTorch's recurrent layers is folded into the first.
+
+    Returns:
+        the NNX model, changed in place, or Linen's `(module, new variables)`.
+
+    Raises:
+        UserError: layers that cannot be paired, tensors that do not fit: nothing was written then.
+    """
+    with jax.enable_x64(True):
+        return pairs.move(torch_model, flax_model, inputs, _port(flax_model), names, layouts, keywords)
+
+
+def _named(
+    model: str | ResNetSpec | torch.nn.Module,
+    candidates: Sequence[Any],
+    ports: Sequence[str],
+    images: str | Path | None,
+    image_size: tuple[int, int] | None,
+    batch: int,
+    steps: int,
+    seed: int,
+    weights: str | Path | Mapping[str, np.ndarray] | None,
+    tx: Any,
+    progress: Progress,
+) -> Model:
+    """The check of networks of this package."""
+    begin = time.monotonic()
+    spec = _spec(model)
+    size = image_size or probe.default_size(spec.input_size)
+    if min(size) < 1 or max(size) > LARGEST:
+        raise UserError(f"image size: got {size[0]}x{size[1]}, expected 1 to {LARGEST} pixels")
+    if spec.in_channels not in (1, 3):
+        raise UserError(f"{spec.name}: photographs have 1 or 3 channels, the network takes {spec.in_channels}")
+    memory.require(spec, batch, size)
+    reference, live = _networks(model, spec, candidates, ports, seed, weights)
+    fed = probe.make(
+        probe.photographs(images),
+        batch=batch,
+        size=size,
+        channels=spec.in_channels,
+        classes=spec.num_classes,
+        seed=seed,
+    )
+    if not isinstance(model, torch.nn.Module) and weights is None:
+        progress("random BatchNorm parameters and statistics")
+        randomise(reference, fed, seed)
+    state = networks.weights.read(reference)
+    _finite(state)
+    builders = live or {port: partial(_built, spec, port, state) for port in dict.fromkeys(ports)}
+    sgd = SGD(steps, run_pytorch.learning_rate(reference, fed))
+    result = compare(reference, builders, fed, sgd, seed=seed, tx=tx, progress=progress)
+    note = f"{batch} image{'s' if batch > 1 else ''} of {size[0]}x{size[1]}, seed {seed}"
+    return Model(spec.name, note=note, seconds=round(time.monotonic() - begin, 2), **result)
 
 
 def require(ports: Sequence[str], batch: int, steps: int, seed: int) -> None:
@@ -139,7 +218,8 @@ def _spec(model: str | ResNetSpec | torch.nn.Module) -> ResNetSpec:
         return specs.get(model)
     spec = getattr(model, "spec", None)
     if not isinstance(spec, ResNetSpec):
-        raise UserError(f"got {type(model).__name__}, expected a network of ports.create, or its name")
+        text = "expected inputs behind the two models, or a network of ports.create, or its name"
+        raise UserError(f"got {type(model).__name__} without inputs, {text}")
     return spec
 
 
@@ -177,6 +257,11 @@ def _built(spec: ResNetSpec, port: str, state: Mapping[str, np.ndarray]) -> Any:
 def _promoted(net: Any) -> Any:
     port = FLAX_PORTS[_port(net)]
     return port.functional(port.promote(net))
+
+
+def _is_net(value: Any) -> bool:
+    pair = isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], flax.linen.Module)
+    return pair or isinstance(value, nnx.Module)
 
 
 def _port(net: Any) -> str:

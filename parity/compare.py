@@ -58,7 +58,7 @@ def responses_of(
     """Runs the reference once as it is and `DRAWS` times perturbed."""
     progress("reference in PyTorch")
     state = weights.read(reference)
-    parameters = {name: state[name] for name in run_pytorch.parameter_names(reference)}
+    parameters = {name: state[name] for name in run_pytorch.parameters(reference, fed)}
     responses = Responses(dict(run_pytorch.observe(reference, fed, sgd, names)), parameters)
     for draw in range(DRAWS):
         progress(f"rounding response {draw + 1} of {DRAWS}")

@@ -102,3 +102,22 @@ def randomised(
         result[mean] = statistics[mean] + rng.normal(0, 0.3, channels) * np.sqrt(var)
         result[f"{layer}running_var"] = var * rng.uniform(0.5, 1.5, channels)
     return result
+
+
+def varied(state: dict[str, np.ndarray], names: set[str], seed: int) -> dict[str, np.ndarray]:
+    """Weights that hide nothing: tensors whose numbers are all equal, as fresh norms and biases have, get random ones.
+
+    A scale of ones hides a missing scale, a bias of zeros a missing bias, a variance of ones a wrong epsilon less well
+    than others do. Tensors that are one array stay one.
+
+    Args:
+        names: of the tensors that may change: those that both models have.
+    """
+    rng, done = np.random.default_rng([seed, 5]), {}
+    for name, array in state.items():
+        if name not in names or id(array) in done or array.dtype.kind != "f" or array.size < 2 or np.ptp(array) > 0:
+            continue
+        value = float(array.flat[0])
+        spread = rng.uniform(0.75, 1.25, array.shape) * value if value else rng.normal(0, 0.1, array.shape)
+        done[id(array)] = spread
+    return {name: done.get(id(array), array) for name, array in state.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +35,7 @@ class Probe:
         keywords: what is passed by name.
         channels_last: whether PyTorch keeps images in memory as Flax does, so that it adds their numbers in another
             order.
+        tensors: the parameters and statistics that are compared; by default all of the reference's.
     """
 
     inputs: tuple[Any, ...]
@@ -42,6 +43,7 @@ class Probe:
     layouts: Mapping[str, str] = field(default_factory=dict)
     keywords: Mapping[str, Any] = field(default_factory=dict)
     channels_last: bool = False
+    tensors: Collection[str] | None = None
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,9 @@ class NoDropout(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def parameter_names(net: nn.Module) -> list[str]:
-    return [name for name, _ in net.named_parameters()]
+def parameters(net: nn.Module, probe: Probe) -> dict[str, nn.Parameter]:
+    """What is trained and compared."""
+    return {n: p for n, p in net.named_parameters() if probe.tensors is None or n in probe.tensors}
 
 
 def with_parameters(net: nn.Module) -> list[str]:
@@ -188,8 +189,9 @@ def observe(
     del values, record
 
     net.train()
-    start = {name: p.detach().clone() for name, p in net.named_parameters()}
-    optimizer = torch.optim.SGD(net.parameters(), lr=1.0, momentum=sgd.momentum, weight_decay=sgd.weight_decay)
+    trained = parameters(net, probe)
+    start = {name: p.detach().clone() for name, p in trained.items()}
+    optimizer = torch.optim.SGD(trained.values(), lr=1.0, momentum=sgd.momentum, weight_decay=sgd.weight_decay)
     for step, learning_rate in enumerate(sgd.learning_rates or (0.0,)):
         images, record = inputs_of(probe, grad=True), Outputs(copies(net))
         with tapped(net, record, names if step == 0 else ()):
@@ -203,15 +205,16 @@ def observe(
         optimizer.zero_grad()
         loss.backward()
         if step == 0:
-            grads = ((name, torch.zeros_like(p) if p.grad is None else p.grad) for name, p in net.named_parameters())
+            grads = ((name, torch.zeros_like(p) if p.grad is None else p.grad) for name, p in trained.items())
             yield "gradient.parameter", {name: grad.numpy().copy() for name, grad in grads}
             floating = ((name, x) for name, x in leaves(images, "input") if x.requires_grad)
             yield (
                 "gradient.input",
                 {n: np.zeros(x.shape) if x.grad is None else x.grad.numpy() for n, x in floating},
             )
-            yield "statistics", {name: b.numpy().copy() for name, b in net.named_buffers()}
+            buffers = ((n, b) for n, b in net.named_buffers() if probe.tensors is None or n in probe.tensors)
+            yield "statistics", {name: b.numpy().copy() for name, b in buffers}
         optimizer.param_groups[0]["lr"] = learning_rate
         optimizer.step()
     if sgd.steps:
-        yield "training.parameter", {n: (p.detach() - start[n]).numpy() for n, p in net.named_parameters()}
+        yield "training.parameter", {n: (p.detach() - start[n]).numpy() for n, p in trained.items()}

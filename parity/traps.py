@@ -6,13 +6,16 @@ in both modes, that is the diagnosis. A new mistake is a new row of `TRAPS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ports.errors import UserError
 
 CONV, LINEAR = (nn.Conv1d, nn.Conv2d, nn.Conv3d), (nn.Linear,)
 BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -104,7 +107,7 @@ class BiasedVariance(nn.Module):
         y = self.layer(x)
         if self.training:
             kept = (1 - self.layer.momentum) * old
-            self.layer.running_var.copy_(kept + (self.layer.running_var - kept) * (n - 1) / n)
+            self.layer.running_var = kept + (self.layer.running_var - kept) * (n - 1) / n
         return y
 
 
@@ -274,3 +277,40 @@ TRAPS = (
         "write bias to `bias`",
     ),
 )
+
+
+def accepted(net: nn.Module, names: Sequence[str]) -> None:
+    """Makes these mistakes in every layer of `net` that can have them, so that a port that makes them is equal to it.
+
+    Raises:
+        UserError: no mistake of this name, or no layer that can have it.
+    """
+    for name in names:
+        trap = next((t for t in TRAPS if t.name == name), None)
+        if trap is None:
+            near = difflib.get_close_matches(name, [t.name for t in TRAPS], 1, 0)[0]
+            raise UserError(f"accept: got {name!r}, expected the name of a trap such as {near!r}")
+        planted = [module for module in net.modules() if isinstance(module, trap.layers) and _made(trap, module)]
+        if not planted:
+            raise UserError(f"accept: no layer of the model can have {name!r}")
+
+
+def _made(trap: Trap, layer: nn.Module) -> bool:
+    """Plants `trap` in `layer`, which keeps its name and tensors."""
+    planted = trap.plant(layer)
+    if planted is None or planted is layer:
+        return planted is not None
+    original: Any = type(layer)
+
+    def forward(self: Any, *args: Any) -> Any:
+        self.__class__ = original
+        try:
+            wrapper: Any = trap.plant(self)
+            wrapper.training = self.training
+            return wrapper(*args)
+        finally:
+            self.__class__ = planted_type
+
+    planted_type = type(original.__name__, (original,), {"forward": forward})
+    layer.__class__ = planted_type
+    return True

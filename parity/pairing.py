@@ -1,0 +1,238 @@
+"""Which layer of somebody's Flax model is which layer of their PyTorch model.
+
+Layers are paired by what is certain, in this order; what stays open is an error that lists the
+candidates, never a guess:
+
+1. `names`, given by the caller, layer by layer or as patterns;
+2. equal names (but for `.`, `_` and capitals), where the tensors fit;
+3. equal values: the same weights, bit by bit, that no other layer has;
+4. the only two layers left with tensors of these shapes;
+5. the order of execution, where both models call layers of the same types and shapes in the same order.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ports.errors import UserError
+from ports.weights.layers import COUNTER
+
+# Tensors that one side may lack: the counter of batches; a recurrent layer's second bias, folded into the first.
+OPTIONAL = (COUNTER, "bias_hh")
+
+
+@dataclass
+class Layer:
+    """A layer with tensors of its own.
+
+    Attributes:
+        name: in its own framework.
+        kind: of which rule of `ports.weights.layers` it is: `conv`, `linear`; `own` for a module of the user's.
+        tensors: by its name within the layer (`weight`), the name of each tensor in the whole model.
+        values: by the same names, in PyTorch's layout.
+        rank: when it is called first; None where it is never called.
+    """
+
+    name: str
+    kind: str
+    tensors: dict[str, str] = field(default_factory=dict)
+    values: dict[str, np.ndarray] = field(default_factory=dict)
+    rank: int | None = None
+
+    @property
+    def signature(self) -> tuple[object, ...]:
+        """Type, and names and shapes of the tensors."""
+        return self.kind, *sorted((n, v.shape) for n, v in self.values.items() if n not in OPTIONAL)
+
+    @property
+    def normal(self) -> str:
+        return re.sub(r"[._]", "", self.name).lower()
+
+    def __str__(self) -> str:
+        shapes = ", ".join(f"{n} {v.shape}" for n, v in self.values.items() if n not in OPTIONAL)
+        return f"{self.name} ({self.kind}: {shapes})"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two layers that are one.
+
+    Attributes:
+        why: what the pairing rests on.
+    """
+
+    torch: Layer
+    flax: Layer
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.torch.name} = {self.flax.name}  ({self.why})"
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """All pairs in PyTorch's order, and PyTorch's layers that need none."""
+
+    pairs: tuple[Pair, ...]
+    unused: tuple[Layer, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [str(pair) for pair in self.pairs]
+        lines += [f"{layer.name}: never called in PyTorch, and absent from Flax" for layer in self.unused]
+        return "\n".join(lines)
+
+
+def pair(
+    torch: Sequence[Layer], flax: Sequence[Layer], names: Mapping[str, str] | None = None, port: str = "Flax"
+) -> Pairing:
+    """Pairs the layers of two models.
+
+    Args:
+        names: Flax's names by PyTorch's; of a layer, or of a module with layers in it; each `*` stands for one part of
+            a name and is put in again: `{"encoder.layers.*.linear1": "Block_*.Dense_0"}`.
+
+    Raises:
+        UserError: a name that is not there, or layers that stay open, with their candidates.
+    """
+    found: list[Pair] = []
+    left, right = _unique(torch, "PyTorch"), _unique(flax, port)
+    for pattern, replacement in (names or {}).items():
+        _named(pattern, replacement, left, right, found, port)
+    _paired(left, right, found)
+    unused = [layer for layer in left.values() if layer.rank is None or _tied(layer, found)]
+    for layer in unused:
+        del left[layer.name]
+    spare = [name for name, layer in right.items() if layer.rank is None]
+    for name in spare:
+        del right[name]
+    if left or right:
+        raise UserError(_open(left.values(), right.values(), port))
+    order = {layer.name: i for i, layer in enumerate(torch)}
+    return Pairing(tuple(sorted(found, key=lambda p: order[p.torch.name])), tuple(unused))
+
+
+def _unique(layers: Iterable[Layer], side: str) -> dict[str, Layer]:
+    found: dict[str, Layer] = {}
+    for layer in layers:
+        if layer.name in found:
+            raise UserError(f"{side}: two layers are called {layer.name}; expected one")
+        found[layer.name] = layer
+    return found
+
+
+def _take(left: dict[str, Layer], right: dict[str, Layer], a: Layer, b: Layer, why: str, found: list[Pair]) -> None:
+    found.append(Pair(a, b, why))
+    del left[a.name], right[b.name]
+
+
+def _named(
+    pattern: str, replacement: str, left: dict[str, Layer], right: dict[str, Layer], found: list[Pair], port: str
+) -> None:
+    """Pairs what one entry of `names` says, whole names or the modules that they stand in."""
+    expression = re.compile("([^.]+)".join(re.escape(part) for part in pattern.split("*")) + r"(?=\.|$)")
+    scopes: dict[str, str] = {}
+    for name in left:
+        if match := expression.match(name):
+            parts = iter(match.groups())
+            scopes[match.group()] = re.sub(r"\*", lambda _, parts=parts: next(parts, "*"), replacement)
+    if not scopes:
+        near = difflib.get_close_matches(pattern, left, 1, 0)
+        raise UserError(f"names: {pattern!r} matches no layer of PyTorch's that is left; the nearest is {near}")
+    for scope, other in scopes.items():
+        inside = {n: layer for n, layer in left.items() if n == scope or n.startswith(f"{scope}.")}
+        there = {n: layer for n, layer in right.items() if n == other or n.startswith(f"{other}.")}
+        if not there:
+            near = difflib.get_close_matches(other, right, 1, 0)
+            raise UserError(f"names: {pattern!r}: no layer of {port}'s that is left is called {other!r}; near: {near}")
+        if len(inside) == len(there) == 1:
+            a, b = next(iter(inside.values())), next(iter(there.values()))
+            _take(left, right, a, b, "given", found)
+            continue
+        some: list[Pair] = []
+        trim = [
+            {n: Layer(n[len(s) :], x.kind, x.tensors, x.values, x.rank) for n, x in side.items()}
+            for s, side in ((scope, inside), (other, there))
+        ]
+        _paired({x.name: x for x in trim[0].values()}, {x.name: x for x in trim[1].values()}, some)
+        for one in some:
+            a, b = left[scope + one.torch.name], right[other + one.flax.name]
+            _take(left, right, a, b, f"given, {one.why}", found)
+
+
+def _paired(left: dict[str, Layer], right: dict[str, Layer], found: list[Pair]) -> None:
+    """Moves what is certain from both sides to `found`."""
+    _by(left, right, lambda layer: (layer.normal, layer.signature), "equal names", found)
+    _by(left, right, lambda layer: (layer.signature, _content(layer)), "equal values", found)
+    _by(left, right, lambda layer: (layer.normal, layer.kind), "equal names, other shapes", found)
+    _by(left, right, lambda layer: layer.signature, "the only ones of these shapes", found)
+    _in_order(left, right, found)
+    kinds = Counter(layer.kind for side in (left, right) for layer in side.values() if layer.rank is not None)
+    if len(left) == len(right) and all(count == 2 for count in kinds.values()):
+        _by(left, right, lambda layer: layer.kind, "the only ones left of this type", found)
+
+
+def _by(left: dict[str, Layer], right: dict[str, Layer], key: object, why: str, found: list[Pair]) -> None:
+    """Pairs the layers whose key one layer on each side has, and no other."""
+    sides: list[dict[object, list[Layer]]] = []
+    for side in (left, right):
+        groups = defaultdict(list)
+        for layer in side.values():
+            groups[key(layer)].append(layer)  # pyright: ignore[reportCallIssue]
+        sides.append(groups)
+    for value, ones in sides[0].items():
+        others = sides[1].get(value, [])
+        if len(ones) == len(others) == 1:
+            _take(left, right, ones[0], others[0], why, found)
+
+
+def _content(layer: Layer) -> object:
+    """The bits of all tensors; of a layer whose numbers are all equal (fresh norms) nothing that could tell it."""
+    varied = [v for v in layer.values.values() if v.size > 1 and not np.all(v == v.flat[0])]
+    if not varied:
+        return object()
+    return tuple(sorted((n, v.tobytes()) for n, v in layer.values.items() if n not in OPTIONAL))
+
+
+def _in_order(left: dict[str, Layer], right: dict[str, Layer], found: list[Pair]) -> None:
+    """Pairs what is left by the order of calls, where all that are called have the same shapes in the same order."""
+    sides = []
+    for side, paired in ((left, [p.torch for p in found]), (right, [p.flax for p in found])):
+        steps = [(layer.rank, layer.signature) for layer in side.values() if layer.rank is not None]
+        steps += [(layer.rank, i) for i, layer in enumerate(paired) if layer.rank is not None]
+        sides.append([step for _, step in sorted(steps, key=lambda step: step[0])])
+    if sides[0] == sides[1]:
+        called = [sorted(_called(side.values()), key=lambda layer: layer.rank or 0) for side in (left, right)]
+        for a, b in zip(*called, strict=True):
+            _take(left, right, a, b, "the order of calls", found)
+
+
+def _called(layers: Iterable[Layer]) -> list[Layer]:
+    return [layer for layer in layers if layer.rank is not None]
+
+
+def _tied(layer: Layer, found: Sequence[Pair]) -> bool:
+    """Whether its tensors are those of a paired layer (an output layer that shares the embedding's weight)."""
+    values = [v for p in found for v in p.torch.values.values()]
+    return bool(layer.values) and all(any(v is other for other in values) for v in layer.values.values())
+
+
+def _open(left: Iterable[Layer], right: Iterable[Layer], port: str) -> str:
+    """The error for layers that stay open."""
+    left, right = list(left), list(right)
+    lines = ["the layers of the two models cannot be paired; say which is which with `names`, or add what is missing"]
+    for layer in left:
+        candidates = [o for o in right if o.kind == layer.kind]
+        near = ", ".join(map(str, candidates[:4])) or f"none: {port} has no more {layer.kind}"
+        lines.append(f"PyTorch's {layer}: candidates {near}")
+    lines += [
+        f"{port}'s {layer}: PyTorch has no more {layer.kind}"
+        for layer in right
+        if not any(o.kind == layer.kind for o in left)
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,292 @@
+"""The check of somebody's own pair of models: layers are paired, weights compared, and then everything that is run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+from flax import linen, nnx
+
+from parity import compare, inventory, losses, memory, probe, run_flax, run_linen, run_nnx, run_pytorch, transfer
+from parity.layouts import LAYOUTS, axes, leaves, mapped
+from parity.pairing import OPTIONAL, Pairing, pair
+from parity.quantities import SGD, Loss, Probe
+from parity.report import Model
+from parity.run_flax import Functional
+from parity.taps import Recorder, layer_of
+from parity.traps import accepted
+from ports import UserError, weights
+from ports.weights import flax as flax_weights
+from ports.weights import linen as linen_weights
+from ports.weights import nnx as nnx_weights
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A PyTorch model and a Flax model in float64, layer by layer.
+
+    Attributes:
+        reference: PyTorch's; the caller's own is left as it is.
+        port: `nnx` or `linen`.
+        state: PyTorch's tensors as they were given, recurrent biases folded, in float64.
+        layers: Linen's modules by the names of their scopes.
+    """
+
+    reference: torch.nn.Module
+    flax: Any
+    port: str
+    state: dict[str, np.ndarray]
+    pairing: Pairing
+    layers: dict[str, linen.Module] | None
+
+    @property
+    def tensors(self) -> dict[str, str]:
+        """PyTorch's names of the tensors that are compared, by Flax's."""
+        return {
+            p.flax.tensors[leaf]: p.torch.tensors[leaf]
+            for p in self.pairing.pairs
+            for leaf in p.torch.tensors
+            if leaf in p.flax.tensors and leaf not in OPTIONAL
+        }
+
+    @property
+    def names(self) -> dict[str, str]:
+        """PyTorch's names of the layers that are recorded, by Flax's."""
+        found = {}
+        for p in self.pairing.pairs:
+            module, _, level = p.torch.name.partition("@")
+            if p.torch.kind != inventory.OWN and not level:
+                found[p.flax.name] = module
+        return found
+
+    def functional(self, state: Mapping[str, np.ndarray], names: Mapping[str, str]) -> Functional:
+        """The Flax model with these weights."""
+        own = {own: state[hub] for own, hub in self.tensors.items()}
+        new = _written(self.port, nnx.clone(self.flax) if self.port == "nnx" else self.flax, own, self.layers)
+        if self.port == "nnx":
+            return run_nnx.functional(new, names, self.tensors)
+        return run_linen.functional(new, names, self.tensors, self.layers)
+
+
+def check(
+    model: torch.nn.Module,
+    other: Any,
+    inputs: Sequence[Any],
+    *,
+    port: str,
+    names: Mapping[str, str] | None,
+    loss: tuple[Callable[[Any], Any], Callable[[Any], Any]] | None,
+    layouts: Mapping[str, str] | None,
+    keywords: Mapping[str, Any] | None,
+    accept: Sequence[str],
+    steps: int,
+    seed: int,
+    tx: Any,
+    progress: Progress,
+) -> Model:
+    """See `parity.check`."""
+    begin = time.monotonic()
+    fed = feed(inputs, keywords, layouts, losses.given(*loss) if loss else losses.projection(seed))
+    progress("pairing layers")
+    both = paired(model, other, fed, port, names)
+    _repeatable(both.reference, fed)
+    title = type(model).__name__
+    row, found = transfer.judge(port, both.pairing)
+    if any(finding.trap == transfer.STRUCTURE for finding in found):
+        return Model(title, (row,), findings=tuple(found), seconds=round(time.monotonic() - begin, 2))
+    state = probe.varied(both.state, {*both.tensors.values()}, seed)
+    _write(both.reference, state)
+    accepted(both.reference, accept)
+    trained = _trained(both.reference, fed, {*both.tensors.values()})
+    buffers = {n for n, _ in both.reference.named_buffers()} & {*both.tensors.values()}
+    fed = replace(fed, tensors=frozenset(trained | buffers))
+    used = _comparable(both, state, fed)
+    sgd = SGD(steps, run_pytorch.learning_rate(both.reference, fed))
+    result = compare.compare(
+        both.reference,
+        {port: lambda: both.functional(state, used)},
+        fed,
+        sgd,
+        seed=seed,
+        tx=tx,
+        names=[name for name in both.names.values() if name in used.values()],
+        progress=progress,
+    )
+    memory.release()
+    result["rows"] = (row, *result["rows"])
+    result["findings"] = (*found, *result["findings"])
+    note = f"{len(both.pairing.pairs)} layers paired, seed {seed}"
+    note += "".join(f", accepted: {name}" for name in accept)
+    return Model(title, note=note, seconds=round(time.monotonic() - begin, 2), **result)
+
+
+def move(
+    model: torch.nn.Module, other: Any, inputs: Sequence[Any], port: str, names: Any, layouts: Any, keywords: Any
+) -> Any:
+    """See `parity.move`."""
+    fed = feed(inputs, keywords, layouts, losses.projection(0))
+    both = paired(model, other, fed, port, names)
+    _, found = transfer.judge(port, both.pairing)
+    if problems := [f.text for f in found if f.trap == transfer.STRUCTURE]:
+        raise weights.WeightsError(problems)
+    return _written(port, other, {own: both.state[hub] for own, hub in both.tensors.items()}, both.layers)
+
+
+def _written(port: str, net: Any, own: Mapping[str, np.ndarray], layers: Any) -> Any:
+    """The Flax model with these tensors, in its own types: NNX's itself, of Linen's a copy of the variables."""
+    places = nnx_weights.places(net, bare=True) if port == "nnx" else linen_weights.places(net, layers)
+    values = {n: own[n].astype(p.dtype) if n in own else p.read() for n, p in places.items()}
+    new: Any = flax_weights.plan(places, values, ())  # pyright: ignore[reportArgumentType]
+    if port == "nnx":
+        for slot, array in new:
+            slot.set(array)
+        return net
+    variables = jax.tree.map(lambda a: a, dict(net[1]))
+    for slot, array in new:
+        node = variables
+        for part in slot.path[:-1]:
+            node = node.get(part, {})
+        if slot.path[-1] in node:
+            node[slot.path[-1]] = jax.numpy.array(array)
+    return net[0], variables
+
+
+def feed(
+    inputs: Sequence[Any], keywords: Mapping[str, Any] | None, layouts: Mapping[str, str] | None, loss: Loss
+) -> Probe:
+    """The inputs as numpy arrays, numbers that are not whole in float64.
+
+    Raises:
+        UserError: no input, an input that is no array or holds what is not finite, an unknown layout.
+    """
+
+    def array(name: str, value: Any) -> np.ndarray:
+        value = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+        if value.dtype.kind not in "biuf" and value.dtype.name != "bfloat16":
+            raise UserError(f"{name}: got an array of {value.dtype}, expected numbers")
+        if value.dtype.kind not in "biu":
+            value = value.astype(np.float64)
+            if count := int((~np.isfinite(value)).sum()):
+                raise UserError(f"{name}: {count} of {value.size} numbers are NaN or infinite, expected none")
+        return value
+
+    if not inputs and not keywords:
+        raise UserError("got two models and no inputs; expected inputs behind them, in PyTorch's layout")
+    arrays = mapped(tuple(inputs), array)
+    named = mapped(dict(keywords or {}), array, "keyword")
+    known = [n for n, _ in (*leaves(arrays, "input"), *leaves(named, "keyword"))]
+    for name, layout in (layouts or {}).items():
+        if name not in known:
+            raise UserError(f"layouts: no input is called {name!r}; expected one of {', '.join(known)}")
+        if layout not in LAYOUTS:
+            raise UserError(f"layouts: {name}: got {layout!r}, expected one of {', '.join(LAYOUTS)}")
+    return Probe(arrays, loss, dict(layouts or {}), named)
+
+
+def paired(model: torch.nn.Module, other: Any, fed: Probe, port: str, names: Mapping[str, str] | None) -> Pair:
+    """Both models in float64, and which layer is which.
+
+    Raises:
+        UserError: a model that does not run on the inputs, a layer without a rule, layers that cannot be paired.
+    """
+    reference = run_pytorch.promote(model)
+    state = _state(model)
+    _write(reference, state)
+    with inventory.raising("PyTorch"):
+        ours = inventory.of_torch(reference, fed, state)
+    if port == "nnx":
+        flax, layers = run_nnx.promote(other), None
+        theirs = inventory.of_nnx(flax, fed)
+    else:
+        flax = run_linen.promote(other)
+        layers = inventory.linen_layers(flax, fed)
+        theirs = inventory.of_linen(flax, fed, layers)
+    return Pair(reference, flax, port, state, pair(ours, theirs, names, port), layers)
+
+
+def _state(model: torch.nn.Module) -> dict[str, np.ndarray]:
+    """The tensors in float64, recurrent biases folded in the model's own type; tied tensors are one array."""
+    given = weights.fold_recurrent_biases(weights.read(model))
+    state: dict[str, np.ndarray] = {}
+    seen: dict[object, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        array = given[name]
+        if array.dtype.kind == "f" or array.dtype.name == "bfloat16":
+            array = array.astype(np.float64)
+            if count := int((~np.isfinite(array)).sum()):
+                raise UserError(f"weights: {name}: {count} of {array.size} numbers are NaN or infinite, expected none")
+        first = seen.setdefault((tensor.data_ptr(), tensor.shape) if tensor.numel() else name, name)
+        state[name] = state.get(first, array)
+    return state
+
+
+def _write(net: torch.nn.Module, state: Mapping[str, np.ndarray]) -> None:
+    weights.write(net, dict(state))
+
+
+def _repeatable(net: torch.nn.Module, fed: Probe) -> None:
+    """Raises where a second run gives other outputs: nothing could be compared with them."""
+    for train in (False, True):
+        runs = []
+        for _ in range(2):
+            copy = run_pytorch.promote(net).train(train)
+            with torch.no_grad(), run_pytorch.tapped(copy, run_pytorch.Tap(), ()):
+                runs.append(run_pytorch.outputs(run_pytorch.run(copy, fed, run_pytorch.inputs_of(fed))))
+        for name, array in runs[0].items():
+            if not np.array_equal(array, runs[1][name], equal_nan=True):
+                mode = "train" if train else "eval"
+                raise UserError(
+                    f"the PyTorch model is random in {mode} mode: two runs on the same input differ in {name}; "
+                    "expected none but dropout; draw random numbers outside and pass them as inputs"
+                )
+
+
+def _trained(net: torch.nn.Module, fed: Probe, tensors: set[str]) -> set[str]:
+    """The parameters that get a gradient. PyTorch's optimizers leave the others as they are; so does this check."""
+    copy = run_pytorch.promote(net).train()
+    with run_pytorch.tapped(copy, run_pytorch.Tap(), ()):
+        values = run_pytorch.run(copy, fed, run_pytorch.inputs_of(fed))
+    loss = fed.loss.torch(values)
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+        raise UserError(f"loss: got {type(loss).__name__} {tuple(getattr(loss, 'shape', ()))}, expected one number")
+    if loss.requires_grad:
+        loss.backward()
+    found = {n for n, p in copy.named_parameters() if p.grad is not None and n in tensors}
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(name in found)
+    return found
+
+
+def _comparable(both: Pair, state: Mapping[str, np.ndarray], fed: Probe) -> dict[str, str]:
+    """The layers that both models call equally often, with outputs that are the same but for their layout.
+
+    A layer that one of the models calls on a reshaped input is right or wrong by what comes of it.
+    """
+    record = Recorder()
+    copy = run_pytorch.promote(both.reference).eval()
+    with torch.no_grad(), run_pytorch.tapped(copy, record, both.names.values()):
+        run_pytorch.run(copy, fed, run_pytorch.inputs_of(fed))
+    ours = {name: tuple(y.shape) for name, y in record.outputs.items()}
+    net, record = both.functional(state, both.names), Recorder()
+    inputs, keywords = run_flax.inputs_of(fed)
+    jax.eval_shape(lambda p, s: net.forward(p, s, inputs, keywords, False, record)[0], net.params, net.stats)
+    theirs = {name: tuple(y.shape) for name, y in record.outputs.items()}
+
+    def fits(call: str) -> bool:
+        if call not in ours or call not in theirs:
+            return False
+        a, b = ours[call], theirs[call]
+        reshaped = np.prod(a) == np.prod(b) and not any(
+            len(a) == len(b) and tuple(a[i] for i in axes(layout, len(a))) == b for layout in LAYOUTS
+        )
+        return not reshaped
+
+    unfit = {layer_of(call) for call in {*ours, *theirs} if not fits(call)}
+    return {own: name for own, name in both.names.items() if name not in unfit}
