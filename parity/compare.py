@@ -140,7 +140,7 @@ def _findings(
         cases[train] = diagnose.Case(expected, got, list(localise.deviations(expected, got, leaf, train)))
         memory.release()
     first = first_divergence(port, judged, {train: case.deviations for train, case in cases.items()})
-    found = diagnose.findings(port, reference, cases, leaf)
+    found = diagnose.findings(port, reference, fed, cases, leaf)
     if not found:
         text = f"{first.quantity} differs, and every layer by itself is right"
         found = [Finding(port, first.layer, None, text)]
@@ -188,7 +188,7 @@ def first_divergence(port: str, judged: Mapping[str, Judgement], forced: Mapping
     for quantity, train in (("layer.eval", False), ("layer.train", True)):
         if outside := judged[quantity].outside:
             if deviation := next(iter(forced[train]), None):
-                behind = deviation.call or "the output"
+                behind = "the output" if deviation.side == "end" else deviation.call
                 text = (
                     f", between {deviation.before or 'the input'} and {behind}" if deviation.aspect == "between" else ""
                 )

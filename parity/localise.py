@@ -67,6 +67,7 @@ class Deviation:
         train: in train mode; False where eval mode shows it already.
         call: the call at which it is seen: for `between` the one at whose entrance, or the module at whose exit.
         before: the layer after which it stands.
+        side: `enter` or `leave` of the call; `end` for an output of the network.
     """
 
     layer: str
@@ -74,6 +75,7 @@ class Deviation:
     train: bool
     call: str
     before: str = ""
+    side: str = "leave"
 
 
 class _Reference(Tap):
@@ -278,16 +280,16 @@ def deviations(reference: Run, port: Run, leaf: Collection[str], train: bool) ->
         outer = layer_of(around[-1]) if around else NETWORK
         if event == "enter" and call in arrived:
             seen |= {outer}
-            yield Deviation(outer, "between", train, call, before)
+            yield Deviation(outer, "between", train, call, before, "enter")
         elif event == "leave" and call in computed:
             name = layer_of(call)
             seen |= {name}
             yield Deviation(name, "output" if name in leaf else "between", train, call, before)
         if event == "leave":
             before = call
-    if _wrong(port.values, reference.values, FORWARD):
+    for name in sorted(_wrong(port.values, reference.values, FORWARD)):
         seen |= {NETWORK}
-        yield Deviation(NETWORK, "between", train, "", before)
+        yield Deviation(NETWORK, "between", train, name, before, "end")
     if not train:
         return
     for name in sorted(_wrong(port.statistics, reference.statistics, FORWARD)):

@@ -207,7 +207,7 @@ TRAPS = (
         MOMENTUM,
     ),
     Trap(
-        "bn-biased-variance",
+        "bn-running-var",
         BATCH_NORM,
         BiasedVariance,
         "the running variance is the biased one; PyTorch keeps n / (n − 1) of it",

@@ -89,7 +89,7 @@ CASES: dict[str, tuple[ResNetSpec, list[Plant], dict[str, str | None]]] = {
             value(lambda net: net.bn1.var, bfloat16),
         ],
         {
-            "layer1.0.bn1": "bn-biased-variance",
+            "layer1.0.bn1": "bn-running-var",
             "layer1.1.bn2": "bn-update-lost",
             "layer2.0.bn1": "bn-momentum-copied",
             "layer2.0.bn2": "bn-mean-lost",

@@ -225,7 +225,7 @@ MISTAKES = [
     Mistake("bn-epsilon-1e-6", "layer1.0.bn1", "layer.eval", plant=attribute(first_bn, epsilon=1e-6)),
     Mistake("bn-momentum-0.99", "layer1.0.bn1", "statistics", plant=attribute(first_bn, momentum=0.99)),
     Mistake("bn-momentum-0.1-copied", "layer1.0.bn1", "statistics", plant=attribute(first_bn, momentum=0.1)),
-    Mistake("bn-biased-variance", "layer1.0.bn1", "statistics", plant=stock_batch_norm),
+    Mistake("bn-running-var", "layer1.0.bn1", "statistics", plant=stock_batch_norm),
     Mistake("bn-left-in-train-mode", "layer1.1.bn2", "layer.eval", plant=batch_norm_class(AlwaysTraining)),
     Mistake("bn-update-lost", "layer1.1.bn2", "statistics", plant=batch_norm_class(NeverUpdating)),
     # The parameters of bn2 itself are right: what it hands back to conv2 is not.

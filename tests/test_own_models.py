@@ -1,0 +1,149 @@
+"""The check of other people's models: no names given, mistakes named, and questions that cannot be put."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import own_models as own
+import pytest
+import torch
+from flax import linen as nn
+from flax import nnx
+
+import parity
+from ports import UserError
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.standard_normal((2, 3, 18, 14)).astype(np.float32)
+SERIES = RNG.standard_normal((3, 9, 5)).astype(np.float32)
+TOKENS, PADDING = RNG.integers(0, 17, (3, 7)), np.arange(7) >= np.array([5, 7, 6])[:, None]
+
+
+def linen(module: nn.Module, *inputs: Any) -> tuple[nn.Module, Any]:
+    return module, module.init(jax.random.key(0), *inputs)
+
+
+def unet(**options: Any) -> tuple[Any, ...]:
+    return own.UNet(), linen(own.LinenUNet(**options), jnp.zeros((2, 18, 14, 3))), IMAGES
+
+
+def encoder(**options: Any) -> tuple[Any, ...]:
+    return own.Encoder(), own.NNXEncoder(**options, rngs=nnx.Rngs(0)), TOKENS, PADDING
+
+
+def lstm(**options: Any) -> tuple[Any, ...]:
+    return own.ResidualLSTM(), linen(own.LinenResidualLSTM(**options), SERIES), SERIES
+
+
+def checked(model: Any, flax: Any, *inputs: Any, **options: Any) -> parity.Report:
+    torch.manual_seed(0)
+    return parity.check(model, parity.move(model, flax, *inputs), *inputs, **options)
+
+
+ACCEPTED = {"accept": ["bn-running-var"]}
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "layers"),
+    [(unet, ACCEPTED, 23), (encoder, {}, 14), (lstm, {}, 5)],
+    ids=["unet", "encoder", "lstm"],
+)
+def test_right_pair_passes_without_names(make: Any, options: Any, layers: int) -> None:
+    report = checked(*make(), steps=2, **options)
+    assert report, str(report)
+    assert f"{layers} layers paired" in report.models[0].note
+
+
+def test_nnx_lstm_passes() -> None:
+    report = checked(own.ResidualLSTM(), own.NNXResidualLSTM(rngs=nnx.Rngs(0)), SERIES)
+    assert report, str(report)
+
+
+def test_flax_batch_norm_is_a_named_difference() -> None:
+    (model,) = checked(*unet()).models
+    assert {row.quantity for row in model.rows if not row.ok} == {"statistics"}
+    assert {f.trap for f in model.findings} == {"bn-running-var"}
+    assert len(model.findings) == 10
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "mistake", "layer", "trap"),
+    [
+        (encoder, {}, "epsilon", "encoder.layers.1.norm1", "norm-epsilon-1e-6"),
+        (encoder, {}, "gelu", "encoder.layers.1", "gelu-tanh"),
+        (lstm, {}, "residual", "(the network)", "sum-lacks-first"),
+        (lstm, {}, "last", "(the network)", "last-is-first"),
+        (unet, ACCEPTED, "pad", "(the network)", "pad-other-side"),
+        (unet, ACCEPTED, "relu", "down2.1.double_conv", "relu-missing"),
+    ],
+)
+def test_planted_mistake_is_found_where_it_is(make: Any, options: Any, mistake: str, layer: str, trap: str) -> None:
+    (model,) = checked(*make(mistake=mistake), steps=1, **options).models
+    assert not model.matches
+    assert (model.findings[0].layer, model.findings[0].trap) == (layer, trap), model.findings
+    assert {f.trap for f in model.findings} == {trap}, model.findings
+
+
+class Random(torch.nn.Linear):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input) + torch.randn(())
+
+
+@pytest.mark.parametrize(
+    ("model", "flax", "inputs", "said"),
+    [
+        (torch.nn.Linear(5, 2), nnx.Linear(5, 2, rngs=nnx.Rngs(0)), (np.full((2, 5), np.nan),), "NaN"),
+        (torch.nn.Linear(5, 2), nnx.Linear(5, 2, rngs=nnx.Rngs(0)), (np.ones((2, 4)),), "PyTorch model raises"),
+        (torch.nn.Linear(5, 2), nnx.Linear(5, 2, rngs=nnx.Rngs(0)), (np.array("x"),), "expected numbers"),
+        (Random(5, 2), nnx.Linear(5, 2, rngs=nnx.Rngs(0)), (np.ones((2, 5)),), "random in eval mode"),
+        (
+            torch.nn.Sequential(torch.nn.Linear(5, 5), torch.nn.Linear(5, 5)),
+            nnx.Linear(5, 5, rngs=nnx.Rngs(0)),
+            (np.ones((2, 5)),),
+            "cannot be paired",
+        ),
+    ],
+    ids=["nan", "rank", "type", "random", "number of layers"],
+)
+def test_question_that_cannot_be_put(model: Any, flax: Any, inputs: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        parity.check(model, flax, *inputs)
+
+
+def test_fresh_weights_are_one_finding_and_nothing_else_differs() -> None:
+    (model,) = parity.check(*lstm(), steps=1).models
+    assert [row.quantity for row in model.rows if not row.ok] == ["weights"]
+    assert [f.trap for f in model.findings] == ["weights-not-moved"]
+
+
+@pytest.mark.parametrize(
+    ("change", "trap"),
+    [
+        (lambda k: k.T, "linear-transposed"),
+        (jnp.zeros_like, "weight-lost"),
+        (lambda k: k.astype(jnp.float16).astype(jnp.float32), "weights-through-float16"),
+        (lambda k: k + 1e-3, None),
+    ],
+)
+def test_wrong_weight_is_named(change: Any, trap: str | None) -> None:
+    class Flax(nnx.Module):
+        def __init__(self) -> None:
+            self.layers = nnx.List([nnx.Linear(5, 5, rngs=nnx.Rngs(i)) for i in range(4)])
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            for layer in self.layers:
+                x = jnp.tanh(layer(x))
+            return x
+
+    model = torch.nn.Sequential(*(m for _ in range(4) for m in (torch.nn.Linear(5, 5), torch.nn.Tanh())))
+    flax = parity.move(model, Flax(), np.ones((2, 5)))
+    kernel = flax.layers[2].kernel
+    kernel.set_value(change(kernel.get_value()))
+    (checked,) = parity.check(model, flax, RNG.standard_normal((2, 5)), steps=1).models
+    assert [row.quantity for row in checked.rows if not row.ok] == ["weights"]
+    assert [(f.layer, f.trap) for f in checked.findings] == [("4", trap)]
