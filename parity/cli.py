@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -31,7 +32,10 @@ app = typer.Typer(
 # typer carries a click of its own, or uses the installed one: the base class of its errors is the same name in both.
 USAGE_ERROR: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 
-Names = Annotated[list[str] | None, typer.Argument(metavar="NAME...", help="Networks; `parity models` lists them.")]
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="NAME...", help="Networks (`parity models` lists them), or package.module:function."),
+]
 All = Annotated[bool, typer.Option("--all", help="Every named network.")]
 Ports = Annotated[str, typer.Option(help="Which ports to hold against PyTorch.")]
 Images = Annotated[Path | None, typer.Option(help="A photograph or a folder of them; else two from scikit-learn.")]
@@ -40,6 +44,9 @@ Batch = Annotated[int, typer.Option(help="Number of images.")]
 Steps = Annotated[int, typer.Option(help="Steps of SGD with momentum and weight decay.")]
 Seed = Annotated[int, typer.Option(help="Of initial weights, labels and perturbations.")]
 Weights = Annotated[Path | None, typer.Option(help="A PyTorch or safetensors file; else initial weights.")]
+Accept = Annotated[
+    list[str] | None, typer.Option(metavar="TRAP", help="A difference that is meant; `parity traps` lists them.")
+]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result there.")]
 
 
@@ -71,9 +78,14 @@ def check(
     steps: Steps = 3,
     seed: Seed = 0,
     weights: Weights = None,
+    accept: Accept = None,
     json_file: Json = None,
 ) -> int:
-    """Check in float64 that the Flax ports are the same as the PyTorch port."""
+    """Check in float64 that the Flax ports are the same as the PyTorch port.
+
+    `package.module:function` names a function that returns a pair of your own and its inputs:
+    (torch_model, flax_model, *inputs), or a dict of `parity.check`'s arguments besides: (…, {"names": …}).
+    """
     if bool(names) == every:
         raise UserError(
             "check: got both names and --all, expected one of them" if every else "check: name a network, or --all"
@@ -87,7 +99,8 @@ def check(
         raise UserError(f"--json {json_file}: is a folder, expected a file")
     size = _size(image_size)
     for name in chosen:
-        _known(name)
+        if ":" not in name:
+            _known(name)
 
     from parity import probe
     from parity import report as reports
@@ -101,16 +114,19 @@ def check(
     console, found = _console(), []
     for name in chosen:
         try:
+            own, options = _pair(name) if ":" in name else ((name,), {"images": images, "image_size": size})
+            options = {**options, "accept": accept} if accept else options
             with _progress(name) as tell:
                 result = run(
-                    name,
-                    ports=chosen_ports,
-                    images=images,
-                    image_size=size,
-                    batch=batch,
-                    steps=steps,
-                    seed=seed,
-                    weights=weights,
+                    *own,
+                    **{
+                        "ports": chosen_ports,
+                        "batch": batch,
+                        "steps": steps,
+                        "seed": seed,
+                        "weights": weights,
+                        **options,
+                    },
                     progress=tell,
                 )
         except UserError as error:
@@ -131,6 +147,41 @@ def check(
         if model.undecided and model.rows:
             _complain(f"{model.model}: cannot tell: {model.undecided}")
     return whole.exit_code
+
+
+@app.command()
+def traps() -> int:
+    """The known mistakes that a finding can name: where they are made, what they do, how to mend them."""
+    from parity import catalogue
+
+    table = Table("name", "where", "what the port does", "mend", box=None, pad_edge=False)
+    for entry in catalogue.entries():
+        table.add_row(entry.name, entry.where, entry.text, entry.mend)
+    _console().print(table)
+    return 0
+
+
+def _pair(path: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The models, inputs and options that a function of the user's returns."""
+    module, _, function = path.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        made = getattr(importlib.import_module(module), function)()
+    except UserError:
+        raise
+    except Exception as error:  # whatever somebody's module raises
+        said = f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0]
+        expected = "a function that returns (torch_model, flax_model, *inputs)"
+        raise UserError(f"{path}: {said}; expected {expected}") from error
+    finally:
+        sys.path.remove(str(Path.cwd()))
+    if not isinstance(made, tuple) or len(made) < 2:
+        raise UserError(f"{path}: returned {type(made).__name__}, expected (torch_model, flax_model, *inputs)")
+    known = {"names", "loss", "layouts", "keywords", "accept", "steps", "seed"}
+    last = made[-1]
+    if isinstance(last, dict) and last and set(last) <= known:
+        return made[:-1], last
+    return made, {}
 
 
 def _known(name: str) -> None:

@@ -175,7 +175,7 @@ def _judge(port: str, quantity: str, got: Tensors, responses: Responses) -> Judg
         points.append(Point(name, float(far), float(bound), ok=ratio <= MULTIPLE))
         worst = max(worst, (float(ratio), label, float(far), float(bound)))
     ratio, label, far, bound = worst
-    row = Row(port, quantity, label, far, bound, ok=not outside)
+    row = Row(port, quantity, label if points else "(none)", far, bound, ok=not outside)
     return Judgement(row, tuple(outside), float(largest), ratio, tuple(points))
 
 

@@ -62,7 +62,7 @@ CASES: dict[str, tuple[ResNetSpec, list[Plant], dict[str, str | None]]] = {
     "a-layer-and-what-is-between": (
         BASIC_NET,
         [block_class(NoInnerRelu), attribute(lambda net: last(net).conv1, padding="SAME")],
-        {"layer1.1": None, "layer2.0.conv1": "conv-padding-same"},
+        {"layer1.1": "relu-missing", "layer2.0.conv1": "conv-padding-same"},
     ),
     "kernels": (
         BASIC_NET,
