@@ -5,9 +5,12 @@ images in memory as Flax keeps them, so that sums are taken in another order. Ho
 response: the size of the differences that rounding alone can make in it. A port passes where every tensor's distance
 from the reference is at most `MULTIPLE` times that.
 
-The order of sums matters by itself: added one after the other, n numbers that cancel carry √n times the rounding of
-their parts. With it left out, one random network in forty stood at 47 times its response in the gradient of a
-BatchNorm's weight, a sum over 2,184 numbers; with it, at 2.
+The order of sums matters by itself: added one after the other, as XLA does, n numbers that cancel carry √n times the
+rounding of their parts. With it left out, one random network in forty stood at 47 times its response in the gradient
+of a BatchNorm's weight, a sum over 2,184 numbers; with it, at 2. PyTorch never adds one after the other, so where
+numbers are equal (the gradient of a bias before a global mean: 2,268 numbers, five values) its response stays below one
+unit in the last place, and such a sum rounds the same way each time: 38 units. A parameter's gradient that is a sum of
+n numbers therefore has a response of √n units at least.
 """
 
 from __future__ import annotations
@@ -77,12 +80,20 @@ def norm(array: np.ndarray) -> float:
     return largest * float(np.linalg.norm(array / largest)) if largest > 0 else 0.0
 
 
+def _terms(name: str, parameter: np.ndarray, outputs: Tensors) -> int:
+    """How many numbers the gradient of a layer's parameter sums: examples and positions of the layer's output."""
+    layer = name.rpartition(".")[0]
+    size = sum(y.size for call, y in outputs.items() if call.partition("#")[0] == layer)
+    return max(1, size // len(parameter)) if parameter.ndim and len(parameter) else 1
+
+
 class Responses:
     """The rounding responses of a reference, gathered from runs of its perturbed copies."""
 
     def __init__(self, reference: Observation, parameters: Mapping[str, np.ndarray]) -> None:
         self.reference = reference
         self.parameters = parameters
+        self.terms = {name: _terms(name, p, reference.get("layer.train", {})) for name, p in parameters.items()}
         self.distances: dict[str, dict[str, float]] = {q: dict.fromkeys(t, 0.0) for q, t in reference.items()}
         self.draws = 0
 
@@ -97,11 +108,13 @@ class Responses:
     def response(self, quantity: str, name: str) -> float:
         """How far rounding moves this tensor (absolute), at least one unit in the last place of each number in it.
 
+        The gradient of a parameter is a sum over positions and examples: there it is at least √n units, for n terms.
         An update p_new − p_old carries the rounding of p, so there the unit is that of the parameter.
         """
         at_update = quantity == "training.parameter"
         base = self.parameters[name] if at_update else self.reference[quantity][name]
-        return max(self.distances[quantity][name] / self.draws**0.5, norm(ulp(base)))
+        units = self.terms[name] ** 0.5 if quantity == "gradient.parameter" else 1.0
+        return max(self.distances[quantity][name] / self.draws**0.5, units * norm(ulp(base)))
 
     def bound(self, quantity: str, name: str) -> float:
         """The largest distance (absolute) that a right port may have."""

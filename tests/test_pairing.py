@@ -95,9 +95,7 @@ def test_names_that_are_not_there(names: dict[str, str]) -> None:
 
 
 def test_layers_without_a_call_need_no_partner() -> None:
-    found = pair(
-        [layer("a"), layer("shortcut", shape=(4, 4), rank=None)], [layer("x"), layer("unused", shape=(5, 5), rank=None)]
-    )
+    found = pair([layer("a"), layer("shortcut", "conv", rank=None)], [layer("x"), layer("unused", rank=None)])
     assert [one.name for one in found.unused] == ["shortcut"]
     assert "never called" in str(found)
 
