@@ -1,0 +1,276 @@
+"""`torch.optim` in optax: transforms that compute exactly what PyTorch computes, to rounding.
+
+    tx = ports.optim.sgd(0.1, momentum=0.9, weight_decay=5e-4)
+    state = tx.init(params)
+    updates, state = tx.update(grads, state, params)
+    params = optax.apply_updates(params, updates)
+
+Names, defaults and formulas are PyTorch's (the pseudo-code in the documentation of `torch.optim`); a state has PyTorch's
+names for its tensors. optax's own transforms differ in ways that one step does not always show: where epsilon and the
+learning rate stand, what the first momentum is, where the decay is added.
+
+A learning rate is a number or a schedule: a function of the number of steps done, as optax has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ports.errors import UserError
+
+LearningRate = float | Callable[[Any], Any]
+Tensors = dict[str, Any]
+# From gradient, parameter, its tensors of state, learning rate and number of this step (from 1) to update and tensors.
+Rule = Callable[[Any, Any, Tensors, Any, Any], tuple[Any, Tensors]]
+
+
+class State(NamedTuple):
+    """The state of every optimizer here.
+
+    Attributes:
+        count: int32 scalar, the steps done.
+        tensors: by PyTorch's name (`momentum_buffer`, `exp_avg`), a tree like the parameters.
+    """
+
+    count: Any
+    tensors: dict[str, Any]
+
+
+def _transform(learning_rate: LearningRate, starts: dict[str, float], rule: Rule) -> optax.GradientTransformation:
+    """An optimizer from what it does to one parameter.
+
+    Args:
+        starts: the tensors of its state, and the number that they are filled with.
+    """
+
+    def init(params: Any) -> State:
+        tensors = {
+            name: jax.tree.map(lambda p, value=value: jnp.full_like(p, value), params) for name, value in starts.items()
+        }
+        return State(jnp.zeros((), jnp.int32), tensors)
+
+    def update(grads: Any, state: State, params: Any = None) -> tuple[Any, State]:
+        if params is None:
+            raise UserError("update: got no parameters, expected tx.update(grads, state, params)")
+        step = state.count + 1
+        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        leaves, tree = jax.tree.flatten(params)
+        held = {name: tree.flatten_up_to(tensor) for name, tensor in state.tensors.items()}
+        updates, new = [], {name: [] for name in held}
+        for i, (p, g) in enumerate(zip(leaves, tree.flatten_up_to(grads), strict=True)):
+            change, tensors = rule(g, p, {name: values[i] for name, values in held.items()}, rate, step)
+            updates.append(change.astype(p.dtype))
+            for name, tensor in tensors.items():
+                new[name].append(tensor.astype(held[name][i].dtype))
+        return tree.unflatten(updates), State(step, {name: tree.unflatten(values) for name, values in new.items()})
+
+    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
+
+
+def _require(optimizer: str, **ranges: tuple[float, float, float]) -> None:
+    """Raises where an option is outside its range, as PyTorch does."""
+    for name, (value, least, below) in ranges.items():
+        if not least <= value < below:
+            limit = f"from {least:g} to below {below:g}" if below < float("inf") else f"{least:g} or more"
+            raise UserError(f"{optimizer}: {name}: got {value}, expected {limit}")
+
+
+INFINITY = float("inf")
+
+
+def sgd(
+    learning_rate: LearningRate,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+) -> optax.GradientTransformation:
+    """`torch.optim.SGD`. The decay is added to the gradient; the first buffer is the gradient itself, not dampened.
+
+    Raises:
+        UserError: an option out of range; Nesterov without momentum or with dampening.
+    """
+    _require("sgd", momentum=(momentum, 0, INFINITY), weight_decay=(weight_decay, 0, INFINITY))
+    if nesterov and (momentum <= 0 or dampening != 0):
+        raise UserError(
+            f"sgd: got momentum {momentum}, dampening {dampening}; Nesterov needs a momentum and no dampening"
+        )
+
+    def rule(g: Any, p: Any, held: Tensors, rate: Any, step: Any) -> tuple[Any, Tensors]:
+        g = g + weight_decay * p if weight_decay else g
+        if not momentum:
+            return -rate * g, {}
+        buffer = jnp.where(step == 1, g, momentum * held["momentum_buffer"] + (1 - dampening) * g)
+        return -rate * (g + momentum * buffer if nesterov else buffer), {"momentum_buffer": buffer}
+
+    return _transform(learning_rate, {"momentum_buffer": 0.0} if momentum else {}, rule)
+
+
+def adam(
+    learning_rate: LearningRate = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    amsgrad: bool = False,
+) -> optax.GradientTransformation:
+    """`torch.optim.Adam` (Kingma and Ba, arXiv:1412.6980). The decay is added to the gradient.
+
+    Raises:
+        UserError: an option out of range.
+    """
+    return _adam("adam", learning_rate, betas, eps, weight_decay, amsgrad, decoupled=False)
+
+
+def adamw(
+    learning_rate: LearningRate = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 1e-2,
+    amsgrad: bool = False,
+) -> optax.GradientTransformation:
+    """`torch.optim.AdamW` (Loshchilov and Hutter, arXiv:1711.05101). The decay is 1e-2 by default, optax's 1e-4.
+
+    Raises:
+        UserError: an option out of range.
+    """
+    return _adam("adamw", learning_rate, betas, eps, weight_decay, amsgrad, decoupled=True)
+
+
+def _adam(
+    optimizer: str,
+    learning_rate: LearningRate,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    amsgrad: bool,
+    decoupled: bool,
+) -> optax.GradientTransformation:
+    first, second = betas
+    _require(
+        optimizer,
+        **{"betas[0]": (first, 0, 1), "betas[1]": (second, 0, 1), "eps": (eps, 0, INFINITY)},
+        weight_decay=(weight_decay, 0, INFINITY),
+    )
+
+    def rule(g: Any, p: Any, held: Tensors, rate: Any, step: Any) -> tuple[Any, Tensors]:
+        g = g + weight_decay * p if weight_decay and not decoupled else g
+        new = {
+            "exp_avg": first * held["exp_avg"] + (1 - first) * g,
+            "exp_avg_sq": second * held["exp_avg_sq"] + (1 - second) * g * g,
+        }
+        square = new["exp_avg_sq"]
+        if amsgrad:
+            square = new["max_exp_avg_sq"] = jnp.maximum(held["max_exp_avg_sq"], square)
+        time = step.astype(p.dtype)
+        root = jnp.sqrt(square) / jnp.sqrt(1 - second**time) + eps
+        change = -rate / (1 - first**time) * new["exp_avg"] / root
+        return change - rate * weight_decay * p if decoupled and weight_decay else change, new
+
+    names = ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if amsgrad else []))
+    return _transform(learning_rate, dict.fromkeys(names, 0.0), rule)
+
+
+def rmsprop(
+    learning_rate: LearningRate = 1e-2,
+    alpha: float = 0.99,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    momentum: float = 0.0,
+    centered: bool = False,
+) -> optax.GradientTransformation:
+    """`torch.optim.RMSprop`. Epsilon stands outside of the root, the learning rate behind the momentum.
+
+    Raises:
+        UserError: an option out of range.
+    """
+    _require(
+        "rmsprop",
+        alpha=(alpha, 0, INFINITY),
+        eps=(eps, 0, INFINITY),
+        weight_decay=(weight_decay, 0, INFINITY),
+        momentum=(momentum, 0, INFINITY),
+    )
+
+    def rule(g: Any, p: Any, held: Tensors, rate: Any, step: Any) -> tuple[Any, Tensors]:
+        g = g + weight_decay * p if weight_decay else g
+        square = alpha * held["square_avg"] + (1 - alpha) * g * g
+        new = {"square_avg": square}
+        if centered:
+            mean = new["grad_avg"] = held["grad_avg"] + (1 - alpha) * (g - held["grad_avg"])
+            square = square - mean * mean
+        change = g / (jnp.sqrt(square) + eps)
+        if momentum:
+            change = new["momentum_buffer"] = momentum * held["momentum_buffer"] + change
+        return -rate * change, new
+
+    names = ("square_avg", *(["momentum_buffer"] if momentum else []), *(["grad_avg"] if centered else []))
+    return _transform(learning_rate, dict.fromkeys(names, 0.0), rule)
+
+
+def adagrad(
+    learning_rate: LearningRate = 1e-2,
+    lr_decay: float = 0.0,
+    weight_decay: float = 0.0,
+    initial_accumulator_value: float = 0.0,
+    eps: float = 1e-10,
+) -> optax.GradientTransformation:
+    """`torch.optim.Adagrad` (Duchi et al., 2011). The accumulator starts at 0, optax's at 0.1; epsilon is behind the root.
+
+    Raises:
+        UserError: an option out of range.
+    """
+    _require(
+        "adagrad",
+        lr_decay=(lr_decay, 0, INFINITY),
+        weight_decay=(weight_decay, 0, INFINITY),
+        initial_accumulator_value=(initial_accumulator_value, 0, INFINITY),
+        eps=(eps, 0, INFINITY),
+    )
+
+    def rule(g: Any, p: Any, held: Tensors, rate: Any, step: Any) -> tuple[Any, Tensors]:
+        g = g + weight_decay * p if weight_decay else g
+        total = held["sum"] + g * g
+        return -rate / (1 + (step - 1) * lr_decay) * g / (jnp.sqrt(total) + eps), {"sum": total}
+
+    return _transform(learning_rate, {"sum": initial_accumulator_value}, rule)
+
+
+def clip_grad_norm(max_norm: float, norm_type: float = 2.0) -> optax.GradientTransformation:
+    """`torch.nn.utils.clip_grad_norm_`: gradients times min(1, max_norm / (norm + 1e-6)); it stands before the optimizer."""
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        norms = [jnp.linalg.norm(g.ravel(), norm_type) for g in jax.tree.leaves(grads)]
+        total = jnp.linalg.norm(jnp.stack(norms), norm_type)
+        scale = jnp.minimum(1.0, max_norm / (total + 1e-6))
+        return jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads), state
+
+    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)  # pyright: ignore[reportArgumentType]
+
+
+def clip_grad_value(clip_value: float) -> optax.GradientTransformation:
+    """`torch.nn.utils.clip_grad_value_`: every number of the gradients within ± clip_value."""
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return jax.tree.map(lambda g: jnp.clip(g, -clip_value, clip_value), grads), state
+
+    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)  # pyright: ignore[reportArgumentType]
+
+
+def trained(tx: optax.GradientTransformation, mask: Any) -> optax.GradientTransformation:
+    """`tx` for the parameters where `mask` (a tree of booleans, or a function of the parameters) is true.
+
+    PyTorch leaves a parameter that got no gradient as it is; JAX gives it a gradient of zeros, and decay and momentum
+    would move it. (`optax.masked` passes the gradient of a masked parameter on as its update.)
+    """
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        chosen = mask(params) if callable(mask) else mask
+        updates, state = tx.update(grads, state, params)
+        return jax.tree.map(lambda on, u: jnp.where(on, u, jnp.zeros_like(u)), chosen, updates), state
+
+    return optax.GradientTransformation(tx.init, update)  # pyright: ignore[reportArgumentType]
