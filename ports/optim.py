@@ -5,11 +5,11 @@
     updates, state = tx.update(grads, state, params)
     params = optax.apply_updates(params, updates)
 
-Names, defaults and formulas are PyTorch's (the pseudo-code in the documentation of `torch.optim`); a state has PyTorch's
-names for its tensors. optax's own transforms differ in ways that one step does not always show: where epsilon and the
-learning rate stand, what the first momentum is, where the decay is added.
+Names, defaults and formulas are PyTorch's (the pseudo-code in the documentation of `torch.optim`); a state has
+PyTorch's names for its tensors. optax's own transforms differ in ways that one step does not always show: where epsilon
+and the learning rate stand, what the first momentum is, where the decay is added.
 
-A learning rate is a number or a schedule: a function of the number of steps done, as optax has it.
+A learning rate is a number or a schedule (`ports.schedules`): a function of the number of steps done, as optax has it.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ def adagrad(
     initial_accumulator_value: float = 0.0,
     eps: float = 1e-10,
 ) -> optax.GradientTransformation:
-    """`torch.optim.Adagrad` (Duchi et al., 2011). The accumulator starts at 0, optax's at 0.1; epsilon is behind the root.
+    """`torch.optim.Adagrad` (Duchi et al., 2011). The accumulator starts at 0, optax's at 0.1.
 
     Raises:
         UserError: an option out of range.
@@ -241,7 +241,7 @@ def adagrad(
 
 
 def clip_grad_norm(max_norm: float, norm_type: float = 2.0) -> optax.GradientTransformation:
-    """`torch.nn.utils.clip_grad_norm_`: gradients times min(1, max_norm / (norm + 1e-6)); it stands before the optimizer."""
+    """`torch.nn.utils.clip_grad_norm_`: gradients times min(1, max_norm / (norm + 1e-6))."""
 
     def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         norms = [jnp.linalg.norm(g.ravel(), norm_type) for g in jax.tree.leaves(grads)]
