@@ -13,6 +13,7 @@ Each framework has one reader and one writer, so six directions come out of thre
 | `nnx.py`     | read and write an `nnx.Module`                                                                  |
 | `linen.py`   | read and write a Linen `(module, variables)`                                                    |
 | `files.py`   | PyTorch and safetensors files into the hub form                                                 |
+| `optimizer.py` | optimizer states, moved as their parameters are                                               |
 
 Importing this package loads neither torch nor jax.
 """

@@ -1,0 +1,67 @@
+"""PyTorch's losses in JAX: `torch.nn.functional.cross_entropy` with its options, and averages of parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ports.errors import UserError
+
+
+def cross_entropy(
+    logits: Any,
+    labels: Any,
+    *,
+    weight: Any = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> Any:
+    """`torch.nn.functional.cross_entropy` with classes on the last axis.
+
+    The mean is over what is not ignored, and with class weights over their sum. (optax has no weights, no ignored
+    label, and takes a label of −100 as the class C − 100.)
+
+    Args:
+        logits: (..., classes).
+        labels: integers (...).
+        weight: (classes,), of each class.
+        ignore_index: a label that does not count.
+        label_smoothing: the part of the target that is spread over all classes (Szegedy et al., arXiv:1512.00567).
+        reduction: `mean`, `sum` or `none`.
+
+    Raises:
+        UserError: shapes that do not fit, an unknown reduction.
+    """
+    if logits.shape[:-1] != labels.shape:
+        raise UserError(f"cross_entropy: labels: got {labels.shape}, expected {logits.shape[:-1]} for {logits.shape}")
+    if reduction not in ("mean", "sum", "none"):
+        raise UserError(f"cross_entropy: reduction: got {reduction!r}, expected mean, sum or none")
+    counts = labels != ignore_index
+    chosen = jnp.where(counts, labels, 0)
+    weight = jnp.ones(logits.shape[-1], logits.dtype) if weight is None else jnp.asarray(weight, logits.dtype)
+    log_p = jax.nn.log_softmax(logits, axis=-1)
+    own = jnp.where(counts, weight[chosen], 0)
+    losses = -own * jnp.take_along_axis(log_p, chosen[..., None], axis=-1)[..., 0]
+    if label_smoothing:
+        spread = jnp.where(counts, -(weight * log_p).sum(-1), 0) / logits.shape[-1]
+        losses = (1 - label_smoothing) * losses + label_smoothing * spread
+    if reduction == "none":
+        return losses
+    return losses.sum() / own.sum() if reduction == "mean" else losses.sum()
+
+
+def ema(average: Any, params: Any, decay: float = 0.999, count: Any = None) -> Any:
+    """`torch.optim.swa_utils.AveragedModel` with `get_ema_multi_avg_fn(decay)`: the first average is a copy.
+
+    (optax's starts at zero and is corrected for it.)
+
+    Args:
+        count: averages taken before; None where `average` holds some already.
+    """
+    new = jax.tree.map(lambda a, p: a + (p - a) * (1 - decay), average, params)
+    if count is None:
+        return new
+    return jax.tree.map(lambda p, a: jnp.where(count == 0, p, a), params, new)
