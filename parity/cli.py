@@ -9,7 +9,7 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,9 +18,6 @@ from rich.table import Table
 
 from ports.errors import UserError
 from ports.resnet.spec import NETWORKS
-
-if TYPE_CHECKING:
-    from parity.report import Report
 
 app = typer.Typer(
     help="Residual networks in PyTorch, Flax NNX and Flax Linen, proved equal in float64.",
@@ -48,6 +45,9 @@ Accept = Annotated[
     list[str] | None, typer.Option(metavar="TRAP", help="A difference that is meant; `parity traps` lists them.")
 ]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result there.")]
+
+
+Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page to look at there.")]
 
 
 @app.command()
@@ -80,6 +80,7 @@ def check(
     weights: Weights = None,
     accept: Accept = None,
     json_file: Json = None,
+    html_file: Html = None,
 ) -> int:
     """Check in float64 that the Flax ports are the same as the PyTorch port.
 
@@ -93,10 +94,11 @@ def check(
     chosen = list(NETWORKS) if every else list(dict.fromkeys(names or []))
     if weights is not None and len(chosen) > 1:
         raise UserError(f"--weights: got {len(chosen)} networks, expected one")
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise UserError(f"--json {json_file}: no such folder {json_file.absolute().parent}")
-    if json_file is not None and json_file.is_dir():
-        raise UserError(f"--json {json_file}: is a folder, expected a file")
+    for option, file in (("--json", json_file), ("--html", html_file)):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise UserError(f"{option} {file}: no such folder {file.absolute().parent}")
+        if file is not None and file.is_dir():
+            raise UserError(f"{option} {file}: is a folder, expected a file")
     size = _size(image_size)
     for name in chosen:
         if ":" not in name:
@@ -142,7 +144,11 @@ def check(
         equal = sum(model.ok for model in found)
         console.print(f"{equal} of {len(found)} networks: parity in every port", highlight=False)
     if json_file is not None:
-        _write(json_file, whole)
+        _write("--json", json_file, json.dumps(whole.to_json(), indent=1, allow_nan=False) + "\n")
+    if html_file is not None:
+        from parity.html import page
+
+        _write("--html", html_file, page(whole))
     for model in whole.models:
         if model.undecided and model.rows:
             _complain(f"{model.model}: cannot tell: {model.undecided}")
@@ -236,14 +242,14 @@ class _progress:
         self.bar.stop()
 
 
-def _write(path: Path, report: Report) -> None:
+def _write(option: str, path: Path, text: str) -> None:
     """The file appears whole or not at all."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        partial.write_text(json.dumps(report.to_json(), indent=1, allow_nan=False) + "\n")
+        partial.write_text(text)
         partial.replace(path)
     except OSError as error:
-        raise UserError(f"--json {path}: cannot be written: {error.strerror}") from None
+        raise UserError(f"{option} {path}: cannot be written: {error.strerror}") from None
     finally:
         partial.unlink(missing_ok=True)
 

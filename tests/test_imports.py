@@ -24,6 +24,8 @@ FRAMEWORKS = {
     "run_nnx.py": TORCH,
     "run_linen.py": TORCH,
     "run_flax.py": TORCH,
+    "optim.py": TORCH,
+    "schedules.py": TORCH,
     "spec.py": JAX | TORCH,
     "hub.py": JAX | TORCH,
     "layers.py": JAX | TORCH,
