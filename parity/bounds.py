@@ -19,6 +19,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+import ml_dtypes
 import numpy as np
 
 from parity.layouts import Tensors, mapped
@@ -34,24 +35,37 @@ DECIDES = 1e-7
 DRAWS = 5
 
 
-def one_ulp(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def floating(array: np.ndarray) -> bool:
+    """Whether the numbers are floating: numpy's own types, or bfloat16, of which numpy knows no kind."""
+    return array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16
+
+
+def one_ulp(array: np.ndarray, rng: np.random.Generator, units: int = 1) -> np.ndarray:
     """Every number moved to one of its two neighbours in its own type; integers and zeros as they are.
 
     A zero carries no rounding: what is exactly zero (a zero-initialised BatchNorm) is so in every right port, and
     moving it off zero would move all that stands at a ReLU's kink behind it.
+
+    Args:
+        units: how many of its last places a number moves.
     """
-    if array.dtype.kind != "f":
+    if not floating(array):
         return array
     towards = np.where(rng.random(array.shape) < 0.5, -np.inf, np.inf).astype(array.dtype)
-    return np.where(array == 0, array, np.nextafter(array, towards))
+    if units == 1:
+        return np.where(array == 0, array, np.nextafter(array, towards))
+    step = (units * np.spacing(np.abs(array))).astype(array.dtype)
+    return np.where(array == 0, array, array + np.copysign(step, towards))
 
 
-def perturbed(weights: Mapping[str, np.ndarray], probe: Probe, seed: int) -> tuple[dict[str, np.ndarray], Probe]:
-    """Weights and inputs moved by one unit in the last place, and images channels last."""
+def perturbed(
+    weights: Mapping[str, np.ndarray], probe: Probe, seed: int, units: int = 1
+) -> tuple[dict[str, np.ndarray], Probe]:
+    """Weights and inputs moved by so many units in the last place, and images channels last."""
     rng = np.random.default_rng([seed, 1])
     return (
-        {name: one_ulp(array, rng) for name, array in weights.items()},
-        replace(probe, inputs=mapped(probe.inputs, lambda _, array: one_ulp(array, rng)), channels_last=True),
+        {name: one_ulp(array, rng, units) for name, array in weights.items()},
+        replace(probe, inputs=mapped(probe.inputs, lambda _, array: one_ulp(array, rng, units)), channels_last=True),
     )
 
 
@@ -148,6 +162,6 @@ class Responses:
 
 def ulp(array: np.ndarray) -> np.ndarray:
     """One unit in the last place of every number (0 for integers), as float64."""
-    if array.dtype.kind != "f":
+    if not floating(array):
         return np.zeros(array.shape)
     return np.spacing(np.abs(np.where(np.isfinite(array), array, 0))).astype(np.float64)

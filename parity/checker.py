@@ -8,6 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ import torch
 from flax import nnx
 
 import ports as networks
-from parity import memory, pairs, probe, run_linen, run_nnx, run_pytorch
+from parity import device as devices
+from parity import memory, pairs, precision, probe, run_linen, run_nnx, run_pytorch
 from parity.bounds import MULTIPLE
 from parity.compare import Progress, compare
 from parity.quantities import SGD, Probe
@@ -50,6 +52,9 @@ def check(
     keywords: Mapping[str, Any] | None = None,
     accept: Sequence[str] = (),
     tx: Any = None,
+    dtypes: Sequence[str] = (),
+    tf32: bool | None = None,
+    device: str = "cpu",
     progress: Progress = lambda _: None,
 ) -> Report:
     """Proves in float64 that Flax networks are the same as a PyTorch network, or names the first layer that is not.
@@ -80,6 +85,11 @@ def check(
         keywords: what is passed by name to both models.
         accept: names of `parity.traps.TRAPS`: differences that are meant.
         tx: the optax transform that the ports train with, to hold one's own against `torch.optim.SGD`.
+        dtypes: working precisions, `float32` and `bfloat16`, in which every side is measured against float64 besides
+            (`parity.precision` has the policies). They decide nothing.
+        tf32: whether float32's products are rounded to TF32, in both frameworks; by default as each has it. NVIDIA's
+            GPUs only.
+        device: `cpu` or `gpu`: where both frameworks run.
         progress: told what is about to be done.
 
     Returns:
@@ -87,10 +97,15 @@ def check(
 
     Raises:
         UserError: the question cannot be put: an unknown name, an unreadable file, weights that do not fit or hold NaN,
-            no memory for it, a batch with one value a channel, layers that cannot be paired, a model that raises.
+            no memory for it, a batch with one value a channel, layers that cannot be paired, a model that raises,
+            a device that is not there.
     """
+    dtypes = tuple(dict.fromkeys([dtypes] if isinstance(dtypes, str) else dtypes))
     require(ports, batch, steps, seed)
-    with jax.enable_x64(True), _deterministic():
+    precision.require(dtypes)
+    devices.require(device, tf32, dtypes)
+    working = partial(precision.measure, dtypes=dtypes, seed=seed, tf32=tf32, progress=progress)
+    with devices.using(device, tf32), jax.enable_x64(True), _deterministic():
         if isinstance(model, torch.nn.Module) and ((len(candidates) > 1 and not _is_net(candidates[1])) or keywords):
             if not candidates:
                 raise UserError("got a PyTorch model alone, expected a Flax model and inputs behind it")
@@ -109,15 +124,26 @@ def check(
                 steps=steps,
                 seed=seed,
                 tx=tx,
+                working=working,
                 progress=progress,
             )
         else:
             given = {"names": names, "loss": loss, "layouts": layouts, "accept": accept}
             if unused := [name for name, value in given.items() if value]:
                 raise UserError(f"{', '.join(unused)}: only for two live models with inputs behind them")
-            found = _named(model, candidates, ports, images, image_size, batch, steps, seed, weights, tx, progress)
+            found = _named(
+                model, candidates, ports, images, image_size, batch, steps, seed, weights, tx, working, progress
+            )
     memory.release()
-    return Report((found,), environment())
+    return Report((replace(found, note=found.note + noted(dtypes, tf32, device)),), environment(device))
+
+
+def noted(dtypes: Sequence[str], tf32: bool | None, device: str) -> str:
+    """What a report's note says of the policies of working precision and of the device."""
+    said = [f"measured in {precision.POLICIES[dtype]}" for dtype in dtypes]
+    said += [] if tf32 is None else [f"TF32 {'on' if tf32 else 'off'}"]
+    said += ["on the GPU"] if device == "gpu" else []
+    return "".join(f", {text}" for text in said)
 
 
 def move(
@@ -153,6 +179,7 @@ def _named(
     seed: int,
     weights: str | Path | Mapping[str, np.ndarray] | None,
     tx: Any,
+    working: Callable[..., Any],
     progress: Progress,
 ) -> Model:
     """The check of networks of this package."""
@@ -181,6 +208,11 @@ def _named(
     builders = live or {port: partial(_built, spec, port, state) for port in dict.fromkeys(ports)}
     sgd = SGD(steps, run_pytorch.learning_rate(reference, fed))
     result = compare(reference, builders, fed, sgd, seed=seed, tx=tx, progress=progress)
+    if live:
+        in_type = {_port(net): partial(_live, net) for net in candidates}
+    else:
+        in_type = {port: lambda dtype, state, port=port: _built(spec, port, state, dtype) for port in builders}
+    result["precision"] = working(reference, in_type, fed)
     note = f"{batch} image{'s' if batch > 1 else ''} of {size[0]}x{size[1]}, seed {seed}"
     return Model(spec.name, note=note, seconds=round(time.monotonic() - begin, 2), **result)
 
@@ -245,13 +277,25 @@ def _networks(
     if weights is not None:
         given = networks.weights.load(weights) if isinstance(weights, str | Path) else weights
         networks.weights.write(reference, dict(given))
-    return reference, {}
+    return run_pytorch.promote(reference), {}
 
 
-def _built(spec: ResNetSpec, port: str, state: Mapping[str, np.ndarray]) -> Any:
-    net = networks.create(spec, port, seed=None, dtype="float64")
+def _built(spec: ResNetSpec, port: str, state: Mapping[str, np.ndarray], dtype: str = "float64") -> Any:
+    net = networks.create(spec, port, seed=None, dtype=dtype)
     variables = networks.weights.write(net, dict(state))
-    return FLAX_PORTS[port].functional(net if variables is None else (net[0], variables))
+    return _functional(port, net if variables is None else (net[0], variables), dtype)
+
+
+def _live(net: Any, dtype: str, state: Mapping[str, np.ndarray]) -> Any:
+    """A live network in a working precision, with these weights."""
+    port = _port(net)
+    net = FLAX_PORTS[port].promote(net, dtype)
+    variables = networks.weights.write(net, dict(state))
+    return _functional(port, net if variables is None else (net[0], variables), dtype)
+
+
+def _functional(port: str, net: Any, dtype: str) -> Any:
+    return run_nnx.functional(net) if port == "nnx" else run_linen.functional(net, dtype=dtype)
 
 
 def _promoted(net: Any) -> Any:
@@ -306,7 +350,7 @@ class _deterministic:
         torch.use_deterministic_algorithms(self.before)
 
 
-def environment() -> dict[str, Any]:
+def environment(device: str = "cpu") -> dict[str, Any]:
     """What the check ran on."""
     packages = ("torch", "jax", "jaxlib", "flax", "optax", "numpy")
     return {
@@ -315,6 +359,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
+        "device": device,
         "multiple": MULTIPLE,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

@@ -112,7 +112,7 @@ def _explains(trap: Trap, layer: str, module: nn.Module, cases: Mapping[bool, Ca
             return False
         try:
             with torch.no_grad():
-                y = planted.train(train)(torch.from_numpy(case.reference.inputs[layer]))
+                y = planted.train(train)(torch.as_tensor(case.reference.inputs[layer]))
         except RuntimeError:  # shapes that this mistake does not give
             return False
         pairs = [(y.numpy(), case.port.outputs[layer])]

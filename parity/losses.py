@@ -25,7 +25,7 @@ def classification(labels: np.ndarray) -> Loss:
 
     def in_torch(values: Any) -> Any:
         if isinstance(values, torch.Tensor):
-            return F.cross_entropy(values, torch.from_numpy(labels))
+            return F.cross_entropy(values, torch.as_tensor(labels))
         return torch.stack([value.square().mean() for value in values]).sum()
 
     def in_flax(values: Any) -> Any:
@@ -44,7 +44,7 @@ def projection(seed: int) -> Loss:
 
     def in_torch(values: Any) -> Any:
         parts = [
-            (value * torch.from_numpy(weights(name, tuple(value.shape)))).mean()
+            (value * torch.as_tensor(weights(name, tuple(value.shape))).to(value.dtype)).mean()
             for name, value in leaves(values, "output")
             if value.is_floating_point()
         ]

@@ -37,6 +37,7 @@ class Pair:
         port: `nnx` or `linen`.
         state: PyTorch's tensors as they were given, recurrent biases folded, in float64.
         layers: Linen's modules by the names of their scopes.
+        dtype: the type that the Flax model computes in.
     """
 
     reference: torch.nn.Module
@@ -45,6 +46,7 @@ class Pair:
     state: dict[str, np.ndarray]
     pairing: Pairing
     layers: dict[str, linen.Module] | None
+    dtype: str = "float64"
 
     @property
     def tensors(self) -> dict[str, str]:
@@ -72,7 +74,7 @@ class Pair:
         new = _written(self.port, nnx.clone(self.flax) if self.port == "nnx" else self.flax, own, self.layers)
         if self.port == "nnx":
             return run_nnx.functional(new, names, self.tensors)
-        return run_linen.functional(new, names, self.tensors, self.layers)
+        return run_linen.functional(new, names, self.tensors, self.layers, self.dtype)
 
 
 def check(
@@ -89,6 +91,7 @@ def check(
     steps: int,
     seed: int,
     tx: Any,
+    working: Callable[..., Any],
     progress: Progress,
 ) -> Model:
     """See `parity.check`."""
@@ -120,6 +123,12 @@ def check(
         progress=progress,
     )
     memory.release()
+
+    def in_type(dtype: str, state: Mapping[str, np.ndarray]) -> Functional:
+        flax = run_nnx.promote(other, dtype) if port == "nnx" else run_linen.promote(other, dtype)
+        return replace(both, flax=flax, dtype=dtype).functional(state, {})
+
+    result["precision"] = working(both.reference, {port: in_type}, fed)
     result["rows"] = (row, *result["rows"])
     result["findings"] = (*found, *result["findings"])
     note = f"{len(both.pairing.pairs)} layers paired, seed {seed}"

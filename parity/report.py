@@ -66,6 +66,32 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Precision:
+    """One quantity of one side in working precision, against PyTorch in float64: measured, no verdict.
+
+    Attributes:
+        side: `pytorch`, or a port.
+        tensor: the one whose error is the largest multiple of its response.
+        error: its distance from float64, relative to its size.
+        response: how far one unit in the last place of weights and inputs moves it, in this type and on this side.
+        multiple: error / response.
+        flips: how many ReLUs are on in one and off in the other of this side and float64, in train mode; None where the
+            side's ReLUs could not be told one by one. The same in every row of a side in a type.
+        units: of how many.
+    """
+
+    side: str
+    dtype: str
+    quantity: str
+    tensor: str
+    error: float
+    response: float
+    multiple: float
+    flips: int | None
+    units: int
+
+
+@dataclass(frozen=True)
 class Model:
     """The check of one network.
 
@@ -75,6 +101,7 @@ class Model:
         multiple: by port and quantity, the worst tensor's distance as a multiple of its rounding response.
         findings: every mistake, in execution order.
         profile: by port and quantity, the layers one by one: forward in execution order, gradients in their own.
+        precision: what was measured in working precision; it decides nothing.
     """
 
     model: str
@@ -87,6 +114,7 @@ class Model:
     seconds: float = 0.0
     findings: tuple[Finding, ...] = ()
     profile: dict[str, dict[str, tuple[Point, ...]]] = field(default_factory=dict)
+    precision: tuple[Precision, ...] = ()
 
     @property
     def matches(self) -> bool:
@@ -138,6 +166,10 @@ class Report:
             console.print(table(model))
             for line in verdict(model):
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
+            if model.precision:
+                console.print(precision_table(model))
+                for line in flips(model):
+                    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def table(model: Model) -> Table:
@@ -154,6 +186,37 @@ def table(model: Model) -> Table:
         said = "[green]ok[/]" if row.ok else "[bold red]DIFFERS[/]"
         result.add_row(row.port, row.quantity, row.tensor, f"{row.distance:.1e}", f"{row.bound:.1e}", said)
     return result
+
+
+def precision_table(model: Model) -> Table:
+    """Errors in working precision; a section a side and type."""
+    title = f"{model.model}  working precision: distance from PyTorch in float64 (measured, no verdict)"
+    result = Table(title=title, title_justify="left")
+    for heading in ("side", "dtype", "quantity", "worst tensor"):
+        result.add_column(heading, overflow="fold")
+    for heading in ("error", "response", "error / response"):
+        result.add_column(heading, justify="right", no_wrap=True)
+    for i, row in enumerate(model.precision):
+        if i and (model.precision[i - 1].side, model.precision[i - 1].dtype) != (row.side, row.dtype):
+            result.add_section()
+        numbers = f"{row.error:.1e}", f"{row.response:.1e}", f"{row.multiple:.3g}"
+        result.add_row(row.side, row.dtype, row.quantity, row.tensor, *numbers)
+    return result
+
+
+def flips(model: Model) -> Sequence[str]:
+    """A line a side and type that ran: its ReLUs that are not as in float64."""
+    lines = []
+    for side, dtype in dict.fromkeys((row.side, row.dtype) for row in model.precision):
+        row = next(row for row in model.precision if (row.side, row.dtype) == (side, dtype))
+        if row.flips is not None and row.units:
+            share = f"{row.flips:,} of {row.units:,} ({row.flips / row.units:.1e})"
+            lines.append(f"{side} in {dtype}: ReLUs that are on here and off in float64, or off and on: {share}")
+        elif row.units:
+            lines.append(
+                f"{side} in {dtype}: ReLUs that differ from float64: not counted (its calls are not PyTorch's)"
+            )
+    return lines
 
 
 def verdict(model: Model) -> Sequence[str]:

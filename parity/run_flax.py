@@ -89,7 +89,11 @@ def mode_keywords(call: Callable[..., Any], train: bool) -> dict[str, bool]:
 def float64_attention() -> Iterator[None]:
     """`jax.nn.dot_product_attention`, which NNX's attention calls, computes its softmax in float32 at all times."""
     original = jax.nn.dot_product_attention
-    jax.nn.dot_product_attention = attention
+
+    def chosen(query: Any, *args: Any, **kw: Any) -> Any:
+        return (attention if query.dtype == jnp.float64 else original)(query, *args, **kw)
+
+    jax.nn.dot_product_attention = chosen
     try:
         yield
     finally:
@@ -144,6 +148,14 @@ def records(record: Mapping[str, Any], expected: Tensors) -> Tensors:
     return {name: aligned(value, expected.get(name)) for name, value in record.items()}
 
 
+def output_layouts(values: Any, expected: Tensors) -> dict[str, str]:
+    """The layout of every output."""
+    return {
+        name: (layout_of(value, expected[name]) if name in expected else None) or "same"
+        for name, value in leaves(values, "output")
+    }
+
+
 def observe(
     net: Functional,
     probe: Probe,
@@ -169,12 +181,7 @@ def observe(
     values, record = jax.jit(evaluate)(net.params, net.stats, inputs)
     yield "output.eval", outputs(values, reference["output.eval"])
     yield "layer.eval", records(record, reference["layer.eval"])
-    expected = reference["output.eval"]
-    layouts = {
-        name: (layout_of(value, expected[name]) if name in expected else None) or "same"
-        for name, value in leaves(values, "output")
-    }
-    loss_of = probe.loss.flax(layouts)
+    loss_of = probe.loss.flax(output_layouts(values, reference["output.eval"]))
     del values, record
 
     floating = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(inputs)]

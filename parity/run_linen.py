@@ -11,29 +11,34 @@ import numpy as np
 from flax import linen as nn
 
 from parity.run_flax import Functional, Listener, float64_attention, mode_keywords
-from parity.run_nnx import DROPPING, TYPES
+from parity.run_nnx import parts, settings
 from parity.taps import Tap
 from ports.weights.linen import modules, places
 
 Net = tuple[nn.Module, Mapping[str, Any]]
 
 
-def promote(net: Net) -> Net:
-    """The variables in float64, running statistics too; `functional` makes the layers compute in their inputs' type."""
+def promote(net: Net, dtype: str = "float64") -> Net:
+    """The variables in a type, by default float64 with running statistics too; `functional` sets the layers to it.
+
+    In bfloat16 statistics, and parameters of the modules that have them, are float32.
+    """
     module, variables = net
-    cast = jax.tree.map(
-        lambda a: jnp.array(a, jnp.float64) if jnp.issubdtype(jnp.asarray(a).dtype, jnp.floating) else jnp.array(a),
-        dict(variables),
-    )
-    return module, cast
+    paths = [parts(path) for path, _ in jax.tree.leaves_with_path(dict(variables))]
+    norms = {path[1:-1] for path in paths if path[0] == "batch_stats"}
+    wide = jnp.promote_types(dtype, jnp.float32)
+
+    def cast(path: Any, a: Any) -> Any:
+        floating = jnp.issubdtype(jnp.asarray(a).dtype, jnp.floating)
+        return jnp.array(a, (wide if parts(path)[1:-1] in norms else dtype) if floating else None)
+
+    return module, jax.tree.map_with_path(cast, dict(variables))
 
 
-def plain(module: nn.Module) -> None:
-    """Makes a module compute in the type of its inputs and drop nothing: a copy that lives for one call."""
-    library = type(module).__module__.startswith("flax.")
-    for name, value in {**TYPES, **(DROPPING if library else {})}.items():
-        if getattr(module, name, None) is not None:
-            object.__setattr__(module, name, value)
+def plain(module: nn.Module, dtype: str = "float64") -> None:
+    """Makes a module compute in a type and drop nothing: a copy that lives for one call."""
+    for name, value in settings(module, dtype).items():
+        object.__setattr__(module, name, value)
 
 
 def functional(
@@ -41,6 +46,7 @@ def functional(
     names: Mapping[str, str] | None = None,
     tensors: Mapping[str, str] | None = None,
     layers: Mapping[str, nn.Module] | None = None,
+    dtype: str = "float64",
 ) -> Functional:
     """`net` in eval and train mode, as its `__call__` names them.
 
@@ -48,6 +54,7 @@ def functional(
         names: PyTorch's names of the modules that are recorded, by their own; by default all under their own.
         tensors: PyTorch's names of its tensors, by their own; by default all are taken, under their own.
         layers: its modules by name, where they were found by running it.
+        dtype: the type that its layers compute in.
     """
     module, variables = net
     found = modules(net) if layers is None else layers
@@ -61,9 +68,9 @@ def functional(
         listener = Listener(tap)
 
         def listening(call: Any, args: Any, kw: Any, context: nn.module.InterceptorContext) -> Any:
-            plain(context.module)
+            plain(context.module, dtype)
             if isinstance(context.module, nn.RNN):
-                plain(context.module.cell)
+                plain(context.module.cell, dtype)
             if context.method_name != "__call__" or context.module.path not in named:
                 return call(*args, **kw)
             return listener.around(named[context.module.path], call, args, kw)
@@ -82,4 +89,5 @@ def functional(
         }
 
     stats = {name: tree for name, tree in variables.items() if name != "params"}
-    return Functional(variables["params"], stats, forward, to_hub)
+    params, stats = jax.device_put((variables["params"], stats), jax.config.jax_default_device)
+    return Functional(params, stats, forward, to_hub)

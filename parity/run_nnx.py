@@ -15,22 +15,52 @@ from parity.run_flax import Functional, Listener, float64_attention, mode_keywor
 from parity.taps import Tap
 from ports.weights.nnx import modules, places
 
-# Settings of layers that are fixed to a type: without them a layer computes in the type of its inputs and weights.
-TYPES = {"dtype": None, "param_dtype": jnp.float64}
+# Settings of layers that are fixed to a type, by the type of the run: what becomes of them. With None a layer computes
+# in the type of its inputs and weights.
+TYPES: dict[str, dict[str, Callable[[Any], Any]]] = {
+    "float64": {"dtype": lambda _: None, "param_dtype": lambda _: jnp.float64},
+    "float32": {
+        "dtype": lambda old: None if old is None or jnp.dtype(old) == np.float64 else old,
+        "param_dtype": lambda _: jnp.float32,
+    },
+    "bfloat16": {"dtype": lambda _: jnp.bfloat16, "param_dtype": lambda _: jnp.bfloat16},
+}
 # Settings that drop values at random, and what drops none.
-DROPPING = {"rate": 0.0, "dropout_rate": 0.0}
+DROPPING: dict[str, Callable[[Any], Any]] = {"rate": lambda _: 0.0, "dropout_rate": lambda _: 0.0}
 
 
-def promote(net: nnx.Module) -> nnx.Module:
-    """A copy in float64, running statistics too, that computes in the type of its inputs and drops nothing."""
+def settings(module: Any, dtype: str) -> dict[str, Any]:
+    """What a layer is set to, so that it computes in a type (`parity.precision.POLICIES`) and drops nothing."""
+    library = type(module).__module__.startswith("flax.")
+    chosen = {**TYPES[dtype], **(DROPPING if library else {})}
+    given = {name: getattr(module, name) for name in chosen if hasattr(module, name)}
+    return {name: chosen[name](old) for name, old in given.items() if old is not None or (library and name == "dtype")}
+
+
+def parts(path: Any) -> tuple[Any, ...]:
+    """The names in a path of `jax.tree`."""
+    return tuple(getattr(part, "key", getattr(part, "name", None)) for part in path)
+
+
+def promote(net: nnx.Module, dtype: str = "float64") -> nnx.Module:
+    """A copy in a type, by default float64 with its running statistics too, that drops nothing.
+
+    In bfloat16 the parameters and statistics of BatchNorm are float32.
+    """
+    norms = {path for path, module in nnx.iter_modules(net) if isinstance(module, nnx.BatchNorm)}
+    wide = jnp.promote_types(dtype, jnp.float32)
+
+    def cast(path: Any, a: Any) -> Any:
+        if not jnp.issubdtype(a.dtype, jnp.floating):
+            return a
+        within = parts(path)
+        return jnp.array(a, wide if any(within[: len(norm)] == norm for norm in norms) else dtype)
+
     graphdef, state = nnx.split(net)
-    state = jax.tree.map(lambda a: jnp.array(a, jnp.float64) if jnp.issubdtype(a.dtype, jnp.floating) else a, state)
-    net = nnx.merge(graphdef, state)
+    net = nnx.merge(graphdef, jax.tree.map_with_path(cast, state))
     for _, module in nnx.iter_modules(net):
-        library = type(module).__module__.startswith("flax.")
-        for name, value in {**TYPES, **(DROPPING if library else {})}.items():
-            if getattr(module, name, None) is not None:
-                setattr(module, name, value)
+        for name, value in settings(module, dtype).items():
+            setattr(module, name, value)
     return net
 
 
@@ -107,4 +137,5 @@ def functional(
             (tensors or {}).get(own, own): p.read() for own, p in found.items() if tensors is None or own in tensors
         }
 
+    params, stats = jax.device_put((params, stats), jax.config.jax_default_device)
     return Functional(params, stats, forward, to_hub)

@@ -19,8 +19,8 @@ from ports.errors import UserError
 
 
 def promote(net: nn.Module) -> nn.Module:
-    """A copy in float64, running statistics too, whose dropout keeps everything."""
-    net = copy.deepcopy(net).double()
+    """A copy in float64 on the device of the check, running statistics too, whose dropout keeps everything."""
+    net = copy.deepcopy(net).to(torch.get_default_device(), torch.float64)
     for module in net.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0

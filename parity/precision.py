@@ -1,0 +1,257 @@
+"""What the networks compute in working precision, float32 and bfloat16: measured, no verdict.
+
+Every side, PyTorch and each Flax port, runs in the type, on the same weights and inputs rounded to it, and is compared
+with PyTorch in float64. What rounding alone does to a side is measured on the same side: it is run again in that type
+with weights and inputs moved by one unit in the last place of that type (`bounds.perturbed`). An error of a few times
+that is the type's own; an error of hundreds of times is a part that computes in a narrower type, or a mistake.
+
+Policies. In float32 everything is float32, but for layers that the model itself sets to another type: these are seen.
+In bfloat16 weights, activations and gradients are bfloat16. BatchNorm's parameters and statistics are float32; so are
+all parameters of Flax networks that `ports.create` builds, whose layers round them at each use. Every library layer of
+anybody's Flax model gets `dtype=bfloat16`. The loss is computed in float32 from the network's output.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map
+
+from parity import bounds, flips, memory, run_flax, run_pytorch
+from parity.bounds import Responses
+from parity.device import TF32_UNITS, Crossing
+from parity.layouts import Tensors, default_layout, leaves, mapped, to_reference
+from parity.quantities import SGD, Loss, Observation, Probe
+from parity.report import Precision
+from parity.run_flax import Functional
+from parity.taps import Tap
+from ports import UserError, weights
+
+DTYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
+TORCH = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+POLICIES = {"float32": "float32", "bfloat16": "bfloat16 but for BatchNorm and the loss"}
+
+QUANTITIES = ("output.eval", "output.train", "loss", "gradient.parameter", "gradient.input", "statistics")
+
+# Runs with moved weights and inputs; the response is the root mean square of their distances.
+DRAWS = 3
+
+ONCE = SGD(0, 0.0)
+
+# From a type and weights in the hub form to a Flax network in that type.
+Build = Callable[[str, Mapping[str, np.ndarray]], Functional]
+# From weights and a probe to what a side gives, and which of its ReLUs are on.
+Side = Callable[[Mapping[str, np.ndarray], Probe], tuple[Observation, Sequence[Any] | None]]
+
+
+def require(dtypes: Sequence[str]) -> None:
+    """Raises where a type is no working precision.
+
+    Raises:
+        UserError: an unknown type.
+    """
+    if unknown := [dtype for dtype in dtypes if dtype not in DTYPES]:
+        expected = " or ".join(DTYPES)
+        raise UserError(f"dtype: got {unknown[0]!r}, expected {expected} (the verdict is float64's at all times)")
+
+
+def measure(
+    reference: nn.Module,
+    ports: Mapping[str, Build],
+    fed: Probe,
+    dtypes: Sequence[str],
+    *,
+    seed: int,
+    tf32: bool | None = None,
+    progress: Callable[[str], None],
+) -> tuple[Precision, ...]:
+    """The errors of every side in every type against `reference`, which is in float64.
+
+    Args:
+        ports: by name, what builds a Flax network.
+        tf32: with True, inputs and weights of float32 are moved by one unit in the last place of TF32.
+    """
+    if not dtypes:
+        return ()
+    progress("working precision: the reference in float64")
+    parameters = {name: p.detach() for name, p in run_pytorch.parameters(reference, fed).items()}
+    exact, on = _pytorch(reference)({}, fed)
+    sizes = Responses(exact, {}).sizes
+    rows = []
+    for dtype in dict.fromkeys(dtypes):
+        net = cast(reference, dtype)
+        state, probe = weights.read(net), fed_in(fed, dtype)
+        units = TF32_UNITS if tf32 and dtype == "float32" else 1
+        moved = [bounds.perturbed(state, probe, seed * DRAWS + draw, units) for draw in range(DRAWS)]
+        for side in ("pytorch", *ports):
+            progress(f"working precision: {side} in {dtype}")
+            try:
+                run = _pytorch(net) if side == "pytorch" else _flax(ports[side], dtype, exact, list(parameters))
+                first, theirs = run(state, probe)
+                responses = Responses(first, {name: state[name] for name in parameters})
+                for draw in moved:
+                    responses.add(run(*draw)[0].items())
+            except UserError:
+                raise
+            except (TypeError, ValueError, RuntimeError, IndexError, NotImplementedError) as error:
+                said = str(error).strip().partition("\n")[0]
+                text = f"(does not run: {type(error).__name__}: {said})"
+                rows.append(Precision(side, dtype, "(none)", text, np.inf, 0.0, np.inf, None, 0))
+                continue
+            changed, total = flips.count(on, theirs)
+            rows += [
+                Precision(side, dtype, quantity, *_worst(quantity, first, exact, responses, sizes), changed, total)
+                for quantity in QUANTITIES
+                if quantity in first
+            ]
+            del run, first, responses
+            memory.release()
+    return tuple(rows)
+
+
+def _worst(
+    quantity: str,
+    got: Observation,
+    exact: Observation,
+    responses: Responses,
+    sizes: Callable[[str], dict[str, float]],
+) -> tuple[str, float, float, float]:
+    """The tensor whose error is the largest multiple of its response: name, error and response (relative), multiple."""
+    worst = ("(none)", 0.0, 0.0, -1.0)
+    size = sizes(quantity)
+    for name, expected in exact[quantity].items():
+        if name not in got[quantity]:
+            return f"{name} (absent)", np.inf, 0.0, np.inf
+        far, response = bounds.distance(got[quantity][name], expected), responses.response(quantity, name)
+        multiple = far / response if response else (np.inf if far else 0.0)
+        scale = size[name] or 1.0
+        if multiple > worst[3]:
+            worst = (name, far / scale, response / scale, multiple)
+    return (*worst[:3], max(worst[3], 0.0))
+
+
+def cast(reference: nn.Module, dtype: str) -> nn.Module:
+    """A copy of a PyTorch network in this type; BatchNorm's parameters and statistics are float32."""
+    net = copy.deepcopy(reference)
+    for module in net.modules():
+        own = torch.float32 if isinstance(module, nn.modules.batchnorm._BatchNorm) else TORCH[dtype]
+        module._apply(lambda t, own=own: t.to(own) if t.is_floating_point() else t, recurse=False)
+    return net
+
+
+def fed_in(fed: Probe, dtype: str) -> Probe:
+    """The probe with its inputs rounded to a type, and a loss that is computed in float32 at least."""
+
+    def rounded(_: str, array: np.ndarray) -> np.ndarray:
+        return array.astype(DTYPES[dtype]) if array.dtype.kind == "f" else array
+
+    held = (*leaves(fed.inputs, "input"), *leaves(dict(fed.keywords), "keyword"))
+    return replace(
+        fed,
+        inputs=mapped(fed.inputs, rounded),
+        keywords=mapped(dict(fed.keywords), rounded, "keyword"),
+        layouts={**{name: default_layout(array) for name, array in held}, **fed.layouts},
+        loss=Loss(
+            lambda values: fed.loss.torch(tree_map(_widened_torch, values)),
+            lambda layouts: lambda values: fed.loss.flax(layouts)(jax.tree.map(_widened_jax, values)),
+        ),
+    )
+
+
+def _widened_torch(value: Any) -> Any:
+    return value.float() if isinstance(value, torch.Tensor) and value.dtype == torch.bfloat16 else value
+
+
+def _widened_jax(value: Any) -> Any:
+    return value.astype(jnp.float32) if getattr(value, "dtype", None) == jnp.bfloat16 else value
+
+
+def _pytorch(net: nn.Module) -> Side:
+    """A network in the type that it is in. Weights, where there are any, are written into it."""
+
+    def side(state: Mapping[str, np.ndarray], fed: Probe) -> tuple[Observation, Sequence[Any] | None]:
+        if state:
+            weights.write(net, dict(state))
+        found: Observation = {}
+        with Crossing():
+            run = run_pytorch.observe(net, fed, ONCE, ())
+            for quantity, tensors in run:
+                found[quantity] = tensors
+                if quantity == "layer.eval":
+                    break
+            with flips.InPyTorch() as relus:  # what follows is in train mode
+                found.update(_kept(run))
+        return {quantity: found[quantity] for quantity in QUANTITIES}, relus.on
+
+    return side
+
+
+def _kept(run: Iterator[tuple[str, Tensors]]) -> Iterator[tuple[str, Tensors]]:
+    return ((quantity, tensors) for quantity, tensors in run if quantity in QUANTITIES)
+
+
+def _flax(build: Build, dtype: str, exact: Observation, parameters: Sequence[str]) -> Side:
+    """A network that is compiled once, at its first run; without JAX's x64 mode, as it is used."""
+    compiled: list[Callable[..., tuple[Observation, Sequence[Any] | None]]] = []
+
+    def side(state: Mapping[str, np.ndarray], fed: Probe) -> tuple[Observation, Sequence[Any] | None]:
+        with jax.enable_x64(False):
+            net = build(dtype, state)
+            if not compiled:
+                compiled.append(_compiled(net, fed, exact, parameters))
+            return compiled[0](net, fed)
+
+    return side
+
+
+def _compiled(net: Functional, fed: Probe, exact: Observation, parameters: Sequence[str]) -> Callable[..., Any]:
+    keywords, lost = run_flax.inputs_of(fed)[1], []
+
+    @jax.jit
+    def evaluate(params: Any, stats: Any, inputs: Any) -> Any:
+        return net.forward(params, stats, inputs, keywords, False, Tap())[0]
+
+    values = evaluate(net.params, net.stats, run_flax.inputs_of(fed)[0])
+    loss_of = fed.loss.flax(run_flax.output_layouts(values, exact["output.eval"]))
+
+    def objective(params: Any, moving: list[Any], inputs: Any, stats: Any) -> Any:
+        whole = _with_floating(inputs, moving)
+        with flips.in_jax() as relus:
+            values, stats = net.forward(params, stats, whole, keywords, True, Tap())
+        lost.append(relus.lost)
+        return loss_of(values), (values, relus.on, stats)
+
+    gradient = jax.jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True))
+
+    def run(net: Functional, fed: Probe) -> tuple[Observation, Sequence[Any] | None]:
+        inputs, _ = run_flax.inputs_of(fed)
+        names = [name for name, leaf in leaves(inputs, "input") if jnp.issubdtype(leaf.dtype, jnp.floating)]
+        moving = [leaf for leaf in jax.tree.leaves(inputs) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+        found = {"output.eval": run_flax.outputs(evaluate(net.params, net.stats, inputs), exact["output.eval"])}
+        (loss, (values, on, stats)), (grads, input_grads) = gradient(net.params, moving, inputs, net.stats)
+        hub = net.to_hub(grads, stats)
+        found["output.train"] = run_flax.outputs(values, exact["output.train"])
+        found["loss"] = {"loss": np.asarray(loss)}
+        found["gradient.parameter"] = {name: hub[name] for name in parameters if name in hub}
+        pairs = zip(names, input_grads, strict=True)
+        found["gradient.input"] = {name: to_reference(np.asarray(g), fed.layouts[name]) for name, g in pairs}
+        found["statistics"] = {name: array for name, array in hub.items() if name in exact["statistics"]}
+        return found, None if any(lost) else [np.asarray(part) for part in on]
+
+    return run
+
+
+def _with_floating(inputs: Any, moving: Sequence[Any]) -> Any:
+    """`inputs` with these in the place of its floating arrays, in order."""
+    new, (old, tree) = list(moving), jax.tree.flatten(inputs)
+    return jax.tree.unflatten(tree, [new.pop(0) if jnp.issubdtype(a.dtype, jnp.floating) else a for a in old])
