@@ -70,9 +70,7 @@ def require(device: str, tf32: bool | None, dtypes: tuple[str, ...]) -> None:
     if tf32 and device == "cpu":
         raise UserError("tf32 on: got the device cpu, expected a GPU: only NVIDIA's have TF32; take the device gpu")
     if tf32 and not has_tf32():
-        raise UserError(
-            "tf32 on: got a GPU without TF32, expected NVIDIA's of compute capability 8 or more; leave it"
-        )
+        raise UserError("tf32 on: got a GPU without TF32, expected NVIDIA's of compute capability 8 or more; leave it")
     if tf32 is not None and "float32" not in dtypes:
         raise UserError(
             "tf32: got no run in float32, expected one: TF32 rounds float32's products; add the dtype float32"

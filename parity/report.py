@@ -213,9 +213,7 @@ def flips(model: Model) -> Sequence[str]:
             share = f"{row.flips:,} of {row.units:,} ({row.flips / row.units:.1e})"
             lines.append(f"{side} in {dtype}: ReLUs that are on here and off in float64, or off and on: {share}")
         elif row.units:
-            lines.append(
-                f"{side} in {dtype}: ReLUs that differ from float64: not counted (its calls are not PyTorch's)"
-            )
+            lines.append(f"{side} in {dtype}: ReLUs that differ from float64: not counted (other calls than PyTorch's)")
     return lines
 
 
