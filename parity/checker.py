@@ -359,7 +359,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
-        "device": device,
+        "device": devices.described(device),
         "multiple": MULTIPLE,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

@@ -44,6 +44,12 @@ Weights = Annotated[Path | None, typer.Option(help="A PyTorch or safetensors fil
 Accept = Annotated[
     list[str] | None, typer.Option(metavar="TRAP", help="A difference that is meant; `parity traps` lists them.")
 ]
+Dtypes = Annotated[
+    list[str] | None,
+    typer.Option("--dtype", metavar="DTYPE", help="Measure in float32 or bfloat16 besides; may be given twice."),
+]
+Tf32 = Annotated[str | None, typer.Option(metavar="on|off", help="TF32 in both frameworks; else as each has it.")]
+Device = Annotated[str, typer.Option(help="Where both frameworks run: cpu or gpu.")]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result there.")]
 
 
@@ -79,6 +85,9 @@ def check(
     seed: Seed = 0,
     weights: Weights = None,
     accept: Accept = None,
+    dtype: Dtypes = None,
+    tf32: Tf32 = None,
+    device: Device = "cpu",
     json_file: Json = None,
     html_file: Html = None,
 ) -> int:
@@ -86,6 +95,7 @@ def check(
 
     `package.module:function` names a function that returns a pair of your own and its inputs:
     (torch_model, flax_model, *inputs), or a dict of `parity.check`'s arguments besides: (…, {"names": …}).
+    The verdict is float64's; --dtype measures what each side's error in float32 or bfloat16 is, and decides nothing.
     """
     if bool(names) == every:
         raise UserError(
@@ -104,13 +114,22 @@ def check(
         if ":" not in name:
             _known(name)
 
-    from parity import probe
+    from parity import device as devices
+    from parity import precision, probe
     from parity import report as reports
     from parity.checker import check as run
     from parity.checker import environment, require
 
     chosen_ports = [port.strip() for port in ports.split(",") if port.strip()]
     require(chosen_ports, batch, steps, seed)
+    dtypes = tuple(part.strip() for given in dtype or () for part in given.split(",") if part.strip())
+    if dtype and not dtypes:
+        raise UserError(f"--dtype: got {dtype[0]!r}, expected {' or '.join(precision.DTYPES)}")
+    precision.require(dtypes)
+    if tf32 not in (None, *devices.TF32):
+        raise UserError(f"--tf32: got {tf32!r}, expected {' or '.join(devices.TF32)}")
+    policy = {"dtypes": dtypes, "tf32": None if tf32 is None else devices.TF32[tf32], "device": device}
+    devices.require(**policy)
     if images is not None:
         probe.photographs(images)
     console, found = _console(), []
@@ -127,6 +146,7 @@ def check(
                         "steps": steps,
                         "seed": seed,
                         "weights": weights,
+                        **policy,
                         **options,
                     },
                     progress=tell,
@@ -139,7 +159,7 @@ def check(
             continue
         found += result.models
         result.print(console)
-    whole = reports.Report(tuple(found), environment())
+    whole = reports.Report(tuple(found), environment(device))
     if len(found) > 1:
         equal = sum(model.ok for model in found)
         console.print(f"{equal} of {len(found)} networks: parity in every port", highlight=False)
@@ -183,7 +203,7 @@ def _pair(path: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
         sys.path.remove(str(Path.cwd()))
     if not isinstance(made, tuple) or len(made) < 2:
         raise UserError(f"{path}: returned {type(made).__name__}, expected (torch_model, flax_model, *inputs)")
-    known = {"names", "loss", "layouts", "keywords", "accept", "steps", "seed"}
+    known = {"names", "loss", "layouts", "keywords", "accept", "steps", "seed", "dtypes", "tf32", "device"}
     last = made[-1]
     if isinstance(last, dict) and last and set(last) <= known:
         return made[:-1], last

@@ -7,7 +7,7 @@ back; JAX gets a default device, to which `Functional`s are moved. No other file
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -48,7 +48,7 @@ def has_tf32() -> bool:
     return torch.version.cuda is not None and torch.cuda.get_device_capability()[0] >= 8
 
 
-def require(device: str, tf32: bool | None, dtypes: tuple[str, ...]) -> None:
+def require(device: str, tf32: bool | None, dtypes: Sequence[str]) -> None:
     """Raises where a check cannot run there.
 
     Raises:
@@ -95,6 +95,11 @@ def using(device: str, tf32: bool | None = None) -> Iterator[None]:
         if tf32 is not None:
             stack.enter_context(_policy(tf32))
         yield
+
+
+def described(device: str) -> str:
+    """The device's name for a report."""
+    return torch.cuda.get_device_name() if device == "gpu" and torch_gpu() else device
 
 
 class Crossing(TorchFunctionMode):

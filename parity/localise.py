@@ -23,6 +23,7 @@ from parity.layouts import LAYOUTS, Tensors, axes, leaves, to_flax, to_reference
 from parity.quantities import Probe
 from parity.run_flax import Functional
 from parity.taps import Tap, layer_of
+from ports.weights.pytorch import to_numpy
 
 NETWORK = "(the network)"
 
@@ -87,7 +88,7 @@ class _Reference(Tap):
     def enter(self, name: str, x: torch.Tensor) -> torch.Tensor:
         self.run.events.append(("enter", name, tuple(self.stack)))
         self.stack.append(name)
-        self.run.inputs[name] = x.detach().clone().numpy()
+        self.run.inputs[name] = to_numpy(x)
         if not x.requires_grad:
             return x
         x = x.view_as(x)
@@ -98,14 +99,14 @@ class _Reference(Tap):
         if name in self.stack:
             del self.stack[self.stack.index(name) :]
         self.run.events.append(("leave", name, tuple(self.stack)))
-        self.run.outputs[name] = y.detach().clone().numpy()
+        self.run.outputs[name] = to_numpy(y)
         if y.requires_grad:
             y.register_hook(lambda g: self._add(self.run.output_gradients, name, g))
         return y
 
     @staticmethod
     def _add(into: Tensors, name: str, gradient: torch.Tensor) -> None:
-        array = gradient.detach().clone().numpy()
+        array = to_numpy(gradient)
         into[name] = into[name] + array if name in into else array
 
 

@@ -98,7 +98,7 @@ def measure(
             try:
                 run = _pytorch(net) if side == "pytorch" else _flax(ports[side], dtype, exact, list(parameters))
                 first, theirs = run(state, probe)
-                responses = Responses(first, {name: state[name] for name in parameters})
+                responses = Responses(_at_least(dtype, first), {name: state[name] for name in parameters})
                 for draw in moved:
                     responses.add(run(*draw)[0].items())
             except UserError:
@@ -112,7 +112,7 @@ def measure(
             rows += [
                 Precision(side, dtype, quantity, *_worst(quantity, first, exact, responses, sizes), changed, total)
                 for quantity in QUANTITIES
-                if quantity in first
+                if exact[quantity]
             ]
             del run, first, responses
             memory.release()
@@ -138,6 +138,16 @@ def _worst(
         if multiple > worst[3]:
             worst = (name, far / scale, response / scale, multiple)
     return (*worst[:3], max(worst[3], 0.0))
+
+
+def _at_least(dtype: str, run: Observation) -> Observation:
+    """In no narrower type than was asked for: the unit in the last place is that of this type."""
+
+    def widened(array: np.ndarray) -> np.ndarray:
+        narrow = bounds.floating(array) and array.dtype.itemsize < np.dtype(DTYPES[dtype]).itemsize
+        return array.astype(DTYPES[dtype]) if narrow else array
+
+    return {q: {name: widened(array) for name, array in tensors.items()} for q, tensors in run.items()}
 
 
 def cast(reference: nn.Module, dtype: str) -> nn.Module:
