@@ -28,7 +28,9 @@ ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "CUBLAS_WORKSPACE_CONFI
 # TF32's products have 10 bits behind the point, float32's 23.
 TF32_UNITS = 2**13
 
-PYTORCH = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul)
+_CONFIG: Any = jax.config
+_CUDNN: Any = torch.backends.cudnn
+PYTORCH: tuple[Any, ...] = (_CUDNN.conv, _CUDNN.rnn, torch.backends.cuda.matmul)
 PRECISIONS = {True: ("tf32", "tensorfloat32"), False: ("ieee", "highest")}  # PyTorch's words, JAX's
 
 
@@ -36,7 +38,7 @@ def torch_gpu() -> torch.device | None:
     return torch.device("cuda") if torch.cuda.is_available() else None
 
 
-def jax_gpu() -> jax.Device | None:
+def jax_gpu() -> Any:
     try:
         return jax.devices("gpu")[0]
     except RuntimeError:  # this is how JAX says that there is none
@@ -97,6 +99,11 @@ def using(device: str, tf32: bool | None = None) -> Iterator[None]:
         yield
 
 
+def placed(arrays: Any) -> Any:
+    """JAX's arrays on the device of the check, wherever they were."""
+    return jax.device_put(arrays, _CONFIG.jax_default_device)
+
+
 def described(device: str) -> str:
     """The device's name for a report."""
     return torch.cuda.get_device_name() if device == "gpu" and torch_gpu() else device
@@ -113,9 +120,9 @@ class Crossing(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _jax_cpu() -> jax.Device | None:
+def _jax_cpu() -> Any:
     """None where JAX was told to have no CPU, or where it is the default anyway."""
-    if jax.config.jax_default_device is None and jax.default_backend() == "cpu":
+    if _CONFIG.jax_default_device is None and jax.default_backend() == "cpu":
         return None
     try:
         return jax.local_devices(backend="cpu")[0]

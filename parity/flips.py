@@ -76,7 +76,7 @@ def in_jax() -> Iterator[InJax]:
         jax.custom_jvp.__call__ = original
 
 
-def count(reference: Sequence[np.ndarray], other: Sequence[Any] | None) -> tuple[int | None, int]:
+def count(reference: Sequence[Any], other: Sequence[Any] | None) -> tuple[int | None, int]:
     """How many units are on in one and off in the other, and of how many; None where the calls are not the same."""
     units = sum(on.size for on in reference)
     if other is None or len(other) != len(reference):

@@ -86,6 +86,7 @@ def measure(
     progress("working precision: the reference in float64")
     parameters = {name: p.detach() for name, p in run_pytorch.parameters(reference, fed).items()}
     exact, on = _pytorch(reference)({}, fed)
+    assert on is not None
     sizes = Responses(exact, {}).sizes
     rows = []
     for dtype in dict.fromkeys(dtypes):
@@ -127,7 +128,7 @@ def _worst(
     sizes: Callable[[str], dict[str, float]],
 ) -> tuple[str, float, float, float]:
     """The tensor whose error is the largest multiple of its response: name, error and response (relative), multiple."""
-    worst = ("(none)", 0.0, 0.0, -1.0)
+    worst: tuple[str, float, float, float] = ("(none)", 0.0, 0.0, -1.0)
     size = sizes(quantity)
     for name, expected in exact[quantity].items():
         if name not in got[quantity]:
@@ -135,9 +136,8 @@ def _worst(
         far, response = bounds.distance(got[quantity][name], expected), responses.response(quantity, name)
         multiple = far / response if response else (np.inf if far else 0.0)
         scale = size[name] or 1.0
-        if multiple > worst[3]:
-            worst = (name, far / scale, response / scale, multiple)
-    return (*worst[:3], max(worst[3], 0.0))
+        worst = max(worst, (name, far / scale, response / scale, multiple), key=lambda w: w[3])
+    return worst
 
 
 def _at_least(dtype: str, run: Observation) -> Observation:

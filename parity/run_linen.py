@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from parity.device import placed
 from parity.run_flax import Functional, Listener, float64_attention, mode_keywords
 from parity.run_nnx import parts, settings
 from parity.taps import Tap
@@ -89,5 +90,5 @@ def functional(
         }
 
     stats = {name: tree for name, tree in variables.items() if name != "params"}
-    params, stats = jax.device_put((variables["params"], stats), jax.config.jax_default_device)
+    params, stats = placed((variables["params"], stats))
     return Functional(params, stats, forward, to_hub)

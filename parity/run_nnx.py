@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from parity.device import placed
 from parity.run_flax import Functional, Listener, float64_attention, mode_keywords
 from parity.taps import Tap
 from ports.weights.nnx import modules, places
@@ -137,5 +138,5 @@ def functional(
             (tensors or {}).get(own, own): p.read() for own, p in found.items() if tensors is None or own in tensors
         }
 
-    params, stats = jax.device_put((params, stats), jax.config.jax_default_device)
+    params, stats = placed((params, stats))
     return Functional(params, stats, forward, to_hub)
