@@ -107,7 +107,7 @@ def measure(
             except (TypeError, ValueError, RuntimeError, IndexError, NotImplementedError) as error:
                 said = str(error).strip().partition("\n")[0]
                 text = f"(does not run: {type(error).__name__}: {said})"
-                rows.append(Precision(side, dtype, "(none)", text, np.inf, 0.0, np.inf, None, 0))
+                rows.append(Precision(side, dtype, "(none)", text, np.inf, 0.0, np.inf, np.inf, None, 0))
                 continue
             changed, total = flips.count(on, theirs)
             rows += [
@@ -126,18 +126,19 @@ def _worst(
     exact: Observation,
     responses: Responses,
     sizes: Callable[[str], dict[str, float]],
-) -> tuple[str, float, float, float]:
-    """The tensor whose error is the largest multiple of its response: name, error and response (relative), multiple."""
+) -> tuple[str, float, float, float, float]:
+    """The tensor whose error is the largest multiple of its response, as in `Precision`, and the largest error."""
     worst: tuple[str, float, float, float] = ("(none)", 0.0, 0.0, -1.0)
-    size = sizes(quantity)
+    size, largest = sizes(quantity), 0.0
     for name, expected in exact[quantity].items():
         if name not in got[quantity]:
-            return f"{name} (absent)", np.inf, 0.0, np.inf
+            return f"{name} (absent)", np.inf, 0.0, np.inf, np.inf
         far, response = bounds.distance(got[quantity][name], expected), responses.response(quantity, name)
         multiple = far / response if response else (np.inf if far else 0.0)
         scale = size[name] or 1.0
+        largest = max(largest, far / scale)
         worst = max(worst, (name, far / scale, response / scale, multiple), key=lambda w: w[3])
-    return worst
+    return *worst, largest
 
 
 def _at_least(dtype: str, run: Observation) -> Observation:

@@ -75,6 +75,7 @@ class Precision:
         error: its distance from float64, relative to its size.
         response: how far one unit in the last place of weights and inputs moves it, in this type and on this side.
         multiple: error / response.
+        largest: the largest relative error of any tensor of the quantity.
         flips: how many ReLUs are on in one and off in the other of this side and float64, in train mode; None where the
             side's ReLUs could not be told one by one. The same in every row of a side in a type.
         units: of how many.
@@ -87,6 +88,7 @@ class Precision:
     error: float
     response: float
     multiple: float
+    largest: float
     flips: int | None
     units: int
 
@@ -194,12 +196,12 @@ def precision_table(model: Model) -> Table:
     result = Table(title=title, title_justify="left")
     for heading in ("side", "dtype", "quantity", "worst tensor"):
         result.add_column(heading, overflow="fold")
-    for heading in ("error", "response", "error / response"):
+    for heading in ("error", "response", "multiple", "largest error"):
         result.add_column(heading, justify="right", no_wrap=True)
     for i, row in enumerate(model.precision):
         if i and (model.precision[i - 1].side, model.precision[i - 1].dtype) != (row.side, row.dtype):
             result.add_section()
-        numbers = f"{row.error:.1e}", f"{row.response:.1e}", f"{row.multiple:.3g}"
+        numbers = f"{row.error:.1e}", f"{row.response:.1e}", f"{row.multiple:.3g}", f"{row.largest:.1e}"
         result.add_row(row.side, row.dtype, row.quantity, row.tensor, *numbers)
     return result
 
@@ -210,10 +212,12 @@ def flips(model: Model) -> Sequence[str]:
     for side, dtype in dict.fromkeys((row.side, row.dtype) for row in model.precision):
         row = next(row for row in model.precision if (row.side, row.dtype) == (side, dtype))
         if row.flips is not None and row.units:
-            share = f"{row.flips:,} of {row.units:,} ({row.flips / row.units:.1e})"
-            lines.append(f"{side} in {dtype}: ReLUs that are on here and off in float64, or off and on: {share}")
+            share = f"{row.flips:,} of {row.units:,} ReLUs ({row.flips / row.units:.1e})"
+            lines.append(f"{side} in {dtype}: {share} are on where float64's are off, or off where they are on")
         elif row.units:
-            lines.append(f"{side} in {dtype}: ReLUs that differ from float64: not counted (other calls than PyTorch's)")
+            lines.append(
+                f"{side} in {dtype}: ReLUs that are not as in float64: not counted (other calls than PyTorch's)"
+            )
     return lines
 
 
