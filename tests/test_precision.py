@@ -24,7 +24,8 @@ from networks import quick_compilation
 from small import OPTION_A_NET, reference, twin
 
 import parity
-from parity import bounds, cli, device, localise, losses, precision, run_nnx, run_pytorch
+import ports
+from parity import bounds, cli, device, localise, losses, precision, run_linen, run_nnx, run_pytorch
 from parity.quantities import SGD, Probe
 from parity.report import Model
 from ports import UserError
@@ -191,6 +192,39 @@ def test_flips_are_those_counted_by_hand(relu: Callable[[Any], Any], counted: bo
     assert found["nnx", "float32"] == ((0 if counted else None), 12)
     assert found["nnx", "bfloat16"] == ((6 if counted else None), 12)
     assert ("not counted" in str(parity.Report((Model("mlp", (), precision=rows),)))) is not counted
+
+
+# --- the policy of bfloat16
+
+
+def held(net: Any) -> dict[str, str]:
+    """The types of the tensors, by hub name."""
+    return {name: array.dtype.name for name, array in ports.weights.read(net).items() if array.dtype.kind != "i"}
+
+
+def promoted(port: str) -> Any:
+    if port == "pytorch":
+        return precision.cast(Torch(), "bfloat16")
+    return (
+        run_nnx.promote(NNX(), "bfloat16")
+        if port == "nnx"
+        else run_linen.promote(ports.create(TINY, "linen"), "bfloat16")
+    )
+
+
+@pytest.mark.parametrize("port", ["pytorch", "nnx", "linen"])
+def test_batch_norm_stays_in_float32_and_all_else_is_bfloat16(port: str) -> None:
+    types = held(promoted(port))
+    norms = {name for name in types if "bn" in name.rpartition(".")[0].rpartition(".")[2]}
+    assert {types[name] for name in norms} == {"float32"}
+    assert {types[name] for name in types if name not in norms} == {"bfloat16"}
+
+
+def test_loss_is_computed_in_float32() -> None:
+    fed = precision.fed_in(Probe((np.ones((1, 2)),), losses.projection(0)), "bfloat16")
+    assert fed.inputs[0].dtype == ml_dtypes.bfloat16
+    assert fed.loss.torch(torch.ones(2, 3, dtype=torch.bfloat16)).dtype == torch.float32
+    assert fed.loss.flax({"output": "same"})(jnp.ones((2, 3), jnp.bfloat16)).dtype == jnp.float32
 
 
 # --- a side that does not run in a type
