@@ -165,7 +165,7 @@ class Mlp(nnx.Module):
 RELUS: dict[str, tuple[Callable[[Any], Any], bool]] = {
     "nnx.relu": (nnx.relu, True),
     "imported by name": (imported_by_name, True),
-    "in a checkpoint": (jax.checkpoint(lambda x: nn.relu(x)), False),
+    "one of two in a checkpoint": (lambda x: nnx.relu(jax.checkpoint(lambda x: nn.relu(x))(x)), False),
     "written by hand": (lambda x: jnp.maximum(x, 0), False),
 }
 
@@ -340,12 +340,13 @@ from parity import device, run_flax, run_linen, run_nnx
 from parity.quantities import Probe
 net, module = nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nn.Dense(3)
 variables = jax.device_put(module.init(jax.random.key(0), jnp.ones((1, 2))), jax.devices()[0])
+nnx.update(net, jax.device_put(nnx.state(net), jax.devices()[0]))
 device.torch_gpu, device.jax_gpu = lambda: torch.device("cpu"), lambda: jax.devices()[1]
 with device.using("gpu"):
     inputs, keywords = run_flax.inputs_of(Probe((np.ones((1, 2)),), None))
     for port, made in ((run_nnx, net), (run_linen, (module, variables))):
         f = port.functional(port.promote(made))
-        y = jax.jit(lambda p, s, x: f.forward(p, s, x, {}, True, run_flax.Tap())[0])(f.params, f.stats, *[(inputs)])
+        y = jax.jit(lambda p, s, x: f.forward(p, s, x, {}, True, run_flax.Tap())[0])(f.params, f.stats, inputs)
         print({d.id for leaf in jax.tree.leaves((f.params, inputs, y)) for d in leaf.devices()})
 """
 
