@@ -132,11 +132,12 @@ def _worst(
         if name not in got[quantity]:
             return f"{name} (absent)", np.inf, 0.0, np.inf, np.inf
         far, response = bounds.distance(got[quantity][name], expected), responses.response(quantity, name)
-        multiple = far / response if response else (np.inf if far else 0.0)
+        multiple = far / response if response and np.isfinite(far) else (np.inf if far else 0.0)
         scale = size[name] or 1.0
         largest = max(largest, far / scale)
         worst = max(worst, (name, far / scale, response / scale, multiple), key=lambda w: w[3])
-    return *worst, largest
+    name, error, response, multiple = worst
+    return name, error, response, multiple, largest
 
 
 def _at_least(dtype: str, run: Observation) -> Observation:
