@@ -1,11 +1,11 @@
-"""Every known mistake that a finding can name, in one list: those of weights, of layers, and between layers."""
+"""Every known mistake that a finding can name, in one list: of weights, layers, between layers, losses, training."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from parity import between, transfer, traps
+from parity import between, loss_traps, training_traps, transfer, traps
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class Entry:
     """One known mistake, as it is listed.
 
     Attributes:
-        family: `weight`, `layer` or `between`: what is planted, and how.
+        family: `weight`, `layer`, `between`, `loss` or `training`: what is planted, and how.
         where: the layers or operations where it can be made.
     """
 
@@ -34,3 +34,7 @@ def entries() -> Iterator[Entry]:
     for operation in between.OPERATIONS:
         functions = dict.fromkeys(name.strip("_").rstrip("123d") for name in operation.functions)
         yield Entry(operation.name, "between", ", ".join(functions), operation.text, operation.mend)
+    for operation in loss_traps.TRAPS:
+        yield Entry(operation.name, "loss", ", ".join(operation.functions), operation.text, operation.mend)
+    for trap in training_traps.TRAPS:
+        yield Entry(trap.name, "training", trap.where.rpartition(".")[2], trap.text, trap.mend)

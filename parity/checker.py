@@ -19,10 +19,10 @@ import torch
 from flax import nnx
 
 import ports as networks
-from parity import memory, pairs, probe, run_linen, run_nnx, run_pytorch
+from parity import memory, pairs, probe, run_linen, run_nnx, run_pytorch, training
 from parity.bounds import MULTIPLE
 from parity.compare import Progress, compare
-from parity.quantities import SGD, Probe
+from parity.quantities import Probe
 from parity.report import Model, Report
 from ports.errors import UserError
 from ports.resnet import spec as specs
@@ -49,7 +49,10 @@ def check(
     layouts: Mapping[str, str] | None = None,
     keywords: Mapping[str, Any] | None = None,
     accept: Sequence[str] = (),
+    optimizer: str | Callable[..., Any] = "sgd",
     tx: Any = None,
+    clip_grad_norm: float | None = None,
+    accumulate: int = 1,
     progress: Progress = lambda _: None,
 ) -> Report:
     """Proves in float64 that Flax networks are the same as a PyTorch network, or names the first layer that is not.
@@ -68,7 +71,7 @@ def check(
         images: a file or a folder of photographs; by default the two that scikit-learn ships.
         image_size: height and width; by default the network's height and an odd width (224x193, 32x27).
         batch: number of images.
-        steps: of SGD with momentum and weight decay.
+        steps: of training.
         seed: of initial weights, labels and the signs of the perturbation.
         weights: the hub form, or a file of them; by default initial weights with random BatchNorm parameters and
             statistics. (Given weights are used as they are.)
@@ -79,7 +82,12 @@ def check(
             `channels_last` (the default from four dimensions on), `same` or `batch_second`.
         keywords: what is passed by name to both models.
         accept: names of `parity.traps.TRAPS`: differences that are meant.
-        tx: the optax transform that the ports train with, to hold one's own against `torch.optim.SGD`.
+        optimizer: a name of `parity.training.OPTIMIZERS` (SGD with momentum and weight decay, Adam, …); or one's own, a
+            function from PyTorch's parameters to an optimizer of `torch.optim`, or to (optimizer, scheduler).
+        tx: the optax transform that the ports train with, to hold one's own against PyTorch's optimizer; by default
+            that of `ports.optim` which computes the same.
+        clip_grad_norm: PyTorch clips its gradients to this norm (`torch.nn.utils.clip_grad_norm_`) before a step.
+        accumulate: PyTorch sums the gradients of so many passes before a step.
         progress: told what is about to be done.
 
     Returns:
@@ -90,6 +98,9 @@ def check(
             no memory for it, a batch with one value a channel, layers that cannot be paired, a model that raises.
     """
     require(ports, batch, steps, seed)
+    train = partial(
+        training.make, steps=steps, optimizer=optimizer, tx=tx, clip_grad_norm=clip_grad_norm, accumulate=accumulate
+    )
     with jax.enable_x64(True), _deterministic():
         if isinstance(model, torch.nn.Module) and ((len(candidates) > 1 and not _is_net(candidates[1])) or keywords):
             if not candidates:
@@ -106,16 +117,15 @@ def check(
                 layouts=layouts,
                 keywords=keywords,
                 accept=accept,
-                steps=steps,
+                train=train,
                 seed=seed,
-                tx=tx,
                 progress=progress,
             )
         else:
             given = {"names": names, "loss": loss, "layouts": layouts, "accept": accept}
             if unused := [name for name, value in given.items() if value]:
                 raise UserError(f"{', '.join(unused)}: only for two live models with inputs behind them")
-            found = _named(model, candidates, ports, images, image_size, batch, steps, seed, weights, tx, progress)
+            found = _named(model, candidates, ports, images, image_size, batch, seed, weights, train, progress)
     memory.release()
     return Report((found,), environment())
 
@@ -149,10 +159,9 @@ def _named(
     images: str | Path | None,
     image_size: tuple[int, int] | None,
     batch: int,
-    steps: int,
     seed: int,
     weights: str | Path | Mapping[str, np.ndarray] | None,
-    tx: Any,
+    train: training.Maker,
     progress: Progress,
 ) -> Model:
     """The check of networks of this package."""
@@ -179,8 +188,7 @@ def _named(
     state = networks.weights.read(reference)
     _finite(state)
     builders = live or {port: partial(_built, spec, port, state) for port in dict.fromkeys(ports)}
-    sgd = SGD(steps, run_pytorch.learning_rate(reference, fed))
-    result = compare(reference, builders, fed, sgd, seed=seed, tx=tx, progress=progress)
+    result = compare(reference, builders, fed, train(reference, fed), seed=seed, progress=progress)
     note = f"{batch} image{'s' if batch > 1 else ''} of {size[0]}x{size[1]}, seed {seed}"
     return Model(spec.name, note=note, seconds=round(time.monotonic() - begin, 2), **result)
 

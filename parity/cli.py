@@ -38,7 +38,10 @@ Ports = Annotated[str, typer.Option(help="Which ports to hold against PyTorch.")
 Images = Annotated[Path | None, typer.Option(help="A photograph or a folder of them; else two from scikit-learn.")]
 ImageSize = Annotated[str | None, typer.Option(metavar="HxW", help="Else the network's height and an odd width.")]
 Batch = Annotated[int, typer.Option(help="Number of images.")]
-Steps = Annotated[int, typer.Option(help="Steps of SGD with momentum and weight decay.")]
+Steps = Annotated[int, typer.Option(help="Steps of training.")]
+Optimizer = Annotated[
+    str, typer.Option(help="What trains: sgd, nesterov, dampened, adam, amsgrad, adamw, rmsprop, adagrad.")
+]
 Seed = Annotated[int, typer.Option(help="Of initial weights, labels and perturbations.")]
 Weights = Annotated[Path | None, typer.Option(help="A PyTorch or safetensors file; else initial weights.")]
 Accept = Annotated[
@@ -76,6 +79,7 @@ def check(
     image_size: ImageSize = None,
     batch: Batch = 2,
     steps: Steps = 3,
+    optimizer: Optimizer = "sgd",
     seed: Seed = 0,
     weights: Weights = None,
     accept: Accept = None,
@@ -125,6 +129,7 @@ def check(
                         "ports": chosen_ports,
                         "batch": batch,
                         "steps": steps,
+                        "optimizer": optimizer,
                         "seed": seed,
                         "weights": weights,
                         **options,
@@ -184,6 +189,7 @@ def _pair(path: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if not isinstance(made, tuple) or len(made) < 2:
         raise UserError(f"{path}: returned {type(made).__name__}, expected (torch_model, flax_model, *inputs)")
     known = {"names", "loss", "layouts", "keywords", "accept", "steps", "seed"}
+    known |= {"optimizer", "tx", "clip_grad_norm", "accumulate"}
     last = made[-1]
     if isinstance(last, dict) and last and set(last) <= known:
         return made[:-1], last

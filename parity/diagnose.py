@@ -14,8 +14,8 @@ from itertools import takewhile
 import torch
 from torch import nn
 
-from parity import between, bounds
-from parity.localise import FORWARD, NETWORK, Deviation, Run
+from parity import between, bounds, loss_traps
+from parity.localise import FORWARD, LOSS, NETWORK, Deviation, Run
 from parity.quantities import Probe
 from parity.report import Finding
 from parity.taps import layer_of
@@ -50,10 +50,13 @@ def findings(
     found = []
     for (layer, _), deviations in groups.items():
         text = _said(deviations[0])
-        trap = _trap(layer, reference, cases) if layer in leaf else _operation(network, deviations, cases)
+        if layer == LOSS:
+            trap = loss_traps.explain(reference, fed, cases[True].port.loss)
+        else:
+            trap = _trap(layer, reference, cases) if layer in leaf else _operation(network, deviations, cases)
         if trap:
             text = f"{trap.text}; {trap.mend}"
-            if layer not in leaf:
+            if layer not in leaf and layer != LOSS:
                 text = f"{_where(deviations[0])}: {text}"
         found.append(Finding(port, layer, trap.name if trap else None, text))
     return found
@@ -93,6 +96,7 @@ def _said(deviation: Deviation) -> str:
         f"does not in {mode} mode (an activation, a pool, a sum, or their order)",
         "statistics": "the output is right, and the running statistics after it are not",
         "gradient": "the output is right, and the layer's gradients are not",
+        "loss": "the outputs are right, and the loss of them is not",
         "gradient between": f"the outputs are right, and the gradient that comes back to {deviation.call} is not",
     }[deviation.aspect]
 

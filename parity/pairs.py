@@ -12,10 +12,22 @@ import numpy as np
 import torch
 from flax import linen, nnx
 
-from parity import compare, inventory, losses, memory, probe, run_flax, run_linen, run_nnx, run_pytorch, transfer
+from parity import (
+    compare,
+    inventory,
+    losses,
+    memory,
+    probe,
+    run_flax,
+    run_linen,
+    run_nnx,
+    run_pytorch,
+    training,
+    transfer,
+)
 from parity.layouts import LAYOUTS, axes, leaves, mapped
 from parity.pairing import OPTIONAL, Pairing, pair
-from parity.quantities import SGD, Loss, Probe
+from parity.quantities import Loss, Probe
 from parity.report import Model
 from parity.run_flax import Functional
 from parity.taps import Recorder, layer_of
@@ -86,9 +98,8 @@ def check(
     layouts: Mapping[str, str] | None,
     keywords: Mapping[str, Any] | None,
     accept: Sequence[str],
-    steps: int,
+    train: training.Maker,
     seed: int,
-    tx: Any,
     progress: Progress,
 ) -> Model:
     """See `parity.check`."""
@@ -108,14 +119,12 @@ def check(
     buffers = {n for n, _ in both.reference.named_buffers()} & {*both.tensors.values()}
     fed = replace(fed, tensors=frozenset(trained | buffers))
     used = _comparable(both, state, fed)
-    sgd = SGD(steps, run_pytorch.learning_rate(both.reference, fed))
     result = compare.compare(
         both.reference,
         {port: lambda: both.functional(state, used)},
         fed,
-        sgd,
+        train(both.reference, fed),
         seed=seed,
-        tx=tx,
         names=[name for name in both.names.values() if name in used.values()],
         progress=progress,
     )

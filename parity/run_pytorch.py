@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from parity.layouts import Tensors, first, leaves, mapped, with_first
-from parity.quantities import SGD, Probe
+from parity.quantities import Probe, Training, after
 from parity.taps import Calls, Recorder, Tap
 from ports.errors import UserError
 
@@ -171,7 +171,7 @@ def learning_rate(net: nn.Module, probe: Probe, moves: float = 1e-3) -> float:
 
 
 def observe(
-    net: nn.Module, probe: Probe, sgd: SGD, names: Collection[str] | None = None
+    net: nn.Module, probe: Probe, training: Training, names: Collection[str] | None = None
 ) -> Iterator[tuple[str, Tensors]]:
     """All quantities of `parity.quantities.QUANTITIES`, one after the other; `net` is left as it was.
 
@@ -190,21 +190,19 @@ def observe(
 
     net.train()
     trained = parameters(net, probe)
-    start = {name: p.detach().clone() for name, p in trained.items()}
-    optimizer = torch.optim.SGD(trained.values(), lr=1.0, momentum=sgd.momentum, weight_decay=sgd.weight_decay)
-    for step, learning_rate in enumerate(sgd.learning_rates or (0.0,)):
+    loop = Loop(trained, training)
+    for number in range(training.passes):
         images, record = inputs_of(probe, grad=True), Outputs(copies(net))
-        with tapped(net, record, names if step == 0 else ()):
+        with tapped(net, record, names if number == 0 else ()):
             values = run(net, probe, images)
         loss = probe.loss.torch(values)
-        if step == 0:
+        if number == 0:
             yield "output.train", {name: array.copy() for name, array in outputs(values).items()}
             yield "layer.train", numpy(record.outputs)
             yield "loss", {"loss": loss.detach().numpy()}
         del values, record
-        optimizer.zero_grad()
         loss.backward()
-        if step == 0:
+        if number == 0:
             grads = ((name, torch.zeros_like(p) if p.grad is None else p.grad) for name, p in trained.items())
             yield "gradient.parameter", {name: grad.numpy().copy() for name, grad in grads}
             floating = ((name, x) for name, x in leaves(images, "input") if x.requires_grad)
@@ -214,7 +212,60 @@ def observe(
             )
             buffers = ((n, b) for n, b in net.named_buffers() if probe.tensors is None or n in probe.tensors)
             yield "statistics", {name: b.numpy().copy() for name, b in buffers}
-        optimizer.param_groups[0]["lr"] = learning_rate
-        optimizer.step()
-    if sgd.steps:
-        yield "training.parameter", {n: (p.detach() - start[n]).numpy() for n, p in trained.items()}
+        loop.advance(number)
+    if training.steps:
+        yield "training.parameter", loop.updates
+        yield "training.state", loop.states
+
+
+def trained(net: nn.Module, probe: Probe, training: Training) -> tuple[Tensors, Tensors]:
+    """The training alone: what it adds to every parameter, and the optimizer's tensors; `net` is left as it was."""
+    net = copy.deepcopy(net).train()
+    loop = Loop(parameters(net, probe), training)
+    for number in range(training.passes):
+        with tapped(net, Tap(), ()):
+            values = run(net, probe, inputs_of(probe))
+        probe.loss.torch(values).backward()
+        loop.advance(number)
+    return loop.updates, loop.states
+
+
+class Loop:
+    """PyTorch's training of a network, told of every backward pass.
+
+    Attributes:
+        updates: what was added to every parameter after the steps that are compared.
+        states: the optimizer's tensors then (`momentum_buffer/conv1.weight@1`).
+    """
+
+    def __init__(self, params: Mapping[str, nn.Parameter], training: Training) -> None:
+        self.params, self.training = params, training
+        self.updates: Tensors = {}
+        self.states: Tensors = {}
+        if training.steps:
+            self.start = {name: p.detach().clone() for name, p in params.items()}
+            made = training.optimizer(params)
+            self.optimizer, self.scheduler = made if isinstance(made, tuple) else (made, None)
+
+    def advance(self, number: int) -> None:
+        """What stands behind the backward pass of this number, from 0."""
+        if not self.training.steps or (number + 1) % self.training.accumulate:
+            return
+        self.training.prepare(self.params)
+        self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        self.optimizer.zero_grad()
+        if step := self.training.done(number):
+            updates = {name: (p.detach() - self.start[name]).numpy() for name, p in self.params.items()}
+            self.updates |= after(step, updates)
+            self.states |= after(step, self._state())
+
+    def _state(self) -> Tensors:
+        held = getattr(self.optimizer, "state", {})
+        return {
+            f"{key}/{name}": tensor.detach().numpy().copy()
+            for name, p in self.params.items()
+            for key, tensor in held.get(p, {}).items()
+            if isinstance(tensor, Tensor) and tensor.shape == p.shape and key != "step"
+        }

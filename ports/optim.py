@@ -261,6 +261,48 @@ def clip_grad_value(clip_value: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda _: optax.EmptyState(), update)  # pyright: ignore[reportArgumentType]
 
 
+class Accumulated(NamedTuple):
+    """The state of `accumulate`.
+
+    Attributes:
+        count: int32 scalar, the gradients since the last step.
+        sums: their sums, a tree like the parameters.
+        inner: the state of the transform that takes them.
+    """
+
+    count: Any
+    sums: Any
+    inner: Any
+
+
+def accumulate(tx: optax.GradientTransformation, passes: int) -> optax.GradientTransformation:
+    """`tx` once in `passes` gradients, with their sum, as where `zero_grad` is called once in so many `backward`.
+
+    (`optax.MultiSteps` takes the average: a step with another learning rate, another decay and another clipping.)
+
+    Raises:
+        UserError: fewer than one pass.
+    """
+    _require("accumulate", passes=(passes, 1, INFINITY))
+
+    def init(params: Any) -> Accumulated:
+        return Accumulated(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params), tx.init(params))
+
+    def update(grads: Any, state: Accumulated, params: Any = None) -> tuple[Any, Accumulated]:
+        sums = jax.tree.map(jnp.add, state.sums, grads)
+
+        def step() -> tuple[Any, Accumulated]:
+            updates, inner = tx.update(sums, state.inner, params)
+            return updates, Accumulated(jnp.zeros_like(state.count), jax.tree.map(jnp.zeros_like, sums), inner)
+
+        def wait() -> tuple[Any, Accumulated]:
+            return jax.tree.map(jnp.zeros_like, sums), Accumulated(state.count + 1, sums, state.inner)
+
+        return jax.lax.cond(state.count + 1 == passes, step, wait)
+
+    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
+
+
 def trained(tx: optax.GradientTransformation, mask: Any) -> optax.GradientTransformation:
     """`tx` for the parameters where `mask` (a tree of booleans, or a function of the parameters) is true.
 
