@@ -237,7 +237,7 @@ def optimizer_tensors(state: Any, to_hub: Callable[[Any], Tensors], structure: A
         fields = zip(getattr(state, "_fields", range(len(state))), state, strict=True)
         trees = {}
         for field, value in fields:
-            if name := STATES.get((type(state).__name__, field)):
+            if name := STATES.get((type(state).__name__, str(field))):
                 trees[name] = value
             else:
                 found |= optimizer_tensors(value, to_hub, structure)

@@ -38,6 +38,6 @@ def _mapped(file: IO[bytes], array: np.ndarray) -> np.ndarray:
     if not array.size or not array.ndim:
         return array
     offset = file.tell()
-    file.write(memoryview(np.ascontiguousarray(array)).cast("B"))
+    np.ascontiguousarray(array).tofile(file)
     file.flush()
     return np.memmap(file, array.dtype, "r", offset, array.shape)

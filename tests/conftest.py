@@ -13,8 +13,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: a thread ea
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-# What XLA has compiled once in a session it takes from a folder: many tests, and the commands that they run, share small
-# networks. Set here, before a test imports jax.
+# What XLA has compiled once in a session it takes from a folder: many tests, and the commands that they run, share
+# small networks. Set here, before a test imports jax.
 COMPILED = tempfile.TemporaryDirectory(prefix="parity-tests-")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
