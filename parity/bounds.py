@@ -156,9 +156,12 @@ class Responses:
         ]
 
     def _noise(self, quantity: str, name: str) -> bool:
-        return quantity.startswith("training.") and self.zero_in_exact_arithmetic(
-            "gradient.parameter", parameter_of(name)
-        )
+        if (
+            not quantity.startswith("training.")
+            or (name := parameter_of(name)) not in self.reference["gradient.parameter"]
+        ):
+            return False
+        return self.zero_in_exact_arithmetic("gradient.parameter", name)
 
 
 def ulp(array: np.ndarray) -> np.ndarray:

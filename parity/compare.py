@@ -65,7 +65,7 @@ def responses_of(
     """Runs the reference once as it is and `DRAWS` times perturbed."""
     progress("reference in PyTorch")
     state = weights.read(reference)
-    parameters = {name: state[name] for name in run_pytorch.parameters(reference, fed)}
+    parameters = {name: state[name] for name in run_pytorch.updated(reference, fed)}
     responses = Responses(spill.spilled(run_pytorch.observe(reference, fed, training, names)), parameters)
     for draw in range(DRAWS):
         progress(f"rounding response {draw + 1} of {DRAWS}")
@@ -101,7 +101,9 @@ def compare(
     for port, build in candidates.items():
         progress(f"{port}: compiling and running")
         functional = build()
-        run = run_flax.observe(functional, fed, training, list(responses.parameters), responses.reference)
+        run = run_flax.observe(
+            functional, fed, training, list(run_pytorch.parameters(reference, fed)), responses.reference
+        )
         try:
             judged[port] = judge(port, run, responses)
         except (TypeError, ValueError, IndexError) as error:

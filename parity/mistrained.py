@@ -138,11 +138,12 @@ def adam(epsilon: str = "outside", corrected: bool = True, maximum: str = "raw",
     return as_given if coupled is None else rule
 
 
-def rmsprop(epsilon: str = "outside", rate: str = "behind", start: float = 0.0) -> Rule:
+def rmsprop(epsilon: str = "outside", rate: str = "behind", start: float = 0.0, alpha: float | None = None) -> Rule:
     """RMSprop, with the learning rate `behind` the momentum or `before` it, and averages that begin at `start`."""
+    other = alpha
 
     def rule(g: Tensor, p: Tensor, held: Held, group: Mapping[str, Any], _: int) -> Tensor:
-        lr, alpha, eps = group["lr"], group["alpha"], group["eps"]
+        lr, alpha, eps = group["lr"], group["alpha"] if other is None else other, group["eps"]
         g = g + group["weight_decay"] * p
         v = held["v"] = alpha * held.get("v", torch.full_like(g, start)) + (1 - alpha) * g * g
         if group["centered"]:
@@ -157,45 +158,46 @@ def rmsprop(epsilon: str = "outside", rate: str = "behind", start: float = 0.0) 
     return rule
 
 
-def adagrad(epsilon: str = "outside", start: float | None = None) -> Rule:
-    """Adagrad, with sums that begin at `start`."""
+def adagrad(epsilon: str = "outside", start: float | None = None, eps: float | None = None) -> Rule:
+    """Adagrad, with sums that begin at `start`, and another epsilon."""
 
     def rule(g: Tensor, p: Tensor, held: Held, group: Mapping[str, Any], count: int) -> Tensor:
         g = g + group["weight_decay"] * p
         begin = group["initial_accumulator_value"] if start is None else start
         total = held["sum"] = held.get("sum", torch.full_like(g, begin)) + g * g
-        root = (total + group["eps"]).sqrt() if epsilon == "inside" else total.sqrt() + group["eps"]
+        added = group["eps"] if eps is None else eps
+        root = (total + added).sqrt() if epsilon == "inside" else total.sqrt() + added
         return -group["lr"] / (1 + (count - 1) * group["lr_decay"]) * g / root
 
     return rule
+
+
+class All:
+    """Several optimizers or schedulers as one."""
+
+    def __init__(self, *parts: Any) -> None:
+        self.parts = [part for part in parts if part is not None]
+
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self) -> None:
+        for part in self.parts:
+            part.zero_grad()
 
 
 def decay_on_weights_only(training: Training) -> Training:
     """No decay of what has one dimension: biases, and norms' parameters."""
 
     def make(params: Params) -> Any:
-        optimizer, scheduler = made(training, params)
-        for group in [*optimizer.param_groups]:
-            vectors = [p for p in group["params"] if p.ndim < 2]
-            group["params"] = [p for p in group["params"] if p.ndim > 1]
-            optimizer.param_groups.append({**group, "params": vectors, "weight_decay": 0.0})
-        return optimizer, None if scheduler is None else Copying(scheduler)
+        kinds = ({n: p for n, p in params.items() if (p.ndim > 1) is matrix} for matrix in (True, False))
+        plain = setting(weight_decay=0.0)(training)
+        both = [made(which, part) for which, part in zip((training, plain), kinds, strict=True) if part]
+        optimizers, schedulers = zip(*both, strict=True)
+        return All(*optimizers), All(*schedulers)
 
     return replace(training, optimizer=make)
-
-
-class Copying:
-    """A scheduler whose rates go to the groups that were split off, too."""
-
-    def __init__(self, scheduler: Any) -> None:
-        self.scheduler = scheduler
-
-    def step(self) -> None:
-        self.scheduler.step()
-        groups = self.scheduler.optimizer.param_groups
-        half = len(groups) // 2
-        for old, new in zip(groups[:half], groups[half:], strict=True):
-            new["lr"] = old["lr"]
 
 
 def scheduled(change: Callable[[Any, Any], Any]) -> Callable[[Training], Training]:
@@ -288,5 +290,16 @@ def matrices_only(training: Training) -> Training:
         training.prepare(params)
         for p in (p for p in params.values() if p.ndim < 2):
             p.grad = None
+
+    return replace(training, prepare=prepare)
+
+
+def idle_trained(training: Training) -> Training:
+    """A gradient of zeros for a parameter that has none."""
+
+    def prepare(params: Params) -> None:
+        for p in (p for p in params.values() if p.grad is None):
+            p.grad = torch.zeros_like(p)
+        training.prepare(params)
 
     return replace(training, prepare=prepare)

@@ -118,12 +118,16 @@ def check(
     trained = _trained(both.reference, fed, {*both.tensors.values()})
     buffers = {n for n, _ in both.reference.named_buffers()} & {*both.tensors.values()}
     fed = replace(fed, tensors=frozenset(trained | buffers))
+    how = train(both.reference, fed)
+    if how.own:  # a transform of one's own may move what PyTorch leaves as it is
+        idle = {n for n, _ in both.reference.named_parameters()} & {*both.tensors.values()} - trained
+        fed = replace(fed, idle=frozenset(idle))
     used = _comparable(both, state, fed)
     result = compare.compare(
         both.reference,
         {port: lambda: both.functional(state, used)},
         fed,
-        train(both.reference, fed),
+        how,
         seed=seed,
         names=[name for name in both.names.values() if name in used.values()],
         progress=progress,

@@ -37,6 +37,7 @@ class Probe:
         channels_last: whether PyTorch keeps images in memory as Flax does, so that it adds their numbers in another
             order.
         tensors: the parameters and statistics that are compared; by default all of the reference's.
+        idle: parameters that get no gradient, and must stay what they are in training.
     """
 
     inputs: tuple[Any, ...]
@@ -45,6 +46,7 @@ class Probe:
     keywords: Mapping[str, Any] = field(default_factory=dict)
     channels_last: bool = False
     tensors: Collection[str] | None = None
+    idle: Collection[str] = ()
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Training:
         transform: the optax transform that updates the ports' parameters.
         clip_grad_norm: the norm that PyTorch's gradients are clipped to before a step, if any; the ports' clipping is
             part of `transform`.
+        own: whether `transform` is the caller's.
         prepare: what PyTorch does with its parameters' gradients before a step: clips them.
         accumulate: of how many backward passes PyTorch sums the gradients before a step; the ports' is part of
             `transform`, which is told every gradient.
@@ -84,6 +87,7 @@ class Training:
     transform: Any
     clip_grad_norm: float | None = None
     accumulate: int = 1
+    own: bool = False
     prepare: Callable[[Mapping[str, Any]], None] = lambda _: None
 
     @property

@@ -202,7 +202,8 @@ def observe(
             }
             pairs = zip(names, input_grads, strict=True)
             yield "gradient.input", {name: to_reference(np.asarray(g), layouts[name]) for name, g in pairs}
-            yield "statistics", {name: array for name, array in hub.items() if name not in set(parameters)}
+            wanted = {*hub} if probe.tensors is None else {*probe.tensors}
+            yield "statistics", {name: array for name, array in hub.items() if name in wanted - {*parameters}}
             del hub
         if not training.steps:
             break
@@ -210,7 +211,7 @@ def observe(
         del grads
         if step := training.done(number):
             old, new = net.to_hub(start, net.stats), net.to_hub(params, net.stats)
-            updates |= after(step, {name: new[name] - old[name] for name in parameters if name in new})
+            updates |= after(step, {n: new[n] - old[n] for n in (*parameters, *probe.idle) if n in new})
             del old, new
             held = optimizer_tensors(state, lambda tree: net.to_hub(tree, net.stats), jax.tree.structure(params))
             states |= after(step, {n: t for n, t in held.items() if n.partition("/")[2] in set(parameters)})

@@ -45,6 +45,11 @@ def parameters(net: nn.Module, probe: Probe) -> dict[str, nn.Parameter]:
     return {n: p for n, p in net.named_parameters() if probe.tensors is None or n in probe.tensors}
 
 
+def updated(net: nn.Module, probe: Probe) -> dict[str, nn.Parameter]:
+    """What training is compared of: what is trained, and what must stay."""
+    return parameters(net, probe) | {n: p for n, p in net.named_parameters() if n in probe.idle}
+
+
 def with_parameters(net: nn.Module) -> list[str]:
     """The modules that are recorded by default: all but Sequentials that have parameters in them."""
     return [
@@ -190,7 +195,7 @@ def observe(
 
     net.train()
     trained = parameters(net, probe)
-    loop = Loop(trained, training)
+    loop = Loop(updated(net, probe), training)
     for number in range(training.passes):
         images, record = inputs_of(probe, grad=True), Outputs(copies(net))
         with tapped(net, record, names if number == 0 else ()):
@@ -221,7 +226,7 @@ def observe(
 def trained(net: nn.Module, probe: Probe, training: Training) -> tuple[Tensors, Tensors]:
     """The training alone: what it adds to every parameter, and the optimizer's tensors; `net` is left as it was."""
     net = copy.deepcopy(net).train()
-    loop = Loop(parameters(net, probe), training)
+    loop = Loop(updated(net, probe), training)
     for number in range(training.passes):
         with tapped(net, Tap(), ()):
             values = run(net, probe, inputs_of(probe))

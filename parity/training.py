@@ -84,7 +84,7 @@ def make(
         if clip_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_([p for p in params.values() if p.grad is not None], clip_grad_norm)
 
-    common = {"clip_grad_norm": clip_grad_norm, "accumulate": accumulate, "prepare": prepare}
+    common = {"clip_grad_norm": clip_grad_norm, "accumulate": accumulate, "own": tx is not None, "prepare": prepare}
     if callable(optimizer):
         if tx is None:
             raise UserError("optimizer: got PyTorch's alone, expected tx= besides: the port's optax transform")

@@ -41,7 +41,7 @@ class State(NamedTuple):
     tensors: dict[str, Any]
 
 
-def _transform(learning_rate: LearningRate, starts: dict[str, float], rule: Rule) -> optax.GradientTransformation:
+def from_rule(learning_rate: LearningRate, starts: dict[str, float], rule: Rule) -> optax.GradientTransformation:
     """An optimizer from what it does to one parameter.
 
     Args:
@@ -108,7 +108,7 @@ def sgd(
         buffer = jnp.where(step == 1, g, momentum * held["momentum_buffer"] + (1 - dampening) * g)
         return -rate * (g + momentum * buffer if nesterov else buffer), {"momentum_buffer": buffer}
 
-    return _transform(learning_rate, {"momentum_buffer": 0.0} if momentum else {}, rule)
+    return from_rule(learning_rate, {"momentum_buffer": 0.0} if momentum else {}, rule)
 
 
 def adam(
@@ -172,7 +172,7 @@ def _adam(
         return change - rate * weight_decay * p if decoupled and weight_decay else change, new
 
     names = ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if amsgrad else []))
-    return _transform(learning_rate, dict.fromkeys(names, 0.0), rule)
+    return from_rule(learning_rate, dict.fromkeys(names, 0.0), rule)
 
 
 def rmsprop(
@@ -209,7 +209,7 @@ def rmsprop(
         return -rate * change, new
 
     names = ("square_avg", *(["momentum_buffer"] if momentum else []), *(["grad_avg"] if centered else []))
-    return _transform(learning_rate, dict.fromkeys(names, 0.0), rule)
+    return from_rule(learning_rate, dict.fromkeys(names, 0.0), rule)
 
 
 def adagrad(
@@ -237,7 +237,7 @@ def adagrad(
         total = held["sum"] + g * g
         return -rate / (1 + (step - 1) * lr_decay) * g / (jnp.sqrt(total) + eps), {"sum": total}
 
-    return _transform(learning_rate, {"sum": initial_accumulator_value}, rule)
+    return from_rule(learning_rate, {"sum": initial_accumulator_value}, rule)
 
 
 def clip_grad_norm(max_norm: float, norm_type: float = 2.0) -> optax.GradientTransformation:
