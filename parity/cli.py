@@ -246,7 +246,7 @@ def _write(option: str, path: Path, text: str) -> None:
     """The file appears whole or not at all."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
         partial.replace(path)
     except OSError as error:
         raise UserError(f"{option} {path}: cannot be written: {error.strerror}") from None
