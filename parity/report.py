@@ -133,6 +133,11 @@ class Report:
             self.print(console)
         return capture.get()
 
+    def failure(self) -> str:
+        """What an assertion says: in the first line, which summaries of tests show, what it comes to; then all."""
+        said = [line for model in self.models if not model.ok for line in verdict(model)[:2]]
+        return f"{'; '.join(said)}\n\n{self}".rstrip()
+
     def print(self, console: Console) -> None:
         """The table of every network and the line that says what it means."""
         for model in self.models:
