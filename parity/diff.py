@@ -143,8 +143,8 @@ def _models(file: Mapping[str, Any]) -> dict[tuple[str, int], Mapping[str, Any]]
 
 def _whole(model: str, port: str, what: str, old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> Change:
     """A network or a port that is gone, or new: `ok` is all that is looked at."""
-    states = [ABSENT if side is None else "ok" if side["ok"] else "not ok" for side in (old, new)]
-    return Change(model, port, what, *states, NEITHER if new and new["ok"] else WORSE)
+    before, after = (ABSENT if side is None else "ok" if side["ok"] else "not ok" for side in (old, new))
+    return Change(model, port, what, before, after, NEITHER if new and new["ok"] else WORSE)
 
 
 def _model(name: str, old: Mapping[str, Any], new: Mapping[str, Any], times: float) -> Iterator[Change]:
@@ -206,8 +206,8 @@ def _findings(model: str, port: str, old: list[dict[str, Any]], new: list[dict[s
         was, now = (sorted(trap for name, trap in side if name == layer) for side in (a, b))
         if was != now:
             judgement = WORSE if len(now) > len(was) else BETTER if len(now) < len(was) else NEITHER
-            texts = (", ".join(side) or ABSENT for side in (was, now))
-            yield Change(model, port, f"finding at {layer}", *texts, judgement)
+            before, after = (", ".join(side) or ABSENT for side in (was, now))
+            yield Change(model, port, f"finding at {layer}", before, after, judgement)
 
 
 def show(console: Console, before: Mapping[str, Any], after: Mapping[str, Any], changes: list[Change]) -> None:
