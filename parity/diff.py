@@ -36,6 +36,9 @@ FILE = {"schema": int, "models": [MODEL], "environment": dict}
 # What is read where it is there: earlier versions of this package did not write all of it.
 LATER = {"findings": [FINDING], "undecided": NAME, "note": NAME}
 
+# Digits of a whole number that a float still holds.
+LONGEST = 300
+
 # Distances below one unit in the last place do not differ notably from one another.
 LEAST = sys.float_info.epsilon
 
@@ -66,7 +69,8 @@ def load(path: Path) -> dict[str, Any]:
     """
     again = "expected a whole file of `parity check --json`; write it again"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < LONGEST else math.inf)
     except OSError as error:
         said = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
         raise UserError(f"{path}: {said}; expected a file of `parity check --json`") from None

@@ -14,18 +14,19 @@ from parity.report import Finding, Model, Report
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a result is shown: never by its colour alone."""
+    """How a result is shown: never by its colour alone. `rest` makes a heading of the text."""
 
     style: str
     sign: str
     text: str
+    rest: str = " with PyTorch, in float64"
 
 
 # By exit code.
 VERDICTS = {
     0: Verdict("ok", "✓", "Parity"),
     1: Verdict("bad", "✗", "No parity"),
-    2: Verdict("open", "?", "Cannot tell"),
+    2: Verdict("open", "?", "Cannot tell", " whether this is PyTorch's network, in float64"),
 }
 
 # What the environment's entries are called that are no versions.

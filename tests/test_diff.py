@@ -121,6 +121,7 @@ def test_two_networks_of_one_name_are_held_apart() -> None:
         ((0.0, 1e-3), None, ("ok 0.0e+00 fc", "ok 1.0e-03 fc")),
         ((1e-15, None), None, ("ok 1.0e-15 fc", "ok not finite fc")),
         ((None, 1e-15), None, ("ok not finite fc", "ok 1.0e-15 fc")),
+        ((10**299, 1e-15), 1e-314, ("ok 1.0e+299 fc", "ok 1.0e-15 fc")),
         ((math.nan, 1e-15), None, ("ok not finite fc", "ok 1.0e-15 fc")),
     ],
 )
@@ -206,6 +207,10 @@ BAD: dict[str, tuple[bytes | None, str]] = {
     "distance-is-text": (
         spoiled(lambda f: row(f, WRONG, 2).update(distance="small")),
         "models[1].rows[2].distance: got str, expected float or int or NoneType",
+    ),
+    "number-of-many-digits": (
+        json.dumps(result()).replace('"schema": 1', f'"schema": {"1" * 5000}').encode(),
+        "got schema inf, expected schema 1",
     ),
     "finding-lacks-a-key": (spoiled(set_findings({"port": "nnx"})), "models[1].findings[0].layer: is missing"),
 }
