@@ -218,7 +218,7 @@ def assert_parity(model: Any, *candidates: Any, **options: Any) -> None:
     __tracebackhide__ = True
     report = check(model, *candidates, **options)
     if not report:
-        raise AssertionError(f"\n{report}")
+        raise AssertionError(report.failure())
 
 
 def _spec(model: str | ResNetSpec | torch.nn.Module) -> ResNetSpec:

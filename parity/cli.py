@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from ports.errors import UserError
-from ports.resnet.spec import NETWORKS
+from ports.resnet import spec as specs
 
 app = typer.Typer(
     help="Residual networks in PyTorch, Flax NNX and Flax Linen, proved equal in float64.",
@@ -48,9 +48,10 @@ Accept = Annotated[
     list[str] | None, typer.Option(metavar="TRAP", help="A difference that is meant; `parity traps` lists them.")
 ]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result there.")]
-
-
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page to look at there.")]
+Before = Annotated[Path, typer.Argument(metavar="BEFORE", help="A file of `parity check --json`.")]
+After = Annotated[Path, typer.Argument(metavar="AFTER", help="A later one.")]
+Times = Annotated[float, typer.Option(help="Show a distance that changes by this factor or more.")]
 
 
 @app.command()
@@ -62,7 +63,7 @@ def models() -> int:
     for heading in ("parameters", "blocks", "input"):
         table.add_column(heading, justify="right")
     table.add_column("source")
-    for name, spec in NETWORKS.items():
+    for name, spec in specs.NETWORKS.items():
         parameters = sum(p.numel() for p in pytorch.skeleton(spec).parameters())
         blocks, size = spec.number_of_blocks, f"{spec.in_channels}x{spec.input_size}x{spec.input_size}"
         table.add_row(name, f"{parameters:,}", str(blocks), size, spec.source)
@@ -95,7 +96,7 @@ def check(
         raise UserError(
             "check: got both names and --all, expected one of them" if every else "check: name a network, or --all"
         )
-    chosen = list(NETWORKS) if every else list(dict.fromkeys(names or []))
+    chosen = list(specs.NETWORKS) if every else list(dict.fromkeys(names or []))
     if weights is not None and len(chosen) > 1:
         raise UserError(f"--weights: got {len(chosen)} networks, expected one")
     for option, file in (("--json", json_file), ("--html", html_file)):
@@ -106,7 +107,7 @@ def check(
     size = _size(image_size)
     for name in chosen:
         if ":" not in name:
-            _known(name)
+            specs.get(name)
 
     from parity import probe
     from parity import report as reports
@@ -172,6 +173,19 @@ def traps() -> int:
     return 0
 
 
+@app.command()
+def diff(before: Before, after: After, times: Times = 10.0) -> int:
+    """What changed between two results of `check --json`: exit 1 where something got worse."""
+    from parity import diff as diffs
+
+    if not 1 < times < float("inf"):
+        raise UserError(f"--times: got {times}, expected a number above 1, such as 10")
+    old, new = diffs.load(before), diffs.load(after)
+    changes = diffs.compare(old, new, times)
+    diffs.show(_console(), old, new, changes)
+    return int(any(change.judgement == diffs.WORSE for change in changes))
+
+
 def _pair(path: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The models, inputs and options that a function of the user's returns."""
     module, _, function = path.partition(":")
@@ -194,12 +208,6 @@ def _pair(path: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(last, dict) and last and set(last) <= known:
         return made[:-1], last
     return made, {}
-
-
-def _known(name: str) -> None:
-    from ports.resnet import spec
-
-    spec.get(name)
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
@@ -252,7 +260,7 @@ def _write(option: str, path: Path, text: str) -> None:
     """The file appears whole or not at all."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
         partial.replace(path)
     except OSError as error:
         raise UserError(f"{option} {path}: cannot be written: {error.strerror}") from None

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 SCHEMA = 1
@@ -132,6 +133,11 @@ class Report:
             self.print(console)
         return capture.get()
 
+    def failure(self) -> str:
+        """What an assertion says: in the first line, which summaries of tests show, what it comes to; then all."""
+        said = [line for model in self.models if not model.ok for line in verdict(model)[:2]]
+        return f"{'; '.join(said)}\n\n{self}".rstrip()
+
     def print(self, console: Console) -> None:
         """The table of every network and the line that says what it means."""
         for model in self.models:
@@ -141,7 +147,7 @@ class Report:
 
 
 def table(model: Model) -> Table:
-    result = Table(title=f"{model.model}  {model.note}".strip(), title_justify="left")
+    result = Table(title=escape(f"{model.model}  {model.note}".strip()), title_justify="left")
     for heading in ("port", "quantity", "worst tensor"):
         result.add_column(heading, overflow="fold")
     for heading in ("distance", "bound"):
@@ -152,7 +158,7 @@ def table(model: Model) -> Table:
         if first and i:
             result.add_section()
         said = "[green]ok[/]" if row.ok else "[bold red]DIFFERS[/]"
-        result.add_row(row.port, row.quantity, row.tensor, f"{row.distance:.1e}", f"{row.bound:.1e}", said)
+        result.add_row(row.port, row.quantity, escape(row.tensor), f"{row.distance:.1e}", f"{row.bound:.1e}", said)
     return result
 
 
