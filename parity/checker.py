@@ -98,6 +98,7 @@ def check(
             no memory for it, a batch with one value a channel, layers that cannot be paired, a model that raises.
     """
     require(ports, batch, steps, seed)
+    training.require(optimizer, tx)
     train = partial(
         training.make, steps=steps, optimizer=optimizer, tx=tx, clip_grad_norm=clip_grad_norm, accumulate=accumulate
     )

@@ -47,6 +47,9 @@ Weights = Annotated[Path | None, typer.Option(help="A PyTorch or safetensors fil
 Accept = Annotated[
     list[str] | None, typer.Option(metavar="TRAP", help="A difference that is meant; `parity traps` lists them.")
 ]
+Pairs = Annotated[
+    bool, typer.Option("--pairs", help="Show which layer of a pair of your own was taken for which, and why.")
+]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result there.")]
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page to look at there.")]
 Before = Annotated[Path, typer.Argument(metavar="BEFORE", help="A file of `parity check --json`.")]
@@ -84,6 +87,7 @@ def check(
     seed: Seed = 0,
     weights: Weights = None,
     accept: Accept = None,
+    pairs: Pairs = False,
     json_file: Json = None,
     html_file: Html = None,
 ) -> int:
@@ -113,9 +117,11 @@ def check(
     from parity import report as reports
     from parity.checker import check as run
     from parity.checker import environment, require
+    from parity.training import require as require_optimizer
 
     chosen_ports = [port.strip() for port in ports.split(",") if port.strip()]
     require(chosen_ports, batch, steps, seed)
+    require_optimizer(optimizer)
     if images is not None:
         probe.photographs(images)
     console, found = _console(), []
@@ -144,6 +150,8 @@ def check(
             found.append(reports.Model(name, (), undecided=str(error)))
             continue
         found += result.models
+        for line in result.models[0].pairing if pairs else ():
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
         result.print(console)
     whole = reports.Report(tuple(found), environment())
     if len(found) > 1:

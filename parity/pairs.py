@@ -109,9 +109,11 @@ def check(
     both = paired(model, other, fed, port, names)
     _repeatable(both.reference, fed)
     title = type(model).__name__
+    pairs = tuple(str(both.pairing).splitlines())
     row, found = transfer.judge(port, both.pairing)
     if any(finding.trap == transfer.STRUCTURE for finding in found):
-        return Model(title, (row,), findings=tuple(found), seconds=round(time.monotonic() - begin, 2))
+        seconds = round(time.monotonic() - begin, 2)
+        return Model(title, (row,), findings=tuple(found), seconds=seconds, pairing=pairs)
     state = probe.varied(both.state, {*both.tensors.values()}, seed)
     _write(both.reference, state)
     accepted(both.reference, accept)
@@ -137,7 +139,7 @@ def check(
     result["findings"] = (*found, *result["findings"])
     note = f"{len(both.pairing.pairs)} layers paired, seed {seed}"
     note += "".join(f", accepted: {name}" for name in accept)
-    return Model(title, note=note, seconds=round(time.monotonic() - begin, 2), **result)
+    return Model(title, note=note, seconds=round(time.monotonic() - begin, 2), pairing=pairs, **result)
 
 
 def move(

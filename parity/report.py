@@ -76,6 +76,7 @@ class Model:
         multiple: by port and quantity, the worst tensor's distance as a multiple of its rounding response.
         findings: every mistake, in execution order.
         profile: by port and quantity, the layers one by one: forward in execution order, gradients in their own.
+        pairing: of somebody's own models, which layer is which, and what that rests on; a line a pair.
     """
 
     model: str
@@ -88,6 +89,7 @@ class Model:
     seconds: float = 0.0
     findings: tuple[Finding, ...] = ()
     profile: dict[str, dict[str, tuple[Point, ...]]] = field(default_factory=dict)
+    pairing: tuple[str, ...] = ()
 
     @property
     def matches(self) -> bool:

@@ -57,6 +57,19 @@ OPTIMIZERS = {
 }
 
 
+def require(optimizer: str | Callable[..., Any], tx: Any = None) -> None:
+    """Raises where an optimizer cannot be compared.
+
+    Raises:
+        UserError: an unknown name, an optimizer of one's own without `tx`.
+    """
+    if isinstance(optimizer, str) and optimizer not in OPTIMIZERS:
+        near = difflib.get_close_matches(optimizer, OPTIMIZERS, 1, 0)[0]
+        raise UserError(f"optimizer: got {optimizer!r}, expected one of {', '.join(OPTIMIZERS)}; {near} is nearest")
+    if callable(optimizer) and tx is None:
+        raise UserError("optimizer: got PyTorch's alone, expected tx= besides: the port's optax transform")
+
+
 def make(
     reference: torch.nn.Module,
     fed: Probe,
@@ -85,14 +98,10 @@ def make(
             torch.nn.utils.clip_grad_norm_([p for p in params.values() if p.grad is not None], clip_grad_norm)
 
     common = {"clip_grad_norm": clip_grad_norm, "accumulate": accumulate, "own": tx is not None, "prepare": prepare}
+    require(optimizer, tx)
     if callable(optimizer):
-        if tx is None:
-            raise UserError("optimizer: got PyTorch's alone, expected tx= besides: the port's optax transform")
         return Training(steps, lambda params: optimizer([*params.values()]), tx, **common)
-    row = OPTIMIZERS.get(optimizer)
-    if row is None:
-        near = difflib.get_close_matches(optimizer, OPTIMIZERS, 1, 0)[0]
-        raise UserError(f"optimizer: got {optimizer!r}, expected one of {', '.join(OPTIMIZERS)}; {near} is nearest")
+    row = OPTIMIZERS[optimizer]
     rate = _adaptive_rate(reference) if row.adaptive else run_pytorch.learning_rate(reference, fed, MOVES)
 
     def in_torch(params: Mapping[str, Any]) -> Any:
