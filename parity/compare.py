@@ -7,7 +7,7 @@ memory beside the reference's at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,18 @@ class Judgement:
     multiple: float
     points: tuple[Point, ...] = ()
     got: Tensors = field(default_factory=dict)
+
+    def and_then(self, other: Judgement) -> Judgement:
+        """Both, of two parts of one quantity."""
+        worst = max(self, other, key=lambda judgement: judgement.multiple)
+        return Judgement(
+            replace(worst.row, ok=self.row.ok and other.row.ok),
+            self.outside + other.outside,
+            max(self.largest, other.largest),
+            worst.multiple,
+            self.points + other.points,
+            self.got | other.got,
+        )
 
 
 def responses_of(
@@ -180,15 +192,19 @@ def _training(
 
 def judge(port: str, run: Iterable[tuple[str, Tensors]], responses: Responses) -> dict[str, Judgement]:
     """Every quantity of a run, in the order of the table."""
-    found = {}
+    found: dict[str, Judgement] = {}
     for quantity, tensors in run:
         expected = responses.reference[quantity]
+        if quantity.startswith("training."):  # one of several parts
+            steps = {name.rpartition("@")[2] for name in tensors}
+            expected = {name: array for name, array in expected.items() if name.rpartition("@")[2] in steps}
         if quantity == "training.state":  # optax's own optimizers keep some tensors otherwise, or under no name
             expected = {name: expected[name] for name in expected if name in tensors}
             tensors = {name: tensors[name] for name in expected}
             if not expected:
                 continue
-        found[quantity] = _judge(port, quantity, tensors, expected, responses)
+        part = _judge(port, quantity, tensors, expected, responses)
+        found[quantity] = found[quantity].and_then(part) if quantity in found else part
     return {quantity: found[quantity] for quantity in QUANTITIES if quantity in found}
 
 

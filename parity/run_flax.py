@@ -143,7 +143,7 @@ def observe(
     parameters: list[str],
     reference: Observation,
 ) -> Iterator[tuple[str, Tensors]]:
-    """All quantities of `parity.quantities.QUANTITIES`, one after the other.
+    """All quantities of `parity.quantities.QUANTITIES`, one after the other; those of training in several parts.
 
     Args:
         parameters: the hub names of what is trained; the rest is statistics.
@@ -180,7 +180,7 @@ def observe(
     moving = [leaf for f, leaf in zip(floating, jax.tree.leaves(inputs), strict=True) if f]
     names = [name for name, leaf in leaves(inputs, "input") if jnp.issubdtype(leaf.dtype, jnp.floating)]
     tx, start, params, stats = training.transform, net.params, net.params, net.stats
-    state, updates, states = tx.init(start) if training.steps else None, {}, {}
+    state = tx.init(start) if training.steps else None
 
     @jax.jit
     def update(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
@@ -211,13 +211,13 @@ def observe(
         del grads
         if step := training.done(number):
             old, new = net.to_hub(start, net.stats), net.to_hub(params, net.stats)
-            updates |= after(step, {n: new[n] - old[n] for n in (*parameters, *probe.idle) if n in new})
+            updates = {n: new[n] - old[n] for n in (*parameters, *probe.idle) if n in new}
             del old, new
+            yield "training.parameter", after(step, updates)
+            del updates
             held = optimizer_tensors(state, lambda tree: net.to_hub(tree, net.stats), jax.tree.structure(params))
-            states |= after(step, {n: t for n, t in held.items() if n.partition("/")[2] in set(parameters)})
-    if training.steps:
-        yield "training.parameter", updates
-        yield "training.state", states
+            yield "training.state", after(step, {n: t for n, t in held.items() if n.partition("/")[2] in {*parameters}})
+            del held
 
 
 # PyTorch's names for the tensors of optax's states.

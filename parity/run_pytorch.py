@@ -178,7 +178,9 @@ def learning_rate(net: nn.Module, probe: Probe, moves: float = 1e-3) -> float:
 def observe(
     net: nn.Module, probe: Probe, training: Training, names: Collection[str] | None = None
 ) -> Iterator[tuple[str, Tensors]]:
-    """All quantities of `parity.quantities.QUANTITIES`, one after the other; `net` is left as it was.
+    """All quantities of `parity.quantities.QUANTITIES`, one after the other; those of training in several parts.
+
+    `net` is left as it was.
 
     Args:
         names: the modules whose outputs are recorded.
@@ -217,43 +219,34 @@ def observe(
             )
             buffers = ((n, b) for n, b in net.named_buffers() if probe.tensors is None or n in probe.tensors)
             yield "statistics", {name: b.numpy().copy() for name, b in buffers}
-        loop.advance(number)
-    if training.steps:
-        yield "training.parameter", loop.updates
-        yield "training.state", loop.states
+        yield from loop.advance(number)
 
 
-def trained(net: nn.Module, probe: Probe, training: Training) -> tuple[Tensors, Tensors]:
-    """The training alone: what it adds to every parameter, and the optimizer's tensors; `net` is left as it was."""
-    net = copy.deepcopy(net).train()
+def trained(net: nn.Module, probe: Probe, training: Training) -> Tensors:
+    """The training alone: what it adds to every parameter (`training.parameter`); `net` is left as it was."""
+    net, found = copy.deepcopy(net).train(), {}
     loop = Loop(updated(net, probe), training)
     for number in range(training.passes):
         with tapped(net, Tap(), ()):
             values = run(net, probe, inputs_of(probe))
         probe.loss.torch(values).backward()
-        loop.advance(number)
-    return loop.updates, loop.states
+        for quantity, tensors in loop.advance(number):
+            found |= tensors if quantity == "training.parameter" else {}
+    return found
 
 
 class Loop:
-    """PyTorch's training of a network, told of every backward pass.
-
-    Attributes:
-        updates: what was added to every parameter after the steps that are compared.
-        states: the optimizer's tensors then (`momentum_buffer/conv1.weight@1`).
-    """
+    """PyTorch's training of a network, told of every backward pass."""
 
     def __init__(self, params: Mapping[str, nn.Parameter], training: Training) -> None:
         self.params, self.training = params, training
-        self.updates: Tensors = {}
-        self.states: Tensors = {}
         if training.steps:
             self.start = {name: p.detach().clone() for name, p in params.items()}
             made = training.optimizer(params)
             self.optimizer, self.scheduler = made if isinstance(made, tuple) else (made, None)
 
-    def advance(self, number: int) -> None:
-        """What stands behind the backward pass of this number, from 0."""
+    def advance(self, number: int) -> Iterator[tuple[str, Tensors]]:
+        """What stands behind the backward pass of this number, from 0; the tensors, where they are compared then."""
         if not self.training.steps or (number + 1) % self.training.accumulate:
             return
         self.training.prepare(self.params)
@@ -263,8 +256,9 @@ class Loop:
         self.optimizer.zero_grad()
         if step := self.training.done(number):
             updates = {name: (p.detach() - self.start[name]).numpy() for name, p in self.params.items()}
-            self.updates |= after(step, updates)
-            self.states |= after(step, self._state())
+            yield "training.parameter", after(step, updates)
+            del updates
+            yield "training.state", after(step, self._state())
 
     def _state(self) -> Tensors:
         held = getattr(self.optimizer, "state", {})

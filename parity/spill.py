@@ -21,7 +21,10 @@ SMALL = 16 << 20
 
 def spilled(run: Iterable[tuple[str, Tensors]]) -> Observation:
     """The quantities of a run; large ones as read-only maps of a file that goes with the last of them."""
-    return {quantity: _on_disk(tensors) for quantity, tensors in run}
+    found: Observation = {}
+    for quantity, tensors in run:
+        found[quantity] = found.get(quantity, {}) | _on_disk(tensors)
+    return found
 
 
 def _on_disk(tensors: Tensors) -> Tensors:

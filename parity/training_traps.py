@@ -7,7 +7,7 @@ changes nothing in a training (of a decay where there is none) explains nothing 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -381,8 +381,10 @@ def explain(
     """The mistake with which the reference's training ends where the port's does.
 
     Args:
-        got: what the port's training added to every parameter (`training.parameter`).
+        got: what the port's training added to every parameter, after the steps where that is beyond its bound; after
+            the others it is what the reference's did.
     """
+    got = responses.reference["training.parameter"] | got
     return next((trap for trap in TRAPS if _gives(trap, reference, fed, training, got, responses)), None)
 
 
@@ -390,12 +392,9 @@ def _gives(
     trap: TrainingTrap, reference: torch.nn.Module, fed: Probe, training: Training, got: Tensors, responses: Responses
 ) -> bool:
     try:
-        updates, _ = run_pytorch.trained(reference, fed, trap.plant(training))
+        updates = run_pytorch.trained(reference, fed, trap.plant(training))
     except (KeyError, AttributeError):  # the options of another optimizer
         return False
-    return updates.keys() == got.keys() and all(_near(updates, got, name, responses) for name in got)
-
-
-def _near(updates: Mapping[str, object], got: Tensors, name: str, responses: Responses) -> bool:
-    a = updates[name]
-    return bounds.distance(a, got[name]) <= responses.bound("training.parameter", name)  # pyright: ignore
+    return updates.keys() == got.keys() and all(
+        bounds.distance(updates[name], got[name]) <= responses.bound("training.parameter", name) for name in got
+    )
