@@ -93,11 +93,11 @@ class _HandsOn(Tap):
         self.run, self.gradients = run or Run(), gradients
         self.seen: dict[tuple[str, str], np.ndarray] = {}
         self.handed: dict[str, Tensor] = {}
-        self.left, self.total = "", torch.zeros(())
+        self.left, self.terms = "", []
 
     def _leaf(self, name: str, value: Tensor, tensors: Tensors, gradients: Tensors) -> Tensor:
         if self.gradients and name in gradients and gradients[name].shape == value.shape:
-            self.total = self.total + (value * torch.from_numpy(gradients[name])).sum()
+            self.terms.append((value, torch.from_numpy(gradients[name])))
         new = torch.from_numpy(tensors[name]).clone()
         return new.requires_grad_(self.gradients and new.is_floating_point())
 
@@ -117,7 +117,9 @@ class _HandsOn(Tap):
 
     def came_back(self, loss: Tensor) -> None:
         """Records the gradient that comes back to every layer."""
-        (loss + self.total).backward()
+        for value, gradient in self.terms:
+            loss = loss + (value * gradient).sum()
+        loss.backward()
         for name, leaf in self.handed.items():
             back = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
             self.seen["gradient", name] = back.detach().numpy()

@@ -9,7 +9,9 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from parity.planting import Operation, Values, instead
+from parity.activations import ACTIVATIONS
+from parity.planting import Operation, Values, argument, instead
+from parity.rearrangements import REARRANGEMENTS
 
 
 def _operand(i: int) -> Callable[..., Any]:
@@ -22,19 +24,15 @@ def _operand(i: int) -> Callable[..., Any]:
     return plant
 
 
-def _pool_setting(args: Values, kw: dict[str, Any], i: int, name: str, default: Any) -> Any:
-    return args[i] if len(args) > i else kw.get(name, default)
-
-
 def _windows(args: Values, kw: dict[str, Any], dims: int) -> tuple[list[int], list[int], list[int]]:
     """Window, stride and padding of a pool."""
 
     def each(value: Any) -> list[int]:
         return [value] * dims if isinstance(value, int) else list(value)
 
-    window = each(_pool_setting(args, kw, 1, "kernel_size", 1))
-    stride = _pool_setting(args, kw, 2, "stride", None)
-    padding = each(_pool_setting(args, kw, 3, "padding", 0))
+    window = each(argument(args, kw, 1, "kernel_size", 1))
+    stride = argument(args, kw, 2, "stride", None)
+    padding = each(argument(args, kw, 3, "padding", 0))
     return window, each(stride) if stride else window, padding
 
 
@@ -64,7 +62,7 @@ def _pool_stride(function: Callable[..., Any], args: Values, kw: dict[str, Any])
 
 def _counting(_: Any, args: Values, kw: dict[str, Any]) -> Any:
     window, stride, padding = _windows(args, kw, 2)
-    counts = _pool_setting(args, kw, 5, "count_include_pad", True)
+    counts = argument(args, kw, 5, "count_include_pad", True)
     return F.avg_pool2d(args[0], window, stride, padding, count_include_pad=not counts) if any(padding) else None
 
 
@@ -235,4 +233,6 @@ OPERATIONS = (
         "epsilon is added to the norm; PyTorch takes the larger",
         "jnp.maximum",
     ),
+    *ACTIVATIONS,
+    *REARRANGEMENTS,
 )

@@ -90,3 +90,8 @@ def instead(function: Callable[..., Any]) -> Callable[..., Any]:
 def named(**values: Any) -> Callable[..., Any]:
     """The same function with other settings."""
     return lambda function, args, kw: function(*args[:1], **{**kw, **values}) if len(args) < 2 else None
+
+
+def argument(args: Values, kw: dict[str, Any], i: int, name: str, default: Any) -> Any:
+    """A call's argument, by place or by name."""
+    return args[i] if len(args) > i else kw.get(name, default)
