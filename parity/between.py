@@ -8,7 +8,8 @@ comes back to each layer, where every layer hands back what it did before. A new
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +54,8 @@ class Planted(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        if self.tap.busy:
+            return func(*args, **kwargs)
         if name in self.operation.functions:
             self.behind.append(self.tap.left)
             if self.only in (None, len(self.behind) - 1):
@@ -93,7 +96,16 @@ class _HandsOn(Tap):
         self.run, self.gradients = run or Run(), gradients
         self.seen: dict[tuple[str, str], np.ndarray] = {}
         self.handed: dict[str, Tensor] = {}
-        self.left, self.terms = "", []
+        self.left, self.terms, self.busy = "", [], False
+
+    @contextmanager
+    def _own(self) -> Iterator[None]:
+        """Nothing is planted in what is done here."""
+        self.busy = True
+        try:
+            yield
+        finally:
+            self.busy = False
 
     def _leaf(self, name: str, value: Tensor, tensors: Tensors, gradients: Tensors) -> Tensor:
         if self.gradients and name in gradients and gradients[name].shape == value.shape:
@@ -102,18 +114,20 @@ class _HandsOn(Tap):
         return new.requires_grad_(self.gradients and new.is_floating_point())
 
     def enter(self, name: str, x: Tensor) -> Tensor:
-        self.seen["enter", name] = x.detach().clone().numpy()
-        if not self.gradients or name not in self.run.inputs:
-            return x
-        return self._leaf(name, x, self.run.inputs, self.run.input_gradients).clone()
+        with self._own():
+            self.seen["enter", name] = x.detach().clone().numpy()
+            if not self.gradients or name not in self.run.inputs:
+                return x
+            return self._leaf(name, x, self.run.inputs, self.run.input_gradients).clone()
 
     def leave(self, name: str, y: Tensor) -> Tensor:
-        self.seen["leave", name] = y.detach().clone().numpy()
-        self.left = name
-        if name not in self.run.outputs:
-            return y
-        self.handed[name] = self._leaf(name, y, self.run.outputs, self.run.output_gradients)
-        return self.handed[name].clone()
+        with self._own():
+            self.seen["leave", name] = y.detach().clone().numpy()
+            self.left = name
+            if name not in self.run.outputs:
+                return y
+            self.handed[name] = self._leaf(name, y, self.run.outputs, self.run.output_gradients)
+            return self.handed[name].clone()
 
     def came_back(self, loss: Tensor) -> None:
         """Records the gradient that comes back to every layer."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from parity import between, transfer, traps
+from parity import between, sources, traps, weight_traps
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,7 @@ class Entry:
     Attributes:
         family: `weight`, `layer` or `between`: what is planted, and how.
         where: the layers or operations where it can be made.
+        source: a page of a framework's documentation, a paper, or a measured trap of this project.
     """
 
     name: str
@@ -23,10 +24,14 @@ class Entry:
     text: str
     mend: str
 
+    @property
+    def source(self) -> str:
+        return sources.of(self.name)
+
 
 def entries() -> Iterator[Entry]:
     """All, in the order in which they are tried."""
-    for trap in transfer.TRAPS:
+    for trap in (*weight_traps.TRAPS, *weight_traps.TOGETHER):
         yield Entry(trap.name, "weight", f"weights of {', '.join(trap.kinds) or 'any layer'}", trap.text, trap.mend)
     for trap in traps.TRAPS:
         types = dict.fromkeys(cls.__name__.rstrip("123d") for cls in trap.layers)

@@ -69,9 +69,10 @@ def findings(
 
 def _enclosing(deviation: Deviation) -> str:
     """The module in which something between layers stands, where only the network as a whole is known to hold it."""
-    if deviation.layer != NETWORK or deviation.side != "enter":
+    behind = deviation.call if deviation.side == "enter" else deviation.after
+    if deviation.layer != NETWORK or not behind:
         return deviation.layer
-    pairs = zip(layer_of(deviation.before).split("."), layer_of(deviation.call).split("."), strict=False)
+    pairs = zip(layer_of(deviation.before).split("."), layer_of(behind).split("."), strict=False)
     return ".".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)) or NETWORK
 
 
@@ -92,7 +93,7 @@ def _operation(
 
 
 def _where(deviation: Deviation) -> str:
-    behind = "the output" if deviation.side == "end" else deviation.call
+    behind = "the output" if deviation.side == "end" else deviation.after or deviation.call
     return f"between {deviation.before or 'the input'} and {behind}"
 
 

@@ -39,11 +39,14 @@ def _windows(args: Values, kw: dict[str, Any], dims: int) -> tuple[list[int], li
 def _pool(pad: str, value: float, average: bool = False) -> Callable[..., Any]:
     """A pool that pads otherwise: `same` as XLA does, `own` as PyTorch, with `value`; `none` not at all."""
 
-    def plant(_: Any, args: Values, kw: dict[str, Any]) -> Any:
+    def plant(own: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
         x = args[0] if args else kw["input"]
-        if x.ndim != 4 or kw.get("return_indices"):
-            return None
         window, stride, padding = _windows(args, kw, 2)
+        rounds_up = argument(args, kw, 4 if "avg" in own.__name__ else 5, "ceil_mode", False)
+        if x.ndim != 4 or kw.get("return_indices") or rounds_up or kw.get("dilation", 1) != 1:
+            return None
+        if pad != "same" and not any(padding) and not average:
+            return None
         pads: list[int] = []
         for size, k, s, p in reversed(list(zip(x.shape[2:], window, stride, padding, strict=True))):
             total = max((-(-size // s) - 1) * s + k - size, 0)
@@ -56,8 +59,8 @@ def _pool(pad: str, value: float, average: bool = False) -> Callable[..., Any]:
 
 def _pool_stride(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
     x = args[0] if args else kw["input"]
-    window, _, padding = _windows(args, kw, x.ndim - 2)
-    return function(x, window, 1, padding)
+    window, stride, padding = _windows(args, kw, x.ndim - 2)
+    return function(x, window, 1, padding) if set(stride) != {1} and kw.get("dilation", 1) == 1 else None
 
 
 def _counting(_: Any, args: Values, kw: dict[str, Any]) -> Any:

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from parity.layer_traps import MORE
 from parity.planting import Trap, setting, tensor
 from parity.wrappers import Always, BiasedVariance, NotUpdated, SamePadding
 from ports.errors import UserError
 
 CONV, LINEAR = (nn.Conv1d, nn.Conv2d, nn.Conv3d), (nn.Linear,)
 BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-NORM = (nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+NORM = (nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.RMSNorm)
 
 
 def unpadded(layer: Any) -> nn.Module | None:
@@ -98,14 +99,14 @@ TRAPS = (
     Trap(
         "bn-momentum-copied",
         BATCH_NORM,
-        lambda bn: setting(momentum=1 - bn.momentum)(bn),
+        lambda bn: None if bn.momentum is None else setting(momentum=1 - bn.momentum)(bn),
         "PyTorch's momentum was copied",
         MOMENTUM,
     ),
     Trap(
         "bn-running-var",
         BATCH_NORM,
-        BiasedVariance,
+        lambda bn: None if bn.momentum is None else BiasedVariance(bn),
         "the running variance is the biased one; PyTorch keeps n / (n − 1) of it",
         "multiply by n / (n − 1) in a subclass",
     ),
@@ -172,6 +173,7 @@ TRAPS = (
         "the bias is zero",
         "write bias to `bias`",
     ),
+    *MORE,
 )
 
 

@@ -65,3 +65,57 @@ class NotUpdated(nn.Module):
         for name, buffer in self.layer.named_buffers():
             buffer.copy_(before[name])
         return y
+
+
+class Around(nn.Module):
+    """The layer with something else done to its first input and to its output."""
+
+    def __init__(self, layer: nn.Module, before: Any = lambda x: x, after: Any = lambda y: y) -> None:
+        super().__init__()
+        self.layer, self.before, self.after = layer, before, after
+
+    def forward(self, x: Tensor, *args: Any, **kw: Any) -> Any:
+        y = self.layer(self.before(x), *args, **kw)
+        return (self.after(y[0]), *y[1:]) if isinstance(y, tuple) else self.after(y)
+
+
+class Instead(nn.Module):
+    """Another function of the layer's input and the layer."""
+
+    def __init__(self, layer: nn.Module, function: Any) -> None:
+        super().__init__()
+        self.layer, self.function = layer, function
+
+    def forward(self, *args: Any, **kw: Any) -> Any:
+        return self.function(self.layer, *args, **kw)
+
+
+def same_transposed(layer: Any, x: Tensor) -> Tensor:
+    """'SAME' of `jax.lax.conv_transpose`."""
+    y, pads = F.conv_transpose2d(x, layer.weight, None, layer.stride, 0, 0, layer.groups, layer.dilation), []
+    for k, s in reversed(list(zip(layer.kernel_size, layer.stride, strict=True))):
+        total = k + s - 2
+        front = k - 1 if s > k - 1 else -(-total // 2)
+        pads += [front - (k - 1), total - front - (k - 1)]
+    y = F.pad(y, pads)
+    return y if layer.bias is None else y + layer.bias.reshape(-1, 1, 1)
+
+
+def normalised(layer: Any, x: Tensor, *, time: bool = False, mean: bool = True, ddof: int = 0) -> Tensor:
+    """LayerNorm over the last axis or over time too, without the mean, or with another variance."""
+    axes = tuple(range(1, x.ndim)) if time else (-1,)
+    x = x - x.mean(axes, keepdim=True) if mean else x
+    size = x.shape[-1] - ddof
+    square = x.square().mean(axes, keepdim=True) if time else x.square().sum(-1, keepdim=True) / size
+    return x * torch.rsqrt(square + layer.eps) * layer.weight + (0 if layer.bias is None else layer.bias)
+
+
+def constant_statistics(layer: Any, x: Tensor) -> Tensor:
+    """BatchNorm with the batch's statistics as constants: right outputs, wrong gradients."""
+    y = layer(x)
+    if not layer.training:
+        return y
+    axes, shape = (0, *range(2, x.ndim)), (1, -1, *[1] * (x.ndim - 2))
+    mean, var = x.mean(axes).detach(), x.var(axes, correction=0).detach()
+    scale = torch.rsqrt(var + layer.eps) * layer.weight
+    return (x - mean.reshape(shape)) * scale.reshape(shape) + layer.bias.reshape(shape)
