@@ -1,17 +1,24 @@
-"""The score: every entry of the catalogue planted in a Flax port, and what the check makes of it."""
+"""The score: every entry of the catalogue planted in a Flax port, and what the check makes of it; and false alarms.
+
+A check that finds nothing wrong anywhere, or something wrong everywhere, is worth nothing: mistakes must be caught, at
+the right layer and by the right name, and faithful ports must pass.
+"""
 
 from __future__ import annotations
 
+import gc
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-import jax
 import torch
+from rich.table import Table
 
-from parity import catalogue
+from parity import catalogue, faithful
+from parity.bounds import MULTIPLE
 from parity.planted import Case
 from parity.planted_between import BETWEEN
 from parity.planted_layers import LAYERS
@@ -23,6 +30,9 @@ CASES: dict[str, tuple[Case, ...]] = {"weight": WEIGHTS, "layer": LAYERS, "betwe
 
 # The parts of all cases that must be caught, found at the right layer, and called by the right name.
 TARGETS = {"caught": 1.0, "layer": 0.95, "name": 0.95}
+
+# Cases of a quick score, evenly over the tables.
+SAMPLE = 14
 
 
 @dataclass(frozen=True)
@@ -49,17 +59,6 @@ class Result:
         return self.caught and self.layer and self.name
 
 
-@contextmanager
-def quick() -> Any:
-    """XLA without its optimisations, for programs that run once."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", before)
-
-
 def run(family: str, case: Case) -> Result:
     """Plants and checks."""
     import parity
@@ -67,8 +66,7 @@ def run(family: str, case: Case) -> Result:
     begin = time.monotonic()
     torch.manual_seed(0)
     try:
-        with quick():
-            report = parity.check(*case.make(), **{"steps": 1, **case.options})
+        report = parity.check(*case.make(), **{"steps": 1, **case.options})
     except UserError as error:
         return Result(family, case.trap, False, False, False, str(error), round(time.monotonic() - begin, 2))
     findings = report.models[0].findings
@@ -101,19 +99,104 @@ def sample(cases: Mapping[str, Sequence[Case]], count: int) -> dict[str, tuple[C
 def detect(cases: Mapping[str, Iterable[Case]], progress: Callable[[Result], None] = lambda _: None) -> list[Result]:
     """The results of all these cases, in order."""
     results = []
-    for family, some in cases.items():
-        for case in some:
-            results.append(run(family, case))
-            progress(results[-1])
+    with faithful.compiled_once():
+        for family, some in cases.items():
+            for case in some:
+                results.append(run(family, case))
+                progress(results[-1])
     return results
 
 
-def met(results: Sequence[Result]) -> bool:
-    """Whether the targets are met by these results."""
-    return bool(results) and all(
-        sum(getattr(r, what) for r in results) >= part * len(results) for what, part in TARGETS.items()
-    )
+@dataclass(frozen=True)
+class Score:
+    """Mistakes planted, faithful runs, and the entries that nothing plants."""
+
+    results: tuple[Result, ...]
+    faithful: tuple[faithful.Result, ...] = ()
+    unplanted: tuple[str, ...] = ()
+
+    def share(self, what: str, family: str | None = None) -> tuple[int, int]:
+        """How many of how many cases are caught, found at the layer, or called by the name."""
+        some = [r for r in self.results if family in (None, r.family)]
+        return sum(getattr(r, what) for r in some), len(some)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every target is met, nothing is left unplanted, and every faithful run passes."""
+        reached = all(
+            count >= part * total > 0 for what, part in TARGETS.items() for count, total in [self.share(what)]
+        )
+        return reached and not self.unplanted and all(r.ok for r in self.faithful)
+
+    def to_json(self) -> dict[str, Any]:
+        """Schema 1."""
+        shares = {what: self.share(what) for what in TARGETS}
+        alarms = [r for r in self.faithful if not r.ok]
+        return {
+            "schema": 1,
+            "ok": self.ok,
+            "commit": commit(),
+            "cases": len(self.results),
+            **{what: count for what, (count, _) in shares.items()},
+            "targets": TARGETS,
+            "unplanted": list(self.unplanted),
+            "faithful": len(self.faithful),
+            "false_alarms": len(alarms),
+            "worst_multiple": max((r.multiple for r in self.faithful), default=None),
+            "results": [asdict(r) for r in self.results],
+            "faithful_runs": [asdict(r) for r in self.faithful],
+        }
 
 
-def to_json(results: Sequence[Result]) -> list[dict[str, Any]]:
-    return [asdict(result) for result in results]
+def commit() -> str | None:
+    """Of the checkout that this package stands in; None where there is none."""
+    command = ("git", "-C", str(Path(__file__).resolve().parents[1]), "rev-parse", "HEAD")
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def table(score: Score) -> Table:
+    """A row a family."""
+    result = Table("family", box=None, pad_edge=False)
+    for heading in ("entries", "cases", "caught", "right layer", "right name"):
+        result.add_column(heading, justify="right")
+    for family in (*dict.fromkeys(r.family for r in score.results), None):
+        entries = len({(r.family, r.trap) for r in score.results if family in (None, r.family)})
+        shares = [score.share(what, family) for what in TARGETS]
+        cells = [f"{count} ({count / max(total, 1):.1%})" for count, total in shares]
+        result.add_row(family or "all", str(entries), str(shares[0][1]), *cells)
+    return result
+
+
+def lines(score: Score) -> list[str]:
+    """Every miss, every false alarm, and the verdict."""
+    said = [f"{r.family}: {r.trap}: {_missed(r)}: {r.said or 'no finding'}" for r in score.results if not r.ok]
+    said += [f"no case plants {entry}" for entry in score.unplanted]
+    said += [f"false alarm: seed {r.seed} ({r.network}, {r.dtype}): {r.said}" for r in score.faithful if not r.ok]
+    if score.faithful:
+        worst = max(score.faithful, key=lambda r: r.multiple)
+        passed = sum(r.ok for r in score.faithful)
+        said.append(
+            f"{passed} of {len(score.faithful)} faithful runs pass; the worst tensor stands at {worst.multiple:.1f} "
+            f"times its rounding response (seed {worst.seed}, {worst.at}), the bound is {MULTIPLE}"
+        )
+    wanted = ", ".join(f"{what} {part:.0%}" for what, part in TARGETS.items())
+    return [*said, f"score: {'targets met' if score.ok else 'targets NOT met'} ({wanted}, no false alarm)"]
+
+
+def _missed(result: Result) -> str:
+    if not result.caught:
+        return "not caught"
+    return "another layer" if not result.layer else "another name"
+
+
+def measure(every: bool, runs: int, first: int = 0, progress: Callable[[str], None] = lambda _: None) -> Score:
+    """Plants all cases or a sample of them, and makes so many faithful runs."""
+    gc.freeze()  # what is there already is not looked through again and again
+    chosen = CASES if every else sample(CASES, SAMPLE)
+    results = detect(chosen, lambda r: progress(f"{r.family}: {r.trap}"))
+    alarms = faithful.runs(runs, first, lambda r: progress(f"faithful run {r.seed}"))
+    return Score(tuple(results), tuple(alarms), tuple(without_case()))

@@ -1,4 +1,4 @@
-"""Where each known mistake is documented: the pages of the frameworks, papers, and the measured traps of this project."""
+"""Where each known mistake is documented: pages of the frameworks, papers, and measured traps of this project."""
 
 from __future__ import annotations
 
