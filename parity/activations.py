@@ -61,7 +61,7 @@ def _relu_before(i: int) -> Callable[..., Any]:
 
 def _relu_after(_: Any, args: Values, kw: dict[str, Any]) -> Any:
     """The ReLU of one part, of the whole sum."""
-    parts = [getattr(p, "made_of", ("", ())) for p in args[:2]]
+    parts: list[Any] = [getattr(p, "made_of", ("", ())) for p in args[:2]]
     inner = [of[1][0] if of[0] == "relu" else None for of in parts]
     if inner[0] is None and inner[1] is None:
         return None

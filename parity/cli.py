@@ -7,15 +7,14 @@ import json
 import os
 import re
 import sys
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from parity.progress import progress as _progress
 from ports.errors import UserError
 from ports.resnet.spec import NETWORKS
 
@@ -230,38 +229,6 @@ def _size(text: str | None) -> tuple[int, int] | None:
 def _console() -> Console:
     """As wide as the terminal; wide enough for a whole table where the output goes into a file."""
     return Console() if sys.stdout.isatty() else Console(width=140)
-
-
-class _progress:
-    """Says on stderr what is being done: a moving line on a terminal, elsewhere a line after every `EVERY` seconds."""
-
-    EVERY = 10
-
-    def __init__(self, name: str) -> None:
-        self.name, self.moving, self.said = name, sys.stderr.isatty(), time.monotonic()
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(pulse_style="cyan"),
-            TimeElapsedColumn(),
-        )
-        self.bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not self.moving)
-
-    def __enter__(self) -> Any:
-        self.bar.start()
-        task = self.bar.add_task(self.name, total=None)
-
-        def tell(text: str) -> None:
-            if self.moving:
-                self.bar.update(task, description=f"{self.name}: {text}")
-            elif time.monotonic() - self.said >= self.EVERY:
-                self.said = time.monotonic()
-                print(f"{self.name}: {text}", file=sys.stderr, flush=True)
-
-        return tell
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
 
 
 def _writable(option: str, file: Path | None) -> None:

@@ -124,7 +124,7 @@ def _typed(flax: Any, dtype: str) -> Any:
     """The Flax model in float64, where the weights are."""
     if dtype != "float64":
         return flax
-    return (run_nnx if isinstance(flax, nnx.Module) else run_linen).promote(flax)
+    return run_nnx.promote(flax) if isinstance(flax, nnx.Module) else run_linen.promote(flax)
 
 
 def _moved(model: torch.nn.Module, flax: Any, dtype: str, *inputs: Any) -> tuple[Any, ...]:
@@ -148,7 +148,13 @@ def unet(group: int, seed: int, dtype: str) -> tuple[tuple[Any, ...], dict[str, 
 def encoder(group: int, seed: int, dtype: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
     rng, draw = random.Random(group), np.random.default_rng(seed)
     heads = rng.choice([1, 2, 3])
-    sizes = {"vocabulary": 11, "length": rng.randint(4, 9), "width": 4 * heads, "heads": heads, "depth": 2}
+    sizes: dict[str, Any] = {
+        "vocabulary": 11,
+        "length": rng.randint(4, 9),
+        "width": 4 * heads,
+        "heads": heads,
+        "depth": 2,
+    }
     tokens = draw.integers(0, 11, (rng.randint(2, 4), sizes["length"]))
     padding = np.arange(sizes["length"]) >= draw.integers(2, sizes["length"] + 1, len(tokens))[:, None]
     flax = examples.NNXEncoder(**sizes, rngs=nnx.Rngs(0))

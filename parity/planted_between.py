@@ -7,14 +7,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import torch
 import torch.nn.functional as F
-from flax import linen, nnx
-from torch import Tensor, nn
+from flax import nnx
+from torch import nn
 
 from parity.planted import Block, Case, NNXBlock, NNXWhole, between, images, moved, sequence
 from parity.planted_activations import ACTIVATIONS
+from parity.planted_sequences import BAND, BAND_TORCH, LOWER_TORCH, attended, attending, bidirectional
 
 BLOCK, NETWORK = "block", "(the network)"
 INTERPOLATE: Any = F.interpolate
@@ -62,21 +62,6 @@ def shuffled(groups: int) -> Any:
     return lambda x: x.reshape(*x.shape[:3], groups, -1).swapaxes(3, 4).reshape(x.shape)
 
 
-def attention(x: Any, **settings: Any) -> Any:
-    q = x[:, None]
-    return F.scaled_dot_product_attention(q, q, q, **settings)[:, 0]
-
-
-def attends(x: Any, scale: float | None = None, mask: Any = True) -> Any:
-    scores = x @ x.swapaxes(1, 2) * (x.shape[-1] ** -0.5 if scale is None else scale)
-    return jax.nn.softmax(jnp.where(mask, scores, -1e300), axis=-1) @ x
-
-
-BAND = np.abs(np.arange(5)[:, None] - np.arange(5)) < 2
-LOWER = np.tril(np.ones((5, 5), bool))
-BAND_TORCH, LOWER_TORCH = torch.from_numpy(BAND), torch.from_numpy(LOWER)
-
-
 def flattened(wrong: Any) -> Any:
     """conv, pool, flatten, linear."""
 
@@ -99,31 +84,6 @@ def ended(right: Any, wrong: Any, vector: bool = True) -> Any:
         first, second = nnx.Conv(3, 6, (3, 3), padding=1, rngs=rngs), nnx.Linear(6, 4, rngs=rngs)
         block = Block(nn.Conv2d(3, 6, 3, padding=1), right, nn.Linear(6, 4))
         return moved(block, NNXBlock(first, wrong, second), x)
-
-    return make
-
-
-def recurrent(change: Any) -> Any:
-    """A bidirectional LSTM whose two directions are joined by `change`."""
-
-    class Torch(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.lstm, self.head = nn.LSTM(3, 4, batch_first=True, bidirectional=True), nn.Linear(8, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.lstm(x)[0])
-
-    class Flax(linen.Module):
-        @linen.compact
-        def __call__(self, x: Any) -> Any:
-            ahead: Any = linen.RNN(linen.OptimizedLSTMCell(4))
-            back: Any = linen.RNN(linen.OptimizedLSTMCell(4), reverse=True)
-            return linen.Dense(3)(change(ahead(x), back(x)))
-
-    def make() -> tuple[Any, ...]:
-        x = images(2, 5, 3)
-        return moved(Torch(), (Flax(), Flax().init(jax.random.key(0), x)), x)
 
     return make
 
@@ -263,14 +223,14 @@ BETWEEN = (
     Case(
         "mask-sense", between(lambda x: torch.where(x > 0.3, x, x * x), lambda x: jnp.where(x > 0.3, x * x, x)), BLOCK
     ),
-    Case("attention-not-causal", sequence(lambda x: attention(x, is_causal=True), attends), BLOCK),
-    Case("attention-unscaled", sequence(attention, lambda x: attends(x, 1.0)), BLOCK),
+    Case("attention-not-causal", sequence(lambda x: attended(x, is_causal=True), attending), BLOCK),
+    Case("attention-unscaled", sequence(attended, lambda x: attending(x, 1.0)), BLOCK),
     Case(
         "attention-mask-sense",
-        sequence(lambda x: attention(x, attn_mask=BAND_TORCH), lambda x: attends(x, mask=~BAND)),
+        sequence(lambda x: attended(x, attn_mask=BAND_TORCH), lambda x: attending(x, mask=~BAND)),
         BLOCK,
     ),
-    Case("attention-mask-lost", sequence(lambda x: attention(x, attn_mask=LOWER_TORCH), attends), BLOCK),
+    Case("attention-mask-lost", sequence(lambda x: attended(x, attn_mask=LOWER_TORCH), attending), BLOCK),
     Case(
         "normalize-epsilon",
         sequence(
@@ -303,8 +263,8 @@ BETWEEN = (
         ),
         BLOCK,
     ),
-    Case("directions-exchanged", recurrent(lambda a, b: jnp.concatenate([b[:, ::-1], a], -1)), NETWORK),
-    Case("backward-half-reversed", recurrent(lambda a, b: jnp.concatenate([a, b], -1)), NETWORK),
+    Case("directions-exchanged", bidirectional(lambda a, b: jnp.concatenate([b[:, ::-1], a], -1)), NETWORK),
+    Case("backward-half-reversed", bidirectional(lambda a, b: jnp.concatenate([a, b], -1)), NETWORK),
     Case("input-bgr", pixels(lambda x: x[..., ::-1]), NETWORK),
     Case("input-times-255", pixels(lambda x: 255 * x), NETWORK),
     Case("input-by-255", pixels(lambda x: x / 255), NETWORK),

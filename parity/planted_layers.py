@@ -7,14 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import torch
 from flax import linen, nnx
 from torch import Tensor, nn
 
 from parity import planted_weights as weights
 from parity.planted import Case, images, layer, moved, reading, returning
-from parity.planted_weights import TOKENS, Attention, NNXAttention
+from parity.planted_sequences import PADDED, Attention, Future, Masked, attends
+from parity.planted_weights import TOKENS
 from ports.resnet.nnx import BatchNorm
 
 SECOND = "block.second"
@@ -148,45 +147,6 @@ def embedding(cls: Any, padding: int | None = None) -> Callable[[], tuple[Any, .
         rngs = nnx.Rngs(0)
         model = nn.Sequential(nn.Embedding(7, 4, padding_idx=padding), nn.Linear(4, 3))
         return moved(model, nnx.Sequential(cls(7, 4, rngs=rngs), nnx.Linear(4, 3, rngs=rngs)), TOKENS - 1)
-
-    return make
-
-
-PADDED = np.arange(5) >= np.array([3, 4])[:, None]
-CAUSAL = ~np.tril(np.ones((5, 5), bool))
-
-
-class Masked(Attention):
-    """Attention with a mask of padding, and one of what comes later."""
-
-    padding, future = True, False
-
-    def forward(self, x: Tensor) -> Tensor:
-        masks: Any = {"key_padding_mask": torch.from_numpy(PADDED)} if self.padding else {}
-        masks |= {"attn_mask": torch.from_numpy(CAUSAL)} if self.future else {}
-        return self.head(self.attention(x, x, x, need_weights=False, **masks)[0])
-
-
-class Future(Masked):
-    """Attention that is causal."""
-
-    padding, future = False, True
-
-
-def attends(right: Any, mask: Any, factor: float = 1.0) -> Callable[[], tuple[Any, ...]]:
-    """The port's mask; `factor` scales its queries."""
-
-    class Scaled(nnx.MultiHeadAttention):
-        def __call__(self, x: Any, **kw: Any) -> Any:
-            query: Any = self.query
-            for variable in (query.kernel, query.bias):
-                variable.set_value(variable.get_value() * factor)
-            return super().__call__(x, mask=mask, **kw)
-
-    def make() -> tuple[Any, ...]:
-        flax = NNXAttention()
-        flax.attention = Scaled(2, 8, decode=False, rngs=nnx.Rngs(0))
-        return moved(right(), flax, images(2, 5, 8))
 
     return make
 

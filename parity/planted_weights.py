@@ -15,6 +15,7 @@ from flax import nnx
 from torch import Tensor, nn
 
 from parity.planted import Block, Case, NNXBlock, between, images, layer, moved, sequence, tampered
+from parity.planted_sequences import Attention, NNXAttention
 from ports.resnet.nnx import BatchNorm
 
 CONVS = between(torch.tanh, jnp.tanh)
@@ -73,7 +74,7 @@ def gru() -> tuple[Any, ...]:
     """A GRU whose second bias is zero where NNX's cell has none."""
 
     def right(*args: Any, **kw: Any) -> Any:
-        layer = nn.GRU(*args, **kw)
+        layer: Any = nn.GRU(*args, **kw)
         with torch.no_grad():
             layer.bias_hh_l0[8:] = 0
         return layer
@@ -89,29 +90,6 @@ def first_bias_only() -> tuple[Any, ...]:
     model, flax, x = LSTM()
     flax.rnn.cell.dense_h.bias.set_value(jnp.array(model.rnn.bias_ih_l0.detach().numpy()))
     return model, flax, x
-
-
-class Attention(nn.Module):
-    """PyTorch's attention of a sequence to itself, and a linear layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.attention(x, x, x, need_weights=False)[0])
-
-
-class NNXAttention(nnx.Module):
-    """`Attention` in NNX."""
-
-    def __init__(self) -> None:
-        rngs = nnx.Rngs(0)
-        self.attention = nnx.MultiHeadAttention(2, 8, decode=False, rngs=rngs)
-        self.head = nnx.Linear(8, 3, rngs=rngs)
-
-    def __call__(self, x: Any) -> Any:
-        return self.head(self.attention(x))
 
 
 def attention(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[], tuple[Any, ...]]:
@@ -266,7 +244,11 @@ WEIGHTS = (
     Case("lstm-gates-ifog", tampered(LSTM, "rnn.cell.dense_h.kernel", gates(0, 1, 3, 2)), RNN),
     Case("lstm-gates-igfo", tampered(LSTM, "rnn.cell.dense_i.kernel", gates(0, 2, 1, 3)), RNN),
     Case("lstm-gates-iofg", tampered(LSTM, "rnn.cell.dense_i.kernel", gates(0, 3, 1, 2)), RNN),
-    Case("lstm-forget-bias-added", tampered(LSTM, BIAS, lambda b: b + np.repeat(np.float32([0, 1, 0, 0]), 4)), RNN),
+    Case(
+        "lstm-forget-bias-added",
+        tampered(LSTM, BIAS, lambda b: b + np.repeat(np.array([0, 1, 0, 0], np.float32), 4)),
+        RNN,
+    ),
     Case("gru-gates-zrn", tampered(gru, "rnn.cell.dense_i.kernel", gates(1, 0, 2)), RNN),
     Case("recurrent-bias-lost", first_bias_only, RNN),
     Case("attention-qkv-order", attention(lambda p: {"query": p["key"], "key": p["query"]}), "attention"),
