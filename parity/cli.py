@@ -7,15 +7,14 @@ import json
 import os
 import re
 import sys
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from parity.progress import progress as _progress
 from ports.errors import UserError
 from ports.resnet import spec as specs
 
@@ -51,6 +50,8 @@ Pairs = Annotated[
     bool, typer.Option("--pairs", help="Show which layer of a pair of your own was taken for which, and why.")
 ]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result there.")]
+Every = Annotated[bool, typer.Option("--all", help="Every mistake, and 1000 faithful runs.")]
+Faithful = Annotated[int | None, typer.Option(metavar="N", help="Number of faithful runs.")]
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page to look at there.")]
 Before = Annotated[Path, typer.Argument(metavar="BEFORE", help="A file of `parity check --json`.")]
 After = Annotated[Path, typer.Argument(metavar="AFTER", help="A later one.")]
@@ -104,10 +105,7 @@ def check(
     if weights is not None and len(chosen) > 1:
         raise UserError(f"--weights: got {len(chosen)} networks, expected one")
     for option, file in (("--json", json_file), ("--html", html_file)):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise UserError(f"{option} {file}: no such folder {file.absolute().parent}")
-        if file is not None and file.is_dir():
-            raise UserError(f"{option} {file}: is a folder, expected a file")
+        _writable(option, file)
     size = _size(image_size)
     for name in chosen:
         if ":" not in name:
@@ -174,9 +172,9 @@ def traps() -> int:
     """The known mistakes that a finding can name: where they are made, what they do, how to mend them."""
     from parity import catalogue
 
-    table = Table("name", "where", "what the port does", "mend", box=None, pad_edge=False)
+    table = Table("name", "where", "what the port does", "mend", "source", box=None, pad_edge=False)
     for entry in catalogue.entries():
-        table.add_row(entry.name, entry.where, entry.text, entry.mend)
+        table.add_row(entry.name, entry.where, entry.text, entry.mend, entry.source)
     _console().print(table)
     return 0
 
@@ -192,6 +190,30 @@ def diff(before: Before, after: After, times: Times = 10.0) -> int:
     changes = diffs.compare(old, new, times)
     diffs.show(_console(), old, new, changes)
     return int(any(change.judgement == diffs.WORSE for change in changes))
+
+
+@app.command()
+def score(every: Every = False, faithful: Faithful = None, json_file: Json = None) -> int:
+    """Plant known mistakes in Flax ports, run faithful ones, and count what the check makes of them.
+
+    A sample of the mistakes, or with --all every one and 1000 faithful runs. Exit 0 where the targets are met, else 1.
+    """
+    _writable("--json", json_file)
+    if faithful is not None and not 0 <= faithful <= 10**6:
+        raise UserError(f"--faithful: got {faithful}, expected 0 to 1000000")
+
+    from parity import score as scores
+
+    runs = faithful if faithful is not None else 1000 if every else 0
+    with _progress("score") as tell:
+        found = scores.measure(every, runs, progress=tell)
+    console = _console()
+    console.print(scores.table(found))
+    for line in scores.lines(found):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if json_file is not None:
+        _write("--json", json_file, json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n")
+    return 0 if found.ok else 1
 
 
 def _pair(path: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -232,36 +254,11 @@ def _console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=140)
 
 
-class _progress:
-    """Says on stderr what is being done: a moving line on a terminal, elsewhere a line after every `EVERY` seconds."""
-
-    EVERY = 10
-
-    def __init__(self, name: str) -> None:
-        self.name, self.moving, self.said = name, sys.stderr.isatty(), time.monotonic()
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(pulse_style="cyan"),
-            TimeElapsedColumn(),
-        )
-        self.bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not self.moving)
-
-    def __enter__(self) -> Any:
-        self.bar.start()
-        task = self.bar.add_task(self.name, total=None)
-
-        def tell(text: str) -> None:
-            if self.moving:
-                self.bar.update(task, description=f"{self.name}: {text}")
-            elif time.monotonic() - self.said >= self.EVERY:
-                self.said = time.monotonic()
-                print(f"{self.name}: {text}", file=sys.stderr, flush=True)
-
-        return tell
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+def _writable(option: str, file: Path | None) -> None:
+    if file is not None and not file.absolute().parent.is_dir():
+        raise UserError(f"{option} {file}: no such folder {file.absolute().parent}")
+    if file is not None and file.is_dir():
+        raise UserError(f"{option} {file}: is a folder, expected a file")
 
 
 def _write(option: str, path: Path, text: str) -> None:

@@ -82,6 +82,7 @@ def responses_of(
     for draw in range(DRAWS):
         progress(f"rounding response {draw + 1} of {DRAWS}")
         moved, moved_probe = bounds.perturbed(state, fed, seed * DRAWS + draw)
+        moved |= {name: moved[first] for name, first in run_pytorch.tied(reference).items()}
         copy = run_pytorch.promote(reference)
         weights.write(copy, moved)
         responses.add(run_pytorch.observe(copy, moved_probe, training, names))

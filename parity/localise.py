@@ -70,7 +70,7 @@ class Deviation:
             of the loss of right outputs.
         train: in train mode; False where eval mode shows it already.
         call: the call at which it is seen: for `between` the one at whose entrance, or the module at whose exit.
-        before: the layer after which it stands.
+        before: the layer after which it stands; `after`, of a gradient, the one before which it stands.
         side: `enter` or `leave` of the call; `end` for an output of the network.
     """
 
@@ -80,6 +80,7 @@ class Deviation:
     call: str
     before: str = ""
     side: str = "leave"
+    after: str = ""
 
 
 class _Reference(Tap):
@@ -310,11 +311,13 @@ def deviations(reference: Run, port: Run, leaf: Collection[str], train: bool) ->
     entering = _wrong(port.input_gradients, reference.input_gradients, BACKWARD)
     leaving = _wrong(port.output_gradients, reference.output_gradients, BACKWARD)
     parameters = {n.rpartition(".")[0] for n in _wrong(port.parameters, reference.parameters, BACKWARD)}
+    after = ""
     for event, call, around in reversed(reference.events):
         name, outer = layer_of(call), layer_of(around[-1]) if around else NETWORK
         if event == "leave" and call in leaving and outer not in seen:
             seen |= {outer}
-            yield Deviation(outer, "gradient between", train, call, call)
+            yield Deviation(outer, "gradient between", train, call, call, after=after)
         elif event == "enter" and (call in entering or name in parameters) and name not in seen:
             seen |= {name}
             yield Deviation(name, "gradient" if name in leaf else "gradient between", train, call, call)
+        after = call if event == "enter" else after

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 
 from parity import run_pytorch
-from parity.between import Operation, Planted
+from parity.between import Planted
 from parity.localise import FORWARD
+from parity.planting import Operation
 from parity.quantities import Probe
 
 CE, NLL, MSE = ("cross_entropy",), ("nll_loss",), ("mse_loss",)

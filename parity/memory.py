@@ -17,9 +17,11 @@ from ports.resnet.spec import ResNetSpec
 # Peak memory of a check: bytes of the frameworks, times the activations of a batch, times the weights. (ResNet-50 with
 # two images: 6.1 GB measured, 6.8 GB by these.)
 FRAMEWORKS = 1.0e9
-LITTLE = 1.5e9
 ACTIVATIONS = 8
 WEIGHTS = 13
+
+# Bytes of a process in which memory that is given back is worth the time that it takes to find it.
+WORTHWHILE = 2.5e9
 
 
 def required(spec: ResNetSpec, batch: int, size: tuple[int, int]) -> float:
@@ -68,9 +70,9 @@ def require(spec: ResNetSpec, batch: int, size: tuple[int, int]) -> None:
 def release() -> None:
     """Gives memory that is not used any more back to the system: the C library keeps what large arrays leave behind.
 
-    A process that holds little more than the frameworks has none to give back, and looking for it takes long.
+    A process below `WORTHWHILE` has little to give, and looking for it takes longer than the check of a small network.
     """
-    if psutil.Process().memory_info().rss < LITTLE:
+    if psutil.Process().memory_info().rss < WORTHWHILE:
         return
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -110,8 +110,8 @@ def check(
     _repeatable(both.reference, fed)
     title = type(model).__name__
     pairs = tuple(str(both.pairing).splitlines())
-    row, found = transfer.judge(port, both.pairing)
-    if any(finding.trap == transfer.STRUCTURE for finding in found):
+    row, found = transfer.judge(port, both.pairing, weights.read(model))
+    if any(finding.trap in (transfer.STRUCTURE, transfer.BIAS) for finding in found):
         seconds = round(time.monotonic() - begin, 2)
         return Model(title, (row,), findings=tuple(found), seconds=seconds, pairing=pairs)
     state = probe.varied(both.state, {*both.tensors.values()}, seed)
@@ -136,7 +136,8 @@ def check(
     )
     memory.release()
     result["rows"] = (row, *result["rows"])
-    result["findings"] = (*found, *result["findings"])
+    tied = {p.torch.name for a, b, _ in transfer.shared(both.pairing) for p in (a, b)}
+    result["findings"] = (*found, *(f for f in result["findings"] if f.trap or f.layer not in tied))
     note = f"{len(both.pairing.pairs)} layers paired, seed {seed}"
     note += "".join(f", accepted: {name}" for name in accept)
     return Model(title, note=note, seconds=round(time.monotonic() - begin, 2), pairing=pairs, **result)
@@ -149,7 +150,7 @@ def move(
     fed = feed(inputs, keywords, layouts, losses.projection(0))
     both = paired(model, other, fed, port, names)
     _, found = transfer.judge(port, both.pairing)
-    if problems := [f.text for f in found if f.trap == transfer.STRUCTURE]:
+    if problems := [f.text for f in found if f.trap in (transfer.STRUCTURE, transfer.BIAS)]:
         raise weights.WeightsError(problems)
     return _written(port, other, {own: both.state[hub] for own, hub in both.tensors.items()}, both.layers)
 

@@ -50,6 +50,17 @@ def updated(net: nn.Module, probe: Probe) -> dict[str, nn.Parameter]:
     return parameters(net, probe) | {n: p for n, p in net.named_parameters() if n in probe.idle}
 
 
+def tied(net: nn.Module) -> dict[str, str]:
+    """The names under which a tensor stands once more, and its first name."""
+    found: dict[str, str] = {}
+    seen: dict[object, str] = {}
+    for name, tensor in net.state_dict(keep_vars=True).items():
+        first = seen.setdefault((tensor.data_ptr(), tensor.shape) if tensor.numel() else name, name)
+        if first != name:
+            found[name] = first
+    return found
+
+
 def with_parameters(net: nn.Module) -> list[str]:
     """The modules that are recorded by default: all but Sequentials that have parameters in them."""
     return [
