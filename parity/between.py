@@ -1,284 +1,34 @@
 """Known mistakes between layers: an activation, a pool, a sum, a reshape that is not PyTorch's.
 
 A mistake is planted in the operations that the reference's own code calls, while every layer hands on what it gave
-before. What then arrives at each layer is what a port with this mistake would hand to it. A new mistake is a new row of
-`OPERATIONS`.
+before. What then arrives at each layer is what a port with this mistake would hand to it; likewise the gradient that
+comes back to each layer, where every layer hands back what it did before. A new mistake is a new row of `OPERATIONS`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from parity import bounds, run_pytorch
-from parity.layouts import Tensors
-from parity.localise import FORWARD
+from parity.layouts import Tensors, mapped
+from parity.localise import BACKWARD, FORWARD, Run
+from parity.operations import OPERATIONS
+from parity.planting import INPUT, Operation
 from parity.quantities import Probe
 from parity.taps import Tap
 
-Values = Sequence[Any]
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One known mistake in an operation.
-
-    Attributes:
-        functions: the names of PyTorch's functions where it can be made (`add` stands for `a + b`).
-        plant: from (function, positional and named arguments) to another value; None where this call cannot have it.
-        text: what the port does, and what PyTorch does.
-        mend: what to write in the port.
-    """
-
-    name: str
-    functions: tuple[str, ...]
-    plant: Callable[[Callable[..., Any], Values, dict[str, Any]], Any]
-    text: str
-    mend: str
-
-
-def instead(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Another function of the first argument."""
-    return lambda _, args, kw: function(args[0] if args else kw["input"])
-
-
-def named(**values: Any) -> Callable[..., Any]:
-    """The same function with other settings."""
-    return lambda function, args, kw: function(*args[:1], **{**kw, **values}) if len(args) < 2 else None
-
-
-def _operand(i: int) -> Callable[..., Any]:
-    """One of two summands alone."""
-
-    def plant(_: Any, args: Values, kw: dict[str, Any]) -> Any:
-        parts = [p for p in (*args, kw.get("other")) if isinstance(p, Tensor) and p.ndim > 1]
-        return parts[i] if len(parts) == 2 and parts[0].shape == parts[1].shape else None
-
-    return plant
-
-
-def _pool_setting(args: Values, kw: dict[str, Any], i: int, name: str, default: Any) -> Any:
-    return args[i] if len(args) > i else kw.get(name, default)
-
-
-def _windows(args: Values, kw: dict[str, Any], dims: int) -> tuple[list[int], list[int], list[int]]:
-    """Window, stride and padding of a pool."""
-
-    def each(value: Any) -> list[int]:
-        return [value] * dims if isinstance(value, int) else list(value)
-
-    window = each(_pool_setting(args, kw, 1, "kernel_size", 1))
-    stride = _pool_setting(args, kw, 2, "stride", None)
-    padding = each(_pool_setting(args, kw, 3, "padding", 0))
-    return window, each(stride) if stride else window, padding
-
-
-def _pool(pad: str, value: float, average: bool = False) -> Callable[..., Any]:
-    """A pool that pads otherwise: `same` as XLA does, `own` as PyTorch, with `value`; `none` not at all."""
-
-    def plant(_: Any, args: Values, kw: dict[str, Any]) -> Any:
-        x = args[0] if args else kw["input"]
-        if x.ndim != 4 or kw.get("return_indices"):
-            return None
-        window, stride, padding = _windows(args, kw, 2)
-        pads: list[int] = []
-        for size, k, s, p in reversed(list(zip(x.shape[2:], window, stride, padding, strict=True))):
-            total = max((-(-size // s) - 1) * s + k - size, 0)
-            pads += {"same": [total // 2, total - total // 2], "own": [p, p], "none": [0, 0]}[pad]
-        padded = F.pad(x, pads, value=value)
-        return F.avg_pool2d(padded, window, stride) if average else F.max_pool2d(padded, window, stride)
-
-    return plant
-
-
-def _pool_stride(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
-    x = args[0] if args else kw["input"]
-    window, _, padding = _windows(args, kw, x.ndim - 2)
-    return function(x, window, 1, padding)
-
-
-def _counting(_: Any, args: Values, kw: dict[str, Any]) -> Any:
-    window, stride, padding = _windows(args, kw, 2)
-    counts = _pool_setting(args, kw, 5, "count_include_pad", True)
-    return F.avg_pool2d(args[0], window, stride, padding, count_include_pad=not counts) if any(padding) else None
-
-
-def _flattened(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
-    """The order of a channels-last flatten."""
-    x = args[0]
-    if x.ndim < 4 or x.shape[1] == 1 or (y := function(*args, **kw)).ndim != 2:
-        return None
-    return x.movedim(1, -1).reshape(y.shape)
-
-
-def _joined(reverse: bool) -> Callable[..., Any]:
-    def plant(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
-        parts = list(args[0] if args else kw["tensors"])
-        return function(parts[::-1], *args[1:], **{n: v for n, v in kw.items() if n != "tensors"}) if reverse else None
-
-    return plant
-
-
-def _padded(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
-    """The two sides of every axis exchanged."""
-    pads = list(args[1] if len(args) > 1 else kw["pad"])
-    other = [pads[i + 1 - 2 * (i % 2)] for i in range(len(pads))]
-    rest = {n: v for n, v in kw.items() if n != "pad"}
-    return function(args[0], other, *args[2:], **rest) if other != pads else None
-
-
-def _zeros(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
-    pads = args[1] if len(args) > 1 else kw["pad"]
-    mode = args[2] if len(args) > 2 else kw.get("mode", "constant")
-    return None if mode == "constant" else F.pad(args[0], pads)
-
-
-def _axis(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
-    """Over axis 1, where the channels are in PyTorch."""
-    axis = args[1] if len(args) > 1 else kw.get("dim", -1)
-    ndim = args[0].ndim
-    if not isinstance(axis, int):
-        return None
-    return function(args[0], dim=1 if axis % ndim == ndim - 1 else ndim - 1) if ndim > 2 else None
-
-
-def _selected(_: Any, args: Values, kw: dict[str, Any]) -> Any:
-    """The first instead of the last, and the last instead of the first."""
-    x, index = args
-    index = index if isinstance(index, tuple) else (index,)
-    other = tuple(-1 - i if isinstance(i, int) and not isinstance(i, bool) and i in (0, -1) else i for i in index)
-    return x.__getitem__(other) if isinstance(x, Tensor) and other != index else None
-
-
-def _spread(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
-    settings = {n: v for n, v in kw.items() if n not in ("correction", "unbiased")}
-    return function(*args, **settings, correction=0) if not args[1:] or not isinstance(args[1], bool) else None
-
-
-def _resized(**values: Any) -> Callable[..., Any]:
-    def plant(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
-        mode = kw.get("mode", args[3] if len(args) > 3 else "nearest")
-        if ("align_corners" in values) != (mode in ("bilinear", "bicubic")):
-            return None
-        settings = {**kw, **values}
-        if settings.get("align_corners") == kw.get("align_corners", False) and "mode" not in values:
-            return None
-        return function(*args[:3], **settings)
-
-    return plant
-
-
-def _power(_: Any, args: Values, kw: dict[str, Any]) -> Any:
-    x = args[0]
-    p, dim, eps = kw.get("p", 2.0), kw.get("dim", 1), kw.get("eps", 1e-12)
-    return x / (x.norm(p, dim, keepdim=True) + eps) if eps else None
-
-
-RELU, GELU = ("relu", "relu_"), ("gelu",)
-MAX_POOL, AVG_POOL = ("max_pool1d", "max_pool2d", "max_pool3d"), ("avg_pool1d", "avg_pool2d", "avg_pool3d")
-ADD = ("add", "add_", "__add__", "__iadd__", "__radd__")
-FLAT, JOIN, PAD = ("flatten", "reshape", "view"), ("cat", "concat", "concatenate"), ("pad",)
-GLOBAL = ("adaptive_avg_pool2d", "adaptive_avg_pool1d")
-
-OPERATIONS = (
-    Operation("relu-missing", RELU, instead(lambda x: x), "there is no ReLU; PyTorch has one", "add nn.relu"),
-    Operation("relu-is-gelu", RELU, instead(lambda x: F.gelu(x, approximate="tanh")), "GELU for ReLU", "use nn.relu"),
-    Operation("relu-is-silu", RELU, instead(F.silu), "SiLU for ReLU", "use nn.relu"),
-    Operation("relu-is-leaky", RELU, instead(F.leaky_relu), "a leaky ReLU for ReLU", "use nn.relu"),
-    Operation("relu-is-relu6", RELU, instead(F.relu6), "ReLU6 for ReLU", "use nn.relu"),
-    Operation(
-        "gelu-tanh",
-        GELU,
-        lambda f, a, kw: f(a[0], approximate="none" if kw.get("approximate") == "tanh" else "tanh"),
-        "GELU's other form: Flax's default is the tanh approximation, PyTorch's the error function",
-        "give approximate= as PyTorch has it",
-    ),
-    Operation("gelu-missing", GELU, instead(lambda x: x), "there is no GELU; PyTorch has one", "add nn.gelu"),
-    Operation(
-        "leaky-slope",
-        ("leaky_relu",),
-        lambda f, a, kw: f(a[0]) if (a[1:] or [kw.get("negative_slope", 0.01)])[0] != 0.01 else None,
-        "the leaky ReLU has Flax's default slope, 0.01",
-        "pass negative_slope",
-    ),
-    Operation("silu-missing", ("silu",), instead(lambda x: x), "there is no SiLU; PyTorch has one", "add nn.silu"),
-    Operation("sum-lacks-second", ADD, _operand(0), "a sum lacks its second part", "add it"),
-    Operation("sum-lacks-first", ADD, _operand(1), "a sum lacks its first part", "add it"),
-    Operation(
-        "max-pool-same", MAX_POOL, _pool("same", -np.inf), "the pool pads like 'SAME'", "give padding as numbers"
-    ),
-    Operation(
-        "max-pool-pads-zero", MAX_POOL, _pool("own", 0.0), "the pool pads with zeros; PyTorch with −∞", "padding="
-    ),
-    Operation("max-pool-unpadded", MAX_POOL, _pool("none", 0.0), "the pool does not pad", "give padding as numbers"),
-    Operation("pool-stride-one", MAX_POOL + AVG_POOL, _pool_stride, "the pool has Flax's stride, 1", "pass strides"),
-    Operation("pool-is-average", MAX_POOL, _pool("own", 0.0, True), "an average pool for a maximum", "use nn.max_pool"),
-    Operation(
-        "avg-pool-counts-padding",
-        AVG_POOL,
-        _counting,
-        "the average pool counts its padding otherwise than PyTorch's",
-        "pass count_include_pad",
-    ),
-    Operation(
-        "avg-pool-same", AVG_POOL, _pool("same", 0.0, True), "the pool pads like 'SAME'", "give padding as numbers"
-    ),
-    Operation(
-        "global-pool-is-max",
-        GLOBAL,
-        lambda _, a, kw: a[0].flatten(2).amax(2).reshape(*a[0].shape[:2], *[1] * (a[0].ndim - 2)),
-        "the global pool takes the maximum; PyTorch the mean",
-        "take the mean over the spatial axes",
-    ),
-    Operation(
-        "flatten-channels-last",
-        FLAT,
-        _flattened,
-        "the flatten goes channels last; PyTorch's goes channels first",
-        "x.transpose(0, 3, 1, 2) before the reshape",
-    ),
-    Operation("concat-order", JOIN, _joined(True), "the parts are joined in the other order", "exchange the parts"),
-    Operation("pad-other-side", PAD, _padded, "the odd row or column is padded at the other side", "exchange the pads"),
-    Operation("pad-zeros", PAD, _zeros, "zeros for PyTorch's other padding mode", "jnp.pad with its mode"),
-    Operation("softmax-axis", ("softmax", "log_softmax"), _axis, "the softmax goes along another axis", "pass axis"),
-    Operation(
-        "last-is-first",
-        ("__getitem__",),
-        _selected,
-        "the other end is taken",
-        "x[:, -1] is the last, x[:, 0] the first",
-    ),
-    Operation("std-biased", ("std", "var"), _spread, "over n; PyTorch divides by n − 1", "pass ddof=1"),
-    Operation(
-        "resize-corners",
-        ("interpolate",),
-        lambda f, a, kw: _resized(align_corners=not kw.get("align_corners", False))(f, a, kw),
-        "the corners of the resize are aligned otherwise",
-        "jax.image.resize has align_corners=False; write the other form by hand",
-    ),
-    Operation(
-        "resize-nearest-exact",
-        ("interpolate",),
-        _resized(mode="nearest-exact"),
-        "jax.image.resize's nearest is PyTorch's nearest-exact",
-        "repeat rows and columns",
-    ),
-    Operation(
-        "normalize-epsilon",
-        ("normalize",),
-        _power,
-        "epsilon is added to the norm; PyTorch takes the larger",
-        "jnp.maximum",
-    ),
-)
+# Operations whose parts a mistake in the next one may need, and those of them that change their first argument.
+REMEMBERED = ("add", "add_", "__add__", "__iadd__", "__radd__", "relu", "relu_")
+CHANGING = ("add_", "__iadd__", "relu_")
 
 
 class Used(TorchFunctionMode):
@@ -286,7 +36,7 @@ class Used(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.names: set[str] = set()
+        self.names: set[str] = {INPUT}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.names.add(getattr(func, "__name__", ""))
@@ -300,37 +50,93 @@ class Planted(TorchFunctionMode):
         super().__init__()
         self.operation, self.only, self.made = operation, only, 0
         self.behind: list[str] = []
-        self.tap = _HandsOn({})
+        self.tap = _HandsOn(None, False)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in self.operation.functions:
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        if self.tap.busy:
+            return func(*args, **kwargs)
+        if name in self.operation.functions:
             self.behind.append(self.tap.left)
             if self.only in (None, len(self.behind) - 1):
-                try:
-                    value = self.operation.plant(func, args, kwargs)
-                except (RuntimeError, TypeError, ValueError, IndexError, KeyError):  # this call cannot have it
-                    value = None
+                value = self._made(func, args, kwargs)
                 if value is not None:
-                    self.made += 1
                     return value
-        return func(*args, **kwargs)
+        parts = tuple(a.clone() if isinstance(a, Tensor) and name in CHANGING else a for a in args)
+        value = func(*args, **kwargs)
+        if name in REMEMBERED and isinstance(value, Tensor):
+            value.made_of = (name.strip("_"), parts)  # pyright: ignore[reportAttributeAccessIssue]
+        return value
+
+    def _made(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The value with the mistake; None where this call cannot have it."""
+        try:
+            value = self.operation.plant(func, args, kwargs)
+        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError):
+            return None
+        self.made += value is not None
+        return value
+
+    def inputs(self, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The network's inputs, where the mistake is made in them."""
+        if INPUT not in self.operation.functions:
+            return given
+
+        def change(_: str, x: Tensor) -> Tensor:
+            value = self._made(None, (x,), {}) if x.is_floating_point() else None
+            return x if value is None else value
+
+        return mapped(given, change)
 
 
 class _HandsOn(Tap):
-    """Every layer hands on what the reference's gave, whatever reaches it."""
+    """Every layer hands on what the reference's gave, whatever reaches it; with gradients, backward too."""
 
-    def __init__(self, outputs: Mapping[str, np.ndarray]) -> None:
-        self.outputs, self.seen, self.left = outputs, {}, ""
+    def __init__(self, run: Run | None, gradients: bool) -> None:
+        self.run, self.gradients = run or Run(), gradients
+        self.seen: dict[tuple[str, str], np.ndarray] = {}
+        self.handed: dict[str, Tensor] = {}
+        self.left, self.terms, self.busy = "", [], False
+
+    @contextmanager
+    def _own(self) -> Iterator[None]:
+        """Nothing is planted in what is done here."""
+        self.busy = True
+        try:
+            yield
+        finally:
+            self.busy = False
+
+    def _leaf(self, name: str, value: Tensor, tensors: Tensors, gradients: Tensors) -> Tensor:
+        if self.gradients and name in gradients and gradients[name].shape == value.shape:
+            self.terms.append((value, torch.as_tensor(gradients[name])))
+        new = torch.as_tensor(tensors[name]).clone()
+        return new.requires_grad_(self.gradients and new.is_floating_point())
 
     def enter(self, name: str, x: Tensor) -> Tensor:
-        self.seen["enter", name] = x.detach().clone().numpy()
-        return x
+        with self._own():
+            self.seen["enter", name] = x.detach().clone().numpy()
+            if not self.gradients or name not in self.run.inputs:
+                return x
+            return self._leaf(name, x, self.run.inputs, self.run.input_gradients).clone()
 
     def leave(self, name: str, y: Tensor) -> Tensor:
-        self.seen["leave", name] = y.detach().clone().numpy()
-        self.left = name
-        return torch.as_tensor(self.outputs[name]).clone() if name in self.outputs else y
+        with self._own():
+            self.seen["leave", name] = y.detach().clone().numpy()
+            self.left = name
+            if name not in self.run.outputs:
+                return y
+            self.handed[name] = self._leaf(name, y, self.run.outputs, self.run.output_gradients)
+            return self.handed[name].clone()
+
+    def came_back(self, loss: Tensor) -> None:
+        """Records the gradient that comes back to every layer."""
+        for value, gradient in self.terms:
+            loss = loss + (value * gradient).sum()
+        loss.backward()
+        for name, leaf in self.handed.items():
+            back = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+            self.seen["gradient", name] = back.detach().numpy()
 
 
 @dataclass(frozen=True)
@@ -338,7 +144,8 @@ class Place:
     """Where something came out otherwise.
 
     Attributes:
-        side: `enter` or `leave` of a call, or `end` for an output of the network, whose name `call` is then.
+        side: `enter` or `leave` of a call, or `end` for an output of the network, whose name `call` is then; `gradient`
+            for what comes back to the exit of a call.
         got: what the port has there.
     """
 
@@ -354,21 +161,24 @@ class Reference:
 
     Attributes:
         names: of the modules that are recorded.
-        outputs: by mode, what they give without a mistake.
+        runs: by mode, what they give without a mistake.
     """
 
     net: nn.Module
     probe: Probe
     names: Collection[str]
-    outputs: Mapping[bool, Tensors]
+    runs: Mapping[bool, Run]
 
-    def with_mistake(self, planted: Planted, train: bool) -> dict[tuple[str, str], np.ndarray]:
+    def with_mistake(self, planted: Planted, train: bool, gradients: bool) -> dict[tuple[str, str], np.ndarray]:
         """What is seen at every place; up to where it ends, where the mistake gives shapes that do not fit."""
-        net, tap = copy.deepcopy(self.net).train(train), _HandsOn(self.outputs[train])
+        net, tap = copy.deepcopy(self.net).train(train), _HandsOn(self.runs[train], gradients)
         planted.tap, planted.behind = tap, []
         try:
-            with torch.no_grad(), run_pytorch.tapped(net, tap, self.names), planted:
-                values = run_pytorch.run(net, self.probe, run_pytorch.inputs_of(self.probe))
+            with torch.set_grad_enabled(gradients), run_pytorch.tapped(net, tap, self.names), planted:
+                inputs = planted.inputs(run_pytorch.inputs_of(self.probe, grad=gradients))
+                values = run_pytorch.run(net, self.probe, inputs)
+            if gradients:
+                tap.came_back(self.probe.loss.torch(values))
         except (RuntimeError, TypeError, ValueError, IndexError):
             return tap.seen
         return tap.seen | {("end", name): value for name, value in run_pytorch.outputs(values).items()}
@@ -378,13 +188,15 @@ def explain(reference: Reference, places: Sequence[Place], before: str) -> Opera
     """The operation whose mistake gives what the port has at all `places`: made in all of its calls, or in one.
 
     Args:
+        places: all of outputs, or all of gradients.
         before: the call after which the first place stands; only there a single call is looked for.
     """
     used = Used()
     with torch.no_grad(), used:
         run_pytorch.run(copy.deepcopy(reference.net).eval(), reference.probe, run_pytorch.inputs_of(reference.probe))
+    gradients = places[0].side == "gradient"
     for operation in OPERATIONS:
-        if used.names.isdisjoint(operation.functions):
+        if operation.gradient is not gradients or used.names.isdisjoint(operation.functions):
             continue
         planted = Planted(operation)
         if _explains(reference, planted, places):
@@ -396,12 +208,14 @@ def explain(reference: Reference, places: Sequence[Place], before: str) -> Opera
 
 
 def _explains(reference: Reference, planted: Planted, places: Sequence[Place]) -> bool:
+    gradients = places[0].side == "gradient"
+    allowed = BACKWARD if gradients else FORWARD
     for train in dict.fromkeys(place.train for place in places):
-        seen = reference.with_mistake(planted, train)
+        seen = reference.with_mistake(planted, train, gradients)
         if not planted.made:
             return False
         for place in (p for p in places if p.train is train):
             have = seen.get((place.side, place.call))
-            if have is None or bounds.distance(have, place.got) > FORWARD * (bounds.norm(place.got) or 1.0):
+            if have is None or bounds.distance(have, place.got) > allowed * (bounds.norm(place.got) or 1.0):
                 return False
     return True

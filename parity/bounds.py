@@ -23,7 +23,7 @@ import ml_dtypes
 import numpy as np
 
 from parity.layouts import Tensors, mapped
-from parity.quantities import Observation, Probe
+from parity.quantities import Observation, Probe, parameter_of
 
 # A right port stands at 0.5 to 12 times the response (README has the table); the smallest known mistake at 1e5 times.
 MULTIPLE = 32
@@ -122,12 +122,17 @@ class Responses:
     def response(self, quantity: str, name: str) -> float:
         """How far rounding moves this tensor (absolute), at least one unit in the last place of each number in it.
 
-        The gradient of a parameter is a sum over positions and examples: there it is at least √n units, for n terms.
+        The gradient of a parameter is a sum over positions and examples: there it is at least √n units, for n terms;
+        of its square, which an optimizer keeps, twice that.
         An update p_new − p_old carries the rounding of p, so there the unit is that of the parameter.
         """
-        at_update = quantity == "training.parameter"
-        base = self.parameters[name] if at_update else self.reference[quantity][name]
-        units = self.terms[name] ** 0.5 if quantity == "gradient.parameter" else 1.0
+        base, units = self.reference[quantity][name], 1.0
+        if quantity == "gradient.parameter":
+            units = self.terms[name] ** 0.5
+        elif quantity == "training.state":
+            units = 2 * self.terms[parameter_of(name)] ** 0.5
+        elif quantity == "training.parameter":
+            base = self.parameters[parameter_of(name)]
         return max(self.distances[quantity][name] / self.draws**0.5, units * norm(ulp(base)))
 
     def bound(self, quantity: str, name: str) -> float:
@@ -151,13 +156,26 @@ class Responses:
         return {name: max(norms[name], rms * tensors[name].size ** 0.5) for name in tensors}
 
     def undecided(self, quantity: str) -> list[str]:
-        """The tensors whose bound is too wide to decide anything, and those without a finite number."""
+        """The tensors whose bound is too wide to decide anything, and those without a finite number.
+
+        Not the training of a parameter whose gradient is zero in exact arithmetic: an optimizer that divides by the
+        gradient's size makes steps of its rounding, and they change nothing.
+        """
         sizes = self.sizes(quantity)
         return [
             name
             for name, tensor in self.reference[quantity].items()
-            if self.bound(quantity, name) > DECIDES * sizes[name] > 0 or (tensor.size and not np.isfinite(tensor).any())
+            if (self.bound(quantity, name) > DECIDES * sizes[name] > 0 and not self._noise(quantity, name))
+            or (tensor.size and not np.isfinite(tensor).any())
         ]
+
+    def _noise(self, quantity: str, name: str) -> bool:
+        if (
+            not quantity.startswith("training.")
+            or (name := parameter_of(name)) not in self.reference["gradient.parameter"]
+        ):
+            return False
+        return self.zero_in_exact_arithmetic("gradient.parameter", name)
 
 
 def ulp(array: np.ndarray) -> np.ndarray:

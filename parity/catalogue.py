@@ -1,11 +1,12 @@
-"""Every known mistake that a finding can name, in one list: those of weights, of layers, and between layers."""
+"""Every known mistake that a finding can name, in one list: of weights, layers, between layers, losses, training."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from parity import between, transfer, traps
+from parity import between, loss_traps, sources, training_traps, traps, weight_traps
 
 
 @dataclass(frozen=True)
@@ -13,8 +14,9 @@ class Entry:
     """One known mistake, as it is listed.
 
     Attributes:
-        family: `weight`, `layer` or `between`: what is planted, and how.
+        family: `weight`, `layer`, `between`, `loss` or `training`: what is planted, and how.
         where: the layers or operations where it can be made.
+        source: a page of a framework's documentation, a paper, or a measured trap of this project.
     """
 
     name: str
@@ -22,15 +24,23 @@ class Entry:
     where: str
     text: str
     mend: str
+    source: str
 
 
 def entries() -> Iterator[Entry]:
     """All, in the order in which they are tried."""
-    for trap in transfer.TRAPS:
-        yield Entry(trap.name, "weight", f"weights of {', '.join(trap.kinds) or 'any layer'}", trap.text, trap.mend)
+    for trap in (*weight_traps.TRAPS, *weight_traps.TOGETHER):
+        yield _entry("weight", trap, f"weights of {', '.join(trap.kinds) or 'any layer'}")
     for trap in traps.TRAPS:
-        types = dict.fromkeys(cls.__name__.rstrip("123d") for cls in trap.layers)
-        yield Entry(trap.name, "layer", ", ".join(types), trap.text, trap.mend)
-    for operation in between.OPERATIONS:
-        functions = dict.fromkeys(name.strip("_").rstrip("123d") for name in operation.functions)
-        yield Entry(operation.name, "between", ", ".join(functions), operation.text, operation.mend)
+        yield _entry("layer", trap, ", ".join(dict.fromkeys(cls.__name__.rstrip("123d") for cls in trap.layers)))
+    for family, table in (("between", between.OPERATIONS), ("loss", loss_traps.TRAPS)):
+        for operation in table:
+            names = dict.fromkeys(name.strip("_").rstrip("123d") for name in operation.functions)
+            yield _entry(family, operation, ", ".join(names))
+    for trap in training_traps.TRAPS:
+        yield _entry("training", trap, trap.where.removeprefix("torch.optim."))
+
+
+def _entry(family: str, trap: Any, where: str) -> Entry:
+    source = getattr(trap, "source", None) or sources.of(trap.name)
+    return Entry(trap.name, family, where, trap.text, trap.mend, source)

@@ -21,10 +21,10 @@ from flax import nnx
 
 import ports as networks
 from parity import device as devices
-from parity import memory, pairs, precision, probe, run_linen, run_nnx, run_pytorch
+from parity import memory, pairs, precision, probe, run_linen, run_nnx, run_pytorch, training
 from parity.bounds import MULTIPLE
 from parity.compare import Progress, compare
-from parity.quantities import SGD, Probe
+from parity.quantities import Probe
 from parity.report import Model, Report
 from ports.errors import UserError
 from ports.resnet import spec as specs
@@ -51,7 +51,10 @@ def check(
     layouts: Mapping[str, str] | None = None,
     keywords: Mapping[str, Any] | None = None,
     accept: Sequence[str] = (),
+    optimizer: str | Callable[..., Any] = "sgd",
     tx: Any = None,
+    clip_grad_norm: float | None = None,
+    accumulate: int = 1,
     dtypes: Sequence[str] = (),
     tf32: bool | None = None,
     device: str = "cpu",
@@ -73,7 +76,7 @@ def check(
         images: a file or a folder of photographs; by default the two that scikit-learn ships.
         image_size: height and width; by default the network's height and an odd width (224x193, 32x27).
         batch: number of images.
-        steps: of SGD with momentum and weight decay.
+        steps: of training.
         seed: of initial weights, labels and the signs of the perturbation.
         weights: the hub form, or a file of them; by default initial weights with random BatchNorm parameters and
             statistics. (Given weights are used as they are.)
@@ -84,7 +87,12 @@ def check(
             `channels_last` (the default from four dimensions on), `same` or `batch_second`.
         keywords: what is passed by name to both models.
         accept: names of `parity.traps.TRAPS`: differences that are meant.
-        tx: the optax transform that the ports train with, to hold one's own against `torch.optim.SGD`.
+        optimizer: a name of `parity.training.OPTIMIZERS` (SGD with momentum and weight decay, Adam, …); or one's own, a
+            function from PyTorch's parameters to an optimizer of `torch.optim`, or to (optimizer, scheduler).
+        tx: the optax transform that the ports train with, to hold one's own against PyTorch's optimizer; by default
+            that of `ports.optim` which computes the same.
+        clip_grad_norm: PyTorch clips its gradients to this norm (`torch.nn.utils.clip_grad_norm_`) before a step.
+        accumulate: PyTorch sums the gradients of so many passes before a step.
         dtypes: working precisions, `float32` and `bfloat16`, in which every side is measured against float64 besides
             (`parity.precision` has the policies). They decide nothing.
         tf32: whether float32's products are rounded to TF32, in both frameworks; by default as each has it. NVIDIA's
@@ -105,6 +113,10 @@ def check(
     precision.require(dtypes)
     devices.require(device, tf32, dtypes)
     working = partial(precision.measure, dtypes=dtypes, seed=seed, tf32=tf32, progress=progress)
+    training.require(optimizer, tx)
+    train = partial(
+        training.make, steps=steps, optimizer=optimizer, tx=tx, clip_grad_norm=clip_grad_norm, accumulate=accumulate
+    )
     with devices.using(device, tf32), jax.enable_x64(True), _deterministic():
         if isinstance(model, torch.nn.Module) and ((len(candidates) > 1 and not _is_net(candidates[1])) or keywords):
             if not candidates:
@@ -121,9 +133,8 @@ def check(
                 layouts=layouts,
                 keywords=keywords,
                 accept=accept,
-                steps=steps,
+                train=train,
                 seed=seed,
-                tx=tx,
                 working=working,
                 progress=progress,
             )
@@ -131,9 +142,7 @@ def check(
             given = {"names": names, "loss": loss, "layouts": layouts, "accept": accept}
             if unused := [name for name, value in given.items() if value]:
                 raise UserError(f"{', '.join(unused)}: only for two live models with inputs behind them")
-            found = _named(
-                model, candidates, ports, images, image_size, batch, steps, seed, weights, tx, working, progress
-            )
+            found = _named(model, candidates, ports, images, image_size, batch, seed, weights, train, working, progress)
     memory.release()
     return Report((replace(found, note=found.note + noted(dtypes, tf32, device)),), environment(device))
 
@@ -175,10 +184,9 @@ def _named(
     images: str | Path | None,
     image_size: tuple[int, int] | None,
     batch: int,
-    steps: int,
     seed: int,
     weights: str | Path | Mapping[str, np.ndarray] | None,
-    tx: Any,
+    train: training.Maker,
     working: Callable[..., Any],
     progress: Progress,
 ) -> Model:
@@ -206,8 +214,7 @@ def _named(
     state = networks.weights.read(reference)
     _finite(state)
     builders = live or {port: partial(_built, spec, port, state) for port in dict.fromkeys(ports)}
-    sgd = SGD(steps, run_pytorch.learning_rate(reference, fed))
-    result = compare(reference, builders, fed, sgd, seed=seed, tx=tx, progress=progress)
+    result = compare(reference, builders, fed, train(reference, fed), seed=seed, progress=progress)
     if live:
         in_type = {_port(net): partial(_live, net) for net in candidates}
     else:
@@ -242,7 +249,7 @@ def assert_parity(model: Any, *candidates: Any, **options: Any) -> None:
     __tracebackhide__ = True
     report = check(model, *candidates, **options)
     if not report:
-        raise AssertionError(f"\n{report}")
+        raise AssertionError(report.failure())
 
 
 def _spec(model: str | ResNetSpec | torch.nn.Module) -> ResNetSpec:

@@ -7,17 +7,16 @@ import json
 import os
 import re
 import sys
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from parity.progress import progress as _progress
 from ports.errors import UserError
-from ports.resnet.spec import NETWORKS
+from ports.resnet import spec as specs
 
 app = typer.Typer(
     help="Residual networks in PyTorch, Flax NNX and Flax Linen, proved equal in float64.",
@@ -38,7 +37,10 @@ Ports = Annotated[str, typer.Option(help="Which ports to hold against PyTorch.")
 Images = Annotated[Path | None, typer.Option(help="A photograph or a folder of them; else two from scikit-learn.")]
 ImageSize = Annotated[str | None, typer.Option(metavar="HxW", help="Else the network's height and an odd width.")]
 Batch = Annotated[int, typer.Option(help="Number of images.")]
-Steps = Annotated[int, typer.Option(help="Steps of SGD with momentum and weight decay.")]
+Steps = Annotated[int, typer.Option(help="Steps of training.")]
+Optimizer = Annotated[
+    str, typer.Option(help="What trains: sgd, nesterov, dampened, adam, amsgrad, adamw, rmsprop, adagrad.")
+]
 Seed = Annotated[int, typer.Option(help="Of initial weights, labels and perturbations.")]
 Weights = Annotated[Path | None, typer.Option(help="A PyTorch or safetensors file; else initial weights.")]
 Accept = Annotated[
@@ -50,10 +52,16 @@ Dtypes = Annotated[
 ]
 Tf32 = Annotated[str | None, typer.Option(metavar="on|off", help="TF32 in both frameworks; else as each has it.")]
 Device = Annotated[str, typer.Option(help="Where both frameworks run: cpu or gpu.")]
+Pairs = Annotated[
+    bool, typer.Option("--pairs", help="Show which layer of a pair of your own was taken for which, and why.")
+]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result there.")]
-
-
+Every = Annotated[bool, typer.Option("--all", help="Every mistake, and 1000 faithful runs.")]
+Faithful = Annotated[int | None, typer.Option(metavar="N", help="Number of faithful runs.")]
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page to look at there.")]
+Before = Annotated[Path, typer.Argument(metavar="BEFORE", help="A file of `parity check --json`.")]
+After = Annotated[Path, typer.Argument(metavar="AFTER", help="A later one.")]
+Times = Annotated[float, typer.Option(help="Show a distance that changes by this factor or more.")]
 
 
 @app.command()
@@ -65,7 +73,7 @@ def models() -> int:
     for heading in ("parameters", "blocks", "input"):
         table.add_column(heading, justify="right")
     table.add_column("source")
-    for name, spec in NETWORKS.items():
+    for name, spec in specs.NETWORKS.items():
         parameters = sum(p.numel() for p in pytorch.skeleton(spec).parameters())
         blocks, size = spec.number_of_blocks, f"{spec.in_channels}x{spec.input_size}x{spec.input_size}"
         table.add_row(name, f"{parameters:,}", str(blocks), size, spec.source)
@@ -82,12 +90,14 @@ def check(
     image_size: ImageSize = None,
     batch: Batch = 2,
     steps: Steps = 3,
+    optimizer: Optimizer = "sgd",
     seed: Seed = 0,
     weights: Weights = None,
     accept: Accept = None,
     dtype: Dtypes = None,
     tf32: Tf32 = None,
     device: Device = "cpu",
+    pairs: Pairs = False,
     json_file: Json = None,
     html_file: Html = None,
 ) -> int:
@@ -101,24 +111,22 @@ def check(
         raise UserError(
             "check: got both names and --all, expected one of them" if every else "check: name a network, or --all"
         )
-    chosen = list(NETWORKS) if every else list(dict.fromkeys(names or []))
+    chosen = list(specs.NETWORKS) if every else list(dict.fromkeys(names or []))
     if weights is not None and len(chosen) > 1:
         raise UserError(f"--weights: got {len(chosen)} networks, expected one")
     for option, file in (("--json", json_file), ("--html", html_file)):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise UserError(f"{option} {file}: no such folder {file.absolute().parent}")
-        if file is not None and file.is_dir():
-            raise UserError(f"{option} {file}: is a folder, expected a file")
+        _writable(option, file)
     size = _size(image_size)
     for name in chosen:
         if ":" not in name:
-            _known(name)
+            specs.get(name)
 
     from parity import device as devices
     from parity import precision, probe
     from parity import report as reports
     from parity.checker import check as run
     from parity.checker import environment, require
+    from parity.training import require as require_optimizer
 
     chosen_ports = [port.strip() for port in ports.split(",") if port.strip()]
     require(chosen_ports, batch, steps, seed)
@@ -130,6 +138,7 @@ def check(
         raise UserError(f"--tf32: got {tf32!r}, expected {' or '.join(devices.TF32)}")
     policy = {"dtypes": dtypes, "tf32": None if tf32 is None else devices.TF32[tf32], "device": device}
     devices.require(**policy)
+    require_optimizer(optimizer)
     if images is not None:
         probe.photographs(images)
     console, found = _console(), []
@@ -144,6 +153,7 @@ def check(
                         "ports": chosen_ports,
                         "batch": batch,
                         "steps": steps,
+                        "optimizer": optimizer,
                         "seed": seed,
                         "weights": weights,
                         **policy,
@@ -158,6 +168,8 @@ def check(
             found.append(reports.Model(name, (), undecided=str(error)))
             continue
         found += result.models
+        for line in result.models[0].pairing if pairs else ():
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
         result.print(console)
     whole = reports.Report(tuple(found), environment(device))
     if len(found) > 1:
@@ -180,11 +192,48 @@ def traps() -> int:
     """The known mistakes that a finding can name: where they are made, what they do, how to mend them."""
     from parity import catalogue
 
-    table = Table("name", "where", "what the port does", "mend", box=None, pad_edge=False)
+    table = Table("name", "where", "what the port does", "mend", "source", box=None, pad_edge=False)
     for entry in catalogue.entries():
-        table.add_row(entry.name, entry.where, entry.text, entry.mend)
+        table.add_row(entry.name, entry.where, entry.text, entry.mend, entry.source)
     _console().print(table)
     return 0
+
+
+@app.command()
+def diff(before: Before, after: After, times: Times = 10.0) -> int:
+    """What changed between two results of `check --json`: exit 1 where something got worse."""
+    from parity import diff as diffs
+
+    if not 1 < times < float("inf"):
+        raise UserError(f"--times: got {times}, expected a number above 1, such as 10")
+    old, new = diffs.load(before), diffs.load(after)
+    changes = diffs.compare(old, new, times)
+    diffs.show(_console(), old, new, changes)
+    return int(any(change.judgement == diffs.WORSE for change in changes))
+
+
+@app.command()
+def score(every: Every = False, faithful: Faithful = None, json_file: Json = None) -> int:
+    """Plant known mistakes in Flax ports, run faithful ones, and count what the check makes of them.
+
+    A sample of the mistakes, or with --all every one and 1000 faithful runs. Exit 0 where the targets are met, else 1.
+    """
+    _writable("--json", json_file)
+    if faithful is not None and not 0 <= faithful <= 10**6:
+        raise UserError(f"--faithful: got {faithful}, expected 0 to 1000000")
+
+    from parity import score as scores
+
+    runs = faithful if faithful is not None else 1000 if every else 0
+    with _progress("score") as tell:
+        found = scores.measure(every, runs, progress=tell)
+    console = _console()
+    console.print(scores.table(found))
+    for line in scores.lines(found):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if json_file is not None:
+        _write("--json", json_file, json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n")
+    return 0 if found.ok else 1
 
 
 def _pair(path: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -204,16 +253,11 @@ def _pair(path: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if not isinstance(made, tuple) or len(made) < 2:
         raise UserError(f"{path}: returned {type(made).__name__}, expected (torch_model, flax_model, *inputs)")
     known = {"names", "loss", "layouts", "keywords", "accept", "steps", "seed", "dtypes", "tf32", "device"}
+    known |= {"optimizer", "tx", "clip_grad_norm", "accumulate"}
     last = made[-1]
     if isinstance(last, dict) and last and set(last) <= known:
         return made[:-1], last
     return made, {}
-
-
-def _known(name: str) -> None:
-    from ports.resnet import spec
-
-    spec.get(name)
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
@@ -230,43 +274,18 @@ def _console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=140)
 
 
-class _progress:
-    """Says on stderr what is being done: a moving line on a terminal, elsewhere a line after every `EVERY` seconds."""
-
-    EVERY = 10
-
-    def __init__(self, name: str) -> None:
-        self.name, self.moving, self.said = name, sys.stderr.isatty(), time.monotonic()
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(pulse_style="cyan"),
-            TimeElapsedColumn(),
-        )
-        self.bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not self.moving)
-
-    def __enter__(self) -> Any:
-        self.bar.start()
-        task = self.bar.add_task(self.name, total=None)
-
-        def tell(text: str) -> None:
-            if self.moving:
-                self.bar.update(task, description=f"{self.name}: {text}")
-            elif time.monotonic() - self.said >= self.EVERY:
-                self.said = time.monotonic()
-                print(f"{self.name}: {text}", file=sys.stderr, flush=True)
-
-        return tell
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+def _writable(option: str, file: Path | None) -> None:
+    if file is not None and not file.absolute().parent.is_dir():
+        raise UserError(f"{option} {file}: no such folder {file.absolute().parent}")
+    if file is not None and file.is_dir():
+        raise UserError(f"{option} {file}: is a folder, expected a file")
 
 
 def _write(option: str, path: Path, text: str) -> None:
     """The file appears whole or not at all."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
         partial.replace(path)
     except OSError as error:
         raise UserError(f"{option} {path}: cannot be written: {error.strerror}") from None

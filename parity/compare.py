@@ -7,22 +7,27 @@ memory beside the reference's at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from parity import bounds, diagnose, localise, memory, run_flax, run_pytorch
+from parity import bounds, diagnose, localise, memory, run_flax, run_pytorch, spill, training_traps
 from parity.bounds import DRAWS, MULTIPLE, Responses
 from parity.layouts import Tensors
 from parity.localise import Deviation
-from parity.quantities import QUANTITIES, SGD, Probe
+from parity.quantities import QUANTITIES, Probe, Training, parameter_of
 from parity.report import Divergence, Finding, Point, Row
 from parity.run_flax import Functional
 from ports import UserError, weights
 
 Progress = Callable[[str], None]
+
+OPTIMIZER = "(the optimizer)"
+
+# The quantities whose tensors are named after parameters and statistics, not after layers.
+OF_PARAMETERS = ("gradient.parameter", "statistics", "training.parameter", "training.state")
 
 # The quantities that are drawn layer by layer.
 DRAWN = ("layer.eval", "layer.train", "gradient.parameter")
@@ -38,6 +43,7 @@ class Judgement:
         largest: the largest relative distance of a tensor that is not zero in exact arithmetic.
         multiple: the worst tensor's distance as a multiple of its rounding response.
         points: every tensor, in the reference's order.
+        got: the port's tensors, where a mistake may have to be found from them.
     """
 
     row: Row
@@ -45,12 +51,25 @@ class Judgement:
     largest: float
     multiple: float
     points: tuple[Point, ...] = ()
+    got: Tensors = field(default_factory=dict)
+
+    def and_then(self, other: Judgement) -> Judgement:
+        """Both, of two parts of one quantity."""
+        worst = max(self, other, key=lambda judgement: judgement.multiple)
+        return Judgement(
+            replace(worst.row, ok=self.row.ok and other.row.ok),
+            self.outside + other.outside,
+            max(self.largest, other.largest),
+            worst.multiple,
+            self.points + other.points,
+            self.got | other.got,
+        )
 
 
 def responses_of(
     reference: torch.nn.Module,
     fed: Probe,
-    sgd: SGD,
+    training: Training,
     seed: int,
     progress: Progress,
     names: Collection[str] | None = None,
@@ -58,14 +77,15 @@ def responses_of(
     """Runs the reference once as it is and `DRAWS` times perturbed."""
     progress("reference in PyTorch")
     state = weights.read(reference)
-    parameters = {name: state[name] for name in run_pytorch.parameters(reference, fed)}
-    responses = Responses(dict(run_pytorch.observe(reference, fed, sgd, names)), parameters)
+    parameters = {name: state[name] for name in run_pytorch.updated(reference, fed)}
+    responses = Responses(spill.spilled(run_pytorch.observe(reference, fed, training, names)), parameters)
     for draw in range(DRAWS):
         progress(f"rounding response {draw + 1} of {DRAWS}")
         moved, moved_probe = bounds.perturbed(state, fed, seed * DRAWS + draw)
+        moved |= {name: moved[first] for name, first in run_pytorch.tied(reference).items()}
         copy = run_pytorch.promote(reference)
         weights.write(copy, moved)
-        responses.add(run_pytorch.observe(copy, moved_probe, sgd, names))
+        responses.add(run_pytorch.observe(copy, moved_probe, training, names))
         memory.release()
     return responses
 
@@ -74,10 +94,9 @@ def compare(
     reference: torch.nn.Module,
     candidates: Mapping[str, Callable[[], Functional]],
     fed: Probe,
-    sgd: SGD,
+    training: Training,
     *,
     seed: int,
-    tx: Any = None,
     names: Collection[str] | None = None,
     progress: Progress,
 ) -> dict[str, Any]:
@@ -88,14 +107,16 @@ def compare(
         candidates: by port, what builds the network in float64; each is built when its turn comes.
         names: the modules that are recorded, by PyTorch's names; by default all but Sequentials that have parameters.
     """
-    responses = responses_of(reference, fed, sgd, seed, progress, names)
+    responses = responses_of(reference, fed, training, seed, progress, names)
     judged: dict[str, dict[str, Judgement]] = {}
     findings: list[Finding] = []
     first = None
     for port, build in candidates.items():
         progress(f"{port}: compiling and running")
         functional = build()
-        run = run_flax.observe(functional, fed, sgd, list(responses.parameters), responses.reference, tx)
+        run = run_flax.observe(
+            functional, fed, training, list(run_pytorch.parameters(reference, fed)), responses.reference
+        )
         try:
             judged[port] = judge(port, run, responses)
         except (TypeError, ValueError, IndexError) as error:
@@ -104,7 +125,12 @@ def compare(
             said = str(error).strip().partition("\n")[0]
             text = f"{port}: the network raises {type(error).__name__}: {said}; expected it to run as PyTorch's does"
             raise UserError(text) from error
-        if any(j.outside for j in judged[port].values()):
+        wrong = [quantity for quantity, j in judged[port].items() if j.outside]
+        if wrong and all(quantity.startswith("training.") for quantity in wrong):
+            progress(f"{port}: looking for the mistake of the training")
+            findings.append(_training(port, reference, fed, training, judged[port], responses))
+            first = first or first_divergence(port, judged[port], {})
+        elif wrong:
             progress(f"{port}: looking for the layers that are wrong")
             found, divergence = _findings(port, functional, reference, fed, judged[port], names)
             findings += found
@@ -147,14 +173,43 @@ def _findings(
     return found, first
 
 
+def _training(
+    port: str,
+    reference: torch.nn.Module,
+    fed: Probe,
+    training: Training,
+    judged: Mapping[str, Judgement],
+    responses: Responses,
+) -> Finding:
+    """The mistake of a training whose gradients are right."""
+    got = judged["training.parameter"].got
+    if trap := training_traps.explain(reference, fed, training, got, responses) if got else None:
+        return Finding(port, OPTIMIZER, trap.name, f"{trap.text}; {trap.mend}")
+    quantity = next(q for q in ("training.parameter", "training.state") if q in judged and judged[q].outside)
+    name, _, step = judged[quantity].outside[0].rpartition("@")
+    said = f"the gradients are right, and {quantity} is not: {name} after step {step}"
+    return Finding(port, OPTIMIZER, None, f"{said}; compare the optimizer's options and the order of its parts")
+
+
 def judge(port: str, run: Iterable[tuple[str, Tensors]], responses: Responses) -> dict[str, Judgement]:
     """Every quantity of a run, in the order of the table."""
-    found = {quantity: _judge(port, quantity, tensors, responses) for quantity, tensors in run}
+    found: dict[str, Judgement] = {}
+    for quantity, tensors in run:
+        expected = responses.reference[quantity]
+        if quantity.startswith("training."):  # one of several parts
+            steps = {name.rpartition("@")[2] for name in tensors}
+            expected = {name: array for name, array in expected.items() if name.rpartition("@")[2] in steps}
+        if quantity == "training.state":  # optax's own optimizers keep some tensors otherwise, or under no name
+            expected = {name: expected[name] for name in expected if name in tensors}
+            tensors = {name: tensors[name] for name in expected}
+            if not expected:
+                continue
+        part = _judge(port, quantity, tensors, expected, responses)
+        found[quantity] = found[quantity].and_then(part) if quantity in found else part
     return {quantity: found[quantity] for quantity in QUANTITIES if quantity in found}
 
 
-def _judge(port: str, quantity: str, got: Tensors, responses: Responses) -> Judgement:
-    expected = responses.reference[quantity]
+def _judge(port: str, quantity: str, got: Tensors, expected: Tensors, responses: Responses) -> Judgement:
     outside, largest, points = [], 0.0, []
     worst: tuple[float, str, float, float] = (-1.0, "", 0.0, 0.0)
     for name in dict.fromkeys((*expected, *got)):
@@ -176,7 +231,8 @@ def _judge(port: str, quantity: str, got: Tensors, responses: Responses) -> Judg
         worst = max(worst, (float(ratio), label, float(far), float(bound)))
     ratio, label, far, bound = worst
     row = Row(port, quantity, label if points else "(none)", far, bound, ok=not outside)
-    return Judgement(row, tuple(outside), float(largest), ratio, tuple(points))
+    kept = got if outside and quantity == "training.parameter" else {}
+    return Judgement(row, tuple(outside), float(largest), ratio, tuple(points), kept)
 
 
 def first_divergence(port: str, judged: Mapping[str, Judgement], forced: Mapping[bool, list[Deviation]]) -> Divergence:
@@ -196,7 +252,8 @@ def first_divergence(port: str, judged: Mapping[str, Judgement], forced: Mapping
             return Divergence(port, outside[0], quantity)
     quantity, outside = next((q, j.outside) for q, j in judged.items() if j.outside)
     name = outside[-1] if quantity == "gradient.parameter" else outside[0]
-    layer = name.rpartition(".")[0] if quantity in ("gradient.parameter", "statistics", "training.parameter") else name
+    name = parameter_of(name) if quantity.startswith("training.") else name
+    layer = name.rpartition(".")[0] if quantity in OF_PARAMETERS else name
     return Divergence(port, layer, quantity, f" ({name})" if layer != name else "")
 
 

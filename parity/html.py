@@ -2,49 +2,54 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jinja2
 
+from parity import drawing
 from parity.quantities import QUANTITIES
-from parity.report import Model, Point, Report
-
-# The drawing, in units of its view box: a panel's width and height, and the margins for the numbers.
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 960, 190, 64, 12, 10, 16
-# Distances below this are drawn at the bottom: one unit in the last place is 2.2e-16.
-SMALLEST = 1e-17
+from parity.report import Finding, Model, Report
 
 
 @dataclass(frozen=True)
-class Mark:
-    """One layer in a panel, in the units of the drawing."""
+class Verdict:
+    """How a result is shown: never by its colour alone. `rest` makes a heading of the text."""
 
-    x: float
-    y: float
-    bound: float
-    ok: bool
+    style: str
+    sign: str
     text: str
+    rest: str = " with PyTorch, in float64"
+
+
+# By exit code.
+VERDICTS = {
+    0: Verdict("ok", "✓", "Parity"),
+    1: Verdict("bad", "✗", "No parity"),
+    2: Verdict("open", "?", "Cannot tell", " whether this is PyTorch's network, in float64"),
+}
+
+# What the environment's entries are called that are no versions.
+ENVIRONMENT = {"multiple": "bound, as a multiple of the rounding response"}
 
 
 @dataclass(frozen=True)
-class Panel:
-    """One quantity of one port, layer by layer.
+class Section:
+    """One network.
 
     Attributes:
-        bound: the path of the bound.
-        ticks: (y, label) of the scale.
-        first: the first layer beyond its bound: for gradients the last, for they go backward.
+        anchor: its place in the page; networks may have one name.
+        ports: in the order of the rows.
+        findings: with what is wrong, and how to mend it.
+        drawings: by port.
     """
 
-    quantity: str
-    about: str
-    marks: Sequence[Mark]
-    bound: str
-    ticks: Sequence[tuple[float, str]]
-    first: Mark | None
-    summary: str
+    anchor: str
+    model: Model
+    verdict: Verdict
+    ports: Sequence[str]
+    findings: Sequence[tuple[Finding, str, str]]
+    drawings: Sequence[tuple[str, Sequence[drawing.Panel]]]
 
 
 def page(report: Report) -> str:
@@ -56,62 +61,25 @@ def page(report: Report) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["number"] = number
+    environment.filters["number"] = drawing.number
     return environment.get_template("report.html").render(
         report=report,
+        verdict=VERDICTS[report.exit_code],
+        sections=[section(f"network-{i}", model) for i, model in enumerate(report.models, 1)],
         quantities=QUANTITIES,
-        drawings={model.model: drawings(model) for model in report.models},
-        size={"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT, "bottom": HEIGHT - BOTTOM},
+        names=ENVIRONMENT,
+        size={"width": drawing.WIDTH, "left": drawing.LEFT, "right": drawing.WIDTH - drawing.RIGHT},
     )
 
 
-def number(value: float) -> str:
-    """`1.2e-15`; words where there is no number."""
-    if math.isnan(value):
-        return "not a number"
-    return "infinite" if math.isinf(value) else f"{value:.1e}"
+def section(anchor: str, model: Model) -> Section:
+    ports = list(dict.fromkeys(row.port for row in model.rows))
+    findings = [(finding, *parts(finding.text)) for finding in model.findings]
+    verdict = VERDICTS[Report((model,)).exit_code]
+    return Section(anchor, model, verdict, ports, findings, drawing.drawings(model))
 
 
-def drawings(model: Model) -> list[tuple[str, list[Panel]]]:
-    """By port, a panel a quantity; all panels of a model have one scale."""
-    points = [p for found in model.profile.values() for row in found.values() for p in row]
-    values = [v for p in points for v in (p.distance, p.bound) if math.isfinite(v) and v > SMALLEST]
-    if not values:
-        return []
-    scale = (math.floor(math.log10(min(values))), math.ceil(math.log10(max(values))))
-    if scale[0] == scale[1]:
-        scale = (scale[0], scale[0] + 1)
-    return [
-        (port, [_panel(quantity, row, scale) for quantity, row in found.items() if row])
-        for port, found in model.profile.items()
-    ]
-
-
-def _panel(quantity: str, points: Sequence[Point], scale: tuple[int, int]) -> Panel:
-    low, high = scale
-
-    def height(value: float) -> float:
-        if not math.isfinite(value):
-            return float(TOP)
-        part = (math.log10(max(value, SMALLEST)) - low) / (high - low)
-        return round(HEIGHT - BOTTOM - min(max(part, 0.0), 1.0) * (HEIGHT - BOTTOM - TOP), 1)
-
-    step = (WIDTH - LEFT - RIGHT) / len(points)
-    marks = [
-        Mark(
-            round(LEFT + (i + 0.5) * step, 1),
-            height(p.distance),
-            height(p.bound),
-            p.ok,
-            f"{p.layer}: {number(p.distance)} (bound {number(p.bound)})",
-        )
-        for i, p in enumerate(points)
-    ]
-    path = "M" + " L".join(f"{m.x - step / 2:.1f} {m.bound:.1f} L{m.x + step / 2:.1f} {m.bound:.1f}" for m in marks)
-    every = max(1, (high - low) // 6)
-    ticks = [(height(10.0**power), f"1e{power}") for power in range(low, high + 1, every)]
-    outside = [m for m in marks if not m.ok]
-    first = (outside[-1] if quantity.startswith("gradient") else outside[0]) if outside else None
-    worst = max(points, key=lambda p: (not p.ok, p.distance / p.bound if p.bound else p.distance))
-    summary = f"{len(points)} tensors, {len(outside)} beyond their bounds; nearest or farthest: {worst.layer}"
-    return Panel(quantity, QUANTITIES.get(quantity, ""), marks, path, ticks, first, summary)
+def parts(text: str) -> tuple[str, str]:
+    """A finding's text as what is wrong and how to mend it; the latter is empty where it is not known."""
+    what, _, mend = text.rpartition("; ")
+    return (what, mend) if what else (mend, "")

@@ -9,6 +9,7 @@ and the gradient that arrives there from behind is compared by itself. One run f
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +26,7 @@ from parity.run_flax import Functional
 from parity.taps import Tap, layer_of
 from ports.weights.pytorch import to_numpy
 
-NETWORK = "(the network)"
+NETWORK, LOSS = "(the network)", "(the loss)"
 
 # A mistake moves a tensor by more than this part of it, and rounding in a single layer by less.
 FORWARD, BACKWARD = 1e-10, 1e-9
@@ -44,6 +45,7 @@ class Run:
         values: the network's outputs.
         parameters: gradients of the loss, by hub name.
         statistics: running statistics after the run, by hub name.
+        loss: of the outputs, in train mode.
         events: (`enter` or `leave`, call, calls around it from the outside in), in order.
     """
 
@@ -54,6 +56,7 @@ class Run:
     values: Tensors = field(default_factory=dict)
     parameters: Tensors = field(default_factory=dict)
     statistics: Tensors = field(default_factory=dict)
+    loss: float = 0.0
     events: list[tuple[str, str, tuple[str, ...]]] = field(default_factory=list)
 
 
@@ -64,10 +67,11 @@ class Deviation:
     Attributes:
         layer: the layer; for what stands between layers, the innermost recorded module around it.
         aspect: `output`, `statistics` or `gradient` of the layer itself; `between` where what arrives at a call, or
-            leaves the module, is wrong although all layers before it are right; `gradient between` likewise.
+            leaves the module, is wrong although all layers before it are right; `gradient between` likewise; `loss`
+            of the loss of right outputs.
         train: in train mode; False where eval mode shows it already.
         call: the call at which it is seen: for `between` the one at whose entrance, or the module at whose exit.
-        before: the layer after which it stands.
+        before: the layer after which it stands; `after`, of a gradient, the one before which it stands.
         side: `enter` or `leave` of the call; `end` for an output of the network.
     """
 
@@ -77,6 +81,7 @@ class Deviation:
     call: str
     before: str = ""
     side: str = "leave"
+    after: str = ""
 
 
 class _Reference(Tap):
@@ -118,7 +123,9 @@ def of_reference(net: torch.nn.Module, probe: Probe, names: Collection[str] | No
         values = run_pytorch.run(net, probe, inputs)
     run.values = run_pytorch.outputs(values)
     if train:
-        probe.loss.torch(values).backward()
+        loss = probe.loss.torch(values)
+        run.loss = float(to_numpy(loss))
+        loss.backward()
         run.parameters = {n: p.grad.numpy() for n, p in net.named_parameters() if p.grad is not None}
         run.statistics = {n: b.numpy().copy() for n, b in net.named_buffers()}
     return run
@@ -207,15 +214,15 @@ def of_port(net: Functional, probe: Probe, reference: Run, train: bool) -> Run:
         )
         tap = _Forced(reference, layouts, zeros)
         values, stats = net.forward(params, stats, whole, keywords, train, tap)
-        total = tap.total + loss(values) if train else jnp.zeros(())
-        return total, (values, tap.arrived, tap.computed, stats)
+        own = loss(values) if train else jnp.zeros(())
+        return tap.total + own, (values, tap.arrived, tap.computed, stats, own)
 
     moving = [leaf for m, leaf in zip(moves, floating, strict=True) if m]
     if train:
         gradient = jax.jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True), compiler_options=QUICK)
-        (_, (values, arrived, computed, stats)), (grads, at) = gradient(net.params, zeros(), moving, net.stats)
+        (_, (values, arrived, computed, stats, own)), (grads, at) = gradient(net.params, zeros(), moving, net.stats)
     else:
-        _, (values, arrived, computed, stats) = jax.jit(objective, compiler_options=QUICK)(
+        _, (values, arrived, computed, stats, own) = jax.jit(objective, compiler_options=QUICK)(
             net.params, {}, moving, net.stats
         )
         grads, at = None, {}
@@ -227,6 +234,7 @@ def of_port(net: Functional, probe: Probe, reference: Run, train: bool) -> Run:
     run.input_gradients = back("enter", {n.partition(" ")[2]: g for n, g in at.items() if n.startswith("enter ")})
     run.output_gradients = back("leave", {n.partition(" ")[2]: g for n, g in at.items() if n.startswith("leave ")})
     run.values = run_flax.outputs(values, reference.values)
+    run.loss = float(own)
     if train:
         hub = net.to_hub(grads, stats)
         run.parameters = {name: array for name, array in hub.items() if name in reference.parameters}
@@ -288,11 +296,15 @@ def deviations(reference: Run, port: Run, leaf: Collection[str], train: bool) ->
             yield Deviation(name, "output" if name in leaf else "between", train, call, before)
         if event == "leave":
             before = call
-    for name in sorted(_wrong(port.values, reference.values, FORWARD)):
+    ends = sorted(_wrong(port.values, reference.values, FORWARD))
+    for name in ends:
         seen |= {NETWORK}
         yield Deviation(NETWORK, "between", train, name, before, "end")
     if not train:
         return
+    if not ends and not math.isclose(port.loss, reference.loss, rel_tol=FORWARD, abs_tol=FORWARD):
+        seen |= {NETWORK}  # the gradients that it sends into the network are wrong with it
+        yield Deviation(LOSS, "loss", train, LOSS, before)
     for name in sorted(_wrong(port.statistics, reference.statistics, FORWARD)):
         if (layer := name.rpartition(".")[0]) not in seen:
             seen |= {layer}
@@ -300,11 +312,13 @@ def deviations(reference: Run, port: Run, leaf: Collection[str], train: bool) ->
     entering = _wrong(port.input_gradients, reference.input_gradients, BACKWARD)
     leaving = _wrong(port.output_gradients, reference.output_gradients, BACKWARD)
     parameters = {n.rpartition(".")[0] for n in _wrong(port.parameters, reference.parameters, BACKWARD)}
+    after = ""
     for event, call, around in reversed(reference.events):
         name, outer = layer_of(call), layer_of(around[-1]) if around else NETWORK
         if event == "leave" and call in leaving and outer not in seen:
             seen |= {outer}
-            yield Deviation(outer, "gradient between", train, call, call)
+            yield Deviation(outer, "gradient between", train, call, call, after=after)
         elif event == "enter" and (call in entering or name in parameters) and name not in seen:
             seen |= {name}
             yield Deviation(name, "gradient" if name in leaf else "gradient between", train, call, call)
+        after = call if event == "enter" else after

@@ -20,6 +20,9 @@ FRAMEWORKS = 1.0e9
 ACTIVATIONS = 8
 WEIGHTS = 13
 
+# Bytes of a process in which memory that is given back is worth the time that it takes to find it.
+WORTHWHILE = 2.5e9
+
 
 def required(spec: ResNetSpec, batch: int, size: tuple[int, int]) -> float:
     """Bytes that the check of a network takes in float64."""
@@ -65,7 +68,12 @@ def require(spec: ResNetSpec, batch: int, size: tuple[int, int]) -> None:
 
 
 def release() -> None:
-    """Gives memory that is not used any more back to the system: the C library keeps what large arrays leave behind."""
+    """Gives memory that is not used any more back to the system: the C library keeps what large arrays leave behind.
+
+    A process below `WORTHWHILE` has little to give, and looking for it takes longer than the check of a small network.
+    """
+    if psutil.Process().memory_info().rss < WORTHWHILE:
+        return
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

@@ -12,10 +12,22 @@ import numpy as np
 import torch
 from flax import linen, nnx
 
-from parity import compare, inventory, losses, memory, probe, run_flax, run_linen, run_nnx, run_pytorch, transfer
+from parity import (
+    compare,
+    inventory,
+    losses,
+    memory,
+    probe,
+    run_flax,
+    run_linen,
+    run_nnx,
+    run_pytorch,
+    training,
+    transfer,
+)
 from parity.layouts import LAYOUTS, axes, leaves, mapped
 from parity.pairing import OPTIONAL, Pairing, pair
-from parity.quantities import SGD, Loss, Probe
+from parity.quantities import Loss, Probe
 from parity.report import Model
 from parity.run_flax import Functional
 from parity.taps import Recorder, layer_of
@@ -88,9 +100,8 @@ def check(
     layouts: Mapping[str, str] | None,
     keywords: Mapping[str, Any] | None,
     accept: Sequence[str],
-    steps: int,
+    train: training.Maker,
     seed: int,
-    tx: Any,
     working: Callable[..., Any],
     progress: Progress,
 ) -> Model:
@@ -101,24 +112,28 @@ def check(
     both = paired(model, other, fed, port, names)
     _repeatable(both.reference, fed)
     title = type(model).__name__
-    row, found = transfer.judge(port, both.pairing)
-    if any(finding.trap == transfer.STRUCTURE for finding in found):
-        return Model(title, (row,), findings=tuple(found), seconds=round(time.monotonic() - begin, 2))
+    pairs = tuple(str(both.pairing).splitlines())
+    row, found = transfer.judge(port, both.pairing, weights.read(model))
+    if any(finding.trap in (transfer.STRUCTURE, transfer.BIAS) for finding in found):
+        seconds = round(time.monotonic() - begin, 2)
+        return Model(title, (row,), findings=tuple(found), seconds=seconds, pairing=pairs)
     state = probe.varied(both.state, {*both.tensors.values()}, seed)
     _write(both.reference, state)
     accepted(both.reference, accept)
     trained = _trained(both.reference, fed, {*both.tensors.values()})
     buffers = {n for n, _ in both.reference.named_buffers()} & {*both.tensors.values()}
     fed = replace(fed, tensors=frozenset(trained | buffers))
+    how = train(both.reference, fed)
+    if how.own:  # a transform of one's own may move what PyTorch leaves as it is
+        idle = {n for n, _ in both.reference.named_parameters()} & {*both.tensors.values()} - trained
+        fed = replace(fed, idle=frozenset(idle))
     used = _comparable(both, state, fed)
-    sgd = SGD(steps, run_pytorch.learning_rate(both.reference, fed))
     result = compare.compare(
         both.reference,
         {port: lambda: both.functional(state, used)},
         fed,
-        sgd,
+        how,
         seed=seed,
-        tx=tx,
         names=[name for name in both.names.values() if name in used.values()],
         progress=progress,
     )
@@ -130,10 +145,11 @@ def check(
 
     result["precision"] = working(both.reference, {port: in_type}, fed)
     result["rows"] = (row, *result["rows"])
-    result["findings"] = (*found, *result["findings"])
+    tied = {p.torch.name for a, b, _ in transfer.shared(both.pairing) for p in (a, b)}
+    result["findings"] = (*found, *(f for f in result["findings"] if f.trap or f.layer not in tied))
     note = f"{len(both.pairing.pairs)} layers paired, seed {seed}"
     note += "".join(f", accepted: {name}" for name in accept)
-    return Model(title, note=note, seconds=round(time.monotonic() - begin, 2), **result)
+    return Model(title, note=note, seconds=round(time.monotonic() - begin, 2), pairing=pairs, **result)
 
 
 def move(
@@ -143,7 +159,7 @@ def move(
     fed = feed(inputs, keywords, layouts, losses.projection(0))
     both = paired(model, other, fed, port, names)
     _, found = transfer.judge(port, both.pairing)
-    if problems := [f.text for f in found if f.trap == transfer.STRUCTURE]:
+    if problems := [f.text for f in found if f.trap in (transfer.STRUCTURE, transfer.BIAS)]:
         raise weights.WeightsError(problems)
     return _written(port, other, {own: both.state[hub] for own, hub in both.tensors.items()}, both.layers)
 

@@ -30,7 +30,7 @@ from parity import bounds, flips, memory, run_flax, run_pytorch
 from parity.bounds import Responses
 from parity.device import TF32_UNITS, Crossing
 from parity.layouts import Tensors, default_layout, leaves, mapped, to_reference
-from parity.quantities import SGD, Loss, Observation, Probe
+from parity.quantities import Loss, Observation, Probe, Training
 from parity.report import Precision
 from parity.run_flax import Functional
 from parity.taps import Tap
@@ -46,7 +46,7 @@ QUANTITIES = ("output.eval", "output.train", "loss", "gradient.parameter", "grad
 # Runs with moved weights and inputs; the response is the root mean square of their distances.
 DRAWS = 3
 
-ONCE = SGD(0, 0.0)
+ONCE = Training(0, dict, None)  # one pass, no step
 
 # From a type and weights in the hub form to a Flax network in that type.
 Build = Callable[[str, Mapping[str, np.ndarray]], Functional]

@@ -8,7 +8,7 @@ from typing import Any
 
 from parity.layouts import Tensors
 
-# In the order of the table; all nine are measured for every port.
+# In the order of the table; all are measured for every port.
 QUANTITIES = {
     "output.eval": "the network's output with running statistics",
     "layer.eval": "every layer's output with running statistics, in execution order",
@@ -18,7 +18,8 @@ QUANTITIES = {
     "gradient.parameter": "the loss's gradient with respect to every parameter",
     "gradient.input": "the loss's gradient with respect to the images",
     "statistics": "BatchNorm's running statistics after one batch",
-    "training.parameter": "what some steps of SGD add to every parameter",
+    "training.parameter": "what the first step, three steps and all steps of training add to every parameter",
+    "training.state": "the optimizer's tensors after them (where the ports' optimizer keeps the same ones)",
 }
 
 Observation = dict[str, Tensors]
@@ -36,6 +37,7 @@ class Probe:
         channels_last: whether PyTorch keeps images in memory as Flax does, so that it adds their numbers in another
             order.
         tensors: the parameters and statistics that are compared; by default all of the reference's.
+        idle: parameters that get no gradient, and must stay what they are in training.
     """
 
     inputs: tuple[Any, ...]
@@ -44,6 +46,7 @@ class Probe:
     keywords: Mapping[str, Any] = field(default_factory=dict)
     channels_last: bool = False
     tensors: Collection[str] | None = None
+    idle: Collection[str] = ()
 
 
 @dataclass(frozen=True)
@@ -60,19 +63,49 @@ class Loss:
 
 
 @dataclass(frozen=True)
-class SGD:
-    """The training that is compared: `torch.optim.SGD` with L2 weight decay, its learning rate changing every step.
+class Training:
+    """The training that is compared, in both frameworks.
 
-    A constant learning rate could not show a schedule that is off by one; fewer than three steps could not show a
-    weight decay in the wrong place.
+    Parameters and the optimizer's state are compared after one step, after three (one cannot show a weight decay in the
+    wrong place) and at the end.
+
+    Attributes:
+        steps: of the optimizer.
+        optimizer: from the trained parameters by name to what updates PyTorch's: an optimizer of `torch.optim`, or
+            (optimizer, scheduler); the scheduler is stepped after every step of the optimizer.
+        transform: the optax transform that updates the ports' parameters.
+        clip_grad_norm: the norm that PyTorch's gradients are clipped to before a step, if any; the ports' clipping is
+            part of `transform`.
+        own: whether `transform` is the caller's.
+        prepare: what PyTorch does with its parameters' gradients before a step: clips them.
+        accumulate: of how many backward passes PyTorch sums the gradients before a step; the ports' is part of
+            `transform`, which is told every gradient.
     """
 
     steps: int
-    learning_rate: float
-    decay: float = 0.8
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
+    optimizer: Callable[[Mapping[str, Any]], Any]
+    transform: Any
+    clip_grad_norm: float | None = None
+    accumulate: int = 1
+    own: bool = False
+    prepare: Callable[[Mapping[str, Any]], None] = lambda _: None
 
     @property
-    def learning_rates(self) -> tuple[float, ...]:
-        return tuple(self.learning_rate * self.decay**step for step in range(self.steps))
+    def passes(self) -> int:
+        """Forward and backward passes; one at least, for the gradients."""
+        return max(self.steps * self.accumulate, 1)
+
+    def done(self, number: int) -> int | None:
+        """The steps that are done after this pass (from 0), where they are compared then."""
+        steps, rest = divmod(number + 1, self.accumulate)
+        return steps if not rest and steps in {1, 3, self.steps} and steps <= self.steps else None
+
+
+def after(step: int, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors under the names that say after how many steps they are so: `conv1.weight@3`."""
+    return {f"{name}@{step}": tensor for name, tensor in tensors.items()}
+
+
+def parameter_of(name: str) -> str:
+    """The parameter that a tensor of training belongs to: `conv1.weight` of `exp_avg/conv1.weight@3`."""
+    return name.rpartition("@")[0].rpartition("/")[2]

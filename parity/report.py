@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 SCHEMA = 1
@@ -104,6 +105,7 @@ class Model:
         findings: every mistake, in execution order.
         profile: by port and quantity, the layers one by one: forward in execution order, gradients in their own.
         precision: what was measured in working precision; it decides nothing.
+        pairing: of somebody's own models, which layer is which, and what that rests on; a line a pair.
     """
 
     model: str
@@ -117,6 +119,7 @@ class Model:
     findings: tuple[Finding, ...] = ()
     profile: dict[str, dict[str, tuple[Point, ...]]] = field(default_factory=dict)
     precision: tuple[Precision, ...] = ()
+    pairing: tuple[str, ...] = ()
 
     @property
     def matches(self) -> bool:
@@ -162,6 +165,11 @@ class Report:
             self.print(console)
         return capture.get()
 
+    def failure(self) -> str:
+        """What an assertion says: in the first line, which summaries of tests show, what it comes to; then all."""
+        said = [line for model in self.models if not model.ok for line in verdict(model)[:2]]
+        return f"{'; '.join(said)}\n\n{self}".rstrip()
+
     def print(self, console: Console) -> None:
         """The table of every network and the line that says what it means."""
         for model in self.models:
@@ -175,7 +183,7 @@ class Report:
 
 
 def table(model: Model) -> Table:
-    result = Table(title=f"{model.model}  {model.note}".strip(), title_justify="left")
+    result = Table(title=escape(f"{model.model}  {model.note}".strip()), title_justify="left")
     for heading in ("port", "quantity", "worst tensor"):
         result.add_column(heading, overflow="fold")
     for heading in ("distance", "bound"):
@@ -186,7 +194,7 @@ def table(model: Model) -> Table:
         if first and i:
             result.add_section()
         said = "[green]ok[/]" if row.ok else "[bold red]DIFFERS[/]"
-        result.add_row(row.port, row.quantity, row.tensor, f"{row.distance:.1e}", f"{row.bound:.1e}", said)
+        result.add_row(row.port, row.quantity, escape(row.tensor), f"{row.distance:.1e}", f"{row.bound:.1e}", said)
     return result
 
 

@@ -29,8 +29,9 @@ from parity.layouts import (
     to_reference,
     with_first,
 )
-from parity.quantities import SGD, Observation, Probe
+from parity.quantities import Observation, Probe, Training, after
 from parity.taps import Calls, Recorder, Tap
+from ports.optim import State
 
 # Names that a network's call may give to its mode, and what they are in train mode.
 MODES = {"train": True, "training": True, "is_training": True, "deterministic": False, "use_running_average": False}
@@ -122,15 +123,6 @@ def attention(
     return jnp.einsum("...hqk,...khd->...qhd", jax.nn.softmax(scores, axis=-1), value)
 
 
-def transform(sgd: SGD) -> optax.GradientTransformation:
-    """`torch.optim.SGD` in optax: the decay is added to the gradient, before the momentum."""
-    rates = jnp.array(sgd.learning_rates or (0.0,))
-    return optax.chain(
-        optax.add_decayed_weights(sgd.weight_decay),
-        optax.sgd(lambda count: rates[count], momentum=sgd.momentum),
-    )
-
-
 def inputs_of(probe: Probe) -> tuple[Any, Any]:
     """The probe's inputs and keywords in Flax's layouts."""
 
@@ -159,17 +151,15 @@ def output_layouts(values: Any, expected: Tensors) -> dict[str, str]:
 def observe(
     net: Functional,
     probe: Probe,
-    sgd: SGD,
+    training: Training,
     parameters: list[str],
     reference: Observation,
-    tx: optax.GradientTransformation | None = None,
 ) -> Iterator[tuple[str, Tensors]]:
-    """All quantities of `parity.quantities.QUANTITIES`, one after the other.
+    """All quantities of `parity.quantities.QUANTITIES`, one after the other; those of training in several parts.
 
     Args:
         parameters: the hub names of what is trained; the rest is statistics.
         reference: what PyTorch gave, whose layouts the results get.
-        tx: the optax transform of the training; by default what `sgd` says.
     """
     inputs, keywords = inputs_of(probe)
 
@@ -196,16 +186,22 @@ def observe(
     gradient = jax.jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True))
     moving = [leaf for f, leaf in zip(floating, jax.tree.leaves(inputs), strict=True) if f]
     names = [name for name, leaf in leaves(inputs, "input") if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    tx = transform(sgd) if tx is None else tx
-    params, stats, state = net.params, net.stats, tx.init(net.params)
-    for step in range(max(sgd.steps, 1)):
+    tx, start, params, stats = training.transform, net.params, net.params, net.stats
+    state = tx.init(start) if training.steps else None
+
+    @jax.jit
+    def update(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        changes, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, changes), state
+
+    for number in range(training.passes):
         (loss, (values, record, stats)), (grads, input_grads) = gradient(params, moving, stats)
-        if step == 0:
+        if number == 0:
             yield "output.train", outputs(values, reference["output.train"])
             yield "layer.train", records(record, reference["layer.train"])
             yield "loss", {"loss": np.asarray(loss)}
         del values, record
-        if step == 0:
+        if number == 0:
             hub = net.to_hub(grads, stats)
             yield "gradient.parameter", {name: hub[name] for name in parameters if name in hub}
             layouts = {
@@ -213,11 +209,49 @@ def observe(
             }
             pairs = zip(names, input_grads, strict=True)
             yield "gradient.input", {name: to_reference(np.asarray(g), layouts[name]) for name, g in pairs}
-            yield "statistics", {name: array for name, array in hub.items() if name not in set(parameters)}
+            wanted = {*hub} if probe.tensors is None else {*probe.tensors}
+            yield "statistics", {name: array for name, array in hub.items() if name in wanted - {*parameters}}
             del hub
-        if sgd.steps:
-            updates, state = tx.update(grads, state, params)
-            params = optax.apply_updates(params, updates)
-    if sgd.steps:
-        start, end = net.to_hub(net.params, net.stats), net.to_hub(params, stats)
-        yield "training.parameter", {name: end[name] - start[name] for name in parameters if name in end}
+        if not training.steps:
+            break
+        params, state = update(grads, state, params)
+        del grads
+        if step := training.done(number):
+            old, new = net.to_hub(start, net.stats), net.to_hub(params, net.stats)
+            updates = {n: new[n] - old[n] for n in (*parameters, *probe.idle) if n in new}
+            del old, new
+            yield "training.parameter", after(step, updates)
+            del updates
+            held = optimizer_tensors(state, lambda tree: net.to_hub(tree, net.stats), jax.tree.structure(params))
+            yield "training.state", after(step, {n: t for n, t in held.items() if n.partition("/")[2] in {*parameters}})
+            del held
+
+
+# PyTorch's names for the tensors of optax's states.
+STATES = {
+    ("ScaleByAdamState", "mu"): "exp_avg",
+    ("ScaleByAdamState", "nu"): "exp_avg_sq",
+    ("ScaleByRmsState", "nu"): "square_avg",
+    ("ScaleByRssState", "sum_of_squares"): "sum",
+}
+
+
+def optimizer_tensors(state: Any, to_hub: Callable[[Any], Tensors], structure: Any) -> Tensors:
+    """The tensors of an optax state by PyTorch's names, those that have one: `exp_avg/conv1.weight`."""
+    found: Tensors = {}
+    if isinstance(state, State):
+        trees = state.tensors
+    elif isinstance(state, tuple):
+        fields = zip(getattr(state, "_fields", range(len(state))), state, strict=True)
+        trees = {}
+        for field, value in fields:
+            if name := STATES.get((type(state).__name__, str(field))):
+                trees[name] = value
+            else:
+                found |= optimizer_tensors(value, to_hub, structure)
+    else:
+        return found
+    for name, tree in trees.items():
+        if jax.tree.structure(tree) == structure:
+            found |= {f"{name}/{hub}": array for hub, array in to_hub(tree).items()}
+    return found

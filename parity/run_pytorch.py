@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from parity.layouts import Tensors, first, leaves, mapped, with_first
-from parity.quantities import SGD, Probe
+from parity.quantities import Probe, Training, after
 from parity.taps import Calls, Recorder, Tap
 from ports.errors import UserError
 
@@ -43,6 +43,22 @@ class NoDropout(TorchFunctionMode):
 def parameters(net: nn.Module, probe: Probe) -> dict[str, nn.Parameter]:
     """What is trained and compared."""
     return {n: p for n, p in net.named_parameters() if probe.tensors is None or n in probe.tensors}
+
+
+def updated(net: nn.Module, probe: Probe) -> dict[str, nn.Parameter]:
+    """What training is compared of: what is trained, and what must stay."""
+    return parameters(net, probe) | {n: p for n, p in net.named_parameters() if n in probe.idle}
+
+
+def tied(net: nn.Module) -> dict[str, str]:
+    """The names under which a tensor stands once more, and its first name."""
+    found: dict[str, str] = {}
+    seen: dict[object, str] = {}
+    for name, tensor in net.state_dict(keep_vars=True).items():
+        first = seen.setdefault((tensor.data_ptr(), tensor.shape) if tensor.numel() else name, name)
+        if first != name:
+            found[name] = first
+    return found
 
 
 def with_parameters(net: nn.Module) -> list[str]:
@@ -171,9 +187,11 @@ def learning_rate(net: nn.Module, probe: Probe, moves: float = 1e-3) -> float:
 
 
 def observe(
-    net: nn.Module, probe: Probe, sgd: SGD, names: Collection[str] | None = None
+    net: nn.Module, probe: Probe, training: Training, names: Collection[str] | None = None
 ) -> Iterator[tuple[str, Tensors]]:
-    """All quantities of `parity.quantities.QUANTITIES`, one after the other; `net` is left as it was.
+    """All quantities of `parity.quantities.QUANTITIES`, one after the other; those of training in several parts.
+
+    `net` is left as it was.
 
     Args:
         names: the modules whose outputs are recorded.
@@ -190,21 +208,19 @@ def observe(
 
     net.train()
     trained = parameters(net, probe)
-    start = {name: p.detach().clone() for name, p in trained.items()}
-    optimizer = torch.optim.SGD(trained.values(), lr=1.0, momentum=sgd.momentum, weight_decay=sgd.weight_decay)
-    for step, learning_rate in enumerate(sgd.learning_rates or (0.0,)):
+    loop = Loop(updated(net, probe), training)
+    for number in range(training.passes):
         images, record = inputs_of(probe, grad=True), Outputs(copies(net))
-        with tapped(net, record, names if step == 0 else ()):
+        with tapped(net, record, names if number == 0 else ()):
             values = run(net, probe, images)
         loss = probe.loss.torch(values)
-        if step == 0:
+        if number == 0:
             yield "output.train", {name: array.copy() for name, array in outputs(values).items()}
             yield "layer.train", numpy(record.outputs)
             yield "loss", {"loss": loss.detach().numpy()}
         del values, record
-        optimizer.zero_grad()
         loss.backward()
-        if step == 0:
+        if number == 0:
             grads = ((name, torch.zeros_like(p) if p.grad is None else p.grad) for name, p in trained.items())
             yield "gradient.parameter", {name: grad.numpy().copy() for name, grad in grads}
             floating = ((name, x) for name, x in leaves(images, "input") if x.requires_grad)
@@ -214,7 +230,52 @@ def observe(
             )
             buffers = ((n, b) for n, b in net.named_buffers() if probe.tensors is None or n in probe.tensors)
             yield "statistics", {name: b.numpy().copy() for name, b in buffers}
-        optimizer.param_groups[0]["lr"] = learning_rate
-        optimizer.step()
-    if sgd.steps:
-        yield "training.parameter", {n: (p.detach() - start[n]).numpy() for n, p in trained.items()}
+        yield from loop.advance(number)
+
+
+def trained(net: nn.Module, probe: Probe, training: Training) -> Tensors:
+    """The training alone: what it adds to every parameter (`training.parameter`); `net` is left as it was."""
+    net, found = copy.deepcopy(net).train(), {}
+    loop = Loop(updated(net, probe), training)
+    for number in range(training.passes):
+        with tapped(net, Tap(), ()):
+            values = run(net, probe, inputs_of(probe))
+        probe.loss.torch(values).backward()
+        for quantity, tensors in loop.advance(number):
+            found |= tensors if quantity == "training.parameter" else {}
+    return found
+
+
+class Loop:
+    """PyTorch's training of a network, told of every backward pass."""
+
+    def __init__(self, params: Mapping[str, nn.Parameter], training: Training) -> None:
+        self.params, self.training = params, training
+        if training.steps:
+            self.start = {name: p.detach().clone() for name, p in params.items()}
+            made = training.optimizer(params)
+            self.optimizer, self.scheduler = made if isinstance(made, tuple) else (made, None)
+
+    def advance(self, number: int) -> Iterator[tuple[str, Tensors]]:
+        """What stands behind the backward pass of this number, from 0; the tensors, where they are compared then."""
+        if not self.training.steps or (number + 1) % self.training.accumulate:
+            return
+        self.training.prepare(self.params)
+        self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        self.optimizer.zero_grad()
+        if step := self.training.done(number):
+            updates = {name: (p.detach() - self.start[name]).numpy() for name, p in self.params.items()}
+            yield "training.parameter", after(step, updates)
+            del updates
+            yield "training.state", after(step, self._state())
+
+    def _state(self) -> Tensors:
+        held = getattr(self.optimizer, "state", {})
+        return {
+            f"{key}/{name}": tensor.detach().numpy().copy()
+            for name, p in self.params.items()
+            for key, tensor in held.get(p, {}).items()
+            if isinstance(tensor, Tensor) and tensor.shape == p.shape and key != "step"
+        }

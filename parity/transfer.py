@@ -2,108 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
 
-import ml_dtypes
 import numpy as np
 
 from parity import bounds
 from parity.pairing import OPTIONAL, Pair, Pairing
 from parity.report import Finding, Row
-
-STRUCTURE, NOT_MOVED = "weights-do-not-fit", "weights-not-moved"
-
-
-@dataclass(frozen=True)
-class WeightTrap:
-    """One known mistake in moving a tensor.
-
-    Attributes:
-        plant: makes it in a tensor of PyTorch's layout; None where the tensor cannot have it.
-    """
-
-    name: str
-    kinds: tuple[str, ...]
-    plant: Callable[[np.ndarray], np.ndarray | None]
-    text: str
-    mend: str
-
-
-def _transposed(w: np.ndarray) -> np.ndarray | None:
-    return w.swapaxes(0, 1) if w.ndim > 1 else None
-
-
-def _flipped(w: np.ndarray) -> np.ndarray | None:
-    return np.flip(w, tuple(range(2, w.ndim))) if w.ndim > 2 else None
-
-
-def _turned(w: np.ndarray) -> np.ndarray | None:
-    return w.swapaxes(2, 3) if w.ndim == 4 else None
-
-
-def _reshaped(w: np.ndarray) -> np.ndarray | None:
-    """A (out, in, *window) tensor whose numbers were put into (*window, in, out) without moving axes."""
-    if w.ndim < 2:
-        return None
-    moved = np.moveaxis(w, (0, 1), (-1, -2))
-    return np.moveaxis(w.reshape(moved.shape), (-1, -2), (0, 1))
-
-
-def _through(dtype: Any) -> Callable[[np.ndarray], np.ndarray | None]:
-    return lambda w: w.astype(np.float32).astype(dtype).astype(np.float64)
-
-
-def _gates(order: tuple[int, ...]) -> Callable[[np.ndarray], np.ndarray | None]:
-    def plant(w: np.ndarray) -> np.ndarray | None:
-        if len(w) % len(order):
-            return None
-        parts = np.split(w, len(order))
-        return np.concatenate([parts[i] for i in order])
-
-    return plant
-
-
-CONV, LINEAR, DENSE = ("conv", "conv_transpose"), ("linear",), ("conv", "conv_transpose", "linear", "attention")
-KERNEL = "PyTorch has (out, in, height, width), Flax (height, width, in, out): kernel = weight.transpose(2, 3, 1, 0)"
-MATRIX = "PyTorch has (out, in), Flax (in, out): kernel = weight.T"
-TRAPS = (
-    WeightTrap("kernel-in-out-exchanged", CONV, _transposed, "in and out channels of the kernel are exchanged", KERNEL),
-    WeightTrap("linear-transposed", LINEAR, _transposed, "the matrix is not transposed", MATRIX),
-    WeightTrap("kernel-flipped", CONV, _flipped, "the kernel is flipped", KERNEL),
-    WeightTrap("kernel-transposed", CONV, _turned, "height and width of the kernel are exchanged", KERNEL),
-    WeightTrap("kernel-reshaped", DENSE, _reshaped, "the kernel was reshaped where its axes had to move", KERNEL),
-    WeightTrap(
-        "lstm-gates-ifog", ("lstm",), _gates((0, 1, 3, 2)), "the gates stand as i f o g", "take them as i f g o"
-    ),
-    WeightTrap(
-        "lstm-gates-igfo", ("lstm",), _gates((0, 2, 1, 3)), "the gates stand as i g f o", "take them as i f g o"
-    ),
-    WeightTrap("gru-gates-zrn", ("gru",), _gates((1, 0, 2)), "the gates stand as z r n", "take them as r z n"),
-    WeightTrap("weight-lost", (), np.zeros_like, "the tensor is zero", "write PyTorch's"),
-    WeightTrap(
-        "weights-through-float16", (), _through(np.float16), "the numbers went through float16", "keep their type"
-    ),
-    WeightTrap(
-        "weights-through-bfloat16",
-        (),
-        _through(ml_dtypes.bfloat16),
-        "the numbers went through bfloat16",
-        "keep their type",
-    ),
+from parity.weight_traps import (
+    BIAS,
+    EXCHANGED,
+    NOT_MOVED,
+    PAIRS,
+    SECOND_BIAS,
+    SORTED,
+    STRUCTURE,
+    TOGETHER,
+    TRAPS,
+    UNTIED,
+    WeightTrap,
 )
 
+BY_NAME = {trap.name: trap for trap in TOGETHER}
+Arrays = Mapping[str, np.ndarray]
 
-def judge(port: str, pairing: Pairing) -> tuple[Row, list[Finding]]:
-    """The row `weights`, and a finding for every layer whose weights are not PyTorch's."""
-    found: list[Finding] = []
+
+def judge(port: str, pairing: Pairing, given: Arrays | None = None) -> tuple[Row, list[Finding]]:
+    """The row `weights`, and a finding for every layer whose weights are not PyTorch's.
+
+    Args:
+        given: PyTorch's tensors before recurrent biases were folded.
+    """
+    found: list[Finding] = _untied(port, pairing)
+    exchanged: dict[str, str] = {}
     unknown = 0
     worst = ("", 0.0, 0.0)
     others = {n: v for p in pairing.pairs for leaf, v in p.torch.values.items() if (n := p.torch.tensors[leaf])}
     for p in pairing.pairs:
         if text := _misfit(p):
-            found.append(Finding(port, p.torch.name, STRUCTURE, text))
+            found.append(Finding(port, p.torch.name, BIAS if _lacks_bias(p) else STRUCTURE, text))
             worst = (p.torch.name, np.inf, 0.0)
             continue
         said = False
@@ -116,11 +56,12 @@ def judge(port: str, pairing: Pairing) -> tuple[Row, list[Finding]]:
                 worst = (p.torch.tensors[leaf], far, 0.0)
             if far > 0 and not said:
                 said = True
-                found.append(_explained(port, p, leaf, mine, theirs, others, far))
+                found.append(_explained(port, p, leaf, theirs, others, far, given or {}, exchanged))
                 unknown += found[-1].trap is None
     if unknown > len(pairing.pairs) / 3:
         text = f"{unknown} of {len(pairing.pairs)} layers hold other weights; move PyTorch's over first: parity.move"
         found = [Finding(port, "(the network)", NOT_MOVED, text), *(f for f in found if f.trap)]
+    found = _sorted(found, exchanged, list(others))
     name, far, bound = worst
     return Row(port, "weights", name or "all", far, bound, ok=not found), found
 
@@ -136,25 +77,81 @@ def _misfit(p: Pair) -> str | None:
     return f"{p.flax.name} in PyTorch's layout: {'; '.join(parts)}; build the layer as PyTorch's is built"
 
 
+def _lacks_bias(p: Pair) -> bool:
+    mine, theirs = ({n: v.shape for n, v in side.values.items() if n not in OPTIONAL} for side in (p.torch, p.flax))
+    return mine != theirs and {n: s for n, s in mine.items() if n != "bias"} == theirs
+
+
+def shared(pairing: Pairing) -> list[tuple[Pair, Pair, str]]:
+    """Layers of the port that have a tensor each where PyTorch's have one together."""
+    found, first = [], {}
+    for p in pairing.pairs:
+        for leaf, mine in p.torch.values.items():
+            if leaf in p.flax.values and mine.size > 1 and first.setdefault(id(mine), p) is not p:
+                found.append((first[id(mine)], p, leaf))
+    return found
+
+
+def _untied(port: str, pairing: Pairing) -> list[Finding]:
+    trap = BY_NAME[UNTIED]
+    return [
+        Finding(port, b.torch.name, UNTIED, f"{b.torch.tensors[leaf]}: {trap.text} ({a.torch.name}); {trap.mend}")
+        for a, b, leaf in shared(pairing)
+    ]
+
+
+def _sorted(found: list[Finding], exchanged: Mapping[str, str], names: list[str]) -> list[Finding]:
+    """Findings with another name where the exchanges are those of layers in the order of their sorted names."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        groups[re.sub(r"\d+", "*", name)].append(name)
+    moved: set[str] = set()
+    for group in groups.values():
+        natural = sorted(group, key=lambda name: [int(n) for n in re.findall(r"\d+", name)])
+        holds = {a: b for a, b in zip(natural, sorted(group), strict=True) if a != b}
+        if holds and all(exchanged.get(a) == b for a, b in holds.items() if a in exchanged) and {*holds} & {*exchanged}:
+            moved |= {*holds}
+    text = f"{BY_NAME[SORTED].text}; {BY_NAME[SORTED].mend}"
+    return [
+        replace(f, trap=SORTED, text=f"{f.text.partition(':')[0]}: {text}")
+        if f.trap == EXCHANGED and f.text.partition(" ")[0] in moved
+        else f
+        for f in found
+    ]
+
+
 def _explained(
     port: str,
     p: Pair,
     leaf: str,
-    mine: np.ndarray,
     theirs: np.ndarray,
-    others: Mapping[str, np.ndarray],
+    others: Arrays,
     far: float,
+    given: Arrays,
+    exchanged: dict[str, str],
 ) -> Finding:
-    for trap in TRAPS:
-        if trap.kinds and p.torch.kind not in trap.kinds:
-            continue
-        planted = trap.plant(mine)
-        if planted is not None and planted.shape == theirs.shape and np.array_equal(planted, theirs):
-            return Finding(port, p.torch.name, trap.name, f"{p.torch.tensors[leaf]}: {trap.text}; {trap.mend}")
-    for name, array in others.items():
+    mine, name, layer = p.torch.values[leaf], p.torch.tensors[leaf], p.torch.name
+
+    def said(trap: WeightTrap) -> Finding:
+        return Finding(port, layer, trap.name, f"{name}: {trap.text}; {trap.mend}")
+
+    halves = (given.get(name), given.get(name.replace("bias_ih", "bias_hh"))) if leaf == "bias_ih" else ()
+    if any(half is not None and np.array_equal(half.astype(np.float64), theirs) for half in halves):
+        return said(BY_NAME[SECOND_BIAS])
+    fitting = [t for t in TRAPS if not t.kinds or p.torch.kind in t.kinds]
+    for trap in (t for t in fitting if t.plant):
+        if trap.explains(mine, theirs):
+            return said(trap)
+    for other, array in others.items():
         if array.shape == theirs.shape and array is not mine and np.array_equal(array, theirs) and np.ptp(array):
-            text = f"{p.torch.tensors[leaf]} holds the values of {name}; the two were exchanged"
-            return Finding(port, p.torch.name, "weights-exchanged", text)
-    name = p.torch.tensors[leaf]
+            own = {tensor: leaf for leaf, tensor in p.torch.tensors.items()}
+            within = PAIRS.get(frozenset((leaf, own.get(other, ""))))
+            if within and p.torch.kind in BY_NAME[within].kinds:
+                return said(BY_NAME[within])
+            exchanged[name] = other
+            return Finding(port, layer, EXCHANGED, f"{name} holds the values of {other}; the two were exchanged")
+    for trap in (t for t in fitting if t.related):
+        if trap.explains(mine, theirs):
+            return said(trap)
     text = f"{name} holds other values (distance {far:.1e} of its size); move PyTorch's over first (parity.move)"
-    return Finding(port, p.torch.name, None, text)
+    return Finding(port, layer, None, text)

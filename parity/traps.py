@@ -8,122 +8,19 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from parity.layer_traps import MORE
+from parity.planting import Trap, setting, tensor
+from parity.wrappers import Always, BiasedVariance, NotUpdated, SamePadding
 from ports.errors import UserError
 
 CONV, LINEAR = (nn.Conv1d, nn.Conv2d, nn.Conv3d), (nn.Linear,)
 BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-NORM = (nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-
-
-@dataclass(frozen=True)
-class Trap:
-    """One known mistake.
-
-    Attributes:
-        layers: the types of PyTorch's layer where it can be made.
-        plant: makes it in a layer, which it may change; None where this layer cannot have it.
-        text: what the port does, and what PyTorch does.
-        mend: what to write in the port.
-    """
-
-    name: str
-    layers: tuple[type[nn.Module], ...]
-    plant: Callable[[Any], nn.Module | None]
-    text: str
-    mend: str
-
-
-def setting(**values: Any) -> Callable[[Any], nn.Module | None]:
-    """Other settings of the layer; None where it has them already."""
-
-    def plant(layer: Any) -> nn.Module | None:
-        if all(getattr(layer, name) == value for name, value in values.items()):
-            return None
-        for name, value in values.items():
-            setattr(layer, name, value)
-        return layer
-
-    return plant
-
-
-def tensor(name: str, change: Callable[[Tensor], Tensor]) -> Callable[[Any], nn.Module | None]:
-    """Another weight or statistic; None where the layer has none, or another shape would come out."""
-
-    def plant(layer: Any) -> nn.Module | None:
-        old = getattr(layer, name, None)
-        if old is None or (new := change(old.detach())).shape != old.shape:
-            return None
-        with torch.no_grad():
-            old.copy_(new.clone())
-        return layer
-
-    return plant
-
-
-class SamePadding(nn.Module):
-    """'SAME' of XLA: as many zeros as the output's size needs, the odd one behind."""
-
-    def __init__(self, layer: Any) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        conv, pads = self.layer, []
-        sizes = zip(x.shape[2:], conv.kernel_size, conv.stride, conv.dilation, strict=True)
-        for size, kernel, stride, dilation in reversed(list(sizes)):
-            total = max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
-            pads += [total // 2, total - total // 2]
-        function = (F.conv1d, F.conv2d, F.conv3d)[x.ndim - 3]
-        return function(F.pad(x, pads), conv.weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups)
-
-
-class Always(nn.Module):
-    """The layer in one mode, whatever it is told."""
-
-    def __init__(self, layer: nn.Module, train: bool) -> None:
-        super().__init__()
-        self.layer, self.always = layer, train
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer.train(self.always)(x)
-
-
-class BiasedVariance(nn.Module):
-    """A running variance of the batch's variance over n, where PyTorch's is over n − 1."""
-
-    def __init__(self, layer: Any) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        old, n = self.layer.running_var.clone(), x.numel() // x.shape[1]
-        y = self.layer(x)
-        if self.training:
-            kept = (1 - self.layer.momentum) * old
-            self.layer.running_var = kept + (self.layer.running_var - kept) * (n - 1) / n
-        return y
-
-
-class NotUpdated(nn.Module):
-    """Statistics that stay what they were."""
-
-    def __init__(self, layer: Any) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        before = {name: buffer.clone() for name, buffer in self.layer.named_buffers()}
-        y = self.layer(x)
-        for name, buffer in self.layer.named_buffers():
-            buffer.copy_(before[name])
-        return y
+NORM = (nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.RMSNorm)
 
 
 def unpadded(layer: Any) -> nn.Module | None:
@@ -202,14 +99,14 @@ TRAPS = (
     Trap(
         "bn-momentum-copied",
         BATCH_NORM,
-        lambda bn: setting(momentum=1 - bn.momentum)(bn),
+        lambda bn: None if bn.momentum is None else setting(momentum=1 - bn.momentum)(bn),
         "PyTorch's momentum was copied",
         MOMENTUM,
     ),
     Trap(
         "bn-running-var",
         BATCH_NORM,
-        BiasedVariance,
+        lambda bn: None if bn.momentum is None else BiasedVariance(bn),
         "the running variance is the biased one; PyTorch keeps n / (n − 1) of it",
         "multiply by n / (n − 1) in a subclass",
     ),
@@ -276,6 +173,7 @@ TRAPS = (
         "the bias is zero",
         "write bias to `bias`",
     ),
+    *MORE,
 )
 
 

@@ -41,7 +41,7 @@ class State(NamedTuple):
     tensors: dict[str, Any]
 
 
-def _transform(learning_rate: LearningRate, starts: dict[str, float], rule: Rule) -> optax.GradientTransformation:
+def from_rule(learning_rate: LearningRate, starts: dict[str, float], rule: Rule) -> optax.GradientTransformation:
     """An optimizer from what it does to one parameter.
 
     Args:
@@ -108,7 +108,7 @@ def sgd(
         buffer = jnp.where(step == 1, g, momentum * held["momentum_buffer"] + (1 - dampening) * g)
         return -rate * (g + momentum * buffer if nesterov else buffer), {"momentum_buffer": buffer}
 
-    return _transform(learning_rate, {"momentum_buffer": 0.0} if momentum else {}, rule)
+    return from_rule(learning_rate, {"momentum_buffer": 0.0} if momentum else {}, rule)
 
 
 def adam(
@@ -172,7 +172,7 @@ def _adam(
         return change - rate * weight_decay * p if decoupled and weight_decay else change, new
 
     names = ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if amsgrad else []))
-    return _transform(learning_rate, dict.fromkeys(names, 0.0), rule)
+    return from_rule(learning_rate, dict.fromkeys(names, 0.0), rule)
 
 
 def rmsprop(
@@ -209,7 +209,7 @@ def rmsprop(
         return -rate * change, new
 
     names = ("square_avg", *(["momentum_buffer"] if momentum else []), *(["grad_avg"] if centered else []))
-    return _transform(learning_rate, dict.fromkeys(names, 0.0), rule)
+    return from_rule(learning_rate, dict.fromkeys(names, 0.0), rule)
 
 
 def adagrad(
@@ -237,7 +237,7 @@ def adagrad(
         total = held["sum"] + g * g
         return -rate / (1 + (step - 1) * lr_decay) * g / (jnp.sqrt(total) + eps), {"sum": total}
 
-    return _transform(learning_rate, {"sum": initial_accumulator_value}, rule)
+    return from_rule(learning_rate, {"sum": initial_accumulator_value}, rule)
 
 
 def clip_grad_norm(max_norm: float, norm_type: float = 2.0) -> optax.GradientTransformation:
@@ -259,6 +259,48 @@ def clip_grad_value(clip_value: float) -> optax.GradientTransformation:
         return jax.tree.map(lambda g: jnp.clip(g, -clip_value, clip_value), grads), state
 
     return optax.GradientTransformation(lambda _: optax.EmptyState(), update)  # pyright: ignore[reportArgumentType]
+
+
+class Accumulated(NamedTuple):
+    """The state of `accumulate`.
+
+    Attributes:
+        count: int32 scalar, the gradients since the last step.
+        sums: their sums, a tree like the parameters.
+        inner: the state of the transform that takes them.
+    """
+
+    count: Any
+    sums: Any
+    inner: Any
+
+
+def accumulate(tx: optax.GradientTransformation, passes: int) -> optax.GradientTransformation:
+    """`tx` once in `passes` gradients, with their sum, as where `zero_grad` is called once in so many `backward`.
+
+    (`optax.MultiSteps` takes the average: a step with another learning rate, another decay and another clipping.)
+
+    Raises:
+        UserError: fewer than one pass.
+    """
+    _require("accumulate", passes=(passes, 1, INFINITY))
+
+    def init(params: Any) -> Accumulated:
+        return Accumulated(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params), tx.init(params))
+
+    def update(grads: Any, state: Accumulated, params: Any = None) -> tuple[Any, Accumulated]:
+        sums = jax.tree.map(jnp.add, state.sums, grads)
+
+        def step() -> tuple[Any, Accumulated]:
+            updates, inner = tx.update(sums, state.inner, params)
+            return updates, Accumulated(jnp.zeros_like(state.count), jax.tree.map(jnp.zeros_like, sums), inner)
+
+        def wait() -> tuple[Any, Accumulated]:
+            return jax.tree.map(jnp.zeros_like, sums), Accumulated(state.count + 1, sums, state.inner)
+
+        return jax.lax.cond(state.count + 1 == passes, step, wait)
+
+    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
 
 
 def trained(tx: optax.GradientTransformation, mask: Any) -> optax.GradientTransformation:

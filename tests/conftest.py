@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: a thread each, or they wait for one another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+# What XLA has compiled once in a session it takes from a folder: many tests, and the commands that they run, share
+# small networks. Set here, before a test imports jax.
+COMPILED = tempfile.TemporaryDirectory(prefix="parity-tests-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 
 @pytest.fixture(scope="session")

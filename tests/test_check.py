@@ -15,14 +15,14 @@ from small import BASIC_NET, OPTION_A_NET, reference, twin
 
 import parity
 import ports
-from parity.quantities import QUANTITIES, SGD
-from parity.run_flax import transform
+from parity.quantities import QUANTITIES
+from parity.training import DECAY, OPTIMIZERS, transform
 from ports import UserError
 from ports.resnet.spec import get
 
 pytestmark = pytest.mark.usefixtures("quick")
 
-RATES = SGD(3, 1.0).learning_rates
+RATES = [DECAY**step for step in range(3)]
 
 
 @pytest.fixture(scope="module")
@@ -43,17 +43,18 @@ def chain(*parts: optax.GradientTransformation) -> Callable[[float], optax.Gradi
 decay, momentum, rates = optax.add_decayed_weights(5e-4), optax.trace(0.9), optax.scale_by_schedule(schedule())
 
 TRAINING_MISTAKES = {
-    "weight-decay-dropped": chain(momentum, rates),
-    "weight-decay-after-momentum": chain(momentum, decay, rates),
-    "weight-decay-doubled": chain(optax.add_decayed_weights(1e-3), momentum, rates),
-    "no-decay-on-vectors": chain(
+    "decay-missing": chain(momentum, rates),
+    "decay-after-momentum": chain(momentum, decay, rates),
+    "decay-on-weights-only": chain(
         optax.add_decayed_weights(5e-4, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)), momentum, rates
     ),
-    "ema-for-trace": chain(decay, optax.ema(0.9), rates),
-    "nesterov": chain(decay, optax.trace(0.9, nesterov=True), rates),
-    "schedule-one-step-late": chain(decay, momentum, optax.scale_by_schedule(schedule(1))),
-    "constant-rate": chain(decay, momentum),
+    "momentum-is-average": chain(decay, optax.ema(0.9, debias=False), rates),
+    "momentum-is-corrected-average": chain(decay, optax.ema(0.9), rates),
+    "nesterov-added": chain(decay, optax.trace(0.9, nesterov=True), rates),
+    "schedule-late": chain(decay, momentum, optax.scale_by_schedule(schedule(1))),
+    "schedule-missing": chain(decay, momentum),
     "rate-before-momentum": chain(decay, rates, momentum),
+    None: chain(optax.add_decayed_weights(1e-3), momentum, rates),
 }
 
 
@@ -62,12 +63,13 @@ def test_the_right_training_passes(pair: tuple[Any, Any], rate: float) -> None:
 
 
 @pytest.mark.parametrize("name", TRAINING_MISTAKES)
-def test_training_mistake_is_found(name: str, pair: tuple[Any, Any], rate: float) -> None:
+def test_training_mistake_is_found_and_named(name: str | None, pair: tuple[Any, Any], rate: float) -> None:
     report = parity.check(*pair, tx=TRAINING_MISTAKES[name](rate))
     assert report.exit_code == 1, str(report)
     assert {row.quantity for row in report.models[0].rows if not row.ok} == {"training.parameter"}
     assert report.models[0].first_divergence is not None
     assert report.models[0].first_divergence.quantity == "training.parameter"
+    assert [(f.layer, f.trap) for f in report.models[0].findings] == [("(the optimizer)", name)]
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +93,7 @@ def test_the_transform_is_torch_sgd(rate: float) -> None:
     with jax.enable_x64(True):
         params, gradient = jnp.arange(1.0, 4.0), jnp.array([0.1, -0.2, 0.3])
         results = []
-        for tx in (transform(SGD(3, rate)), chain(decay, momentum, rates)(rate)):
+        for tx in (transform(OPTIMIZERS["sgd"], rate), chain(decay, momentum, rates)(rate)):
             p, state = params, tx.init(params)
             for _ in range(3):
                 updates, state = tx.update(gradient, state, p)

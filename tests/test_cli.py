@@ -116,6 +116,8 @@ BAD: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     "weights-for-two": (lambda p: ["check", SMALL, "wrn_40_4", "--weights", p / "w.pth"], "got 2 networks"),
     "json-folder": (lambda p: ["check", SMALL, "--json", p / "no" / "f.json"], "no such folder"),
     "json-is-a-folder": (lambda p: ["check", SMALL, "--json", folder(p / "d")], "d: is a folder"),
+    "html-folder": (lambda p: ["check", SMALL, "--html", p / "no" / "f.html"], "--html"),
+    "html-is-a-folder": (lambda p: ["check", SMALL, "--html", folder(p / "d")], "d: is a folder"),
     "two-batch": (lambda p: ["check", "--all", "--batch", "0"], "batch: got 0"),
     "two-port": (lambda p: ["check", SMALL, "wrn_40_4", "--ports", "keras"], "unknown port 'keras'"),
     "two-images": (lambda p: ["check", SMALL, "wrn_40_4", "--images", p / "no.png"], "no such file or folder"),
@@ -244,8 +246,9 @@ def test_a_difference_is_exit_1(
         return build(spec, port, {**state, "fc.bias": state["fc.bias"] + 1e-6})
 
     monkeypatch.setattr(checker, "_built", wrong)
-    result = tmp_path / "out.json"
-    assert main(["check", tiny, "--ports", "nnx", "--steps", "1", "--json", str(result)]) == 1
+    result, page = tmp_path / "out.json", tmp_path / "out.html"
+    files = ["--json", str(result), "--html", str(page)]
+    assert main(["check", tiny, "--ports", "nnx", "--steps", "1", *files]) == 1
     assert "tiny: NO parity: nnx differs from PyTorch" in capsys.readouterr().out
     found = json.loads(result.read_text())
     (model,) = found["models"]
@@ -254,6 +257,7 @@ def test_a_difference_is_exit_1(
     row = next(row for row in model["rows"] if row["quantity"] == "output.eval")
     assert row["ok"] is False
     assert row["distance"] > row["bound"]
+    assert "No parity: tiny" in page.read_text(encoding="utf-8")
 
 
 def test_an_output_that_is_nan_is_no_parity(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -279,11 +283,12 @@ def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--help"], 0, ["models", "check"]),
         (["check", "--help"], 0, ["NAME...", "--all", "--ports", "--images", "--image-size", "--batch", "--steps"]),
-        (["check", "--help"], 0, ["--seed", "--weights", "--json FILE"]),
+        (["check", "--help"], 0, ["--seed", "--weights", "--json FILE", "--html FILE"]),
+        (["diff", "--help"], 0, ["BEFORE", "AFTER", "--times"]),
         (["models", "--help"], 0, ["The named networks"]),
         ([], 2, ["Usage: parity", "models", "check"]),
     ],
-    ids=["parity", "check", "check-2", "models", "nothing"],
+    ids=["parity", "check", "check-2", "diff", "models", "nothing"],
 )
 def test_help(arguments: list[str], code: int, shown: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == code

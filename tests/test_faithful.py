@@ -1,18 +1,18 @@
-"""A sample of the faithful runs of `faithful.py`: random small networks that must pass."""
+"""A sample of the faithful runs: random small networks that must pass."""
 
 from __future__ import annotations
 
-import pytest
-from faithful import network, run
+from parity import faithful
 
 
-# Seed 3 holds a gradient whose difference is the order of summation alone.
-@pytest.mark.parametrize("seed", [1, 3, 4, 7, 12])
-def test_faithful_run_passes(seed: int) -> None:
-    result = run(seed)
-    assert result["ok"], result
+def test_faithful_runs_pass() -> None:
+    """A run of every kind and of every type of weights."""
+    results = [r for seed in (0, 58, 65, 72) for r in faithful.runs(1, seed)]
+    assert [r for r in results if not r.ok] == []
+    assert {r.network for r in results} == {make.__name__ for make in faithful.KINDS}
+    assert {r.dtype for r in results} == set(faithful.DTYPES)
 
 
 def test_runs_are_reproducible_and_differ() -> None:
-    assert network(3) == network(3)
-    assert len({network(seed)[0].block for seed in range(200)}) > 50
+    assert faithful.network(3) == faithful.network(3)
+    assert len({faithful.network(seed)[0].block for seed in range(200)}) > 50

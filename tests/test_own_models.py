@@ -7,13 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import own_models as own
 import pytest
 import torch
 from flax import linen as nn
 from flax import nnx
 
 import parity
+from parity import examples as own
 from ports import UserError
 
 pytestmark = pytest.mark.usefixtures("quick")

@@ -26,7 +26,7 @@ from small import OPTION_A_NET, reference, twin
 import parity
 import ports
 from parity import bounds, cli, device, localise, losses, precision, run_linen, run_nnx, run_pytorch
-from parity.quantities import SGD, Probe
+from parity.quantities import QUANTITIES, Probe, Training
 from parity.report import Model
 from ports import UserError
 from ports.resnet.spec import Stage
@@ -327,7 +327,8 @@ def test_all_of_pytorch_runs_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None
     with device.using("gpu"):
         fed = Probe((np.zeros((2, 3, 16, 13)),), loss)
         promoted = run_pytorch.promote(net)
-        assert len(dict(run_pytorch.observe(promoted, fed, SGD(2, 0.1)))) == 9
+        train = Training(1, lambda params: torch.optim.SGD(params.values(), lr=0.1, momentum=0.9), None)
+        assert set(dict(run_pytorch.observe(promoted, fed, train))) == set(QUANTITIES)
         assert localise.of_reference(promoted, fed, None, train=True).output_gradients
         assert run_pytorch.inputs_of(fed)[0].is_meta
     assert set(fetched) == {"meta"}
@@ -337,7 +338,7 @@ ON_THE_SECOND = """
 import jax, torch, numpy as np, jax.numpy as jnp
 from flax import nnx, linen as nn
 from parity import device, run_flax, run_linen, run_nnx
-from parity.quantities import Probe
+from parity.quantities import QUANTITIES, Probe, Training
 net, module = nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nn.Dense(3)
 variables = jax.device_put(module.init(jax.random.key(0), jnp.ones((1, 2))), jax.devices()[0])
 nnx.update(net, jax.device_put(nnx.state(net), jax.devices()[0]))

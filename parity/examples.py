@@ -19,6 +19,8 @@ from torch.nn import functional as F
 
 
 class DoubleConv(tnn.Module):
+    """Twice convolution, BatchNorm, ReLU."""
+
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.double_conv = tnn.Sequential(
@@ -64,6 +66,8 @@ class UNet(tnn.Module):
 
 
 class ConvBlock(nn.Module):
+    """`DoubleConv` in Linen."""
+
     features: int
     relu: bool = True
 
@@ -126,6 +130,8 @@ class Encoder(tnn.Module):
 
 
 class Block(nnx.Module):
+    """An encoder layer in NNX."""
+
     def __init__(self, width: int, heads: int, mistake: str, rngs: nnx.Rngs) -> None:
         epsilon = 1e-6 if mistake == "epsilon" else 1e-5
         self.ln1 = nnx.LayerNorm(width, epsilon=epsilon, rngs=rngs)
@@ -175,6 +181,8 @@ class NNXEncoder(nnx.Module):
 
 
 class ResidualLSTM(tnn.Module):
+    """Two LSTMs, each with a shortcut, and a classifier of the last step."""
+
     def __init__(self, inputs: int = 5, width: int = 6, classes: int = 4) -> None:
         super().__init__()
         self.proj = tnn.Linear(inputs, width)
@@ -210,6 +218,8 @@ class LinenResidualLSTM(nn.Module):
 
 
 class NNXResidualLSTM(nnx.Module):
+    """`ResidualLSTM` in NNX."""
+
     def __init__(self, inputs: int = 5, width: int = 6, classes: int = 4, *, rngs: nnx.Rngs) -> None:
         self.inp = nnx.Linear(inputs, width, rngs=rngs)
         self.rnn_a: Any = nnx.RNN(nnx.OptimizedLSTMCell(width, width, rngs=rngs))

@@ -1,0 +1,1 @@
+"""What was measured, and what measures it. Runs from a checkout."""

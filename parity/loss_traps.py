@@ -1,0 +1,203 @@
+"""Known mistakes of losses, planted in the functions that PyTorch's loss calls.
+
+The loss with the mistake is taken of the reference's outputs; where it is the port's, on the same outputs, that is the
+diagnosis. A new mistake is a new row of `TRAPS`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from parity import run_pytorch
+from parity.between import Planted
+from parity.localise import FORWARD
+from parity.planting import Operation
+from parity.quantities import Probe
+
+CE, NLL, MSE = ("cross_entropy",), ("nll_loss",), ("mse_loss",)
+MEANS = ("cross_entropy", "nll_loss", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
+BINARY = ("binary_cross_entropy", "binary_cross_entropy_with_logits")
+
+
+def other(**values: Any) -> Callable[..., Any]:
+    """The same loss with other options."""
+    return lambda function, args, kw: function(*args[:2], **{**kw, **values})
+
+
+def reduced(before: str, then: str) -> Callable[..., Any]:
+    """Another reduction, where it is `before`."""
+
+    def plant(function: Any, args: Any, kw: Any) -> Any:
+        return function(*args, **{**kw, "reduction": then}) if kw.get("reduction", "mean") == before else None
+
+    return plant
+
+
+def per_example(function: Any, args: Any, kw: Any) -> Any:
+    """Summed over all but the examples, and averaged over these."""
+    if kw.get("reduction", "mean") != "mean":
+        return None
+    return function(*args, **{**kw, "reduction": "sum"}) / len(args[0])
+
+
+def unweighted_mean(function: Any, args: Any, kw: Any) -> Any:
+    """Weighted losses averaged over the number of examples."""
+    if kw.get("weight") is None or kw.get("reduction", "mean") != "mean":
+        return None
+    return function(*args[:2], **{**kw, "reduction": "none"}).mean()
+
+
+def smoothing_weighted_by_own(_: Any, args: Any, kw: Any) -> Any:
+    """Every example weighted by its own class, smoothed or not, as where weights multiply optax's losses."""
+    weight, smoothing = kw.get("weight"), kw.get("label_smoothing", 0.0)
+    if weight is None or not smoothing or kw.get("reduction", "mean") != "mean":
+        return None
+    losses = F.cross_entropy(args[0], args[1], label_smoothing=smoothing, reduction="none")
+    own = weight[args[1]]
+    return (losses * own).sum() / own.sum()
+
+
+def ignored_counted(function: Any, args: Any, kw: Any) -> Any:
+    """Ignored labels add nothing, and count in the mean."""
+    if kw.get("reduction", "mean") != "mean":
+        return None
+    return function(*args[:2], **{**kw, "reduction": "none"}).mean()
+
+
+def ignored_wraps(function: Any, args: Any, kw: Any) -> Any:
+    """A negative label taken from the end, as indexing does."""
+    labels, classes = args[1], args[0].shape[1 if args[0].ndim > 1 else 0]
+    if labels.is_floating_point() or not (labels < 0).any():
+        return None
+    return function(args[0], labels % classes, **{n: v for n, v in kw.items() if n != "ignore_index"})
+
+
+def twice(change: Callable[[Any], Any]) -> Callable[..., Any]:
+    """Probabilities given where logits are expected."""
+    return lambda function, args, kw: function(change(args[0]), *args[1:], **kw)
+
+
+def huber(_: Any, args: Any, kw: Any) -> Any:
+    options = {"delta": kw.get("beta", 1.0), "reduction": kw.get("reduction", "mean")}
+    return F.huber_loss(*args[:2], **options)
+
+
+TRAPS = (
+    Operation("loss-class-weights-missing", CE + NLL, other(weight=None), "no class weights", "weight="),
+    Operation(
+        "loss-weighted-mean-over-n",
+        CE + NLL,
+        unweighted_mean,
+        "the weighted mean is over the number of examples; PyTorch's over the sum of their weights",
+        "ports.losses.cross_entropy(weight=)",
+    ),
+    Operation("loss-smoothing-missing", CE, other(label_smoothing=0.0), "no label smoothing", "label_smoothing="),
+    Operation(
+        "loss-smoothing-weighted-by-own",
+        CE,
+        smoothing_weighted_by_own,
+        "every example is weighted by its own class; PyTorch weights the smoothed part by each class",
+        "ports.losses.cross_entropy(weight=, label_smoothing=)",
+    ),
+    Operation(
+        "loss-ignored-counted",
+        CE + NLL,
+        ignored_counted,
+        "ignored labels count in the mean; PyTorch's is over the others",
+        "ports.losses.cross_entropy(ignore_index=)",
+    ),
+    Operation(
+        "loss-ignored-wraps",
+        CE + NLL,
+        ignored_wraps,
+        "an ignored label is taken as a class counted from the end",
+        "ports.losses.cross_entropy(ignore_index=)",
+    ),
+    Operation(
+        "loss-softmax-twice",
+        CE,
+        twice(lambda x: x.softmax(1 if x.ndim > 1 else 0)),
+        "the loss gets probabilities; it expects logits",
+        "no softmax before the loss",
+    ),
+    Operation(
+        "loss-sigmoid-twice",
+        ("binary_cross_entropy_with_logits",),
+        twice(torch.sigmoid),
+        "the loss gets probabilities; it expects logits",
+        "no sigmoid before the loss",
+    ),
+    Operation(
+        "loss-pos-weight-missing",
+        ("binary_cross_entropy_with_logits",),
+        other(pos_weight=None),
+        "no weight of the positive class",
+        "multiply the positive part by it",
+    ),
+    Operation(
+        "loss-half-square",
+        MSE,
+        lambda function, args, kw: function(*args, **kw) / 2,
+        "half of the squared error (optax.l2_loss)",
+        "optax.squared_error",
+    ),
+    Operation(
+        "loss-sum-for-mean", MEANS + BINARY, reduced("mean", "sum"), "the sum; PyTorch takes the mean", "take the mean"
+    ),
+    Operation(
+        "loss-mean-for-sum", MEANS + BINARY, reduced("sum", "mean"), "the mean; PyTorch takes the sum", "take the sum"
+    ),
+    Operation(
+        "loss-summed-per-example",
+        MEANS + BINARY,
+        per_example,
+        "summed over each example and averaged over these; PyTorch averages over all numbers",
+        "take the mean over all axes",
+    ),
+    Operation(
+        "loss-kl-mean-over-numbers",
+        ("kl_div",),
+        reduced("batchmean", "mean"),
+        "the divergence is averaged over all numbers; PyTorch's over examples (batchmean)",
+        "sum over classes, mean over examples",
+    ),
+    Operation(
+        "loss-kl-mean-over-examples",
+        ("kl_div",),
+        reduced("mean", "batchmean"),
+        "the divergence is averaged over examples; PyTorch's over all numbers (mean)",
+        "take the mean over all axes",
+    ),
+    Operation(
+        "loss-huber-for-smooth-l1",
+        ("smooth_l1_loss",),
+        huber,
+        "the Huber loss; PyTorch's smooth L1 is that over beta",
+        "divide optax.huber_loss by beta",
+    ),
+    Operation(
+        "loss-smooth-l1-beta-1", ("smooth_l1_loss",), other(beta=1.0), "beta is the default, 1", "pass delta, over beta"
+    ),
+    Operation("loss-huber-delta-1", ("huber_loss",), other(delta=1.0), "delta is the default, 1", "pass delta"),
+)
+
+
+def explain(reference: torch.nn.Module, fed: Probe, got: float) -> Operation | None:
+    """The mistake with which PyTorch's loss is `got`, on the reference's outputs in train mode."""
+    net = run_pytorch.promote(reference).train()
+    with torch.no_grad(), run_pytorch.tapped(net, run_pytorch.Tap(), ()):
+        values = run_pytorch.run(net, fed, run_pytorch.inputs_of(fed))
+    for trap in TRAPS:
+        with torch.no_grad(), Planted(trap) as planted:
+            try:
+                loss = float(fed.loss.torch(values))
+            except (RuntimeError, IndexError, ValueError):  # a label that no class has
+                continue
+        if planted.made and (loss == got or math.isclose(loss, got, rel_tol=FORWARD)):
+            return trap
+    return None

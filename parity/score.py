@@ -1,0 +1,210 @@
+"""The score: every entry of the catalogue planted in a Flax port, and what the check makes of it; and false alarms.
+
+A check that finds nothing wrong anywhere, or something wrong everywhere, is worth nothing: mistakes must be caught, at
+the right layer and by the right name, and faithful ports must pass.
+"""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from parity import catalogue, faithful
+from parity.bounds import MULTIPLE
+from parity.planted import Case
+from parity.planted_between import BETWEEN
+from parity.planted_layers import LAYERS
+from parity.planted_losses import LOSSES
+from parity.planted_training import TRAINING
+from parity.planted_weights import WEIGHTS
+from ports.errors import UserError
+
+# By family; a family of the catalogue is a table of its own.
+CASES: dict[str, tuple[Case, ...]] = {
+    "weight": WEIGHTS,
+    "layer": LAYERS,
+    "between": BETWEEN,
+    "loss": LOSSES,
+    "training": TRAINING,
+}
+
+# The parts of all cases that must be caught, found at the right layer, and called by the right name.
+TARGETS = {"caught": 1.0, "layer": 0.95, "name": 0.95}
+
+# Cases of a quick score, evenly over the tables.
+SAMPLE = 14
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the check made of one planted mistake.
+
+    Attributes:
+        caught: the check ends with exit code 1.
+        layer: a finding stands at the layer of the mistake, and the first of all does.
+        name: that finding has its name, and no finding has a name that is not part of the mistake.
+        said: every finding, layer and name; or the error.
+    """
+
+    family: str
+    trap: str
+    caught: bool
+    layer: bool
+    name: bool
+    said: str
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        return self.caught and self.layer and self.name
+
+
+def run(family: str, case: Case) -> Result:
+    """Plants and checks."""
+    import parity
+
+    begin = time.monotonic()
+    torch.manual_seed(0)
+    try:
+        report = parity.check(*case.make(), **{"steps": 1, **case.options})
+    except UserError as error:
+        return Result(family, case.trap, False, False, False, str(error), round(time.monotonic() - begin, 2))
+    findings = report.models[0].findings
+    found = [f.trap for f in findings if f.layer == case.layer]
+    names = {f.trap for f in findings}
+    return Result(
+        family,
+        case.trap,
+        caught=report.exit_code == 1,
+        layer=bool(findings) and findings[0].layer == case.layer,
+        name=case.trap in found and names <= {case.trap, *case.also},
+        said="; ".join(f"{f.layer} [{f.trap}]" for f in findings),
+        seconds=round(time.monotonic() - begin, 2),
+    )
+
+
+def without_case() -> list[str]:
+    """The entries of the catalogue that no case plants."""
+    planted = {(family, case.trap) for family, cases in CASES.items() for case in cases}
+    return [f"{e.family}: {e.name}" for e in catalogue.entries() if (e.family, e.name) not in planted]
+
+
+def sample(cases: Mapping[str, Sequence[Case]], count: int) -> dict[str, tuple[Case, ...]]:
+    """About so many cases, evenly over the tables."""
+    total = sum(map(len, cases.values()))
+    every = max(1, round(total / count))
+    return {family: tuple(some[::every]) for family, some in cases.items()}
+
+
+def detect(cases: Mapping[str, Iterable[Case]], progress: Callable[[Result], None] = lambda _: None) -> list[Result]:
+    """The results of all these cases, in order."""
+    results = []
+    with faithful.compiled_once():
+        for family, some in cases.items():
+            for case in some:
+                results.append(run(family, case))
+                progress(results[-1])
+    return results
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mistakes planted, faithful runs, and the entries that nothing plants."""
+
+    results: tuple[Result, ...]
+    faithful: tuple[faithful.Result, ...] = ()
+    unplanted: tuple[str, ...] = ()
+
+    def share(self, what: str, family: str | None = None) -> tuple[int, int]:
+        """How many of how many cases are caught, found at the layer, or called by the name."""
+        some = [r for r in self.results if family in (None, r.family)]
+        return sum(getattr(r, what) for r in some), len(some)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every target is met, nothing is left unplanted, and every faithful run passes."""
+        reached = all(
+            count >= part * total > 0 for what, part in TARGETS.items() for count, total in [self.share(what)]
+        )
+        return reached and not self.unplanted and all(r.ok for r in self.faithful)
+
+    def to_json(self) -> dict[str, Any]:
+        """Schema 1."""
+        shares = {what: self.share(what) for what in TARGETS}
+        alarms = [r for r in self.faithful if not r.ok]
+        return {
+            "schema": 1,
+            "ok": self.ok,
+            "commit": commit(),
+            "cases": len(self.results),
+            **{what: count for what, (count, _) in shares.items()},
+            "targets": TARGETS,
+            "unplanted": list(self.unplanted),
+            "faithful": len(self.faithful),
+            "false_alarms": len(alarms),
+            "worst_multiple": max((r.multiple for r in self.faithful), default=None),
+            "results": [asdict(r) for r in self.results],
+            "faithful_runs": [asdict(r) for r in self.faithful],
+        }
+
+
+def commit() -> str | None:
+    """Of the checkout that this package stands in; None where there is none."""
+    command = ("git", "-C", str(Path(__file__).resolve().parents[1]), "rev-parse", "HEAD")
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def table(score: Score) -> Table:
+    """A row a family."""
+    result = Table("family", box=None, pad_edge=False)
+    for heading in ("entries", "cases", "caught", "right layer", "right name"):
+        result.add_column(heading, justify="right")
+    for family in (*dict.fromkeys(r.family for r in score.results), None):
+        entries = len({(r.family, r.trap) for r in score.results if family in (None, r.family)})
+        shares = [score.share(what, family) for what in TARGETS]
+        cells = [f"{count} ({count / max(total, 1):.1%})" for count, total in shares]
+        result.add_row(family or "all", str(entries), str(shares[0][1]), *cells)
+    return result
+
+
+def lines(score: Score) -> list[str]:
+    """Every miss, every false alarm, and the verdict."""
+    said = [f"{r.family}: {r.trap}: {_missed(r)}: {r.said or 'no finding'}" for r in score.results if not r.ok]
+    said += [f"no case plants {entry}" for entry in score.unplanted]
+    said += [f"false alarm: seed {r.seed} ({r.network}, {r.dtype}): {r.said}" for r in score.faithful if not r.ok]
+    if score.faithful:
+        worst = max(score.faithful, key=lambda r: r.multiple)
+        passed = sum(r.ok for r in score.faithful)
+        said.append(
+            f"{passed} of {len(score.faithful)} faithful runs pass; the worst tensor stands at {worst.multiple:.1f} "
+            f"times its rounding response (seed {worst.seed}, {worst.at}), the bound is {MULTIPLE}"
+        )
+    wanted = ", ".join(f"{what} {part:.0%}" for what, part in TARGETS.items())
+    return [*said, f"score: {'targets met' if score.ok else 'targets NOT met'} ({wanted}, no false alarm)"]
+
+
+def _missed(result: Result) -> str:
+    if not result.caught:
+        return "not caught"
+    return "another layer" if not result.layer else "another name"
+
+
+def measure(every: bool, runs: int, first: int = 0, progress: Callable[[str], None] = lambda _: None) -> Score:
+    """Plants all cases or a sample of them, and makes so many faithful runs."""
+    gc.freeze()  # what is there already is not looked through again and again
+    chosen = CASES if every else sample(CASES, SAMPLE)
+    results = detect(chosen, lambda r: progress(f"{r.family}: {r.trap}"))
+    alarms = faithful.runs(runs, first, lambda r: progress(f"faithful run {r.seed}"))
+    return Score(tuple(results), tuple(alarms), tuple(without_case()))

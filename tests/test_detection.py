@@ -1,0 +1,125 @@
+"""The score of the check: a sample of the planted mistakes is found, and the score itself can turn red."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import parity
+from parity import catalogue, cli, faithful, score
+from parity.planted import Case
+from parity.report import Finding, Model, Report, Row
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+# One mistake of each kind of surroundings.
+SAMPLE = {
+    "weight": ("attention-qkv-order", "layers-in-sorted-order"),
+    "layer": ("bn-running-var", "attention-padding-seen", "bn-statistics-constant"),
+    "loss": ("loss-weighted-mean-over-n", "loss-ignored-wraps"),
+    "training": ("adamw-decay-coupled", "amsgrad-of-corrected", "clip-epsilon-missing", "cosine-stays"),
+    "between": ("relu-missing", "relu-gradient-half", "input-bgr", "backward-half-reversed", "pixel-shuffle-order"),
+}
+CHOSEN = [
+    (family, next(c for c in score.CASES[family] if c.trap == name)) for family in SAMPLE for name in SAMPLE[family]
+]
+
+
+@pytest.mark.parametrize(("family", "case"), CHOSEN, ids=[case.trap for _, case in CHOSEN])
+def test_planted_mistake_is_found_and_named(family: str, case: Case) -> None:
+    result = score.run(family, case)
+    assert result.ok, result
+
+
+def test_every_entry_is_planted_and_nothing_else() -> None:
+    assert score.without_case() == []
+    known = {(entry.family, entry.name) for entry in catalogue.entries()}
+    assert {(family, case.trap) for family, cases in score.CASES.items() for case in cases} <= known
+
+
+def test_entries_have_names_of_their_own_and_sources() -> None:
+    entries = [*catalogue.entries()]
+    assert len(entries) >= 75
+    assert [name for name, count in Counter((e.family, e.name) for e in entries).items() if count > 1] == []
+    assert [entry.name for entry in entries if not entry.source] == []
+
+
+CASE = score.CASES["between"][0]
+
+
+def report(*findings: Finding, ok: bool = False) -> Report:
+    return Report((Model("net", (Row("nnx", "output.eval", "output", 1.0, 0.0, ok),), findings=findings),))
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (report(Finding("nnx", CASE.layer, CASE.trap, "")), (True, True, True)),
+        (report(ok=True), (False, False, False)),
+        (report(Finding("nnx", "elsewhere", CASE.trap, "")), (True, False, False)),
+        (report(Finding("nnx", CASE.layer, "another", "")), (True, True, False)),
+        (report(Finding("nnx", CASE.layer, CASE.trap, ""), Finding("nnx", "x", None, "")), (True, True, False)),
+    ],
+    ids=["found", "passes everything", "another layer", "another name", "one finding too many"],
+)
+def test_what_the_check_says_is_counted(
+    said: Report, expected: tuple[bool, bool, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parity, "check", lambda *_, **__: said, raising=False)
+    result = score.run("between", CASE)
+    assert (result.caught, result.layer, result.name) == expected
+    assert score.Score((result,)).ok is all(expected)
+
+
+GOOD = score.Result("layer", "a", True, True, True, "", 0.0)
+RUN = faithful.Result(1, "lstm", "float32", True, 2.0, "nnx loss")
+
+
+@pytest.mark.parametrize(
+    ("found", "ok"),
+    [
+        (score.Score((GOOD,) * 20, (RUN,)), True),
+        (score.Score((*(GOOD,) * 19, replace(GOOD, name=False)), (RUN,)), True),
+        (score.Score((*(GOOD,) * 18, *(replace(GOOD, name=False),) * 2)), False),
+        (score.Score((*(GOOD,) * 99, replace(GOOD, caught=False))), False),
+        (score.Score((GOOD,), (RUN, replace(RUN, ok=False))), False),
+        (score.Score((GOOD,), unplanted=("layer: b",)), False),
+        (score.Score(()), False),
+    ],
+    ids=[
+        "all",
+        "19 of 20 names",
+        "18 of 20 names",
+        "one not caught",
+        "a false alarm",
+        "an entry without a case",
+        "none",
+    ],
+)
+def test_targets(found: score.Score, ok: bool) -> None:
+    assert found.ok is ok
+    assert any("NOT" in line for line in score.lines(found)) is not ok
+
+
+def test_command_turns_red_with_a_check_that_passes_everything(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(parity, "check", lambda *_, **__: report(ok=True), raising=False)
+    monkeypatch.setattr(score, "SAMPLE", 3)
+    file = tmp_path / "score.json"
+    assert cli.main(["score", "--json", str(file)]) == 1
+    said = json.loads(file.read_text())
+    assert said["caught"] == 0
+    assert said["cases"] > 0
+    assert not said["ok"]
+    assert "not caught" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["--faithful", "-1"], ["--json", "/nowhere/at/all.json"]])
+def test_bad_options_are_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["score", *arguments]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
