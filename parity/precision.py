@@ -94,6 +94,8 @@ def measure(
         state, probe = weights.read(net), fed_in(fed, dtype)
         units = TF32_UNITS if tf32 and dtype == "float32" else 1
         moved = [bounds.perturbed(state, probe, seed * DRAWS + draw, units) for draw in range(DRAWS)]
+        for tensors, _ in moved:
+            tensors |= {name: tensors[first] for name, first in run_pytorch.tied(net).items()}
         for side in ("pytorch", *ports):
             progress(f"working precision: {side} in {dtype}")
             try:

@@ -246,6 +246,14 @@ def test_side_that_does_not_run_in_a_type_says_so() -> None:
     assert (entry["error"], entry["flips"]) == (None, None)
 
 
+def test_model_with_tied_weights_runs() -> None:
+    layers = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)).double()
+    layers[1].weight = layers[0].weight
+    rows = precision.measure(layers, {}, Probe((np.ones((2, 3)),), losses.projection(0)), **BOTH)
+    assert len(rows) == 10
+    assert all(row.multiple < FEW for row in rows)
+
+
 # --- one unit in the last place
 
 
