@@ -9,7 +9,7 @@ import jinja2
 
 from parity import drawing
 from parity.quantities import QUANTITIES
-from parity.report import Finding, Model, Report
+from parity.report import Finding, Model, Report, flips
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Section:
         ports: in the order of the rows.
         findings: with what is wrong, and how to mend it.
         drawings: by port.
+        flips: a line a side and working precision.
     """
 
     anchor: str
@@ -50,6 +51,7 @@ class Section:
     ports: Sequence[str]
     findings: Sequence[tuple[Finding, str, str]]
     drawings: Sequence[tuple[str, Sequence[drawing.Panel]]]
+    flips: Sequence[str] = ()
 
 
 def page(report: Report) -> str:
@@ -76,7 +78,7 @@ def section(anchor: str, model: Model) -> Section:
     ports = list(dict.fromkeys(row.port for row in model.rows))
     findings = [(finding, *parts(finding.text)) for finding in model.findings]
     verdict = VERDICTS[Report((model,)).exit_code]
-    return Section(anchor, model, verdict, ports, findings, drawing.drawings(model))
+    return Section(anchor, model, verdict, ports, findings, drawing.drawings(model), flips(model))
 
 
 def parts(text: str) -> tuple[str, str]:

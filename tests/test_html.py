@@ -13,7 +13,7 @@ from markup import Elements, loads
 
 from parity import drawing
 from parity.html import page, parts
-from parity.report import Divergence, Finding, Model, Point, Report, Row
+from parity.report import Divergence, Finding, Model, Point, Precision, Report, Row
 
 LAYERS = ("conv1", "bn1", *(f"layer{i}.{j}.conv1" for i in (1, 2) for j in range(4)), "fc")
 QUANTITIES = ("layer.eval", "layer.train", "gradient.parameter")
@@ -273,3 +273,12 @@ def test_drawings_say_what_they_show_to_those_who_do_not_see_them() -> None:
     assert len(drawn) == len(QUANTITIES)
     assert all(set((a["aria-labelledby"] or "").split()) <= ids for a in drawn)
     assert any("1 of 11 tensors beyond their bounds; first layer: layer1.2.conv1" in line for line in found.text)
+
+
+def test_working_precision_stands_on_the_page_with_its_flips() -> None:
+    measured = Precision("nnx", "float32", "output.eval", "logits", 2e-7, 1e-7, 2.0, 3e-7, 7, 1000)
+    text = page(Report((replace(model(), precision=(measured,)),)))
+    assert "Working precision" in text
+    assert '<td class="n">2.0e-07</td>' in text
+    assert "7 of 1,000 ReLUs" in text
+    assert "Working precision" not in page(Report((model(),)))
