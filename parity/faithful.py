@@ -24,7 +24,6 @@ import parity
 import ports
 from parity import examples, probe, run_linen, run_nnx, training
 from parity.checker import randomise
-from ports.errors import UserError
 from ports.resnet.spec import SHORTCUTS, Block, ResNetSpec, Stage, Stem
 
 REPEATS = 8
@@ -187,8 +186,8 @@ def run(seed: int) -> Result:
         settings = {name: value for name, value in options.items() if name not in ("batch", "image_size")}
         shape = {name: options[name] for name in ("batch", "image_size") if name in options}
         report = parity.check(*pair, **settings, **shape)
-    except UserError as error:
-        return Result(seed, make.__name__, dtype, False, 0.0, "", str(error))
+    except Exception as error:  # a faithful port must pass, whatever comes between
+        return Result(seed, make.__name__, dtype, False, 0.0, "", f"{type(error).__name__}: {error}")
     model = report.models[0]
     worst = max((far, f"{port} {quantity}") for port, q in model.multiple.items() for quantity, far in q.items())
     said = "" if model.ok else f"{model.undecided or ''} {model.first_divergence or ''} {model.findings}".strip()

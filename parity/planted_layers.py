@@ -240,6 +240,7 @@ LAYERS = (
     Case("norm-bias-lost", bn(reading(BatchNorm, bias=jnp.zeros_like)), SECOND),
     Case("norm-epsilon-1e-6", layer_norm(nnx.LayerNorm, epsilon=1e-6), SECOND),
     Case("norm-epsilon-1e-6", group_norm(2, epsilon=1e-6), SECOND),
+    Case("norm-epsilon-1e-6", layer(lambda: nn.RMSNorm(4), lambda rngs: nnx.RMSNorm(4, rngs=rngs), size=(5,)), SECOND),
     Case("norm-epsilon-1e-5", layer_norm(nnx.LayerNorm, 1e-12, epsilon=1e-5), SECOND),
     Case("group-norm-32-groups", group_norm(32, channels=64), SECOND),
     Case("group-norm-one-group", group_norm(1), SECOND),

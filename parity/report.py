@@ -157,7 +157,7 @@ class Report:
             first = model.first_divergence
             entry["first_divergence"] = asdict(first) if first else None
             models.append(entry)
-        return _finite({"schema": SCHEMA, "ok": self.ok, "models": models, "environment": self.environment})
+        return finite({"schema": SCHEMA, "ok": self.ok, "models": models, "environment": self.environment})
 
     def __str__(self) -> str:
         console = Console(width=160, color_system=None, force_terminal=False)
@@ -249,10 +249,10 @@ def verdict(model: Model) -> Sequence[str]:
     return lines
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """JSON has no infinities."""
     if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
+        return {key: finite(v) for key, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

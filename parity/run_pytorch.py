@@ -19,8 +19,15 @@ from ports.errors import UserError
 
 
 def promote(net: nn.Module) -> nn.Module:
-    """A copy in float64 on the device of the check, running statistics too, whose dropout keeps everything."""
-    net = copy.deepcopy(net).to(torch.get_default_device(), torch.float64)
+    """A copy in float64 on the device of the check, running statistics too, whose dropout keeps everything.
+
+    An RMSNorm without an epsilon of its own keeps the one that it has in the type of its weights.
+    """
+    net = copy.deepcopy(net)
+    for module in net.modules():
+        if isinstance(module, nn.RMSNorm) and module.eps is None:
+            module.eps = torch.finfo(torch.float32 if module.weight is None else module.weight.dtype).eps
+    net = net.to(torch.get_default_device(), torch.float64)
     for module in net.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0

@@ -25,7 +25,7 @@ from parity.planted_layers import LAYERS
 from parity.planted_losses import LOSSES
 from parity.planted_training import TRAINING
 from parity.planted_weights import WEIGHTS
-from ports.errors import UserError
+from parity.report import finite
 
 # By family; a family of the catalogue is a table of its own.
 CASES: dict[str, tuple[Case, ...]] = {
@@ -75,8 +75,9 @@ def run(family: str, case: Case) -> Result:
     torch.manual_seed(0)
     try:
         report = parity.check(*case.make(), **{"steps": 1, **case.options})
-    except UserError as error:
-        return Result(family, case.trap, False, False, False, str(error), round(time.monotonic() - begin, 2))
+    except Exception as error:  # whatever the check raises, the mistake was not found
+        said = f"{type(error).__name__}: {error}"
+        return Result(family, case.trap, False, False, False, said, round(time.monotonic() - begin, 2))
     findings = report.models[0].findings
     found = [f.trap for f in findings if f.layer == case.layer]
     names = {f.trap for f in findings}
@@ -140,7 +141,7 @@ class Score:
         """Schema 1."""
         shares = {what: self.share(what) for what in TARGETS}
         alarms = [r for r in self.faithful if not r.ok]
-        return {
+        entries = {
             "schema": 1,
             "ok": self.ok,
             "commit": commit(),
@@ -154,6 +155,7 @@ class Score:
             "results": [asdict(r) for r in self.results],
             "faithful_runs": [asdict(r) for r in self.faithful],
         }
+        return finite(entries)
 
 
 def commit() -> str | None:

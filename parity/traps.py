@@ -200,12 +200,12 @@ def _made(trap: Trap, layer: nn.Module) -> bool:
         return planted is not None
     original: Any = type(layer)
 
-    def forward(self: Any, *args: Any) -> Any:
+    def forward(self: Any, *args: Any, **kw: Any) -> Any:
         self.__class__ = original
         try:
             wrapper: Any = trap.plant(self)
             wrapper.training = self.training
-            return wrapper(*args)
+            return wrapper(*args, **kw)
         finally:
             self.__class__ = planted_type
 

