@@ -19,6 +19,8 @@ SCHEMA = {
         "seconds",
         "findings",
         "profile",
+        "pairing",
+        "precision",
     },
     "row": {"port", "quantity", "tensor", "distance", "bound", "ok", "dtype"},
     "finding": {"port", "layer", "trap", "text"},
