@@ -141,8 +141,8 @@ def test_the_response_is_at_least_one_unit_in_the_last_place() -> None:
 
 
 def test_of_an_update_the_unit_is_the_parameters() -> None:
-    found = responses({"w": np.full(4, 1e-3)}, {"w": np.full(4, 1e-3)}, "training.parameter")
-    assert found.response("training.parameter", "w") == 2 * np.spacing(1e6)
+    found = responses({"w@1": np.full(4, 1e-3)}, {"w@1": np.full(4, 1e-3)}, "training.parameter")
+    assert found.response("training.parameter", "w@1") == 2 * np.spacing(1e6)
 
 
 def test_the_response_is_the_root_mean_square_of_all_draws() -> None:

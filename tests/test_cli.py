@@ -186,6 +186,7 @@ def test_a_good_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "gradient.input",
         "statistics",
         "training.parameter",
+        "training.state",
     ]
     assert [(row["port"], row["quantity"]) for row in model["rows"]] == [("nnx", quantity) for quantity in QUANTITIES]
     for row in model["rows"]:
