@@ -130,8 +130,15 @@ def linen_layers(net: run_linen.Net, probe: Probe) -> dict[str, flax.linen.Modul
 
     inputs, keywords = run_flax.inputs_of(probe)
     modes = run_flax.mode_keywords(type(module).__call__, False)
-    with flax.linen.intercept_methods(seen), raising():
+
+    def run() -> None:
         jax.eval_shape(lambda v: module.apply(v, *inputs, **{**modes, **keywords}), dict(variables))
+
+    with flax.linen.intercept_methods(seen), raising():
+        run()
+        if run_linen.jitted(found.values()):
+            with jax.disable_jit():
+                run()
     for other in linen.modules(net).values():
         if other.scope is not None:
             found.setdefault(tuple(other.path), other)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -42,6 +43,11 @@ def plain(module: nn.Module, dtype: str = "float64") -> None:
         object.__setattr__(module, name, value)
 
 
+def jitted(modules: Iterable[nn.Module]) -> bool:
+    """Whether one is under `nn.jit`, which runs the Python of its layers once and never tells of them again."""
+    return any(type(module).__name__.startswith("Jit") for module in modules)
+
+
 def functional(
     net: Net,
     names: Mapping[str, str] | None = None,
@@ -62,6 +68,7 @@ def functional(
     if names is None:
         names = {name: name for name, m in found.items() if name and not isinstance(m, nn.Sequential)}
     named = {found[own].path: name for own, name in names.items() if own in found}
+    inlined = jitted(found.values())
     cells = {m.cell.path: m.path for m in found.values() if isinstance(m, nn.RNN)}
     named = {cells.get(path, path): name for path, name in named.items()}
 
@@ -77,7 +84,7 @@ def functional(
             return listener.around(named[context.module.path], call, args, kw)
 
         modes = mode_keywords(type(module).__call__, train)
-        with nn.intercept_methods(listening), float64_attention():
+        with nn.intercept_methods(listening), float64_attention(), jax.disable_jit() if inlined else nullcontext():
             values, new = module.apply(
                 {"params": params, **stats}, *inputs, mutable=list(stats), **{**modes, **keywords}
             )

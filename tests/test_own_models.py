@@ -175,3 +175,37 @@ def test_wrong_weight_is_named(change: Any, trap: str | None) -> None:
     (checked,) = parity.check(model, flax, RNG.standard_normal((2, 5)), steps=1).models
     assert [row.quantity for row in checked.rows if not row.ok] == ["weights"]
     assert [(f.layer, f.trap) for f in checked.findings] == [("4", trap)]
+
+
+class Jitted(nnx.Module):
+    """Its layers' values end in a program of its own: the whole is compared, and layers are not."""
+
+    def __init__(self, activation: Any, rngs: nnx.Rngs) -> None:
+        self.up, self.down = nnx.Linear(4, 8, rngs=rngs), nnx.Linear(8, 2, rngs=rngs)
+        self.activation = activation
+
+    @nnx.jit
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down(self.activation(self.up(x)))
+
+
+@nn.jit
+class LinenJitted(nn.Module):
+    activation: Any
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        return nn.Dense(2)(self.activation(nn.Dense(8)(x)))
+
+
+@pytest.mark.parametrize("port", ["nnx", "linen"])
+def test_models_under_jit_are_checked_and_their_mistakes_named(port: str) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    x = RNG.standard_normal((3, 4)).astype(np.float32)
+    for activation, traps in ((nn.relu, []), (nn.silu, ["relu-is-silu"])):
+        flax = Jitted(activation, nnx.Rngs(0)) if port == "nnx" else linen(LinenJitted(activation), x)
+        (found,) = parity.check(model, parity.move(model, flax, x), x, steps=1).models
+        assert found.ok is (not traps)
+        assert [f.trap for f in found.findings] == traps
+        assert port == "nnx" or {row.quantity for row in found.rows} >= {"layer.eval"}
