@@ -21,10 +21,10 @@ from torch.overrides import TorchFunctionMode
 from parity import bounds, run_pytorch
 from parity.layouts import Tensors, mapped
 from parity.localise import BACKWARD, FORWARD, Run
-from parity.operations import OPERATIONS
-from parity.planting import INPUT, Operation
 from parity.quantities import Probe
 from parity.taps import Tap
+from parity.traps.operations import OPERATIONS
+from parity.traps.planting import INPUT, Operation
 
 # Operations whose parts a mistake in the next one may need, and those of them that change their first argument.
 REMEMBERED = ("add", "add_", "__add__", "__iadd__", "__radd__", "relu", "relu_")

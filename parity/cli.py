@@ -190,7 +190,7 @@ def check(
 @app.command()
 def traps() -> int:
     """The known mistakes that a finding can name: where they are made, what they do, how to mend them."""
-    from parity import catalogue
+    from parity.traps import catalogue
 
     table = Table("name", "where", "what the port does", "mend", "source", box=None, pad_edge=False)
     for entry in catalogue.entries():

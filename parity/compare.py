@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from parity import bounds, diagnose, localise, memory, run_flax, run_pytorch, spill, training_traps
+from parity import bounds, diagnose, localise, memory, run_flax, run_pytorch, spill
 from parity.bounds import DRAWS, MULTIPLE, Responses
 from parity.layouts import Tensors
 from parity.localise import Deviation
 from parity.quantities import QUANTITIES, Probe, Training, parameter_of
 from parity.report import Divergence, Finding, Point, Row
 from parity.run_flax import Functional
+from parity.traps import training as training_traps
 from ports import UserError, weights
 
 Progress = Callable[[str], None]

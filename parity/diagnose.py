@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from parity import between, bounds, loss_traps, run_pytorch
+from parity import between, bounds, run_pytorch
 from parity.layouts import first, mapped, with_first
 from parity.localise import BACKWARD, FORWARD, LOSS, NETWORK, Deviation, Run
 from parity.quantities import Probe
 from parity.report import Finding
 from parity.taps import layer_of
-from parity.traps import TRAPS, Trap
+from parity.traps import losses as loss_traps
+from parity.traps.layers import TRAPS, Trap
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 

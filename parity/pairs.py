@@ -31,7 +31,7 @@ from parity.quantities import Loss, Probe
 from parity.report import Model
 from parity.run_flax import Functional
 from parity.taps import Recorder, layer_of
-from parity.traps import accepted
+from parity.traps.layers import accepted
 from ports import UserError, weights
 from ports.weights import flax as flax_weights
 from ports.weights import linen as linen_weights

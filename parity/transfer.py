@@ -12,7 +12,7 @@ import numpy as np
 from parity import bounds
 from parity.pairing import OPTIONAL, Pair, Pairing
 from parity.report import Finding, Row
-from parity.weight_traps import (
+from parity.traps.weights import (
     BIAS,
     EXCHANGED,
     NOT_MOVED,

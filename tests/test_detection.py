@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 import parity
-from parity import catalogue, cli, faithful, score
-from parity.planted import Case
+from parity import cli, score
 from parity.report import Finding, Model, Report, Row
+from parity.score import faithful
+from parity.score.planted import Case
+from parity.traps import catalogue
 
 pytestmark = pytest.mark.usefixtures("quick")
 

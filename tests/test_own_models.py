@@ -13,7 +13,7 @@ from flax import linen as nn
 from flax import nnx
 
 import parity
-from parity import examples as own
+from parity.score import examples as own
 from ports import UserError
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -185,7 +185,7 @@ class Jitted(nnx.Module):
         self.activation = activation
 
     @nnx.jit
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:  # pyright: ignore[reportIncompatibleMethodOverride]
         return self.down(self.activation(self.up(x)))
 
 

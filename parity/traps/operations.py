@@ -9,9 +9,9 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from parity.activations import ACTIVATIONS
-from parity.planting import Operation, Values, argument, instead
-from parity.rearrangements import REARRANGEMENTS
+from parity.traps.activations import ACTIVATIONS
+from parity.traps.planting import Operation, Values, argument, instead
+from parity.traps.rearrangements import REARRANGEMENTS
 
 
 def _operand(i: int) -> Callable[..., Any]:

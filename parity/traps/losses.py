@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from parity import run_pytorch
 from parity.between import Planted
 from parity.localise import FORWARD
-from parity.planting import Operation
 from parity.quantities import Probe
+from parity.traps.planting import Operation
 
 CE, NLL, MSE = ("cross_entropy",), ("nll_loss",), ("mse_loss",)
 MEANS = ("cross_entropy", "nll_loss", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")

@@ -22,8 +22,9 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import parity
 import ports
-from parity import examples, probe, run_linen, run_nnx, training
+from parity import probe, run_linen, run_nnx, training
 from parity.checker import randomise
+from parity.score import examples
 from ports.resnet.spec import SHORTCUTS, Block, ResNetSpec, Stage, Stem
 
 REPEATS = 8

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, RMSprop
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR
 
-from parity.planted import Case, moved
+from parity.score.planted import Case, moved
 from ports import optim, schedules
 
 LR, GAMMA, WD, CLIP, T_MAX = 0.02, 0.8, 0.05, 0.05, 3

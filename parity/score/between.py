@@ -1,4 +1,4 @@
-"""Every mistake between layers, planted: pools, sums, rearrangements, inputs; `planted_activations.py` has the rest."""
+"""Every mistake between layers, planted: pools, sums, rearrangements, inputs; `activations.py` has the rest."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from flax import nnx
 from torch import nn
 
-from parity.planted import Block, Case, NNXBlock, NNXWhole, between, images, moved, sequence
-from parity.planted_activations import ACTIVATIONS
-from parity.planted_sequences import BAND, BAND_TORCH, LOWER_TORCH, attended, attending, bidirectional
+from parity.score.activations import ACTIVATIONS
+from parity.score.planted import Block, Case, NNXBlock, NNXWhole, between, images, moved, sequence
+from parity.score.sequences import BAND, BAND_TORCH, LOWER_TORCH, attended, attending, bidirectional
 
 BLOCK, NETWORK = "block", "(the network)"
 INTERPOLATE: Any = F.interpolate

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parity.planting import INPUT, Operation, Values, argument
+from parity.traps.planting import INPUT, Operation, Values, argument
 
 MAX, AVG = ("max_pool1d", "max_pool2d", "max_pool3d"), ("avg_pool1d", "avg_pool2d", "avg_pool3d")
 ATTENTION, RECURRENT = ("scaled_dot_product_attention",), ("lstm", "gru", "rnn_tanh", "rnn_relu")

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parity.planting import Trap, setting, tensor
-from parity.wrappers import Around, Instead, constant_statistics, normalised, same_transposed
+from parity.traps.planting import Trap, setting, tensor
+from parity.traps.wrappers import Around, Instead, constant_statistics, normalised, same_transposed
 
 CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 UP = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

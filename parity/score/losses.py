@@ -13,8 +13,8 @@ import optax
 import torch
 import torch.nn.functional as F
 
-from parity.planted import Case
-from parity.planted_training import mlp
+from parity.score.planted import Case
+from parity.score.training import mlp
 from ports import losses
 
 RNG = np.random.default_rng(1)

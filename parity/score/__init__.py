@@ -17,15 +17,16 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from parity import catalogue, faithful
 from parity.bounds import MULTIPLE
-from parity.planted import Case
-from parity.planted_between import BETWEEN
-from parity.planted_layers import LAYERS
-from parity.planted_losses import LOSSES
-from parity.planted_training import TRAINING
-from parity.planted_weights import WEIGHTS
 from parity.report import finite
+from parity.score import faithful
+from parity.score.between import BETWEEN
+from parity.score.layers import LAYERS
+from parity.score.losses import LOSSES
+from parity.score.planted import Case
+from parity.score.training import TRAINING
+from parity.score.weights import WEIGHTS
+from parity.traps import catalogue
 
 # By family; a family of the catalogue is a table of its own.
 CASES: dict[str, tuple[Case, ...]] = {
@@ -160,7 +161,7 @@ class Score:
 
 def commit() -> str | None:
     """Of the checkout that this package stands in; None where there is none."""
-    command = ("git", "-C", str(Path(__file__).resolve().parents[1]), "rev-parse", "HEAD")
+    command = ("git", "-C", str(Path(__file__).resolve().parents[2]), "rev-parse", "HEAD")
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

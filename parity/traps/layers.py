@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parity.layer_traps import MORE
-from parity.planting import Trap, setting, tensor
-from parity.wrappers import Always, BiasedVariance, NotUpdated, SamePadding
+from parity.traps.more_layers import MORE
+from parity.traps.planting import Trap, setting, tensor
+from parity.traps.wrappers import Always, BiasedVariance, NotUpdated, SamePadding
 from ports.errors import UserError
 
 CONV, LINEAR = (nn.Conv1d, nn.Conv2d, nn.Conv3d), (nn.Linear,)

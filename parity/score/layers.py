@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from flax import linen, nnx
 from torch import Tensor, nn
 
-from parity import planted_weights as weights
-from parity.planted import Case, images, layer, moved, reading, returning
-from parity.planted_sequences import PADDED, Attention, Future, Masked, attends
-from parity.planted_weights import TOKENS
+from parity.score import weights
+from parity.score.planted import Case, images, layer, moved, reading, returning
+from parity.score.sequences import PADDED, Attention, Future, Masked, attends
+from parity.score.weights import TOKENS
 from ports.resnet.nnx import BatchNorm
 
 SECOND = "block.second"

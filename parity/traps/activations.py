@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parity.planting import Operation, Values, argument, instead
+from parity.traps.planting import Operation, Values, argument, instead
 
 RELU, ADD = ("relu", "relu_"), ("add", "add_", "__add__", "__iadd__", "__radd__")
 SCALE = ("mul", "mul_", "__mul__", "__rmul__", "__imul__", "div", "div_", "__truediv__", "__itruediv__", "true_divide")

@@ -6,7 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from parity import between, loss_traps, sources, training_traps, traps, weight_traps
+from parity import between
+from parity.traps import layers as traps
+from parity.traps import losses as loss_traps
+from parity.traps import sources
+from parity.traps import training as training_traps
+from parity.traps import weights as weight_traps
 
 
 @dataclass(frozen=True)

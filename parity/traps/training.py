@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from parity import bounds, mistrained, run_pytorch
+from parity import bounds, run_pytorch
 from parity.bounds import Responses
 from parity.layouts import Tensors
-from parity.mistrained import adagrad, adam, formula, prepared, rmsprop, scheduled, setting, sgd
 from parity.quantities import Probe, Training
+from parity.traps import mistrained
+from parity.traps.mistrained import adagrad, adam, formula, prepared, rmsprop, scheduled, setting, sgd
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import torch
 from flax import nnx
 from torch import Tensor, nn
 
-from parity.planted import Block, Case, NNXBlock, between, images, layer, moved, sequence, tampered
-from parity.planted_sequences import Attention, NNXAttention
+from parity.score.planted import Block, Case, NNXBlock, between, images, layer, moved, sequence, tampered
+from parity.score.sequences import Attention, NNXAttention
 from ports.resnet.nnx import BatchNorm
 
 CONVS = between(torch.tanh, jnp.tanh)

@@ -1,4 +1,4 @@
-"""PyTorch's training with a mistake in it: what `parity.training_traps` plants.
+"""PyTorch's training with a mistake in it: what `parity.traps.training` plants.
 
 Each function here gives a function from a training to the training with its mistake.
 """
