@@ -23,7 +23,7 @@ parity-all: $(READY) ## check every named network
 	$(BIN)/parity check --all
 
 test: $(READY) ## run all tests
-	$(BIN)/pytest -n 2 $(PYTEST_ARGS)
+	$(BIN)/pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 lint: $(READY) ## ruff check, ruff format --check, pyright
 	$(BIN)/ruff check

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,14 @@ COMPILED = tempfile.TemporaryDirectory(prefix="parity-tests-")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_let_go() -> Iterator[None]:
+    """A process with the programs of a thousand tests in it is slow to look through for garbage."""
+    yield
+    if (jax := sys.modules.get("jax")) is not None:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
