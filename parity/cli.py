@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from parity import cli_weights
 from ports.errors import UserError
 from ports.resnet.spec import NETWORKS
 
@@ -165,6 +166,9 @@ def traps() -> int:
         table.add_row(entry.name, entry.where, entry.text, entry.mend)
     _console().print(table)
     return 0
+
+
+cli_weights.register(app)
 
 
 def _pair(path: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
