@@ -18,7 +18,7 @@ import numpy as np
 
 from ports.resnet.spec import ResNetSpec
 from ports.weights.hub import Ignore, WeightsError, lossless
-from ports.weights.layers import COUNTER, LAYERS, Leaf
+from ports.weights.layers import LAYERS, Leaf
 from ports.weights.networks import Layer, Shape, layers
 
 Path = tuple[str, ...]
@@ -36,7 +36,6 @@ class Dialect:
         tensors: how the tensors of a layer are called and laid out.
         nested: names are paths in a tree.
         collections: Linen's `params` and `batch_stats` come first.
-        counter: it has `num_batches_tracked`.
         networks: whose names these are; all where none is named.
         ignore: what its files hold besides, and why it is left out; each matches something, or it is another dialect.
         warning: what is not the same network although its weights fit.
@@ -49,7 +48,6 @@ class Dialect:
     tensors: str = "torch"
     nested: bool = False
     collections: bool = False
-    counter: bool = True
     networks: tuple[str, ...] = ()
     ignore: tuple[Ignore, ...] = ()
     warning: str = ""
@@ -105,7 +103,6 @@ DIALECTS = {
             tensors="flax",
             nested=True,
             collections=True,
-            counter=False,
             warning=SAME_PADDING,
         ),
         Dialect(
@@ -172,7 +169,7 @@ def entries(layer: Layer, dialect: Dialect) -> list[Entry]:
     base = dialect.layer(layer)
     found = []
     for leaf in LAYERS[layer.type](None):
-        if leaf.hub not in layer.shapes or (leaf.hub == COUNTER and not dialect.counter):
+        if leaf.hub not in layer.shapes:
             continue
         if dialect.tensors == "flax":
             kept, names = leaf, leaf.flax

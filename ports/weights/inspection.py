@@ -96,7 +96,8 @@ def _unusual(arrays: dict[str, np.ndarray], types: Counter[str], values: bool) -
             ("infinite", lambda a: np.isinf(a).any()),
             ("all zero", lambda a: not a.any()),
         ):
-            held = [n for n, a in arrays.items() if a.size and a.dtype.kind in "fcV" and test(a)]
+            with np.errstate(all="ignore"):
+                held = [n for n, a in arrays.items() if a.size and a.dtype.kind in "fcV" and test(a)]
             if held:
                 notes.append(f"{text}: {describe(held)}")
     return notes
