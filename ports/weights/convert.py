@@ -91,7 +91,7 @@ def open_checkpoint(
         WeightsError: the file cannot be read, or holds no network that is known.
     """
     row = formats.of(path, format)
-    parts = training.split(path, formats.read(path, format), row, key)
+    parts = training.split(path, formats.read(path, format), row, key, weights_only)
     shapes = {name: array.shape for name, array in parts.weights.items()}
     try:
         found = rules.found(shapes) if rules is not None else recognise(shapes, model)

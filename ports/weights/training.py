@@ -65,11 +65,12 @@ class Parts:
         return bool(self.slots) or self.torch is not None
 
 
-def split(path: Any, content: Content, row: Format, key: str | None = None) -> Parts:
+def split(path: Any, content: Content, row: Format, key: str | None = None, weights_only: bool = False) -> Parts:
     """Takes a file's content apart.
 
     Args:
         key: where the weights stand, where that is not found by itself: `ema`, `checkpoint.model`.
+        weights_only: leaves the state of the optimizer unread.
 
     Raises:
         WeightsError: no weights there, or what is no tensor among them.
@@ -92,7 +93,7 @@ def split(path: Any, content: Content, row: Format, key: str | None = None) -> P
     parts.step = int(steps) if isinstance(steps, int | np.ndarray | np.generic) else None
     if isinstance(found, list) and len(found) == 1:
         found = found[0]
-    if isinstance(found, Mapping) and found:
+    if isinstance(found, Mapping) and found and not weights_only:
         _optimizer(found, parts)
     _about(parts)
     return parts

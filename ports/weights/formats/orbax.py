@@ -118,8 +118,12 @@ def write(path: Path, content: Content) -> None:
         raise WeightsError("orbax: no tensor that is not empty")
     own = {**content.metadata, **({EMPTY: empty} if empty else {})}
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=any(_unfit(name) for name in seen))
+    tree = _trees(full)
     with _quiet(), ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(path.absolute(), _trees(full), custom_metadata={OWN: own} if own else None)
+        try:
+            checkpointer.save(path.absolute(), tree, custom_metadata={OWN: own} if own else None)
+        except (ValueError, RuntimeError) as error:  # what the system said, as tensorstore tells it
+            raise OSError(str(error).partition("[")[0].strip()[:200]) from None
     about = json.loads((path / ABOUT).read_text())
     about |= {time: 0 for time in TIMES if time in about}
     (path / ABOUT).write_text(json.dumps(about, sort_keys=True))

@@ -87,8 +87,12 @@ def _to_numpy(path: Path, node: Any, above: tuple[int, ...]) -> Any:
 def write(path: Path, content: Content) -> None:
     import torch
 
+    whole = _to_torch(content.tree, "")
     with path.open("wb") as file:  # a file, not its name: the name would become part of the content
-        torch.save(_to_torch(content.tree, ""), file)
+        try:
+            torch.save(whole, file)
+        except RuntimeError as error:  # PyTorch's writer hides what the system said behind its own complaint
+            raise error.__context__ if isinstance(error.__context__, OSError) else OSError(str(error)) from None
     if content.metadata:
         with zipfile.ZipFile(path, "a") as archive:
             archive.writestr(zipfile.ZipInfo(EXTRA), json.dumps(content.metadata, sort_keys=True))
