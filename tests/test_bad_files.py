@@ -160,7 +160,7 @@ def entry(dtype: Any = "F32", shape: Any = (2,), begin: Any = 0, end: Any = 8) -
 
 
 EIGHT = bytes(8)
-HEADERS = {
+HEADERS: dict[str, bytes] = {
     "2^63 bytes": header({}, 2**63),
     "2^64-1 bytes": header({}, 2**64 - 1),
     "longer than the file": header({}, 100),
@@ -199,8 +199,11 @@ def test_safetensors_headers(kind: str, tmp_path: Path, capsys: Any) -> None:
     refused(tmp_path / "w.safetensors", tmp_path, capsys, said="w.safetensors: ")
 
 
+packb: Any = msgpack.packb
+
+
 def packed(*arrays: tuple[Any, Any, Any]) -> bytes:
-    return msgpack.packb({str(i): msgpack.ExtType(1, msgpack.packb(a)) for i, a in enumerate(arrays)})
+    return packb({str(i): msgpack.ExtType(1, msgpack.packb(a)) for i, a in enumerate(arrays)})
 
 
 MSGPACK = {

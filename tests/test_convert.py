@@ -167,7 +167,8 @@ def test_where_flax_networks_keep_their_variables(name: str) -> None:
     net = nnx.eval_shape(lambda: ports.create(name, "nnx", seed=None))
     variables = {".".join(map(str, at)): v.get_value().shape for at, v in nnx.to_flat_state(nnx.state(net))}
     _, linen = ports.create(name, "linen", seed=None)
-    flat = {at: a.shape for at, a in traverse_util.flatten_dict(linen, sep=".").items()}
+    arrays: Any = traverse_util.flatten_dict(linen, sep=".")
+    flat = {at: a.shape for at, a in arrays.items()}
     for dialect, expected in (("nnx", variables), ("linen", flat)):
         rows = mapping(known()[name], DIALECTS[dialect])
         assert {n: s for row in rows for n, s in zip(row.names, row.shapes, strict=True)} == expected
@@ -322,7 +323,7 @@ def test_optax_states_as_flax_restores_them(trained: Path, tmp_path: Path) -> No
     convert(trained, tmp_path / "w.msgpack")
     module, variables = ports.create(NAME, "linen", seed=1)
     state = optim.adam(0.1).init(variables["params"])
-    tree = flax.serialization.msgpack_restore((tmp_path / "w.msgpack").read_bytes())
+    tree: Any = flax.serialization.msgpack_restore((tmp_path / "w.msgpack").read_bytes())
     state = flax.serialization.from_state_dict(state, tree["opt_state"])
     params = flax.serialization.from_state_dict(variables["params"], tree["params"])
     found = optimizer.read(state, (module, {**variables, "params": params}))

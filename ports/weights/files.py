@@ -7,7 +7,7 @@ network must be a known one; a file in PyTorch's layouts keeps its own names.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,6 @@ from ports.weights.atomic import publish
 from ports.weights.formats import Content
 from ports.weights.hub import WeightsError, _arrays
 from ports.weights.recognise import recognise, stripped
-
-# What a layer's tensors are called in Flax and nowhere in PyTorch.
-FLAX = ("kernel", "scale", "embedding")
 
 
 def load(path: str | Path, *, format: str | None = None, key: str | None = None) -> dict[str, np.ndarray]:
@@ -33,13 +30,16 @@ def load(path: str | Path, *, format: str | None = None, key: str | None = None)
         WeightsError: no such file, an unknown format, a file that is damaged, holds no tensors or would run code.
     """
     content = formats.read(path, format)
-    weights = training.split(path, content, formats.of(path, format), key).weights
-    ends = {name.replace("/", ".").removesuffix(".value").rpartition(".")[2] for name in weights}
-    if ends & set(FLAX):
-        weights = recognise({name: array.shape for name, array in weights.items()}).read(weights)
-        names = {name: name for name in weights}
-    else:
-        names = stripped(list(weights))
+    row = formats.of(path, format)
+    weights = training.split(path, content, row, key, weights_only=True).weights
+    names = stripped(list(weights))
+    if _in_flax(weights):
+        try:
+            weights = recognise({name: array.shape for name, array in weights.items()}).read(weights)
+            names = {name: name for name in weights}
+        except WeightsError:
+            if row.name != "torch":  # there it may be somebody's own name for a tensor
+                raise
     return {name: np.array(weights[raw], order="C") for name, raw in names.items()}
 
 
@@ -61,3 +61,9 @@ def save(
         raise WeightsError(f"output {path}: got a tensor named {other[0]!r}, expected text")
     with publish(path, force=force) as partial:
         formats.write(partial, Content(arrays), row)
+
+
+def _in_flax(names: Iterable[str]) -> bool:
+    """Whether the tensors are called as Flax calls them."""
+    ends = {name.replace("/", ".").removesuffix(".value").rpartition(".")[2] for name in names}
+    return bool(ends & {"kernel", "embedding"}) and "weight" not in ends

@@ -11,6 +11,7 @@ Source of the addresses: torchvision's resnet.py; the eight digits in a name are
 from __future__ import annotations
 
 import importlib
+import logging
 import re
 import tempfile
 from pathlib import Path
@@ -93,6 +94,7 @@ def _hugging_face(name: str) -> Path:
         raise WeightsError(
             f"{HF}{name}: needs huggingface_hub (pip install 'ports-parity[hub]'); or fetch {address} and give the file"
         ) from None
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # else it tells of every try
     for candidate in (file,) if file else HF_FILES:
         try:
             path = Path(library.hf_hub_download(repository, candidate, revision=revision))
@@ -117,5 +119,5 @@ def _shards(library: Any, repository: str, revision: str | None, index: Path) ->
 
 
 def _reason(error: Exception) -> str:
-    text = str(error).strip().partition("\n")[0]
+    text = str(error).strip().partition("\n")[0].partition(". ")[0]
     return f"{type(error).__name__}: {text}"[:160]

@@ -22,7 +22,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -122,6 +122,9 @@ class Rules:
             for layer, parts in layers.items():
                 for leaf in row.leaves():
                     entry = _entry(tensors, layer, leaf, style)
+                    if entry is None and leaf.hub == COUNTER and {style, other} - {"torch"} == {style}:
+                        found.entries += (own := _counter(layer, theirs.format(*parts), leaf, style))
+                        found.others += [replace(e, leaf=Leaf(COUNTER, ()), paths=((e.hub,),)) for e in own]
                     if entry is None or any(name in ignored for name in entry.names):
                         continue
                     for name in entry.names:
@@ -143,7 +146,7 @@ class Rules:
         left = {name: shape for name, shape in tensors.items() if name not in taken and name not in ignored}
         patterns = [row.target if reverse else row.source for row in self.rows]
         for name, shape in left.items():
-            near = difflib.get_close_matches(name, patterns, n=1)
+            near = difflib.get_close_matches(name.rpartition(".")[0], patterns, n=1)
             hint = f"; nearest: {near[0]}" if near else ""
             problems.append(f"{name} {shape}: no rule takes it, no [[ignore]] names it{hint}")
         for pattern, why in self.ignores:
@@ -163,6 +166,11 @@ class Rules:
         if to == found.other:
             return found.others
         raise WeightsError(f"rules {self.name}: are between {self.source} and {self.target}; got --to {to}")
+
+
+def _counter(layer: str, base: str, leaf: Leaf, style: str) -> list[Entry]:
+    """BatchNorm's counter, for which stock Flax has no variable: from the metadata, or 0."""
+    return [Entry(_joined(base, leaf.hub), (), leaf, _paths(layer, leaf, style), False)]
 
 
 def _joined(base: str, leaf: str) -> str:

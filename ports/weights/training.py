@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -120,7 +120,7 @@ def _holder(path: Any, root: Tree, row: Format, key: str | None) -> tuple[Tree, 
         holder = holder[at]
     if not isinstance(holder, Mapping) or not holder:
         raise WeightsError(f"weights {path}: got {type(holder).__name__}, expected a state_dict")
-    return dict(holder), notes
+    return cast(Tree, holder), notes
 
 
 def _only_training(holder: Mapping[str, Any], at: str) -> bool:
