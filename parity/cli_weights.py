@@ -26,7 +26,10 @@ WeightsOnly = Annotated[bool, typer.Option("--weights-only", help="Leave the sta
 Steps = Annotated[int | None, typer.Option(min=0, help="Steps of training done, where SRC does not say it.")]
 Draft = Annotated[bool, typer.Option("--rules", help="Write a first draft of rules from the first file to the second.")]
 Values = Annotated[bool, typer.Option("--values", help="Read the numbers too: NaN, infinite, all zero.")]
-Files = Annotated[list[str], typer.Argument(metavar="FILE...", help="A file or a folder; two with --rules.")]
+Files = Annotated[
+    list[str],
+    typer.Argument(metavar="FILE...", help="A file or a folder; two, or package.module:function, with --rules."),
+]
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 

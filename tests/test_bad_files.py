@@ -82,6 +82,18 @@ def test_a_flipped_bit_of_a_tensor_is_seen_where_there_is_a_checksum(row: Any, t
     refused(path, tmp_path, capsys, said="damaged")
 
 
+@pytest.mark.parametrize("name", ["safetensors", "sharded", "orbax"])
+def test_a_flipped_bit_of_a_tensor_is_seen_in_what_was_written_here(name: str, tmp_path: Path, capsys: Any) -> None:
+    """These formats have no checksums; ours is in the metadata."""
+    path = written(tmp_path / "w", SMALL, FORMATS[name])
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    largest = max(files, key=lambda file: file.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[-200] ^= 4
+    largest.write_bytes(content)
+    refused(path, tmp_path, capsys, "--source-format", name, said="damaged")
+
+
 @pytest.mark.parametrize("row", FILES, ids=lambda row: row.name)
 def test_flipped_bits_of_a_header(row: Any, tmp_path: Path) -> None:
     """A flipped bit is an error, or is in a name or number that the format has no checksum for: never another type."""
@@ -369,6 +381,16 @@ def test_what_is_asked_for(
         assert sorted(p.name for p in tmp_path.rglob("*")) == before
 
 
+def test_no_permission_to_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    save(tmp_path / "w.npz", SMALL)
+
+    def fail(*_: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("ports.weights.formats.npz.zipfile.ZipFile", fail)
+    refused(tmp_path / "w.npz", tmp_path, capsys, said="no permission to read it")
+
+
 def test_an_output_is_replaced_with_force_alone(tmp_path: Path) -> None:
     save(tmp_path / "w.npz", SMALL)
     for row in FORMATS.values():
@@ -510,6 +532,32 @@ def test_no_bytes_raise_anything_else(row: Any, changes: Any, cut: int | None, t
     except WeightsError:
         return
     assert all(isinstance(array, np.ndarray) for array in found.values())
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    which=st.integers(0, 20),
+    changes=st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), max_size=4),
+    cut=st.none() | st.integers(0, 500),
+)
+def test_no_orbax_folder_raises_anything_else(which: int, changes: Any, cut: int | None, tmp_path: Path) -> None:
+    folder = tmp_path / "orbax"
+    if not folder.exists():
+        written(folder, TINY, FORMATS["orbax"])
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    file = files[which % len(files)]
+    whole = file.read_bytes()
+    content = bytearray(whole)
+    for at, value in changes:
+        content[at % max(len(content), 1) : at % max(len(content), 1) + 1] = bytes([value])
+    file.write_bytes(content[:cut])
+    try:
+        found = load(folder)
+    except WeightsError:
+        return
+    finally:
+        file.write_bytes(whole)
+    assert same(found, TINY)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -363,6 +363,21 @@ def test_optax_own_states_are_read(make: Any, tmp_path: Path) -> None:
     assert np.all(found[f"{slot}/conv1.weight" if f"{slot}/conv1.weight" in found else f"{slot}/fc.bias"] > 0)
 
 
+@pytest.mark.usefixtures("quick")
+def test_the_state_of_nnx_own_optimizer_is_read(tmp_path: Path) -> None:
+    """As NNX's users save it: `nnx.state` of the model and of `nnx.Optimizer` in one Orbax folder."""
+    net = ports.create(NAME, "nnx", seed=1)
+    tuned = nnx.Optimizer(net, optax.adam(0.1), wrt=nnx.Param)
+    tuned.update(net, jax.tree.map(jnp.ones_like, nnx.state(net, nnx.Param)))
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "w", {"model": nnx.state(net), "optimizer": nnx.state(tuned)})
+    found = open_checkpoint(tmp_path / "w")
+    assert found.optimizer is not None
+    assert int(found.optimizer["step"]) == 1
+    assert np.allclose(found.optimizer["exp_avg/fc.weight"], 0.1)
+    assert same(found.weights, ports.weights.read(net))
+
+
 def test_groups_of_an_optimizer(tmp_path: Path) -> None:
     """Two groups travel where the parameters have their names, and are refused where they have not."""
     net = ports.create(NAME, "pytorch", seed=0)

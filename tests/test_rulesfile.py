@@ -225,6 +225,22 @@ def test_a_first_draft_of_rules(tmp_path: Path, capsys: Any) -> None:
     assert main(["inspect", "--rules", str(tmp_path / "a.npz")]) == 2
 
 
+def test_a_draft_from_two_functions(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = "from test_rulesfile import Torch as left, Flax, nnx\ndef right(): return Flax(nnx.Rngs(0))\n"
+    (tmp_path / "two_models.py").write_text(code)
+    assert main(["inspect", "--rules", "two_models:left", "two_models:right"]) == 0
+    text = capsys.readouterr().out
+    assert 'source = "embed"\ntarget = "embed"\ntype = "embedding"' in text
+    assert 'source = "blocks.{}.up"\ntarget = "layers.{}.dense"\ntype = "linear"' in text
+    assert 'source = "blocks.{}.attention"\ntarget = "layers.{}.attn"\ntype = "attention"\nheads = 2' in text
+    assert [line for line in text.splitlines() if "no counterpart" in line] == [
+        "# source positions (4,) (tensor): no counterpart found"
+    ]
+    assert main(["inspect", "--rules", "two_models:left", "two_models:middle"]) == 2
+    assert "expected a function that returns a model" in capsys.readouterr().err
+
+
 # Weights by name.
 
 

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ports.weights.networks import Shape
-from ports.weights.recognise import normal
+from ports.weights.recognise import in_flax, normal
+
+ALIKE = ("linear", "embedding")  # PyTorch's names do not tell one from the other
 
 
 @dataclass
@@ -24,6 +26,7 @@ class Layer:
     name: str
     type: str
     shape: Shape
+    heads: int | None = None
 
     @property
     def plain(self) -> str:
@@ -34,14 +37,18 @@ def draft(left: Mapping[str, np.ndarray], right: Mapping[str, np.ndarray]) -> st
     """The text of a file of rules."""
     (source, mine), (target, theirs) = _layers(left), _layers(right)
     pairs: list[tuple[Layer, Layer, str]] = []
-    for test, why in ((lambda x: (x.type, x.plain), ""), (lambda x: (x.type, x.shape), "")):
+    tests = ((lambda x: x.plain, ALIKE), (lambda x: (x.type, x.shape), ()))
+    for test, alike in tests:
         groups: dict[object, tuple[list[Layer], list[Layer]]] = defaultdict(lambda: ([], []))
         for side, layers in enumerate((mine, theirs)):
             for layer in layers:
                 groups[test(layer)][side].append(layer)
         for ours, others in groups.values():
             if len(ours) == len(others) == 1 and ours[0].shape == others[0].shape:
-                pairs.append((ours[0], others[0], why))
+                types = (ours[0].type, others[0].type)
+                if types[0] == types[1] or set(types) <= set(alike):
+                    ours[0].type = types[1] if source == "torch" else types[0]  # Flax's names tell it
+                    pairs.append((ours[0], others[0], ""))
         mine, theirs = _left(mine, theirs, pairs)
     groups = defaultdict(lambda: ([], []))
     for side, layers in enumerate((mine, theirs)):
@@ -52,6 +59,7 @@ def draft(left: Mapping[str, np.ndarray], right: Mapping[str, np.ndarray]) -> st
             pairs += [(a, b, "by order among equal shapes") for a, b in zip(ours, others, strict=True)]
     mine, theirs = _left(mine, theirs, pairs)
     lines = [f'source = "{source}"', f'target = "{target}"']
+    heads = {kind.heads for pair in pairs for kind in pair[:2] if kind.heads}
     for (a, b, kind), why in _collapsed(pairs).items():
         lines += [
             "",
@@ -59,6 +67,7 @@ def draft(left: Mapping[str, np.ndarray], right: Mapping[str, np.ndarray]) -> st
             f'source = "{a}"',
             f'target = "{b}"',
             f'type = "{kind}"',
+            *(f"heads = {n}" for n in sorted(heads) if kind == "attention"),
         ]
     for side, layers in (("source", mine), ("target", theirs)):
         lines += (
@@ -76,14 +85,26 @@ def _layers(tensors: Mapping[str, np.ndarray]) -> tuple[str, list[Layer]]:
     """The side's style, and its layers; shapes are PyTorch's."""
     names = {n: tensors[raw].shape for n, raw in normal({n: a.shape for n, a in tensors.items()}).items()}
     style = "torch"
-    if {name.rpartition(".")[2] for name in names} & {"kernel", "scale", "embedding"}:
+    if in_flax(names):
         style = "linen" if all(name.startswith(("params.", "batch_stats.")) for name in names) else "nnx"
+    bare = {name.partition(".")[2] if style == "linen" else name: shape for name, shape in names.items()}
+    found = [layer for name in bare if (layer := _attention(name, bare)) is not None]
     grouped: dict[str, dict[str, Shape]] = defaultdict(dict)
-    for name, shape in names.items():
-        bare = name.partition(".")[2] if style == "linen" else name
-        layer, _, leaf = bare.rpartition(".")
-        grouped[layer or bare][leaf if layer else ""] = shape
-    return style, [layer for name, leaves in grouped.items() for layer in _typed(name, leaves, style)]
+    for name, shape in bare.items():
+        layer, _, leaf = name.rpartition(".")
+        if not any(name.startswith(f"{one.name}.") for one in found):
+            grouped[layer or name][leaf if layer else ""] = shape
+    return style, found + [layer for name, leaves in grouped.items() for layer in _typed(name, leaves, style)]
+
+
+def _attention(name: str, tensors: Mapping[str, Shape]) -> Layer | None:
+    """The attention that a tensor is the first of: PyTorch packs three into one, Flax has the number of heads."""
+    if name.endswith(".in_proj_weight"):
+        return Layer(name.rpartition(".")[0], "attention", (tensors[name][1],))
+    base = name.removesuffix(".query.kernel")
+    if base != name and f"{base}.out.kernel" in tensors and len(tensors[name]) == 3:
+        return Layer(base, "attention", tensors[name][:1], heads=tensors[name][1])
+    return None
 
 
 def _typed(name: str, leaves: dict[str, Shape], style: str) -> list[Layer]:

@@ -7,7 +7,7 @@ network must be a known one; a file in PyTorch's layouts keeps its own names.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from ports.weights import formats, training
 from ports.weights.atomic import publish
 from ports.weights.formats import Content
 from ports.weights.hub import WeightsError, _arrays
-from ports.weights.recognise import recognise, stripped
+from ports.weights.recognise import in_flax, recognise, stripped
 
 
 def load(path: str | Path, *, format: str | None = None, key: str | None = None) -> dict[str, np.ndarray]:
@@ -33,7 +33,7 @@ def load(path: str | Path, *, format: str | None = None, key: str | None = None)
     row = formats.of(path, format)
     weights = training.split(path, content, row, key, weights_only=True).weights
     names = stripped(list(weights))
-    if _in_flax(weights):
+    if in_flax(weights):
         try:
             weights = recognise({name: array.shape for name, array in weights.items()}).read(weights)
             names = {name: name for name in weights}
@@ -61,9 +61,3 @@ def save(
         raise WeightsError(f"output {path}: got a tensor named {other[0]!r}, expected text")
     with publish(path, force=force) as partial:
         formats.write(partial, Content(arrays), row)
-
-
-def _in_flax(names: Iterable[str]) -> bool:
-    """Whether the tensors are called as Flax calls them."""
-    ends = {name.replace("/", ".").removesuffix(".value").rpartition(".")[2] for name in names}
-    return bool(ends & {"kernel", "embedding"}) and "weight" not in ends

@@ -5,6 +5,9 @@ Of safetensors the header alone is read, of the other formats the file.
 
 from __future__ import annotations
 
+import importlib
+import re
+import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +33,13 @@ class Inspection:
 
 
 def tensors(path: str | Path, format: str | None = None) -> dict[str, np.ndarray]:
-    """The tensors of a file's network under the file's own names."""
+    """The tensors of a file's network, or of a live one, under their own names.
+
+    Args:
+        path: a file, or `package.module:function` that returns a model (Linen's with its variables).
+    """
+    if re.fullmatch(r"[\w.]+:\w+", str(path)) and not Path(path).exists():
+        return _of_model(str(path))
     return training.split(path, formats.read(path, format), formats.of(path, format)).weights
 
 
@@ -52,7 +61,7 @@ def inspect(
         WeightsError: it cannot be read.
     """
     row = formats.of(path, format)
-    content = formats.read(path, format)
+    content = formats.read(path, format, check=values)
     parts = training.split(path, content, row, key)
     arrays = parts.weights
     size = sum(array.nbytes for array in arrays.values())
@@ -101,3 +110,27 @@ def _unusual(arrays: dict[str, np.ndarray], types: Counter[str], values: bool) -
             if held:
                 notes.append(f"{text}: {describe(held)}")
     return notes
+
+
+def _of_model(path: str) -> dict[str, np.ndarray]:
+    """The tensors of a model that a function returns, under its framework's own names."""
+    module, _, function = path.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        made = getattr(importlib.import_module(module), function)()
+    except Exception as error:  # whatever somebody's module raises
+        said = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise WeightsError(f"{path}: {said}; expected a function that returns a model") from error
+    finally:
+        sys.path.remove(str(Path.cwd()))
+    if hasattr(made, "state_dict"):
+        from ports.weights import pytorch
+
+        return pytorch.read(made)
+    if isinstance(made, tuple) and len(made) == 2:
+        tree = made[1]
+    else:
+        from flax import nnx
+
+        tree = nnx.to_pure_dict(nnx.state(made, nnx.Not(nnx.RngState)))
+    return {".".join(map(str, at)): np.asarray(value) for at, value in formats.flat(tree)}

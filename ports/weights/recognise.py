@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import functools
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -117,6 +117,12 @@ def normal(names: Mapping[str, Shape]) -> dict[str, str]:
             raise WeightsError(f"{raw}: is {new}, and so is {result[new]}")
         result[new] = raw
     return result
+
+
+def in_flax(names: Iterable[str]) -> bool:
+    """Whether the tensors are called as Flax calls them."""
+    ends = {name.replace("/", ".").removesuffix(".value").rpartition(".")[2] for name in names}
+    return bool(ends & {"kernel", "embedding"}) and "weight" not in ends
 
 
 @functools.cache

@@ -75,7 +75,7 @@ def split(path: Any, content: Content, row: Format, key: str | None = None, weig
     Raises:
         WeightsError: no weights there, or what is no tensor among them.
     """
-    root = content.tree
+    root = bare(content.tree)
     if not row.nested:
         return _split_flat(path, content)
     holder, notes = _holder(path, root, row, key)
@@ -97,6 +97,14 @@ def split(path: Any, content: Content, row: Format, key: str | None = None, weig
         _optimizer(found, parts)
     _about(parts)
     return parts
+
+
+def bare(tree: Tree) -> Tree:
+    """A tree without the `value` that Orbax writes below each of NNX's variables."""
+    leaves = list(flat(tree))
+    if not all(at[-1] == "value" and len(at) > 1 for at, _ in leaves):
+        return tree
+    return nested((at[:-1], value) for at, value in leaves)
 
 
 def _holder(path: Any, root: Tree, row: Format, key: str | None) -> tuple[Tree, list[str]]:
@@ -187,6 +195,9 @@ def _optimizer(found: Mapping[str, Any], parts: Parts) -> None:
         groups = [g for g in found["param_groups"] if isinstance(g, Mapping)]
         parts.options = [{k: v for k, v in g.items() if k not in ("params", "param_names")} for g in groups]
         return
+    if isinstance(found.get("opt_state"), Mapping):  # nnx.Optimizer's
+        parts.step = int(found[STEP]) if STEP in found else parts.step
+        found = found["opt_state"]
     if STEP in found and all(isinstance(v, Mapping) or n == STEP for n, v in found.items()):
         parts.step = int(found[STEP])
         parts.slots = {slot: dict(_joined(tree)) for slot, tree in found.items() if slot != STEP}

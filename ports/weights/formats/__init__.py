@@ -9,6 +9,10 @@
 | `msgpack`     | Flax's `.msgpack` (`flax.serialization`)                                 | no room for it  |
 | `orbax`       | a folder as `orbax.checkpoint.StandardCheckpointer` restores it          | its own         |
 
+A format without checksums of its own but with room for metadata (`sums`) gets one there (`crc32`: of all names, types,
+shapes and numbers). What others wrote in it has none, and in msgpack there is no room: a flipped bit in a number is not
+seen there.
+
 A file's content is a tree: dicts of text to arrays, to dicts, or (PyTorch, msgpack) to plain numbers and text. A flat
 format holds one level. Only the format that is read or written is imported.
 """
@@ -16,6 +20,7 @@ format holds one level. Only the format that is read or written is imported.
 from __future__ import annotations
 
 import importlib
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +32,7 @@ import numpy as np
 from ports.weights.hub import WeightsError
 
 Tree = dict[str, Any]
-INDEX = ".index.json"
+INDEX, SUM = ".index.json", "crc32"
 
 
 @dataclass
@@ -47,6 +52,7 @@ class Format:
         folder: it is a folder, not a file.
         nested: it holds trees; else one level of arrays.
         plain: it holds numbers and text besides arrays.
+        sums: it has no checksums of its own, and room for one.
     """
 
     name: str
@@ -55,17 +61,18 @@ class Format:
     folder: bool = False
     nested: bool = False
     plain: bool = False
+    sums: bool = False
 
 
 FORMATS = {
     row.name: row
     for row in (
         Format("torch", (".pt", ".pth", ".th", ".bin", ".ckpt"), "torchfile", nested=True, plain=True),
-        Format("safetensors", (".safetensors",), "safetensors"),
-        Format("sharded", (), "sharded", folder=True),
+        Format("safetensors", (".safetensors",), "safetensors", sums=True),
+        Format("sharded", (), "sharded", folder=True, sums=True),
         Format("npz", (".npz",), "npz"),
         Format("msgpack", (".msgpack",), "msgpack", nested=True, plain=True),
-        Format("orbax", (), "orbax", folder=True, nested=True),
+        Format("orbax", (), "orbax", folder=True, nested=True, sums=True),
     )
 }
 SUFFIXES = {suffix: row for row in FORMATS.values() for suffix in row.suffixes}
@@ -126,8 +133,11 @@ def of(path: str | Path, name: str | None = None) -> Format:
     raise WeightsError(f"weights {path}: unknown format {got!r}; expected {expected}, or name it with --format")
 
 
-def read(path: str | Path, name: str | None = None) -> Content:
+def read(path: str | Path, name: str | None = None, *, check: bool = True) -> Content:
     """The content of a file, as it is.
+
+    Args:
+        check: holds the numbers against their checksum, which reads them all.
 
     Raises:
         WeightsError: no such file, an unknown format, a file that is damaged, holds no tensors or would run code.
@@ -138,7 +148,7 @@ def read(path: str | Path, name: str | None = None) -> Content:
     row = of(path, name)
     if path.is_dir() and not row.folder:
         raise WeightsError(f"weights {path}: is a folder, expected a file of format {row.name}")
-    return guarded(path, row.module, "read", path)
+    return guarded(path, row.module, "read", path, *((check,) if row.sums else ()))
 
 
 def write(path: str | Path, content: Content, row: Format, **options: Any) -> None:
@@ -214,6 +224,29 @@ def unique(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
             raise ValueError(f"the key {str(key)[:80]!r} stands there twice")
         result[key] = value
     return result
+
+
+def checksum(leaves: Iterable[tuple[str, np.ndarray]]) -> str:
+    """Of names, types, shapes and numbers, in any order."""
+    total = 0
+    for name, array in sorted(leaves, key=lambda leaf: leaf[0]):
+        about = f"{name}\0{array.dtype.name}\0{array.shape}\0"
+        total = zlib.crc32(about.encode("utf-8", "surrogatepass"), total)
+        total = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8), total)
+    return f"{total:08x}"
+
+
+def checked(metadata: dict[str, str], leaves: Iterable[tuple[str, np.ndarray]], check: bool) -> dict[str, str]:
+    """The metadata without the checksum, which is held against the leaves.
+
+    Raises:
+        ValueError: it is another.
+    """
+    metadata = dict(metadata)
+    expected = metadata.pop(SUM, None)
+    if check and expected is not None and checksum(leaves) != expected:
+        raise ValueError("the checksum of its tensors is another than was written")
+    return metadata
 
 
 def room(path: Path, declared: int) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ports.weights.formats import Content, Tree, dtype_of, flat, nested, room
+from ports.weights.formats import SUM, Content, Tree, checked, checksum, dtype_of, flat, nested, room
 from ports.weights.hub import WeightsError
 
 ABOUT, TREE = "_CHECKPOINT_METADATA", "_METADATA"
@@ -27,6 +27,8 @@ TIMES = ("init_timestamp_nsecs", "commit_timestamp_nsecs")
 OWN, EMPTY = "ports", "empty"
 DONE = "commit_success.txt"
 LONGEST = 200
+OCDBT = "manifest.ocdbt"
+ARRAYS = ("np.ndarray", "jax.Array")
 
 
 @contextmanager
@@ -41,9 +43,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def read(path: Path) -> Content:
-    import orbax.checkpoint as ocp
-
+def read(path: Path, check: bool = True) -> Content:
     if not path.is_dir():
         raise WeightsError(f"weights {path}: is a file, expected a folder that Orbax wrote")
     if not (path / TREE).is_file():
@@ -51,8 +51,12 @@ def read(path: Path) -> Content:
         hint = f"; it is in {path / inner[0]}" if inner else ""
         raise WeightsError(f"weights {path}: no {TREE}: not a finished Orbax checkpoint{hint}")
     _whole(path)
-    with _quiet(), ocp.StandardCheckpointer() as checkpointer:
-        found = checkpointer.restore(path.absolute())
+    found = _plain_zarr(path)
+    if found is None:
+        import orbax.checkpoint as ocp
+
+        with _quiet(), ocp.StandardCheckpointer() as checkpointer:
+            found = checkpointer.restore(path.absolute())
     about = json.loads((path / ABOUT).read_text()) if (path / ABOUT).is_file() else {}
     own = (about.get("custom_metadata") or {}).get(OWN) or {}
     tree = _plain(found)
@@ -66,7 +70,31 @@ def read(path: Path) -> Content:
     if not tree:
         raise WeightsError(f"weights {path}: holds no tensors")
     metadata = {key: value for key, value in own.items() if isinstance(value, str)}
-    return Content(tree, metadata)
+    leaves = [(".".join(at), array) for at, array in flat(tree)]
+    return Content(tree, checked(metadata, leaves, check))
+
+
+def _plain_zarr(path: Path) -> Tree | None:
+    """The arrays of a folder as it is written here, one after another; None where it is of another kind.
+
+    Where one of several that it reads at once fails, Orbax complains of the others behind one's back.
+    """
+    import tensorstore as ts
+
+    table = json.loads((path / TREE).read_text())
+    if (path / OCDBT).exists() or table.get("use_zarr3"):
+        return None
+    leaves = []
+    for entry in table["tree_metadata"].values():
+        if entry["value_metadata"]["value_type"] not in ARRAYS:
+            return None
+        at = tuple(str(part["key"]) for part in entry["key_metadata"])
+        place = path / ".".join(at)
+        if place.parent != path or not (place / ".zarray").is_file():
+            raise ValueError(f"{place.name}: no such array")
+        spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{place.absolute()}/"}}
+        leaves.append((at, ts.open(spec, read=True, open=True).result().read().result()))
+    return nested(leaves)
 
 
 def _plain(node: Any) -> Any:
@@ -86,7 +114,7 @@ def _whole(path: Path) -> None:
         shape, chunks, separator = about["shape"], about["chunks"], about.get("dimension_separator", ".")
         if min(shape, default=1) < 0 or min(chunks, default=1) < 1:
             raise ValueError(f"{file.parent.name}: shape {shape} in pieces of {chunks}")
-        total += math.prod(shape)
+        total += math.prod(shape) * dtype_of(str(about["dtype"])).itemsize
         counts = [-(-n // c) for n, c in zip(shape, chunks, strict=True)]
         if math.prod(counts) > 10**6:
             raise ValueError(f"{file.parent.name}: {math.prod(counts):,} pieces")
@@ -116,12 +144,13 @@ def write(path: Path, content: Content) -> None:
             empty[name] = (at, array.shape, array.dtype.name)
     if not full:
         raise WeightsError("orbax: no tensor that is not empty")
-    own = {**content.metadata, **({EMPTY: empty} if empty else {})}
+    leaves = [(".".join(at), array) for at, array in flat(content.tree)]
+    own = {**content.metadata, SUM: checksum(leaves), **({EMPTY: empty} if empty else {})}
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=any(_unfit(name) for name in seen))
     tree = _trees(full)
     with _quiet(), ocp.Checkpointer(handler) as checkpointer:
         try:
-            checkpointer.save(path.absolute(), tree, custom_metadata={OWN: own} if own else None)
+            checkpointer.save(path.absolute(), tree, custom_metadata={OWN: own})
         except (ValueError, RuntimeError) as error:  # what the system said, as tensorstore tells it
             raise OSError(str(error).partition("[")[0].strip()[:200]) from None
     about = json.loads((path / ABOUT).read_text())

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ports.weights.formats import Content, arrays, dtype_of, unique
+from ports.weights.formats import SUM, Content, arrays, checked, checksum, dtype_of, unique
 from ports.weights.hub import WeightsError
 
 DTYPES = {
@@ -127,7 +127,7 @@ def _entry(name: str, entry: Any) -> Entry:
     return Entry(dtype, tuple(shape), begin, end)
 
 
-def read(path: Path) -> Content:
+def read(path: Path, check: bool = True) -> Content:
     """Tensors as views of a memory map: read where they are used, never written to."""
     found = header(path)
     if not found.entries:
@@ -135,7 +135,7 @@ def read(path: Path) -> Content:
     size = path.stat().st_size - found.start
     whole = np.memmap(path, np.uint8, "r", found.start, (size,)) if size else np.zeros(0, np.uint8)
     tree = {n: whole[e.begin : e.end].view(e.dtype).reshape(e.shape) for n, e in found.entries.items()}
-    return Content(tree, dict(found.metadata))
+    return Content(tree, checked(found.metadata, tree.items(), check))
 
 
 def write(path: Path, content: Content) -> None:
@@ -151,7 +151,8 @@ def write(path: Path, content: Content) -> None:
     for name in order:
         places[name] = (at, at + tensors[name].nbytes)
         at += tensors[name].nbytes
-    table: dict[str, Any] = {METADATA: dict(sorted(content.metadata.items()))} if content.metadata else {}
+    about = {**content.metadata, SUM: checksum(tensors.items())}
+    table: dict[str, Any] = {METADATA: dict(sorted(about.items()))}
     for name, array in tensors.items():
         table[name] = {
             "dtype": CODES[array.dtype.name],

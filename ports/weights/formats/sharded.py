@@ -51,7 +51,7 @@ def weight_map(index: Path, present: bool = True) -> dict[str, str]:
     return table
 
 
-def read(path: Path) -> Content:
+def read(path: Path, check: bool = True) -> Content:
     index = index_of(path)
     table = weight_map(index)
     tree, metadata, problems = {}, {}, []
@@ -59,7 +59,8 @@ def read(path: Path) -> Content:
         row = SUFFIXES.get(Path(file).suffix.lower())
         if row is None or row.folder:
             raise WeightsError(f"weights {index}: shard {file}: unknown format; expected {' '.join(SUFFIXES)}")
-        shard = guarded(index.parent / file, row.module, "read", index.parent / file)
+        place = index.parent / file
+        shard = guarded(place, row.module, "read", place, *((check,) if row.sums else ()))
         metadata |= shard.metadata
         for name, array in shard.tree.items():
             if name in tree:
