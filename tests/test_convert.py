@@ -403,6 +403,19 @@ def test_groups_of_an_optimizer(tmp_path: Path) -> None:
     convert(tmp_path / "x.pth", tmp_path / "x", weights_only=True)
 
 
+def test_names_of_an_optimizer_from_before_the_model_was_wrapped(tmp_path: Path) -> None:
+    net = ports.create(NAME, "pytorch", seed=0)
+    tuned = torch.optim.SGD(list(net.named_parameters()), lr=0.1, momentum=0.9)
+    for _, p in net.named_parameters():
+        tuned.state[p] = {"momentum_buffer": torch.full_like(p, 3)}
+    wrapped = {f"module.{name}": tensor for name, tensor in net.state_dict().items()}
+    torch.save({"model": wrapped, "optimizer": tuned.state_dict()}, tmp_path / "w.pth")
+    convert(tmp_path / "w.pth", tmp_path / "back.pth", steps=5)
+    state = torch.load(tmp_path / "back.pth", weights_only=True)["optimizer"]
+    assert state["param_groups"][0]["param_names"] == [name for name, _ in net.named_parameters()]
+    tuned.load_state_dict(state)
+
+
 def test_metadata_say_where_it_comes_from(plain: Path, tmp_path: Path) -> None:
     convert(plain, tmp_path / "b.safetensors")
     about = formats.read(tmp_path / "b.safetensors").metadata
@@ -425,9 +438,11 @@ def test_shards_of_a_size(plain: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
-def test_inspect(shared_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect(shared_data: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(shared_data / CIFAR)]) == 0
     said = capsys.readouterr().out
+    assert main(["inspect", str(trained)]) == 0
+    assert "exp_avg, exp_avg_sq, 7 steps" in capsys.readouterr().out
     for text in ("torch", "cifar_resnet20", "97, ", "float32", "no num_batches_tracked", "linear.weight", "(10, 64)"):
         assert text in said
 

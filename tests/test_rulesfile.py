@@ -144,6 +144,26 @@ def test_a_network_of_ones_own_there_and_back(rules: Path, tmp_path: Path) -> No
     assert same(load(tmp_path / "back.pt"), expected)
 
 
+def test_the_state_of_an_optimizer_of_ones_own_network(rules: Path, tmp_path: Path) -> None:
+    net = randomized()
+    tuned = torch.optim.AdamW(net.parameters(), lr=0.5)
+    for p in net.parameters():
+        tuned.state[p] = {"step": torch.tensor(3.0), "exp_avg": p.detach() * 2, "exp_avg_sq": p.detach() ** 2}
+    torch.save({"model": net.state_dict(), "optimizer": tuned.state_dict()}, tmp_path / "w.pt")
+    read = rulesfile.load(rules)
+    convert(tmp_path / "w.pt", tmp_path / "out", rules=read)
+    tree = formats.read(tmp_path / "out").tree
+    moment = tree["opt_state"]["tensors"]["exp_avg"]["layers"]["3"]["attn"]["query"]["kernel"]
+    assert np.array_equal(moment, 2 * tree["model"]["layers"]["3"]["attn"]["query"]["kernel"])
+    convert(tmp_path / "out", tmp_path / "back.pt", rules=read, to="torch")
+    back = torch.load(tmp_path / "back.pt", weights_only=True)["optimizer"]
+    names = back["param_groups"][0]["param_names"]
+    assert names == [name for name, _ in net.named_parameters()]  # torch.optim goes by number
+    for i, name in enumerate(names):
+        assert torch.equal(back["state"][i]["exp_avg"], net.get_parameter(name) * 2)
+    tuned.load_state_dict(torch.load(tmp_path / "w.pt", weights_only=True)["optimizer"])
+
+
 class Linen(linen.Module):
     @linen.compact
     def __call__(self, x: Any) -> Any:

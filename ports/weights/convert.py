@@ -132,6 +132,7 @@ def _state(
     hub = {name: hub[name] for name in parts.weights if name in hub}
     training.number_to_name(parts, list(hub))
     bare = {raw.removeprefix("params."): raw for raw in hub}
+    bare |= {name: raw for name, raw in found.raw.items() if raw in hub}  # of a model that was not wrapped yet
     result: dict[str, np.ndarray] = {}
     problems: list[str] = []
     for slot, arrays in parts.slots.items():
@@ -152,7 +153,7 @@ def _state(
     step = parts.step if steps is None else steps
     if step is None:
         notes.append("the file does not say how many steps were done: 0 is taken; --steps N says it")
-    return {STEP: np.array(step or 0, np.int64), **result}, training.groups_of(parts, hub)
+    return {STEP: np.array(step or 0, np.int64), **result}, training.groups_of(parts, hub, bare)
 
 
 def convert(
@@ -219,6 +220,8 @@ def convert(
         notes.append(f"{count} BatchNorms folded into their convolutions: for inference alone")
         if held.optimizer is not None:
             raise WeightsError("--fold-batchnorm: the file holds the state of an optimizer; add --weights-only")
+    if rules is not None and to == "torch" and held.optimizer is not None and not held.options:
+        notes.append("torch.optim goes by number: the parameters are numbered in the order of the rules (param_names)")
     about = _metadata(source, held, to, rows, fold_batchnorm)
     tree = _tree(weights, held, rows, to, row, about)
     if about and row.name == "msgpack" and held.optimizer is not None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from ports.weights import formats, training
 from ports.weights.hub import WeightsError, describe
+from ports.weights.optimizer import STEP
 from ports.weights.recognise import recognise
 
 LISTED = 3
@@ -81,9 +82,10 @@ def inspect(
     found.facts["tensors"] = f"{len(arrays)}, {numbers:,} numbers, {size:,} bytes"
     found.facts["types"] = ", ".join(f"{dtype} ({count})" for dtype, count in types.most_common())
     if parts.trained:
-        slots = describe(parts.slots) if parts.slots else "torch.optim's state_dict"
-        steps = "" if parts.step is None else f", {parts.step} steps"
-        found.facts["optimizer"] = slots + steps
+        held = parts.torch["state"] if parts.torch else {}
+        slots = dict.fromkeys(slot for values in held.values() for slot in values if slot != STEP) or parts.slots
+        steps = {int(values[STEP]) for values in held.values() if STEP in values} or {parts.step} - {None}
+        found.facts["optimizer"] = describe(slots) + "".join(f", {n} steps" for n in sorted(steps)[:3] if n is not None)
     found.facts |= {f"about {name}": text[:100] for name, text in content.metadata.items()}
     found.notes += _unusual(arrays, types, values)
     found.rows = [(name, str(array.shape), str(array.dtype)) for name, array in arrays.items()]

@@ -285,11 +285,12 @@ def number_to_name(parts: Parts, parameters: list[str]) -> None:
     parts.step = counts.pop() if counts else parts.step
 
 
-def groups_of(parts: Parts, hub: Mapping[str, str]) -> list[dict[str, Any]] | None:
+def groups_of(parts: Parts, hub: Mapping[str, str], bare: Mapping[str, str]) -> list[dict[str, Any]] | None:
     """The optimizer's groups for the metadata: options, and the hub names of their parameters.
 
     Args:
         hub: hub names by the file's.
+        bare: the file's names by what else they may be called.
     """
     if parts.torch is None:
         return parts.options
@@ -299,7 +300,7 @@ def groups_of(parts: Parts, hub: Mapping[str, str]) -> list[dict[str, Any]] | No
         numbers = group.get("params", [])
         names = group.get("param_names") or [file[n] for n in numbers if n < len(file)]
         plain = {key: _plain(value) for key, value in group.items() if key not in ("params", "param_names")}
-        groups.append({**plain, "param_names": [hub.get(name, name) for name in names]})
+        groups.append({**plain, "param_names": [hub.get(bare.get(name, name), name) for name in names]})
     return groups
 
 

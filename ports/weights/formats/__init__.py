@@ -232,7 +232,7 @@ def checksum(leaves: Iterable[tuple[str, np.ndarray]]) -> str:
     for name, array in sorted(leaves, key=lambda leaf: leaf[0]):
         about = f"{name}\0{array.dtype.name}\0{array.shape}\0"
         total = zlib.crc32(about.encode("utf-8", "surrogatepass"), total)
-        total = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8), total)
+        total = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, total)
     return f"{total:08x}"
 
 
