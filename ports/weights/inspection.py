@@ -84,8 +84,9 @@ def inspect(
     if parts.trained:
         held = parts.torch["state"] if parts.torch else {}
         slots = dict.fromkeys(slot for values in held.values() for slot in values if slot != STEP) or parts.slots
-        steps = {int(values[STEP]) for values in held.values() if STEP in values} or {parts.step} - {None}
-        found.facts["optimizer"] = describe(slots) + "".join(f", {n} steps" for n in sorted(steps)[:3] if n is not None)
+        counts = {int(values[STEP]) for values in held.values() if STEP in values}
+        counts |= {parts.step} if parts.step is not None and not counts else set()
+        found.facts["optimizer"] = describe(slots) + "".join(f", {n} steps" for n in sorted(counts)[:3])
     found.facts |= {f"about {name}": text[:100] for name, text in content.metadata.items()}
     found.notes += _unusual(arrays, types, values)
     found.rows = [(name, str(array.shape), str(array.dtype)) for name, array in arrays.items()]
