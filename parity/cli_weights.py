@@ -115,6 +115,7 @@ def inspect(
 ) -> int:
     """Say what a checkpoint holds: format, dialect, network, tensors, and what is unusual."""
     from ports.weights import draft, inspection
+    from ports.weights.pretrained import fetched
 
     if rules:
         if len(files) != 2:
@@ -122,7 +123,7 @@ def inspect(
         print(draft.draft(*(inspection.tensors(file, source_format) for file in files)), end="")
         return 0
     for file in files:
-        _print(inspection.inspect(file, format=source_format, model=model, key=key, values=values))
+        _print(inspection.inspect(fetched(file), format=source_format, model=model, key=key, values=values))
     return 0
 
 

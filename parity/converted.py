@@ -33,7 +33,7 @@ def verify(held: Checkpoint, path: Path, to: str, row: Format) -> None:
     weights = held.weights
     content = formats.guarded(path, row.module, "read", path)
     tensors = training.split(path, content, row).weights
-    if content.metadata.get("folded") or not any(name.endswith(("running_mean", "mean")) for name in tensors):
+    if not all(name in tensors for entry in mapping(held.found.spec, TARGET[to]) for name in entry.names):
         _folded(held, tensors, to)
         return
     wrong = [name for name, array in _hub(held, tensors, to).items() if not _same(array, weights[name])]
