@@ -11,7 +11,7 @@ import numpy as np
 import ports
 from ports.errors import UserError
 from ports.weights import fold, formats, training
-from ports.weights.convert import Checkpoint
+from ports.weights.checkpoint import Checkpoint
 from ports.weights.dialects import TARGET, mapping
 from ports.weights.formats import Format
 from ports.weights.networks import layers

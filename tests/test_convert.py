@@ -25,7 +25,7 @@ from parity.cli import main
 from ports import optim
 from ports.resnet.spec import NETWORKS
 from ports.weights import Default, Rename, WeightsError, convert, formats, load, optimizer
-from ports.weights.convert import open_checkpoint
+from ports.weights.checkpoint import open_checkpoint
 from ports.weights.dialects import DIALECTS, TARGETS, mapping
 from ports.weights.formats import FORMATS, Content
 from ports.weights.networks import known, layers
