@@ -248,6 +248,13 @@ def test_what_wraps_names_is_taken_off(wrap: Any, tmp_path: Path) -> None:
     assert same(load(tmp_path / "b.npz"), noise())
 
 
+def test_names_may_be_kept(tmp_path: Path) -> None:
+    """Somebody's own module may be called `module`."""
+    ports.weights.save(tmp_path / "a.npz", {"a.module.w": np.ones(1), "a.module.b": np.ones(1), "c": np.ones(1)})
+    assert list(load(tmp_path / "a.npz")) == ["a.w", "a.b", "c"]
+    assert list(load(tmp_path / "a.npz", strip=False)) == ["a.module.w", "a.module.b", "c"]
+
+
 def test_two_candidates_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     from ports.weights import recognise as module
 

@@ -19,12 +19,16 @@ from ports.weights.hub import WeightsError, _arrays
 from ports.weights.recognise import in_flax, recognise, stripped
 
 
-def load(path: str | Path, *, format: str | None = None, key: str | None = None) -> dict[str, np.ndarray]:
+def load(
+    path: str | Path, *, format: str | None = None, key: str | None = None, strip: bool = True
+) -> dict[str, np.ndarray]:
     """The tensors of a file: copies.
 
     Args:
         format: one of `ports.weights.formats.FORMATS`, where the file's name does not tell.
         key: where the weights stand in a training checkpoint, where that is not found by itself.
+        strip: takes off what DataParallel (`module.`) and torch.compile (`_orig_mod.`) write into names; False where a
+            module of one's own has such a name.
 
     Raises:
         WeightsError: no such file, an unknown format, a file that is damaged, holds no tensors or would run code.
@@ -32,7 +36,7 @@ def load(path: str | Path, *, format: str | None = None, key: str | None = None)
     content = formats.read(path, format)
     row = formats.of(path, format)
     weights = training.split(path, content, row, key, weights_only=True).weights
-    names = stripped(list(weights))
+    names = stripped(list(weights)) if strip else {name: name for name in weights}
     if in_flax(weights):
         try:
             weights = recognise({name: array.shape for name, array in weights.items()}).read(weights)
