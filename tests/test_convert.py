@@ -23,7 +23,7 @@ from test_formats import digest, same, suffix
 import ports
 from parity.cli import main
 from ports import optim
-from ports.resnet.spec import NETWORKS
+from ports.resnet.spec import NETWORKS, Stage
 from ports.weights import Default, Rename, WeightsError, convert, formats, load, optimizer
 from ports.weights.checkpoint import open_checkpoint
 from ports.weights.dialects import DIALECTS, TARGETS, mapping
@@ -513,8 +513,11 @@ def test_folding_from_the_command_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_check_leaves_a_right_output(tmp_path: Path) -> None:
-    net = ports.create(NAME, "pytorch", seed=0)
+def test_check_leaves_a_right_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a small network among the known ones."""
+    small = dataclasses.replace(BASIC_NET, name="small", stages=(Stage(8, 1),))
+    monkeypatch.setattr("ports.weights.recognise.known", lambda: {"small": small})
+    net = ports.create(small, "pytorch", seed=0)
     torch.save(net.state_dict(), tmp_path / "w.pth")
     assert main(["convert", str(tmp_path / "w.pth"), str(tmp_path / "out"), "--check"]) == 0
     assert (tmp_path / "out").is_dir()
