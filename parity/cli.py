@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from parity import cli_weights
 from parity.progress import progress as _progress
 from ports.errors import UserError
 from ports.resnet import spec as specs
@@ -234,6 +235,9 @@ def score(every: Every = False, faithful: Faithful = None, json_file: Json = Non
     if json_file is not None:
         _write("--json", json_file, json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n")
     return 0 if found.ok else 1
+
+
+cli_weights.register(app)
 
 
 def _pair(path: str) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -29,6 +29,16 @@ FRAMEWORKS = {
     "spec.py": JAX | TORCH,
     "hub.py": JAX | TORCH,
     "weights/layers.py": JAX | TORCH,
+    "networks.py": JAX | TORCH,
+    "dialects.py": JAX | TORCH,
+    "recognise.py": JAX | TORCH,
+    "convert.py": JAX | TORCH,
+    "rulesfile.py": JAX | TORCH,
+    "safetensors.py": JAX | TORCH,
+    "msgpack.py": JAX | TORCH,
+    "npz.py": JAX | TORCH,
+    "torchfile.py": JAX,
+    "orbax.py": TORCH,
 }
 
 

@@ -12,7 +12,10 @@ Each framework has one reader and one writer, so six directions come out of thre
 | `pytorch.py` | read and write a `torch.nn.Module`                                                              |
 | `nnx.py`     | read and write an `nnx.Module`                                                                  |
 | `linen.py`   | read and write a Linen `(module, variables)`                                                    |
-| `files.py`   | PyTorch and safetensors files into the hub form                                                 |
+| `files.py`   | files into the hub form, and the way back; `formats/` has a module for each format              |
+| `convert.py` | a file into another; `checkpoint.py` reads one, `training.py` and `states.py` take it apart        |
+| `recognise.py` | which network it is and whose names it has: `networks.py` and `dialects.py` are the tables      |
+| `rulesfile.py` | rules for other networks in TOML; `draft.py` writes a first one                                |
 | `optimizer.py` | optimizer states, moved as their parameters are                                               |
 
 Importing this package loads neither torch nor jax.
@@ -27,7 +30,9 @@ from typing import Any
 
 import numpy as np
 
-from ports.weights.files import load
+from ports.weights.checkpoint import open_checkpoint
+from ports.weights.convert import convert
+from ports.weights.files import load, save
 from ports.weights.hub import Default, Ignore, Rename, Rule, WeightsError, fold_recurrent_biases
 from ports.weights.layers import Leaf, register
 
@@ -38,10 +43,13 @@ __all__ = [
     "Rename",
     "Rule",
     "WeightsError",
+    "convert",
     "fold_recurrent_biases",
     "load",
+    "open_checkpoint",
     "read",
     "register",
+    "save",
     "write",
 ]
 

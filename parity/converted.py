@@ -1,0 +1,138 @@
+"""Proves that a converted file is right: read as its user would read it, and held against its source in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import ports
+from ports.errors import UserError
+from ports.weights import fold, formats, training
+from ports.weights.checkpoint import Checkpoint
+from ports.weights.dialects import TARGET, mapping
+from ports.weights.formats import Format
+from ports.weights.networks import layers
+
+FOLDED = 1e-10  # relative L2 distance in float64: a folded network is the same function, summed in another order
+
+
+def verify(held: Checkpoint, path: Path, to: str, row: Format) -> None:
+    """Refuses an output that is not its source.
+
+    Raises:
+        UserError: the two differ, with the first finding; or the network cannot be checked.
+    """
+    if held.found is None or held.found.spec is None or held.found.spec.features_only:
+        raise UserError(
+            "--check: needs a network with a classifier that is known here; for your own pair of models use "
+            "`parity check package.module:function`"
+        )
+    weights = held.weights
+    content = formats.guarded(path, row.module, "read", path)
+    tensors = training.split(path, content, row).weights
+    if not all(name in tensors for entry in mapping(held.found.spec, TARGET[to]) for name in entry.names):
+        _folded(held, tensors, to)
+        return
+    wrong = [name for name, array in _hub(held, tensors, to).items() if not _same(array, weights[name])]
+    if wrong:
+        raise UserError(f"--check: {wrong[0]} and {len(wrong) - 1} more differ from the source; nothing was written")
+    from parity.checker import check
+
+    reference = ports.create(held.found.spec, "pytorch", seed=None)
+    ports.weights.write(reference, weights)
+    kind = "linen" if to == "linen" else "nnx"
+    port = ports.create(held.found.spec, kind, seed=None)
+    if to == "torch":
+        ports.weights.write(port, _hub(held, tensors, to))
+    else:
+        port = live(port, path if row.name == "orbax" else tensors, kind)
+    report = check(reference, port, steps=1)
+    if report.exit_code:
+        model = report.models[0]
+        said = "; ".join(str(f.text) for f in model.findings[:2]) or str(model.undecided or "see `parity check`")
+        raise UserError(f"--check: the converted network is not the source: {said}; nothing was written")
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    return (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
+
+
+def _hub(held: Checkpoint, tensors: Mapping[str, np.ndarray], to: str) -> dict[str, np.ndarray]:
+    assert held.found is not None
+    assert held.found.spec is not None
+    rows = mapping(held.found.spec, TARGET[to])
+    return {entry.hub: entry.to_hub(tuple(tensors[name] for name in entry.names)) for entry in rows}
+
+
+def live(port: Any, source: Path | Mapping[str, np.ndarray], kind: str) -> Any:
+    """A Flax network with what stands in a file, put there by Flax's and Orbax's own functions alone."""
+    import jax.numpy as jnp
+
+    if isinstance(source, Path):
+        import orbax.checkpoint as ocp
+
+        with ocp.StandardCheckpointer() as checkpointer:
+            tree = checkpointer.restore(source.absolute())
+        tree = tree.get("model", tree) if kind == "nnx" else tree
+    else:
+        tree = formats.nested((tuple(name.split(".")), array) for name, array in source.items())
+    if kind == "linen":
+        module, variables = port
+        import jax
+
+        return module, jax.tree.map(
+            lambda old, new: jnp.asarray(new, old.dtype), variables, {n: tree[n] for n in variables}
+        )
+    from flax import nnx
+
+    state = nnx.state(port)
+    nnx.replace_by_pure_dict(state, nnx.restore_int_paths(tree))
+    nnx.update(port, state)
+    return port
+
+
+def _folded(held: Checkpoint, tensors: Mapping[str, np.ndarray], to: str) -> None:
+    """The folded network against the whole one, both in PyTorch and in float64."""
+    import torch
+
+    assert held.found is not None
+    spec = held.found.spec
+    assert spec is not None
+    whole: Any = ports.create(spec, "pytorch", seed=None, dtype="float64")
+    ports.weights.write(whole, held.weights)
+    rows = layers(spec)
+    exact, _ = fold.fold(held.weights, rows, "float64")
+    expected, _ = fold.fold(held.weights, rows)
+    entries = mapping(fold.folded(rows), TARGET[to])
+    given = {e.hub: e.to_hub(tuple(tensors[name] for name in e.names)) for e in entries}
+    if wrong := [name for name, array in expected.items() if not _same(given[name], array)]:
+        raise UserError(f"--check: {wrong[0]} is not what folding gives; nothing was written")
+    size = (2, spec.in_channels, spec.input_size, spec.input_size - 3)
+    images = torch.from_numpy(np.random.default_rng(0).standard_normal(size))
+    with torch.no_grad():
+        reference = whole.eval()(images)
+        distance = (torch.linalg.norm(folded_torch(whole, exact, fold.pairs(rows))(images) - reference)) / (
+            torch.linalg.norm(reference)
+        )
+    if not float(distance) < FOLDED:
+        raise UserError(
+            f"--check: the folded network differs by {float(distance):.1e}, bound {FOLDED}; nothing was written"
+        )
+
+
+def folded_torch(net: Any, weights: Mapping[str, np.ndarray], pairs: Mapping[str, str]) -> Any:
+    """A PyTorch network whose folded BatchNorms are the identity and whose convolutions have the biases."""
+    import copy
+
+    import torch
+
+    made = copy.deepcopy(net)
+    for bn, conv in pairs.items():
+        made.set_submodule(bn, torch.nn.Identity())
+        layer = made.get_submodule(conv)
+        layer.bias = torch.nn.Parameter(torch.zeros(layer.out_channels, dtype=layer.weight.dtype))
+    made.load_state_dict({name: torch.from_numpy(np.array(a)) for name, a in weights.items()})
+    return made.eval()

@@ -1,0 +1,261 @@
+"""Files of weights: one table of formats, each with a reader and a writer of the same content.
+
+| format        | what it is                                                              | metadata        |
+|---------------|-------------------------------------------------------------------------|-----------------|
+| `torch`       | PyTorch's `.pt .pth .th .bin .ckpt`, read with `weights_only=True`        | a record in it  |
+| `safetensors` | `.safetensors`, read from a memory map                                   | its own         |
+| `sharded`     | a folder of safetensors files with `model.safetensors.index.json`        | of each shard   |
+| `npz`         | NumPy's `.npz`                                                           | the zip comment |
+| `msgpack`     | Flax's `.msgpack` (`flax.serialization`)                                 | no room for it  |
+| `orbax`       | a folder as `orbax.checkpoint.StandardCheckpointer` restores it          | its own         |
+
+A format without checksums of its own but with room for metadata (`sums`) gets one there (`crc32`: of all names, types,
+shapes and numbers). What others wrote in it has none, and in msgpack there is no room: a flipped bit in a number is not
+seen there.
+
+A file's content is a tree: dicts of text to arrays, to dicts, or (PyTorch, msgpack) to plain numbers and text. A flat
+format holds one level. Only the format that is read or written is imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from ports.weights.hub import WeightsError
+
+Tree = dict[str, Any]
+INDEX, SUM = ".index.json", "crc32"
+
+
+@dataclass
+class Content:
+    """What a file holds: a tree, and text about it."""
+
+    tree: Tree
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Format:
+    """One row of the table.
+
+    Attributes:
+        module: of this package, with `read(path) -> Content` and `write(path, content, **options)`.
+        folder: it is a folder, not a file.
+        nested: it holds trees; else one level of arrays.
+        plain: it holds numbers and text besides arrays.
+        sums: it has no checksums of its own, and room for one.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    module: str
+    folder: bool = False
+    nested: bool = False
+    plain: bool = False
+    sums: bool = False
+
+
+FORMATS = {
+    row.name: row
+    for row in (
+        Format("torch", (".pt", ".pth", ".th", ".bin", ".ckpt"), "torchfile", nested=True, plain=True),
+        Format("safetensors", (".safetensors",), "safetensors", sums=True),
+        Format("sharded", (), "sharded", folder=True, sums=True),
+        Format("npz", (".npz",), "npz"),
+        Format("msgpack", (".msgpack",), "msgpack", nested=True, plain=True),
+        Format("orbax", (), "orbax", folder=True, nested=True, sums=True),
+    )
+}
+SUFFIXES = {suffix: row for row in FORMATS.values() for suffix in row.suffixes}
+
+# What numpy calls the types that it has from ml_dtypes only.
+EXTENDED = {
+    name: np.dtype(getattr(ml_dtypes, name))
+    for name in (
+        "bfloat16",
+        "float8_e4m3fn",
+        "float8_e4m3fnuz",
+        "float8_e5m2",
+        "float8_e5m2fnuz",
+        "float8_e8m0fnu",
+        "float8_e4m3",
+        "float8_e4m3b11fnuz",
+        "float8_e3m4",
+    )
+}
+
+
+def dtype_of(name: str) -> np.dtype:
+    """A type by numpy's or ml_dtypes' name; only numbers and truth values.
+
+    Raises:
+        ValueError: no such type.
+    """
+    dtype = EXTENDED.get(name)
+    if dtype is None:
+        try:
+            dtype = np.dtype(name)
+        except (TypeError, SyntaxError):
+            raise ValueError(f"unknown type {name[:40]!r}") from None
+        if dtype.kind not in "biufc" or dtype.names or dtype.shape:
+            raise ValueError(f"type {name[:40]!r} is no number")
+    return dtype
+
+
+def of(path: str | Path, name: str | None = None) -> Format:
+    """The format of a file that is there or will be: as named, else by what it is, else by its suffix.
+
+    Raises:
+        WeightsError: unknown format.
+    """
+    path = Path(path)
+    if name is not None:
+        if name not in FORMATS:
+            raise WeightsError(f"format: got {name!r}, expected one of {', '.join(FORMATS)}")
+        return FORMATS[name]
+    if path.name.endswith(INDEX):
+        return FORMATS["sharded"]
+    if path.is_dir():
+        return FORMATS["sharded" if any(path.glob(f"*{INDEX}")) else "orbax"]
+    if row := SUFFIXES.get(path.suffix.lower()):
+        return row
+    expected = " ".join(SUFFIXES)
+    got = path.suffix or "(no suffix)"
+    raise WeightsError(f"weights {path}: unknown format {got!r}; expected {expected}, or name it with --format")
+
+
+def read(path: str | Path, name: str | None = None, *, check: bool = True) -> Content:
+    """The content of a file, as it is.
+
+    Args:
+        check: holds the numbers against their checksum, which reads them all.
+
+    Raises:
+        WeightsError: no such file, an unknown format, a file that is damaged, holds no tensors or would run code.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise WeightsError(f"weights {path}: no such file")
+    row = of(path, name)
+    if path.is_dir() and not row.folder:
+        raise WeightsError(f"weights {path}: is a folder, expected a file of format {row.name}")
+    return guarded(path, row.module, "read", path, *((check,) if row.sums else ()))
+
+
+def write(path: str | Path, content: Content, row: Format, **options: Any) -> None:
+    """Writes a file; whoever calls it sees to it that the file appears whole (`ports.weights.atomic`).
+
+    Raises:
+        WeightsError: the format cannot hold the content.
+    """
+    importlib.import_module(f"{__name__}.{row.module}").write(Path(path), content, **options)
+
+
+def guarded(path: Path, module: str, function: str, *args: Any) -> Any:
+    """Whatever a reader meets in a file, one line says it."""
+    try:
+        return getattr(importlib.import_module(f"{__name__}.{module}"), function)(*args)
+    except WeightsError:
+        raise
+    except MemoryError:
+        raise WeightsError(f"weights {path}: no memory to read it") from None
+    except ModuleNotFoundError as error:
+        raise WeightsError(f"weights {path}: needs {error.name}: pip install {error.name}") from None
+    except PermissionError:
+        raise WeightsError(f"weights {path}: no permission to read it") from None
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise WeightsError(f"weights {path}: damaged, or not a file of weights: {reason[:160]}") from None
+
+
+def flat(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterable[tuple[tuple[str, ...], Any]]:
+    """The leaves of a tree with their paths."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, (*path, key))
+        else:
+            yield (*path, key), value
+
+
+def nested(leaves: Iterable[tuple[tuple[str, ...], Any]]) -> Tree:
+    """The way back.
+
+    Raises:
+        WeightsError: a path that ends where another goes on.
+    """
+    tree: Tree = {}
+    for path, value in leaves:
+        node = tree
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+            if not isinstance(node, dict):
+                raise WeightsError(f"{'.'.join(path)}: is within {key}, which is a tensor itself")
+        if path[-1] in node:
+            raise WeightsError(f"{'.'.join(path)}: is there twice")
+        node[path[-1]] = value
+    return tree
+
+
+def arrays(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The content of a flat format.
+
+    Raises:
+        WeightsError: it holds what is no array.
+    """
+    if other := [f"{name} ({type(v).__name__})" for name, v in tree.items() if not isinstance(v, np.ndarray)]:
+        raise WeightsError(f"{other[0]} is no tensor, which this format cannot hold")
+    return dict(tree)
+
+
+def unique(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    """For JSON and msgpack: an object in which no key stands twice."""
+    result: dict[Any, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"the key {str(key)[:80]!r} stands there twice")
+        result[key] = value
+    return result
+
+
+def checksum(leaves: Iterable[tuple[str, np.ndarray]]) -> str:
+    """Of names, types, shapes and numbers, in any order."""
+    total = 0
+    for name, array in sorted(leaves, key=lambda leaf: leaf[0]):
+        about = f"{name}\0{array.dtype.name}\0{array.shape}\0"
+        total = zlib.crc32(about.encode("utf-8", "surrogatepass"), total)
+        total = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, total)
+    return f"{total:08x}"
+
+
+def checked(metadata: dict[str, str], leaves: Iterable[tuple[str, np.ndarray]], check: bool) -> dict[str, str]:
+    """The metadata without the checksum, which is held against the leaves.
+
+    Raises:
+        ValueError: it is another.
+    """
+    metadata = dict(metadata)
+    expected = metadata.pop(SUM, None)
+    if check and expected is not None and checksum(leaves) != expected:
+        raise ValueError("the checksum of its tensors is another than was written")
+    return metadata
+
+
+def room(path: Path, declared: int) -> None:
+    """Refuses a file that says it needs more memory than there is.
+
+    Raises:
+        WeightsError: more is declared than is free.
+    """
+    import psutil
+
+    if declared > (free := psutil.virtual_memory().available):
+        raise WeightsError(f"weights {path}: declares {declared:,} bytes, more than the {free:,} free; not read")

@@ -1,0 +1,286 @@
+"""Which network a file holds, and in which dialect: from names and shapes, before a tensor is read.
+
+Every known network is laid out in every dialect and held against the file; what fits is the answer, and two answers are
+an error. The number of classes and of input channels may be another; a network without a classifier gives features.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ports.resnet.spec import ResNetSpec
+from ports.weights.dialects import DIALECTS, Dialect, Entry, mapping
+from ports.weights.hub import WeightsError, _matches, _nearest
+from ports.weights.layers import COUNTER
+from ports.weights.networks import Shape, known, layers
+
+Shapes = Mapping[str, Shape]
+WRAPPERS = ("module", "_orig_mod")
+
+
+@dataclass
+class Found:
+    """A file understood.
+
+    Attributes:
+        network: name of the network; "" where rules of the user's tell what goes where.
+        entries: where the file keeps each tensor, under normal names.
+        raw: the file's own names by their normal ones.
+        notes: what is unusual, a line each.
+        warning: what is not the same network although its weights fit.
+        counters: BatchNorm's, where the file keeps them apart (its metadata).
+    """
+
+    network: str
+    spec: ResNetSpec | None
+    dialect: str
+    entries: list[Entry]
+    raw: dict[str, str]
+    notes: list[str] = field(default_factory=list)
+    warning: str = ""
+    counters: dict[str, int] = field(default_factory=dict)
+
+    def read(self, tensors: Mapping[str, np.ndarray], parameters: bool = False) -> dict[str, np.ndarray]:
+        """Tensors in the hub form: views where possible.
+
+        Args:
+            parameters: take those only, and of them those that are there (the state of an optimizer).
+        """
+        weights = {}
+        for entry in self.entries:
+            raw = [self.raw.get(name, name) for name in entry.names]
+            if parameters and (not entry.parameter or not all(name in tensors for name in raw)):
+                continue
+            if entry.leaf.hub == COUNTER and not all(name in tensors for name in raw):
+                weights[entry.hub] = np.array(self.counters.get(entry.hub, 0), np.int64)
+            else:
+                weights[entry.hub] = entry.to_hub(tuple(tensors[name] for name in raw))
+        return weights
+
+
+def stripped(names: Mapping[str, Shape] | list[str]) -> dict[str, str]:
+    """Normal names to raw ones: without what DataParallel and torch.compile write into them, at any depth.
+
+    A part `module` is removed where every name under the same module has it, `_orig_mod` always.
+    """
+    result = {name: name for name in names}
+    for wrapper in WRAPPERS:
+        while True:
+            wrapped = _wrapped(list(result), wrapper)
+            if not wrapped:
+                break
+            renamed: dict[str, str] = {}
+            for name, raw in result.items():
+                parts = name.split(".")
+                at = next(
+                    (i for i in range(len(parts) - 1) if parts[i] == wrapper and tuple(parts[:i]) in wrapped), None
+                )
+                new = name if at is None else ".".join(parts[:at] + parts[at + 1 :])
+                if new in renamed:
+                    return result
+                renamed[new] = raw
+            result = renamed
+    return result
+
+
+def _wrapped(names: list[str], wrapper: str) -> set[tuple[str, ...]]:
+    """The modules all of whose tensors stand under a part `wrapper`."""
+    below: Counter[tuple[str, ...]] = Counter()
+    inside: Counter[tuple[str, ...]] = Counter()
+    for name in names:
+        parts = name.split(".")
+        for i in range(len(parts)):
+            below[tuple(parts[:i])] += 1
+            if i < len(parts) - 1 and parts[i] == wrapper:
+                inside[tuple(parts[:i])] += 1
+    return {at for at, count in inside.items() if count == below[at] or wrapper == "_orig_mod"}
+
+
+def normal(names: Mapping[str, Shape]) -> dict[str, str]:
+    """Raw names by normal ones: `/` is a dot, wrappers and NNX's `.value` are gone.
+
+    Raises:
+        WeightsError: two raw names that are one.
+    """
+    result: dict[str, str] = {}
+    value = all(name.endswith((".value", "/value")) for name in names)
+    for name, raw in stripped(names).items():
+        new = (name[: -len(".value")] if value else name).replace("/", ".")
+        if new in result:
+            raise WeightsError(f"{raw}: is {new}, and so is {result[new]}")
+        result[new] = raw
+    return result
+
+
+def in_flax(names: Iterable[str]) -> bool:
+    """Whether the tensors are called as Flax calls them."""
+    ends = {name.replace("/", ".").removesuffix(".value").rpartition(".")[2] for name in names}
+    return bool(ends & {"kernel", "embedding"}) and "weight" not in ends
+
+
+@functools.cache
+def _names(network: str, dialect: str, features: bool) -> tuple[frozenset[str], frozenset[str]]:
+    """The names of a network's tensors in a dialect, but for counters, and those of its counters."""
+    spec = dataclasses.replace(known()[network], features_only=features)
+    rows = [(name, e.leaf.hub == COUNTER) for e in mapping(spec, DIALECTS[dialect]) for name in e.names]
+    return frozenset(n for n, counter in rows if not counter), frozenset(n for n, counter in rows if counter)
+
+
+def recognise(shapes: Shapes, model: str | None = None) -> Found:
+    """The network and the dialect of tensors of these names and shapes.
+
+    Args:
+        model: the network that it is, where that is known.
+
+    Raises:
+        WeightsError: none fits (with all problems of the nearest), or more than one does.
+    """
+    if model is not None and model not in known():
+        near = difflib.get_close_matches(model, known(), n=3, cutoff=0.5) or list(known())
+        raise WeightsError(f"unknown network {model!r}; nearest: {', '.join(near)}")
+    plain = normal(shapes)
+    candidates: list[Found] = []
+    for raw, note in _prefixes(plain):
+        found = list(_fitting({name: shapes[r] for name, r in raw.items()}, raw, model))
+        for one in found:
+            one.notes += note
+        candidates += found
+        if candidates:
+            break
+    distinct: list[Found] = []
+    for one in candidates:
+        if not any(_same(one, other) for other in distinct):
+            distinct.append(one)
+    if len(distinct) > 1:
+        names = " or ".join(f"{one.network} ({one.dialect})" for one in distinct)
+        raise WeightsError(f"the tensors fit {names}; say which with --model NAME (model=)")
+    if distinct:
+        return distinct[0]
+    raise WeightsError(_misfit({name: shapes[r] for name, r in plain.items()}, model))
+
+
+def _prefixes(plain: dict[str, str]) -> Iterator[tuple[dict[str, str], list[str]]]:
+    """The names as they are, then without a first part that all have (`model.`, `backbone.`)."""
+    yield plain, []
+    names = plain
+    for _ in range(2):
+        firsts = {name.partition(".")[0] for name in names}
+        if len(firsts) != 1 or not all("." in name for name in names):
+            return
+        names = {name.partition(".")[2]: raw for name, raw in names.items()}
+        yield names, [f"every name begins with {firsts.pop()}., which is left out"]
+
+
+def _same(a: Found, b: Found) -> bool:
+    def told(found: Found) -> list[tuple[str, tuple[str, ...], Shape]]:
+        return [(e.hub, e.names, e.shape) for e in found.entries]
+
+    return told(a) == told(b) and a.dialect.partition("-hwio")[1:] == b.dialect.partition("-hwio")[1:]
+
+
+@functools.cache
+def _size(network: str, features: bool) -> int:
+    """The number of a network's tensors, but for counters."""
+    spec = dataclasses.replace(known()[network], features_only=features)
+    return sum(len(set(layer.shapes) - {COUNTER}) for layer in layers(spec))
+
+
+def _fitting(shapes: Shapes, raw: dict[str, str], model: str | None) -> Iterator[Found]:
+    given = set(shapes)
+    for dialect in DIALECTS.values():
+        ignored = {n for n in given if any(_matches(n, rule.pattern) for rule in dialect.ignore)}
+        if dialect.ignore and not all(any(_matches(n, r.pattern) for n in given) for r in dialect.ignore):
+            continue
+        size = sum(not name.endswith(COUNTER) for name in given - ignored)
+        for network in [model] if model else dialect.networks or known():
+            for features in (False, True):
+                if _size(network, features) != size or (dialect.networks and network not in dialect.networks):
+                    continue
+                names, counters = _names(network, dialect.name, features)
+                rest = given - ignored - names
+                if not names <= given or (rest and rest != counters):
+                    continue
+                spec = _resized(dataclasses.replace(known()[network], features_only=features), dialect, shapes)
+                rows = mapping(spec, dialect)
+                if all(shapes.get(n, s) == s for e in rows for n, s in zip(e.names, e.shapes, strict=True)):
+                    yield Found(
+                        network, spec, dialect.name, rows, raw, _notes(spec, dialect, rest, ignored), dialect.warning
+                    )
+
+
+def _resized(spec: ResNetSpec, dialect: Dialect, shapes: Shapes) -> ResNetSpec:
+    """The description with the file's number of classes and of input channels."""
+    rows = {entry.hub: entry for entry in mapping(spec, dialect)}
+
+    def size(hub: str, axis: int) -> int | None:
+        if hub not in rows or (shape := shapes.get(rows[hub].names[0])) is None or not shape:
+            return None
+        last = len(rows[hub].shape) - 1
+        return shape[axis if dialect.tensors == "torch" else last - axis] if len(shape) == last + 1 else None
+
+    first = next(iter(rows))
+    classes, channels = size("fc.weight", 0), size(first, 1)
+    changes = {"num_classes": classes or spec.num_classes, "in_channels": channels or spec.in_channels}
+    return dataclasses.replace(spec, **changes)
+
+
+def _notes(spec: ResNetSpec, dialect: Dialect, counters: set[str], ignored: set[str]) -> list[str]:
+    base, notes = known()[spec.name], []
+    if spec.num_classes != base.num_classes and not spec.features_only:
+        notes.append(f"{spec.num_classes} classes, {spec.name} has {base.num_classes}")
+    if spec.in_channels != base.in_channels:
+        notes.append(f"{spec.in_channels} input channels, {spec.name} has {base.in_channels}")
+    if spec.features_only:
+        notes.append("no classifier: the network gives features")
+    if not counters:
+        notes.append(f"no {COUNTER}: taken as 0")
+    if ignored:
+        notes.append(f"{len(ignored)} tensors left out: {'; '.join(rule.why for rule in dialect.ignore)}")
+    return notes
+
+
+def _misfit(shapes: Shapes, model: str | None) -> list[str]:
+    """All that is wrong, held against the nearest network and dialect."""
+    given = set(shapes)
+
+    def overlap(network: str, dialect: str) -> float:
+        names, counters = _names(network, dialect, False)
+        return len(given & (names | counters)) / len(given | names)
+
+    pairs = [(n, d) for n in ([model] if model else known()) for d in DIALECTS if not DIALECTS[d].ignore]
+    ranked = sorted(pairs, key=lambda pair: -overlap(*pair))[:6]
+    if not model and overlap(*ranked[0]) < 0.3:
+        some = ", ".join(f"{n} {s}" for n, s in list(shapes.items())[:3])
+        return [
+            f"{len(shapes)} tensors ({some} …) are no network known here; describe your own in a file: --rules FILE"
+        ]
+    network, dialect, problems = min(
+        ((n, d, _problems(shapes, n, d)) for n, d in ranked), key=lambda found: len(found[2])
+    )
+    return [
+        f"the tensors fit no network known here; the nearest is {network} ({dialect}), from which differ:",
+        *problems,
+    ]
+
+
+def _problems(shapes: Shapes, network: str, dialect: str) -> list[str]:
+    spec = _resized(known()[network], DIALECTS[dialect], shapes)
+    wanted = {n: s for e in mapping(spec, DIALECTS[dialect]) for n, s in zip(e.names, e.shapes, strict=True)}
+    counters = [name for name in wanted if name.endswith(COUNTER)]
+    if not any(name in shapes for name in counters):
+        wanted = {name: shape for name, shape in wanted.items() if name not in counters}
+    missing, extra = [n for n in wanted if n not in shapes], [n for n in shapes if n not in wanted]
+    problems = [f"{n} {wanted[n]}: missing{_nearest(n, wanted[n], {e: shapes[e] for e in extra})}" for n in missing]
+    problems += [
+        f"{n} {shapes[n]}: no such tensor in {network}{_nearest(n, shapes[n], {m: wanted[m] for m in missing})}"
+        for n in extra
+    ]
+    problems += [f"{n}: got shape {shapes[n]}, expected {s}" for n, s in wanted.items() if shapes.get(n, s) != s]
+    return problems

@@ -1,0 +1,36 @@
+"""Kills a process that writes at random moments, in every format: `python tests/killed.py --times 50`.
+
+After each the output is whole, or is not there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from test_bad_files import killed
+
+from ports.weights.formats import FORMATS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--times", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--formats", nargs="*", default=list(FORMATS))
+    arguments = parser.parse_args()
+    rng = random.Random(arguments.seed)
+    for name in arguments.formats:
+        for i in range(arguments.times):
+            with tempfile.TemporaryDirectory() as folder:
+                killed(Path(folder) / str(i), FORMATS[name], rng.uniform(0, 0.3))
+        print(f"{name}: killed {arguments.times} times, no partial output")
+
+
+if __name__ == "__main__":
+    main()
