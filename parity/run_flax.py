@@ -189,11 +189,6 @@ def observe(
     tx, start, params, stats = training.transform, net.params, net.params, net.stats
     state = tx.init(start) if training.steps else None
 
-    @jax.jit
-    def update(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
-        changes, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, changes), state
-
     for number in range(training.passes):
         (loss, (values, record, stats)), (grads, input_grads) = gradient(params, moving, stats)
         if number == 0:
@@ -214,8 +209,9 @@ def observe(
             del hub
         if not training.steps:
             break
-        params, state = update(grads, state, params)
-        del grads
+        changes, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, changes)
+        del grads, changes
         if step := training.done(number):
             old, new = net.to_hub(start, net.stats), net.to_hub(params, net.stats)
             updates = {n: new[n] - old[n] for n in (*parameters, *probe.idle) if n in new}
