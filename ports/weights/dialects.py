@@ -4,7 +4,7 @@ A dialect says how it calls a layer of each role (`ports.weights.networks.Layer`
 its PyTorch name. `tensors` says how the tensors within a layer are called and laid out: `torch`, `flax` (kernel, scale,
 mean, …) or `hwio` (PyTorch's names around kernels that are (height, width, in, out)).
 
-Sources, each read for its names: torchvision's and timm's resnet.py; Hugging Face transformers' modeling_resnet.py;
+Sources of the names: torchvision's and timm's resnet.py; Hugging Face transformers' modeling_resnet.py;
 akamaster/pytorch_resnet_cifar10 and kuangliu/pytorch-cifar; Flax's examples/imagenet/models.py.
 """
 
