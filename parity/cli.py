@@ -58,6 +58,7 @@ Pairs = Annotated[
 ]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result there.")]
 Every = Annotated[bool, typer.Option("--all", help="Every mistake, and 1000 faithful runs.")]
+Workers = Annotated[int, typer.Option(metavar="N", help="Processes that share the work.")]
 Faithful = Annotated[int | None, typer.Option(metavar="N", help="Number of faithful runs.")]
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page to look at there.")]
 Before = Annotated[Path, typer.Argument(metavar="BEFORE", help="A file of `parity check --json`.")]
@@ -214,7 +215,7 @@ def diff(before: Before, after: After, times: Times = 10.0) -> int:
 
 
 @app.command()
-def score(every: Every = False, faithful: Faithful = None, json_file: Json = None) -> int:
+def score(every: Every = False, faithful: Faithful = None, workers: Workers = 1, json_file: Json = None) -> int:
     """Plant known mistakes in Flax ports, run faithful ones, and count what the check makes of them.
 
     A sample of the mistakes, or with --all every one and 1000 faithful runs. Exit 0 where the targets are met, else 1.
@@ -222,12 +223,14 @@ def score(every: Every = False, faithful: Faithful = None, json_file: Json = Non
     _writable("--json", json_file)
     if faithful is not None and not 0 <= faithful <= 10**6:
         raise UserError(f"--faithful: got {faithful}, expected 0 to 1000000")
+    if not 1 <= workers <= 256:
+        raise UserError(f"--workers: got {workers}, expected 1 to 256 processes")
 
     from parity import score as scores
 
     runs = faithful if faithful is not None else 1000 if every else 0
     with _progress("score") as tell:
-        found = scores.measure(every, runs, progress=tell)
+        found = scores.measure(every, runs, workers, progress=tell)
     console = _console()
     console.print(scores.table(found))
     for line in scores.lines(found):

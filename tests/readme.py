@@ -1,52 +1,100 @@
-"""README's table of parity results, made from the stored result of `parity check --json`.
+"""README's tables, made from what `parity check`, `parity score` and `benchmarks.check_cost` wrote with `--json`.
 
-python tests/readme.py     writes the table into README.md
+python tests/readme.py     writes the tables into README.md
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "parity-cpu.json"
-START, END = "<!-- parity table -->", "<!-- end -->"
+RESULTS = ROOT / "benchmarks" / "results"
+Results = dict[str, Any]
 
 
-def worst(model: dict[str, Any], field: str, quantity: str) -> float:
+def worst(model: Results, field: str, quantity: str) -> float:
     return max(found[quantity] for found in model[field].values())
 
 
-def table(results: dict[str, Any]) -> str:
+def rows(*lines: tuple[object, ...]) -> list[str]:
+    """A table in Markdown; the first line is its head."""
+    cells = ["| " + " | ".join(map(str, line)) + " |" for line in lines]
+    return [cells[0], "|" + "---|" * len(lines[0]), *cells[1:]]
+
+
+def parity(results: Results) -> list[str]:
     """A row a network: distances are relative L2, the larger of the two ports; the multiple is that of any quantity."""
-    lines = [
-        "| network | eval output | parameter gradients | statistics | 3 SGD steps | worst / response |",
-        "|---|---|---|---|---|---|",
+    lines: list[tuple[object, ...]] = [
+        ("network", "eval output", "parameter gradients", "statistics", "3 SGD steps", "worst / response")
     ]
     for model in results["models"]:
         quantities = ("output.eval", "gradient.parameter", "statistics", "training.parameter")
-        distances = " | ".join(f"{worst(model, 'largest', q):.1e}" for q in quantities)
+        distances = (f"{worst(model, 'largest', q):.1e}" for q in quantities)
         multiple = max(times for found in model["multiple"].values() for times in found.values())
-        lines.append(f"| `{model['model']}` | {distances} | {multiple:.1f} |")
+        lines.append((f"`{model['model']}`", *distances, f"{multiple:.1f}"))
     where = results["environment"]
-    lines += [
+    return [
+        *rows(*lines),
         "",
         f"Measured on {where['date'][:10]}: {where['cores']} CPU cores, Python {where['python']}, "
         f"torch {where['torch']}, jax {where['jax']}, flax {where['flax']}, optax {where['optax']}. A tensor passes at "
         f"up to {where['multiple']} times its response.",
     ]
-    return "\n".join(lines)
 
 
-def readme(text: str, results: dict[str, Any]) -> str:
-    """The text with the table in its place."""
-    found = re.subn(f"(?s){START}.*?{END}", lambda _: f"{START}\n{table(results)}\n{END}", text)
-    assert found[1] == 1, "README.md has no place for the table"
-    return found[0]
+def score(results: Results) -> list[str]:
+    """A row a family of mistakes, and the faithful runs."""
+    lines: list[tuple[object, ...]] = [("mistakes of", "entries", "cases", "caught", "right layer", "right name")]
+    found = results["results"]
+    for family in (*dict.fromkeys(r["family"] for r in found), "all"):
+        some = [r for r in found if family in ("all", r["family"])]
+        counts = (sum(r[what] for r in some) for what in ("caught", "layer", "name"))
+        lines.append((family, len({(r["family"], r["trap"]) for r in some}), len(some), *counts))
+    return [
+        *rows(*lines),
+        "",
+        f"Faithful runs: {results['faithful']}, false alarms: {results['false_alarms']}; the worst tensor stands at "
+        f"{results['worst_multiple']:.1f} times its response. Commit `{results['commit'][:10]}`.",
+    ]
+
+
+def cost(results: Results) -> list[str]:
+    """A row a network: the check against the plain passes that it needs, in one run."""
+    head = ("network", "check", "plain passes", "compiling", "ratio", "memory", "all layers' outputs, one mode")
+    lines: list[tuple[object, ...]] = [head]
+    for r in results["results"]:
+        seconds = (f"{r[f'{what}_seconds']:.0f} s" for what in ("check", "passes", "compile"))
+        sizes = (f"{r[f'{what}_bytes'] / 1e9:.2f} GB" for what in ("peak", "activation"))
+        lines.append((f"`{r['model']}`", *seconds, f"{r['ratio']:.1f}", *sizes))
+    return rows(*lines)
+
+
+# By the name of the place in README: the file, and what is made of it.
+TABLES: dict[str, tuple[str, Callable[[Results], list[str]]]] = {
+    "parity": ("parity-cpu.json", parity),
+    "score": ("score-cpu.json", score),
+    "cost": ("check-cost-cpu.json", cost),
+}
+
+
+def load(name: str) -> Results:
+    return json.loads((RESULTS / TABLES[name][0]).read_text())
+
+
+def readme(text: str, results: dict[str, Results]) -> str:
+    """The text with the tables in their places."""
+    for name, found in results.items():
+        table = "\n".join(TABLES[name][1](found))
+        place = f"(?s)<!-- {name} table -->.*?<!-- end -->"
+        text, count = re.subn(place, lambda _, n=name, t=table: f"<!-- {n} table -->\n{t}\n<!-- end -->", text)
+        assert count == 1, f"README.md has no place for the table of {name}"
+    return text
 
 
 if __name__ == "__main__":
     file = ROOT / "README.md"
-    file.write_text(readme(file.read_text(), json.loads(RESULTS.read_text())))
+    file.write_text(readme(file.read_text(), {name: load(name) for name in TABLES}))

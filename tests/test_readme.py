@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 import pytest
-from readme import RESULTS, ROOT, readme
+from readme import ROOT, TABLES, Results, load, readme
 
 TEXT = (ROOT / "README.md").read_text()
 
@@ -19,14 +18,27 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
         exec(compile(block, "README.md", "exec"), {})
 
 
-def test_the_table_is_what_was_measured() -> None:
-    assert readme(TEXT, json.loads(RESULTS.read_text())) == TEXT
-
-
-def test_a_changed_figure_is_noticed() -> None:
-    results = json.loads(RESULTS.read_text())
+def _wrong_parity(results: Results) -> None:
     results["models"][0]["largest"]["nnx"]["output.eval"] = 0.5
-    assert readme(TEXT, results) != TEXT
+
+
+def _wrong_score(results: Results) -> None:
+    results["results"][0]["name"] = not results["results"][0]["name"]
+
+
+def _wrong_cost(results: Results) -> None:
+    results["results"][0]["ratio"] += 1
+
+
+WRONG = {"parity": _wrong_parity, "score": _wrong_score, "cost": _wrong_cost}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_table_is_what_was_measured(name: str) -> None:
+    results = load(name)
+    assert readme(TEXT, {name: results}) == TEXT
+    WRONG[name](results)
+    assert readme(TEXT, {name: results}) != TEXT
 
 
 def test_commands_of_the_readme_exist() -> None:

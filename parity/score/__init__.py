@@ -7,9 +7,12 @@ the right layer and by the right name, and faithful ports must pass.
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +45,9 @@ TARGETS = {"caught": 1.0, "layer": 0.95, "name": 0.95}
 
 # Cases of a quick score, evenly over the tables.
 SAMPLE = 14
+
+# So many cases or faithful runs are one piece of work: networks of the faithful runs come in eights.
+PART = 5 * faithful.REPEATS
 
 
 @dataclass(frozen=True)
@@ -104,17 +110,6 @@ def sample(cases: Mapping[str, Sequence[Case]], count: int) -> dict[str, tuple[C
     total = sum(map(len, cases.values()))
     every = max(1, round(total / count))
     return {family: tuple(some[::every]) for family, some in cases.items()}
-
-
-def detect(cases: Mapping[str, Iterable[Case]], progress: Callable[[Result], None] = lambda _: None) -> list[Result]:
-    """The results of all these cases, in order."""
-    results = []
-    with faithful.compiled_once():
-        for family, some in cases.items():
-            for case in some:
-                results.append(run(family, case))
-                progress(results[-1])
-    return results
 
 
 @dataclass(frozen=True)
@@ -204,10 +199,43 @@ def _missed(result: Result) -> str:
     return "another layer" if not result.layer else "another name"
 
 
-def measure(every: bool, runs: int, first: int = 0, progress: Callable[[str], None] = lambda _: None) -> Score:
-    """Plants all cases or a sample of them, and makes so many faithful runs."""
-    gc.freeze()  # what is there already is not looked through again and again
+def measure(every: bool, runs: int, workers: int = 1, progress: Callable[[str], None] = lambda _: None) -> Score:
+    """Plants all cases or a sample of them, and makes so many faithful runs.
+
+    Args:
+        workers: processes that share the work.
+    """
     chosen = CASES if every else sample(CASES, SAMPLE)
-    results = detect(chosen, lambda r: progress(f"{r.family}: {r.trap}"))
-    alarms = faithful.runs(runs, first, lambda r: progress(f"faithful run {r.seed}"))
+    cases = [(family, i) for family, some in chosen.items() for i in map(CASES[family].index, some)]
+    seeds = [range(first, min(first + PART, runs)) for first in range(0, runs, PART)]
+    results, alarms = [], []
+    with _pool(workers) as spread:
+        for part in spread(_planted, [cases[i : i + PART] for i in range(0, len(cases), PART)]):
+            results += part
+            progress(f"{len(results)} of {len(cases)} mistakes, {sum(r.ok for r in results)} found and named")
+        for part in spread(_faithful, seeds):
+            alarms += part
+            progress(f"{len(alarms)} of {runs} faithful runs, {sum(r.ok for r in alarms)} pass")
     return Score(tuple(results), tuple(alarms), tuple(without_case()))
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
+    """`map`, in this process or in several."""
+    gc.freeze()  # what is there already is not looked through again and again
+    if workers == 1:
+        yield map
+        return
+    context = multiprocessing.get_context("spawn")  # a fork would inherit the frameworks' threads
+    with ProcessPoolExecutor(workers, context, initializer=gc.freeze) as pool:
+        yield pool.map
+
+
+def _planted(part: Sequence[tuple[str, int]]) -> list[Result]:
+    """The results of some cases, by family and number."""
+    with faithful.compiled_once():
+        return [run(family, CASES[family][i]) for family, i in part]
+
+
+def _faithful(seeds: range) -> list[faithful.Result]:
+    return faithful.runs(len(seeds), seeds.start)
