@@ -26,6 +26,7 @@ from parity.traps.weights import (
     WeightTrap,
 )
 
+NOT_FINITE = "NaN or infinite"
 BY_NAME = {trap.name: trap for trap in TOGETHER}
 Arrays = Mapping[str, np.ndarray]
 
@@ -38,7 +39,7 @@ def judge(port: str, pairing: Pairing, given: Arrays | None = None) -> tuple[Row
     """
     found: list[Finding] = _untied(port, pairing)
     exchanged: dict[str, str] = {}
-    unknown = 0
+    unknown = 0  # layers that hold other numbers, and no mistake explains them
     worst = ("", 0.0, 0.0)
     others = {n: v for p in pairing.pairs for leaf, v in p.torch.values.items() if (n := p.torch.tensors[leaf])}
     for p in pairing.pairs:
@@ -57,10 +58,10 @@ def judge(port: str, pairing: Pairing, given: Arrays | None = None) -> tuple[Row
             if far > 0 and not said:
                 said = True
                 found.append(_explained(port, p, leaf, theirs, others, far, given or {}, exchanged))
-                unknown += found[-1].trap is None
+                unknown += found[-1].trap is None and np.isfinite(theirs).all()
     if unknown > len(pairing.pairs) / 3:
         text = f"{unknown} of {len(pairing.pairs)} layers hold other weights; move PyTorch's over first: parity.move"
-        found = [Finding(port, "(the network)", NOT_MOVED, text), *(f for f in found if f.trap)]
+        found = [Finding(port, "(the network)", NOT_MOVED, text), *(f for f in found if f.trap or NOT_FINITE in f.text)]
     found = _sorted(found, exchanged, list(others))
     name, far, bound = worst
     return Row(port, "weights", name or "all", far, bound, ok=not found), found
@@ -135,6 +136,9 @@ def _explained(
     def said(trap: WeightTrap) -> Finding:
         return Finding(port, layer, trap.name, f"{name}: {trap.text}; {trap.mend}")
 
+    if count := int((~np.isfinite(theirs)).sum()):
+        text = f"{name}: {count} of {theirs.size} numbers are {NOT_FINITE}; write PyTorch's, which are finite"
+        return Finding(port, layer, None, text)
     halves = (given.get(name), given.get(name.replace("bias_ih", "bias_hh"))) if leaf == "bias_ih" else ()
     if any(half is not None and np.array_equal(half.astype(np.float64), theirs) for half in halves):
         return said(BY_NAME[SECOND_BIAS])

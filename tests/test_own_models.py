@@ -156,6 +156,7 @@ def test_fresh_weights_are_one_finding_and_nothing_else_differs() -> None:
         (jnp.zeros_like, "weight-lost"),
         (lambda k: k.astype(jnp.float16).astype(jnp.float32), "weights-through-float16"),
         (lambda k: k + 1e-3, None),
+        (lambda k: k.at[0, 0].set(jnp.nan), None),
     ],
 )
 def test_wrong_weight_is_named(change: Any, trap: str | None) -> None:
