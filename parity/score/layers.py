@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen, nnx
-from torch import Tensor, nn
+from torch import nn
 
 from parity.score import weights
 from parity.score.planted import Case, images, layer, moved, reading, returning
-from parity.score.sequences import PADDED, Attention, Future, Masked, attends
+from parity.score.sequences import PADDED, Attention, Future, Masked, Recurrent, attends
 from parity.score.weights import TOKENS
 from ports.resnet.nnx import BatchNorm
 
@@ -154,14 +154,6 @@ def embedding(cls: Any, padding: int | None = None) -> Callable[[], tuple[Any, .
 def recurrent(right: Any, cell: Any, **settings: Any) -> Callable[[], tuple[Any, ...]]:
     """A recurrent layer between two linear ones; as many steps as examples."""
 
-    class Torch(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.rnn, self.head = right(3, 4, batch_first=True), nn.Linear(4, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.rnn(x)[0])
-
     class Flax(linen.Module):
         @linen.compact
         def __call__(self, x: Any) -> Any:
@@ -170,7 +162,7 @@ def recurrent(right: Any, cell: Any, **settings: Any) -> Callable[[], tuple[Any,
 
     def make() -> tuple[Any, ...]:
         x = images(5, 5, 3)
-        return moved(Torch(), (Flax(), Flax().init(jax.random.key(0), x)), x)
+        return moved(Recurrent(right(3, 4, batch_first=True)), (Flax(), Flax().init(jax.random.key(0), x)), x)
 
     return make
 

@@ -27,6 +27,17 @@ class Attention(nn.Module):
         return self.head(self.attention(x, x, x, need_weights=False)[0])
 
 
+class Recurrent(nn.Module):
+    """A recurrent layer of PyTorch (3 to 4 features), and a linear layer."""
+
+    def __init__(self, rnn: nn.Module) -> None:
+        super().__init__()
+        self.rnn, self.head = rnn, nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rnn(x)[0])
+
+
 class NNXAttention(nnx.Module):
     """`Attention` in NNX."""
 

@@ -15,7 +15,7 @@ from flax import nnx
 from torch import Tensor, nn
 
 from parity.score.planted import Block, Case, NNXBlock, between, images, layer, moved, sequence, tampered
-from parity.score.sequences import Attention, NNXAttention
+from parity.score.sequences import Attention, NNXAttention, Recurrent
 from ports.resnet.nnx import BatchNorm
 
 CONVS = between(torch.tanh, jnp.tanh)
@@ -47,14 +47,6 @@ def wide() -> tuple[Any, ...]:
 def recurrent(right: Any, wrong: Any) -> Callable[[], tuple[Any, ...]]:
     """linear, LSTM or GRU, mean, linear: Linen's cell, whose variables are changed by `linen_tampered`."""
 
-    class Torch(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.rnn, self.head = right(3, 4, batch_first=True), nn.Linear(4, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.rnn(x)[0])
-
     class Flax(nnx.Module):
         def __init__(self) -> None:
             self.rnn: Any = nnx.RNN(wrong(3, 4, rngs=nnx.Rngs(0)))
@@ -63,7 +55,7 @@ def recurrent(right: Any, wrong: Any) -> Callable[[], tuple[Any, ...]]:
         def __call__(self, x: Any) -> Any:
             return self.head(self.rnn(x))
 
-    return lambda: moved(Torch(), Flax(), images(2, 5, 3))
+    return lambda: moved(Recurrent(right(3, 4, batch_first=True)), Flax(), images(2, 5, 3))
 
 
 LSTM = recurrent(nn.LSTM, nnx.OptimizedLSTMCell)
