@@ -171,7 +171,7 @@ def _written(port: str, net: Any, own: Mapping[str, np.ndarray], layers: Any) ->
     new: Any = flax_weights.plan(places, values, ())  # pyright: ignore[reportArgumentType]
     if port == "nnx":
         for slot, array in new:
-            slot.set(array)
+            slot.set(array, copy=True)
         return net
     variables = jax.tree.map(lambda a: a, dict(net[1]))
     for slot, array in new:

@@ -54,19 +54,21 @@ __all__ = [
 ]
 
 
-def read(net: Any) -> dict[str, np.ndarray]:
-    """All weights and statistics of a live model: copies, with PyTorch's names and layouts, every bit kept.
+def read(net: Any, *, copy: bool = True) -> dict[str, np.ndarray]:
+    """All weights and statistics of a live model, with PyTorch's names and layouts, every bit kept.
 
     Args:
         net: a `torch.nn.Module`, an `nnx.Module`, or the pair `(module, variables)` of Linen.
+        copy: False gives views of the model's own memory wherever its values lie there as they are: a later step of
+            training, or whatever else writes into the model, shows through, and what you write into them it has.
 
     Raises:
         WeightsError: a layer with parameters has no rule.
     """
-    return _port(net).read(net)
+    return _port(net).read(net, copy)
 
 
-def write(net: Any, weights: dict[str, np.ndarray], *, rules: Sequence[Rule] = ()) -> Any:
+def write(net: Any, weights: dict[str, np.ndarray], *, rules: Sequence[Rule] = (), copy: bool = True) -> Any:
     """Puts weights into a live model: every tensor given is used once and every one of the model's is set once.
 
     Nothing is written unless all is well. Values are copied. A type may widen (float32 into a float64 model), never
@@ -76,14 +78,20 @@ def write(net: Any, weights: dict[str, np.ndarray], *, rules: Sequence[Rule] = (
         net: as in `read`.
         weights: the hub form, as `read` gives it.
         rules: what is ignored, renamed or filled in on purpose, each with its reason.
+        copy: False puts the arrays themselves into a Flax model (through dlpack, the axes permuted, nothing moved)
+            where JAX computes on the CPU and can take them. They are aliased: JAX takes its arrays to be constant, so
+            whoever writes into `weights` afterwards, or into the PyTorch model that `read(…, copy=False)` had them
+            from, changes the Flax model in the middle of what it computes. Read-only use is safe: inference in both.
+            What cannot be shared (another type, memory that is not aligned to 64 bytes) is copied.
 
     Returns:
         None for PyTorch and NNX, which are changed in place; the new variables for Linen.
 
     Raises:
-        WeightsError: all problems at once, each with name, shape and the nearest candidate.
+        WeightsError: all problems at once, each with name, shape and the nearest candidate; `copy=False` for a PyTorch
+            model, whose optimizer would write into arrays that JAX takes to be constant.
     """
-    return _port(net).write(net, weights, rules)
+    return _port(net).write(net, weights, rules, copy)
 
 
 def _pair(net: Any, module: type) -> bool:

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ports.weights.hub import Rule, Target, WeightsError, lossless, match
@@ -45,10 +47,11 @@ class Place(Generic[S]):
         """The tensor's type in the hub form."""
         return np.dtype(self.leaf.dtype or (self.slots[0] if self.slots else self.like).dtype)  # pyright: ignore
 
-    def read(self) -> np.ndarray:
+    def read(self, copy: bool = True) -> np.ndarray:
         if any(slot.get().dtype == object for slot in self.slots):
             raise WeightsError(f"{self.leaf.hub}: holds no array: the network is abstract, or its variables are boxed")
-        array = np.array(self.leaf.to_hub(tuple(slot.get() for slot in self.slots)), order="C")
+        array = self.leaf.to_hub(tuple(slot.get() for slot in self.slots))
+        array = np.array(array, order="C") if copy else array
         return array.astype(self.dtype) if self.leaf.dtype or not self.slots else array
 
     @property
@@ -61,7 +64,7 @@ class Place(Generic[S]):
 def plan(
     places: Mapping[str, Place[S]], weights: Mapping[str, Any], rules: Sequence[Rule]
 ) -> list[tuple[S, np.ndarray]]:
-    """The new value of every slot: contiguous copies in the slot's type.
+    """The new value of every slot in the slot's type: views of `weights` where they have it already.
 
     Raises:
         WeightsError: the weights do not fit.
@@ -69,7 +72,7 @@ def plan(
     values = match(weights, {name: place.target for name, place in places.items()}, rules)
     new: list[tuple[S, np.ndarray]] = []
     problems = []
-    seen: dict[Any, tuple[str, bytes]] = {}
+    seen: dict[Any, tuple[str, np.ndarray]] = {}
     for name, place in places.items():
         try:
             arrays = place.leaf.to_flax(values[name])
@@ -81,10 +84,20 @@ def plan(
             if cast is None:
                 problems.append(f"{name}: got {array.ravel()[0]}, which does not fit the model's {slot.dtype}")
             else:
-                other, bits = seen.setdefault(slot.key, (name, cast.tobytes()))
-                if bits != cast.tobytes():
+                other, value = seen.setdefault(slot.key, (name, cast))
+                if value is not cast and value.tobytes() != cast.tobytes():
                     problems.append(f"{name}: is one tensor with {other} in the model, got other values")
-                new.append((slot, np.array(cast, order="C")))
+                new.append((slot, cast))
     if problems:
         raise WeightsError(problems)
     return new
+
+
+def to_jax(array: np.ndarray, copy: bool) -> jax.Array:
+    """A JAX array with these values: a copy, or where it can be the same memory."""
+    if not copy and jax.default_backend() == "cpu":
+        try:
+            return jax.dlpack.from_dlpack(array)
+        except (BufferError, TypeError, ValueError):  # read-only, or a type or strides that dlpack has not
+            pass
+    return jnp.array(array)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import traverse_util
@@ -120,11 +119,11 @@ def _own(scope: Path, arrays: Mapping[Path, Any]) -> tuple[Leaf, ...]:
     return tuple(Leaf(at[-1], (at[-1],), collection=at[0]) for at in arrays if at[1:-1] == tuple(scope))
 
 
-def read(net: Net) -> dict[str, np.ndarray]:
-    return {name: place.read() for name, place in places(net).items()}
+def read(net: Net, copy: bool = True) -> dict[str, np.ndarray]:
+    return {name: place.read(copy) for name, place in places(net).items()}
 
 
-def write(net: Net, weights: Mapping[str, Any], rules: Sequence[Rule] = ()) -> dict[str, Any]:
+def write(net: Net, weights: Mapping[str, Any], rules: Sequence[Rule] = (), copy: bool = True) -> dict[str, Any]:
     new = flax.plan(places(net), weights, rules)
     with jax.enable_x64(True):  # a float64 model keeps its type wherever it is written
-        return traverse_util.unflatten_dict({slot.path: jnp.array(array) for slot, array in new})
+        return traverse_util.unflatten_dict({slot.path: flax.to_jax(array, copy) for slot, array in new})

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -40,8 +39,8 @@ class Variable:
     def get(self) -> np.ndarray:
         return np.asarray(self.variable.get_value())
 
-    def set(self, array: np.ndarray) -> None:
-        self.variable.set_value(jnp.array(array))
+    def set(self, array: np.ndarray, copy: bool) -> None:
+        self.variable.set_value(flax.to_jax(array, copy))
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Counter:
     def get(self) -> np.ndarray:
         return np.asarray(self.mean.get_metadata().get(COUNTER, 0), self.dtype)
 
-    def set(self, array: np.ndarray) -> None:
+    def set(self, array: np.ndarray, copy: bool) -> None:
         self.mean.set_metadata(COUNTER, int(array))
 
 
@@ -133,12 +132,12 @@ def _slot(module: Any, path: str) -> Variable | Counter | None:
     return Variable(value) if isinstance(value, nnx.Variable) else None
 
 
-def read(net: nnx.Module) -> dict[str, np.ndarray]:
-    return {name: place.read() for name, place in places(net).items()}
+def read(net: nnx.Module, copy: bool = True) -> dict[str, np.ndarray]:
+    return {name: place.read(copy) for name, place in places(net).items()}
 
 
-def write(net: nnx.Module, weights: Mapping[str, Any], rules: Sequence[Rule] = ()) -> None:
+def write(net: nnx.Module, weights: Mapping[str, Any], rules: Sequence[Rule] = (), copy: bool = True) -> None:
     new = flax.plan(places(net), weights, rules)
     with jax.enable_x64(True):  # a float64 model keeps its type wherever it is written
         for slot, array in new:
-            slot.set(array)
+            slot.set(array, copy)

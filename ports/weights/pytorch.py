@@ -23,13 +23,13 @@ EXTENDED = {
 }
 
 
-def to_numpy(tensor: Tensor) -> np.ndarray:
-    """A copy, bit by bit."""
+def to_numpy(tensor: Tensor, copy: bool = True) -> np.ndarray:
+    """A copy, bit by bit; without `copy` a view of the tensor's memory where it is contiguous and on the CPU."""
     tensor = tensor.detach().cpu().contiguous()
-    if tensor.dtype in EXTENDED:
-        carrier, dtype = EXTENDED[tensor.dtype]
-        return np.array(tensor.view(carrier).numpy()).view(dtype)
-    return np.array(tensor.numpy())
+    carrier, dtype = EXTENDED.get(tensor.dtype, (tensor.dtype, None))
+    array = tensor.view(carrier).numpy()
+    array = np.array(array) if copy else array
+    return array if dtype is None else array.view(dtype)
 
 
 def to_torch(array: np.ndarray) -> Tensor:
@@ -59,11 +59,13 @@ def _tensors(net: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def read(net: nn.Module) -> dict[str, np.ndarray]:
-    return {name: to_numpy(tensor) for name, tensor in _tensors(net).items()}
+def read(net: nn.Module, copy: bool = True) -> dict[str, np.ndarray]:
+    return {name: to_numpy(tensor, copy) for name, tensor in _tensors(net).items()}
 
 
-def write(net: nn.Module, weights: Mapping[str, Any], rules: Sequence[Rule] = ()) -> None:
+def write(net: nn.Module, weights: Mapping[str, Any], rules: Sequence[Rule] = (), copy: bool = True) -> None:
+    if not copy:
+        raise WeightsError("copy=False: got a PyTorch model, expected a Flax model; PyTorch writes into its parameters")
     state = _tensors(net)
     targets = {name: Target(tuple(t.shape), to_numpy(t.new_empty(0)).dtype) for name, t in state.items()}
     arrays = match(weights, targets, rules)
