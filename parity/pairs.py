@@ -170,8 +170,7 @@ def _written(port: str, net: Any, own: Mapping[str, np.ndarray], layers: Any) ->
     values = {n: own[n].astype(p.dtype) if n in own else p.read() for n, p in places.items()}
     new: Any = flax_weights.plan(places, values, ())  # pyright: ignore[reportArgumentType]
     if port == "nnx":
-        for slot, array in new:
-            slot.set(array, copy=True)
+        nnx_weights.set_all(new)
         return net
     variables = jax.tree.map(lambda a: a, dict(net[1]))
     for slot, array in new:

@@ -31,6 +31,7 @@ def kernel(net: Any) -> np.ndarray:
 def set_first(net: torch.nn.Module, number: float) -> None:
     with torch.no_grad():
         net.conv1.weight[0, 0, 0, 0] = number  # pyright: ignore
+        net.bn1.bias[0] = number  # pyright: ignore
 
 
 @pytest.mark.parametrize("port", FLAX)
@@ -45,10 +46,11 @@ def test_a_shared_weight_shows_what_pytorch_writes(port: str) -> None:
 @pytest.mark.parametrize(("first", "second"), [(True, True), (False, True), (True, False)])
 def test_a_copy_on_either_side_shares_nothing(port: str, first: bool, second: bool) -> None:
     net = ports.create(BASIC_NET, "pytorch", seed=0)
-    before = float(net.conv1.weight[0, 0, 0, 0].detach())
+    before = read(net)
     other = flax_net(port, read(net, copy=first), copy=second)
     set_first(net, 123.0)
-    assert kernel(other)[0, 0, 0, 0] == np.float32(before)
+    after = read(other)
+    assert all(after[name].tobytes() == array.tobytes() for name, array in before.items())
 
 
 @pytest.mark.parametrize("port", FLAX)

@@ -10,6 +10,7 @@ akamaster/pytorch_resnet_cifar10 and kuangliu/pytorch-cifar; Flax's examples/ima
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ import numpy as np
 
 from ports.resnet.spec import ResNetSpec
 from ports.weights.hub import Ignore, WeightsError, lossless
-from ports.weights.layers import LAYERS, Leaf
+from ports.weights.layers import LAYERS, LayerRule, Leaf
 from ports.weights.networks import Layer, Shape, layers
 
 Path = tuple[str, ...]
@@ -166,22 +167,27 @@ def mapping(spec: ResNetSpec | Iterable[Layer], dialect: Dialect) -> list[Entry]
 
 def entries(layer: Layer, dialect: Dialect) -> list[Entry]:
     """The tensors of one layer."""
-    base = dialect.layer(layer)
-    found = []
-    for leaf in LAYERS[layer.type](None):
+    base, found = dialect.layer(layer), {}
+    for leaf, kept, names in _kept(LAYERS[layer.type], dialect.tensors):
         if leaf.hub not in layer.shapes:
             continue
-        if dialect.tensors == "flax":
-            kept, names = leaf, leaf.flax
-        else:
-            moves = dialect.tensors == "hwio"
-            kept = Leaf(leaf.hub, (), leaf.to_flax, leaf.to_hub) if moves else Leaf(leaf.hub, ())
-            names = (leaf.hub,)
         paths = []
         for name in names:
             path = tuple(f"{base}.{name}".split(".")) if dialect.nested else (f"{base}.{name}",)
             paths.append((leaf.collection, *path) if dialect.collections else path)
         hub, shape = f"{layer.hub}.{leaf.hub}", layer.shapes[leaf.hub]
-        found.append(Entry(hub, shape, kept, tuple(paths), leaf.collection == "params"))
-    order = list(layer.shapes)
-    return sorted(found, key=lambda entry: order.index(entry.leaf.hub))
+        found[leaf.hub] = Entry(hub, shape, kept, tuple(paths), leaf.collection == "params")
+    return [found[name] for name in layer.shapes if name in found]
+
+
+@functools.cache
+def _kept(rule: LayerRule, tensors: str) -> list[tuple[Leaf, Leaf, Path]]:
+    """Of each tensor of a layer: its leaf, how a dialect lays it out, and what it is called there."""
+    rows = []
+    for leaf in rule(None):
+        if tensors == "flax":
+            rows.append((leaf, leaf, leaf.flax))
+        else:
+            moves = (leaf.to_flax, leaf.to_hub) if tensors == "hwio" else ()
+            rows.append((leaf, Leaf(leaf.hub, (), *moves), (leaf.hub,)))
+    return rows

@@ -6,7 +6,10 @@ A place is a layer's leaf rule with the slots that hold it. A slot has `shape`, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
+from itertools import chain
 from typing import Any, Generic, Protocol, TypeVar
 
 import jax
@@ -57,6 +60,8 @@ class Place(Generic[S]):
     @property
     def target(self) -> Target:
         """Shape and type in the hub form."""
+        if self.leaf.to_hub is Leaf.to_hub:  # the layout is the same; most are
+            return Target(self.slots[0].shape, self.dtype)
         shape = self.leaf.to_hub(tuple(np.broadcast_to(np.int8(0), slot.shape) for slot in self.slots)).shape
         return Target(shape, self.dtype)
 
@@ -93,11 +98,34 @@ def plan(
     return new
 
 
-def to_jax(array: np.ndarray, copy: bool) -> jax.Array:
-    """A JAX array with these values: a copy, or where it can be the same memory."""
+def to_jax(arrays: Sequence[np.ndarray], copy: bool) -> list[jax.Array]:
+    """JAX arrays with these values, in the types that they have: copies, or where it can be the same memory."""
     if not copy and jax.default_backend() == "cpu":
+        return [_shared(array) for array in arrays]
+    # XLA changes the layout of one array at a time; two threads share them, the largest first.
+    order = sorted(range(len(arrays)), key=lambda i: -arrays[i].nbytes)
+    parts = [order[0::2], order[1::2]]
+    copied = _threads().map(_copies, [[arrays[i] for i in part] for part in parts])
+    made = dict(zip(chain(*parts), chain(*copied), strict=True))
+    return [made[i] for i in range(len(arrays))]
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """Kept: the memory that new threads ask for first makes them slower than one."""
+    return ThreadPoolExecutor(2, thread_name_prefix="ports-weights")
+
+
+def _copies(arrays: Sequence[np.ndarray]) -> list[jax.Array]:
+    """Their memory is the caller's own again when this returns. JAX may keep the memory of a contiguous array."""
+    own = [np.array(array) if array.flags.c_contiguous else array for array in arrays]
+    with jax.enable_x64(True):  # a setting of the thread: a float64 model keeps its type wherever it is written
+        return jax.block_until_ready(jax.device_put(own))
+
+
+def _shared(array: np.ndarray) -> jax.Array:
+    with jax.enable_x64(True):
         try:
             return jax.dlpack.from_dlpack(array)
         except (BufferError, TypeError, ValueError):  # read-only, or a type or strides that dlpack has not
-            pass
-    return jnp.array(array)
+            return jnp.array(array)

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 from flax import linen as nn
 from flax import traverse_util
@@ -125,5 +124,5 @@ def read(net: Net, copy: bool = True) -> dict[str, np.ndarray]:
 
 def write(net: Net, weights: Mapping[str, Any], rules: Sequence[Rule] = (), copy: bool = True) -> dict[str, Any]:
     new = flax.plan(places(net), weights, rules)
-    with jax.enable_x64(True):  # a float64 model keeps its type wherever it is written
-        return traverse_util.unflatten_dict({slot.path: flax.to_jax(array, copy) for slot, array in new})
+    values = flax.to_jax([array for _, array in new], copy)
+    return traverse_util.unflatten_dict({slot.path: value for (slot, _), value in zip(new, values, strict=True)})

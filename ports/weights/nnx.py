@@ -39,8 +39,8 @@ class Variable:
     def get(self) -> np.ndarray:
         return np.asarray(self.variable.get_value())
 
-    def set(self, array: np.ndarray, copy: bool) -> None:
-        self.variable.set_value(flax.to_jax(array, copy))
+    def set(self, _: np.ndarray, value: jax.Array) -> None:
+        self.variable.set_value(value)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Counter:
     def get(self) -> np.ndarray:
         return np.asarray(self.mean.get_metadata().get(COUNTER, 0), self.dtype)
 
-    def set(self, array: np.ndarray, copy: bool) -> None:
+    def set(self, array: np.ndarray, _: jax.Array) -> None:
         self.mean.set_metadata(COUNTER, int(array))
 
 
@@ -115,12 +115,42 @@ def places(net: nnx.Module, bare: bool = False) -> dict[str, flax.Place[Variable
                 if slots or like:
                     found[f"{path}.{leaf.hub}" if path else leaf.hub] = flax.Place(leaf, slots, like)
     covered = {slot.key for place in found.values() for slot in place.slots} | {id(v) for v in reported}
-    for at, variable in nnx.iter_graph(net):
-        if isinstance(variable, nnx.Variable) and not isinstance(variable, NO_WEIGHTS) and id(variable) not in covered:
+    if any(id(variable) not in covered for variable in _variables(net)):
+        left = [(at, v) for at, v in nnx.iter_graph(net) if isinstance(v, nnx.Variable)]
+        for at, _ in ((at, v) for at, v in left if not isinstance(v, NO_WEIGHTS) and id(v) not in covered):
             problems.append(f"{'.'.join(map(str, at))}: belongs to no layer with a rule, or its rule leaves it out")
     if problems:
         raise WeightsError([f"{p}; add one with ports.weights.register" for p in problems])
     return found
+
+
+def _variables(net: Any) -> Iterator[nnx.Variable]:
+    """Every variable below `net` that is a weight, some twice; `nnx.iter_graph` takes several times as long."""
+    kinds: dict[type, Any] = {}
+    stack, seen = [net], set()
+    while stack:
+        node = stack.pop()
+        kind = kinds.setdefault(type(node), _kind(node)) if type(node) not in kinds else kinds[type(node)]
+        if kind == "variable":
+            yield node
+        elif kind is not None and id(node) not in seen:
+            seen.add(id(node))
+            stack += kind(node)
+
+
+def _kind(node: Any) -> Any:
+    """A `variable`, or what gives the parts of a node of this type; None for what holds nothing."""
+    if isinstance(node, nnx.Variable):
+        return None if isinstance(node, NO_WEIGHTS) else "variable"
+    if isinstance(node, nnx.Pytree):
+        return lambda node: vars(node).values()
+    if isinstance(node, Mapping):
+        return lambda node: node.values()
+    if isinstance(node, list | tuple):
+        return iter
+    if isinstance(node, str | type(None)) or jax.tree_util.all_leaves([node]):
+        return None
+    return lambda node: jax.tree.leaves(node, is_leaf=lambda part: part is not node)
 
 
 def _slot(module: Any, path: str) -> Variable | Counter | None:
@@ -137,7 +167,11 @@ def read(net: nnx.Module, copy: bool = True) -> dict[str, np.ndarray]:
 
 
 def write(net: nnx.Module, weights: Mapping[str, Any], rules: Sequence[Rule] = (), copy: bool = True) -> None:
-    new = flax.plan(places(net), weights, rules)
-    with jax.enable_x64(True):  # a float64 model keeps its type wherever it is written
-        for slot, array in new:
-            slot.set(array, copy)
+    set_all(flax.plan(places(net), weights, rules), copy)
+
+
+def set_all(new: Sequence[tuple[Variable | Counter, np.ndarray]], copy: bool = True) -> None:
+    """Gives slots their new values."""
+    values = flax.to_jax([array for _, array in new], copy)
+    for (slot, array), value in zip(new, values, strict=True):
+        slot.set(array, value)

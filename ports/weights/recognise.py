@@ -19,10 +19,13 @@ from ports.resnet.spec import ResNetSpec
 from ports.weights.dialects import DIALECTS, Dialect, Entry, mapping
 from ports.weights.hub import WeightsError, _matches, _nearest
 from ports.weights.layers import COUNTER
-from ports.weights.networks import Shape, known, layers
+from ports.weights.networks import Layer, Shape, known, layers
 
 Shapes = Mapping[str, Shape]
 WRAPPERS = ("module", "_orig_mod")
+
+# Part of its names that a file must share with a network to be held against it.
+LEAST = 0.3
 
 
 @dataclass
@@ -126,10 +129,14 @@ def in_flax(names: Iterable[str]) -> bool:
 
 
 @functools.cache
+def _layers(network: str, features: bool) -> list[Layer]:
+    return layers(dataclasses.replace(known()[network], features_only=features))
+
+
+@functools.cache
 def _names(network: str, dialect: str, features: bool) -> tuple[frozenset[str], frozenset[str]]:
     """The names of a network's tensors in a dialect, but for counters, and those of its counters."""
-    spec = dataclasses.replace(known()[network], features_only=features)
-    rows = [(name, e.leaf.hub == COUNTER) for e in mapping(spec, DIALECTS[dialect]) for name in e.names]
+    rows = [(n, e.leaf.hub == COUNTER) for e in mapping(_layers(network, features), DIALECTS[dialect]) for n in e.names]
     return frozenset(n for n, counter in rows if not counter), frozenset(n for n, counter in rows if counter)
 
 
@@ -188,8 +195,7 @@ def _same(a: Found, b: Found) -> bool:
 @functools.cache
 def _size(network: str, features: bool) -> int:
     """The number of a network's tensors, but for counters."""
-    spec = dataclasses.replace(known()[network], features_only=features)
-    return sum(len(set(layer.shapes) - {COUNTER}) for layer in layers(spec))
+    return sum(len(set(layer.shapes) - {COUNTER}) for layer in _layers(network, features))
 
 
 def _fitting(shapes: Shapes, raw: dict[str, str], model: str | None) -> Iterator[Found]:
@@ -254,9 +260,11 @@ def _misfit(shapes: Shapes, model: str | None) -> list[str]:
         names, counters = _names(network, dialect, False)
         return len(given & (names | counters)) / len(given | names)
 
-    pairs = [(n, d) for n in ([model] if model else known()) for d in DIALECTS if not DIALECTS[d].ignore]
+    # Of sets that are that different in size no large part can be the same, whatever the names are.
+    near = [n for n in known() if LEAST / 2 < _size(n, False) / max(len(given), 1) < 2 / LEAST]
+    pairs = [(n, d) for n in ([model] if model else near) for d in DIALECTS if not DIALECTS[d].ignore]
     ranked = sorted(pairs, key=lambda pair: -overlap(*pair))[:6]
-    if not model and overlap(*ranked[0]) < 0.3:
+    if not model and (not ranked or overlap(*ranked[0]) < LEAST):
         some = ", ".join(f"{n} {s}" for n, s in list(shapes.items())[:3])
         return [
             f"{len(shapes)} tensors ({some} …) are no network known here; describe your own in a file: --rules FILE"
