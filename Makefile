@@ -7,9 +7,10 @@ READY := $(VENV)/.ready
 PYTHON ?=
 PYTEST_ARGS ?=
 NETWORK ?= resnet50
+OUT ?= benchmarks/results
 
 .DEFAULT_GOAL := help
-.PHONY: help setup parity parity-all test lint clean
+.PHONY: help setup parity parity-all bench gpu test lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +22,12 @@ parity: $(READY) ## check that ResNet-50 is the same in all three ports
 
 parity-all: $(READY) ## check every named network
 	$(BIN)/parity check --all
+
+bench: $(READY) ## time resnet18 in every port, each proved equal first (within five minutes)
+	$(BIN)/python -m benchmarks --quick
+
+gpu: ## check and time everything on an NVIDIA GPU with the Python that has its frameworks (PYTHON=...), in eight minutes
+	$(or $(PYTHON),python3) -m benchmarks.gpu --out $(OUT)
 
 test: $(READY) ## run all tests
 	$(BIN)/pytest -n 2 --dist worksteal $(PYTEST_ARGS)

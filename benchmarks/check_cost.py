@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -23,36 +21,13 @@ import torch
 
 import parity
 import ports
+from benchmarks.memory import Peak
 from parity import checker, probe, run_flax, run_pytorch
 from parity.bounds import DRAWS
 from parity.taps import Tap
 from ports.resnet import spec as specs
 
 STEPS, BATCH, PORTS = 3, 2, ("nnx", "linen")
-
-
-class Peak:
-    """The largest memory of this process that is no file's, in bytes, while the block runs."""
-
-    def __enter__(self) -> Peak:
-        self.bytes, self.ended = 0, threading.Event()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.ended.set()
-        self.thread.join()
-
-    def _watch(self) -> None:
-        while not self.ended.wait(0.02):
-            self.bytes = max(self.bytes, held())
-
-
-def held() -> int:
-    """Anonymous memory of this process, in bytes."""
-    match = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(match[1]) * 1024 if match else 0
 
 
 def torch_passes(net: torch.nn.Module, fed: Any) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import os
 import re
@@ -146,7 +147,7 @@ def check(
     console, found = _console(), []
     for name in chosen:
         try:
-            own, options = _pair(name) if ":" in name else ((name,), {"images": images, "image_size": size})
+            own, options = pair(name) if ":" in name else ((name,), {"images": images, "image_size": size})
             options = {**options, "accept": accept} if accept else options
             with _progress(name) as tell:
                 result = run(
@@ -243,12 +244,16 @@ def score(every: Every = False, faithful: Faithful = None, workers: Workers = 1,
 cli_weights.register(app)
 
 
-def _pair(path: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The models, inputs and options that a function of the user's returns."""
-    module, _, function = path.partition(":")
+def pair(path: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The models, inputs and options that a user's function returns: `package.module:function`, `file.py:function`.
+
+    Raises:
+        UserError: it cannot be loaded, raises, or returns something else.
+    """
+    module, _, function = path.rpartition(":")
     sys.path.insert(0, str(Path.cwd()))
     try:
-        made = getattr(importlib.import_module(module), function)()
+        made = getattr(_module(module), function)()
     except UserError:
         raise
     except Exception as error:  # whatever somebody's module raises
@@ -265,6 +270,19 @@ def _pair(path: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(last, dict) and last and set(last) <= known:
         return made[:-1], last
     return made, {}
+
+
+def _module(name: str) -> Any:
+    """By its name, or from a file."""
+    if not name.endswith(".py"):
+        return importlib.import_module(name)
+    found = importlib.util.spec_from_file_location(Path(name).stem, name)
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules[found.name] = module
+    found.loader.exec_module(module)
+    return module
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

@@ -7,11 +7,18 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import results as speeds  # noqa: E402
+from benchmarks import tables  # noqa: E402
+from benchmarks.subjects import SUBJECTS  # noqa: E402
+
 RESULTS = ROOT / "benchmarks" / "results"
 Results = dict[str, Any]
 
@@ -73,16 +80,73 @@ def cost(results: Results) -> list[str]:
     return rows(*lines)
 
 
+def conversion(results: Results) -> list[str]:
+    """What converting costs, beside what it is held against."""
+    file, live = results["files"], results["live"]
+    copy = sum(file["copy_seconds"]) / len(file["copy_seconds"])
+    size = f"{file['bytes'] / 1e9:.1f} GB"
+    lines: list[tuple[object, ...]] = [("what", "takes", "beside", "extra memory")]
+    for name, text in (("safetensors", "to safetensors"), ("sharded", f"to {file['shards']} shards")):
+        took = file[name]
+        beside = f"{took['seconds'] / copy:.1f} times copying the file ({copy:.0f} s)"
+        lines.append((f"{size} of safetensors {text}", f"{took['seconds']:.0f} s", beside, _extra(took["extra_bytes"])))
+    seconds = f"{file['inspect_seconds']:.2f} s"
+    lines.append(
+        (f"`parity inspect` of that file, {file['tensors']} tensors", seconds, "", _extra(file["inspect_extra_bytes"]))
+    )
+    for memory, text in (("fresh", "memory new to the process"), ("reused", "memory used before")):
+        took = live[memory]
+        for way, words in (("copied", "copied"), ("shared", "`copy=False`")):
+            beside = f"{took[f'{way}_ratio']:.2f} times copying its bytes ({took['memcpy_ms']:.0f} ms)"
+            lines.append(
+                (f"`{live['model']}` from PyTorch to NNX, {words}, {text}", f"{took[f'{way}_ms']:.0f} ms", beside, "")
+            )
+    return [
+        *rows(*lines),
+        "",
+        f"Extra memory is over that of the same command on an empty file; the largest tensor has "
+        f"{file['largest_bytes'] / 1e6:.0f} MB. Measured on {results['environment']['date'][:10]}, "
+        f"{results['environment']['cores']} CPU cores.",
+    ]
+
+
+def _extra(size: int) -> str:
+    return f"{size / 1e6:.0f} MB"
+
+
+def speed(results: Results) -> list[str]:
+    """A row a subject, a column a setting: images a second, and how many times as fast as eager PyTorch."""
+    settings = speeds.settings_of(results)
+    measured = {setting: {row["subject"]: row for row in speeds.rows_of(results, setting)} for setting in settings}
+    head = [f"{s.network}, {s.mode}, batch {s.batch}" for s in settings]
+    lines: list[tuple[object, ...]] = [("images/s (times eager)", *head)]
+    for subject in (name for name in SUBJECTS if any(name in measured[s] for s in settings)):
+        cells = []
+        for setting in settings:
+            row, base = measured[setting].get(subject), measured[setting].get(tables.BASES[0])
+            if row is None or base is None:
+                cells.append("")
+                continue
+            times = "1" if row is base else tables.times(speeds.ratio(row, base))
+            cells.append(f"{speeds.throughput(row):.4g} ({times})")
+        lines.append((f"`{subject}`", *cells))
+    notes = [f"- {head[i]}: {note}" for i, s in enumerate(settings) for note in tables.table(results, s).notes]
+    return [*rows(*lines), "", *notes, "", *tables.below(results), f"Commit `{results['machine']['commit'][:10]}`."]
+
+
 # By the name of the place in README: the file, and what is made of it.
 TABLES: dict[str, tuple[str, Callable[[Results], list[str]]]] = {
     "parity": ("parity-cpu.json", parity),
     "score": ("score-cpu.json", score),
     "cost": ("check-cost-cpu.json", cost),
+    "conversion": ("conversion-cpu.json", conversion),
+    "speed": ("speed-cpu-*.json", speed),
 }
 
 
 def load(name: str) -> Results:
-    return json.loads((RESULTS / TABLES[name][0]).read_text())
+    """The results of a table: of several files the newest, by the date in its name."""
+    return json.loads(max(RESULTS.glob(TABLES[name][0])).read_text())
 
 
 def readme(text: str, results: dict[str, Results]) -> str:

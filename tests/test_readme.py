@@ -30,7 +30,22 @@ def _wrong_cost(results: Results) -> None:
     results["results"][0]["ratio"] += 1
 
 
-WRONG = {"parity": _wrong_parity, "score": _wrong_score, "cost": _wrong_cost}
+def _wrong_conversion(results: Results) -> None:
+    results["files"]["sharded"]["seconds"] += 100
+
+
+def _wrong_speed(results: Results) -> None:
+    for one in results["rows"][0]["rounds"]:
+        one["ms"] *= 2
+
+
+WRONG = {
+    "speed": _wrong_speed,
+    "parity": _wrong_parity,
+    "score": _wrong_score,
+    "cost": _wrong_cost,
+    "conversion": _wrong_conversion,
+}
 
 
 @pytest.mark.parametrize("name", TABLES)

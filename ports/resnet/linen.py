@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 from ports.errors import UserError
 from ports.resnet import spec as specs
+from ports.resnet.convolution import conv_general_dilated
 from ports.resnet.spec import Block, Conv, ResNetSpec
 
 DTYPES = {"float32": jnp.float32, "float64": jnp.float64, "bfloat16": jnp.bfloat16}
@@ -51,6 +52,7 @@ def conv2d(conv: Conv, init: str = "pytorch", **kw: Any) -> nn.Conv:
         bias_init=initializers.zeros_init()
         if init == "zeros"
         else bias_init(conv.in_channels // conv.groups * conv.kernel_size**2),
+        conv_general_dilated=conv_general_dilated,
         **kw,
     )
 

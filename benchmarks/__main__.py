@@ -1,0 +1,244 @@
+"""`python -m benchmarks`: which framework is faster, on networks proved equal.
+
+Exit 0 where everything that was asked for was measured, 1 where something was refused (the table says what and why),
+2 where the question could not be put (one line on stderr says why).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import results
+from benchmarks.settings import settings
+from benchmarks.subjects import SUBJECTS
+from ports.errors import UserError
+
+measure = typer.Typer(add_completion=False, rich_markup_mode=None)
+stored = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
+USAGE_ERROR: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
+
+# --quick: small images and batches and three starts, for a look at a new machine.
+QUICK: dict[str, Any] = {"batch": "4", "size": "96", "starts": 3, "rounds": 2, "seconds": 0.25, "budget": 255}
+PEER_SIZE = 225  # see benchmarks/peers.py: PyTorch's padding is 'SAME' there
+
+Networks = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="NETWORK...", help="Named networks, or ./file.py:function that returns a pair of your own."),
+]
+Mode = Annotated[str, typer.Option(help="inference, training, or both with a comma.")]
+Batch = Annotated[
+    str | None, typer.Option(help="Numbers of images, with commas. By default 1,32,256 on a GPU, else 1,8.")
+]
+Precision = Annotated[str, typer.Option(help="float32, tf32, bfloat16, with commas.")]
+Size = Annotated[str | None, typer.Option("--image-size", metavar="HxW", help="Else what the network was made for.")]
+Device = Annotated[str | None, typer.Option(help="cpu or gpu. By default the GPU, where both frameworks see one.")]
+Only = Annotated[str | None, typer.Option("--subjects", help="These alone, with commas.")]
+Peers = Annotated[bool, typer.Option("--peers", help="Besides, what one would take instead; images of 225 pixels.")]
+Starts = Annotated[int | None, typer.Option(help="Starts of every process.")]
+Rounds = Annotated[int | None, typer.Option(help="Rounds a start.")]
+Seconds = Annotated[float | None, typer.Option(help="Seconds of timing a round.")]
+Budget = Annotated[float | None, typer.Option(help="Seconds after which nothing new is begun.")]
+Out = Annotated[Path | None, typer.Option(metavar="FILE.json", help="Keep the measurements there.")]
+Html = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page to look at there.")]
+Quick = Annotated[bool, typer.Option("--quick", help="resnet18 with small images, within five minutes on two cores.")]
+Files = Annotated[list[Path], typer.Argument(metavar="RESULTS...")]
+Svg = Annotated[Path | None, typer.Option(metavar="DIR", help="Write the plots as SVG there.")]
+
+
+@measure.command(epilog="Stored results: python -m benchmarks report RESULTS..., python -m benchmarks compare A B")
+def run(
+    networks: Networks = None,
+    mode: Mode = "inference,training",
+    batch: Batch = None,
+    precision: Precision = "float32",
+    size: Size = None,
+    device: Device = None,
+    only: Only = None,
+    peers: Peers = False,
+    starts: Starts = None,
+    rounds: Rounds = None,
+    seconds: Seconds = None,
+    budget: Budget = None,
+    out: Out = None,
+    html: Html = None,
+    quick: Quick = False,
+) -> int:
+    """Time the ports of networks in the frameworks, each proved equal before it is timed."""
+    from benchmarks.run import Plan
+    from benchmarks.run import run as measured
+    from parity.progress import progress
+
+    where = device or _device()
+    if where != "cpu":
+        from parity import device as devices
+
+        devices.require(where, None, ())
+    networks = networks or (["resnet18"] if quick else ["resnet50"])
+    if batch is None:
+        batch = QUICK["batch"] if quick else "1,32,256" if where == "gpu" else "1,8"
+    image = _size(size or (QUICK["size"] if quick and where == "cpu" and not peers else None))
+    if image is None and peers:
+        image = _peer_size(networks)
+    chosen = settings(networks, _words(mode), _numbers(batch), _words(precision), image, where)
+    subjects = _subjects(_words(only) if only else None, peers, quick)
+    for option, file in (("--out", out), ("--html", html)):
+        if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
+            raise UserError(f"{option} {file}: expected a file in a folder that is there")
+    plan = Plan(
+        chosen,
+        subjects,
+        _counted("--starts", starts, QUICK["starts"] if quick else 5),
+        _counted("--rounds", rounds, QUICK["rounds"] if quick else 5),
+        _counted("--seconds", seconds, QUICK["seconds"] if quick else 1.0),
+        alive=_alive(where),
+        budget=budget or (QUICK["budget"] if quick else None),
+    )
+    with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder, progress("benchmarks") as tell:
+        found = measured(plan, Path(folder), out, tell)
+        log = Path(folder, "log")
+        if not found["rows"] and log.exists():
+            sys.stderr.write(log.read_text(errors="replace")[-2000:])
+    from benchmarks import report
+
+    report.show(found, _console())
+    if html is not None:
+        _written("--html", html, report.page([(html.stem, found)]))
+    return int(bool(found["refused"]))
+
+
+@stored.command("report")
+def report_command(files: Files, html: Html = None, svg: Svg = None) -> int:
+    """Tables and plots from stored results."""
+    from benchmarks import charts, report
+
+    found = [(file.stem, results.load(file)) for file in files]
+    for title, one in found:
+        if len(found) > 1:
+            print(title)
+        report.show(one, _console())
+    if html is not None:
+        _written("--html", html, report.page(found))
+    if svg is not None:
+        for title, one in found:
+            charts.write(one, svg / title if len(found) > 1 else svg)
+    return 0
+
+
+@stored.command("compare")
+def compare_command(before: Path, after: Path) -> int:
+    """What got faster or slower from one results file to another, with its interval."""
+    from benchmarks.compare import compare
+
+    lines, notes = compare(results.load(before), results.load(after))
+    table = Table("setting", "subject", box=None, pad_edge=False)
+    for name in ("before ms", "after ms", "times as fast [95 %]", ""):
+        table.add_column(name, justify="right")
+    for line in lines:
+        table.add_row(*line)
+    console = _console()
+    console.print(table)
+    for note in notes:
+        console.print(note, markup=False, highlight=False)
+    return 0
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _numbers(text: str) -> list[int]:
+    words = _words(text)
+    if not words or not all(word.isdigit() and 0 < int(word) < 10**6 for word in words):
+        raise UserError(f"--batch: got {text!r}, expected numbers from 1, with commas")
+    return [int(word) for word in words]
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) not in (1, 2) or not all(part.isdigit() and 0 < int(part) < 10**5 for part in parts):
+        raise UserError(f"--image-size: got {text!r}, expected HxW such as 224x224, or one number")
+    return int(parts[0]), int(parts[-1])
+
+
+def _peer_size(networks: list[str]) -> tuple[int, int] | None:
+    from ports.resnet import spec as specs
+
+    large = all(":" not in name and specs.get(name).input_size == 224 for name in networks)
+    return (PEER_SIZE, PEER_SIZE) if large else None
+
+
+def _counted(option: str, value: float | None, default: float) -> Any:
+    if value is None:
+        return default
+    if value <= 0:
+        raise UserError(f"{option}: got {value}, expected more than 0")
+    return value
+
+
+def _subjects(only: list[str] | None, peers: bool, quick: bool) -> list[str]:
+    if only is not None:
+        if unknown := [name for name in only if name not in SUBJECTS]:
+            raise UserError(f"--subjects: got {unknown[0]!r}, expected some of {', '.join(SUBJECTS)}")
+        return only
+    return [name for name, row in SUBJECTS.items() if (peers or not row.peer) and (row.quick or not quick)]
+
+
+def _device() -> str:
+    """The GPU where both frameworks see one."""
+    from parity.device import jax_gpu, torch_gpu
+
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    return "gpu" if torch_gpu() is not None and jax_gpu() is not None else "cpu"
+
+
+def _alive(device: str) -> int:
+    """Processes at a time: on a GPU one, for each would keep memory; else what fits, at 2.5 GB each."""
+    import psutil
+
+    return 1 if device == "gpu" else max(1, int(psutil.virtual_memory().available / 2.5e9))
+
+
+def _console() -> Console:
+    return Console() if sys.stdout.isatty() else Console(width=160)
+
+
+def _written(option: str, path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"{option} {path}: cannot be written: {error.strerror}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command; a user's mistake is one line on stderr and exit code 2."""
+    app = stored if arguments[:1] in (["report"], ["compare"]) else measure
+    try:
+        code = app(args=arguments, standalone_mode=False, prog_name="python -m benchmarks")
+    except USAGE_ERROR as error:
+        print(f"benchmarks: {error.format_message()}", file=sys.stderr)
+        return 2
+    except UserError as error:
+        print(f"benchmarks: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        print("benchmarks: interrupted", file=sys.stderr)
+        return 130
+    return code if isinstance(code, int) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,137 @@
+"""The clock: what a step of a subject takes, and the ways in which a figure would not be one.
+
+A block begins when the device is idle and ends when the last step's result is there. Afterwards the results of all its
+steps are read: a subject that returned before its work was done makes the clock wait there, and is refused. So is one
+that compiled a program within a block, and one whose blocks do not come to rest.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from benchmarks.settings import SETS
+
+# Part of a block that reading its results may take (they are small), and the least that is noticed, in seconds a step.
+LATE, LEAST = 0.1, 0.0005
+
+# Warm-up: blocks of this many seconds until three in a row agree within `CALM`; so many at most.
+WARM, CALM, MOST = 0.15, 0.1, 8
+
+
+class ClockError(Exception):
+    """A figure that would not be one; the message says why."""
+
+
+class Run(Protocol):
+    """A subject, built for one setting."""
+
+    def step(self, which: int) -> Any:
+        """Begins a step on this input set; it may return before the work is done."""
+
+    def wait(self, result: Any) -> None:
+        """Returns when it is done."""
+
+    def numbers(self, result: Any) -> dict[str, np.ndarray]:
+        """The logits, or the loss, by name."""
+        ...
+
+    def programs(self) -> int:
+        """How many programs were compiled so far."""
+        ...
+
+
+@dataclass
+class Block:
+    """Steps that were timed together; `each` where every one was waited for."""
+
+    steps: int
+    seconds: float
+    each: list[float] = field(default_factory=list)
+
+    @property
+    def ms(self) -> float:
+        return self.seconds / self.steps * 1e3
+
+
+def block(
+    run: Run, steps: int, first: int = 0, single: bool = False, now: Callable[[], float] = time.perf_counter
+) -> Block:
+    """Times so many steps.
+
+    Args:
+        first: the input set of the first.
+        single: wait for every step, as somebody does who needs each answer.
+
+    Raises:
+        ClockError: the time is not that of the work.
+    """
+    programs = run.programs()
+    results, each = [], []
+    begin = now()
+    for i in range(steps):
+        at = now() if single else 0.0
+        results.append(run.step((first + i) % SETS))
+        if single:
+            run.wait(results[-1])
+            each.append(now() - at)
+    run.wait(results[-1])
+    seconds = now() - begin
+    begin = now()
+    values = [run.numbers(result) for result in results]
+    late = now() - begin
+    if late > max(LATE * seconds, LEAST * steps):
+        raise ClockError(
+            f"{steps} steps were said to be done after {seconds * 1e3:.1f} ms, their results came {late * 1e3:.1f} ms "
+            "later: it returns before its work is done"
+        )
+    if compiled := run.programs() - programs:
+        raise ClockError(f"it compiled {compiled} program{'s' if compiled > 1 else ''} while it was timed")
+    if not all(np.isfinite(array).all() for value in values for array in value.values()):
+        raise ClockError("its results are not finite any more")
+    return Block(steps, seconds, each)
+
+
+def warm(run: Run, seconds: float = WARM, most: int = MOST) -> tuple[int, bool, float]:
+    """Runs until three blocks agree: the number of steps that it took, whether they do, and seconds a step."""
+    times: list[float] = []
+    done, steps = 0, 1
+    for _ in range(most):
+        try:
+            found = block(run, steps, done)
+        except ClockError as error:
+            if "compiled" not in str(error):
+                raise
+            times.clear()
+            done += steps
+            continue
+        done += steps
+        times.append(found.seconds / steps)
+        steps = count(times[-1], seconds)
+        if len(times) >= 3 and max(times[-3:]) <= (1 + CALM) * min(times[-3:]):
+            break
+    if not times:
+        raise ClockError(f"it still compiled programs after {done} steps")
+    calm = len(times) >= 3 and max(times[-3:]) <= (1 + CALM) * min(times[-3:])
+    return done, calm, statistics.median(times[-3:])
+
+
+def count(step: float, seconds: float) -> int:
+    """Steps that fill this time; one at least."""
+    return max(1, min(10_000, round(seconds / max(step, 1e-7))))
+
+
+def host(run: Run, steps: int = 9) -> float:
+    """Milliseconds until the call of a step returns: the host's own part, where the rest is not waited for."""
+    times = []
+    for i in range(steps):
+        begin = time.perf_counter()
+        result = run.step(i % SETS)
+        times.append(time.perf_counter() - begin)
+        run.wait(result)
+    return statistics.median(times) * 1e3

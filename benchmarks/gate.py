@@ -1,0 +1,182 @@
+"""What may be timed: a subject whose numbers, in the very configuration that is timed, are PyTorch's.
+
+One process makes what all subjects of a network are fed with, and what they must give: the weights, images, and from
+PyTorch's eager network in float64 the logits of inference, or the loss and the change of all parameters in one step of
+training. The bound is not picked: the same network is run in the working precision on weights and images moved by
+`UNITS` units in the last place, and the farthest of its draws is the bound. Steps over a ReLU's kink, which move a
+gradient more than rounding does, are in it; they are few and of all sizes, so parameters are held together and not
+one by one. What such a bound cannot see the check in float64 does: `parity check`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.settings import SETS, UNITS, Setting
+from parity.bounds import distance, norm, one_ulp
+from ports.resnet import spec as specs
+from ports.resnet.spec import ResNetSpec
+from ports.weights.layers import COUNTER
+
+DRAWS = 4
+Numbers = dict[str, np.ndarray]
+STATISTICS = ("running_mean", "running_var", COUNTER)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a subject stands: its worst tensor in units of the bound, and what it is."""
+
+    ok: bool
+    worst: float
+    tensor: str
+    distance: float
+    bound: float
+
+    def __str__(self) -> str:
+        sign = "within" if self.ok else "beyond"
+        return f"{self.tensor}: {self.distance:.1e} off PyTorch in float64, {sign} its bound {self.bound:.1e}"
+
+
+def judge(found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], bounds: Mapping[str, float]) -> Verdict:
+    """A subject's numbers against those expected; distances are relative L2."""
+    worst = Verdict(True, -1.0, "", 0.0, 0.0)
+    for name, value in expected.items():
+        size = norm(value)
+        far = distance(found[name], value) / size if name in found and size else float("inf")
+        bound = bounds[name]
+        times = far / bound if bound else (0.0 if far == 0 else float("inf"))
+        if not times <= worst.worst:
+            worst = Verdict(bool(times <= 1), times, name, far, bound)
+    return worst
+
+
+def place_of(setting: Setting, changes: Mapping[str, Any], folder: Path) -> Path:
+    """Where that of a setting stands, for a network that has something otherwise."""
+    return folder / "-".join([setting.name, *(f"{name}={value}" for name, value in changes.items())])
+
+
+def prepare(setting: Setting, changes: Mapping[str, Any], folder: Path, seed: int = 0) -> None:
+    """Writes what the subjects are fed with and what they must give, if it is not there yet."""
+    import torch
+
+    import ports
+    from parity import probe
+    from parity.checker import randomise
+
+    spec, place = specs.get(setting.network, **changes), place_of(setting, changes, folder)
+    if (place / "bounds.json").exists():
+        return
+    place.mkdir(parents=True, exist_ok=True)
+    fed = [
+        probe.make(
+            probe.photographs(),
+            batch=setting.batch,
+            size=setting.size,
+            channels=spec.in_channels,
+            classes=spec.num_classes,
+            seed=seed + i,
+        )
+        for i in range(SETS)
+    ]
+    images = np.stack([one.inputs[0] for one in fed]).astype(np.float32)
+    labels = np.stack(
+        [np.random.default_rng([seed, i]).integers(0, spec.num_classes, setting.batch) for i in range(SETS)]
+    )
+    weights_file = folder / f"{setting.network}.npz"
+    if not weights_file.exists():
+        net = ports.create(spec, "pytorch", seed=seed, dtype="float64")
+        small = probe.make(
+            probe.photographs(),
+            batch=2,
+            size=setting.size,
+            channels=spec.in_channels,
+            classes=spec.num_classes,
+            seed=seed,
+        )
+        with torch.no_grad():
+            randomise(net, small, seed)
+        weights = {n: a.astype(np.float32) if a.dtype == np.float64 else a for n, a in ports.weights.read(net).items()}
+        np.savez(weights_file, **weights)  # pyright: ignore[reportArgumentType]
+    weights = dict(np.load(weights_file))
+    np.save(place / "images.npy", images)
+    np.save(place / "labels.npy", labels)
+    expected = run(spec, setting, weights, images[0], labels[0], "float64")
+    rng = np.random.default_rng([seed, 9])
+    bounds = dict.fromkeys(expected, 0.0)
+    for _ in range(DRAWS):
+        moved = {n: one_ulp(a, rng, UNITS[setting.precision]) for n, a in weights.items()}
+        drawn = run(
+            spec, setting, moved, one_ulp(images[0], rng, UNITS[setting.precision]), labels[0], setting.precision
+        )
+        for name, value in expected.items():
+            size = norm(value)
+            bounds[name] = max(bounds[name], distance(drawn[name], value) / size if size else 0.0)
+    np.savez(place / "expected.npz", **expected)  # pyright: ignore[reportArgumentType]
+    (place / "bounds.json").write_text(json.dumps(bounds))
+
+
+def run(
+    spec: ResNetSpec, setting: Setting, weights: Numbers, images: np.ndarray, labels: np.ndarray, precision: str
+) -> Numbers:
+    """What PyTorch's eager network gives: logits; or the loss, and by parameter its change in one step."""
+    import torch
+
+    import ports
+    from benchmarks import torch_steps
+
+    dtype = "float64" if precision == "float64" else "float32"
+    net = ports.create(spec, "pytorch", seed=None, dtype=dtype)
+    ports.weights.write(net, weights)
+    device = torch_steps.device(setting.device)
+    net = net.to(device)
+    x = torch.from_numpy(images).to(device, getattr(torch, dtype))
+    with torch_steps.policy(precision, setting.device):
+        if setting.mode == "inference":
+            with torch.no_grad():
+                return {"logits": net.eval()(x).double().cpu().numpy()}
+        step = torch_steps.training_step(net.train(), net.parameters())
+        loss = step(x, torch.from_numpy(labels).to(device))
+    return {"loss": loss.double().cpu().numpy(), **changes(ports.weights.read(net), weights)}
+
+
+def changes(after: Mapping[str, np.ndarray], before: Mapping[str, np.ndarray]) -> Numbers:
+    """How much the parameters have changed, one after another."""
+    names = [name for name in before if not name.endswith(STATISTICS)]
+    moved = [(after[name].astype(np.float64) - before[name]).ravel() for name in names]
+    return {"parameters' change": np.concatenate(moved)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a subject is built from; `place` is the folder that it was read from."""
+
+    setting: Setting
+    spec: ResNetSpec
+    weights: Numbers
+    images: np.ndarray
+    labels: np.ndarray
+    expected: Numbers
+    bounds: dict[str, float]
+    place: Path
+
+
+def case(setting: Setting, changes: Mapping[str, Any], folder: Path) -> Case:
+    """What `prepare` wrote."""
+    place = place_of(setting, changes, folder)
+    return Case(
+        setting,
+        specs.get(setting.network, **changes),
+        dict(np.load(folder / f"{setting.network}.npz")),
+        np.load(place / "images.npy"),
+        np.load(place / "labels.npy"),
+        dict(np.load(place / "expected.npz")),
+        json.loads((place / "bounds.json").read_text()),
+        place,
+    )

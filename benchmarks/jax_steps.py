@@ -1,0 +1,202 @@
+"""Steps of Flax networks under XLA, with as little as possible done by the host in each. Imports no PyTorch."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+import ports
+from benchmarks.gate import Case
+from benchmarks.settings import LEARNING_RATE, MOMENTUM, RESULT, WEIGHT_DECAY, Setting
+from ports.optim import sgd
+
+compiled = 0
+
+
+def _count(event: str, *_: Any, **__: Any) -> None:
+    global compiled
+    compiled += event == "/jax/core/compile/backend_compile_duration"
+
+
+jax.monitoring.register_event_duration_secs_listener(_count)
+
+
+def policy(setting: Setting) -> None:
+    """The policy of `benchmarks.settings.PRECISIONS`, for this process."""
+    jax.config.update("jax_default_matmul_precision", "tensorfloat32" if setting.precision == "tf32" else "highest")
+
+
+def dtype(setting: Setting) -> str:
+    return "bfloat16" if setting.precision == "bfloat16" else "float32"
+
+
+def optimizer() -> optax.GradientTransformation:
+    return sgd(LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+
+
+def cross_entropy(logits: Any, labels: Any) -> Any:
+    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels).mean()
+
+
+class JaxRun:
+    """A function under `jax.jit` as a subject.
+
+    Args:
+        begin: starts a step on images (batch, height, width, channels) and labels, and gives logits or loss.
+        read: the weights now, in the hub form.
+        cost: what XLA says of the program.
+    """
+
+    asynchronous = True
+
+    def __init__(
+        self,
+        case: Case,
+        begin: Callable[[jax.Array, jax.Array], Any],
+        read: Callable[[], Mapping[str, np.ndarray]],
+        cost: Callable[[jax.Array, jax.Array], Any] | None = None,
+    ) -> None:
+        narrow = jnp.bfloat16 if case.setting.precision == "bfloat16" else jnp.float32
+        self.images = [jnp.array(one.transpose(0, 2, 3, 1), narrow) for one in case.images]
+        self.labels = [jnp.array(one) for one in case.labels]
+        self.begin, self.read, self.told, self.result = begin, read, cost, RESULT[case.setting.mode]
+
+    def step(self, which: int) -> Any:
+        return self.begin(self.images[which], self.labels[which])
+
+    def wait(self, result: Any) -> None:
+        jax.block_until_ready(result)
+
+    def numbers(self, result: Any) -> dict[str, np.ndarray]:
+        return {self.result: np.asarray(result).astype(np.float64)}
+
+    def weights(self) -> Mapping[str, np.ndarray]:
+        return self.read()
+
+    def programs(self) -> int:
+        return compiled
+
+    def memory(self) -> int:
+        """Peak bytes: of the GPU's memory, or of this process."""
+        stats = jax.devices()[0].memory_stats() or {}
+        return stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def cost(self) -> dict[str, float]:
+        """FLOP and bytes of the program, and the memory it plans, as XLA counts them."""
+        if self.told is None:
+            return {}
+        program = self.told(self.images[0], self.labels[0])
+        found, planned = program.cost_analysis() or {}, program.memory_analysis()
+        told = {"flops": found.get("flops"), "bytes": found.get("bytes accessed")}
+        if planned is not None:
+            told["temporary_bytes"] = planned.temp_size_in_bytes
+        return {name: float(value) for name, value in told.items() if value is not None}
+
+
+def build_nnx(case: Case, plain: bool = False) -> JaxRun:
+    """This package's NNX port: model and optimizer are flattened once, and their buffers given to each step.
+
+    Args:
+        plain: under `nnx.jit` instead, as most write it: it takes the model apart and puts it together each step.
+    """
+    policy(case.setting)
+    model = ports.create(case.spec, "nnx", seed=None, dtype=dtype(case.setting))
+    ports.weights.write(model, case.weights)
+
+    def infer(model: Any, images: Any) -> Any:
+        return model(images)
+
+    def train(model: Any, optimizer: Any, images: Any, labels: Any) -> Any:
+        graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+
+        def objective(params: Any) -> Any:
+            model = nnx.merge(graphdef, params, rest, copy=True)
+            return cross_entropy(model(images), labels), nnx.state(model, nnx.Not(nnx.Param))
+
+        (loss, changed), grads = jax.value_and_grad(objective, has_aux=True)(params)
+        nnx.update(model, changed)
+        optimizer.update(model, grads)
+        return loss
+
+    def jitted(function: Any, donated: tuple[int, ...], *bound: Any) -> Any:
+        if not plain:
+            return nnx.jit_partial(function, *bound, graph=False, donate_argnums=donated)
+        step = nnx.jit(function)
+        return lambda *arguments: step(*bound, *arguments)
+
+    if case.setting.mode == "inference":
+        model.eval()
+        step = jitted(infer, (), model)
+        return JaxRun(case, lambda images, _: step(images), lambda: ports.weights.read(model))
+    model.train()
+    step = jitted(train, (0,), model, nnx.Optimizer(model, optimizer(), wrt=nnx.Param))
+    return JaxRun(case, step, lambda: ports.weights.read(model))
+
+
+def build_linen(case: Case) -> JaxRun:
+    """This package's Linen port: variables and the optimizer's state go in and come out, in the same buffers."""
+    policy(case.setting)
+    module, variables = ports.create(case.spec, "linen", seed=None, dtype=dtype(case.setting))
+    variables = ports.weights.write((module, variables), case.weights)
+
+    if case.setting.mode == "inference":
+        apply = jax.jit(lambda variables, images: module.apply(variables, images, train=False))
+        return JaxRun(
+            case,
+            lambda images, _: apply(variables, images),
+            lambda: ports.weights.read((module, variables)),
+            lambda images, _: apply.lower(variables, images).compile(),
+        )
+    tx = optimizer()
+
+    def train(variables: Any, state: Any, images: Any, labels: Any) -> Any:
+        def objective(params: Any) -> Any:
+            given = {**variables, "params": params}
+            logits, changed = module.apply(given, images, train=True, mutable=["batch_stats"])
+            return cross_entropy(logits, labels), changed
+
+        (loss, changed), grads = jax.value_and_grad(objective, has_aux=True)(variables["params"])
+        updates, state = tx.update(grads, state, variables["params"])
+        params = optax.apply_updates(variables["params"], updates)
+        return {**variables, **changed, "params": params}, state, loss
+
+    step = jax.jit(train, donate_argnums=(0, 1))
+    held: list[Any] = [variables, tx.init(variables["params"])]
+
+    def begin(images: Any, labels: Any) -> Any:
+        held[0], held[1], loss = step(held[0], held[1], images, labels)
+        return loss
+
+    return JaxRun(
+        case,
+        begin,
+        lambda: ports.weights.read((module, held[0])),
+        lambda images, labels: step.lower(held[0], held[1], images, labels).compile(),
+    )
+
+
+def ceilings(where: str, precision: str) -> dict[str, float]:
+    """FLOP/s of a large product of matrices and bytes/s of a large copy (read and written), the best of seven."""
+    n, length = (8192, 2**30) if where == "gpu" else (2048, 2**27)
+    narrow = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
+    a, b = (jax.random.normal(jax.random.key(i), (n, n)).astype(narrow) for i in range(2))
+    source = jnp.ones(length // 4)
+    product, copy = jax.jit(lambda a, b: a @ b), jax.jit(lambda x: x + 1)
+
+    def best(run: Callable[[], Any]) -> float:
+        times = []
+        for _ in range(8):
+            begin = time.perf_counter()
+            jax.block_until_ready(run())
+            times.append(time.perf_counter() - begin)
+        return min(times[1:])
+
+    return {"flops": 2 * n**3 / best(lambda: product(a, b)), "bytes": 2 * length / best(lambda: copy(source))}

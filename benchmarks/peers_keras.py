@@ -1,0 +1,128 @@
+"""keras.applications' ResNet-50, on JAX and on PyTorch.
+
+It is He et al.'s own network, with the stride on the first 1x1 convolution and not on the 3x3: it is held against
+PyTorch's network of that description (`Subject.changes`). Its convolutions have biases, which are zero here: in front
+of a BatchNorm they do nothing. Its epsilon is 1.001e-5.
+"""
+
+# pyright: reportMissingImports=false
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from benchmarks.gate import Case
+from benchmarks.peers import kernel, same
+from ports.weights.networks import Layer, layers
+
+
+def keras_name(layer: Layer) -> str:
+    """What keras.applications calls a layer of ResNet-50."""
+    fields = {key: value + 1 for key, value in layer.fields.items() if key in ("stage", "block", "i")}
+    stage = {"at": f"conv{fields.get('stage', 0) + 1}_block{fields.get('block', 0)}"}
+    names = {
+        "stem.conv": "conv1_conv",
+        "bn1": "conv1_bn",
+        "conv": "{at}_{i}_conv",
+        "bn": "{at}_{i}_bn",
+        "shortcut.conv": "{at}_0_conv",
+        "shortcut.bn": "{at}_0_bn",
+        "fc": "predictions",
+    }
+    return names[layer.role].format(**{**fields, **stage})
+
+
+LEAVES = {
+    "Conv": (("kernel", "weight", kernel),),
+    "Linear": (("kernel", "weight", kernel), ("bias", "bias", same)),
+    "BatchNorm": (
+        ("gamma", "weight", same),
+        ("beta", "bias", same),
+        ("moving_mean", "running_mean", same),
+        ("moving_variance", "running_var", same),
+    ),
+}
+
+
+def made(case: Case, backend: str, channels: str) -> tuple[Any, Any]:
+    """The model with the case's weights, and what reads them."""
+    os.environ["KERAS_BACKEND"] = backend
+    import keras
+
+    keras.config.set_image_data_format(channels)
+    if case.setting.precision == "bfloat16":
+        keras.config.set_dtype_policy("mixed_bfloat16")
+    size, depth = case.setting.size, case.spec.in_channels
+    shape = (*size, depth) if channels == "channels_last" else (depth, *size)
+    model = keras.applications.ResNet50(
+        weights=None, input_shape=shape, classes=case.spec.num_classes, classifier_activation=None
+    )
+    rows = [(layer, model.get_layer(keras_name(layer))) for layer in layers(case.spec)]
+    for layer, own in rows:
+        for name, leaf, turned in LEAVES[layer.type]:
+            getattr(own, name).assign(np.ascontiguousarray(turned(case.weights[f"{layer.hub}.{leaf}"])))
+
+    def read() -> Mapping[str, np.ndarray]:
+        found = dict(case.weights)
+        for layer, own in rows:
+            for name, leaf, turned in LEAVES[layer.type]:
+                value = keras.ops.convert_to_numpy(getattr(own, name))
+                found[f"{layer.hub}.{leaf}"] = turned(value, back=True)
+        return found
+
+    return model, read
+
+
+def build_torch(case: Case, **options: Any) -> Any:
+    """On PyTorch, channels first, which it takes without turning."""
+    from benchmarks.torch_steps import TorchRun
+
+    model, read = made(case, "torch", "channels_first")
+    train = case.setting.mode == "training"
+    return TorchRun(case, model, read, call=lambda images: model(images, training=train), **options)
+
+
+def build_jax(case: Case) -> Any:
+    """On JAX, with the stateless call that Keras has for one's own loop, under `jax.jit` with donated buffers."""
+    import jax
+    import optax
+
+    from benchmarks.jax_steps import JaxRun, cross_entropy, optimizer, policy
+
+    policy(case.setting)
+    model, read = made(case, "jax", "channels_last")
+    values = [[v.value for v in group] for group in (model.trainable_variables, model.non_trainable_variables)]
+    held: list[Any] = [jax.tree.map(lambda a: a.copy(), group) for group in values]
+
+    def current() -> Mapping[str, np.ndarray]:
+        for variables, group in zip((model.trainable_variables, model.non_trainable_variables), held, strict=False):
+            for variable, value in zip(variables, group, strict=True):
+                variable.assign(value)
+        return read()
+
+    if case.setting.mode == "inference":
+        apply = jax.jit(lambda params, rest, images: model.stateless_call(params, rest, images, training=False)[0])
+        return JaxRun(case, lambda images, _: apply(held[0], held[1], images), current)
+    tx = optimizer()
+
+    def train(params: Any, rest: Any, state: Any, images: Any, labels: Any) -> Any:
+        def objective(params: Any) -> Any:
+            logits, changed = model.stateless_call(params, rest, images, training=True)
+            return cross_entropy(logits, labels), changed
+
+        (loss, changed), grads = jax.value_and_grad(objective, has_aux=True)(params)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), changed, state, loss
+
+    step = jax.jit(train, donate_argnums=(0, 1, 2))
+    held.append(tx.init(held[0]))
+
+    def begin(images: Any, labels: Any) -> Any:
+        *held[:], loss = step(*held, images, labels)
+        return loss
+
+    return JaxRun(case, begin, current)

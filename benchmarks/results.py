@@ -1,0 +1,191 @@
+"""Results files: what was measured, with where and how; and the figures that follow from it.
+
+A file holds measurements, never a figure that was rounded for a table: a row a setting and subject, with every block
+that was timed. What tables and plots show is computed here from these, the same way every time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import machine
+from benchmarks.settings import PRECISIONS, Setting
+from ports.errors import UserError
+
+SCHEMA, KIND = 1, "speed"
+DRAWS = 2000  # of the bootstrap
+
+Row = dict[str, Any]
+
+
+def fresh(plan: Any) -> dict[str, Any]:
+    """An empty file for a run of this plan."""
+    how = {name: value for name, value in dataclasses.asdict(plan).items() if name not in ("settings", "subjects")}
+    return {
+        "schema": SCHEMA,
+        "kind": KIND,
+        "machine": machine.described(),
+        "device": plan.settings[0].device,
+        "plan": how,
+        "policies": {p: PRECISIONS[p] for p in dict.fromkeys(s.precision for s in plan.settings)},
+        "rows": [],
+        "refused": [],
+        "absent": {},
+        "ceilings": [],
+        "readings": [],
+    }
+
+
+def save(found: Mapping[str, Any], path: Path) -> None:
+    """The file appears whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(json.dumps(found, indent=1) + "\n")
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"--out {path}: cannot be written: {error.strerror}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A results file.
+
+    Raises:
+        UserError: no such file, none of this kind, or of another schema.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"results {path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"results {path}: no JSON: {error}") from None
+    if not isinstance(found, dict) or found.get("kind") != KIND:
+        raise UserError(f"results {path}: got another kind of file, expected one of `python -m benchmarks --out`")
+    if found.get("schema") != SCHEMA:
+        raise UserError(f"results {path}: got schema {found.get('schema')!r}, expected {SCHEMA}; measure again")
+    return found
+
+
+def settings_of(found: Mapping[str, Any]) -> list[Setting]:
+    """In the order of the file."""
+    return list(dict.fromkeys(Setting.of(row["setting"]) for row in (*found["rows"], *found["refused"])))
+
+
+def rows_of(found: Mapping[str, Any], setting: Setting) -> list[Row]:
+    """Its rows that have measurements, the fastest first."""
+    rows = [row for row in found["rows"] if Setting.of(row["setting"]) == setting and row["rounds"]]
+    return sorted(rows, key=median)
+
+
+def blocks(row: Row) -> list[list[float]]:
+    """Milliseconds a step of every block, by start."""
+    by_start: dict[int, list[float]] = {}
+    for one in row["rounds"]:
+        by_start.setdefault(one["start"], []).append(one["ms"])
+    return [by_start[start] for start in sorted(by_start)]
+
+
+def median(row: Row) -> float:
+    """Milliseconds a step: the median of all blocks."""
+    return statistics.median(ms for start in blocks(row) for ms in start)
+
+
+def quartiles(row: Row) -> tuple[float, float]:
+    low, high = np.percentile([ms for start in blocks(row) for ms in start], [25, 75])
+    return float(low), float(high)
+
+
+def p99(row: Row) -> float | None:
+    """The 99th percentile of single steps, where each was waited for."""
+    return float(np.percentile(row["each"], 99)) if row["each"] else None
+
+
+def throughput(row: Row) -> float:
+    """Images a second."""
+    return row["setting"]["batch"] / median(row) * 1e3
+
+
+def ratio(row: Row, base: Row, seed: int = 0) -> tuple[float, float, float]:
+    """How many times faster `row` is than `base`, and the bootstrap's 95 % interval.
+
+    Starts are drawn, and within a start its rounds: blocks of one process are more alike than those of two. Where both
+    rows are of one run, a draw takes the same starts and rounds of both, for they were timed in turn.
+    """
+    rng, a, b = np.random.default_rng(seed), _table(row), _table(base)
+    shared = [start for start in a if start in b and set(a[start]) & set(b[start])]
+    if not shared:
+        return _unpaired(row, base, rng)
+    drawn = []
+    for _ in range(DRAWS):
+        ours, theirs = [], []
+        for start in rng.choice(shared, len(shared)):
+            rounds = sorted(set(a[start]) & set(b[start]))
+            for number in rng.choice(rounds, len(rounds)):
+                ours.append(a[start][number])
+                theirs.append(b[start][number])
+        drawn.append(np.median(theirs) / np.median(ours))
+    return _interval(median(base) / median(row), drawn)
+
+
+def across(row: Row, base: Row, seed: int = 0) -> tuple[float, float, float]:
+    """`ratio` of rows of two runs: nothing is paired."""
+    return _unpaired(row, base, np.random.default_rng(seed))
+
+
+def _unpaired(row: Row, base: Row, rng: np.random.Generator) -> tuple[float, float, float]:
+    def draw(row: Row) -> float:
+        starts = blocks(row)
+        chosen = [starts[i] for i in rng.integers(0, len(starts), len(starts))]
+        return float(np.median(np.concatenate([rng.choice(rounds, len(rounds)) for rounds in chosen])))
+
+    return _interval(median(base) / median(row), [draw(base) / draw(row) for _ in range(DRAWS)])
+
+
+def _table(row: Row) -> dict[int, dict[int, float]]:
+    table: dict[int, dict[int, float]] = {}
+    for one in row["rounds"]:
+        table.setdefault(one["start"], {})[one["round"]] = one["ms"]
+    return table
+
+
+def _interval(value: float, drawn: Sequence[float]) -> tuple[float, float, float]:
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return value, float(low), float(high)
+
+
+def ceiling(found: Mapping[str, Any], precision: str) -> dict[str, float] | None:
+    """The device's own: the most that either framework reached in this run, FLOP/s and bytes/s."""
+    seen = [one for one in found["ceilings"] if one["precision"] == precision]
+    return {what: max(one[what] for one in seen) for what in ("flops", "bytes")} if seen else None
+
+
+def first_step(row: Row, cold: bool = True) -> float | None:
+    """Seconds from starting the process to the end of the first step; `cold`: with nothing compiled before."""
+    seconds = [
+        s["start_seconds"] + s["build_seconds"] + s["first_step_seconds"] for s in row["starts"] if s["cold"] == cold
+    ]
+    return statistics.median(seconds) if seconds else None
+
+
+def host(row: Row) -> float | None:
+    """Milliseconds of the host's part of a step."""
+    times = [start["host_ms"] for start in row["starts"] if start.get("host_ms") is not None]
+    return statistics.median(times) if times else None
+
+
+def best(rows: Sequence[Row], framework: str, peer: bool | None = None) -> Row | None:
+    """The fastest of a framework."""
+    some = [row for row in rows if row["framework"] == framework and (peer is None or row["peer"] == peer)]
+    return min(some, key=median, default=None)
+
+
+Figure = Callable[[Row], float | None]

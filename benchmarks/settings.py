@@ -1,0 +1,94 @@
+"""What is timed: a network in one mode, with one batch, in one precision, on one device."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from typing import Any
+
+from ports.errors import UserError
+
+MODES = ("inference", "training")
+RESULT = {"inference": "logits", "training": "loss"}  # of a step
+
+# Units in the last place of float32 by which weights and inputs are moved to find out how far right results may stand
+# from one another (`gate.py`): many of the type itself. The policies are the same in both frameworks.
+UNITS = {"float32": 64, "tf32": 4 * 2**13, "bfloat16": 4 * 2**16}
+PRECISIONS = {
+    "float32": "everything in float32, no TF32",
+    "tf32": "everything in float32; products of convolutions and matrices rounded to TF32",
+    "bfloat16": "products, activations and their gradients in bfloat16; parameters, BatchNorm and the loss in float32",
+}
+
+OWN = ":"  # in the name of somebody's own pair, `./file.py:function`, which brings its batch and type
+
+# Input sets that the steps take in turn.
+SETS = 4
+
+# Training in every subject: SGD, whose steps keep the numbers finite for as long as anybody times them.
+LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 1e-2, 0.9, 1e-4
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One configuration; `size` is height and width of the images."""
+
+    network: str
+    mode: str
+    batch: int
+    precision: str
+    size: tuple[int, int]
+    device: str = "cpu"
+
+    @property
+    def name(self) -> str:
+        name = re.sub(r"[^\w.]+", "_", self.network)
+        return f"{name}-{self.mode}-{self.batch}-{self.precision}-{self.size[0]}x{self.size[1]}"
+
+    def __str__(self) -> str:
+        if OWN in self.network:
+            return f"{self.network}, {self.mode}"
+        return f"{self.network}, {self.mode}, batch {self.batch}, {self.precision}, {self.size[0]}x{self.size[1]}"
+
+    def asdict(self) -> dict[str, Any]:
+        return asdict(self) | {"size": list(self.size)}
+
+    @classmethod
+    def of(cls, found: dict[str, Any]) -> Setting:
+        return cls(**{**found, "size": (found["size"][0], found["size"][1])})
+
+
+def settings(
+    networks: Sequence[str],
+    modes: Sequence[str],
+    batches: Sequence[int],
+    precisions: Sequence[str],
+    size: tuple[int, int] | None,
+    device: str,
+) -> list[Setting]:
+    """Every combination, in the order of the networks.
+
+    Raises:
+        UserError: an unknown network, mode or precision; a number out of range; TF32 without a GPU.
+    """
+    from ports.resnet import spec as specs
+
+    for name, given, known in (("mode", modes, MODES), ("precision", precisions, tuple(PRECISIONS))):
+        if unknown := [value for value in given if value not in known]:
+            raise UserError(f"--{name}: got {unknown[0]!r}, expected {', '.join(known)}")
+        if not given:
+            raise UserError(f"--{name}: got none, expected {', '.join(known)}")
+    if not batches or min(batches) < 1:
+        raise UserError(f"--batch: got {', '.join(map(str, batches)) or 'none'}, expected numbers from 1")
+    if "tf32" in precisions and device == "cpu":
+        raise UserError("--precision tf32: got the device cpu, expected an NVIDIA GPU; take float32")
+    found = []
+    for network, mode, batch, precision in product(networks, modes, batches, precisions):
+        if OWN in network:
+            found.append(Setting(network, mode, 0, "float32", (0, 0), device))
+            continue
+        own = specs.get(network).input_size
+        found.append(Setting(network, mode, batch, precision, size or (own, own), device))
+    return list(dict.fromkeys(found))

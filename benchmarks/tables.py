@@ -1,0 +1,174 @@
+"""The same rows for the terminal, for README and for the page: figures as text, a column a quantity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks import model_cost, results
+from benchmarks.results import Row
+from benchmarks.settings import Setting
+from ports.resnet import spec as specs
+from ports.resnet.spec import NETWORKS
+
+BASES = ("pytorch", "own-pytorch")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A setting's rows; `notes` say what stands beside them."""
+
+    setting: Setting
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a column may look at."""
+
+    base: Row | None
+    ceiling: dict[str, float] | None
+    setting: Setting
+
+
+def times(value: tuple[float, float, float]) -> str:
+    """A ratio with its interval."""
+    return f"{value[0]:.2f} [{value[1]:.2f}, {value[2]:.2f}]"
+
+
+def _ms(row: Row, _: Context) -> str:
+    low, high = results.quartiles(row)
+    return f"{results.median(row):.3g} ({low:.3g}–{high:.3g})"
+
+
+def _p99(row: Row, _: Context) -> str:
+    value = results.p99(row)
+    return "" if value is None else f"{value:.3g}"
+
+
+def _ratio(row: Row, context: Context) -> str:
+    if context.base is None:
+        return ""
+    return "1" if row is context.base else times(results.ratio(row, context.base))
+
+
+def _bound(row: Row, context: Context) -> str:
+    part = roofline(row, context)
+    return "" if part is None else f"{100 * part:.0f} %"
+
+
+def roofline(row: Row, context: Context) -> float | None:
+    """The part of what the device's own ceilings would allow that a subject reaches."""
+    if context.ceiling is None or context.setting.network not in NETWORKS:
+        return None
+    least = model_cost.cost(specs.get(context.setting.network), context.setting).seconds(context.ceiling)
+    return least * 1e3 / results.median(row)
+
+
+def _seconds(cold: bool) -> Callable[[Row, Context], str]:
+    def text(row: Row, _: Context) -> str:
+        value = results.first_step(row, cold)
+        return "" if value is None else f"{value:.1f}"
+
+    return text
+
+
+def _host(row: Row, _: Context) -> str:
+    value = results.host(row)
+    return "" if value is None else f"{value:.2g}"
+
+
+def _memory(row: Row, _: Context) -> str:
+    return f"{row['peak_bytes'] / 1e9:.2f}" if row.get("peak_bytes") else ""
+
+
+COLUMNS: dict[str, Callable[[Row, Context], str]] = {
+    "subject": lambda row, _: row["subject"],
+    "images/s": lambda row, _: f"{results.throughput(row):.4g}" if row["setting"]["batch"] else "",
+    "ms a step (quartiles)": _ms,
+    "p99 ms": _p99,
+    "times eager [95 %]": _ratio,
+    "of the bound": _bound,
+    "host ms": _host,
+    "first step s": _seconds(True),
+    "compiled before": _seconds(False),
+    "GB": _memory,
+}
+
+
+def context(found: Mapping[str, Any], setting: Setting) -> Context:
+    rows = results.rows_of(found, setting)
+    base = next((row for row in rows if row["subject"] in BASES), None)
+    return Context(base, results.ceiling(found, setting.precision), setting)
+
+
+def table(found: Mapping[str, Any], setting: Setting) -> Table:
+    """The fastest first; columns that no row fills are left out."""
+    rows, about = results.rows_of(found, setting), context(found, setting)
+    cells = [[text(row, about) for text in COLUMNS.values()] for row in rows]
+    kept = [i for i in range(len(COLUMNS)) if any(line[i] for line in cells)]
+    head = [name for i, name in enumerate(COLUMNS) if i in kept]
+    return Table(setting, head, [[line[i] for i in kept] for line in cells], notes(found, setting, rows))
+
+
+def tables(found: Mapping[str, Any]) -> list[Table]:
+    return [table(found, setting) for setting in results.settings_of(found)]
+
+
+def notes(found: Mapping[str, Any], setting: Setting, rows: Sequence[Row]) -> list[str]:
+    """The comparisons that people look for, and what was refused."""
+    lines = []
+    pairs = (
+        ("fastest Flax port", ("jax", False), "fastest PyTorch port", ("pytorch", False)),
+        ("fastest Flax port", ("jax", False), "fastest JAX peer", ("jax", True)),
+        ("fastest PyTorch port", ("pytorch", False), "fastest PyTorch peer", ("pytorch", True)),
+    )
+    for ours, which, theirs, other in pairs:
+        a, b = results.best(rows, *which), results.best(rows, *other)
+        if a is not None and b is not None:
+            ratio = times(results.ratio(a, b))
+            lines.append(f"{ours} ({a['subject']}) is {ratio} times as fast as the {theirs} ({b['subject']})")
+    for row in found["refused"]:
+        if Setting.of(row["setting"]) == setting:
+            lines.append(f"not timed: {row['subject']}: {row['why']}")
+    restless = [row["subject"] for row in rows if not all(start.get("calm", True) for start in row["starts"])]
+    if restless:
+        lines.append(f"did not come to rest before it was timed: {', '.join(restless)}")
+    return lines
+
+
+def below(found: Mapping[str, Any]) -> list[str]:
+    """What is said of the whole run."""
+    machine, plan = found["machine"], found["plan"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    gpu = f"{machine['gpu']['name']}, driver {machine['gpu']['driver_version']}; " if machine["gpu"] else ""
+    where = f"{gpu}{machine['processor']}, {machine['cores']} cores"
+    lines = [
+        f"Measured on {machine['date'][:10]} on the {found['device'].upper()}: {where}; Python {machine['python']}, "
+        f"{versions}.",
+        f"{plan['starts']} starts of each process, {plan['rounds']} rounds of {plan['seconds']:g} s in each, in turn; "
+        "medians; intervals are the bootstrap's over starts and rounds.",
+    ]
+    for precision, policy in found["policies"].items():
+        top = results.ceiling(found, precision)
+        if top is not None:
+            flops, moved = f"{top['flops'] / 1e9:,.0f} GFLOP/s", f"{top['bytes'] / 1e9:.1f} GB/s"
+            lines.append(
+                f"{precision}: {policy}. Ceilings in this run: {flops} (a product of matrices), {moved} (a copy)."
+            )
+    lines += [
+        f"Absent: {subject}: the package {package} is not installed." for subject, package in found["absent"].items()
+    ]
+    if found.get("ended"):
+        lines.append(f"Ended early: {found['ended']}.")
+    return lines
+
+
+def markdown(one: Table) -> list[str]:
+    """A table for README."""
+    lines = [f"**{one.setting}**", "", "| " + " | ".join(one.head) + " |", "|" + "---|" * len(one.head)]
+    lines += ["| " + " | ".join(row) + " |" for row in one.rows]
+    return [*lines, "", *(f"- {note}" for note in one.notes)]

@@ -1,0 +1,141 @@
+"""The process of one subject: builds it, has it judged, and times it when it is told to.
+
+A line of JSON in is a command, a line of JSON out its answer. What libraries print goes to stderr.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+BEGUN = time.perf_counter()
+
+OUT_OF_MEMORY = ("out of memory", "RESOURCE_EXHAUSTED", "can't allocate memory", "Out of memory", "DefaultCPUAllocator")
+
+
+class Worker:
+    """Holds a subject's `Run` for one setting at a time."""
+
+    def __init__(self, subject: str, folder: Path) -> None:
+        from benchmarks.subjects import SUBJECTS
+
+        self.subject, self.folder = SUBJECTS[subject], folder
+        self.run: Any = None
+        self.at = 0
+        begin = time.perf_counter()
+        module, _, function = self.subject.build.partition(":")
+        self.build = getattr(importlib.import_module(f"benchmarks.{module}"), function)
+        self.imported = time.perf_counter() - begin
+
+    def prepare(self, setting: dict[str, Any]) -> dict[str, Any]:
+        """Builds it, takes its first step, has that judged, and runs until it is warm."""
+        from benchmarks import clock, gate
+        from benchmarks.settings import OWN, Setting
+
+        chosen = Setting.of(setting)
+        if OWN in chosen.network:
+            from benchmarks import pair
+
+            case = pair.case(chosen, self.folder)
+        else:
+            case = gate.case(chosen, self.subject.changes, self.folder)
+        begin = time.perf_counter()
+        run = self.build(case, **self.subject.options)
+        built = time.perf_counter() - begin
+        begin = time.perf_counter()
+        result = run.step(0)
+        run.wait(result)
+        first = time.perf_counter() - begin
+        found = run.numbers(result)
+        if case.weights and chosen.mode == "training":
+            found |= gate.changes(run.weights(), case.weights)
+        verdict = gate.judge(found, case.expected, case.bounds)
+        answer = {
+            "import_seconds": self.imported,
+            "build_seconds": built,
+            "first_step_seconds": first,
+            "gate": verdict.__dict__ | {"text": str(verdict)},
+        }
+        if not verdict.ok:
+            return answer
+        steps, calm, seconds = clock.warm(run)
+        self.run, self.at, self.seconds = run, steps, seconds
+        host = clock.host(run) if run.asynchronous else None
+        return answer | {"warm_steps": steps, "calm": calm, "host_ms": host}
+
+    def round(self, seconds: float, single: bool) -> dict[str, Any]:
+        """Times a block of steps; one that compiled in its middle is thrown away, once."""
+        from benchmarks import clock
+
+        steps = clock.count(self.seconds, seconds)
+        thrown = 0
+        while True:
+            try:
+                found = clock.block(self.run, steps, self.at, single)
+                break
+            except clock.ClockError as error:
+                if "compiled" not in str(error) or thrown:
+                    raise
+                thrown += 1
+        self.at += steps
+        return {"steps": steps, "ms": found.ms, "each": [t * 1e3 for t in found.each], "thrown": thrown}
+
+    def release(self) -> dict[str, Any]:
+        """Lets the setting go; says what memory it took, and what the framework tells of the program."""
+        told = {"peak_bytes": self.run.memory(), "cost": self.run.cost()} if self.run is not None else {}
+        self.run = None
+        gc.collect()
+        return told
+
+    def ceilings(self, device: str, precision: str) -> dict[str, float]:
+        return importlib.import_module(f"benchmarks.{CEILINGS[self.subject.framework]}").ceilings(device, precision)
+
+
+CEILINGS = {"pytorch": "torch_steps", "jax": "jax_steps"}
+
+
+def answer(worker: Worker, command: dict[str, Any]) -> dict[str, Any]:
+    """One command; what goes wrong with a subject is its answer, not the end of the run."""
+    from benchmarks.clock import ClockError
+    from ports.errors import UserError
+
+    try:
+        return getattr(worker, command.pop("do"))(**command)
+    except (ClockError, UserError) as error:
+        return {"error": str(error)}
+    except MemoryError:
+        return {"error": "out of memory"}
+    except Exception as error:  # whatever a framework raises
+        said = f"{type(error).__name__}: {str(error).strip()}"
+        if any(sign in said for sign in OUT_OF_MEMORY):
+            return {"error": "out of memory"}
+        print(said, file=sys.stderr)
+        return {"error": said.partition("\n")[0][:300]}
+
+
+def main(subject: str, folder: str) -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+
+    def say(found: dict[str, Any]) -> None:
+        answers.write(json.dumps(found) + "\n")
+        answers.flush()
+
+    try:
+        worker = Worker(subject, Path(folder))
+    except Exception as error:  # a package that does not import here
+        say({"error": f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0][:300]})
+        return
+    say({"ready": True, "start_seconds": time.perf_counter() - BEGUN})
+    for line in sys.stdin:
+        say(answer(worker, json.loads(line)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:3])

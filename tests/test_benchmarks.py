@@ -1,0 +1,277 @@
+"""`python -m benchmarks`: a run from end to end on a small network, its results, and what goes wrong in one."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import signal
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import gate, model_cost, results, tables
+from benchmarks.__main__ import main
+from benchmarks.process import Process
+from benchmarks.settings import Setting
+from benchmarks.subjects import SUBJECTS, Subject
+from benchmarks.worker import Worker
+from ports.resnet import spec as specs
+
+SMALL = ["--batch", "2", "--image-size", "16", "--starts", "1", "--rounds", "2", "--seconds", "0.03", "--device", "cpu"]
+SETTING = Setting("cifar_resnet20", "training", 2, "float32", (16, 16))
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of a small run, and its page beside them."""
+    folder = tmp_path_factory.mktemp("measured")
+    out = ["--out", str(folder / "run.json"), "--html", str(folder / "run.html")]
+    assert main(["cifar_resnet20", *SMALL, "--subjects", "pytorch,nnx,linen", *out]) == 0
+    return folder / "run.json"
+
+
+def test_every_subject_is_judged_and_timed(measured: Path) -> None:
+    found = results.load(measured)
+    assert [str(setting) for setting in results.settings_of(found)] == [
+        "cifar_resnet20, inference, batch 2, float32, 16x16",
+        "cifar_resnet20, training, batch 2, float32, 16x16",
+    ]
+    for setting in results.settings_of(found):
+        rows = results.rows_of(found, setting)
+        assert {row["subject"] for row in rows} == {"pytorch", "nnx", "linen"}
+        for row in rows:
+            assert row["gate"]["ok"]
+            assert 0 < row["gate"]["worst"] <= 1
+            assert [(one["start"], one["round"]) for one in row["rounds"]] == [(0, 0), (0, 1)]
+            assert results.median(row) > 0
+            assert row["peak_bytes"] > 1e8
+            assert (results.host(row) is not None) == (row["framework"] == "jax")
+    assert {one["framework"] for one in found["ceilings"]} == {"pytorch", "jax"}
+    assert found["machine"]["cores"] == os.cpu_count()
+
+
+def test_the_page_opens_without_a_network(measured: Path) -> None:
+    page = measured.with_suffix(".html").read_text()
+    assert page.count("<svg") == 3
+    assert not re.search(r'(src|href)="https?:', page)
+    for row in results.load(measured)["rows"]:
+        assert f"{results.throughput(row):.4g}" in page
+
+
+def test_a_report_of_stored_results(measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(measured), "--svg", str(tmp_path / "plots")]) == 0
+    text = capsys.readouterr().out
+    assert "cifar_resnet20, training, batch 2, float32, 16x16" in text
+    assert "times as fast as the fastest PyTorch port (pytorch)" in text
+    assert sorted(file.name for file in (tmp_path / "plots").iterdir()) == [
+        "roofline.svg",
+        "throughput.svg",
+        "time.svg",
+    ]
+
+
+def test_what_got_slower(measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = results.load(measured)
+    slower = copy.deepcopy(found)
+    for row in slower["rows"]:
+        if row["subject"] == "nnx":
+            for one in row["rounds"]:
+                one["ms"] *= 1000
+    slower["machine"]["versions"]["jax"] = "0.0"
+    results.save(slower, tmp_path / "slower.json")
+    assert main(["compare", str(measured), str(measured)]) == 0
+    assert capsys.readouterr().out.count("no change seen") == 6
+    assert main(["compare", str(measured), str(tmp_path / "slower.json")]) == 0
+    text = capsys.readouterr().out
+    assert sum("slower" in line for line in text.splitlines() if "nnx" in line) == 2
+    assert text.count("no change seen") == 4
+    assert "versions: jax" in text
+    assert "then 0.0" in text
+
+
+def test_a_wrong_subject_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import torch_steps
+
+    def build(case: Any, epsilon: float) -> Any:
+        run = torch_steps.build(case)
+        for module in run.net.modules():
+            if hasattr(module, "eps"):
+                module.eps = epsilon
+        return run
+
+    planted: Any = types.ModuleType("benchmarks.planted")
+    planted.build = build
+    monkeypatch.setitem(sys.modules, "benchmarks.planted", planted)
+    gate.prepare(SETTING, {}, tmp_path)
+    for epsilon, ok in ((1e-5, True), (1e-3, False)):
+        row = Subject("planted", "pytorch", "planted:build", "", {"epsilon": epsilon})
+        monkeypatch.setitem(SUBJECTS, "planted", row)
+        worker = Worker("planted", tmp_path)
+        answer = worker.prepare(SETTING.asdict())
+        assert answer["gate"]["ok"] == ok
+        assert (worker.run is not None) == ok
+    assert "beyond its bound" in answer["gate"]["text"]
+
+
+def test_a_killed_worker_is_an_answer(tmp_path: Path) -> None:
+    process = Process("pytorch", tmp_path, "cpu", tmp_path / "log")
+    assert process.failed is None
+    os.kill(process.process.pid, signal.SIGKILL)
+    assert process.ask("release") == {"error": "its process ended: SIGKILL (out of memory?)"}
+    assert process.ask("release")["error"].startswith("its process ended")
+    process.close()
+
+
+def test_a_subject_that_fails_is_a_row_and_the_rest_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Here one whose package imports and has no such network."""
+    missing = next((name for name, row in SUBJECTS.items() if row.missing()), None)
+    if missing is None:
+        pytest.skip("every peer is installed")
+    only = ["--subjects", f"pytorch,{missing}"]
+    assert main(["resnet50", *SMALL, "--image-size", "32", "--mode", "inference", *only]) == 0
+    text = capsys.readouterr().out
+    assert f"Absent: {missing}: the package" in text
+    assert "pytorch" in text
+
+
+OWN = """
+import numpy as np, torch
+import parity
+from flax import nnx
+
+class Mlp(nnx.Module):
+    def __init__(self, rngs):
+        self.up, self.down = nnx.Linear(4, 8, rngs=rngs), nnx.Linear(8, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.down(nnx.gelu(self.up(x), approximate={approximate}))
+
+def make():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.GELU(), torch.nn.Linear(8, 2))
+    x = np.random.default_rng(0).standard_normal((3, 4))
+    return model, parity.move(model, Mlp(nnx.Rngs(0)), x), x
+"""
+
+
+def test_a_pair_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "pair.py"
+    file.write_text(OWN.format(approximate=False))
+    only = ["--subjects", "own-pytorch,own-flax"]
+    assert main([f"{file}:make", *SMALL, *only, "--out", str(tmp_path / "own.json")]) == 0
+    rows = results.load(tmp_path / "own.json")["rows"]
+    assert {(row["subject"], row["setting"]["mode"]) for row in rows} == {
+        (subject, mode) for subject in ("own-pytorch", "own-flax") for mode in ("inference", "training")
+    }
+    assert all(row["gate"]["ok"] for row in rows)
+    file.write_text(OWN.format(approximate=True))
+    capsys.readouterr()
+    assert main([f"{file}:make", *SMALL, *only]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "no parity" in error
+    assert "GELU" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["resnet5"], "resnet5"),
+        (["--batch", "0"], "--batch: got '0', expected numbers from 1"),
+        (["--mode", "guess"], "--mode: got 'guess', expected inference, training"),
+        (["--precision", "float8"], "--precision: got 'float8'"),
+        (["--precision", "tf32"], "tf32: got the device cpu, expected an NVIDIA GPU"),
+        (["--subjects", "tensorflow"], "--subjects: got 'tensorflow', expected some of pytorch"),
+        (["--image-size", "big"], "--image-size: got 'big'"),
+        (["--rounds", "0"], "--rounds: got 0"),
+        (["--out", "/nowhere/at/all.json"], "--out /nowhere/at/all.json: expected a file in a folder that is there"),
+        (["--nonsense"], "--nonsense"),
+    ],
+)
+def test_a_users_mistake_is_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*arguments, "--device", "cpu"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert said in captured.err
+    assert captured.err.startswith("benchmarks: ")
+    assert captured.err.count("\n") == 1
+
+
+def test_a_gpu_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    from parity.device import jax_gpu, torch_gpu
+
+    if torch_gpu() is not None and jax_gpu() is not None:
+        pytest.skip("there is one")
+    assert main(["resnet18", "--device", "gpu"]) == 2
+    assert "expected a GPU" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "cannot be read"),
+        ("{", "no JSON"),
+        ("[]", "another kind of file"),
+        ('{"kind": "parity", "schema": 1}', "another kind of file"),
+        ('{"kind": "speed", "schema": 99}', "got schema 99, expected 1; measure again"),
+    ],
+)
+def test_results_of_another_kind(
+    text: str | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "results.json"
+    if text is not None:
+        file.write_text(text)
+    assert main(["report", str(file)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def row(ms: list[list[float]]) -> dict[str, Any]:
+    return {
+        "rounds": [
+            {"start": s, "round": r, "ms": value, "steps": 1}
+            for s, start in enumerate(ms)
+            for r, value in enumerate(start)
+        ]
+    }
+
+
+def test_a_ratio_of_rows_that_were_timed_in_turn_is_paired() -> None:
+    noisy = [[10.0, 30.0, 10.0], [20.0, 20.0, 50.0], [10.0, 40.0, 10.0]]
+    half = [[ms / 2 for ms in start] for start in noisy]
+    assert results.ratio(row(half), row(noisy)) == pytest.approx((2, 2, 2))
+    value, low, high = results.across(row(half), row(noisy))
+    assert value == 2
+    assert low < 1.7
+    assert high > 2.3
+
+
+def test_what_a_network_needs() -> None:
+    """ResNet-50 at 224 pixels: 4.09 G multiplications forward, 24.3 GFLOP in training."""
+    spec = specs.get("resnet50")
+    forward, training = (
+        model_cost.cost(spec, Setting("resnet50", mode, 1, "bfloat16", (224, 224)))
+        for mode in ("inference", "training")
+    )
+    assert forward.flops == pytest.approx(2 * 4.09e9, rel=0.01)
+    assert training.flops == pytest.approx(24.3e9, rel=0.01)
+    assert forward.bytes < training.bytes
+    eight = model_cost.cost(spec, Setting("resnet50", "training", 8, "bfloat16", (224, 224)))
+    assert eight.flops == pytest.approx(8 * training.flops)
+
+
+def test_every_subject_names_a_builder_that_is_there() -> None:
+    for subject in SUBJECTS.values():
+        module, _, function = subject.build.partition(":")
+        assert f"def {function}(" in Path(results.__file__).with_name(f"{module}.py").read_text(), subject.name
+
+
+def test_a_table_for_readme(measured: Path) -> None:
+    found = json.loads(measured.read_text())
+    lines = tables.markdown(tables.tables(found)[0])
+    assert lines[0] == "**cifar_resnet20, inference, batch 2, float32, 16x16**"
+    assert lines[2].startswith("| subject | images/s |")
+    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
