@@ -141,9 +141,17 @@ def build_nnx(case: Case, plain: bool = False) -> JaxRun:
     return JaxRun(case, step, lambda: ports.weights.read(model))
 
 
-def build_linen(case: Case) -> JaxRun:
-    """This package's Linen port: variables and the optimizer's state go in and come out, in the same buffers."""
+def build_linen(case: Case, lax: bool = False) -> JaxRun:
+    """This package's Linen port: variables and the optimizer's state go in and come out, in the same buffers.
+
+    Args:
+        lax: with XLA's own convolutions everywhere, to see what those of `ports.resnet.convolution` are worth.
+    """
     policy(case.setting)
+    if lax:
+        from ports.resnet import linen
+
+        linen.conv_general_dilated = jax.lax.conv_general_dilated  # this process has no other network
     module, variables = ports.create(case.spec, "linen", seed=None, dtype=dtype(case.setting))
     variables = ports.weights.write((module, variables), case.weights)
 

@@ -86,6 +86,15 @@ SUBJECTS = {
         Subject("nnx", "jax", "jax_steps:build_nnx", "nnx.jit_partial(graph=False), donated buffers"),
         Subject("nnx-jit", "jax", "jax_steps:build_nnx", "nnx.jit", {"plain": True}),
         Subject("linen", "jax", "jax_steps:build_linen", "jax.jit, donated buffers"),
+        Subject(
+            "linen-lax",
+            "jax",
+            "jax_steps:build_linen",
+            "jax.jit, donated buffers; 1x1 convolutions as XLA has them",
+            {"lax": True},
+            devices=("cpu",),
+            quick=False,
+        ),
         Subject("own-pytorch", "pytorch", "pair:build_torch", "your PyTorch model, eager", own=True),
         Subject(
             "own-pytorch-compile",

@@ -85,8 +85,14 @@ def _memory(row: Row, _: Context) -> str:
     return f"{row['peak_bytes'] / 1e9:.2f}" if row.get("peak_bytes") else ""
 
 
+def _flops(row: Row, _: Context) -> str:
+    told = row.get("cost", {}).get("flops")
+    return f"{told / 1e9:.3g}" if told else ""
+
+
 COLUMNS: dict[str, Callable[[Row, Context], str]] = {
     "subject": lambda row, _: row["subject"],
+    "parity, of its bound": lambda row, _: f"{row['gate']['worst']:.2g}",
     "images/s": lambda row, _: f"{results.throughput(row):.4g}" if row["setting"]["batch"] else "",
     "ms a step (quartiles)": _ms,
     "p99 ms": _p99,
@@ -96,6 +102,7 @@ COLUMNS: dict[str, Callable[[Row, Context], str]] = {
     "first step s": _seconds(True),
     "compiled before": _seconds(False),
     "GB": _memory,
+    "GFLOP by its compiler": _flops,
 }
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -23,6 +24,7 @@ from benchmarks.worker import Worker
 from ports.resnet import spec as specs
 
 SMALL = ["--batch", "2", "--image-size", "16", "--starts", "1", "--rounds", "2", "--seconds", "0.03", "--device", "cpu"]
+ROOT = Path(__file__).resolve().parents[1]
 SETTING = Setting("cifar_resnet20", "training", 2, "float32", (16, 16))
 
 
@@ -207,6 +209,20 @@ def test_a_gpu_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
         pytest.skip("there is one")
     assert main(["resnet18", "--device", "gpu"]) == 2
     assert "expected a GPU" in capsys.readouterr().err
+
+
+def test_everything_on_a_gpu_that_is_not_there() -> None:
+    from benchmarks.machine import gpu
+
+    if gpu() is not None:
+        pytest.skip("there is one")
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert "without an NVIDIA GPU" in done.stderr
 
 
 @pytest.mark.parametrize(
