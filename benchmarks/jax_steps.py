@@ -102,7 +102,10 @@ class JaxRun:
 
 
 def build_nnx(case: Case, plain: bool = False) -> JaxRun:
-    """This package's NNX port: model and optimizer are flattened once, and their buffers given to each step.
+    """This package's NNX port: model and optimizer are taken apart once, and a step is given the list of their arrays.
+
+    A list is all that JAX has to look through at each call: `nnx.jit` takes the objects apart and puts them together,
+    `nnx.jit_partial` looks through variables. After training the arrays go back into the model (`nnx.update`).
 
     Args:
         plain: under `nnx.jit` instead, as most write it: it takes the model apart and puts it together each step.
@@ -126,19 +129,38 @@ def build_nnx(case: Case, plain: bool = False) -> JaxRun:
         optimizer.update(model, grads)
         return loss
 
-    def jitted(function: Any, donated: tuple[int, ...], *bound: Any) -> Any:
-        if not plain:
-            return nnx.jit_partial(function, *bound, graph=False, donate_argnums=donated)
-        step = nnx.jit(function)
-        return lambda *arguments: step(*bound, *arguments)
+    training = case.setting.mode == "training"
+    model.train() if training else model.eval()
+    bound = (model, nnx.Optimizer(model, optimizer(), wrt=nnx.Param)) if training else (model,)
+    if plain:
+        step = nnx.jit(train if training else infer)
+        return JaxRun(
+            case,
+            lambda images, labels: step(*bound, images, labels) if training else step(*bound, images),
+            lambda: ports.weights.read(model),
+        )
+    graphdef, state = nnx.split(bound)
+    leaves, tree = jax.tree.flatten(state)
 
-    if case.setting.mode == "inference":
-        model.eval()
-        step = jitted(infer, (), model)
-        return JaxRun(case, lambda images, _: step(images), lambda: ports.weights.read(model))
-    model.train()
-    step = jitted(train, (0,), model, nnx.Optimizer(model, optimizer(), wrt=nnx.Param))
-    return JaxRun(case, step, lambda: ports.weights.read(model))
+    def functional(leaves: list[jax.Array], images: Any, labels: Any) -> Any:
+        bound = nnx.merge(graphdef, jax.tree.unflatten(tree, leaves))
+        if not training:
+            return infer(*bound, images)
+        return train(*bound, images, labels), jax.tree.leaves(nnx.state(bound))
+
+    jitted, held = jax.jit(functional, donate_argnums=0 if training else ()), [leaves]
+
+    def begin(images: Any, labels: Any) -> Any:
+        if not training:
+            return jitted(held[0], images, labels)
+        loss, held[0] = jitted(held[0], images, labels)
+        return loss
+
+    def read() -> Mapping[str, np.ndarray]:
+        nnx.update(bound, jax.tree.unflatten(tree, held[0]))
+        return ports.weights.read(model)
+
+    return JaxRun(case, begin, read, lambda images, labels: jitted.lower(held[0], images, labels).compile())
 
 
 def build_linen(case: Case, lax: bool = False) -> JaxRun:

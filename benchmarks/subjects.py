@@ -83,7 +83,7 @@ SUBJECTS = {
             GRAPHS,
             devices=("gpu",),
         ),
-        Subject("nnx", "jax", "jax_steps:build_nnx", "nnx.jit_partial(graph=False), donated buffers"),
+        Subject("nnx", "jax", "jax_steps:build_nnx", "split once, jax.jit on the list of arrays, donated buffers"),
         Subject("nnx-jit", "jax", "jax_steps:build_nnx", "nnx.jit", {"plain": True}),
         Subject("linen", "jax", "jax_steps:build_linen", "jax.jit, donated buffers"),
         Subject(

@@ -70,19 +70,11 @@ class Worker:
         return answer | {"warm_steps": steps, "calm": calm, "host_ms": host}
 
     def round(self, seconds: float, single: bool) -> dict[str, Any]:
-        """Times a block of steps; one that compiled in its middle is thrown away, once."""
+        """Times a block of steps."""
         from benchmarks import clock
 
         steps = clock.count(self.seconds, seconds)
-        thrown = 0
-        while True:
-            try:
-                found = clock.block(self.run, steps, self.at, single)
-                break
-            except clock.ClockError as error:
-                if "compiled" not in str(error) or thrown:
-                    raise
-                thrown += 1
+        found, thrown = clock.again(self.run, steps, self.at, single)
         self.at += steps
         return {"steps": steps, "ms": found.ms, "each": [t * 1e3 for t in found.each], "thrown": thrown}
 

@@ -134,13 +134,32 @@ def speed(results: Results) -> list[str]:
     return [*rows(*lines), "", *notes, "", *tables.below(results), f"Commit `{results['machine']['commit'][:10]}`."]
 
 
+# What a port does to be fast, against the same without it.
+MEANS = (("nnx", "nnx-jit"), ("linen", "linen-lax"))
+
+
+def means(results: Results) -> list[str]:
+    """A row a setting and pair: how many times as fast, and the host's part of a step."""
+    lines: list[tuple[object, ...]] = [("setting", "subject", "beside", "times as fast", "host ms", "beside it")]
+    for setting in speeds.settings_of(results):
+        found = {row["subject"]: row for row in speeds.rows_of(results, setting)}
+        for ours, other in MEANS:
+            if ours in found and other in found:
+                hosts = (f"{speeds.host(found[name]):.2g}" for name in (ours, other))
+                times = tables.times(speeds.ratio(found[ours], found[other]))
+                lines.append((f"{setting.network}, {setting.mode}", f"`{ours}`", f"`{other}`", times, *hosts))
+    return rows(*lines)
+
+
 # By the name of the place in README: the file, and what is made of it.
 TABLES: dict[str, tuple[str, Callable[[Results], list[str]]]] = {
     "parity": ("parity-cpu.json", parity),
     "score": ("score-cpu.json", score),
     "cost": ("check-cost-cpu.json", cost),
     "conversion": ("conversion-cpu.json", conversion),
-    "speed": ("speed-cpu-*.json", speed),
+    "resnet50": ("speed-cpu-*-resnet50.json", speed),
+    "cifar": ("speed-cpu-*-cifar_resnet20.json", speed),
+    "means": ("speed-cpu-*-ports.json", means),
 }
 
 

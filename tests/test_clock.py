@@ -108,7 +108,7 @@ def test_one_that_compiles_while_it_is_timed_is_refused() -> None:
 
 
 def test_one_that_never_stops_compiling_does_not_get_warm() -> None:
-    with pytest.raises(ClockError, match="it still compiled programs after"):
+    with pytest.raises(ClockError, match=r"it compiled \d+ programs? while it was timed"):
         clock.warm(Compiles(after=0), seconds=0.01)
 
 

@@ -40,7 +40,9 @@ def _wrong_speed(results: Results) -> None:
 
 
 WRONG = {
-    "speed": _wrong_speed,
+    "resnet50": _wrong_speed,
+    "cifar": _wrong_speed,
+    "means": _wrong_speed,
     "parity": _wrong_parity,
     "score": _wrong_score,
     "cost": _wrong_cost,
