@@ -87,7 +87,7 @@ def run(
     image = _size(size or (QUICK["size"] if quick and where == "cpu" and not peers else None))
     if image is None and peers:
         image = _peer_size(networks)
-    chosen = settings(networks, _words(mode), _numbers(batch), _words(precision), image, where)
+    chosen = settings(networks, _words(mode), _numbers(str(batch)), _words(precision), image, where)
     subjects = _subjects(_words(only) if only else None, peers, quick)
     for option, file in (("--out", out), ("--html", html)):
         if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):

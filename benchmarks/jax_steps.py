@@ -131,9 +131,11 @@ def build_nnx(case: Case, plain: bool = False) -> JaxRun:
 
     training = case.setting.mode == "training"
     model.train() if training else model.eval()
-    bound = (model, nnx.Optimizer(model, optimizer(), wrt=nnx.Param)) if training else (model,)
+    bound: tuple[Any, ...] = (model,)
+    if training:
+        bound += (nnx.Optimizer(model, optimizer(), wrt=nnx.Param),)
     if plain:
-        step = nnx.jit(train if training else infer)
+        step: Any = nnx.jit(train) if training else nnx.jit(infer)
         return JaxRun(
             case,
             lambda images, labels: step(*bound, images, labels) if training else step(*bound, images),
@@ -143,10 +145,10 @@ def build_nnx(case: Case, plain: bool = False) -> JaxRun:
     leaves, tree = jax.tree.flatten(state)
 
     def functional(leaves: list[jax.Array], images: Any, labels: Any) -> Any:
-        bound = nnx.merge(graphdef, jax.tree.unflatten(tree, leaves))
+        parts: Any = nnx.merge(graphdef, jax.tree.unflatten(tree, leaves))
         if not training:
-            return infer(*bound, images)
-        return train(*bound, images, labels), jax.tree.leaves(nnx.state(bound))
+            return infer(*parts, images)
+        return train(*parts, images, labels), jax.tree.leaves(nnx.state(parts))
 
     jitted, held = jax.jit(functional, donate_argnums=0 if training else ()), [leaves]
 

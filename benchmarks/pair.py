@@ -45,14 +45,15 @@ def _arrays(flax_model: Any) -> list[Any]:
     from flax import nnx
 
     held = flax_model[1] if isinstance(flax_model, tuple) else nnx.state(flax_model)
-    return [a for a in jax.tree.leaves(held) if not jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key)]
+    return [a for a in jax.tree.leaves(held) if not jax.numpy.issubdtype(a.dtype, jax.dtypes.prng_key)]
 
 
 def keep(place: Path, torch_model: Any, flax_model: Any) -> None:
     """Writes the weights of both: `make` may draw others in every process."""
     from ports.weights.pytorch import to_numpy
 
-    np.savez(place / "torch.npz", **{n: to_numpy(t) for n, t in torch_model.state_dict().items()})
+    state: dict[str, Any] = {n: to_numpy(t) for n, t in torch_model.state_dict().items()}
+    np.savez(place / "torch.npz", **state)
     np.savez(place / "flax.npz", *map(np.asarray, _arrays(flax_model)))
 
 
@@ -66,7 +67,7 @@ def kept(place: Path, torch_model: Any, flax_model: Any) -> tuple[Any, Any]:
     values = iter(np.load(place / "flax.npz").values())
 
     def exchanged(leaf: Any) -> Any:
-        key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        key = jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         return leaf if key else jax.numpy.array(next(values), leaf.dtype)
 
     if isinstance(flax_model, tuple):

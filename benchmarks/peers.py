@@ -27,7 +27,8 @@ def build_transformers(case: Case, **options: Any) -> Any:
     from ports.weights.dialects import DIALECTS, mapping
     from ports.weights.pytorch import to_numpy
 
-    net = ResNetForImageClassification(ResNetConfig(num_labels=case.spec.num_classes))
+    config: Any = ResNetConfig
+    net = ResNetForImageClassification(config(num_labels=case.spec.num_classes))
     names = {entry.names[0]: entry.hub for entry in mapping(case.spec, DIALECTS["transformers"])}
     net.load_state_dict({name: torch.from_numpy(np.array(case.weights[hub])) for name, hub in names.items()})
 

@@ -34,6 +34,11 @@ class Context:
     setting: Setting
 
 
+def number(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
 def times(value: tuple[float, float, float]) -> str:
     """A ratio with its interval."""
     return f"{value[0]:.2f} [{value[1]:.2f}, {value[2]:.2f}]"
@@ -41,12 +46,12 @@ def times(value: tuple[float, float, float]) -> str:
 
 def _ms(row: Row, _: Context) -> str:
     low, high = results.quartiles(row)
-    return f"{results.median(row):.3g} ({low:.3g}–{high:.3g})"
+    return f"{number(results.median(row))} ({number(low)}–{number(high)})"
 
 
 def _p99(row: Row, _: Context) -> str:
     value = results.p99(row)
-    return "" if value is None else f"{value:.3g}"
+    return "" if value is None else number(value)
 
 
 def _ratio(row: Row, context: Context) -> str:

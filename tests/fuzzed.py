@@ -8,6 +8,7 @@ takes longer than `SLOW` seconds, or memory above `MEMORY` times the file's byte
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 import tempfile
 import time
@@ -43,7 +44,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     try:
-        import atheris  # pyright: ignore[reportMissingImports]
+        atheris: Any = importlib.import_module("atheris")
     except ImportError:
         raise SystemExit("fuzzed.py: needs atheris, which is not installed; pip install atheris") from None
     with atheris.instrument_imports(include=["ports.weights"]):

@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import time
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,17 @@ def test_zip_bombs(name: str, tmp_path: Path, capsys: Any) -> None:
         content[at + 24 : at + 28] = struct.pack("<I", 0xFFFFFFFE)
         (tmp_path / name).write_bytes(content)
     refused(tmp_path / name, tmp_path, capsys)
+
+
+def test_a_few_bytes_that_ask_for_gigabytes(tmp_path: Path, capsys: Any) -> None:
+    """Of a pickle: a text of 2.5 GB follows. Found by `tests/fuzzed.py`."""
+    (tmp_path / "w.pth").write_bytes(b"XXXX\x98")
+    tracemalloc.start()
+    try:
+        refused(tmp_path / "w.pth", tmp_path, capsys, said="damaged")
+        assert tracemalloc.get_traced_memory()[1] < 200e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_member_that_is_not_what_it_declares(tmp_path: Path, capsys: Any) -> None:

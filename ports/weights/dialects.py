@@ -188,6 +188,6 @@ def _kept(rule: LayerRule, tensors: str) -> list[tuple[Leaf, Leaf, Path]]:
         if tensors == "flax":
             rows.append((leaf, leaf, leaf.flax))
         else:
-            moves = (leaf.to_flax, leaf.to_hub) if tensors == "hwio" else ()
-            rows.append((leaf, Leaf(leaf.hub, (), *moves), (leaf.hub,)))
+            kept = Leaf(leaf.hub, (), leaf.to_flax, leaf.to_hub) if tensors == "hwio" else Leaf(leaf.hub, ())
+            rows.append((leaf, kept, (leaf.hub,)))
     return rows

@@ -7,12 +7,14 @@ plain state_dict that `torch.load` expects.
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import re
 import warnings
 import zipfile
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +30,12 @@ PIECE = 1 << 22
 def read(path: Path) -> Content:
     import torch
 
-    metadata = _checked(path) if zipfile.is_zipfile(path) else {}
-    with warnings.catch_warnings():
+    zipped = zipfile.is_zipfile(path)
+    metadata = _checked(path) if zipped else {}
+    with warnings.catch_warnings(), nullcontext(path) if zipped else _Bounded(path) as file:
         warnings.simplefilter("ignore")  # of a pickle protocol that PyTorch does not write: it reads it, or raises
         try:
-            content: Any = torch.load(path, map_location="cpu", weights_only=True)
+            content: Any = torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             said = re.search(r"(?:GLOBAL|global:?) ([\w.]+\.[\w.]+)", str(error))
             if said is None:
@@ -42,6 +45,22 @@ def read(path: Path) -> Content:
     if not isinstance(content, Mapping) or not content:
         raise WeightsError(f"weights {path}: got {type(content).__name__}, expected a state_dict")
     return Content(_to_numpy(path, content, ()), metadata)
+
+
+class _Bounded(io.BufferedReader):
+    """A file that is not asked for more than it has.
+
+    In a file of the old kind a text says how long it is, and Python makes room for that before it looks: five bytes
+    took 2.5 GB.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self.size = path.stat().st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(self.size - self.tell(), 0)
+        return super().read(left if size is None or size < 0 else min(size, left))
 
 
 def _checked(path: Path) -> dict[str, str]:
