@@ -147,8 +147,8 @@ def build_nnx(case: Case, plain: bool = False) -> JaxRun:
     def functional(leaves: list[jax.Array], images: Any, labels: Any) -> Any:
         parts: Any = nnx.merge(graphdef, jax.tree.unflatten(tree, leaves))
         if not training:
-            return infer(*parts, images)
-        return train(*parts, images, labels), jax.tree.leaves(nnx.state(parts))
+            return infer(parts[0], images)
+        return train(parts[0], parts[1], images, labels), jax.tree.leaves(nnx.state(parts))
 
     jitted, held = jax.jit(functional, donate_argnums=0 if training else ()), [leaves]
 

@@ -159,6 +159,15 @@ def test_a_few_bytes_that_ask_for_gigabytes(tmp_path: Path, capsys: Any) -> None
         tracemalloc.stop()
 
 
+def test_a_member_that_claims_to_be_compressed_to_gigabytes(tmp_path: Path, capsys: Any) -> None:
+    """Python's zipfile makes room for what a member is compressed to. Found by `tests/fuzzed.py`."""
+    path = written(tmp_path / "w.pth", SMALL, FORMATS["torch"])
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<I", content, content.rfind(b"PK\x01\x02") + 20, 335_544_320)
+    path.write_bytes(content)
+    refused(path, tmp_path, capsys, said="declares 335,5")
+
+
 def test_a_member_that_is_not_what_it_declares(tmp_path: Path, capsys: Any) -> None:
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (10**12,)})

@@ -289,5 +289,5 @@ def test_a_table_for_readme(measured: Path) -> None:
     found = json.loads(measured.read_text())
     lines = tables.markdown(tables.tables(found)[0])
     assert lines[0] == "**cifar_resnet20, inference, batch 2, float32, 16x16**"
-    assert lines[2].startswith("| subject | images/s |")
+    assert lines[2].startswith("| subject | parity, of its bound | images/s |")
     assert len({line.count("|") for line in lines if line.startswith("|")}) == 1

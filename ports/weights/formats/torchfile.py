@@ -26,6 +26,9 @@ from ports.weights.hub import WeightsError
 EXTRA = "archive/extra/ports.json"
 PIECE = 1 << 22
 
+# Bytes of a tensor that repeats its numbers (`Tensor.expand`): so many times those of the file, and `BASE` besides.
+EXPANDED, BASE = 20, 64 << 20
+
 
 def read(path: Path) -> Content:
     import torch
@@ -67,7 +70,8 @@ def _checked(path: Path) -> dict[str, str]:
     """Refuses a zip whose members are compressed to more than the file, or do not have their checksums."""
     metadata = {}
     with zipfile.ZipFile(path) as archive:
-        declared = sum(member.file_size for member in archive.infolist())
+        sizes = [(member.file_size, member.compress_size) for member in archive.infolist()]
+        declared = max(map(sum, zip(*sizes, strict=True)), default=0)
         if declared > (size := path.stat().st_size):
             raise WeightsError(
                 f"weights {path}: declares {declared:,} bytes in a file of {size:,}; PyTorch writes none such"
@@ -94,6 +98,11 @@ def _to_numpy(path: Path, node: Any, above: tuple[int, ...]) -> Any:
             node.layout == torch.strided
             and (size := node.numel() * node.element_size()) > node.untyped_storage().nbytes()
         ):
+            if size > EXPANDED * path.stat().st_size + BASE:
+                raise WeightsError(
+                    f"weights {path}: a tensor of {size:,} bytes repeats a few numbers of a file of "
+                    f"{path.stat().st_size:,}; expected {EXPANDED} times the file at most: save it with .contiguous()"
+                )
             room(path, size)
         return to_numpy(node)
     if isinstance(node, Mapping):
