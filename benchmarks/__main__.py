@@ -209,7 +209,7 @@ def _alive(device: str) -> int:
 
 
 def _console() -> Console:
-    return Console() if sys.stdout.isatty() else Console(width=160)
+    return Console() if sys.stdout.isatty() else Console(width=220)
 
 
 def _written(option: str, path: Path, text: str) -> None:

@@ -46,6 +46,11 @@ def cross_entropy(logits: Any, labels: Any) -> Any:
     return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels).mean()
 
 
+def donated(case: Case, *arguments: int) -> tuple[int, ...]:
+    """Arguments of a step that may be overwritten: on a GPU, where memory is short. On CPUs a step then takes longer."""
+    return arguments if case.setting.device == "gpu" else ()
+
+
 class JaxRun:
     """A function under `jax.jit` as a subject.
 
@@ -150,7 +155,7 @@ def build_nnx(case: Case, plain: bool = False) -> JaxRun:
             return infer(parts[0], images)
         return train(parts[0], parts[1], images, labels), jax.tree.leaves(nnx.state(parts))
 
-    jitted, held = jax.jit(functional, donate_argnums=0 if training else ()), [leaves]
+    jitted, held = jax.jit(functional, donate_argnums=donated(case, *([0] if training else []))), [leaves]
 
     def begin(images: Any, labels: Any) -> Any:
         if not training:
@@ -200,7 +205,7 @@ def build_linen(case: Case, lax: bool = False) -> JaxRun:
         params = optax.apply_updates(variables["params"], updates)
         return {**variables, **changed, "params": params}, state, loss
 
-    step = jax.jit(train, donate_argnums=(0, 1))
+    step = jax.jit(train, donate_argnums=donated(case, 0, 1))
     held: list[Any] = [variables, tx.init(variables["params"])]
 
     def begin(images: Any, labels: Any) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gate import DRAWS, Case, place_of
-from benchmarks.jax_steps import JaxRun
+from benchmarks.jax_steps import JaxRun, donated
 from benchmarks.settings import SETS, UNITS, Setting
 from benchmarks.torch_steps import TorchRun, device, policy
 from parity import losses
@@ -238,7 +238,7 @@ class OwnFlax(JaxRun):
             updates, state = tx.update(grads, state, params)
             return optax.apply_updates(params, updates), changed, state, value
 
-        run, held = jax.jit(step, donate_argnums=(0, 2)), [net.params, net.stats, tx.init(net.params)]
+        run, held = jax.jit(step, donate_argnums=donated(case, 0, 2)), [net.params, net.stats, tx.init(net.params)]
 
         def begin(which: int) -> Any:
             *held[:], value = run(*held, self.fed[which])

@@ -81,7 +81,7 @@ def build_haiku(case: Case) -> Any:
     import jax.numpy as jnp
     import optax
 
-    from benchmarks.jax_steps import JaxRun, cross_entropy, optimizer, policy
+    from benchmarks.jax_steps import JaxRun, cross_entropy, donated, optimizer, policy
 
     policy(case.setting)
     if case.setting.precision == "bfloat16":
@@ -138,7 +138,7 @@ def build_haiku(case: Case) -> Any:
         updates, kept = tx.update(grads, kept, params)
         return optax.apply_updates(params, updates), changed, kept, loss
 
-    step = jax.jit(train, donate_argnums=(0, 1, 2))
+    step = jax.jit(train, donate_argnums=donated(case, 0, 1, 2))
     held.append(tx.init(params))
 
     def begin(images: Any, labels: Any) -> Any:

@@ -91,7 +91,7 @@ def build_jax(case: Case) -> Any:
     import jax
     import optax
 
-    from benchmarks.jax_steps import JaxRun, cross_entropy, optimizer, policy
+    from benchmarks.jax_steps import JaxRun, cross_entropy, donated, optimizer, policy
 
     policy(case.setting)
     model, read = made(case, "jax", "channels_last")
@@ -118,7 +118,7 @@ def build_jax(case: Case) -> Any:
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), changed, state, loss
 
-    step = jax.jit(train, donate_argnums=(0, 1, 2))
+    step = jax.jit(train, donate_argnums=donated(case, 0, 1, 2))
     held.append(tx.init(held[0]))
 
     def begin(images: Any, labels: Any) -> Any:
