@@ -47,7 +47,7 @@ def cross_entropy(logits: Any, labels: Any) -> Any:
 
 
 def donated(case: Case, *arguments: int) -> tuple[int, ...]:
-    """Arguments of a step that may be overwritten: on a GPU, where memory is short. On CPUs a step then takes longer."""
+    """What a step may overwrite: on a GPU, where memory is short. On CPUs a step then takes longer."""
     return arguments if case.setting.device == "gpu" else ()
 
 
