@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks import results
 from benchmarks.settings import settings
 from benchmarks.subjects import SUBJECTS
+from parity import terminal
 from ports.errors import UserError
 
 measure = typer.Typer(add_completion=False, rich_markup_mode=None)
 stored = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
-USAGE_ERROR: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
+WIDTH = 220  # of a table that goes into a file
 
 # --quick: small images and batches and three starts, for a look at a new machine.
 QUICK: dict[str, Any] = {"batch": "4", "size": "96", "starts": 3, "rounds": 2, "seconds": 0.25, "budget": 255}
@@ -84,14 +84,13 @@ def run(
     networks = networks or (["resnet18"] if quick else ["resnet50"])
     if batch is None:
         batch = QUICK["batch"] if quick else "1,32,256" if where == "gpu" else "1,8"
-    image = _size(size or (QUICK["size"] if quick and where == "cpu" and not peers else None))
+    image = terminal.size(size or (QUICK["size"] if quick and where == "cpu" and not peers else None))
     if image is None and peers:
         image = _peer_size(networks)
     chosen = settings(networks, _words(mode), _numbers(str(batch)), _words(precision), image, where)
     subjects = _subjects(_words(only) if only else None, peers, quick)
     for option, file in (("--out", out), ("--html", html)):
-        if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
-            raise UserError(f"{option} {file}: expected a file in a folder that is there")
+        terminal.writable(option, file)
     plan = Plan(
         chosen,
         subjects,
@@ -108,9 +107,9 @@ def run(
             sys.stderr.write(log.read_text(errors="replace")[-2000:])
     from benchmarks import report
 
-    report.show(found, _console())
+    report.show(found, terminal.console(WIDTH))
     if html is not None:
-        _written("--html", html, report.page([(html.stem, found)]))
+        terminal.write("--html", html, report.page([(html.stem, found)]))
     return int(bool(found["refused"]))
 
 
@@ -123,9 +122,9 @@ def report_command(files: Files, html: Html = None, svg: Svg = None) -> int:
     for title, one in found:
         if len(found) > 1:
             print(title)
-        report.show(one, _console())
+        report.show(one, terminal.console(WIDTH))
     if html is not None:
-        _written("--html", html, report.page(found))
+        terminal.write("--html", html, report.page(found))
     if svg is not None:
         for title, one in found:
             charts.write(one, svg / title if len(found) > 1 else svg)
@@ -143,7 +142,7 @@ def compare_command(before: Path, after: Path) -> int:
         table.add_column(name, justify="right")
     for line in lines:
         table.add_row(*line)
-    console = _console()
+    console = terminal.console(WIDTH)
     console.print(table)
     for note in notes:
         console.print(note, markup=False, highlight=False)
@@ -159,15 +158,6 @@ def _numbers(text: str) -> list[int]:
     if not words or not all(word.isdigit() and 0 < int(word) < 10**6 for word in words):
         raise UserError(f"--batch: got {text!r}, expected numbers from 1, with commas")
     return [int(word) for word in words]
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    parts = text.lower().split("x")
-    if len(parts) not in (1, 2) or not all(part.isdigit() and 0 < int(part) < 10**5 for part in parts):
-        raise UserError(f"--image-size: got {text!r}, expected HxW such as 224x224, or one number")
-    return int(parts[0]), int(parts[-1])
 
 
 def _peer_size(networks: list[str]) -> tuple[int, int] | None:
@@ -208,36 +198,10 @@ def _alive(device: str) -> int:
     return 1 if device == "gpu" else max(1, int(psutil.virtual_memory().available / 2.5e9))
 
 
-def _console() -> Console:
-    return Console() if sys.stdout.isatty() else Console(width=220)
-
-
-def _written(option: str, path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"{option} {path}: cannot be written: {error.strerror}") from None
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def main(arguments: list[str]) -> int:
     """Runs the command; a user's mistake is one line on stderr and exit code 2."""
     app = stored if arguments[:1] in (["report"], ["compare"]) else measure
-    try:
-        code = app(args=arguments, standalone_mode=False, prog_name="python -m benchmarks")
-    except USAGE_ERROR as error:
-        print(f"benchmarks: {error.format_message()}", file=sys.stderr)
-        return 2
-    except UserError as error:
-        print(f"benchmarks: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except (KeyboardInterrupt, typer.Abort):
-        print("benchmarks: interrupted", file=sys.stderr)
-        return 130
-    return code if isinstance(code, int) else 0
+    return terminal.run(app, "benchmarks", arguments, "python -m benchmarks")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -59,9 +58,7 @@ class Block:
         return self.seconds / self.steps * 1e3
 
 
-def block(
-    run: Run, steps: int, first: int = 0, single: bool = False, now: Callable[[], float] = time.perf_counter
-) -> Block:
+def block(run: Run, steps: int, first: int = 0, single: bool = False) -> Block:
     """Times so many steps.
 
     Args:
@@ -73,18 +70,18 @@ def block(
     """
     programs = run.programs()
     results, each = [], []
-    begin = now()
+    begin = time.perf_counter()
     for i in range(steps):
-        at = now() if single else 0.0
+        at = time.perf_counter() if single else 0.0
         results.append(run.step((first + i) % SETS))
         if single:
             run.wait(results[-1])
-            each.append(now() - at)
+            each.append(time.perf_counter() - at)
     run.wait(results[-1])
-    seconds = now() - begin
-    begin = now()
+    seconds = time.perf_counter() - begin
+    begin = time.perf_counter()
     values = [run.numbers(result) for result in results]
-    late = now() - begin
+    late = time.perf_counter() - begin
     if late > max(LATE * seconds, LEAST * steps):
         raise ClockError(
             f"{steps} steps were said to be done after {seconds * 1e3:.1f} ms, their results came {late * 1e3:.1f} ms "

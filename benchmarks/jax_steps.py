@@ -171,7 +171,7 @@ def build_nnx(case: Case, plain: bool = False) -> JaxRun:
 
 
 def build_linen(case: Case, lax: bool = False) -> JaxRun:
-    """This package's Linen port: variables and the optimizer's state go in and come out, in the same buffers.
+    """This package's Linen port: variables and the optimizer's state go in and come out.
 
     Args:
         lax: with XLA's own convolutions everywhere, to see what those of `ports.resnet.convolution` are worth.
@@ -184,39 +184,66 @@ def build_linen(case: Case, lax: bool = False) -> JaxRun:
     module, variables = ports.create(case.spec, "linen", seed=None, dtype=dtype(case.setting))
     variables = ports.weights.write((module, variables), case.weights)
 
+    rest, params = dict(variables), variables["params"]
+    del rest["params"]
+
+    def forward(params: Any, rest: Any, images: Any, train: bool) -> Any:
+        given = {"params": params, **rest}
+        return (
+            module.apply(given, images, train=True, mutable=list(rest))
+            if train
+            else (module.apply(given, images), rest)
+        )
+
+    return stateless(
+        case, forward, params, rest, lambda params, rest: ports.weights.read((module, {"params": params, **rest}))
+    )
+
+
+def stateless(
+    case: Case,
+    forward: Callable[[Any, Any, Any, bool], tuple[Any, Any]],
+    params: Any,
+    rest: Any,
+    read: Callable[[Any, Any], Mapping[str, np.ndarray]],
+) -> JaxRun:
+    """A network that is a function, under `jax.jit`.
+
+    Args:
+        forward: from parameters, what else it holds, images and whether it is trained to logits and what it holds then.
+        read: the weights in the hub form.
+    """
     if case.setting.mode == "inference":
-        apply = jax.jit(lambda variables, images: module.apply(variables, images, train=False))
+        apply = jax.jit(lambda params, rest, images: forward(params, rest, images, False)[0])
         return JaxRun(
             case,
-            lambda images, _: apply(variables, images),
-            lambda: ports.weights.read((module, variables)),
-            lambda images, _: apply.lower(variables, images).compile(),
+            lambda images, _: apply(params, rest, images),
+            lambda: read(params, rest),
+            lambda images, _: apply.lower(params, rest, images).compile(),
         )
     tx = optimizer()
 
-    def train(variables: Any, state: Any, images: Any, labels: Any) -> Any:
+    def train(params: Any, rest: Any, state: Any, images: Any, labels: Any) -> Any:
         def objective(params: Any) -> Any:
-            given = {**variables, "params": params}
-            logits, changed = module.apply(given, images, train=True, mutable=["batch_stats"])
+            logits, changed = forward(params, rest, images, True)
             return cross_entropy(logits, labels), changed
 
-        (loss, changed), grads = jax.value_and_grad(objective, has_aux=True)(variables["params"])
-        updates, state = tx.update(grads, state, variables["params"])
-        params = optax.apply_updates(variables["params"], updates)
-        return {**variables, **changed, "params": params}, state, loss
+        (loss, changed), grads = jax.value_and_grad(objective, has_aux=True)(params)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), changed, state, loss
 
-    step = jax.jit(train, donate_argnums=donated(case, 0, 1))
-    held: list[Any] = [variables, tx.init(variables["params"])]
+    step = jax.jit(train, donate_argnums=donated(case, 0, 1, 2))
+    held: list[Any] = [params, rest, tx.init(params)]
 
     def begin(images: Any, labels: Any) -> Any:
-        held[0], held[1], loss = step(held[0], held[1], images, labels)
+        *held[:], loss = step(*held, images, labels)
         return loss
 
     return JaxRun(
         case,
         begin,
-        lambda: ports.weights.read((module, held[0])),
-        lambda images, labels: step.lower(held[0], held[1], images, labels).compile(),
+        lambda: read(held[0], held[1]),
+        lambda images, labels: step.lower(*held, images, labels).compile(),
     )
 
 

@@ -25,8 +25,6 @@ from parity.layouts import default_layout, leaves, mapped, to_flax
 from parity.layouts import to_reference as back
 from ports.errors import UserError
 
-OPTIONS = ("layouts", "keywords")  # of what `make` may return last, as for `parity check`
-
 
 def made(path: str) -> tuple[Any, Any, tuple[Any, ...], dict[str, Any]]:
     """The models, the inputs as numpy arrays, and options."""
@@ -76,6 +74,11 @@ def kept(place: Path, torch_model: Any, flax_model: Any) -> tuple[Any, Any]:
     return torch_model, flax_model
 
 
+def narrow(array: np.ndarray) -> np.ndarray:
+    """Of an input the type that is timed."""
+    return array.astype(np.float32) if array.dtype.kind == "f" else array
+
+
 def sets(inputs: tuple[np.ndarray, ...]) -> list[tuple[np.ndarray, ...]]:
     """As many sets of inputs as steps take in turn, none like another; the first are those given."""
 
@@ -112,9 +115,9 @@ def prepare(setting: Setting, folder: Path) -> None:
     def run(units: int, seed: int, wide: bool) -> dict[str, np.ndarray]:
         model, rng = copy.deepcopy(torch_model).to(device(setting.device)), np.random.default_rng([seed, 9])
         model.train(setting.mode == "training")
-        fed = inputs
+        fed = tuple(narrow(array) for array in inputs)
         if units:
-            fed = tuple(one_ulp(array, rng, units) for array in inputs)
+            fed = tuple(one_ulp(array, rng, units) for array in fed)
             with torch.no_grad():
                 for tensor in model.parameters():
                     tensor.copy_(torch.from_numpy(one_ulp(tensor.cpu().numpy(), rng, units)))
@@ -178,9 +181,8 @@ class OwnTorch(TorchRun):
     def inputs_of(inputs: tuple[np.ndarray, ...], dtype: Any, where: str) -> list[Any]:
         import torch
 
-        tensors = [torch.from_numpy(np.array(array)).to(device(where)) for array in inputs]
-        wanted = dtype or torch.get_default_dtype()
-        return [tensor.to(wanted) if tensor.is_floating_point() else tensor for tensor in tensors]
+        tensors = [torch.from_numpy(np.array(narrow(array))).to(device(where)) for array in inputs]
+        return [tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor for tensor in tensors]
 
     def step(self, which: int) -> Any:
         with policy("float32", self.setting.device):
@@ -191,7 +193,7 @@ class OwnTorch(TorchRun):
 
 
 class OwnFlax(JaxRun):
-    """The Flax side: NNX or Linen, as pure functions under `jax.jit`, buffers donated."""
+    """The Flax side: NNX or Linen, as pure functions under `jax.jit`."""
 
     def __init__(self, case: Case) -> None:
         import jax
@@ -209,13 +211,11 @@ class OwnFlax(JaxRun):
         train = case.setting.mode == "training"
 
         def laid_out(name: str, array: np.ndarray) -> Any:
-            array = array.astype(np.float32) if array.dtype.kind == "f" else array
+            array = narrow(array)
             return jnp.array(to_flax(array, given.get(name, default_layout(array))))
 
         self.fed = [mapped(one, laid_out) for one in sets(inputs)]
         self.images = self.labels = [None] * SETS
-        self.layouts: dict[str, str] = {}
-        self.expected = case.expected
         self.told, self.read = None, dict
 
         def forward(params: Any, stats: Any, fed: Any) -> Any:

@@ -75,13 +75,12 @@ def haiku_name(layer: Layer, network: str) -> str:
 
 
 def build_haiku(case: Case) -> Any:
-    """dm-haiku's `hk.nets.ResNet50` (or 18, or 152), transformed, under `jax.jit` with donated buffers."""
+    """dm-haiku's `hk.nets.ResNet50` (or 18, or 152), transformed, under `jax.jit`."""
     import haiku as hk
     import jax
     import jax.numpy as jnp
-    import optax
 
-    from benchmarks.jax_steps import JaxRun, cross_entropy, donated, optimizer, policy
+    from benchmarks.jax_steps import policy, stateless
 
     policy(case.setting)
     if case.setting.precision == "bfloat16":
@@ -113,39 +112,19 @@ def build_haiku(case: Case) -> Any:
                 average = state[f"{own}/~/{kind}"]
                 value = jnp.array(case.weights[f"{hub}.{leaf}"]).reshape(average["average"].shape)
                 average.update(average=value, hidden=value, counter=jnp.array(10_000, average["counter"].dtype))
-    held: list[Any] = [params, state]
 
-    def read() -> Mapping[str, np.ndarray]:
+    def read(params: Any, _: Any) -> Mapping[str, np.ndarray]:
         found = dict(case.weights)
         for layer in rows:
             own = haiku_name(layer, network)
             for name, leaf, turned in _haiku_leaves(layer):
-                value = np.asarray(held[0][own][name])
+                value = np.asarray(params[own][name])
                 found[f"{layer.hub}.{leaf}"] = turned(value, back=True).reshape(layer.shapes[leaf])
         return found
 
-    if case.setting.mode == "inference":
-        apply = jax.jit(lambda params, state, images: net.apply(params, state, images, train=False)[0])
-        return JaxRun(case, lambda images, _: apply(params, state, images), read)
-    tx = optimizer()
-
-    def train(params: Any, state: Any, kept: Any, images: Any, labels: Any) -> Any:
-        def objective(params: Any) -> Any:
-            logits, changed = net.apply(params, state, images, train=True)
-            return cross_entropy(logits, labels), changed
-
-        (loss, changed), grads = jax.value_and_grad(objective, has_aux=True)(params)
-        updates, kept = tx.update(grads, kept, params)
-        return optax.apply_updates(params, updates), changed, kept, loss
-
-    step = jax.jit(train, donate_argnums=donated(case, 0, 1, 2))
-    held.append(tx.init(params))
-
-    def begin(images: Any, labels: Any) -> Any:
-        *held[:], loss = step(*held, images, labels)
-        return loss
-
-    return JaxRun(case, begin, read)
+    return stateless(
+        case, lambda params, state, x, train: net.apply(params, state, x, train=train), params, state, read
+    )
 
 
 def jmp_policy() -> Any:

@@ -87,42 +87,23 @@ def build_torch(case: Case, **options: Any) -> Any:
 
 
 def build_jax(case: Case) -> Any:
-    """On JAX, with the stateless call that Keras has for one's own loop, under `jax.jit` with donated buffers."""
+    """On JAX, with the stateless call that Keras has for one's own loop, under `jax.jit`."""
     import jax
-    import optax
 
-    from benchmarks.jax_steps import JaxRun, cross_entropy, donated, optimizer, policy
+    from benchmarks.jax_steps import policy, stateless
 
     policy(case.setting)
     model, read = made(case, "jax", "channels_last")
-    values = [[v.value for v in group] for group in (model.trainable_variables, model.non_trainable_variables)]
-    held: list[Any] = [jax.tree.map(lambda a: a.copy(), group) for group in values]
+    groups = (model.trainable_variables, model.non_trainable_variables)
+    params, rest = ([jax.numpy.array(variable.value) for variable in group] for group in groups)
 
-    def current() -> Mapping[str, np.ndarray]:
-        for variables, group in zip((model.trainable_variables, model.non_trainable_variables), held, strict=False):
-            for variable, value in zip(variables, group, strict=True):
+    def current(params: Any, rest: Any) -> Mapping[str, np.ndarray]:
+        for variables, values in zip(groups, (params, rest), strict=True):
+            for variable, value in zip(variables, values, strict=True):
                 variable.assign(value)
         return read()
 
-    if case.setting.mode == "inference":
-        apply = jax.jit(lambda params, rest, images: model.stateless_call(params, rest, images, training=False)[0])
-        return JaxRun(case, lambda images, _: apply(held[0], held[1], images), current)
-    tx = optimizer()
+    def forward(params: Any, rest: Any, images: Any, train: bool) -> Any:
+        return model.stateless_call(params, rest, images, training=train)
 
-    def train(params: Any, rest: Any, state: Any, images: Any, labels: Any) -> Any:
-        def objective(params: Any) -> Any:
-            logits, changed = model.stateless_call(params, rest, images, training=True)
-            return cross_entropy(logits, labels), changed
-
-        (loss, changed), grads = jax.value_and_grad(objective, has_aux=True)(params)
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), changed, state, loss
-
-    step = jax.jit(train, donate_argnums=donated(case, 0, 1, 2))
-    held.append(tx.init(held[0]))
-
-    def begin(images: Any, labels: Any) -> Any:
-        *held[:], loss = step(*held, images, labels)
-        return loss
-
-    return JaxRun(case, begin, current)
+    return stateless(case, forward, params, rest, current)

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 
 from benchmarks import machine
 from benchmarks.settings import PRECISIONS, Setting
+from parity.terminal import write
 from ports.errors import UserError
 
 SCHEMA, KIND = 1, "speed"
@@ -46,14 +46,7 @@ def fresh(plan: Any) -> dict[str, Any]:
 
 def save(found: Mapping[str, Any], path: Path) -> None:
     """The file appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(json.dumps(found, indent=1) + "\n")
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"--out {path}: cannot be written: {error.strerror}") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    write("--out", path, json.dumps(found, indent=1) + "\n")
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -186,6 +179,3 @@ def best(rows: Sequence[Row], framework: str, peer: bool | None = None) -> Row |
     """The fastest of a framework."""
     some = [row for row in rows if row["framework"] == framework and (peer is None or row["peer"] == peer)]
     return min(some, key=median, default=None)
-
-
-Figure = Callable[[Row], float | None]

@@ -82,137 +82,124 @@ class Rows:
 
 def run(plan: Plan, folder: Path, out: Path | None, tell: Callable[[str], None]) -> dict[str, Any]:
     """Measures, and gives the results; `out` has them so far after every setting."""
-    begin, rng, rows = time.monotonic(), random.Random(plan.seed), Rows()
-    found = results.fresh(plan)
-    device = plan.settings[0].device
-    log = folder / "log"
-
-    def over() -> bool:
-        return plan.budget is not None and time.monotonic() - begin > plan.budget
-
-    for subject in plan.subjects:
-        if package := SUBJECTS[subject].missing():
-            found["absent"][subject] = package
-    present = [subject for subject in plan.subjects if subject not in found["absent"]]
-    for setting in plan.settings:
-        tell(f"{setting}: what must come out, in float64")
-        wanted = [subject for subject in present if rows.open(setting, subject)]
-        for changes in sorted({json.dumps(dict(SUBJECTS[subject].changes)) for subject in wanted}, key=len):
-            _prepare(setting, changes, folder, log)
-    for start in range(plan.starts):
-        order = rng.sample(present, len(present))
-        for group in (order[i : i + plan.alive] for i in range(0, len(order), plan.alive)):
-            if over():
-                found["ended"] = f"after {plan.budget:.0f} s, in start {start + 1} of {plan.starts}"
-                break
-            found["readings"].append({"start": start, **machine.readings()})
-            _group(plan, start, group, rows, found, folder, device, log, rng, tell, over)
-            found["rows"], found["refused"] = [*rows.rows.values()], [*rows.refused.values()]
-            if out is not None:
-                results.save(found, out)
-    found["readings"].append({"start": plan.starts, **machine.readings()})
-    found["seconds"] = round(time.monotonic() - begin, 1)
-    found["rows"], found["refused"] = [*rows.rows.values()], [*rows.refused.values()]
-    if out is not None:
-        results.save(found, out)
-    return found
+    return Measurement(plan, folder, out, tell).run()
 
 
-def _group(
-    plan: Plan,
-    start: int,
-    group: Sequence[str],
-    rows: Rows,
-    found: dict[str, Any],
-    folder: Path,
-    device: str,
-    log: Path,
-    rng: random.Random,
-    tell: Callable[[str], None],
-    over: Callable[[], bool],
-) -> None:
-    """One start of some subjects."""
+class Measurement:
+    """One run of a plan."""
 
-    def launch(subject: str) -> Process:
-        tell(f"start {start + 1} of {plan.starts}: {subject}")
-        return Process(subject, folder, device, log)
+    def __init__(self, plan: Plan, folder: Path, out: Path | None, tell: Callable[[str], None]) -> None:
+        self.plan, self.folder, self.out, self.tell = plan, folder, out, tell
+        self.begun, self.rng, self.rows = time.monotonic(), random.Random(plan.seed), Rows()
+        self.found, self.log = results.fresh(plan), folder / "log"
+        self.processes: dict[str, Process] = {}
 
-    wanted = [s for s in group if any(rows.open(setting, s) for setting in plan.settings)]
-    together = 1 if start == 0 else os.cpu_count() or 1  # the first start alone says what starting takes
-    with ThreadPoolExecutor(together) as pool:
-        processes = dict(zip(wanted, pool.map(launch, wanted), strict=True))
-    try:
-        _ceilings(plan, start, processes, found)
+    @property
+    def over(self) -> bool:
+        return self.plan.budget is not None and time.monotonic() - self.begun > self.plan.budget
+
+    def run(self) -> dict[str, Any]:
+        plan, found = self.plan, self.found
+        found["absent"] = {s: package for s in plan.subjects if (package := SUBJECTS[s].missing())}
+        present = [subject for subject in plan.subjects if subject not in found["absent"]]
         for setting in plan.settings:
-            if over():
-                return
-            _setting(plan, start, setting, processes, rows, rng, tell, launch)
-    finally:
-        for process in processes.values():
-            process.close()
+            self.tell(f"{setting}: what must come out, in float64")
+            wanted = [SUBJECTS[subject] for subject in present if self.rows.open(setting, subject)]
+            for changes in sorted({json.dumps(dict(subject.changes)) for subject in wanted}, key=len):
+                _prepare(setting, changes, self.folder, self.log)
+        for start in range(plan.starts):
+            order = self.rng.sample(present, len(present))
+            for group in (order[i : i + plan.alive] for i in range(0, len(order), plan.alive)):
+                if not self.over:
+                    found["readings"].append({"start": start, **machine.readings()})
+                    self.group(start, group)
+            if self.over and "ended" not in found:
+                found["ended"] = f"after {plan.budget:.0f} s, in start {start + 1} of {plan.starts}"
+        found["readings"].append({"start": plan.starts, **machine.readings()})
+        found["seconds"] = round(time.monotonic() - self.begun, 1)
+        self.save()
+        return found
 
+    def save(self) -> None:
+        """What was measured so far."""
+        self.found["rows"], self.found["refused"] = [*self.rows.rows.values()], [*self.rows.refused.values()]
+        if self.out is not None:
+            results.save(self.found, self.out)
 
-def _setting(
-    plan: Plan,
-    start: int,
-    setting: Setting,
-    processes: dict[str, Process],
-    rows: Rows,
-    rng: random.Random,
-    tell: Callable[[str], None],
-    launch: Callable[[str], Process],
-) -> None:
-    """Builds, judges and times every subject that suits a setting."""
+    def group(self, start: int, subjects: Sequence[str]) -> None:
+        """One start of some subjects, through all settings."""
+        wanted = [s for s in subjects if any(self.rows.open(setting, s) for setting in self.plan.settings)]
+        together = 1 if start == 0 else os.cpu_count() or 1  # the first start alone says what starting takes
+        with ThreadPoolExecutor(together) as pool:
+            self.processes = dict(zip(wanted, pool.map(self.launch, wanted), strict=True))
+        try:
+            self.ceilings(start)
+            for setting in self.plan.settings:
+                if not self.over:
+                    self.setting(start, setting)
+                    self.save()
+        finally:
+            for process in self.processes.values():
+                process.close()
 
-    def prepare(subject: str) -> Any:
-        if processes[subject].failed:  # it died at another setting
-            processes[subject].close()
-            processes[subject] = launch(subject)
-        tell(f"{setting}: building {subject}")
-        return processes[subject].ask("prepare", setting=setting.asdict())
+    def launch(self, subject: str) -> Process:
+        self.tell(f"starting {subject}")
+        return Process(subject, self.folder, self.plan.settings[0].device, self.log)
 
-    timed = []
-    wanted = [subject for subject in processes if rows.open(setting, subject)]
-    for subject in wanted:  # one after the other: two that compute at a time wait for one another's threads
-        answer = prepare(subject)
+    def setting(self, start: int, setting: Setting) -> None:
+        """Builds, judges and times every subject that suits a setting."""
+        wanted = [subject for subject in self.processes if self.rows.open(setting, subject)]
+        # One after the other: two that compute at a time wait for one another's threads.
+        timed = [subject for subject in wanted if self.prepared(start, setting, subject)]
+        for number in range(self.plan.rounds):
+            for subject in self.rng.sample(timed, len(timed)):
+                self.tell(f"{setting}, start {start + 1}, round {number + 1}: {subject}")
+                single = setting.batch == 1 and setting.mode == "inference"
+                answer = self.processes[subject].ask("round", seconds=self.plan.seconds, single=single)
+                if "error" in answer:
+                    self.rows.refuse(setting, subject, answer["error"])
+                    timed.remove(subject)
+                    continue
+                row = self.rows.row(setting, subject)
+                row["rounds"].append({"start": start, "round": number, "steps": answer["steps"], "ms": answer["ms"]})
+                row["each"] += answer["each"]
+        for subject in wanted:
+            told = self.processes[subject].ask("release")
+            if subject in timed and "error" not in told:
+                self.rows.row(setting, subject).update(told)
+
+    def prepared(self, start: int, setting: Setting, subject: str) -> bool:
+        """Whether a subject is built, judged to be right, and warm."""
+        if self.processes[subject].failed:  # it died at another setting
+            self.processes[subject].close()
+            self.processes[subject] = self.launch(subject)
+        self.tell(f"{setting}, start {start + 1}: building {subject}")
+        answer = dict(self.processes[subject].ask("prepare", setting=setting.asdict()))
         if "error" in answer:
-            rows.refuse(setting, subject, answer["error"])
-        elif not answer["gate"]["ok"]:
-            rows.refuse(setting, subject, f"no parity: {answer['gate']['text']}")
-        else:
-            row = rows.row(setting, subject)
-            row["gate"] = answer["gate"]
-            taken = {"start": start, "start_seconds": processes[subject].start_seconds, "cold": start == 0}
-            row["starts"].append({**taken, **{n: v for n, v in answer.items() if n != "gate"}})
-            timed.append(subject)
-    for number in range(plan.rounds):
-        for subject in rng.sample(timed, len(timed)):
-            tell(f"{setting}: round {number + 1} of {plan.rounds}: {subject}")
-            single = setting.batch == 1 and setting.mode == "inference"
-            answer = processes[subject].ask("round", seconds=plan.seconds, single=single)
-            if "error" in answer:
-                rows.refuse(setting, subject, answer["error"])
-                timed.remove(subject)
+            self.rows.refuse(setting, subject, answer["error"])
+            return False
+        gate = answer.pop("gate")
+        if not gate["ok"]:
+            self.rows.refuse(setting, subject, f"no parity: {gate['text']}")
+            return False
+        row = self.rows.row(setting, subject)
+        row["gate"] = gate
+        started = self.processes[subject].start_seconds
+        row["starts"].append({"start": start, "start_seconds": started, "cold": start == 0, **answer})
+        return True
+
+    def ceilings(self, start: int) -> None:
+        """What the device can do, by either framework."""
+        for framework in ("pytorch", "jax"):
+            alive = (p for s, p in self.processes.items() if SUBJECTS[s].framework == framework and not p.failed)
+            process = next(alive, None)
+            if process is None:
                 continue
-            row = rows.row(setting, subject)
-            row["rounds"].append({"start": start, "round": number, "steps": answer["steps"], "ms": answer["ms"]})
-            row["each"] += answer["each"]
-    for subject in wanted:
-        told = processes[subject].ask("release")
-        if subject in timed and "error" not in told:
-            rows.row(setting, subject).update(told)
-
-
-def _ceilings(plan: Plan, start: int, processes: dict[str, Process], found: dict[str, Any]) -> None:
-    """What the device can do, by either framework."""
-    for framework in ("pytorch", "jax"):
-        subject = next((s for s, p in processes.items() if SUBJECTS[s].framework == framework and not p.failed), None)
-        if subject is None:
-            continue
-        for precision in dict.fromkeys(setting.precision for setting in plan.settings):
-            told = processes[subject].ask("ceilings", device=plan.settings[0].device, precision=precision)
-            if "error" not in told:
-                found["ceilings"].append({"start": start, "framework": framework, "precision": precision, **told})
+            for precision in dict.fromkeys(setting.precision for setting in self.plan.settings):
+                told = process.ask("ceilings", device=self.plan.settings[0].device, precision=precision)
+                if "error" not in told:
+                    row = {"start": start, "framework": framework, "precision": precision, **told}
+                    self.found["ceilings"].append(row)
 
 
 def _prepare(setting: Setting, changes: str, folder: Path, log: Path) -> None:

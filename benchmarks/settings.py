@@ -44,7 +44,7 @@ class Setting:
 
     @property
     def name(self) -> str:
-        name = re.sub(r"[^\w.]+", "_", self.network)
+        name = re.sub(r"[^\w.]+", "_", self.network)[-100:]
         return f"{name}-{self.mode}-{self.batch}-{self.precision}-{self.size[0]}x{self.size[1]}"
 
     def __str__(self) -> str:

@@ -16,8 +16,6 @@ from typing import Any
 
 BEGUN = time.perf_counter()
 
-OUT_OF_MEMORY = ("out of memory", "RESOURCE_EXHAUSTED", "can't allocate memory", "Out of memory", "DefaultCPUAllocator")
-
 
 class Worker:
     """Holds a subject's `Run` for one setting at a time."""
@@ -95,6 +93,7 @@ CEILINGS = {"pytorch": "torch_steps", "jax": "jax_steps"}
 def answer(worker: Worker, command: dict[str, Any]) -> dict[str, Any]:
     """One command; what goes wrong with a subject is its answer, not the end of the run."""
     from benchmarks.clock import ClockError
+    from parity.terminal import OUT_OF_MEMORY
     from ports.errors import UserError
 
     try:

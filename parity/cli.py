@@ -5,17 +5,14 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-import os
-import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from parity import cli_weights
+from parity import cli_weights, terminal
 from parity.progress import progress as _progress
 from ports.errors import UserError
 from ports.resnet import spec as specs
@@ -26,9 +23,6 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-
-# typer carries a click of its own, or uses the installed one: the base class of its errors is the same name in both.
-USAGE_ERROR: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 
 Names = Annotated[
     list[str] | None,
@@ -80,7 +74,7 @@ def models() -> int:
         parameters = sum(p.numel() for p in pytorch.skeleton(spec).parameters())
         blocks, size = spec.number_of_blocks, f"{spec.in_channels}x{spec.input_size}x{spec.input_size}"
         table.add_row(name, f"{parameters:,}", str(blocks), size, spec.source)
-    _console().print(table)
+    terminal.console().print(table)
     return 0
 
 
@@ -118,8 +112,8 @@ def check(
     if weights is not None and len(chosen) > 1:
         raise UserError(f"--weights: got {len(chosen)} networks, expected one")
     for option, file in (("--json", json_file), ("--html", html_file)):
-        _writable(option, file)
-    size = _size(image_size)
+        terminal.writable(option, file)
+    size = terminal.size(image_size)
     for name in chosen:
         if ":" not in name:
             specs.get(name)
@@ -144,7 +138,7 @@ def check(
     require_optimizer(optimizer)
     if images is not None:
         probe.photographs(images)
-    console, found = _console(), []
+    console, found = terminal.console(), []
     for name in chosen:
         try:
             own, options = pair(name) if ":" in name else ((name,), {"images": images, "image_size": size})
@@ -167,7 +161,7 @@ def check(
         except UserError as error:
             if len(chosen) == 1:
                 raise
-            _complain(str(error))
+            terminal.complain("parity", str(error))
             found.append(reports.Model(name, (), undecided=str(error)))
             continue
         found += result.models
@@ -179,14 +173,14 @@ def check(
         equal = sum(model.ok for model in found)
         console.print(f"{equal} of {len(found)} networks: parity in every port", highlight=False)
     if json_file is not None:
-        _write("--json", json_file, json.dumps(whole.to_json(), indent=1, allow_nan=False) + "\n")
+        terminal.write("--json", json_file, json.dumps(whole.to_json(), indent=1, allow_nan=False) + "\n")
     if html_file is not None:
         from parity.html import page
 
-        _write("--html", html_file, page(whole))
+        terminal.write("--html", html_file, page(whole))
     for model in whole.models:
         if model.undecided and model.rows:
-            _complain(f"{model.model}: cannot tell: {model.undecided}")
+            terminal.complain("parity", f"{model.model}: cannot tell: {model.undecided}")
     return whole.exit_code
 
 
@@ -198,7 +192,7 @@ def traps() -> int:
     table = Table("name", "where", "what the port does", "mend", "source", box=None, pad_edge=False)
     for entry in catalogue.entries():
         table.add_row(entry.name, entry.where, entry.text, entry.mend, entry.source)
-    _console().print(table)
+    terminal.console().print(table)
     return 0
 
 
@@ -211,7 +205,7 @@ def diff(before: Before, after: After, times: Times = 10.0) -> int:
         raise UserError(f"--times: got {times}, expected a number above 1, such as 10")
     old, new = diffs.load(before), diffs.load(after)
     changes = diffs.compare(old, new, times)
-    diffs.show(_console(), old, new, changes)
+    diffs.show(terminal.console(), old, new, changes)
     return int(any(change.judgement == diffs.WORSE for change in changes))
 
 
@@ -221,7 +215,7 @@ def score(every: Every = False, faithful: Faithful = None, workers: Workers = 1,
 
     A sample of the mistakes, or with --all every one and 1000 faithful runs. Exit 0 where the targets are met, else 1.
     """
-    _writable("--json", json_file)
+    terminal.writable("--json", json_file)
     if faithful is not None and not 0 <= faithful <= 10**6:
         raise UserError(f"--faithful: got {faithful}, expected 0 to 1000000")
     if not 1 <= workers <= 256:
@@ -232,12 +226,12 @@ def score(every: Every = False, faithful: Faithful = None, workers: Workers = 1,
     runs = faithful if faithful is not None else 1000 if every else 0
     with _progress("score") as tell:
         found = scores.measure(every, runs, workers, progress=tell)
-    console = _console()
+    console = terminal.console()
     console.print(scores.table(found))
     for line in scores.lines(found):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if json_file is not None:
-        _write("--json", json_file, json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n")
+        terminal.write("--json", json_file, json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n")
     return 0 if found.ok else 1
 
 
@@ -285,70 +279,9 @@ def _module(name: str) -> Any:
     return module
 
 
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    parts = text.lower().split("x")
-    if len(parts) not in (1, 2) or not all(re.fullmatch("0*[1-9][0-9]{0,8}", part) for part in parts):
-        raise UserError(f"--image-size: got {text!r}, expected HxW such as 224x193, or one number")
-    return int(parts[0]), int(parts[-1])
-
-
-def _console() -> Console:
-    """As wide as the terminal; wide enough for a whole table where the output goes into a file."""
-    return Console() if sys.stdout.isatty() else Console(width=140)
-
-
-def _writable(option: str, file: Path | None) -> None:
-    if file is not None and not file.absolute().parent.is_dir():
-        raise UserError(f"{option} {file}: no such folder {file.absolute().parent}")
-    if file is not None and file.is_dir():
-        raise UserError(f"{option} {file}: is a folder, expected a file")
-
-
-def _write(option: str, path: Path, text: str) -> None:
-    """The file appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"{option} {path}: cannot be written: {error.strerror}") from None
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _complain(text: str) -> None:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    more = f" … and {len(lines) - 4} more" if len(lines) > 4 else ""
-    print(f"parity: {' '.join(lines[:1])} {'; '.join(lines[1:4])}".rstrip() + more, file=sys.stderr)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; a user's mistake is one line on stderr and exit code 2."""
-    try:
-        code = app(args=arguments, standalone_mode=False, prog_name="parity")
-    except USAGE_ERROR as error:
-        if type(error).__name__ == "NoArgsIsHelpError":
-            print(error.format_message())
-        else:
-            _complain(error.format_message())
-        return 2
-    except UserError as error:
-        _complain(str(error))
-        return 2
-    except MemoryError:
-        _complain("out of memory; take a smaller --batch or --image-size, or a smaller network")
-        return 2
-    except (KeyboardInterrupt, typer.Abort):
-        _complain("interrupted")
-        return 130
-    except RuntimeError as error:
-        if any(sign in str(error) for sign in ("can't allocate memory", "RESOURCE_EXHAUSTED", "Out of memory")):
-            _complain("out of memory; take a smaller --batch or --image-size, or a smaller network")
-            return 2
-        raise
-    return code if isinstance(code, int) else 0
+    return terminal.run(app, "parity", arguments)
 
 
 if __name__ == "__main__":

@@ -189,7 +189,7 @@ def test_a_pair_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         (["--subjects", "tensorflow"], "--subjects: got 'tensorflow', expected some of pytorch"),
         (["--image-size", "big"], "--image-size: got 'big'"),
         (["--rounds", "0"], "--rounds: got 0"),
-        (["--out", "/nowhere/at/all.json"], "--out /nowhere/at/all.json: expected a file in a folder that is there"),
+        (["--out", "/nowhere/at/all.json"], "--out /nowhere/at/all.json: no such folder /nowhere/at"),
         (["--nonsense"], "--nonsense"),
     ],
 )

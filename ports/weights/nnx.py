@@ -130,7 +130,9 @@ def _variables(net: Any) -> Iterator[nnx.Variable]:
     stack, seen = [net], set()
     while stack:
         node = stack.pop()
-        kind = kinds.setdefault(type(node), _kind(node)) if type(node) not in kinds else kinds[type(node)]
+        if type(node) not in kinds:
+            kinds[type(node)] = _kind(node)
+        kind = kinds[type(node)]
         if kind == "variable":
             yield node
         elif kind is not None and id(node) not in seen:

@@ -1,0 +1,94 @@
+"""What all commands have in common: errors on one line, exit codes, tables, files that appear whole."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from ports.errors import UserError
+
+# typer carries a click of its own, or uses the installed one: the base class of its errors is the same name in both.
+USAGE_ERROR: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
+OUT_OF_MEMORY = ("can't allocate memory", "RESOURCE_EXHAUSTED", "out of memory", "Out of memory")
+
+
+def run(app: typer.Typer, name: str, arguments: Sequence[str] | None, program: str | None = None) -> int:
+    """Runs a command; a user's mistake is one line on stderr and exit code 2.
+
+    Args:
+        name: what the line begins with.
+        program: how the command is typed, for its help.
+    """
+    memory = "out of memory; take a smaller --batch or --image-size, or a smaller network"
+    try:
+        code = app(args=arguments, standalone_mode=False, prog_name=program or name)
+    except USAGE_ERROR as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message())
+        else:
+            complain(name, error.format_message())
+        return 2
+    except UserError as error:
+        complain(name, str(error))
+        return 2
+    except MemoryError:
+        complain(name, memory)
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        complain(name, "interrupted")
+        return 130
+    except RuntimeError as error:
+        if any(sign in str(error) for sign in OUT_OF_MEMORY):
+            complain(name, memory)
+            return 2
+        raise
+    return code if isinstance(code, int) else 0
+
+
+def complain(name: str, text: str) -> None:
+    """One line on stderr, of several the first."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    more = f" … and {len(lines) - 4} more" if len(lines) > 4 else ""
+    print(f"{name}: {' '.join(lines[:1])} {'; '.join(lines[1:4])}".rstrip() + more, file=sys.stderr)
+
+
+def console(width: int = 140) -> Console:
+    """As wide as the terminal; wide enough for a whole table where the output goes into a file."""
+    return Console() if sys.stdout.isatty() else Console(width=width)
+
+
+def size(text: str | None) -> tuple[int, int] | None:
+    """The height and width of `--image-size`."""
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) not in (1, 2) or not all(re.fullmatch("0*[1-9][0-9]{0,8}", part) for part in parts):
+        raise UserError(f"--image-size: got {text!r}, expected HxW such as 224x193, or one number")
+    return int(parts[0]), int(parts[-1])
+
+
+def writable(option: str, file: Path | None) -> None:
+    """Raises where no file can be written there."""
+    if file is not None and not file.absolute().parent.is_dir():
+        raise UserError(f"{option} {file}: no such folder {file.absolute().parent}")
+    if file is not None and file.is_dir():
+        raise UserError(f"{option} {file}: is a folder, expected a file")
+
+
+def write(option: str, path: Path, text: str) -> None:
+    """The file appears whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"{option} {path}: cannot be written: {error.strerror}") from None
+    finally:
+        partial.unlink(missing_ok=True)
