@@ -16,7 +16,7 @@ import typer
 from rich.table import Table
 
 from benchmarks import results
-from benchmarks.settings import settings
+from benchmarks.settings import numbers, settings
 from benchmarks.subjects import SUBJECTS
 from parity import terminal
 from ports.errors import UserError
@@ -27,11 +27,13 @@ WIDTH = 220  # of a table that goes into a file
 
 # --quick: small images and batches and three starts, for a look at a new machine.
 QUICK: dict[str, Any] = {"batch": "4", "size": "96", "starts": 3, "rounds": 2, "seconds": 0.25, "budget": 255}
-PEER_SIZE = 225  # see benchmarks/peers.py: PyTorch's padding is 'SAME' there
 
 Networks = Annotated[
     list[str] | None,
-    typer.Argument(metavar="NETWORK...", help="Named networks, or ./file.py:function that returns a pair of your own."),
+    typer.Argument(
+        metavar="NETWORK...",
+        help="Named networks, resnet50@8 with a batch of its own, or ./file.py:function that returns a pair of yours.",
+    ),
 ]
 Mode = Annotated[str, typer.Option(help="inference, training, or both with a comma.")]
 Batch = Annotated[
@@ -42,6 +44,7 @@ Size = Annotated[str | None, typer.Option("--image-size", metavar="HxW", help="E
 Device = Annotated[str | None, typer.Option(help="cpu or gpu. By default the GPU, where both frameworks see one.")]
 Only = Annotated[str | None, typer.Option("--subjects", help="These alone, with commas.")]
 Peers = Annotated[bool, typer.Option("--peers", help="Besides, what one would take instead; images of 225 pixels.")]
+Flags = Annotated[bool, typer.Option("--flags", help="Besides, the NNX port under flags of XLA, one at a time.")]
 Starts = Annotated[int | None, typer.Option(help="Starts of every process.")]
 Rounds = Annotated[int | None, typer.Option(help="Rounds a start.")]
 Seconds = Annotated[float | None, typer.Option(help="Seconds of timing a round.")]
@@ -63,6 +66,7 @@ def run(
     device: Device = None,
     only: Only = None,
     peers: Peers = False,
+    flags: Flags = False,
     starts: Starts = None,
     rounds: Rounds = None,
     seconds: Seconds = None,
@@ -82,13 +86,10 @@ def run(
 
         devices.require(where, None, ())
     networks = networks or (["resnet18"] if quick else ["resnet50"])
-    if batch is None:
-        batch = QUICK["batch"] if quick else "1,32,256" if where == "gpu" else "1,8"
+    batches = numbers("--batch", batch or (QUICK["batch"] if quick else "1,32,256" if where == "gpu" else "1,8"))
     image = terminal.size(size or (QUICK["size"] if quick and where == "cpu" and not peers else None))
-    if image is None and peers:
-        image = _peer_size(networks)
-    chosen = settings(networks, _words(mode), _numbers(str(batch)), _words(precision), image, where)
-    subjects = _subjects(_words(only) if only else None, peers, quick)
+    chosen = settings(networks, _words(mode), batches, _words(precision), image, where, odd=peers)
+    subjects = _subjects(_words(only) if only else None, peers, flags, quick)
     for option, file in (("--out", out), ("--html", html)):
         terminal.writable(option, file)
     plan = Plan(
@@ -153,20 +154,6 @@ def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def _numbers(text: str) -> list[int]:
-    words = _words(text)
-    if not words or not all(word.isdigit() and 0 < int(word) < 10**6 for word in words):
-        raise UserError(f"--batch: got {text!r}, expected numbers from 1, with commas")
-    return [int(word) for word in words]
-
-
-def _peer_size(networks: list[str]) -> tuple[int, int] | None:
-    from ports.resnet import spec as specs
-
-    large = all(":" not in name and specs.get(name).input_size == 224 for name in networks)
-    return (PEER_SIZE, PEER_SIZE) if large else None
-
-
 def _counted(option: str, value: float | None, default: float) -> Any:
     if value is None:
         return default
@@ -175,12 +162,14 @@ def _counted(option: str, value: float | None, default: float) -> Any:
     return value
 
 
-def _subjects(only: list[str] | None, peers: bool, quick: bool) -> list[str]:
+def _subjects(only: list[str] | None, peers: bool, flags: bool, quick: bool) -> list[str]:
     if only is not None:
         if unknown := [name for name in only if name not in SUBJECTS]:
             raise UserError(f"--subjects: got {unknown[0]!r}, expected some of {', '.join(SUBJECTS)}")
         return only
-    return [name for name, row in SUBJECTS.items() if (peers or not row.peer) and (row.quick or not quick)]
+    asked = {"peer": peers, "swept": flags}
+    extra = {name for name, row in SUBJECTS.items() if any(getattr(row, kind) and not asked[kind] for kind in asked)}
+    return [name for name, row in SUBJECTS.items() if name not in extra and (row.quick or row.swept or not quick)]
 
 
 def _device() -> str:

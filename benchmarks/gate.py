@@ -22,7 +22,9 @@ from benchmarks.settings import SETS, UNITS, Setting
 from parity.bounds import distance, norm, one_ulp
 from ports.resnet import spec as specs
 from ports.resnet.spec import ResNetSpec
+from ports.weights.fold import fold
 from ports.weights.layers import COUNTER
+from ports.weights.networks import layers
 
 DRAWS = 4
 Numbers = dict[str, np.ndarray]
@@ -167,13 +169,16 @@ class Case:
     place: Path
 
 
-def case(setting: Setting, changes: Mapping[str, Any], folder: Path) -> Case:
-    """What `prepare` wrote."""
+def case(setting: Setting, changes: Mapping[str, Any], folder: Path, folded: bool = False) -> Case:
+    """What `prepare` wrote; `folded` gives network and weights without the BatchNorms behind convolutions."""
     place = place_of(setting, changes, folder)
+    spec, weights = specs.get(setting.network, **changes), dict(np.load(folder / f"{setting.network}.npz"))
+    if folded:
+        spec, weights = specs.get(spec, folded=True), fold(weights, layers(spec))[0]
     return Case(
         setting,
-        specs.get(setting.network, **changes),
-        dict(np.load(folder / f"{setting.network}.npz")),
+        spec,
+        weights,
         np.load(place / "images.npy"),
         np.load(place / "labels.npy"),
         dict(np.load(place / "expected.npz")),

@@ -15,6 +15,7 @@ from flax import nnx
 
 import ports
 from benchmarks.gate import Case
+from benchmarks.packed import Packed
 from benchmarks.settings import LEARNING_RATE, MOMENTUM, RESULT, WEIGHT_DECAY, Setting
 from ports.optim import sgd
 
@@ -107,10 +108,11 @@ class JaxRun:
 
 
 def build_nnx(case: Case, plain: bool = False) -> JaxRun:
-    """This package's NNX port: model and optimizer are taken apart once, and a step is given the list of their arrays.
+    """This package's NNX port: model and optimizer are taken apart once, and a step is given a list of their arrays.
 
-    A list is all that JAX has to look through at each call: `nnx.jit` takes the objects apart and puts them together,
-    `nnx.jit_partial` looks through variables. After training the arrays go back into the model (`nnx.update`).
+    A list is all that JAX has to look through at each call, and a short one (`Packed`): `nnx.jit` takes the objects
+    apart and puts them together, `nnx.jit_partial` looks through variables. After training the arrays go back into
+    the model (`nnx.update`).
 
     Args:
         plain: under `nnx.jit` instead, as most write it: it takes the model apart and puts it together each step.
@@ -147,15 +149,16 @@ def build_nnx(case: Case, plain: bool = False) -> JaxRun:
             lambda: ports.weights.read(model),
         )
     graphdef, state = nnx.split(bound)
-    leaves, tree = jax.tree.flatten(state)
+    packed = Packed(state)
+    pack, unpack = jax.jit(packed.pack), jax.jit(packed.unpack)
 
-    def functional(leaves: list[jax.Array], images: Any, labels: Any) -> Any:
-        parts: Any = nnx.merge(graphdef, jax.tree.unflatten(tree, leaves))
+    def functional(arrays: list[jax.Array], images: Any, labels: Any) -> Any:
+        parts: Any = nnx.merge(graphdef, packed.unpack(arrays))
         if not training:
             return infer(parts[0], images)
-        return train(parts[0], parts[1], images, labels), jax.tree.leaves(nnx.state(parts))
+        return train(parts[0], parts[1], images, labels), packed.pack(nnx.state(parts))
 
-    jitted, held = jax.jit(functional, donate_argnums=donated(case, *([0] if training else []))), [leaves]
+    jitted, held = jax.jit(functional, donate_argnums=donated(case, *([0] if training else []))), [pack(state)]
 
     def begin(images: Any, labels: Any) -> Any:
         if not training:
@@ -164,7 +167,7 @@ def build_nnx(case: Case, plain: bool = False) -> JaxRun:
         return loss
 
     def read() -> Mapping[str, np.ndarray]:
-        nnx.update(bound, jax.tree.unflatten(tree, held[0]))
+        nnx.update(bound, unpack(held[0]))
         return ports.weights.read(model)
 
     return JaxRun(case, begin, read, lambda images, labels: jitted.lower(held[0], images, labels).compile())

@@ -14,11 +14,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.subjects import SUBJECTS
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def environment(folder: Path, device: str) -> dict[str, str]:
-    """What compilers keep goes into the folder of this run, so that its first start compiles everything."""
+def environment(folder: Path, device: str, more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What compilers keep goes into the folder of this run, so that its first start compiles everything.
+
+    Args:
+        more: variables of a subject; flags of XLA are added to those that are set.
+    """
     own = {
         "JAX_COMPILATION_CACHE_DIR": str(folder / "xla"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -31,6 +37,9 @@ def environment(folder: Path, device: str) -> dict[str, str]:
     }
     if device == "cpu":
         own["JAX_PLATFORMS"] = "cpu"
+    own |= more or {}
+    if more and "XLA_FLAGS" in more:
+        own["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {more['XLA_FLAGS']}".strip()
     path = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH")) if part)
     return {**os.environ, **own, "PYTHONPATH": path}
 
@@ -39,7 +48,7 @@ class Process:
     """One started subject; `failed` says why it cannot be used."""
 
     def __init__(self, subject: str, folder: Path, device: str, log: Path, limit: float = 1800) -> None:
-        self.subject, self.limit, self.failed = subject, limit, None
+        self.subject, self.log, self.limit, self.failed = subject, log, limit, None
         begin = time.perf_counter()
         with log.open("ab") as errors:
             self.process = subprocess.Popen(
@@ -47,7 +56,7 @@ class Process:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env=environment(folder, device),
+                env=environment(folder, device, SUBJECTS[subject].environment),
                 cwd=ROOT,
             )
         ready = self._answer()
@@ -76,8 +85,14 @@ class Process:
         else:
             code = self.process.wait()
             name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-            self.failed = f"its process ended: {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+            said = " (out of memory?)" if name == "SIGKILL" else f"; {last}" if (last := self._last()) else ""
+            self.failed = f"its process ended: {name}{said}"
         return {"error": self.failed}
+
+    def _last(self) -> str:
+        """The last line that it, or whatever else writes into the log, left there."""
+        lines = self.log.read_text(errors="replace").split("\n") if self.log.exists() else []
+        return next((line.strip()[-200:] for line in reversed(lines) if line.strip()), "")
 
     def close(self) -> None:
         """Ends it."""

@@ -67,8 +67,14 @@ def settings(
     precisions: Sequence[str],
     size: tuple[int, int] | None,
     device: str,
+    odd: bool = False,
 ) -> list[Setting]:
     """Every combination, in the order of the networks.
+
+    Args:
+        networks: `resnet50@8` has a batch of its own, 8, instead of `batches`.
+        size: height and width; else what each network was made for.
+        odd: 225 pixels where that is 224: see `benchmarks.peers`.
 
     Raises:
         UserError: an unknown network, mode or precision; a number out of range; TF32 without a GPU.
@@ -80,15 +86,28 @@ def settings(
             raise UserError(f"--{name}: got {unknown[0]!r}, expected {', '.join(known)}")
         if not given:
             raise UserError(f"--{name}: got none, expected {', '.join(known)}")
-    if not batches or min(batches) < 1:
-        raise UserError(f"--batch: got {', '.join(map(str, batches)) or 'none'}, expected numbers from 1")
     if "tf32" in precisions and device == "cpu":
         raise UserError("--precision tf32: got the device cpu, expected an NVIDIA GPU; take float32")
     found = []
-    for network, mode, batch, precision in product(networks, modes, batches, precisions):
-        if OWN in network:
-            found.append(Setting(network, mode, 0, "float32", (0, 0), device))
+    for given in networks:
+        if OWN in given:
+            found += [Setting(given, mode, 0, "float32", (0, 0), device) for mode in modes]
             continue
+        network, at, batch = given.partition("@")
         own = specs.get(network).input_size
-        found.append(Setting(network, mode, batch, precision, size or (own, own), device))
+        own = own + 1 if odd and own == 224 else own
+        for mode, number, precision in product(modes, numbers(given, batch) if at else batches, precisions):
+            found.append(Setting(network, mode, number, precision, size or (own, own), device))
     return list(dict.fromkeys(found))
+
+
+def numbers(owner: str, text: str) -> list[int]:
+    """Numbers of images.
+
+    Raises:
+        UserError: `owner` says whose they are.
+    """
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words or not all(word.isdigit() and 0 < int(word) < 10**6 for word in words):
+        raise UserError(f"{owner}: got {text!r}, expected numbers from 1, with commas")
+    return [int(word) for word in words]

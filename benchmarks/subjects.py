@@ -7,58 +7,38 @@ it.
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.settings import OWN
-
-
-@dataclass(frozen=True)
-class Subject:
-    """One row.
-
-    Attributes:
-        framework: `pytorch` or `jax`: what the process loads, and whose ratio it counts in.
-        build: `module:function` within `benchmarks`, from a `benchmarks.gate.Case` and the options to a `Run`.
-        about: for somebody who reads the table.
-        peer: not of this package; runs with `--peers`.
-        needs: packages beyond those that this package needs anyway.
-        only: the modes, devices and networks that it is for; all where none is named.
-        quick: whether `--quick` has it.
-        own: for somebody's own pair of models.
-        changes: what its network has otherwise, as fields of the description; it is held against PyTorch's of that.
-    """
-
-    name: str
-    framework: str
-    build: str
-    about: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    peer: bool = False
-    needs: tuple[str, ...] = ()
-    modes: tuple[str, ...] = ()
-    devices: tuple[str, ...] = ()
-    networks: tuple[str, ...] = ()
-    quick: bool = True
-    own: bool = False
-    changes: Mapping[str, Any] = field(default_factory=dict)
-
-    def suits(self, network: str, mode: str, device: str) -> bool:
-        pairs = ((self.networks, network), (self.modes, mode), (self.devices, device))
-        return self.own == (OWN in network) and all(not allowed or given in allowed for allowed, given in pairs)
-
-    def missing(self) -> str | None:
-        """The package that it lacks here."""
-        return next((name for name in self.needs if importlib.util.find_spec(name) is None), None)
-
+from benchmarks.subject import Subject
 
 COMPILE: dict[str, Any] = {"channels_last": True, "compile": {}}
 MOST: dict[str, Any] = {"channels_last": True, "compile": {"mode": "max-autotune"}, "freeze": True}
 GRAPHS: dict[str, Any] = {"channels_last": True, "compile": {"mode": "reduce-overhead"}}
 
 KERAS: dict[str, Any] = {"stride_at": 0}  # of the bottleneck, as He et al. have it
+
+# Flags of XLA that are worth a try (`--flags`), on the NNX port, whose program is Linen's. One that this XLA does not
+# know ends its process, and the table says so.
+FLAGS = {
+    "gpu": {
+        "conv-fusion": "--xla_gpu_experimental_enable_conv_fusion=true",
+        "no-command-buffer": "--xla_gpu_enable_command_buffer=",
+        "triton-gemm-any": "--xla_gpu_triton_gemm_any=true",
+        "cudnn-gemm-fusion": "--xla_gpu_cudnn_gemm_fusion_level=3",
+        "latency-hiding": "--xla_gpu_enable_latency_hiding_scheduler=true",
+        "conv-nhwc": "--xla_gpu_force_conv_nhwc=true",
+        "fusion-autotuner": "--xla_gpu_experimental_enable_fusion_autotuner=true",
+    },
+    "cpu": {
+        "xnnpack": "--xla_cpu_use_xnnpack=true",
+        "onednn": "--xla_cpu_use_onednn=true",
+        "ynnpack": "--xla_cpu_experimental_ynn_fusion_type=DOT,INDIVIDUAL_CONVOLUTION",
+        "fast-math": "--xla_cpu_enable_fast_math=true",
+        "vectors-512": "--xla_cpu_prefer_vector_width=512",
+        "plain-scheduler": "--xla_cpu_enable_concurrency_optimized_scheduler=false",
+        "one-thread": "--xla_cpu_multi_thread_eigen=false",
+    },
+}
 
 SUBJECTS = {
     row.name: row
@@ -83,9 +63,35 @@ SUBJECTS = {
             GRAPHS,
             devices=("gpu",),
         ),
-        Subject("nnx", "jax", "jax_steps:build_nnx", "split once, jax.jit on the list of arrays"),
+        Subject(
+            "pytorch-folded",
+            "pytorch",
+            "torch_steps:build",
+            "torch.compile, channels last, BatchNorm folded",
+            COMPILE,
+            modes=("inference",),
+            folded=True,
+        ),
+        Subject("nnx", "jax", "jax_steps:build_nnx", "split once, jax.jit on a list of arrays, vectors packed"),
         Subject("nnx-jit", "jax", "jax_steps:build_nnx", "nnx.jit", {"plain": True}),
+        Subject(
+            "nnx-folded",
+            "jax",
+            "jax_steps:build_nnx",
+            "as nnx, BatchNorm folded",
+            modes=("inference",),
+            folded=True,
+        ),
         Subject("linen", "jax", "jax_steps:build_linen", "jax.jit"),
+        Subject(
+            "linen-folded",
+            "jax",
+            "jax_steps:build_linen",
+            "as linen, BatchNorm folded",
+            modes=("inference",),
+            quick=False,
+            folded=True,
+        ),
         Subject(
             "linen-lax",
             "jax",
@@ -173,6 +179,20 @@ SUBJECTS = {
             peer=True,
             needs=("keras",),
             networks=("resnet50",),
+        ),
+        *(
+            Subject(
+                f"nnx:{name}",
+                "jax",
+                "jax_steps:build_nnx",
+                f"as nnx, {flag}",
+                devices=(where,),
+                quick=False,
+                swept=True,
+                environment={"XLA_FLAGS": flag},
+            )
+            for where, flags in FLAGS.items()
+            for name, flag in flags.items()
         ),
     )
 }

@@ -42,7 +42,7 @@ class Worker:
 
             case = pair.case(chosen, self.folder)
         else:
-            case = gate.case(chosen, self.subject.changes, self.folder)
+            case = gate.case(chosen, self.subject.changes, self.folder, self.subject.folded)
         begin = time.perf_counter()
         run = self.build(case, **self.subject.options)
         built = time.perf_counter() - begin

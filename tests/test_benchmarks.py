@@ -13,6 +13,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks import gate, model_cost, results, tables
@@ -183,6 +184,7 @@ def test_a_pair_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     [
         (["resnet5"], "resnet5"),
         (["--batch", "0"], "--batch: got '0', expected numbers from 1"),
+        (["resnet18@none"], "resnet18@none: got 'none', expected numbers from 1"),
         (["--mode", "guess"], "--mode: got 'guess', expected inference, training"),
         (["--precision", "float8"], "--precision: got 'float8'"),
         (["--precision", "tf32"], "tf32: got the device cpu, expected an NVIDIA GPU"),
@@ -277,6 +279,76 @@ def test_what_a_network_needs() -> None:
     assert forward.bytes < training.bytes
     eight = model_cost.cost(spec, Setting("resnet50", "training", 8, "bfloat16", (224, 224)))
     assert eight.flops == pytest.approx(8 * training.flops)
+
+
+def test_vectors_are_packed_and_nothing_is_lost() -> None:
+    import jax
+    import jax.numpy as jnp
+
+    from benchmarks.packed import Packed
+
+    rng = np.random.default_rng(0)
+    tree = {
+        "kernel": jnp.array(rng.normal(size=(3, 3, 4, 5)), jnp.float32),
+        "scale": jnp.array(rng.normal(size=5), jnp.float32),
+        "steps": jnp.array(7),
+        "more": [jnp.array(rng.normal(size=2), jnp.float32), jnp.array(rng.normal(size=3), jnp.bfloat16)],
+        "rate": jnp.array(0.1, jnp.float32),
+    }
+    packed = Packed(tree)
+    arrays = jax.jit(packed.pack)(tree)
+    assert [array.shape for array in arrays] == [(8,), (3,), (1,), (3, 3, 4, 5)]
+    back = jax.jit(packed.unpack)(arrays)
+    assert jax.tree.structure(back) == jax.tree.structure(tree)
+    for one, other in zip(jax.tree.leaves(back), jax.tree.leaves(tree), strict=True):
+        assert (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes())
+
+
+def test_a_network_may_have_a_batch_of_its_own() -> None:
+    from benchmarks.settings import settings
+
+    found = settings(
+        ["resnet50@8", "cifar_resnet20@128,1", "resnet18"], ["inference"], [2], ["float32"], None, "cpu", True
+    )
+    assert [(one.network, one.batch, one.size) for one in found] == [
+        ("resnet50", 8, (225, 225)),
+        ("cifar_resnet20", 128, (32, 32)),
+        ("cifar_resnet20", 1, (32, 32)),
+        ("resnet18", 2, (225, 225)),
+    ]
+
+
+def test_flags_are_subjects_that_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.__main__ import _subjects
+    from benchmarks.process import environment
+
+    assert not any(SUBJECTS[name].swept for name in _subjects(None, True, False, False))
+    assert {row.name for row in SUBJECTS.values() if row.swept} <= set(_subjects(None, False, True, True))
+    monkeypatch.setenv("XLA_FLAGS", "--xla_one=1")
+    own = SUBJECTS["nnx:fast-math"].environment
+    assert environment(tmp_path, "cpu", own)["XLA_FLAGS"] == "--xla_one=1 --xla_cpu_enable_fast_math=true"
+
+
+def test_a_flag_that_is_not_known_ends_its_subject_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate.prepare(SETTING, {}, tmp_path)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_no_such_flag=1")
+    process = Process("nnx", tmp_path, "cpu", tmp_path / "log")
+    answer = process.ask("prepare", setting=SETTING.asdict())
+    process.close()
+    assert answer["error"].startswith("its process ended: ")
+    assert answer["error"].endswith("Unknown flag in XLA_FLAGS: --xla_no_such_flag=1")
+
+
+@pytest.mark.parametrize("subject", ["pytorch-folded", "nnx-folded"])
+def test_a_folded_subject_is_held_against_the_whole_network(subject: str, tmp_path: Path) -> None:
+    setting = Setting("cifar_resnet20", "inference", 2, "float32", (16, 16))
+    gate.prepare(setting, {}, tmp_path)
+    case = gate.case(setting, {}, tmp_path, folded=True)
+    assert "conv1.bias" in case.weights
+    assert "bn1.weight" not in case.weights
+    assert SUBJECTS[subject].folded
+    if subject == "nnx-folded":
+        assert Worker(subject, tmp_path).prepare(setting.asdict())["gate"]["ok"]
 
 
 def test_every_subject_names_a_builder_that_is_there() -> None:

@@ -484,7 +484,6 @@ def test_inspect_says_what_is_unusual(tmp_path: Path) -> None:
 @pytest.mark.parametrize("spec", [BASIC_NET, GROUPED_NET, POOLED_NET, PREACT_NET], ids=lambda s: s.name)
 def test_folding_gives_the_same_function(spec: Any) -> None:
     """In float64, to rounding. Before a pre-activation block stands no convolution: its first BatchNorm stays."""
-    from parity.converted import folded_torch
     from ports.weights import fold
 
     net: Any = ports.create(spec, "pytorch", seed=0, dtype="float64")
@@ -498,8 +497,10 @@ def test_folding_gives_the_same_function(spec: Any) -> None:
     assert count == sum(x.type == "BatchNorm" for x in rows) - stay
     assert count > 1
     images = torch.randn(2, 3, 32, 29, dtype=torch.float64)
+    port: Any = ports.create(spec, "pytorch", seed=None, dtype="float64", folded=True)
+    ports.weights.write(port, folded)
     with torch.no_grad():
-        whole, other = net.eval()(images), folded_torch(net, folded, fold.pairs(rows))(images)
+        whole, other = net.eval()(images), port.eval()(images)
     assert torch.linalg.norm(other - whole) < 1e-12 * torch.linalg.norm(whole)
 
 

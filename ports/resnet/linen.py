@@ -100,7 +100,9 @@ def one_value_message(shape: tuple[int, ...]) -> str:
     return f"BatchNorm in train mode: got input {shape}, one value a channel; expected two or more (a larger batch)"
 
 
-def batch_norm(*, zero: bool = False, dtype: Any = None, **kw: Any) -> BatchNorm:
+def batch_norm(*, zero: bool = False, folded: bool = False, dtype: Any = None, **kw: Any) -> Any:
+    if folded:
+        return identity
     return BatchNorm(scale_init=initializers.zeros_init() if zero else initializers.ones_init(), **kw)
 
 
@@ -128,7 +130,7 @@ def dilated_avg_pool(x: Image, size: int, dilation: int) -> Image:
     return total(x) / total(jnp.ones_like(x[:1, :, :, :1]))
 
 
-def identity(x: Image) -> Image:
+def identity(x: Image, **_: Any) -> Image:
     return x
 
 
@@ -146,7 +148,7 @@ def downsample(
         dilated = partial(dilated_avg_pool, size=replaced, dilation=dilations[0])
         layers.insert(0, dilated if replaced > 1 else pool)
     if block.shortcut_norm:
-        layers.append(batch_norm(**kw))
+        layers.append(batch_norm(folded=conv.folded, **kw))
     return layers
 
 
@@ -181,7 +183,7 @@ class ResidualBlock(nn.Module):
         for i, conv in enumerate(convs, 1):
             last = i == len(block.kernels)
             setattr(self, f"conv{i}", conv2d(conv, self.init_from, **kw))
-            setattr(self, f"bn{i}", batch_norm(zero=last and block.zero_init_last, **kw))
+            setattr(self, f"bn{i}", batch_norm(zero=last and block.zero_init_last, folded=conv.folded, **kw))
         self.downsample = downsample(
             block,
             self.in_channels,
@@ -229,7 +231,7 @@ class PreActBlock(nn.Module):
         convs = block.convs(self.in_channels, self.out_channels, self.stride, self.first_dilation, self.dilation)
         for i, conv in enumerate(convs, 1):
             last = i == len(block.kernels)
-            setattr(self, f"bn{i}", batch_norm(**kw))
+            setattr(self, f"bn{i}", batch_norm(folded=block.folded and i > 1, **kw))
             setattr(self, f"conv{i}", conv2d(conv, "zeros" if last and block.zero_init_last else self.init_from, **kw))
         self.downsample = downsample(
             block,
@@ -271,13 +273,13 @@ class ResNet(nn.Module):
         stem = stem_layers(spec, **kw)
         setattr(self, spec.stem.name, stem if len(stem) > 1 else stem[0])
         if spec.stem.norm == "after":
-            self.bn1 = batch_norm(**kw)
+            self.bn1 = batch_norm(folded=spec.block.folded, **kw)
         block_class = PreActBlock if spec.block.preactivation else ResidualBlock
         for stage in spec.layout():
             if stage.transition is not None:
                 conv, bn = stage.transition_names
                 setattr(self, conv, conv2d(stage.transition, spec.init, **kw))
-                setattr(self, bn, batch_norm(**kw))
+                setattr(self, bn, batch_norm(folded=stage.transition.folded, **kw))
             blocks = {
                 b.name: block_class(
                     b.in_channels, b.out_channels, b.stride, b.first_dilation, b.dilation, spec.block, spec.init, **kw
@@ -321,8 +323,8 @@ class ResNet(nn.Module):
 def stem_layers(spec: ResNetSpec, **kw: Any) -> list[Any]:
     """Convolutions with BN and ReLU between them, and behind the last one where `norm` is `inside`."""
     layers: list[Any] = []
-    for conv in spec.stem.layers(spec.in_channels):
-        layers += [conv2d(conv, spec.init, **kw), batch_norm(**kw), nn.relu]
+    for conv in spec.stem.layers(spec.in_channels, spec.block.folded):
+        layers += [conv2d(conv, spec.init, **kw), batch_norm(folded=conv.folded, **kw), nn.relu]
     return layers if spec.stem.norm == "inside" else layers[:-2]
 
 

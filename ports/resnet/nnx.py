@@ -94,7 +94,9 @@ def one_value_message(shape: tuple[int, ...]) -> str:
     return f"BatchNorm in train mode: got input {shape}, one value a channel; expected two or more (a larger batch)"
 
 
-def batch_norm(channels: int, *, zero: bool = False, dtype: Any = None, **kw: Any) -> BatchNorm:
+def batch_norm(channels: int, *, zero: bool = False, folded: bool = False, dtype: Any = None, **kw: Any) -> Any:
+    if folded:
+        return identity
     return BatchNorm(channels, scale_init=initializers.zeros_init() if zero else initializers.ones_init(), **kw)
 
 
@@ -140,7 +142,7 @@ def downsample(
         dilated = partial(dilated_avg_pool, size=replaced, dilation=dilations[0])
         layers.insert(0, dilated if replaced > 1 else pool)
     if block.shortcut_norm:
-        layers.append(batch_norm(out_channels, **kw))
+        layers.append(batch_norm(out_channels, folded=conv.folded, **kw))
     return nnx.Sequential(*layers)
 
 
@@ -163,7 +165,11 @@ class ResidualBlock(nnx.Module):
         for i, conv in enumerate(block.convs(in_channels, out_channels, stride, first_dilation, dilation), 1):
             last = i == len(block.kernels)
             setattr(self, f"conv{i}", conv2d(conv, init, **kw))
-            setattr(self, f"bn{i}", batch_norm(conv.out_channels, zero=last and block.zero_init_last, **kw))
+            setattr(
+                self,
+                f"bn{i}",
+                batch_norm(conv.out_channels, zero=last and block.zero_init_last, folded=conv.folded, **kw),
+            )
         self.downsample = downsample(block, in_channels, out_channels, stride, (first_dilation, dilation), init, **kw)
 
     def __call__(self, x: Image) -> Image:
@@ -205,7 +211,7 @@ class PreActBlock(nnx.Module):
         self.out_channels, self.stride, self.block = out_channels, stride, block
         for i, conv in enumerate(block.convs(in_channels, out_channels, stride, first_dilation, dilation), 1):
             last = i == len(block.kernels)
-            setattr(self, f"bn{i}", batch_norm(conv.in_channels, **kw))
+            setattr(self, f"bn{i}", batch_norm(conv.in_channels, folded=block.folded and i > 1, **kw))
             setattr(self, f"conv{i}", conv2d(conv, "zeros" if last and block.zero_init_last else init, **kw))
         self.downsample = downsample(block, in_channels, out_channels, stride, (first_dilation, dilation), init, **kw)
 
@@ -237,13 +243,13 @@ class ResNet(nnx.Module):
         stem = stem_layers(spec, **kw)
         setattr(self, spec.stem.name, nnx.Sequential(*stem) if len(stem) > 1 else stem[0])
         if spec.stem.norm == "after":
-            self.bn1 = batch_norm(spec.stem.channels, **kw)
+            self.bn1 = batch_norm(spec.stem.channels, folded=spec.block.folded, **kw)
         block_class = PreActBlock if spec.block.preactivation else ResidualBlock
         for stage in self.stages:
             if stage.transition is not None:
                 conv, bn = stage.transition_names
                 setattr(self, conv, conv2d(stage.transition, spec.init, **kw))
-                setattr(self, bn, batch_norm(stage.channels, **kw))
+                setattr(self, bn, batch_norm(stage.channels, folded=stage.transition.folded, **kw))
             blocks = {
                 b.name: block_class(
                     b.in_channels, b.out_channels, b.stride, b.first_dilation, b.dilation, spec.block, spec.init, **kw
@@ -284,8 +290,8 @@ class ResNet(nnx.Module):
 def stem_layers(spec: ResNetSpec, **kw: Any) -> list[Any]:
     """Convolutions with BN and ReLU between them, and behind the last one where `norm` is `inside`."""
     layers: list[Any] = []
-    for conv in spec.stem.layers(spec.in_channels):
-        layers += [conv2d(conv, spec.init, **kw), batch_norm(conv.out_channels, **kw), nnx.relu]
+    for conv in spec.stem.layers(spec.in_channels, spec.block.folded):
+        layers += [conv2d(conv, spec.init, **kw), batch_norm(conv.out_channels, folded=conv.folded, **kw), nnx.relu]
     return layers if spec.stem.norm == "inside" else layers[:-2]
 
 

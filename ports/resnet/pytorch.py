@@ -40,7 +40,9 @@ def conv2d(conv: Conv, init: str = "pytorch") -> nn.Conv2d:
     return layer
 
 
-def batch_norm(channels: int, *, zero: bool = False) -> nn.BatchNorm2d:
+def batch_norm(channels: int, *, zero: bool = False, folded: bool = False) -> nn.Module:
+    if folded:
+        return nn.Identity()
     layer = nn.BatchNorm2d(channels, eps=1e-5, momentum=0.1)
     if zero:
         nn.init.zeros_(layer.weight)
@@ -81,7 +83,7 @@ def downsample(
         pool = nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False) if stride > 1 else nn.Identity()
         layers.insert(0, DilatedAvgPool(replaced, dilations[0]) if replaced > 1 else pool)
     if block.shortcut_norm:
-        layers.append(batch_norm(out_channels))
+        layers.append(batch_norm(out_channels, folded=conv.folded))
     return nn.Sequential(*layers)
 
 
@@ -103,7 +105,9 @@ class ResidualBlock(nn.Module):
         for i, conv in enumerate(block.convs(in_channels, out_channels, stride, first_dilation, dilation), 1):
             last = i == len(block.kernels)
             self.add_module(f"conv{i}", conv2d(conv, init))
-            self.add_module(f"bn{i}", batch_norm(conv.out_channels, zero=last and block.zero_init_last))
+            self.add_module(
+                f"bn{i}", batch_norm(conv.out_channels, zero=last and block.zero_init_last, folded=conv.folded)
+            )
         self.downsample = downsample(block, in_channels, out_channels, stride, (first_dilation, dilation), init)
 
     def forward(self, x: Image) -> Image:
@@ -144,7 +148,7 @@ class PreActBlock(nn.Module):
         self.out_channels, self.stride, self.block = out_channels, stride, block
         for i, conv in enumerate(block.convs(in_channels, out_channels, stride, first_dilation, dilation), 1):
             last = i == len(block.kernels)
-            self.add_module(f"bn{i}", batch_norm(conv.in_channels))
+            self.add_module(f"bn{i}", batch_norm(conv.in_channels, folded=block.folded and i > 1))
             self.add_module(f"conv{i}", conv2d(conv, "zeros" if last and block.zero_init_last else init))
         self.downsample = downsample(block, in_channels, out_channels, stride, (first_dilation, dilation), init)
 
@@ -176,13 +180,13 @@ class ResNet(nn.Module):
         stem = stem_layers(spec)
         self.add_module(spec.stem.name, nn.Sequential(*stem) if len(stem) > 1 else stem[0])
         if spec.stem.norm == "after":
-            self.bn1 = batch_norm(spec.stem.channels)
+            self.bn1 = batch_norm(spec.stem.channels, folded=spec.block.folded)
         block_class = PreActBlock if spec.block.preactivation else ResidualBlock
         for stage in self.stages:
             if stage.transition is not None:
                 conv, bn = stage.transition_names
                 self.add_module(conv, conv2d(stage.transition, spec.init))
-                self.add_module(bn, batch_norm(stage.channels))
+                self.add_module(bn, batch_norm(stage.channels, folded=stage.transition.folded))
             blocks = {
                 b.name: block_class(
                     b.in_channels, b.out_channels, b.stride, b.first_dilation, b.dilation, spec.block, spec.init
@@ -223,8 +227,8 @@ class ResNet(nn.Module):
 def stem_layers(spec: ResNetSpec) -> list[nn.Module]:
     """Convolutions with BN and ReLU between them, and behind the last one where `norm` is `inside`."""
     layers: list[nn.Module] = []
-    for conv in spec.stem.layers(spec.in_channels):
-        layers += [conv2d(conv, spec.init), batch_norm(conv.out_channels), nn.ReLU()]
+    for conv in spec.stem.layers(spec.in_channels, spec.block.folded):
+        layers += [conv2d(conv, spec.init), batch_norm(conv.out_channels, folded=conv.folded), nn.ReLU()]
     return layers if spec.stem.norm == "inside" else layers[:-2]
 
 

@@ -35,7 +35,11 @@ def positive(owner: str, **fields: Any) -> None:
 
 @dataclass(frozen=True)
 class Conv:
-    """A 2-d convolution as PyTorch defines it: symmetric zero padding that keeps the size at stride 1."""
+    """A 2-d convolution as PyTorch defines it: symmetric zero padding that keeps the size at stride 1.
+
+    Attributes:
+        folded: the BatchNorm behind it is part of its weight and bias (`ports.weights.fold`).
+    """
 
     in_channels: int
     out_channels: int
@@ -44,8 +48,10 @@ class Conv:
     dilation: int = 1
     groups: int = 1
     bias: bool = False
+    folded: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "bias", self.bias or self.folded)
         if self.in_channels % self.groups or self.out_channels % self.groups:
             got = f"{self.in_channels} to {self.out_channels} channels in {self.groups} groups"
             raise UserError(f"convolution: got {got}, expected channels that the groups divide")
@@ -74,6 +80,8 @@ class Block:
         groups, base_width: ResNeXt's cardinality and Wide ResNet's width, as torchvision counts them.
         zero_init_last: each block starts as its shortcut: its last BatchNorm is zero (Goyal et al. 2017, section 5.1),
             or with `preactivation` its last convolution (a zero BatchNorm before a ReLU would never get a gradient).
+        folded: for inference: a BatchNorm directly behind a convolution, in the whole network, is part of it; the
+            weights are those of `ports.weights.fold`, or of `parity convert --fold-batchnorm`.
     """
 
     kernels: tuple[int, ...] = (3, 3)
@@ -87,6 +95,7 @@ class Block:
     groups: int = 1
     base_width: int = 64
     zero_init_last: bool = False
+    folded: bool = False
 
     def __post_init__(self) -> None:
         positive("block ", expansion=self.expansion, groups=self.groups, base_width=self.base_width)
@@ -117,6 +126,7 @@ class Block:
                     dilation=1 if kernel == 1 else first_dilation if i <= self.stride_at else dilation,
                     groups=self.groups if kernel > 1 else 1,
                     bias=self.bias,
+                    folded=self.folded and not (self.preactivation and last),
                 )
             )
         return tuple(convs)
@@ -132,7 +142,8 @@ class Block:
         changes = stride * replaced != 1 or in_channels != out_channels
         if not self.residual or self.shortcut == "zero_pad" or not (changes or self.shortcut == "projection_always"):
             return None
-        return Conv(in_channels, out_channels, kernel_size=1, stride=1 if self.pooled else stride)
+        folded = self.folded and self.shortcut_norm
+        return Conv(in_channels, out_channels, kernel_size=1, stride=1 if self.pooled else stride, folded=folded)
 
     @property
     def pooled(self) -> bool:
@@ -173,9 +184,14 @@ class Stem:
         if self.norm not in NORMS:
             raise UserError(f"stem norm: got {self.norm!r}, expected one of {', '.join(NORMS)}")
 
-    def layers(self, in_channels: int) -> tuple[Conv, ...]:
+    def layers(self, in_channels: int, folded: bool = False) -> tuple[Conv, ...]:
+        """The convolutions in order; `folded` as in `Block`."""
         inputs = (in_channels, *(channels for channels, _, _ in self.convs))
-        return tuple(Conv(i, o, k, s, bias=self.bias) for i, (o, k, s) in zip(inputs, self.convs, strict=False))
+        normed = len(self.convs) - (self.norm == "none")
+        return tuple(
+            Conv(inputs[i], out, kernel, stride, bias=self.bias, folded=folded and i < normed)
+            for i, (out, kernel, stride) in enumerate(self.convs)
+        )
 
     @property
     def channels(self) -> int:
@@ -325,7 +341,9 @@ class ResNetSpec:
                 dilation, stride = dilation * stride, 1
             total *= stride
             transition = (
-                Conv(channels, out, 3, stride, first_dilation, bias=self.block.bias) if stage.transition else None
+                Conv(channels, out, 3, stride, first_dilation, bias=self.block.bias, folded=self.block.folded)
+                if stage.transition
+                else None
             )
             if transition:
                 channels, stride, first_dilation = out, 1, dilation

@@ -58,21 +58,22 @@ def layers(spec: ResNetSpec) -> list[Layer]:
 
 
 def _layers(spec: ResNetSpec) -> Iterator[Layer]:
-    convs, stem = spec.stem.layers(spec.in_channels), spec.stem
+    convs, stem, folded = spec.stem.layers(spec.in_channels, spec.block.folded), spec.stem, spec.block.folded
     inside = stem.norm == "inside"
     sequential = len(convs) > 1 or inside
     for i, conv in enumerate(convs):
         yield _conv("stem.conv", f"{stem.name}.{3 * i}" if sequential else stem.name, conv, i=i)
-        if inside or i < len(convs) - 1:
+        if (inside or i < len(convs) - 1) and not folded:
             yield _bn("stem.bn", f"{stem.name}.{3 * i + 1}", conv.out_channels, i=i)
-    if stem.norm == "after":
+    if stem.norm == "after" and not folded:
         yield _bn("bn1", "bn1", stem.channels)
     n = 0
     for s, stage in enumerate(spec.layout()):
         if stage.transition is not None:
             conv_name, bn_name = stage.transition_names
             yield _conv("transition.conv", conv_name, stage.transition, stage=s)
-            yield _bn("transition.bn", bn_name, stage.channels, stage=s)
+            if not folded:
+                yield _bn("transition.bn", bn_name, stage.channels, stage=s)
         for b, block in enumerate(stage.blocks):
             kind = "BottleneckResNetBlock" if spec.block.expansion > 1 else "ResNetBlock"
             place = {"at": block.name, "stage": s, "block": b, "n": n, "kind": kind}
@@ -82,17 +83,19 @@ def _layers(spec: ResNetSpec) -> Iterator[Layer]:
             )
             for i, conv in enumerate(inner):
                 pre = spec.block.preactivation
-                pair = [
-                    _conv("conv", f"{block.name}.conv{i + 1}", conv, i=i, **place),
-                    _bn("bn", f"{block.name}.bn{i + 1}", conv.in_channels if pre else conv.out_channels, i=i, **place),
-                ]
-                yield from reversed(pair) if pre else pair
+                own = _conv("conv", f"{block.name}.conv{i + 1}", conv, i=i, **place)
+                channels = conv.in_channels if pre else conv.out_channels
+                bn = _bn("bn", f"{block.name}.bn{i + 1}", channels, i=i, **place)
+                if folded and not (pre and i == 0):
+                    yield own
+                else:
+                    yield from (bn, own) if pre else (own, bn)
             replaced = block.dilation // block.first_dilation
             shortcut = spec.block.projection(block.in_channels, block.out_channels, block.stride, replaced)
             if shortcut is not None:
                 at = 1 if spec.block.pooled else 0
                 yield _conv("shortcut.conv", f"{block.name}.downsample.{at}", shortcut, i=0, **place)
-                if spec.block.shortcut_norm:
+                if spec.block.shortcut_norm and not folded:
                     yield _bn("shortcut.bn", f"{block.name}.downsample.{at + 1}", block.out_channels, i=1, **place)
     if not spec.features_only:
         if spec.block.preactivation:
