@@ -26,7 +26,7 @@ stored = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_hel
 WIDTH = 220  # of a table that goes into a file
 
 # --quick: small images and batches and three starts, for a look at a new machine.
-QUICK: dict[str, Any] = {"batch": "4", "size": "96", "starts": 3, "rounds": 2, "seconds": 0.25, "budget": 255}
+QUICK: dict[str, Any] = {"batch": "4", "size": "96", "starts": 3, "rounds": 2, "seconds": 0.25, "budget": 270}
 
 Networks = Annotated[
     list[str] | None,

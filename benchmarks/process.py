@@ -94,11 +94,15 @@ class Process:
         lines = self.log.read_text(errors="replace").split("\n") if self.log.exists() else []
         return next((line.strip()[-200:] for line in reversed(lines) if line.strip()), "")
 
-    def close(self) -> None:
-        """Ends it."""
+    def leave(self) -> None:
+        """Tells it to end."""
         if self.process.stdin is not None:
             with contextlib.suppress(OSError):
                 self.process.stdin.close()
+
+    def close(self) -> None:
+        """Ends it."""
+        self.leave()
         try:
             self.process.wait(10)
         except subprocess.TimeoutExpired:

@@ -108,7 +108,8 @@ class Measurement:
             for changes in sorted({json.dumps(dict(subject.changes)) for subject in wanted}, key=len):
                 _prepare(setting, changes, self.folder, self.log)
         for start in range(plan.starts):
-            order = self.rng.sample(present, len(present))
+            wanted = [s for s in present if any(self.rows.open(setting, s) for setting in plan.settings)]
+            order = self.rng.sample(wanted, len(wanted))
             for group in (order[i : i + plan.alive] for i in range(0, len(order), plan.alive)):
                 if not self.over:
                     found["readings"].append({"start": start, **machine.readings()})
@@ -128,10 +129,9 @@ class Measurement:
 
     def group(self, start: int, subjects: Sequence[str]) -> None:
         """One start of some subjects, through all settings."""
-        wanted = [s for s in subjects if any(self.rows.open(setting, s) for setting in self.plan.settings)]
         together = 1 if start == 0 else os.cpu_count() or 1  # the first start alone says what starting takes
         with ThreadPoolExecutor(together) as pool:
-            self.processes = dict(zip(wanted, pool.map(self.launch, wanted), strict=True))
+            self.processes = dict(zip(subjects, pool.map(self.launch, subjects), strict=True))
         try:
             self.ceilings(start)
             for setting in self.plan.settings:
@@ -139,6 +139,8 @@ class Measurement:
                     self.setting(start, setting)
                     self.save()
         finally:
+            for process in self.processes.values():  # all are told before the first is waited for
+                process.leave()
             for process in self.processes.values():
                 process.close()
 

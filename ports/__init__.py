@@ -12,13 +12,13 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from ports import weights
+from ports import export, weights
 from ports.errors import UserError
 from ports.resnet.spec import NETWORKS, ResNetSpec
 
 PORTS = ("pytorch", "nnx", "linen")
 
-__all__ = ["NETWORKS", "PORTS", "ResNetSpec", "UserError", "create", "weights"]
+__all__ = ["NETWORKS", "PORTS", "ResNetSpec", "UserError", "create", "export", "weights"]
 
 
 def create(name: str | ResNetSpec, port: str, *, seed: int | None = 0, dtype: str = "float32", **changes: Any) -> Any:
