@@ -18,6 +18,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.subjects import SUBJECTS
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -32,24 +34,27 @@ class Part:
 
 CHECK = ("-m", "parity", "check", "resnet50", "--device", "gpu")
 SPEED = ("-m", "benchmarks", "--device", "gpu", "--starts", "5", "--rounds", "2", "--seconds", "0.3")
+
+# The subjects that stand a chance to be the fastest there, and nnx.jit, which most write.
+EAGER, COMPILED = "pytorch-channels-last", "pytorch-compile,pytorch-max-autotune,pytorch-cuda-graphs"
+TRAINED = ("--subjects", f"{EAGER},{COMPILED},nnx,nnx-jit,linen")
+INFERRED = ("--subjects", f"{EAGER},{COMPILED},pytorch-folded,nnx,nnx-folded,nnx-export,linen-folded")
+BOTH = ("--subjects", f"{EAGER},pytorch-compile,pytorch-folded,nnx,nnx-folded,linen")
+SWEEP = (
+    "--subjects",
+    ",".join(["nnx", *(name for name, row in SUBJECTS.items() if row.swept and "gpu" in row.devices)]),
+)
+HALF = ("--precision", "bfloat16")
+
 PARTS = (
     Part("parity-float32-bfloat16", (*CHECK, "--dtype", "float32", "--dtype", "bfloat16", "--tf32", "off")),
     Part("parity-tf32", (*CHECK, "--dtype", "float32", "--tf32", "on")),
-    Part(
-        "resnet50-training",
-        (*SPEED, "resnet50", "--mode", "training", "--batch", "256", "--precision", "bfloat16"),
-        0.2,
-    ),
-    Part(
-        "resnet50-inference",
-        (*SPEED, "resnet50", "--mode", "inference", "--batch", "256", "--precision", "bfloat16"),
-        0.15,
-    ),
-    Part("resnet50-batches", (*SPEED, "resnet50", "--batch", "1,32", "--precision", "bfloat16"), 0.15),
-    Part("resnet50-tf32", (*SPEED, "resnet50", "--batch", "32,256", "--precision", "tf32"), 0.1),
-    Part(
-        "others", (*SPEED, "cifar_resnet20", "resnet18", "resnet152", "--batch", "32", "--precision", "bfloat16"), 0.15
-    ),
+    Part("resnet50-training", (*SPEED, "resnet50", "--mode", "training", "--batch", "256", *HALF, *TRAINED), 0.2),
+    Part("resnet50-inference", (*SPEED, "resnet50", "--mode", "inference", "--batch", "256", *HALF, *INFERRED), 0.15),
+    Part("resnet50-batches", (*SPEED, "resnet50", "--batch", "1,32", *HALF, *BOTH), 0.15),
+    Part("resnet50-tf32", (*SPEED, "resnet50", "--batch", "32,256", "--precision", "tf32", *BOTH), 0.1),
+    Part("others", (*SPEED, "cifar_resnet20", "resnet18", "resnet152", "--batch", "32", *HALF, *BOTH), 0.1),
+    Part("flags", (*SPEED, "resnet50", "--mode", "training", "--batch", "256", *HALF, *SWEEP), 0.1),
 )
 
 

@@ -18,6 +18,7 @@ from benchmarks.gate import Case
 from benchmarks.packed import Packed
 from benchmarks.settings import LEARNING_RATE, MOMENTUM, RESULT, WEIGHT_DECAY, Setting
 from ports.optim import sgd
+from ports.resnet import convolution
 
 compiled = 0
 
@@ -177,13 +178,10 @@ def build_linen(case: Case, lax: bool = False) -> JaxRun:
     """This package's Linen port: variables and the optimizer's state go in and come out.
 
     Args:
-        lax: with XLA's own convolutions everywhere, to see what those of `ports.resnet.convolution` are worth.
+        lax: with XLA's own convolutions, to see what `ports.resnet.convolution` is worth.
     """
     policy(case.setting)
-    if lax:
-        from ports.resnet import linen
-
-        linen.conv_general_dilated = jax.lax.conv_general_dilated  # this process has no other network
+    convolution.tuned = not lax
     module, variables = ports.create(case.spec, "linen", seed=None, dtype=dtype(case.setting))
     variables = ports.weights.write((module, variables), case.weights)
 

@@ -1,8 +1,8 @@
 """Who is timed: a row a subject. A peer is what somebody would take instead of the ports of this package.
 
-To add one: a row here, and a function in the module that it names which gives a `benchmarks.clock.Run` (most are a few
-lines around `TorchRun` or `JaxRun`). A subject whose numbers are not PyTorch's is refused by the gate, whoever wrote
-it.
+To add one: a row here (`benchmarks.subject` says what its fields are), and a function in the module that it names which
+gives a `benchmarks.clock.Run` (most are a few lines around `TorchRun` or `JaxRun`). A subject whose numbers are not
+PyTorch's is refused by the gate, whoever wrote it.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ SUBJECTS = {
             "linen-lax",
             "jax",
             "jax_steps:build_linen",
-            "jax.jit; 1x1 convolutions as XLA has them",
+            "jax.jit, convolutions as XLA has them",
             {"lax": True},
             devices=("cpu",),
             quick=False,

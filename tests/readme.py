@@ -135,7 +135,13 @@ def speed(results: Results) -> list[str]:
 
 
 # What a port does to be fast, against the same without it.
-MEANS = (("nnx", "nnx-jit"), ("linen", "linen-lax"))
+MEANS = (
+    ("nnx", "nnx-jit"),
+    ("linen", "linen-lax"),
+    ("nnx-folded", "nnx"),
+    ("nnx-export", "nnx"),
+    ("pytorch-folded", "pytorch-compile"),
+)
 
 
 def means(results: Results) -> list[str]:
@@ -145,7 +151,7 @@ def means(results: Results) -> list[str]:
         found = {row["subject"]: row for row in speeds.rows_of(results, setting)}
         for ours, other in MEANS:
             if ours in found and other in found:
-                hosts = (f"{speeds.host(found[name]):.2g}" for name in (ours, other))
+                hosts = ((f"{ms:.2g}" if (ms := speeds.host(found[name])) else "") for name in (ours, other))
                 times = tables.times(speeds.ratio(found[ours], found[other]))
                 lines.append((f"{setting.network}, {setting.mode}", f"`{ours}`", f"`{other}`", times, *hosts))
     return rows(*lines)
@@ -157,9 +163,8 @@ TABLES: dict[str, tuple[str, Callable[[Results], list[str]]]] = {
     "score": ("score-cpu.json", score),
     "cost": ("check-cost-cpu.json", cost),
     "conversion": ("conversion-cpu.json", conversion),
-    "resnet50": ("speed-cpu-*-resnet50.json", speed),
-    "cifar": ("speed-cpu-*-cifar_resnet20.json", speed),
-    "means": ("speed-cpu-*-ports.json", means),
+    "speed": ("speed-cpu-*.json", speed),
+    "means": ("speed-cpu-*.json", means),
 }
 
 

@@ -227,6 +227,32 @@ def test_everything_on_a_gpu_that_is_not_there() -> None:
     assert "without an NVIDIA GPU" in done.stderr
 
 
+def test_every_part_of_a_gpus_run_is_a_question_that_can_be_put(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its arguments are read as they will be there; a mistake in them would be seen only where a GPU is."""
+    from benchmarks.gpu import PARTS
+
+    plans = []
+
+    def planned(plan: Any, *_: Any) -> dict[str, Any]:
+        plans.append(plan)
+        return results.fresh(plan)
+
+    monkeypatch.setattr("parity.device.require", lambda *_: None)
+    monkeypatch.setattr("benchmarks.run.run", planned)
+    timed = [part for part in PARTS if "benchmarks" in part.arguments]
+    for part in timed:
+        assert main([*part.arguments[2:], "--budget", "10", "--out", str(tmp_path / "out.json")]) == 0
+    assert len(plans) == len(timed) == 6
+    for plan in plans:
+        for subject in plan.subjects:
+            assert any(SUBJECTS[subject].suits(s.network, s.mode, s.device) for s in plan.settings), subject
+    wanted = {(s.network, s.mode, s.batch) for plan in plans for s in plan.settings}
+    assert {("resnet50", mode, batch) for mode in ("inference", "training") for batch in (1, 32, 256)} <= wanted
+    assert {"cifar_resnet20", "resnet18", "resnet152"} <= {network for network, _, _ in wanted}
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -40,8 +40,7 @@ def _wrong_speed(results: Results) -> None:
 
 
 WRONG = {
-    "resnet50": _wrong_speed,
-    "cifar": _wrong_speed,
+    "speed": _wrong_speed,
     "means": _wrong_speed,
     "parity": _wrong_parity,
     "score": _wrong_score,

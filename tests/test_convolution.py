@@ -1,0 +1,73 @@
+"""The convolution of the Flax ports on CPUs is XLA's, and so are its gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ports.resnet import convolution
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+def arrays(window: int, channels: int, out: int, groups: int = 1) -> tuple[Any, Any]:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 7, 6, channels))
+    return jnp.array(x), jnp.array(rng.normal(size=(window, window, channels // groups, out)))
+
+
+def both(window: int, stride: int, groups: int) -> tuple[Any, Any]:
+    pad = window // 2
+    options: Any = {"dimension_numbers": NHWC, "feature_group_count": groups}
+    given = ((stride, stride), ((pad, pad), (pad, pad)))
+    return (
+        lambda x, kernel: convolution.conv_general_dilated(x, kernel, *given, **options),
+        lambda x, kernel: jax.lax.conv_general_dilated(x, kernel, *given, **options),
+    )
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("channels", "out"), [(4, 8), (8, 4), (4, 4)])
+@pytest.mark.parametrize("window", [1, 3])
+def test_it_is_xlas_with_its_gradients(window: int, channels: int, out: int, stride: int, groups: int) -> None:
+    ours, theirs = both(window, stride, groups)
+    with jax.enable_x64(True):
+        x, kernel = arrays(window, channels, out, groups)
+
+        def found(f: Any) -> Any:
+            return jax.jit(jax.value_and_grad(lambda x, kernel: jnp.sin(f(x, kernel)).sum(), (0, 1)))(x, kernel)
+
+        for one, other in zip(jax.tree.leaves(found(ours)), jax.tree.leaves(found(theirs)), strict=True):
+            assert one.dtype == jnp.float64
+            np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
+        each = jax.vmap(jax.grad(lambda kernel, x: jnp.sin(ours(x[None], kernel)).sum()), (None, 0))(kernel, x)
+        np.testing.assert_allclose(each.sum(0), found(theirs)[1][1], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_a_number_that_is_none_stays_where_it_is(window: int) -> None:
+    """Also in the first place, by which `kept` decides which way XLA goes."""
+    ours, theirs = both(window, 1, 1)
+    x, kernel = arrays(window, 4, 4)
+    for at in ((0, 0, 0, 0), (1, 3, 2, 1)):
+        broken = x.at[at].set(jnp.nan)
+        (one, back), (other, back_too) = jax.vjp(ours, broken, kernel), jax.vjp(theirs, broken, kernel)
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+        assert 0 < np.isnan(one).sum() < one.size
+        for a, b in zip(back(jnp.ones_like(one)), back_too(jnp.ones_like(one)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_forward_mode_is_there_where_it_is_asked_for(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = both(window, 1, 1)
+    x, kernel = arrays(window, 4, 8)
+    monkeypatch.setattr(convolution, "tuned", False)
+    np.testing.assert_array_equal(
+        jax.jvp(ours, (x, kernel), (x, kernel))[1], jax.jvp(theirs, (x, kernel), (x, kernel))[1]
+    )
