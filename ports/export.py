@@ -11,8 +11,7 @@
 
 Layouts are the network's own: NCHW in PyTorch, NHWC in Flax. A `.stablehlo` file runs on the platform it was saved on
 (`cpu`, `cuda`, …) and on no other: a network may be traced into other operations there, as 1x1 convolutions are
-(`ports.resnet.convolution`). It names the source files that it was traced from. PyTorch's reader may unpickle, which
-can run code: load files from those you trust.
+(`ports.resnet.convolution`). PyTorch's reader may unpickle, which can run code: load files from those you trust.
 
 Importing this module loads neither torch nor jax.
 """
@@ -35,6 +34,8 @@ SUFFIXES = {"pytorch": ".pt2", "nnx": ".stablehlo", "linen": ".stablehlo"}
 
 # What a Flax network's call is told so that it is inference, where it has such a parameter.
 EVAL = {"train": False, "training": False, "is_training": False, "deterministic": True, "use_running_average": True}
+
+SOURCES = "jax_hlo_source_file_canonicalization_regex"  # the part of source files' names that JAX leaves out
 
 
 def save(
@@ -149,7 +150,12 @@ def _stablehlo(net: Any, port: str, batch: int | None, shape: tuple[int, ...]) -
     infer, params = _flax(net, port)
     count = jax.export.symbolic_shape("batch")[0] if batch is None else batch
     dtype = next((leaf.dtype for leaf in jax.tree.leaves(params)), "float32")
-    return jax.export.export(jax.jit(infer))(jax.ShapeDtypeStruct((count, *shape), dtype)).serialize()
+    before = getattr(jax.config, SOURCES)
+    jax.config.update(SOURCES, ".*")  # or the file would name folders of this machine
+    try:
+        return jax.export.export(jax.jit(infer))(jax.ShapeDtypeStruct((count, *shape), dtype)).serialize()
+    finally:
+        jax.config.update(SOURCES, before)
 
 
 def _flax(net: Any, port: str) -> tuple[Callable[[Any], Any], Any]:

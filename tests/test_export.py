@@ -230,6 +230,13 @@ def test_a_pytorch_file_tells_nothing_of_this_machine(tmp_path: Path) -> None:
     assert path.stat().st_size < 2 * 64 * 3 * SIZE[0] * SIZE[1] * 4  # the example's images are not in it
 
 
+def test_a_flax_file_tells_nothing_of_this_machine(tmp_path: Path) -> None:
+    before = getattr(jax.config, ports.export.SOURCES)
+    content = export(create(BASE, "nnx"), "nnx", tmp_path).read_bytes()
+    assert str(Path(ports.__file__).parent).encode() not in content
+    assert getattr(jax.config, ports.export.SOURCES) == before
+
+
 SAVE_ERRORS = {
     "suffix-pytorch": ("pytorch", "net.stablehlo", {}, "a network of pytorch, expected a name that ends in .pt2"),
     "suffix-nnx": ("nnx", "net.pt2", {}, "a network of nnx, expected a name that ends in .stablehlo"),
