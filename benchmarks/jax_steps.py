@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,6 +13,7 @@ import optax
 from flax import nnx
 
 import ports
+from benchmarks import memory
 from benchmarks.gate import Case
 from benchmarks.packed import Packed
 from benchmarks.settings import LEARNING_RATE, MOMENTUM, RESULT, WEIGHT_DECAY, Setting
@@ -94,7 +94,7 @@ class JaxRun:
     def memory(self) -> int:
         """Peak bytes: of the GPU's memory, or of this process."""
         stats = jax.devices()[0].memory_stats() or {}
-        return stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return stats.get("peak_bytes_in_use") or memory.peak()
 
     def cost(self) -> dict[str, float]:
         """FLOP and bytes of the program, and the memory it plans, as XLA counts them."""

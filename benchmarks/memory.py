@@ -1,9 +1,11 @@
-"""How much memory a process takes: its own (anonymous) pages, not those of the files that it has mapped."""
+"""How much memory a process takes: the most that it has held, and its own (anonymous) pages without mapped files."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import resource
 import threading
 from pathlib import Path
 
@@ -16,6 +18,21 @@ def held(pid: int | None = None) -> int:
         return 0
     match = re.search(r"RssAnon:\s+(\d+) kB", text)
     return int(match[1]) * 1024 if match else 0
+
+
+def peak() -> int:
+    """The most physical memory that this process has held since `forget`, in bytes; mapped files are included."""
+    try:
+        match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        match = None
+    return int(match[1]) * 1024 if match else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def forget() -> None:
+    """Lets `peak` begin anew: what one setting took is not said of the next."""
+    with contextlib.suppress(OSError):  # where a system does not allow it, the peak is that of the process so far
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 class Peak:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks import memory
 from benchmarks.gate import Case
 from benchmarks.settings import LEARNING_RATE, MOMENTUM, RESULT, WEIGHT_DECAY
 
@@ -79,6 +79,7 @@ class TorchRun:
         self.device = device(setting.device)
         if setting.device == "gpu":
             torch.backends.cudnn.benchmark = True
+            torch.cuda.reset_peak_memory_stats()
         kept = torch.channels_last if channels_last else torch.contiguous_format
         self.net = net.to(self.device).to(memory_format=kept)  # pyright: ignore[reportCallIssue]
         self.net.train(setting.mode == "training")
@@ -127,7 +128,7 @@ class TorchRun:
         """Peak bytes: of the GPU's memory, or of this process."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated()
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return memory.peak()
 
     def cost(self) -> dict[str, float]:
         return {}

@@ -35,8 +35,10 @@ class Worker:
 
     def prepare(self, setting: dict[str, Any]) -> dict[str, Any]:
         """Builds it, takes its first step, has that judged, and runs until it is warm."""
-        from benchmarks import clock, gate
+        from benchmarks import clock, gate, memory
         from benchmarks.settings import OWN, Setting
+
+        memory.forget()
 
         chosen = Setting.of(setting)
         if OWN in chosen.network:

@@ -389,3 +389,16 @@ def test_a_table_for_readme(measured: Path) -> None:
     assert lines[0] == "**cifar_resnet20, inference, batch 2, float32, 16x16**"
     assert lines[2].startswith("| subject | parity, of its bound | images/s |")
     assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
+
+
+def test_a_peak_of_memory_is_that_of_one_setting() -> None:
+    from benchmarks import memory
+
+    large = np.ones(50_000_000)
+    high = memory.peak()
+    del large
+    memory.forget()
+    assert high - memory.peak() > 300e6
+    low, again = memory.peak(), np.ones(25_000_000)
+    assert memory.peak() - low > 150e6
+    del again

@@ -35,7 +35,8 @@ def _wrong_conversion(results: Results) -> None:
 
 
 def _wrong_speed(results: Results) -> None:
-    for one in results["rows"][0]["rounds"]:
+    row = next(row for row in results["rows"] if row["subject"] == "nnx")
+    for one in row["rounds"]:
         one["ms"] *= 2
 
 
