@@ -6,6 +6,7 @@ Exit 0 where everything that was asked for was measured, 1 where something was r
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 import tempfile
@@ -16,7 +17,7 @@ import typer
 from rich.table import Table
 
 from benchmarks import results
-from benchmarks.settings import numbers, settings
+from benchmarks.settings import OWN, numbers, settings
 from benchmarks.subjects import SUBJECTS
 from parity import terminal
 from ports.errors import UserError
@@ -45,9 +46,9 @@ Device = Annotated[str | None, typer.Option(help="cpu or gpu. By default the GPU
 Only = Annotated[str | None, typer.Option("--subjects", help="These alone, with commas.")]
 Peers = Annotated[bool, typer.Option("--peers", help="Besides, what one would take instead; images of 225 pixels.")]
 Flags = Annotated[bool, typer.Option("--flags", help="Besides, the NNX port under flags of XLA, one at a time.")]
-Starts = Annotated[int | None, typer.Option(help="Starts of every process.")]
-Rounds = Annotated[int | None, typer.Option(help="Rounds a start.")]
-Seconds = Annotated[float | None, typer.Option(help="Seconds of timing a round.")]
+Starts = Annotated[int | None, typer.Option(help="Starts of every process (5; with --quick 3).")]
+Rounds = Annotated[int | None, typer.Option(help="Rounds a start (5; with --quick 2).")]
+Seconds = Annotated[float | None, typer.Option(help="Seconds of timing a round (1; with --quick 0.25).")]
 Budget = Annotated[float | None, typer.Option(help="Seconds after which nothing new is begun.")]
 Out = Annotated[Path | None, typer.Option(metavar="FILE.json", help="Keep the measurements there.")]
 Html = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page to look at there.")]
@@ -90,6 +91,11 @@ def run(
     image = terminal.size(size or (QUICK["size"] if quick and where == "cpu" and not peers else None))
     chosen = settings(networks, _words(mode), batches, _words(precision), image, where, odd=peers)
     subjects = _subjects(_words(only) if only else None, peers, flags, quick)
+    if not any(SUBJECTS[subject].suits(s.network, s.mode, s.device) for subject in subjects for s in chosen):
+        raise UserError(f"--subjects: got {', '.join(subjects)}, none of which is for {chosen[0]} on the {where}")
+    own = [name for name in networks if OWN in name]
+    if own and (batch or size or precision != "float32"):
+        raise UserError(f"{own[0]}: got --batch, --image-size or --precision, expected none: its own inputs are timed")
     for option, file in (("--out", out), ("--html", html)):
         terminal.writable(option, file)
     plan = Plan(
@@ -99,7 +105,7 @@ def run(
         _counted("--rounds", rounds, QUICK["rounds"] if quick else 5),
         _counted("--seconds", seconds, QUICK["seconds"] if quick else 1.0),
         alive=_alive(where),
-        budget=budget or (QUICK["budget"] if quick else None),
+        budget=_counted("--budget", budget, QUICK["budget"] if quick else None),
     )
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder, progress("benchmarks") as tell:
         found = measured(plan, Path(folder), out, tell)
@@ -154,7 +160,7 @@ def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def _counted(option: str, value: float | None, default: float) -> Any:
+def _counted(option: str, value: float | None, default: float | None) -> Any:
     if value is None:
         return default
     if value <= 0:
@@ -165,7 +171,9 @@ def _counted(option: str, value: float | None, default: float) -> Any:
 def _subjects(only: list[str] | None, peers: bool, flags: bool, quick: bool) -> list[str]:
     if only is not None:
         if unknown := [name for name in only if name not in SUBJECTS]:
-            raise UserError(f"--subjects: got {unknown[0]!r}, expected some of {', '.join(SUBJECTS)}")
+            known = [name for name, row in SUBJECTS.items() if not row.swept]
+            near = difflib.get_close_matches(unknown[0], SUBJECTS, n=3) or known
+            raise UserError(f"--subjects: got {unknown[0]!r}, expected some of {', '.join(near)}")
         return only
     asked = {"peer": peers, "swept": flags}
     extra = {name for name, row in SUBJECTS.items() if any(getattr(row, kind) and not asked[kind] for kind in asked)}

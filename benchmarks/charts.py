@@ -107,7 +107,7 @@ def throughput(found: Found) -> str | None:
                 spread[1].append(batch / low * 1e3 - value)
             names = [row["subject"] for row in rows]
             axis.barh(names, values, color=[colours[name] for name in names], xerr=spread, error_kw={"lw": 0.8})
-            axis.set_xlabel("images/s (bars: quartiles)")
+            axis.set_xlabel("images/s (lines: quartiles)")
             continue
         for subject, colour in colours.items():
             points = [
@@ -124,6 +124,7 @@ def throughput(found: Found) -> str | None:
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
         axis.set_xticks([s.batch for s in settings], [str(s.batch) for s in settings])
+        _plain(axis.yaxis)
         axis.set_xlabel("batch")
         axis.set_ylabel("images/s")
         axis.legend(fontsize=7, frameon=False)
@@ -186,6 +187,8 @@ def roofline(found: Found) -> str | None:
         axis.plot(line, [min(top["flops"], x * top["bytes"]) / 1e9 for x in line], "k-", lw=1)
         axis.set_xscale("log")
         axis.set_yscale("log")
+        _plain(axis.xaxis)
+        _plain(axis.yaxis)
         axis.set_xlabel("FLOP a byte that the network needs (filled: inference, open: training)")
         axis.set_ylabel("GFLOP/s")
         axis.set_title(f"{precision}: below the measured ceilings", fontsize=9)
@@ -218,6 +221,15 @@ def time(found: Found) -> str | None:
         axis.set_xlabel("seconds to the first step")
     _legend(figure, axes[0])
     return _svg(figure)
+
+
+def _plain(axis: Any) -> None:
+    """Numbers on a logarithmic axis as one writes them, and few enough."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(10, (1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _legend(figure: Any, axis: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks import results, tables
 from benchmarks.settings import Setting
+from ports.errors import UserError
 
 # A change is called one where its interval is wholly on one side of 1 by this much: noise between runs is not in it.
 NOTICED = 0.02
@@ -21,6 +22,11 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[list[t
         verdict = "faster" if value[1] > 1 + NOTICED else "slower" if value[2] < 1 - NOTICED else "no change seen"
         ms = (f"{results.median(found[key]):.3g}" for found in (old, new))
         lines.append((str(key[0]), key[1], *ms, tables.times(value), verdict))
+    if not lines:
+        raise UserError(
+            "compare: got two files without a row in common, expected some of the same subject, network, mode, batch, "
+            "precision and image size"
+        )
     notes = [f"only in the first: {subject}, {setting}" for setting, subject in old if (setting, subject) not in new]
     notes += [f"only in the second: {subject}, {setting}" for setting, subject in new if (setting, subject) not in old]
     for what in ("processor", "cores", "python", "versions", "flags"):

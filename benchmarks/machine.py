@@ -71,7 +71,7 @@ def processor() -> str:
 
 
 def readings() -> dict[str, Any]:
-    """Clock, temperature and load, where the system tells."""
+    """Clock, temperature and load, where the system tells; `busy` is how many cores work at this moment, for others."""
     frequency = psutil.cpu_freq()
     temperatures = getattr(psutil, "sensors_temperatures", dict)()
     warmest = max((one.current for found in temperatures.values() for one in found), default=None)
@@ -80,6 +80,7 @@ def readings() -> dict[str, Any]:
         "mhz": round(frequency.current) if frequency else None,
         "celsius": warmest,
         "load": round(os.getloadavg()[0], 2),
+        "busy": round(psutil.cpu_percent(0.3) / 100 * (os.cpu_count() or 1), 2),
         "gpu": gpu(),
     }
 

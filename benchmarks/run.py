@@ -25,6 +25,8 @@ from benchmarks.settings import Setting
 from benchmarks.subjects import SUBJECTS
 from ports.errors import UserError
 
+INTERRUPTED = "the run was interrupted"
+
 
 @dataclass
 class Plan:
@@ -100,6 +102,7 @@ class Measurement:
 
     def run(self) -> dict[str, Any]:
         plan, found = self.plan, self.found
+        found["ended"] = INTERRUPTED  # what a file says that is kept before all was measured
         found["absent"] = {s: package for s in plan.subjects if (package := SUBJECTS[s].missing())}
         present = [subject for subject in plan.subjects if subject not in found["absent"]]
         for setting in plan.settings:
@@ -114,9 +117,12 @@ class Measurement:
                 if not self.over:
                     found["readings"].append({"start": start, **machine.readings()})
                     self.group(start, group)
-            if self.over and "ended" not in found:
+            if self.over:
                 found["ended"] = f"after {plan.budget:.0f} s, in start {start + 1} of {plan.starts}"
+                break
         found["readings"].append({"start": plan.starts, **machine.readings()})
+        if found["ended"] == INTERRUPTED:
+            del found["ended"]
         found["seconds"] = round(time.monotonic() - self.begun, 1)
         self.save()
         return found
@@ -217,4 +223,4 @@ def _prepare(setting: Setting, changes: str, folder: Path, log: Path) -> None:
         )
     if done.returncode:
         said = done.stdout.decode().strip() or f"the reference ended with exit code {done.returncode}; see {log}"
-        raise UserError(f"{setting}: {said}")
+        raise UserError(said if said.startswith(setting.network) else f"{setting}: {said}")

@@ -94,6 +94,8 @@ def settings(
             found += [Setting(given, mode, 0, "float32", (0, 0), device) for mode in modes]
             continue
         network, at, batch = given.partition("@")
+        if network.endswith(".py"):
+            raise UserError(f"{given}: got a file, expected the function in it that gives the pair: {given}:make")
         own = specs.get(network).input_size
         own = own + 1 if odd and own == 224 else own
         for mode, number, precision in product(modes, numbers(given, batch) if at else batches, precisions):

@@ -20,7 +20,7 @@ class Subject:
         about: for somebody who reads the table.
         peer: not of this package; runs with `--peers`.
         needs: packages beyond those that this package needs anyway.
-        only: the modes, devices and networks that it is for; all where none is named.
+        modes, devices, networks: those that it is for; all where none is named.
         quick: whether `--quick` has it.
         swept: runs with `--flags`.
         folded: its network has its BatchNorms folded into convolutions; it is held against the whole one.

@@ -13,6 +13,8 @@ from ports.resnet import spec as specs
 from ports.resnet.spec import NETWORKS
 
 BASES = ("pytorch", "own-pytorch")
+BUSY = 0.4  # cores that others may use
+APART = 2.0  # times that one block of a subject may take another's time
 
 
 @dataclass(frozen=True)
@@ -147,9 +149,17 @@ def notes(found: Mapping[str, Any], setting: Setting, rows: Sequence[Row]) -> li
         if Setting.of(row["setting"]) == setting:
             lines.append(f"not timed: {row['subject']}: {row['why']}")
     restless = [row["subject"] for row in rows if not all(start.get("calm", True) for start in row["starts"])]
+    spread = [row["subject"] for row in rows if _apart(row) > APART]
+    if spread:
+        lines.append(f"blocks of one subject differ by more than {APART:g} times, do not believe: {', '.join(spread)}")
     if restless:
         lines.append(f"did not come to rest before it was timed: {', '.join(restless)}")
     return lines
+
+
+def _apart(row: Row) -> float:
+    times = [ms for start in results.blocks(row) for ms in start]
+    return max(times) / min(times)
 
 
 def below(found: Mapping[str, Any]) -> list[str]:
@@ -161,7 +171,7 @@ def below(found: Mapping[str, Any]) -> list[str]:
     lines = [
         f"Measured on {machine['date'][:10]} on the {found['device'].upper()}: {where}; Python {machine['python']}, "
         f"{versions}.",
-        f"{plan['starts']} starts of each process, {plan['rounds']} rounds of {plan['seconds']:g} s in each, in turn; "
+        f"{started(found)} starts of each process, {plan['rounds']} rounds of {plan['seconds']:g} s in each, in turn; "
         "medians; intervals are the bootstrap's over starts and rounds.",
     ]
     for precision, policy in found["policies"].items():
@@ -174,9 +184,20 @@ def below(found: Mapping[str, Any]) -> list[str]:
     lines += [
         f"Absent: {subject}: the package {package} is not installed." for subject, package in found["absent"].items()
     ]
+    busy = max((one.get("busy", 0.0) for one in found["readings"]), default=0.0)
+    if busy > BUSY:
+        lines.append(
+            f"Something else ran: {busy:.1f} of {machine['cores']} cores were busy before a start, when nothing of "
+            "this run was. Such figures can be wrong by any factor; measure again on an idle machine."
+        )
     if found.get("ended"):
         lines.append(f"Ended early: {found['ended']}.")
     return lines
+
+
+def started(found: Mapping[str, Any]) -> int:
+    """Starts that there were: fewer than planned where a run ended early."""
+    return 1 + max((one["start"] for row in found["rows"] for one in row["rounds"]), default=-1)
 
 
 def markdown(one: Table) -> list[str]:

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from benchmarks.subjects import SUBJECTS, Subject
 from benchmarks.worker import Worker
 from ports.resnet import spec as specs
 
-SMALL = ["--batch", "2", "--image-size", "16", "--starts", "1", "--rounds", "2", "--seconds", "0.03", "--device", "cpu"]
+QUICKLY = ["--starts", "1", "--rounds", "2", "--seconds", "0.03", "--device", "cpu"]
+SMALL = ["--batch", "2", "--image-size", "16", *QUICKLY]
 ROOT = Path(__file__).resolve().parents[1]
 SETTING = Setting("cifar_resnet20", "training", 2, "float32", (16, 16))
 
@@ -97,6 +99,52 @@ def test_what_got_slower(measured: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert "then 0.0" in text
 
 
+def test_files_without_a_row_in_common(measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = results.load(measured)
+    for row in other["rows"]:
+        row["setting"]["batch"] = 3
+    results.save(other, tmp_path / "other.json")
+    assert main(["compare", str(measured), str(tmp_path / "other.json")]) == 2
+    assert "without a row in common" in capsys.readouterr().err
+
+
+def test_figures_that_are_not_to_be_believed_are_named(measured: Path) -> None:
+    """A machine that others used, a block that took another's time many times, a run that was interrupted."""
+    found = results.load(measured)
+    assert "ended" not in found
+    assert all("busy" in one for one in found["readings"])
+    found["readings"] = [{"start": 0, "busy": 0.1}]
+    for row in found["rows"]:
+        for one in row["rounds"]:
+            one["ms"] = 10.0
+    calm = [*tables.below(found), *tables.tables(found)[0].notes]
+    assert not any("Something else ran" in line or "do not believe" in line for line in calm)
+    found["readings"][0]["busy"] = 1.1
+    found["ended"] = "the run was interrupted"
+    found["rows"][0]["rounds"][0]["ms"] = 30.0
+    said = tables.below(found)
+    assert any("Something else ran: 1.1 of" in line for line in said)
+    assert "Ended early: the run was interrupted." in said
+    assert any(
+        line.endswith(f"do not believe: {found['rows'][0]['subject']}") for line in tables.tables(found)[0].notes
+    )
+
+
+def test_a_run_that_is_interrupted_says_so(tmp_path: Path) -> None:
+    out = tmp_path / "run.json"
+    command = [sys.executable, "-m", "benchmarks", "cifar_resnet20", *SMALL, "--subjects", "pytorch", "--starts", "50"]
+    process = subprocess.Popen([*command, "--out", str(out)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    for _ in range(900):
+        if out.exists() or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    found = results.load(out)
+    assert found["ended"] == "the run was interrupted"
+    assert any(line.startswith(f"{tables.started(found)} starts of each process") for line in tables.below(found))
+
+
 def test_a_wrong_subject_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks import torch_steps
 
@@ -165,7 +213,7 @@ def test_a_pair_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     file = tmp_path / "pair.py"
     file.write_text(OWN.format(approximate=False))
     only = ["--subjects", "own-pytorch,own-flax"]
-    assert main([f"{file}:make", *SMALL, *only, "--out", str(tmp_path / "own.json")]) == 0
+    assert main([f"{file}:make", *QUICKLY, *only, "--out", str(tmp_path / "own.json")]) == 0
     rows = results.load(tmp_path / "own.json")["rows"]
     assert {(row["subject"], row["setting"]["mode"]) for row in rows} == {
         (subject, mode) for subject in ("own-pytorch", "own-flax") for mode in ("inference", "training")
@@ -173,7 +221,7 @@ def test_a_pair_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert all(row["gate"]["ok"] for row in rows)
     file.write_text(OWN.format(approximate=True))
     capsys.readouterr()
-    assert main([f"{file}:make", *SMALL, *only]) == 2
+    assert main([f"{file}:make", *QUICKLY, *only]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "no parity" in error
     assert "GELU" in error
@@ -188,9 +236,14 @@ def test_a_pair_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         (["--mode", "guess"], "--mode: got 'guess', expected inference, training"),
         (["--precision", "float8"], "--precision: got 'float8'"),
         (["--precision", "tf32"], "tf32: got the device cpu, expected an NVIDIA GPU"),
-        (["--subjects", "tensorflow"], "--subjects: got 'tensorflow', expected some of pytorch"),
+        (["--subjects", "tensorflow"], "--subjects: got 'tensorflow', expected some of"),
         (["--image-size", "big"], "--image-size: got 'big'"),
         (["--rounds", "0"], "--rounds: got 0"),
+        (["--budget", "-1"], "--budget: got -1"),
+        (["--subjects", "pytroch"], "got 'pytroch', expected some of pytorch,"),
+        (["--subjects", "own-flax"], "--subjects: got own-flax, none of which is for resnet50"),
+        (["./pair.py"], "./pair.py: got a file, expected the function in it that gives the pair: ./pair.py:make"),
+        (["./pair.py:make", "--batch", "8"], "./pair.py:make: got --batch, --image-size or --precision, expected none"),
         (["--out", "/nowhere/at/all.json"], "--out /nowhere/at/all.json: no such folder /nowhere/at"),
         (["--nonsense"], "--nonsense"),
     ],
