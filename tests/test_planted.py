@@ -181,7 +181,7 @@ def linen_variable(*path: str, change: Callable[[jax.Array], jax.Array]) -> Call
     return plant
 
 
-def linen_batch_norm(*, dtype: Any = None, zero: bool = False, **kw: Any) -> linen_port.BatchNorm:
+def linen_batch_norm(*, dtype: Any = None, zero: bool = False, folded: bool = False, **kw: Any) -> linen_port.BatchNorm:
     return linen_port.BatchNorm(**kw)
 
 
