@@ -96,4 +96,4 @@ def test_a_converted_file_is_what_a_folded_port_takes(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = net.eval()(torch.from_numpy(images)).numpy()
     found = module.apply(variables, images.transpose(0, 2, 3, 1))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())  # 1.7e-7 measured
