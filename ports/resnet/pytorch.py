@@ -235,7 +235,9 @@ def stem_layers(spec: ResNetSpec) -> list[nn.Module]:
 def skeleton(spec: ResNetSpec) -> ResNet:
     """The network without memory for its weights (on the meta device): to count and to look at shapes."""
     with torch.device("meta"):
-        return ResNet(spec)
+        net = ResNet(specs.get(spec, init="pytorch"))  # on this device drawing from a normal distribution takes seconds
+    net.spec = spec
+    return net
 
 
 def create(name: str | ResNetSpec, *, seed: int | None = 0, dtype: str = "float32", **changes: Any) -> ResNet:
