@@ -26,8 +26,8 @@ measure = typer.Typer(add_completion=False, rich_markup_mode=None)
 stored = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
 WIDTH = 220  # of a table that goes into a file
 
-# --quick: small images and batches and three starts, for a look at a new machine.
-QUICK: dict[str, Any] = {"batch": "4", "size": "96", "starts": 3, "rounds": 2, "seconds": 0.25, "budget": 270}
+# --quick: small images and batches, for a look at a new machine.
+QUICK: dict[str, Any] = {"batch": "4", "size": "96", "rounds": 1, "seconds": 0.3, "budget": 275}
 
 Networks = Annotated[
     list[str] | None,
@@ -46,9 +46,9 @@ Device = Annotated[str | None, typer.Option(help="cpu or gpu. By default the GPU
 Only = Annotated[str | None, typer.Option("--subjects", help="These alone, with commas.")]
 Peers = Annotated[bool, typer.Option("--peers", help="Besides, what one would take instead; images of 225 pixels.")]
 Flags = Annotated[bool, typer.Option("--flags", help="Besides, the NNX port under flags of XLA, one at a time.")]
-Starts = Annotated[int | None, typer.Option(help="Starts of every process (5; with --quick 3).")]
-Rounds = Annotated[int | None, typer.Option(help="Rounds a start (5; with --quick 2).")]
-Seconds = Annotated[float | None, typer.Option(help="Seconds of timing a round (1; with --quick 0.25).")]
+Starts = Annotated[int | None, typer.Option(help="Starts of every process (5).")]
+Rounds = Annotated[int | None, typer.Option(help="Rounds a start (5; with --quick 1).")]
+Seconds = Annotated[float | None, typer.Option(help="Seconds of timing a round (1; with --quick 0.3).")]
 Budget = Annotated[float | None, typer.Option(help="Seconds after which nothing new is begun.")]
 Out = Annotated[Path | None, typer.Option(metavar="FILE.json", help="Keep the measurements there.")]
 Html = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page to look at there.")]
@@ -101,7 +101,7 @@ def run(
     plan = Plan(
         chosen,
         subjects,
-        _counted("--starts", starts, QUICK["starts"] if quick else 5),
+        _counted("--starts", starts, 5),
         _counted("--rounds", rounds, QUICK["rounds"] if quick else 5),
         _counted("--seconds", seconds, QUICK["seconds"] if quick else 1.0),
         alive=_alive(where),

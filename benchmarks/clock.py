@@ -133,7 +133,7 @@ def count(step: float, seconds: float) -> int:
     return max(1, min(10_000, round(seconds / max(step, 1e-7))))
 
 
-def host(run: Run, steps: int = 9, most: float = 3.0) -> float:
+def host(run: Run, steps: int = 9, most: float = 0.3) -> float:
     """Milliseconds until the call of a step returns: the host's own part, where the rest is not waited for.
 
     Args:

@@ -249,7 +249,7 @@ def stateless(
 
 
 def ceilings(where: str, precision: str) -> dict[str, float]:
-    """FLOP/s of a large product of matrices and bytes/s of a large copy (read and written), the best of seven."""
+    """FLOP/s of a large product of matrices and bytes/s of a large copy (read and written), the best of three."""
     n, length = (8192, 2**30) if where == "gpu" else (2048, 2**27)
     narrow = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
     a, b = (jax.random.normal(jax.random.key(i), (n, n)).astype(narrow) for i in range(2))
@@ -258,7 +258,7 @@ def ceilings(where: str, precision: str) -> dict[str, float]:
 
     def best(run: Callable[[], Any]) -> float:
         times = []
-        for _ in range(8):
+        for _ in range(4):
             begin = time.perf_counter()
             jax.block_until_ready(run())
             times.append(time.perf_counter() - begin)

@@ -1,7 +1,8 @@
 """Many small arrays as one: what calling a program costs the host goes by the number of arrays in and out.
 
-In a residual network four of five arrays are vectors: BatchNorm's, their momentum, counters. Within a program a slice
-of one long vector costs nothing that is seen; at its edge every array costs some microseconds, at each step.
+In a residual network four of five arrays are vectors: BatchNorm's, their momentum, counters; most of the rest are small
+filters. Within a program a part of one long vector costs nothing that is seen; at its edge every array costs some
+microseconds, at each step.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+SMALL = 2**18  # numbers in an array that is packed
+
 
 class Packed:
-    """How a tree of arrays becomes a list in which all its vectors and scalars of a type are one vector.
+    """How a tree of arrays becomes a list in which all its small arrays of a type are one vector.
 
     Both ways are for use within `jax.jit`, and no number changes.
     """
@@ -24,10 +27,10 @@ class Packed:
     def __init__(self, tree: Any) -> None:
         leaves, self.tree = jax.tree.flatten(tree)
         self.shapes = [leaf.shape for leaf in leaves]
-        self.large = [i for i, leaf in enumerate(leaves) if leaf.ndim > 1]
+        self.large = [i for i, leaf in enumerate(leaves) if leaf.size > SMALL]
         self.small: dict[Any, list[int]] = {}
         for i, leaf in enumerate(leaves):
-            if leaf.ndim <= 1:
+            if leaf.size <= SMALL:
                 self.small.setdefault(leaf.dtype, []).append(i)
 
     def pack(self, tree: Any) -> list[jax.Array]:

@@ -1,31 +1,42 @@
-"""The process that makes what a setting's subjects are fed with and must give (`gate.prepare`)."""
+"""The process that makes what the subjects are fed with and must give (`gate.prepare`).
+
+It is given a JSON list of settings, each with what its network has otherwise, and a folder. A line of JSON out is the
+setting that is begun, or the error that ended it.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from benchmarks import gate, pair
 from benchmarks.settings import OWN, Setting
 from ports.errors import UserError
 
 
-def main(setting: str, changes: str, folder: str) -> int:
-    chosen = Setting.of(json.loads(setting))
-    try:
-        if OWN in chosen.network:
-            pair.prepare(chosen, Path(folder))
-        else:
-            gate.prepare(chosen, json.loads(changes), Path(folder))
-    except UserError as error:
-        print(error)
-        return 2
-    except MemoryError:
-        print("out of memory for the reference in float64; take a smaller --batch")
-        return 2
+def main(wanted: str, folder: str) -> int:
+    for setting, changes in json.loads(wanted):
+        chosen = Setting.of(setting)
+        say(at=str(chosen))
+        try:
+            if OWN in chosen.network:
+                pair.prepare(chosen, Path(folder))
+            else:
+                gate.prepare(chosen, changes, Path(folder))
+        except UserError as error:
+            say(error=str(error))
+            return 2
+        except MemoryError:
+            say(error="out of memory for the reference in float64; take a smaller --batch")
+            return 2
     return 0
 
 
+def say(**line: Any) -> None:
+    print(json.dumps(line), flush=True)
+
+
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:4]))
+    sys.exit(main(*sys.argv[1:3]))

@@ -114,19 +114,12 @@ def ratio(row: Row, base: Row, seed: int = 0) -> tuple[float, float, float]:
     rows are of one run, a draw takes the same starts and rounds of both, for they were timed in turn.
     """
     rng, a, b = np.random.default_rng(seed), _table(row), _table(base)
-    shared = [start for start in a if start in b and set(a[start]) & set(b[start])]
+    shared = {start: rounds for start in a if start in b and (rounds := sorted(set(a[start]) & set(b[start])))}
     if not shared:
         return _unpaired(row, base, rng)
-    drawn = []
-    for _ in range(DRAWS):
-        ours, theirs = [], []
-        for start in rng.choice(shared, len(shared)):
-            rounds = sorted(set(a[start]) & set(b[start]))
-            for number in rng.choice(rounds, len(rounds)):
-                ours.append(a[start][number])
-                theirs.append(b[start][number])
-        drawn.append(np.median(theirs) / np.median(ours))
-    return _interval(median(base) / median(row), drawn)
+    ours, theirs = ([[table[start][number] for number in shared[start]] for start in shared] for table in (a, b))
+    drawn = _drawn(rng, ours)
+    return _interval(median(base) / median(row), _medians(theirs, drawn) / _medians(ours, drawn))
 
 
 def across(row: Row, base: Row, seed: int = 0) -> tuple[float, float, float]:
@@ -135,12 +128,8 @@ def across(row: Row, base: Row, seed: int = 0) -> tuple[float, float, float]:
 
 
 def _unpaired(row: Row, base: Row, rng: np.random.Generator) -> tuple[float, float, float]:
-    def draw(row: Row) -> float:
-        starts = blocks(row)
-        chosen = [starts[i] for i in rng.integers(0, len(starts), len(starts))]
-        return float(np.median(np.concatenate([rng.choice(rounds, len(rounds)) for rounds in chosen])))
-
-    return _interval(median(base) / median(row), [draw(base) / draw(row) for _ in range(DRAWS)])
+    a, b = (_medians(starts, _drawn(rng, starts)) for starts in (blocks(row), blocks(base)))
+    return _interval(median(base) / median(row), b / a)
 
 
 def _table(row: Row) -> dict[int, dict[int, float]]:
@@ -150,7 +139,25 @@ def _table(row: Row) -> dict[int, dict[int, float]]:
     return table
 
 
-def _interval(value: float, drawn: Sequence[float]) -> tuple[float, float, float]:
+def _drawn(rng: np.random.Generator, starts: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Draws of starts, and of as many rounds as there are in each: (draw, start) and (draw, start, round), -1: none."""
+    lengths = np.array([len(rounds) for rounds in starts])
+    chosen = rng.integers(0, len(starts), (DRAWS, len(starts)))
+    length = lengths[chosen][:, :, None]
+    rounds = (rng.random((DRAWS, len(starts), lengths.max())) * length).astype(int)
+    return chosen, np.where(np.arange(lengths.max()) < length, rounds, -1)
+
+
+def _medians(starts: Sequence[Sequence[float]], drawn: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Of every draw the median of its blocks."""
+    chosen, rounds = drawn
+    table = np.full((len(starts), rounds.shape[2] + 1), np.nan)  # its last column is "none"
+    for at, values in enumerate(starts):
+        table[at, : len(values)] = values
+    return np.nanmedian(table[chosen[:, :, None], rounds].reshape(DRAWS, -1), axis=1)
+
+
+def _interval(value: float, drawn: np.ndarray) -> tuple[float, float, float]:
     low, high = np.percentile(drawn, [2.5, 97.5])
     return value, float(low), float(high)
 

@@ -26,6 +26,7 @@ from benchmarks.subjects import SUBJECTS
 from ports.errors import UserError
 
 INTERRUPTED = "the run was interrupted"
+BUILDERS = 2  # that build at a time, after the first start
 
 
 @dataclass
@@ -76,6 +77,11 @@ class Rows:
         row = {"setting": setting.asdict(), "subject": subject, "why": why}
         self.refused.setdefault((setting.name, subject), row)
 
+    def built(self, setting: Setting, subject: str) -> float:
+        """Seconds that building took so far."""
+        starts = self.rows.get((setting.name, subject), {}).get("starts", ())
+        return sum(start["build_seconds"] + start["first_step_seconds"] for start in starts)
+
     def open(self, setting: Setting, subject: str) -> bool:
         about = SUBJECTS[subject]
         suits = about.suits(setting.network, setting.mode, setting.device)
@@ -100,16 +106,15 @@ class Measurement:
     def over(self) -> bool:
         return self.plan.budget is not None and time.monotonic() - self.begun > self.plan.budget
 
+    def at(self, start: int) -> str:
+        return f"start {start + 1} of {self.plan.starts}"
+
     def run(self) -> dict[str, Any]:
         plan, found = self.plan, self.found
         found["ended"] = INTERRUPTED  # what a file says that is kept before all was measured
         found["absent"] = {s: package for s in plan.subjects if (package := SUBJECTS[s].missing())}
         present = [subject for subject in plan.subjects if subject not in found["absent"]]
-        for setting in plan.settings:
-            self.tell(f"{setting}: what must come out, in float64")
-            wanted = [SUBJECTS[subject] for subject in present if self.rows.open(setting, subject)]
-            for changes in sorted({json.dumps(dict(subject.changes)) for subject in wanted}, key=len):
-                _prepare(setting, changes, self.folder, self.log)
+        self.references(present)
         for start in range(plan.starts):
             wanted = [s for s in present if any(self.rows.open(setting, s) for setting in plan.settings)]
             order = self.rng.sample(wanted, len(wanted))
@@ -118,7 +123,7 @@ class Measurement:
                     found["readings"].append({"start": start, **machine.readings()})
                     self.group(start, group)
             if self.over:
-                found["ended"] = f"after {plan.budget:.0f} s, in start {start + 1} of {plan.starts}"
+                found["ended"] = f"after {plan.budget:.0f} s, in {self.at(start)}"
                 break
         found["readings"].append({"start": plan.starts, **machine.readings()})
         if found["ended"] == INTERRUPTED:
@@ -132,6 +137,30 @@ class Measurement:
         self.found["rows"], self.found["refused"] = [*self.rows.rows.values()], [*self.rows.refused.values()]
         if self.out is not None:
             results.save(self.found, self.out)
+
+    def references(self, subjects: Sequence[str]) -> None:
+        """What must come out, in float64: one process makes it for all settings."""
+        wanted = []
+        for setting in self.plan.settings:
+            rows = [SUBJECTS[subject] for subject in subjects if self.rows.open(setting, subject)]
+            different = sorted({json.dumps(dict(row.changes)) for row in rows}, key=len)
+            wanted += [(setting.asdict(), json.loads(changes)) for changes in different]
+        command = [sys.executable, "-m", "benchmarks.prepare", json.dumps(wanted), str(self.folder)]
+        at = error = None
+        variables = environment(self.folder, self.plan.settings[0].device)
+        with (
+            self.log.open("ab") as errors,
+            subprocess.Popen(
+                command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=errors, text=True
+            ) as made,
+        ):
+            for line in made.stdout or ():
+                told = json.loads(line)
+                at, error = told.get("at", at), told.get("error")
+                self.tell(f"{at}: what must come out, in float64")
+        if made.returncode:
+            said = error or f"the reference ended with exit code {made.returncode}; see {self.log}"
+            raise UserError(said if said.startswith(str(at).partition(",")[0]) else f"{at}: {said}")
 
     def group(self, start: int, subjects: Sequence[str]) -> None:
         """One start of some subjects, through all settings."""
@@ -157,11 +186,15 @@ class Measurement:
     def setting(self, start: int, setting: Setting) -> None:
         """Builds, judges and times every subject that suits a setting."""
         wanted = [subject for subject in self.processes if self.rows.open(setting, subject)]
-        # One after the other: two that compute at a time wait for one another's threads.
-        timed = [subject for subject in wanted if self.prepared(start, setting, subject)]
+        # The first start builds one after the other, for it says how long that takes. Two that compute at a time wait
+        # for one another's threads, so all are warmed one after the other.
+        wanted.sort(key=lambda subject: -self.rows.built(setting, subject))  # so that the builders end together
+        with ThreadPoolExecutor(1 if start == 0 else BUILDERS) as pool:
+            built = pool.map(lambda subject: self.built(start, setting, subject), wanted)
+        timed = [subject for subject, right in zip(wanted, built, strict=True) if right and self.warm(setting, subject)]
         for number in range(self.plan.rounds):
             for subject in self.rng.sample(timed, len(timed)):
-                self.tell(f"{setting}, start {start + 1}, round {number + 1}: {subject}")
+                self.tell(f"{self.at(start)}, round {number + 1}, {setting}: {subject}")
                 single = setting.batch == 1 and setting.mode == "inference"
                 answer = self.processes[subject].ask("round", seconds=self.plan.seconds, single=single)
                 if "error" in answer:
@@ -171,17 +204,22 @@ class Measurement:
                 row = self.rows.row(setting, subject)
                 row["rounds"].append({"start": start, "round": number, "steps": answer["steps"], "ms": answer["ms"]})
                 row["each"] += answer["each"]
-        for subject in wanted:
-            told = self.processes[subject].ask("release")
-            if subject in timed and "error" not in told:
-                self.rows.row(setting, subject).update(told)
+        with ThreadPoolExecutor(BUILDERS) as pool:
+            list(pool.map(lambda subject: self.release(setting, subject, subject in timed), wanted))
 
-    def prepared(self, start: int, setting: Setting, subject: str) -> bool:
-        """Whether a subject is built, judged to be right, and warm."""
+    def release(self, setting: Setting, subject: str, timed: bool) -> None:
+        """Lets a subject's setting go; keeps what it took."""
+        row = self.rows.rows.get((setting.name, subject), {})
+        told = self.processes[subject].ask("release", cost="cost" not in row)
+        if timed and "error" not in told:
+            row.update(told)
+
+    def built(self, start: int, setting: Setting, subject: str) -> bool:
+        """Whether a subject is built, and judged to be right."""
         if self.processes[subject].failed:  # it died at another setting
             self.processes[subject].close()
             self.processes[subject] = self.launch(subject)
-        self.tell(f"{setting}, start {start + 1}: building {subject}")
+        self.tell(f"{self.at(start)}, {setting}: building {subject}")
         answer = dict(self.processes[subject].ask("prepare", setting=setting.asdict()))
         if "error" in answer:
             self.rows.refuse(setting, subject, answer["error"])
@@ -196,6 +234,15 @@ class Measurement:
         row["starts"].append({"start": start, "start_seconds": started, "cold": start == 0, **answer})
         return True
 
+    def warm(self, setting: Setting, subject: str) -> bool:
+        """Whether a subject that was built could be warmed."""
+        answer = self.processes[subject].ask("warm")
+        if "error" in answer:
+            self.rows.refuse(setting, subject, answer["error"])
+            return False
+        self.rows.row(setting, subject)["starts"][-1].update(answer)
+        return True
+
     def ceilings(self, start: int) -> None:
         """What the device can do, by either framework."""
         for framework in ("pytorch", "jax"):
@@ -208,19 +255,3 @@ class Measurement:
                 if "error" not in told:
                     row = {"start": start, "framework": framework, "precision": precision, **told}
                     self.found["ceilings"].append(row)
-
-
-def _prepare(setting: Setting, changes: str, folder: Path, log: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.prepare", json.dumps(setting.asdict()), changes, str(folder)]
-    with log.open("ab") as errors:
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env=environment(folder, setting.device),
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            check=False,
-        )
-    if done.returncode:
-        said = done.stdout.decode().strip() or f"the reference ended with exit code {done.returncode}; see {log}"
-        raise UserError(said if said.startswith(setting.network) else f"{setting}: {said}")

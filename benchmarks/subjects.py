@@ -70,6 +70,7 @@ SUBJECTS = {
             "torch.compile, channels last, BatchNorm folded",
             COMPILE,
             modes=("inference",),
+            quick=False,
             folded=True,
         ),
         Subject(
@@ -82,7 +83,7 @@ SUBJECTS = {
             quick=False,
             folded=True,
         ),
-        Subject("nnx", "jax", "jax_steps:build_nnx", "split once, jax.jit on a list of arrays, vectors packed"),
+        Subject("nnx", "jax", "jax_steps:build_nnx", "split once, jax.jit on a list of arrays, small ones packed"),
         Subject("nnx-jit", "jax", "jax_steps:build_nnx", "nnx.jit", {"plain": True}),
         Subject(
             "nnx-folded",
@@ -90,6 +91,7 @@ SUBJECTS = {
             "jax_steps:build_nnx",
             "as nnx, BatchNorm folded",
             modes=("inference",),
+            quick=False,
             folded=True,
         ),
         Subject(

@@ -168,10 +168,11 @@ def below(found: Mapping[str, Any]) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     gpu = f"{machine['gpu']['name']}, driver {machine['gpu']['driver_version']}; " if machine["gpu"] else ""
     where = f"{gpu}{machine['processor']}, {machine['cores']} cores"
+    rounds = f"{plan['rounds']} round{'s' if plan['rounds'] > 1 else ''}"
     lines = [
         f"Measured on {machine['date'][:10]} on the {found['device'].upper()}: {where}; Python {machine['python']}, "
         f"{versions}.",
-        f"{started(found)} starts of each process, {plan['rounds']} rounds of {plan['seconds']:g} s in each, in turn; "
+        f"{started(found)} starts of each process, {rounds} of {plan['seconds']:g} s in each, in turn; "
         "medians; intervals are the bootstrap's over starts and rounds.",
     ]
     for precision, policy in found["policies"].items():

@@ -146,7 +146,7 @@ def build(case: Case, **options: Any) -> TorchRun:
 
 
 def ceilings(where: str, precision: str) -> dict[str, float]:
-    """FLOP/s of a large product of matrices and bytes/s of a large copy (read and written), the best of seven."""
+    """FLOP/s of a large product of matrices and bytes/s of a large copy (read and written), the best of three."""
     import time
 
     at = device(where)
@@ -158,7 +158,7 @@ def ceilings(where: str, precision: str) -> dict[str, float]:
 
     def best(run: Callable[[], Any]) -> float:
         times = []
-        for _ in range(8):
+        for _ in range(4):
             begin = time.perf_counter()
             run()
             if at.type == "cuda":

@@ -25,7 +25,7 @@ class Worker:
 
         self.subject, self.folder = SUBJECTS[subject], folder
         self.run: Any = None
-        self.at = 0
+        self.at, self.seconds = 0, 0.0
         begin = time.perf_counter()
         module, _, function = self.subject.build.partition(":")
         self.build = getattr(importlib.import_module(f"benchmarks.{module}"), function)
@@ -34,8 +34,8 @@ class Worker:
         self.imported = time.perf_counter() - begin
 
     def prepare(self, setting: dict[str, Any]) -> dict[str, Any]:
-        """Builds it, takes its first step, has that judged, and runs until it is warm."""
-        from benchmarks import clock, gate, memory
+        """Builds it, takes its first step and has that judged."""
+        from benchmarks import gate, memory
         from benchmarks.settings import OWN, Setting
 
         memory.forget()
@@ -64,12 +64,16 @@ class Worker:
             "first_step_seconds": first,
             "gate": verdict.__dict__ | {"text": str(verdict)},
         }
-        if not verdict.ok:
-            return answer
-        steps, calm, seconds = clock.warm(run)
-        self.run, self.at, self.seconds = run, steps, seconds
-        host = clock.host(run) if run.asynchronous else None
-        return answer | {"warm_steps": steps, "calm": calm, "host_ms": host}
+        self.run = run if verdict.ok else None
+        return answer
+
+    def warm(self) -> dict[str, Any]:
+        """Runs what `prepare` built until it is warm."""
+        from benchmarks import clock
+
+        self.at, calm, self.seconds = clock.warm(self.run)
+        host = clock.host(self.run) if self.run.asynchronous else None
+        return {"warm_steps": self.at, "calm": calm, "host_ms": host}
 
     def round(self, seconds: float, single: bool) -> dict[str, Any]:
         """Times a block of steps."""
@@ -80,9 +84,11 @@ class Worker:
         self.at += steps
         return {"steps": steps, "ms": found.ms, "each": [t * 1e3 for t in found.each], "thrown": thrown}
 
-    def release(self) -> dict[str, Any]:
-        """Lets the setting go; says what memory it took, and what the framework tells of the program."""
-        told = {"peak_bytes": self.run.memory(), "cost": self.run.cost()} if self.run is not None else {}
+    def release(self, cost: bool) -> dict[str, Any]:
+        """Lets the setting go; says what memory it took, and, where asked, what the framework tells of the program."""
+        told = {"peak_bytes": self.run.memory()} if self.run is not None else {}
+        if cost and self.run is not None:
+            told["cost"] = self.run.cost()
         self.run = None
         gc.collect()
         return told

@@ -346,6 +346,22 @@ def test_a_ratio_of_rows_that_were_timed_in_turn_is_paired() -> None:
     assert high > 2.3
 
 
+def test_an_interval_is_that_of_draws_made_one_by_one() -> None:
+    """Starts of different lengths: a run that was interrupted has them."""
+    rng = np.random.default_rng(1)
+    ours, theirs = ([list(rng.uniform(10, 20, length)) for length in (4, 4, 1, 3)] for _ in range(2))
+    found = results.ratio(row(ours), row(theirs))
+    drawn = []
+    for _ in range(4000):
+        a, b = [], []
+        for start in rng.integers(0, 4, 4):
+            chosen = rng.integers(0, len(ours[start]), len(ours[start]))
+            a += [ours[start][i] for i in chosen]
+            b += [theirs[start][i] for i in chosen]
+        drawn.append(np.median(b) / np.median(a))
+    assert found[1:] == pytest.approx(np.percentile(drawn, [2.5, 97.5]), rel=0.05)
+
+
 def test_what_a_network_needs() -> None:
     """ResNet-50 at 224 pixels: 4.09 G multiplications forward, 24.3 GFLOP in training."""
     spec = specs.get("resnet50")
@@ -360,7 +376,7 @@ def test_what_a_network_needs() -> None:
     assert eight.flops == pytest.approx(8 * training.flops)
 
 
-def test_vectors_are_packed_and_nothing_is_lost() -> None:
+def test_small_arrays_are_packed_and_nothing_is_lost() -> None:
     import jax
     import jax.numpy as jnp
 
@@ -369,6 +385,7 @@ def test_vectors_are_packed_and_nothing_is_lost() -> None:
     rng = np.random.default_rng(0)
     tree = {
         "kernel": jnp.array(rng.normal(size=(3, 3, 4, 5)), jnp.float32),
+        "large": jnp.array(rng.normal(size=(600, 500)), jnp.float32),
         "scale": jnp.array(rng.normal(size=5), jnp.float32),
         "steps": jnp.array(7),
         "more": [jnp.array(rng.normal(size=2), jnp.float32), jnp.array(rng.normal(size=3), jnp.bfloat16)],
@@ -376,7 +393,7 @@ def test_vectors_are_packed_and_nothing_is_lost() -> None:
     }
     packed = Packed(tree)
     arrays = jax.jit(packed.pack)(tree)
-    assert [array.shape for array in arrays] == [(8,), (3,), (1,), (3, 3, 4, 5)]
+    assert [array.shape for array in arrays] == [(188,), (3,), (1,), (600, 500)]
     back = jax.jit(packed.unpack)(arrays)
     assert jax.tree.structure(back) == jax.tree.structure(tree)
     for one, other in zip(jax.tree.leaves(back), jax.tree.leaves(tree), strict=True):
