@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ import ports
 from benchmarks import memory
 from benchmarks.gate import Case
 from benchmarks.packed import Packed
+from benchmarks.quickest import Quickest
 from benchmarks.settings import LEARNING_RATE, MOMENTUM, RESULT, WEIGHT_DECAY, Setting
 from ports.optim import sgd
 from ports.resnet import convolution
@@ -59,22 +60,23 @@ class JaxRun:
     Args:
         begin: starts a step on images (batch, height, width, channels) and labels, and gives logits or loss.
         read: the weights now, in the hub form.
-        cost: what XLA says of the program.
+        program: with the arguments of a step, for what XLA says of it.
     """
 
     asynchronous = True
+    program: Callable[[jax.Array, jax.Array], tuple[Any, ...]] | None = None
 
     def __init__(
         self,
         case: Case,
         begin: Callable[[jax.Array, jax.Array], Any],
         read: Callable[[], Mapping[str, np.ndarray]],
-        cost: Callable[[jax.Array, jax.Array], Any] | None = None,
+        program: Callable[[jax.Array, jax.Array], tuple[Any, ...]] | None = None,
     ) -> None:
         narrow = jnp.bfloat16 if case.setting.precision == "bfloat16" else jnp.float32
         self.images = [jnp.array(one.transpose(0, 2, 3, 1), narrow) for one in case.images]
         self.labels = [jnp.array(one) for one in case.labels]
-        self.begin, self.read, self.told, self.result = begin, read, cost, RESULT[case.setting.mode]
+        self.begin, self.read, self.program, self.result = begin, read, program, RESULT[case.setting.mode]
 
     def step(self, which: int) -> Any:
         return self.begin(self.images[which], self.labels[which])
@@ -96,11 +98,17 @@ class JaxRun:
         stats = jax.devices()[0].memory_stats() or {}
         return stats.get("peak_bytes_in_use") or memory.peak()
 
+    def options(self) -> str | None:
+        """Those of XLA that were found to be quickest, where several were tried."""
+        jitted = self.program(self.images[0], self.labels[0])[0] if self.program else None
+        return jitted.options if isinstance(jitted, Quickest) else None
+
     def cost(self) -> dict[str, float]:
         """FLOP and bytes of the program, and the memory it plans, as XLA counts them."""
-        if self.told is None:
+        if self.program is None:
             return {}
-        program = self.told(self.images[0], self.labels[0])
+        jitted, *arguments = self.program(self.images[0], self.labels[0])
+        program = jitted.lower(*arguments).compile()
         found, planned = program.cost_analysis() or {}, program.memory_analysis()
         told = {"flops": found.get("flops"), "bytes": found.get("bytes accessed")}
         if planned is not None:
@@ -108,7 +116,15 @@ class JaxRun:
         return {name: float(value) for name, value in told.items() if value is not None}
 
 
-def build_nnx(case: Case, plain: bool = False) -> JaxRun:
+def compiled_for(case: Case, function: Callable[..., Any], tune: bool, donate: Sequence[int] = ()) -> Any:
+    """A function under `jax.jit`; `tune`: under those of XLA's options that are measured to be quickest here."""
+    given = donated(case, *donate)
+    if tune:
+        return Quickest(function, case.setting.device, donate_argnums=given)
+    return jax.jit(function, donate_argnums=given)
+
+
+def build_nnx(case: Case, plain: bool = False, tune: bool = False) -> JaxRun:
     """This package's NNX port: model and optimizer are taken apart once, and a step is given a list of their arrays.
 
     A list is all that JAX has to look through at each call, and a short one (`Packed`): `nnx.jit` takes the objects
@@ -117,6 +133,7 @@ def build_nnx(case: Case, plain: bool = False) -> JaxRun:
 
     Args:
         plain: under `nnx.jit` instead, as most write it: it takes the model apart and puts it together each step.
+        tune: see `compiled_for`.
     """
     policy(case.setting)
     model = ports.create(case.spec, "nnx", seed=None, dtype=dtype(case.setting))
@@ -159,7 +176,7 @@ def build_nnx(case: Case, plain: bool = False) -> JaxRun:
             return infer(parts[0], images)
         return train(parts[0], parts[1], images, labels), packed.pack(nnx.state(parts))
 
-    jitted, held = jax.jit(functional, donate_argnums=donated(case, *([0] if training else []))), [pack(state)]
+    jitted, held = compiled_for(case, functional, tune, [0] if training else []), [pack(state)]
 
     def begin(images: Any, labels: Any) -> Any:
         if not training:
@@ -171,14 +188,15 @@ def build_nnx(case: Case, plain: bool = False) -> JaxRun:
         nnx.update(bound, unpack(held[0]))
         return ports.weights.read(model)
 
-    return JaxRun(case, begin, read, lambda images, labels: jitted.lower(held[0], images, labels).compile())
+    return JaxRun(case, begin, read, lambda images, labels: (jitted, held[0], images, labels))
 
 
-def build_linen(case: Case, lax: bool = False) -> JaxRun:
+def build_linen(case: Case, lax: bool = False, tune: bool = False) -> JaxRun:
     """This package's Linen port: variables and the optimizer's state go in and come out.
 
     Args:
         lax: with XLA's own convolutions, to see what `ports.resnet.convolution` is worth.
+        tune: see `compiled_for`.
     """
     policy(case.setting)
     convolution.tuned = not lax
@@ -197,7 +215,7 @@ def build_linen(case: Case, lax: bool = False) -> JaxRun:
         )
 
     return stateless(
-        case, forward, params, rest, lambda params, rest: ports.weights.read((module, {"params": params, **rest}))
+        case, forward, params, rest, lambda params, rest: ports.weights.read((module, {"params": params, **rest})), tune
     )
 
 
@@ -207,20 +225,22 @@ def stateless(
     params: Any,
     rest: Any,
     read: Callable[[Any, Any], Mapping[str, np.ndarray]],
+    tune: bool = False,
 ) -> JaxRun:
     """A network that is a function, under `jax.jit`.
 
     Args:
         forward: from parameters, what else it holds, images and whether it is trained to logits and what it holds then.
         read: the weights in the hub form.
+        tune: see `compiled_for`.
     """
     if case.setting.mode == "inference":
-        apply = jax.jit(lambda params, rest, images: forward(params, rest, images, False)[0])
+        apply = compiled_for(case, lambda params, rest, images: forward(params, rest, images, False)[0], tune)
         return JaxRun(
             case,
             lambda images, _: apply(params, rest, images),
             lambda: read(params, rest),
-            lambda images, _: apply.lower(params, rest, images).compile(),
+            lambda images, _: (apply, params, rest, images),
         )
     tx = optimizer()
 
@@ -233,7 +253,7 @@ def stateless(
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), changed, state, loss
 
-    step = jax.jit(train, donate_argnums=donated(case, 0, 1, 2))
+    step = compiled_for(case, train, tune, [0, 1, 2])
     held: list[Any] = [params, rest, tx.init(params)]
 
     def begin(images: Any, labels: Any) -> Any:
@@ -244,7 +264,7 @@ def stateless(
         case,
         begin,
         lambda: read(held[0], held[1]),
-        lambda images, labels: step.lower(*held, images, labels).compile(),
+        lambda images, labels: (step, *held, images, labels),
     )
 
 

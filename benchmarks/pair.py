@@ -216,7 +216,7 @@ class OwnFlax(JaxRun):
 
         self.fed = [mapped(one, laid_out) for one in sets(inputs)]
         self.images = self.labels = [None] * SETS
-        self.told, self.read = None, dict
+        self.read = dict
 
         def forward(params: Any, stats: Any, fed: Any) -> Any:
             return net.forward(params, stats, fed, keywords, train, Tap())

@@ -74,7 +74,7 @@ def haiku_name(layer: Layer, network: str) -> str:
     return names[layer.role].format(**fields)
 
 
-def build_haiku(case: Case) -> Any:
+def build_haiku(case: Case, tune: bool = False) -> Any:
     """dm-haiku's `hk.nets.ResNet50` (or 18, or 152), transformed, under `jax.jit`."""
     import haiku as hk
     import jax
@@ -123,7 +123,7 @@ def build_haiku(case: Case) -> Any:
         return found
 
     return stateless(
-        case, lambda params, state, x, train: net.apply(params, state, x, train=train), params, state, read
+        case, lambda params, state, x, train: net.apply(params, state, x, train=train), params, state, read, tune
     )
 
 

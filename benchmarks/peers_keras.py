@@ -86,7 +86,7 @@ def build_torch(case: Case, **options: Any) -> Any:
     return TorchRun(case, model, read, call=lambda images: model(images, training=train), **options)
 
 
-def build_jax(case: Case) -> Any:
+def build_jax(case: Case, tune: bool = False) -> Any:
     """On JAX, with the stateless call that Keras has for one's own loop, under `jax.jit`."""
     import jax
 
@@ -106,4 +106,4 @@ def build_jax(case: Case) -> Any:
     def forward(params: Any, rest: Any, images: Any, train: bool) -> Any:
         return model.stateless_call(params, rest, images, training=train)
 
-    return stateless(case, forward, params, rest, current)
+    return stateless(case, forward, params, rest, current, tune)

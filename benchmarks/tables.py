@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -148,6 +149,12 @@ def notes(found: Mapping[str, Any], setting: Setting, rows: Sequence[Row]) -> li
     for row in found["refused"]:
         if Setting.of(row["setting"]) == setting:
             lines.append(f"not timed: {row['subject']}: {row['why']}")
+    for row in rows:
+        kept = Counter(start["options"] for start in row["starts"] if "options" in start)
+        if kept:
+            lines.append(
+                f"{row['subject']} kept {', '.join(f'{flags} ({n} starts)' for flags, n in kept.most_common())}"
+            )
     restless = [row["subject"] for row in rows if not all(start.get("calm", True) for start in row["starts"])]
     spread = [row["subject"] for row in rows if _apart(row) > APART]
     if spread:

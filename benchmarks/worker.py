@@ -64,6 +64,8 @@ class Worker:
             "first_step_seconds": first,
             "gate": verdict.__dict__ | {"text": str(verdict)},
         }
+        if options := getattr(run, "options", lambda: None)():
+            answer["options"] = options
         self.run = run if verdict.ok else None
         return answer
 

@@ -400,6 +400,31 @@ def test_small_arrays_are_packed_and_nothing_is_lost() -> None:
         assert (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes())
 
 
+def test_the_quickest_program_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    import jax.numpy as jnp
+
+    from benchmarks import quickest
+
+    options = ({}, {"xla_cpu_enable_fast_math": "False"})
+    monkeypatch.setitem(quickest.OPTIONS, "cpu", options)
+    for slow in (0, 1):
+        found = quickest.Quickest(lambda x: x + 1, "cpu")
+        asked, times = [program for _, program in found.programs], iter([2.0 - slow, 1.0 + slow])
+        monkeypatch.setattr(quickest, "seconds", lambda *_, times=times: next(times))
+        assert float(found(jnp.ones(()))) == 2
+        assert [program for _, program in found.programs] == [asked[1 - slow]]
+        assert float(found(jnp.ones(()))) == 2  # nothing is timed again: there are no more times
+        assert found.options == ("--xla_cpu_enable_fast_math=False" if slow == 0 else "XLA's defaults")
+
+
+def test_what_was_kept_is_said(measured: Path) -> None:
+    found = json.loads(measured.read_text())
+    found["rows"][0]["starts"] *= 3
+    for start, options in enumerate(("a", "b", "a")):
+        found["rows"][0]["starts"][start] = {**found["rows"][0]["starts"][start], "options": options}
+    assert f"{found['rows'][0]['subject']} kept a (2 starts), b (1 starts)" in tables.tables(found)[0].notes
+
+
 def test_a_network_may_have_a_batch_of_its_own() -> None:
     from benchmarks.settings import settings
 

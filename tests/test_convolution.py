@@ -16,7 +16,7 @@ NHWC = ("NHWC", "HWIO", "NHWC")
 
 def arrays(window: int, channels: int, out: int, groups: int = 1) -> tuple[Any, Any]:
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(2, 7, 6, channels))
+    x = rng.normal(size=(2, 8, 7, channels))  # not a small image
     return jnp.array(x), jnp.array(rng.normal(size=(window, window, channels // groups, out)))
 
 
@@ -47,6 +47,28 @@ def test_it_is_xlas_with_its_gradients(window: int, channels: int, out: int, str
             np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
         each = jax.vmap(jax.grad(lambda kernel, x: jnp.sin(ours(x[None], kernel)).sum()), (None, 0))(kernel, x)
         np.testing.assert_allclose(each.sum(0), found(theirs)[1][1], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((2, 1), (1, 3)), ((3, 3), (3, 3)), "SAME"])
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(2, 2), (1, 1), (1, 3), (7, 7)])
+def test_small_images(size: tuple[int, int], stride: int, dilation: int, padding: Any) -> None:
+    rng = np.random.default_rng(0)
+    options: Any = {"dimension_numbers": NHWC, "rhs_dilation": (dilation, dilation)}
+    with jax.enable_x64(True):
+        x, kernel = jnp.array(rng.normal(size=(2, *size, 4))), jnp.array(rng.normal(size=(3, 3, 4, 5)))
+
+        def found(f: Any) -> Any:
+            def objective(x: Any, kernel: Any) -> Any:
+                return jnp.sin(f(x, kernel, (stride, stride), padding, **options)).sum()
+
+            return f(x, kernel, (stride, stride), padding, **options), jax.grad(objective, (0, 1))(x, kernel)
+
+        ours, theirs = found(convolution.conv_general_dilated), found(jax.lax.conv_general_dilated)
+        for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+            assert one.shape == other.shape
+            np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("window", [1, 3])

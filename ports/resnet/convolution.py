@@ -3,7 +3,9 @@
 Two thirds of ResNet-50's convolutions have a window of one pixel. They are products of matrices, which Eigen and
 YNNPACK take faster than the same as a convolution. And in a step of training XLA's CPU backend turns the large operand
 of a filter's gradient around in memory, computing once more whatever elementwise operations led to it; here it is the
-one with fewer channels (`product`), or one that is computed already (`kept`). What it is worth is measured:
+one with fewer channels (`product`), or one that is computed already (`kept`). Small images, as in ResNet-18's last
+stage at 64 or 96 pixels, are slow with a window too: one that has more pixels than the image XLA exchanges with it, and
+has no fast code for what it gets (`unrolled`). What it is worth is measured:
 `python -m benchmarks resnet50 --batch 8 --subjects linen,linen-lax`.
 
 `product` has a gradient of its own, and so no forward mode (`jax.jvp`, `jax.hessian`): where that is wanted,
@@ -21,6 +23,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 tuned = True  # False: XLA's convolutions everywhere
+
+FEW = 6  # windows: an image of fewer is small
 
 PIXELS = ((0, 1, 2), (0, 1, 2))  # batch, height and width, summed over
 
@@ -40,6 +44,8 @@ def conv_general_dilated(
     if tuned and jax.default_backend() == "cpu":
         if kernel.shape[:2] == (1, 1) and feature_group_count == 1:
             return product(x[:, :: strides[0], :: strides[1]], kernel[0, 0], precision)
+        if x.shape[1] * x.shape[2] < FEW * kernel.shape[0] * kernel.shape[1] and feature_group_count == 1:
+            return unrolled(x, kernel, strides, padding, kw.get("rhs_dilation") or (1, 1), precision)
         x = kept(x)
     return jax.lax.conv_general_dilated(
         x,
@@ -51,6 +57,28 @@ def conv_general_dilated(
         precision=precision,
         **kw,
     )
+
+
+def unrolled(
+    x: Float[Array, "batch height width channels"],
+    kernel: Float[Array, "window_height window_width channels out_channels"],
+    strides: Sequence[int],
+    padding: Any,
+    dilation: Sequence[int],
+    precision: Any,
+) -> Float[Array, "batch out_height out_width out_channels"]:
+    """For small images: all that a window covers is written out, for one product of matrices."""
+    extents = [(size - 1) * apart + 1 for size, apart in zip(kernel.shape[:2], dilation, strict=True)]
+    pads = jax.lax.padtype_to_pads(x.shape[1:3], extents, strides, padding) if isinstance(padding, str) else padding
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    rows, columns = (
+        [slice(i * apart, i * apart + max(0, size - extent + 1), stride) for i in range(window)]
+        for size, window, apart, extent, stride in zip(
+            x.shape[1:3], kernel.shape[:2], dilation, extents, strides, strict=True
+        )
+    )
+    places = jnp.concatenate([x[:, row, column] for row in rows for column in columns], axis=-1)
+    return product(places, kernel.reshape(-1, kernel.shape[-1]), precision)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
