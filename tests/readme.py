@@ -137,6 +137,7 @@ def speed(results: Results) -> list[str]:
 # What a port does to be fast, against the same without it.
 MEANS = (
     ("nnx", "nnx-jit"),
+    ("nnx-autotune", "nnx"),
     ("linen", "linen-lax"),
     ("nnx-folded", "nnx"),
     ("nnx-export", "nnx"),
