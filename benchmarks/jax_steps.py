@@ -101,7 +101,7 @@ class JaxRun:
     def options(self) -> str | None:
         """Those of XLA that were found to be quickest, where several were tried."""
         jitted = self.program(self.images[0], self.labels[0])[0] if self.program else None
-        return jitted.options if isinstance(jitted, Quickest) else None
+        return jitted.kept if isinstance(jitted, Quickest) else None
 
     def cost(self) -> dict[str, float]:
         """FLOP and bytes of the program, and the memory it plans, as XLA counts them."""

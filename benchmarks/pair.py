@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gate import DRAWS, Case, place_of
-from benchmarks.jax_steps import JaxRun, donated
+from benchmarks.jax_steps import JaxRun, compiled_for
 from benchmarks.settings import SETS, UNITS, Setting
 from benchmarks.torch_steps import TorchRun, device, policy
 from parity import losses
@@ -193,9 +193,9 @@ class OwnTorch(TorchRun):
 
 
 class OwnFlax(JaxRun):
-    """The Flax side: NNX or Linen, as pure functions under `jax.jit`."""
+    """The Flax side: NNX or Linen, as pure functions under `jax.jit`; `tune` as in `compiled_for`."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, tune: bool = False) -> None:
         import jax
         import jax.numpy as jnp
         import optax
@@ -222,8 +222,9 @@ class OwnFlax(JaxRun):
             return net.forward(params, stats, fed, keywords, train, Tap())
 
         if not train:
-            apply = jax.jit(lambda params, stats, fed: forward(params, stats, fed)[0])
+            apply = compiled_for(case, lambda params, stats, fed: forward(params, stats, fed)[0], tune)
             self.which = lambda which: apply(net.params, net.stats, self.fed[which])
+            self.program = lambda *_: (apply, net.params, net.stats, self.fed[0])
             return
         shapes = jax.eval_shape(lambda: forward(net.params, net.stats, self.fed[0])[0])
         loss = losses.projection(0).flax({name: _layout(value) for name, value in leaves(shapes, "output")})
@@ -238,13 +239,14 @@ class OwnFlax(JaxRun):
             updates, state = tx.update(grads, state, params)
             return optax.apply_updates(params, updates), changed, state, value
 
-        run, held = jax.jit(step, donate_argnums=donated(case, 0, 2)), [net.params, net.stats, tx.init(net.params)]
+        run, held = compiled_for(case, step, tune, [0, 2]), [net.params, net.stats, tx.init(net.params)]
 
         def begin(which: int) -> Any:
             *held[:], value = run(*held, self.fed[which])
             return value
 
         self.which = begin
+        self.program = lambda *_: (run, *held, self.fed[0])
 
     def step(self, which: int) -> Any:
         return self.which(which)
@@ -263,5 +265,5 @@ def build_torch(case: Case, **options: Any) -> OwnTorch:
     return OwnTorch(case, **options)
 
 
-def build_flax(case: Case) -> OwnFlax:
-    return OwnFlax(case)
+def build_flax(case: Case, **options: Any) -> OwnFlax:
+    return OwnFlax(case, **options)

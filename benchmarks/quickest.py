@@ -9,17 +9,43 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 
+from ports.resnet import convolution
+
+TIMES = 2  # that each is timed; the least counts
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """Options of XLA; `lax`: with XLA's own convolutions in the ports, where `ports.resnet.convolution` has others."""
+
+    options: Mapping[str, str]
+    lax: bool = False
+
+    def __str__(self) -> str:
+        flags = " ".join(f"--{name}={value}" for name, value in self.options.items()) or "XLA's defaults"
+        return f"{flags} with XLA's convolutions" if self.lax else flags
+
+    def jit(self, function: Callable[..., Any], **how: Any) -> Any:
+        def traced(*arguments: Any) -> Any:
+            before = convolution.tuned
+            convolution.tuned = before and not self.lax
+            try:
+                return function(*arguments)
+            finally:
+                convolution.tuned = before
+
+        return jax.jit(traced, compiler_options=dict(self.options), **how)
+
+
 # By device, what is tried; the first is what XLA does by itself. YNNPACK computes convolutions and products of matrices
 # on CPUs; without it Eigen does.
-OPTIONS: dict[str, tuple[Mapping[str, str], ...]] = {
-    "cpu": ({}, {"xla_cpu_experimental_ynn_fusion_type": ""}),
-    "gpu": ({},),
-}
-TIMES = 2  # that each is timed; the least counts
+EIGEN = {"xla_cpu_experimental_ynn_fusion_type": ""}
+CANDIDATES = {"cpu": (Candidate({}), Candidate(EIGEN), Candidate(EIGEN, lax=True)), "gpu": (Candidate({}),)}
 
 
 class Quickest:
@@ -29,22 +55,20 @@ class Quickest:
     """
 
     def __init__(self, function: Callable[..., Any], device: str, **how: Any) -> None:
-        self.programs = [
-            (options, jax.jit(function, compiler_options=dict(options), **how)) for options in OPTIONS[device]
-        ]
+        self.programs = {candidate: candidate.jit(function, **how) for candidate in CANDIDATES[device]}
 
     def __call__(self, *arguments: Any) -> Any:
         if len(self.programs) > 1:
-            self.programs = [min(self.programs, key=lambda candidate: seconds(candidate[1], arguments))]
-        return self.programs[0][1](*arguments)
+            kept = min(self.programs, key=lambda candidate: seconds(self.programs[candidate], arguments))
+            self.programs = {kept: self.programs[kept]}
+        return next(iter(self.programs.values()))(*arguments)
 
     def lower(self, *arguments: Any) -> Any:
-        return self.programs[0][1].lower(*arguments)
+        return next(iter(self.programs.values())).lower(*arguments)
 
     @property
-    def options(self) -> str:
-        """Those that were kept, as flags."""
-        return " ".join(f"--{name}={value}" for name, value in self.programs[0][0].items()) or "XLA's defaults"
+    def kept(self) -> str:
+        return str(next(iter(self.programs)))
 
 
 def seconds(program: Callable[..., Any], arguments: tuple[Any, ...]) -> float:

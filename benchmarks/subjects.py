@@ -153,6 +153,15 @@ SUBJECTS = {
         ),
         Subject("own-flax", "jax", "pair:build_flax", "your Flax model, jax.jit", own=True),
         Subject(
+            "own-flax-autotune",
+            "jax",
+            "pair:build_flax",
+            "as own-flax, under XLA's options that are quickest here",
+            {"tune": True},
+            devices=("cpu",),
+            own=True,
+        ),
+        Subject(
             "transformers",
             "pytorch",
             "peers:build_transformers",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +137,6 @@ def speed(results: Results) -> list[str]:
 # What a port does to be fast, against the same without it.
 MEANS = (
     ("nnx", "nnx-jit"),
-    ("nnx-autotune", "nnx"),
     ("linen", "linen-lax"),
     ("nnx-folded", "nnx"),
     ("nnx-export", "nnx"),
@@ -145,17 +144,32 @@ MEANS = (
 )
 
 
-def means(results: Results) -> list[str]:
+# XLA's options, measured before the first step: what they give to each, and to whom more.
+AUTOTUNE = (
+    ("nnx-autotune", "nnx"),
+    ("haiku-autotune", "haiku"),
+    ("keras-jax-autotune", "keras-jax"),
+    ("nnx-autotune", "haiku-autotune"),
+    ("nnx-autotune", "keras-jax-autotune"),
+    ("nnx", "nnx-jit"),
+)
+
+
+def means(results: Results, pairs: Sequence[tuple[str, str]] = MEANS) -> list[str]:
     """A row a setting and pair: how many times as fast, and the host's part of a step."""
     lines: list[tuple[object, ...]] = [("setting", "subject", "beside", "times as fast", "host ms", "beside it")]
     for setting in speeds.settings_of(results):
         found = {row["subject"]: row for row in speeds.rows_of(results, setting)}
-        for ours, other in MEANS:
+        for ours, other in pairs:
             if ours in found and other in found:
                 hosts = ((f"{ms:.2g}" if (ms := speeds.host(found[name])) else "") for name in (ours, other))
                 times = tables.times(speeds.ratio(found[ours], found[other]))
                 lines.append((f"{setting.network}, {setting.mode}", f"`{ours}`", f"`{other}`", times, *hosts))
     return rows(*lines)
+
+
+def autotune(results: Results) -> list[str]:
+    return [*means(results, AUTOTUNE), "", *tables.below(results), f"Commit `{results['machine']['commit'][:10]}`."]
 
 
 # By the name of the place in README: the file, and what is made of it.
@@ -166,6 +180,7 @@ TABLES: dict[str, tuple[str, Callable[[Results], list[str]]]] = {
     "conversion": ("conversion-cpu.json", conversion),
     "speed": ("speed-cpu-*.json", speed),
     "means": ("speed-cpu-*.json", means),
+    "autotune": ("autotune-cpu-*.json", autotune),
 }
 
 

@@ -212,13 +212,16 @@ def make():
 def test_a_pair_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "pair.py"
     file.write_text(OWN.format(approximate=False))
-    only = ["--subjects", "own-pytorch,own-flax"]
+    subjects = ("own-pytorch", "own-flax", "own-flax-autotune")
+    only = ["--subjects", ",".join(subjects)]
     assert main([f"{file}:make", *QUICKLY, *only, "--out", str(tmp_path / "own.json")]) == 0
     rows = results.load(tmp_path / "own.json")["rows"]
     assert {(row["subject"], row["setting"]["mode"]) for row in rows} == {
-        (subject, mode) for subject in ("own-pytorch", "own-flax") for mode in ("inference", "training")
+        (subject, mode) for subject in subjects for mode in ("inference", "training")
     }
     assert all(row["gate"]["ok"] for row in rows)
+    assert {row["subject"] for row in rows if "options" in row["starts"][0]} == {"own-flax-autotune"}
+    assert {row["subject"] for row in rows if row["cost"]} == {"own-flax", "own-flax-autotune"}
     file.write_text(OWN.format(approximate=True))
     capsys.readouterr()
     assert main([f"{file}:make", *QUICKLY, *only]) == 2
@@ -404,17 +407,27 @@ def test_the_quickest_program_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     import jax.numpy as jnp
 
     from benchmarks import quickest
+    from ports.resnet import convolution
 
-    options = ({}, {"xla_cpu_enable_fast_math": "False"})
-    monkeypatch.setitem(quickest.OPTIONS, "cpu", options)
-    for slow in (0, 1):
-        found = quickest.Quickest(lambda x: x + 1, "cpu")
-        asked, times = [program for _, program in found.programs], iter([2.0 - slow, 1.0 + slow])
+    first, second = quickest.Candidate({}), quickest.Candidate({"xla_cpu_enable_fast_math": "False"}, lax=True)
+    monkeypatch.setitem(quickest.CANDIDATES, "cpu", (first, second))
+    for slow, kept in ((0, second), (1, first)):
+        traced: list[bool] = []
+
+        def function(x: Any, traced: list[bool] = traced) -> Any:
+            traced.append(convolution.tuned)
+            return x + 1
+
+        found = quickest.Quickest(function, "cpu")
+        times = iter([2.0 - slow, 1.0 + slow])
         monkeypatch.setattr(quickest, "seconds", lambda *_, times=times: next(times))
         assert float(found(jnp.ones(()))) == 2
-        assert [program for _, program in found.programs] == [asked[1 - slow]]
+        assert [*found.programs] == [kept]
         assert float(found(jnp.ones(()))) == 2  # nothing is timed again: there are no more times
-        assert found.options == ("--xla_cpu_enable_fast_math=False" if slow == 0 else "XLA's defaults")
+        assert traced == [kept is first]
+        assert convolution.tuned
+    assert str(first) == "XLA's defaults"
+    assert str(second) == "--xla_cpu_enable_fast_math=False with XLA's convolutions"
 
 
 def test_what_was_kept_is_said(measured: Path) -> None:

@@ -43,6 +43,7 @@ def _wrong_speed(results: Results) -> None:
 WRONG = {
     "speed": _wrong_speed,
     "means": _wrong_speed,
+    "autotune": _wrong_speed,
     "parity": _wrong_parity,
     "score": _wrong_score,
     "cost": _wrong_cost,
