@@ -102,9 +102,13 @@ class Measurement:
         self.found, self.log = results.fresh(plan), folder / "log"
         self.processes: dict[str, Process] = {}
 
-    @property
-    def over(self) -> bool:
-        return self.plan.budget is not None and time.monotonic() - self.begun > self.plan.budget
+    def over(self, start: int) -> bool:
+        """Whether the time is up, where something is still to be done: the results say so."""
+        budget = self.plan.budget
+        if budget is None or time.monotonic() - self.begun <= budget:
+            return False
+        self.found["ended"] = f"after {budget:.0f} s, in {self.at(start)}"
+        return True
 
     def at(self, start: int) -> str:
         return f"start {start + 1} of {self.plan.starts}"
@@ -119,11 +123,10 @@ class Measurement:
             wanted = [s for s in present if any(self.rows.open(setting, s) for setting in plan.settings)]
             order = self.rng.sample(wanted, len(wanted))
             for group in (order[i : i + plan.alive] for i in range(0, len(order), plan.alive)):
-                if not self.over:
+                if not self.over(start):
                     found["readings"].append({"start": start, **machine.readings()})
                     self.group(start, group)
-            if self.over:
-                found["ended"] = f"after {plan.budget:.0f} s, in {self.at(start)}"
+            if found["ended"] != INTERRUPTED:
                 break
         found["readings"].append({"start": plan.starts, **machine.readings()})
         if found["ended"] == INTERRUPTED:
@@ -170,7 +173,7 @@ class Measurement:
         try:
             self.ceilings(start)
             for setting in self.plan.settings:
-                if not self.over:
+                if not self.over(start):
                     self.setting(start, setting)
                     self.save()
         finally:

@@ -438,6 +438,18 @@ def test_what_was_kept_is_said(measured: Path) -> None:
     assert f"{found['rows'][0]['subject']} kept a (2 starts), b (1 starts)" in tables.tables(found)[0].notes
 
 
+@pytest.mark.parametrize(("starts", "ended"), [(1, None), (2, "after 0 s, in start 2 of 2")])
+def test_a_run_ended_early_where_something_was_left(
+    starts: int, ended: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks.run import Measurement, Plan
+
+    monkeypatch.setattr(Measurement, "references", lambda *_: None)
+    monkeypatch.setattr(Measurement, "group", lambda *_: time.sleep(0.3))  # longer than there is
+    plan = Plan([SETTING], ["pytorch"], starts=starts, budget=0.25)
+    assert Measurement(plan, tmp_path, None, lambda _: None).run().get("ended") == ended
+
+
 def test_a_network_may_have_a_batch_of_its_own() -> None:
     from benchmarks.settings import settings
 
