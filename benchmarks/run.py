@@ -77,7 +77,7 @@ class Rows:
         row = {"setting": setting.asdict(), "subject": subject, "why": why}
         self.refused.setdefault((setting.name, subject), row)
 
-    def built(self, setting: Setting, subject: str) -> float:
+    def building(self, setting: Setting, subject: str) -> float:
         """Seconds that building took so far."""
         starts = self.rows.get((setting.name, subject), {}).get("starts", ())
         return sum(start["build_seconds"] + start["first_step_seconds"] for start in starts)
@@ -191,7 +191,7 @@ class Measurement:
         wanted = [subject for subject in self.processes if self.rows.open(setting, subject)]
         # The first start builds one after the other, for it says how long that takes. Two that compute at a time wait
         # for one another's threads, so all are warmed one after the other.
-        wanted.sort(key=lambda subject: -self.rows.built(setting, subject))  # so that the builders end together
+        wanted.sort(key=lambda subject: -self.rows.building(setting, subject))  # so that the builders end together
         with ThreadPoolExecutor(1 if start == 0 else BUILDERS) as pool:
             built = pool.map(lambda subject: self.built(start, setting, subject), wanted)
         timed = [subject for subject, right in zip(wanted, built, strict=True) if right and self.warm(setting, subject)]

@@ -152,9 +152,8 @@ def notes(found: Mapping[str, Any], setting: Setting, rows: Sequence[Row]) -> li
     for row in rows:
         kept = Counter(start["options"] for start in row["starts"] if "options" in start)
         if kept:
-            lines.append(
-                f"{row['subject']} kept {', '.join(f'{flags} ({n} starts)' for flags, n in kept.most_common())}"
-            )
+            counted = ", ".join(f"{flags} ({n} of {sum(kept.values())} starts)" for flags, n in kept.most_common())
+            lines.append(f"{row['subject']} kept {counted}")
     restless = [row["subject"] for row in rows if not all(start.get("calm", True) for start in row["starts"])]
     spread = [row["subject"] for row in rows if _apart(row) > APART]
     if spread:

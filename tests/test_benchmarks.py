@@ -435,7 +435,7 @@ def test_what_was_kept_is_said(measured: Path) -> None:
     found["rows"][0]["starts"] *= 3
     for start, options in enumerate(("a", "b", "a")):
         found["rows"][0]["starts"][start] = {**found["rows"][0]["starts"][start], "options": options}
-    assert f"{found['rows'][0]['subject']} kept a (2 starts), b (1 starts)" in tables.tables(found)[0].notes
+    assert f"{found['rows'][0]['subject']} kept a (2 of 3 starts), b (1 of 3 starts)" in tables.tables(found)[0].notes
 
 
 @pytest.mark.parametrize(("starts", "ended"), [(1, None), (2, "after 0 s, in start 2 of 2")])

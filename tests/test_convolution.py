@@ -71,6 +71,13 @@ def test_small_images(size: tuple[int, int], stride: int, dilation: int, padding
             np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(("size", "product"), [(7, True), (8, False)])
+def test_which_images_are_small(size: int, product: bool) -> None:
+    x, kernel = jnp.zeros((2, size, size, 4)), jnp.zeros((3, 3, 4, 4))
+    ours, _ = both(3, 1, 1)
+    assert ("conv_general_dilated" not in str(jax.make_jaxpr(ours)(x, kernel))) == product
+
+
 @pytest.mark.parametrize("window", [1, 3])
 def test_a_number_that_is_none_stays_where_it_is(window: int) -> None:
     """Also in the first place, by which `kept` decides which way XLA goes."""
