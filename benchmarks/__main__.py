@@ -45,7 +45,9 @@ Size = Annotated[str | None, typer.Option("--image-size", metavar="HxW", help="E
 Device = Annotated[str | None, typer.Option(help="cpu or gpu. By default the GPU, where both frameworks see one.")]
 Only = Annotated[str | None, typer.Option("--subjects", help="These alone, with commas.")]
 Peers = Annotated[bool, typer.Option("--peers", help="Besides, what one would take instead; images of 225 pixels.")]
-Flags = Annotated[bool, typer.Option("--flags", help="Besides, the NNX port under flags of XLA, one at a time.")]
+Flags = Annotated[
+    bool, typer.Option("--flags", help="Besides, the NNX port under flags of XLA, and memory that is kept.")
+]
 Starts = Annotated[int | None, typer.Option(help="Starts of every process (5).")]
 Rounds = Annotated[int | None, typer.Option(help="Rounds a start (5; with --quick 1).")]
 Seconds = Annotated[float | None, typer.Option(help="Seconds of timing a round (1; with --quick 0.3).")]

@@ -26,7 +26,15 @@ PACKAGES = (
     "timm",
     "torchvision",
 )
-FLAGS = ("XLA_FLAGS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "TORCH_LOGS")
+FLAGS = (
+    "XLA_FLAGS",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+    "TORCH_LOGS",
+    "GLIBC_TUNABLES",
+    "LD_PRELOAD",
+)
 GPU = (
     "name",
     "driver_version",

@@ -9,6 +9,8 @@ from typing import Any
 
 from benchmarks.settings import OWN
 
+SWEPT = ":"  # in a subject's name, between what it is and the variable that its process has (`--flags`)
+
 
 @dataclass(frozen=True)
 class Subject:

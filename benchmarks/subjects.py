@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.subject import Subject
+from benchmarks.subject import SWEPT, Subject
 
 COMPILE: dict[str, Any] = {"channels_last": True, "compile": {}}
 MOST: dict[str, Any] = {"channels_last": True, "compile": {"mode": "max-autotune"}, "freeze": True}
@@ -41,6 +41,13 @@ FLAGS = {
         "one-thread": "--xla_cpu_multi_thread_eigen=false",
     },
 }
+
+# By default glibc gives the memory of large arrays back to the system at every step and takes it anew, page by page;
+# with this variable it keeps it, and the process holds more.
+KEPT = (
+    "glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000"
+    ":glibc.malloc.top_pad=1000000000"
+)
 
 SUBJECTS = {
     row.name: row
@@ -265,7 +272,7 @@ SUBJECTS = {
         ),
         *(
             Subject(
-                f"nnx:{name}",
+                f"nnx{SWEPT}{name}",
                 "jax",
                 "jax_steps:build_nnx",
                 f"as nnx, {flag}",
@@ -276,6 +283,23 @@ SUBJECTS = {
             )
             for where, flags in FLAGS.items()
             for name, flag in flags.items()
+        ),
+        *(
+            Subject(
+                f"{name}{SWEPT}kept-memory",
+                framework,
+                build,
+                f"as {name}, memory kept by glibc",
+                options,
+                devices=("cpu",),
+                quick=False,
+                swept=True,
+                environment={"GLIBC_TUNABLES": KEPT},
+            )
+            for name, framework, build, options in (
+                ("nnx", "jax", "jax_steps:build_nnx", {}),
+                ("pytorch-compile", "pytorch", "torch_steps:build", COMPILE),
+            )
         ),
     )
 }

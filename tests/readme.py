@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import results as speeds  # noqa: E402
 from benchmarks import tables  # noqa: E402
+from benchmarks.subject import SWEPT  # noqa: E402
 from benchmarks.subjects import SUBJECTS  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -170,6 +171,35 @@ def means(results: Results, pairs: Sequence[tuple[str, str]] = MEANS) -> list[st
 
 def autotune(results: Results) -> list[str]:
     return [*means(results, AUTOTUNE), "", *tables.below(results), f"Commit `{results['machine']['commit'][:10]}`."]
+
+
+def flags(results: Results) -> list[str]:
+    """A row a variable of the process, a column a setting: how many times as fast a subject is with it."""
+    settings = speeds.settings_of(results)
+    measured = {setting: {row["subject"]: row for row in speeds.rows_of(results, setting)} for setting in settings}
+    lines: list[tuple[object, ...]] = [("", *(f"{s.network}, {s.mode}, batch {s.batch}" for s in settings))]
+    refused = {(row["subject"], speeds.Setting.of(row["setting"])): row["why"] for row in results["refused"]}
+    tried = {row["subject"] for row in (*results["rows"], *results["refused"])}
+    for plain in (name for name, about in SUBJECTS.items() if not about.swept):
+        if plain not in tried:
+            continue
+        lines.append((f"`{plain}`", *(_latency(measured[s][plain]) for s in settings)))
+        for name, about in SUBJECTS.items():
+            if name.startswith(plain + SWEPT) and name in tried:
+                cells = [
+                    tables.times(speeds.ratio(measured[s][name], measured[s][plain]))
+                    if name in measured[s]
+                    else refused[name, s].partition(":")[0]
+                    for s in settings
+                ]
+                value = about.environment.get("XLA_FLAGS", name.partition(SWEPT)[2])
+                lines.append((f"`{plain}`, `{value}`", *cells))
+    return [*rows(*lines), "", *tables.below(results), f"Commit `{results['machine']['commit'][:10]}`."]
+
+
+def _latency(row: Results) -> str:
+    late = speeds.p99(row)
+    return f"{tables.number(speeds.median(row))} ms" + (f", p99 {tables.number(late)} ms" if late else "")
 
 
 # By the name of the place in README: the file, and what is made of it.
