@@ -27,7 +27,7 @@ stored = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_hel
 WIDTH = 220  # of a table that goes into a file
 
 # --quick: small images and batches, for a look at a new machine.
-QUICK: dict[str, Any] = {"batch": "4", "size": "96", "rounds": 1, "seconds": 0.3, "budget": 275}
+QUICK: dict[str, Any] = {"batch": "4", "size": "96", "rounds": 1, "seconds": 0.25, "budget": 275}
 
 Networks = Annotated[
     list[str] | None,
@@ -50,7 +50,7 @@ Flags = Annotated[
 ]
 Starts = Annotated[int | None, typer.Option(help="Starts of every process (5).")]
 Rounds = Annotated[int | None, typer.Option(help="Rounds a start (5; with --quick 1).")]
-Seconds = Annotated[float | None, typer.Option(help="Seconds of timing a round (1; with --quick 0.3).")]
+Seconds = Annotated[float | None, typer.Option(help="Seconds of timing a round (1; with --quick 0.25).")]
 Budget = Annotated[float | None, typer.Option(help="Seconds after which nothing new is begun.")]
 Out = Annotated[Path | None, typer.Option(metavar="FILE.json", help="Keep the measurements there.")]
 Html = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page to look at there.")]
