@@ -211,6 +211,7 @@ TABLES: dict[str, tuple[str, Callable[[Results], list[str]]]] = {
     "speed": ("speed-cpu-*.json", speed),
     "means": ("speed-cpu-*.json", means),
     "autotune": ("autotune-cpu-*.json", autotune),
+    "flags": ("flags-cpu-*.json", flags),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import jax
@@ -69,6 +70,26 @@ def test_small_images(size: tuple[int, int], stride: int, dilation: int, padding
         for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
             assert one.shape == other.shape
             np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("window", [1, 3])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("channels", "groups", "parts"), [(128, 32, 4), (96, 3, 3), (64, 64, 2), (40, 5, 1)])
+def test_groups_are_a_few_convolutions(channels: int, groups: int, parts: int, stride: int, window: int) -> None:
+    ours, theirs = both(window, stride, groups)
+    with jax.enable_x64(True):
+        x, kernel = arrays(window, channels, 2 * channels, groups)
+
+        def found(f: Any) -> Any:
+            return jax.value_and_grad(lambda x, kernel: jnp.sin(f(x, kernel)).sum(), (0, 1))
+
+        for one, other in zip(
+            jax.tree.leaves(found(ours)(x, kernel)), jax.tree.leaves(found(theirs)(x, kernel)), strict=True
+        ):
+            np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
+        forward, program = (str(jax.make_jaxpr(f)(x, kernel)) for f in (ours, found(ours)))
+    assert set(re.findall(r"feature_group_count=(\d+)", program)) <= {"1"}
+    assert len(re.findall(r"= conv_general_dilated\[|= custom_vjp_call\w*\[", forward)) == parts
 
 
 @pytest.mark.parametrize(("size", "product"), [(7, True), (8, False)])

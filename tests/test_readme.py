@@ -44,6 +44,7 @@ WRONG = {
     "speed": _wrong_speed,
     "means": _wrong_speed,
     "autotune": _wrong_speed,
+    "flags": _wrong_speed,
     "parity": _wrong_parity,
     "score": _wrong_score,
     "cost": _wrong_cost,

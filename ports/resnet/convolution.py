@@ -4,8 +4,9 @@ Two thirds of ResNet-50's convolutions have a window of one pixel. They are prod
 YNNPACK take faster than the same as a convolution. And in a step of training XLA's CPU backend turns the large operand
 of a filter's gradient around in memory, computing once more whatever elementwise operations led to it; here it is the
 one with fewer channels (`product`), or one that is computed already (`kept`). Small images, as in ResNet-18's last
-stage at 64 or 96 pixels, are slow with a window too: one that has more pixels than the image XLA exchanges with it, and
-has no fast code for what it gets (`unrolled`). What it is worth is measured:
+stage at 64 or 96 pixels, are slow with a window too: one that has more pixels than the image XLA exchanges with it,
+and has no fast code for what it gets (`unrolled`). Nor has it any for the gradients of convolutions in groups, as in
+ResNeXt, which take a hundred times as long as those of a few without groups (`grouped`). What it is worth is measured:
 `python -m benchmarks resnet50 --batch 8 --subjects linen,linen-lax`.
 
 `product` has a gradient of its own, and so no forward mode (`jax.jvp`, `jax.hessian`): where that is wanted,
@@ -14,7 +15,7 @@ has no fast code for what it gets (`unrolled`). What it is worth is measured:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,7 @@ from jaxtyping import Array, Float
 tuned = True  # False: XLA's convolutions everywhere
 
 FEW = 6  # windows: an image of fewer is small
+PARTS, WIDE = 8, 32  # of a convolution in groups: at most so many, each of at least so many channels
 
 PIXELS = ((0, 1, 2), (0, 1, 2))  # batch, height and width, summed over
 
@@ -42,9 +44,19 @@ def conv_general_dilated(
 ) -> Float[Array, "batch out_height out_width out_channels"]:
     """`jax.lax.conv_general_dilated` as Flax's layers call it: (batch, height, width, channels), no dilated input."""
     if tuned and jax.default_backend() == "cpu":
-        if kernel.shape[:2] == (1, 1) and feature_group_count == 1:
+        if feature_group_count > 1:
+            how = partial(
+                conv_general_dilated,
+                strides=strides,
+                padding=padding,
+                dimension_numbers=dimension_numbers,
+                precision=precision,
+                **kw,
+            )
+            return grouped(x, kernel, feature_group_count, how)
+        if kernel.shape[:2] == (1, 1):
             return product(x[:, :: strides[0], :: strides[1]], kernel[0, 0], precision)
-        if x.shape[1] * x.shape[2] < FEW * kernel.shape[0] * kernel.shape[1] and feature_group_count == 1:
+        if x.shape[1] * x.shape[2] < FEW * kernel.shape[0] * kernel.shape[1]:
             return unrolled(x, kernel, strides, padding, kw.get("rhs_dilation") or (1, 1), precision)
         x = kept(x)
     return jax.lax.conv_general_dilated(
@@ -57,6 +69,25 @@ def conv_general_dilated(
         precision=precision,
         **kw,
     )
+
+
+def grouped(
+    x: Float[Array, "batch height width channels"],
+    kernel: Float[Array, "window_height window_width channels_per_group out_channels"],
+    groups: int,
+    convolve: Callable[..., Any],
+) -> Float[Array, "batch out_height out_width out_channels"]:
+    """A few convolutions without groups, whose filters are zero where a group's channels meet another's output."""
+    channels = x.shape[-1]
+    parts = max(n for n in range(1, PARTS + 1) if groups % n == 0 and (n == 1 or channels // n >= WIDE))
+    together = groups // parts  # groups in a part
+    own = jnp.eye(together, dtype=bool)[:, None, :, None]
+    done = []
+    for images, filters in zip(jnp.split(x, parts, -1), jnp.split(kernel, parts, -1), strict=True):
+        window, (inputs, outputs) = filters.shape[:2], filters.shape[2:]
+        apart = filters.reshape(*window, 1, inputs, together, outputs // together)
+        done.append(convolve(images, jnp.where(own, apart, 0).reshape(*window, together * inputs, outputs)))
+    return jnp.concatenate(done, axis=-1)
 
 
 def unrolled(
