@@ -7,6 +7,7 @@ PyTorch's is refused by the gate, whoever wrote it.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from benchmarks.subject import SWEPT, Subject
@@ -270,36 +271,27 @@ SUBJECTS = {
             needs=("keras",),
             networks=("resnet50",),
         ),
-        *(
-            Subject(
-                f"nnx{SWEPT}{name}",
-                "jax",
-                "jax_steps:build_nnx",
-                f"as nnx, {flag}",
-                devices=(where,),
-                quick=False,
-                swept=True,
-                environment={"XLA_FLAGS": flag},
-            )
-            for where, flags in FLAGS.items()
-            for name, flag in flags.items()
-        ),
-        *(
-            Subject(
-                f"{name}{SWEPT}kept-memory",
-                framework,
-                build,
-                f"as {name}, memory kept by glibc",
-                options,
-                devices=("cpu",),
-                quick=False,
-                swept=True,
-                environment={"GLIBC_TUNABLES": KEPT},
-            )
-            for name, framework, build, options in (
-                ("nnx", "jax", "jax_steps:build_nnx", {}),
-                ("pytorch-compile", "pytorch", "torch_steps:build", COMPILE),
-            )
-        ),
+    )
+}
+
+
+def swept(plain: str, name: str, device: str, variable: str, value: str) -> Subject:
+    """A row of `--flags`: another one, in a process that has a variable."""
+    return replace(
+        SUBJECTS[plain],
+        name=f"{plain}{SWEPT}{name}",
+        about=f"as {plain}, {variable}={value}",
+        devices=(device,),
+        quick=False,
+        swept=True,
+        environment={variable: value},
+    )
+
+
+SUBJECTS |= {
+    row.name: row
+    for row in (
+        *(swept("nnx", name, where, "XLA_FLAGS", flag) for where in FLAGS for name, flag in FLAGS[where].items()),
+        *(swept(plain, "kept-memory", "cpu", "GLIBC_TUNABLES", KEPT) for plain in ("nnx", "pytorch-compile")),
     )
 }

@@ -159,3 +159,18 @@ def test_what_goes_wrong_in_a_subject_is_its_answer(error: Exception, said: str)
 
     worker.prepare = prepare
     assert answer(worker, {"do": "prepare"}) == {"error": said}
+
+
+def test_the_first_step_of_a_round_is_not_timed() -> None:
+    class Cold(Sleeper):
+        """Its first step after a wait takes a second."""
+
+        def step(self, which: int) -> Any:
+            time.sleep(0.0 if self.done else 1.0)
+            return super().step(which)
+
+    worker: Any = object.__new__(Worker)
+    worker.run, worker.at, worker.seconds = Cold(), 7, 0.02
+    found = worker.round(seconds=0.1, single=False)
+    assert (worker.run.done, worker.at) == (found["steps"] + 1, 7 + found["steps"] + 1)
+    assert found["ms"] < 100

@@ -77,7 +77,10 @@ def grouped(
     groups: int,
     convolve: Callable[..., Any],
 ) -> Float[Array, "batch out_height out_width out_channels"]:
-    """A few convolutions without groups, whose filters are zero where a group's channels meet another's output."""
+    """A few convolutions without groups, whose filters are zero where a group's channels meet another's output.
+
+    A number that is infinite or none reaches what else is computed in its part.
+    """
     channels = x.shape[-1]
     parts = max(n for n in range(1, PARTS + 1) if groups % n == 0 and (n == 1 or channels // n >= WIDE))
     together = groups // parts  # groups in a part
