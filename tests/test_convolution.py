@@ -1,4 +1,4 @@
-"""The convolution of the Flax ports on CPUs is XLA's, and so are its gradients."""
+"""The convolutions of the ports on CPUs are XLA's and PyTorch's, and so are their gradients."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
-from ports.resnet import convolution
+from ports.resnet import convolution, pytorch
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -121,3 +123,28 @@ def test_forward_mode_is_there_where_it_is_asked_for(window: int, monkeypatch: p
     np.testing.assert_array_equal(
         jax.jvp(ours, (x, kernel), (x, kernel))[1], jax.jvp(theirs, (x, kernel), (x, kernel))[1]
     )
+
+
+@pytest.mark.parametrize("change", [{}, {"padding": 1}, {"kernel_size": 3}, {"groups": 2}, {"bias": False}])
+@pytest.mark.parametrize("stride", [1, 2, (3, 1)])
+def test_pytorchs_with_a_stride(stride: Any, change: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    layers: Any = {"in_channels": 4, "out_channels": 6, "kernel_size": 1, "stride": stride, **change}
+    ours, theirs = pytorch.Conv2d(**layers).double(), nn.Conv2d(**layers).double()
+    theirs.load_state_dict(ours.state_dict())
+    for x in (torch.randn(2, 4, 8, 7, dtype=torch.float64), torch.randn(4, 8, 7, dtype=torch.float64)):
+        found = []
+        for layer in (ours, theirs):
+            images = x.clone().requires_grad_()
+            out = layer(images)
+            found.append((out, *torch.autograd.grad(out.sin().sum(), [images, *layer.parameters()])))
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_a_pixel_with_a_stride_is_taken_before_the_product() -> None:
+    """Its gradient is a convolution without a stride, which oneDNN is quicker at."""
+    x = torch.randn(2, 4, 8, 8, requires_grad=True)
+    for convolution_of, sliced in ((pytorch.Conv2d, True), (nn.Conv2d, False)):
+        made: Any = convolution_of(4, 6, 1, stride=2)(x).grad_fn
+        assert ("Slice" in type(made.next_functions[0][0]).__name__) == sliced

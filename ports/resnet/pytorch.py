@@ -21,8 +21,18 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 Image = Float[Tensor, "batch channels height width"]
 
 
+class Conv2d(nn.Conv2d):
+    """PyTorch's. On CPUs a window of one pixel takes every `stride`-th pixel first: its gradients are quicker so."""
+
+    def forward(self, input: Image) -> Image:
+        (rows, columns), pixel = self.stride, self.kernel_size == (1, 1) and self.padding == (0, 0)
+        if pixel and rows * columns > 1 and input.device.type == "cpu":
+            return F.conv2d(input[..., ::rows, ::columns], self.weight, self.bias, groups=self.groups)
+        return super().forward(input)
+
+
 def conv2d(conv: Conv, init: str = "pytorch") -> nn.Conv2d:
-    layer = nn.Conv2d(
+    layer = Conv2d(
         conv.in_channels,
         conv.out_channels,
         conv.kernel_size,
