@@ -28,6 +28,7 @@ WIDTH = 220  # of a table that goes into a file
 
 # --quick: small images and batches, for a look at a new machine.
 QUICK: dict[str, Any] = {"batch": "4", "size": "96", "rounds": 1, "seconds": 0.25, "budget": 275}
+BRIEF: dict[str, Any] = {"builders": 2, "warm": 4}  # of its plan
 
 Networks = Annotated[
     list[str] | None,
@@ -108,6 +109,7 @@ def run(
         _counted("--seconds", seconds, QUICK["seconds"] if quick else 1.0),
         alive=_alive(where),
         budget=_counted("--budget", budget, QUICK["budget"] if quick else None),
+        **(BRIEF if quick else {}),
     )
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder, progress("benchmarks") as tell:
         found = measured(plan, Path(folder), out, tell)

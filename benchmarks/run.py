@@ -8,7 +8,6 @@ What was measured is kept in the results file after every setting.
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
 import sys
@@ -20,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine, results
+from benchmarks.clock import MOST
 from benchmarks.process import ROOT, Process, environment
 from benchmarks.settings import Setting
 from benchmarks.subjects import SUBJECTS
 from ports.errors import UserError
 
 INTERRUPTED = "the run was interrupted"
-BUILDERS = 2  # that build at a time, after the first start
+BUILDERS = 2  # that start and build at a time, after the first start
 
 
 @dataclass
@@ -37,6 +37,8 @@ class Plan:
         starts: of every subject's process.
         rounds: a start and setting; `seconds` of timing each.
         alive: how many processes there are at a time.
+        builders: that start and build at a time in the first start; it says how long starting takes.
+        warm: blocks of warming up, at most.
         budget: seconds after which nothing new is begun.
     """
 
@@ -46,6 +48,8 @@ class Plan:
     rounds: int = 5
     seconds: float = 1.0
     alive: int = 16
+    builders: int = 1
+    warm: int = MOST
     budget: float | None = None
     seed: int = 0
 
@@ -167,8 +171,7 @@ class Measurement:
 
     def group(self, start: int, subjects: Sequence[str]) -> None:
         """One start of some subjects, through all settings."""
-        together = 1 if start == 0 else os.cpu_count() or 1  # the first start alone says what starting takes
-        with ThreadPoolExecutor(together) as pool:
+        with ThreadPoolExecutor(self.together(start)) as pool:
             self.processes = dict(zip(subjects, pool.map(self.launch, subjects), strict=True))
         try:
             self.ceilings(start)
@@ -182,6 +185,10 @@ class Measurement:
             for process in self.processes.values():
                 process.close()
 
+    def together(self, start: int) -> int:
+        """Subjects that start and build at a time."""
+        return self.plan.builders if start == 0 else BUILDERS
+
     def launch(self, subject: str) -> Process:
         self.tell(f"starting {subject}")
         return Process(subject, self.folder, self.plan.settings[0].device, self.log)
@@ -189,10 +196,9 @@ class Measurement:
     def setting(self, start: int, setting: Setting) -> None:
         """Builds, judges and times every subject that suits a setting."""
         wanted = [subject for subject in self.processes if self.rows.open(setting, subject)]
-        # The first start builds one after the other, for it says how long that takes. Two that compute at a time wait
-        # for one another's threads, so all are warmed one after the other.
+        # Two that compute at a time wait for one another's threads, so all are warmed one after the other.
         wanted.sort(key=lambda subject: -self.rows.building(setting, subject))  # so that the builders end together
-        with ThreadPoolExecutor(1 if start == 0 else BUILDERS) as pool:
+        with ThreadPoolExecutor(self.together(start)) as pool:
             built = pool.map(lambda subject: self.built(start, setting, subject), wanted)
         timed = [subject for subject, right in zip(wanted, built, strict=True) if right and self.warm(setting, subject)]
         for number in range(self.plan.rounds):
@@ -239,7 +245,7 @@ class Measurement:
 
     def warm(self, setting: Setting, subject: str) -> bool:
         """Whether a subject that was built could be warmed."""
-        answer = self.processes[subject].ask("warm")
+        answer = self.processes[subject].ask("warm", most=self.plan.warm)
         if "error" in answer:
             self.rows.refuse(setting, subject, answer["error"])
             return False

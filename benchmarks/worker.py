@@ -69,11 +69,11 @@ class Worker:
         self.run = run if verdict.ok else None
         return answer
 
-    def warm(self) -> dict[str, Any]:
-        """Runs what `prepare` built until it is warm."""
+    def warm(self, most: int) -> dict[str, Any]:
+        """Runs what `prepare` built until it is warm, for so many blocks at most."""
         from benchmarks import clock
 
-        self.at, calm, self.seconds = clock.warm(self.run)
+        self.at, calm, self.seconds = clock.warm(self.run, most=most)
         host = clock.host(self.run) if self.run.asynchronous else None
         return {"warm_steps": self.at, "calm": calm, "host_ms": host}
 

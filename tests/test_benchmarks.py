@@ -452,6 +452,18 @@ def test_a_run_ended_early_where_something_was_left(
     assert Measurement(plan, tmp_path, None, lambda _: None).run().get("ended") == ended
 
 
+def test_how_many_start_at_a_time_is_said(measured: Path, tmp_path: Path) -> None:
+    from benchmarks.run import Measurement, Plan
+
+    found = results.load(measured)
+    for builders in (1, 2):
+        plan = Plan([SETTING], ["pytorch"], builders=builders)
+        measurement = Measurement(plan, tmp_path, None, lambda _: None)
+        assert [measurement.together(start) for start in (0, 1)] == [builders, 2]
+        said = [line for line in tables.below({**found, "plan": measurement.found["plan"]}) if "first step" in line]
+        assert len(said) == builders - 1
+
+
 def test_a_network_may_have_a_batch_of_its_own() -> None:
     from benchmarks.settings import settings
 
