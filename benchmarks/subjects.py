@@ -66,6 +66,15 @@ SUBJECTS = {
             MOST,
         ),
         Subject(
+            "pytorch-aten",
+            "pytorch",
+            "torch_steps:build",
+            "as pytorch-compile, convolutions as PyTorch has them",
+            {**COMPILE, "aten": True},
+            devices=("cpu",),
+            quick=False,
+        ),
+        Subject(
             "pytorch-cuda-graphs",
             "pytorch",
             "torch_steps:build",

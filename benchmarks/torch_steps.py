@@ -136,11 +136,15 @@ class TorchRun:
     asynchronous = property(lambda self: self.device.type == "cuda")
 
 
-def build(case: Case, **options: Any) -> TorchRun:
-    """This package's PyTorch port."""
+def build(case: Case, aten: bool = False, **options: Any) -> TorchRun:
+    """This package's PyTorch port; `aten`: with convolutions as PyTorch has them."""
     import ports
+    from ports.resnet.pytorch import Conv2d
 
     net = ports.create(case.spec, "pytorch", seed=None)
+    for layer in net.modules():
+        if aten and isinstance(layer, Conv2d):
+            layer.__class__ = nn.Conv2d  # pyright: ignore[reportAttributeAccessIssue]
     ports.weights.write(net, case.weights)
     return TorchRun(case, net, lambda: ports.weights.read(net), **options)
 

@@ -142,6 +142,7 @@ MEANS = (
     ("nnx-folded", "nnx"),
     ("nnx-export", "nnx"),
     ("pytorch-folded", "pytorch-compile"),
+    ("pytorch-compile", "pytorch-aten"),
 )
 
 
