@@ -432,6 +432,13 @@ def test_the_quickest_program_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(second) == "--xla_cpu_enable_fast_math=False with XLA's convolutions"
 
 
+def test_a_program_is_timed_at_its_second_call() -> None:
+    from benchmarks import quickest
+
+    waits = iter([0.2, 0.0])
+    assert quickest.seconds(lambda: time.sleep(next(waits)), ()) < 0.1
+
+
 def test_what_was_kept_is_said(measured: Path) -> None:
     found = json.loads(measured.read_text())
     found["rows"][0]["starts"] *= 3
