@@ -80,7 +80,7 @@ def quickest(programs: Mapping[Candidate, Callable[..., Any]], arguments: tuple[
 
 
 def seconds(program: Callable[..., Any], arguments: tuple[Any, ...]) -> float:
-    """Of one call until its results are there, after one that is not timed: memory and caches were another program's."""
+    """Of one call until its results are there, after one that is not timed: memory was another program's."""
     jax.block_until_ready(program(*arguments))
     begin = time.perf_counter()
     jax.block_until_ready(program(*arguments))
