@@ -2,7 +2,7 @@
 
 A block begins when the device is idle and ends when the last step's result is there. Afterwards the results of all its
 steps are read: a subject that returned before its work was done makes the clock wait there, and is refused. So is one
-that compiled a program within a block, and one whose blocks do not come to rest.
+that compiled a program within a block. One whose blocks do not come to rest while it warms up is named below its table.
 """
 
 from __future__ import annotations

@@ -11,16 +11,19 @@ from ports.errors import UserError
 
 # A change is called one where its interval is wholly on one side of 1 by this much: noise between runs is not in it.
 NOTICED = 0.02
+UNSEEN = "no change seen"
 
 
 def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[list[tuple[str, ...]], list[str]]:
     """Rows (setting, subject, before ms, after ms, times as fast, verdict), and what stands in one file only."""
     old, new = (_rows(found) for found in (before, after))
-    lines = []
+    lines, moved = [], []
     for key in (key for key in old if key in new):
         value = results.across(new[key], old[key])
-        verdict = "faster" if value[1] > 1 + NOTICED else "slower" if value[2] < 1 - NOTICED else "no change seen"
+        verdict = "faster" if value[1] > 1 + NOTICED else "slower" if value[2] < 1 - NOTICED else UNSEEN
         ms = (f"{results.median(found[key]):.3g}" for found in (old, new))
+        if key[1] in tables.BASES and verdict != UNSEEN:
+            moved.append(str(key[0]))
         lines.append((str(key[0]), key[1], *ms, tables.times(value), verdict))
     if not lines:
         raise UserError(
@@ -29,6 +32,7 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[list[t
         )
     notes = [f"only in the first: {subject}, {setting}" for setting, subject in old if (setting, subject) not in new]
     notes += [f"only in the second: {subject}, {setting}" for setting, subject in new if (setting, subject) not in old]
+    notes += [f"eager PyTorch moved too, so the machine may have: {setting}" for setting in moved]
     for what in ("processor", "cores", "python", "versions", "flags"):
         a, b = before["machine"][what], after["machine"][what]
         if a != b:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine, results
+from benchmarks import machine, results, tables
 from benchmarks.clock import MOST
 from benchmarks.process import ROOT, Process, environment
 from benchmarks.settings import Setting
@@ -26,6 +26,7 @@ from benchmarks.subjects import SUBJECTS
 from ports.errors import UserError
 
 INTERRUPTED = "the run was interrupted"
+BEYOND = 10  # times as fast as the ceilings allow: such a subject does not do its work in every step
 BUILDERS = 2  # that start and build at a time, after the first start
 
 
@@ -136,8 +137,20 @@ class Measurement:
         if found["ended"] == INTERRUPTED:
             del found["ended"]
         found["seconds"] = round(time.monotonic() - self.begun, 1)
+        self.weigh()
         self.save()
         return found
+
+    def weigh(self) -> None:
+        """Refuses what was quicker than it can be, as a subject that keeps its answers."""
+        for key, row in [*self.rows.rows.items()]:
+            setting = Setting.of(row["setting"])
+            about = tables.Context(None, results.ceiling(self.found, setting.precision), setting)
+            part = tables.roofline(row, about) if row["rounds"] else None
+            if part is not None and part > BEYOND:
+                del self.rows.rows[key]
+                why = f"a step took {tables.number(results.median(row))} ms, {part:,.0f} times as fast as the ceilings"
+                self.rows.refuse(setting, row["subject"], f"{why} of this run allow: it does not do its work in each")
 
     def save(self) -> None:
         """What was measured so far."""

@@ -43,8 +43,8 @@ def number(value: float) -> str:
 
 
 def times(value: tuple[float, float, float]) -> str:
-    """A ratio with its interval."""
-    return f"{value[0]:.2f} [{value[1]:.2f}, {value[2]:.2f}]"
+    """A ratio with its interval, where there is one: of one block there is none."""
+    return f"{value[0]:.2f} [{value[1]:.2f}, {value[2]:.2f}]" if value[1] < value[2] else f"{value[0]:.2f}"
 
 
 def _ms(row: Row, _: Context) -> str:
@@ -174,11 +174,11 @@ def below(found: Mapping[str, Any]) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     gpu = f"{machine['gpu']['name']}, driver {machine['gpu']['driver_version']}; " if machine["gpu"] else ""
     where = f"{gpu}{machine['processor']}, {machine['cores']} cores"
-    rounds = f"{plan['rounds']} round{'s' if plan['rounds'] > 1 else ''}"
+    begun, rounds = _counted(started(found), "start"), _counted(plan["rounds"], "round")
     lines = [
         f"Measured on {machine['date'][:10]} on the {found['device'].upper()}: {where}; Python {machine['python']}, "
         f"{versions}.",
-        f"{started(found)} starts of each process, {rounds} of {plan['seconds']:g} s in each, in turn; "
+        f"{begun} of each process, {rounds} of {plan['seconds']:g} s in each, in turn; "
         "medians; intervals are the bootstrap's over starts and rounds.",
     ]
     for precision, policy in found["policies"].items():
@@ -202,6 +202,10 @@ def below(found: Mapping[str, Any]) -> list[str]:
     if found.get("ended"):
         lines.append(f"Ended early: {found['ended']}.")
     return lines
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def started(found: Mapping[str, Any]) -> int:

@@ -245,7 +245,8 @@ def pair(path: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
         UserError: it cannot be loaded, raises, or returns something else.
     """
     module, _, function = path.rpartition(":")
-    sys.path.insert(0, str(Path.cwd()))
+    folders = [str(Path.cwd()), *([str(Path(module).resolve().parent)] if module.endswith(".py") else [])]
+    sys.path[:0] = folders
     try:
         made = getattr(_module(module), function)()
     except UserError:
@@ -255,7 +256,8 @@ def pair(path: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
         expected = "a function that returns (torch_model, flax_model, *inputs)"
         raise UserError(f"{path}: {said}; expected {expected}") from error
     finally:
-        sys.path.remove(str(Path.cwd()))
+        for folder in folders:
+            sys.path.remove(folder)
     if not isinstance(made, tuple) or len(made) < 2:
         raise UserError(f"{path}: returned {type(made).__name__}, expected (torch_model, flax_model, *inputs)")
     known = {"names", "loss", "layouts", "keywords", "accept", "steps", "seed", "dtypes", "tf32", "device"}

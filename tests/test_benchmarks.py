@@ -98,6 +98,40 @@ def test_what_got_slower(measured: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert text.count("no change seen") == 4
     assert "versions: jax" in text
     assert "then 0.0" in text
+    assert "eager PyTorch moved" not in text
+    for row in slower["rows"]:
+        for one in row["rounds"]:
+            one["ms"] *= 1000 if row["subject"] == "pytorch" else 1
+    results.save(slower, tmp_path / "slower.json")
+    assert main(["compare", str(measured), str(tmp_path / "slower.json")]) == 0
+    assert capsys.readouterr().out.count("eager PyTorch moved too") == 2
+
+
+def test_what_is_quicker_than_it_can_be_is_refused(
+    measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a subject that keeps the answers of the few inputs that take turns: the gate and the clock see nothing."""
+    from benchmarks.run import Measurement, Plan
+
+    found = results.load(measured)
+    idle = next(row for row in found["rows"] if row["subject"] == "linen")
+    for one in idle["rounds"]:
+        one["ms"] = 0.0001
+    monkeypatch.setattr(Measurement, "references", lambda *_: None)
+    monkeypatch.setattr(Measurement, "group", lambda *_: None)
+    measurement = Measurement(Plan([SETTING], ["linen"], starts=1), tmp_path, None, lambda _: None)
+    measurement.found["ceilings"] = found["ceilings"]
+    measurement.rows.rows = {(json.dumps(row["setting"]), row["subject"]): row for row in found["rows"]}
+    told = measurement.run()
+    assert [row["subject"] for row in told["refused"]] == ["linen"]
+    assert "does not do its work in each" in told["refused"][0]["why"]
+    assert len(told["rows"]) == len(found["rows"]) - 1
+
+
+def test_one_block_has_no_interval(measured: Path) -> None:
+    found = results.load(measured)
+    row, base = ({**row, "rounds": row["rounds"][:1]} for row in found["rows"][:2])
+    assert re.fullmatch(r"\d+\.\d\d", tables.times(results.ratio(row, base)))
 
 
 def test_files_without_a_row_in_common(measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,7 +177,7 @@ def test_a_run_that_is_interrupted_says_so(tmp_path: Path) -> None:
     process.wait()
     found = results.load(out)
     assert found["ended"] == "the run was interrupted"
-    assert any(line.startswith(f"{tables.started(found)} starts of each process") for line in tables.below(found))
+    assert any(line.startswith(f"{tables.started(found)} start") for line in tables.below(found))
 
 
 def test_a_wrong_subject_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

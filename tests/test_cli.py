@@ -325,3 +325,11 @@ def test_a_mistake_as_a_module(case: str, tmp_path: Path) -> None:
     assert (run.returncode, run.stdout) == (2, "")
     assert run.stderr.startswith("parity: ")
     assert run.stderr.count("\n") == 1, run.stderr
+
+
+def test_a_file_may_import_the_one_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "one_beside.py").write_text("def make():\n    return 1, 2, 3\n")
+    (tmp_path / "asked_for.py").write_text("from one_beside import make\n")
+    before = [*sys.path]
+    assert cli.pair(f"{tmp_path}/asked_for.py:make") == ((1, 2, 3), {})
+    assert sys.path == before
