@@ -27,7 +27,7 @@ stored = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_hel
 WIDTH = 220  # of a table that goes into a file
 
 # --quick: small images and batches, for a look at a new machine.
-QUICK: dict[str, Any] = {"batch": "4", "size": "96", "rounds": 1, "seconds": 0.25, "budget": 275}
+QUICK: dict[str, Any] = {"batch": "4", "size": "96", "rounds": 1, "seconds": 0.25, "budget": 270}
 BRIEF: dict[str, Any] = {"builders": 2, "warm": 4}  # of its plan
 
 Networks = Annotated[

@@ -11,7 +11,8 @@ pointwise operations are fused into one pass each, as Inductor and XLA do:
   its input's gradient, and gradient and input to write its filters'. The optimizer reads parameter, gradient and
   buffer and writes two of them.
 
-It is a model, to see how far from memory or arithmetic a step is; it is not measured.
+All products of a convolution count, though by `ports/resnet/winograd.py` a window of 3 by 3 takes less than half of
+them. It is a model, to see how far from memory or arithmetic a step is; it is not measured.
 """
 
 from __future__ import annotations

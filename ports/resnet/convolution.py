@@ -3,14 +3,15 @@
 Two thirds of ResNet-50's convolutions have a window of one pixel. They are products of matrices, which Eigen and
 YNNPACK take faster than the same as a convolution. And in a step of training XLA's CPU backend turns the large operand
 of a filter's gradient around in memory, computing once more whatever elementwise operations led to it; here it is the
-one with fewer channels (`product`), or one that is computed already (`kept`). Small images, as in ResNet-18's last
-stage at 64 or 96 pixels, are slow with a window too: one that has more pixels than the image XLA exchanges with it,
-and has no fast code for what it gets (`unrolled`). Nor has it any for the gradients of convolutions in groups, as in
-ResNeXt, which take a hundred times as long as those of a few without groups (`grouped`). What it is worth is measured:
+one with fewer channels (`product`), or one that is computed already (`kept`). A window of 3 by 3 needs less than half
+of its products (`winograd`). Small images, as in ResNet-18's last stage at 64 or 96 pixels, are slow with a window too:
+one that has more pixels than the image XLA exchanges with it, and has no fast code for what it gets (`unrolled`). Nor
+has it any for the gradients of convolutions in groups, as in ResNeXt, which take a hundred times as long as those of a
+few without groups (`grouped`). What it is worth is measured:
 `python -m benchmarks resnet50 --batch 8 --subjects linen,linen-lax`.
 
-`product` has a gradient of its own, and so no forward mode (`jax.jvp`, `jax.hessian`): where that is wanted,
-`ports.resnet.convolution.tuned = False` before the network is traced.
+`product` and `winograd.convolve` have gradients of their own, and so no forward mode (`jax.jvp`, `jax.hessian`): where
+that is wanted, `ports.resnet.convolution.tuned = False` before the network is traced.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from ports.resnet import winograd
 
 tuned = True  # False: XLA's convolutions everywhere
 
@@ -56,8 +59,13 @@ def conv_general_dilated(
             return grouped(x, kernel, feature_group_count, how)
         if kernel.shape[:2] == (1, 1):
             return product(x[:, :: strides[0], :: strides[1]], kernel[0, 0], precision)
-        if x.shape[1] * x.shape[2] < FEW * kernel.shape[0] * kernel.shape[1]:
-            return unrolled(x, kernel, strides, padding, kw.get("rhs_dilation") or (1, 1), precision)
+        dilation = kw.get("rhs_dilation") or (1, 1)
+        pads = explicit(padding, x, kernel, strides, dilation)
+        small = x.shape[1] * x.shape[2] < FEW * kernel.shape[0] * kernel.shape[1]
+        if winograd.can(x, kernel, strides, pads, dilation) and winograd.pays(x, kernel, pads, small):
+            return winograd.convolve(kept(x), kernel, pads, precision)
+        if small:
+            return unrolled(x, kernel, strides, pads, dilation, precision)
         x = kept(x)
     return jax.lax.conv_general_dilated(
         x,
@@ -69,6 +77,15 @@ def conv_general_dilated(
         precision=precision,
         **kw,
     )
+
+
+def explicit(padding: Any, x: Any, kernel: Any, strides: Sequence[int], dilation: Sequence[int]) -> winograd.Pads:
+    """Rows and columns of zeros before and after, of a padding that may be a word."""
+    if isinstance(padding, str):
+        windows = [(size - 1) * apart + 1 for size, apart in zip(kernel.shape[:2], dilation, strict=True)]
+        padding = jax.lax.padtype_to_pads(x.shape[1:3], windows, strides, padding)
+    height, width = (tuple(pad) for pad in padding)
+    return height, width
 
 
 def grouped(
@@ -97,13 +114,12 @@ def unrolled(
     x: Float[Array, "batch height width channels"],
     kernel: Float[Array, "window_height window_width channels out_channels"],
     strides: Sequence[int],
-    padding: Any,
+    pads: winograd.Pads,
     dilation: Sequence[int],
     precision: Any,
 ) -> Float[Array, "batch out_height out_width out_channels"]:
     """For small images: all that a window covers is written out, for one product of matrices."""
     extents = [(size - 1) * apart + 1 for size, apart in zip(kernel.shape[:2], dilation, strict=True)]
-    pads = jax.lax.padtype_to_pads(x.shape[1:3], extents, strides, padding) if isinstance(padding, str) else padding
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     rows, columns = (
         [slice(i * apart, i * apart + max(0, size - extent + 1), stride) for i in range(window)]
