@@ -4,7 +4,7 @@ A tile of 2 by 2 outputs reads 4 by 4 inputs. As sums of the inputs (`of_inputs`
 weights (`of_weights`, G) it takes 16 products instead of 36, and sums of these are the outputs (`to_outputs`, Aᵀ). Over
 all tiles and channels each of the 16 is a product of matrices, which a CPU does at its peak. All sums are of two to
 four numbers with factors of ±1 and ½, so that rounding is what it is in the usual order; not so in bfloat16, whose
-sums would be rounded before they are multiplied: `fits` says no. Where an infinite number would reach, there is none.
+sums would be rounded before they are multiplied: `can` says no. Where an infinite number would reach, there is none.
 """
 
 from __future__ import annotations
