@@ -55,6 +55,7 @@ Seconds = Annotated[float | None, typer.Option(help="Seconds of timing a round (
 Budget = Annotated[float | None, typer.Option(help="Seconds after which nothing new is begun.")]
 Out = Annotated[Path | None, typer.Option(metavar="FILE.json", help="Keep the measurements there.")]
 Html = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page to look at there.")]
+Log = Annotated[Path | None, typer.Option(metavar="FILE", help="Keep there what the subjects' processes wrote.")]
 Quick = Annotated[bool, typer.Option("--quick", help="resnet18 with small images, within five minutes on two cores.")]
 Files = Annotated[list[Path], typer.Argument(metavar="RESULTS...")]
 Svg = Annotated[Path | None, typer.Option(metavar="DIR", help="Write the plots as SVG there.")]
@@ -77,6 +78,7 @@ def run(
     budget: Budget = None,
     out: Out = None,
     html: Html = None,
+    log: Log = None,
     quick: Quick = False,
 ) -> int:
     """Time the ports of networks in the frameworks, each proved equal before it is timed."""
@@ -99,8 +101,10 @@ def run(
     own = [name for name in networks if OWN in name]
     if own and (batch or size or precision != "float32"):
         raise UserError(f"{own[0]}: got --batch, --image-size or --precision, expected none: its own inputs are timed")
-    for option, file in (("--out", out), ("--html", html)):
+    for option, file in (("--out", out), ("--html", html), ("--log", log)):
         terminal.writable(option, file)
+    if log is not None:
+        terminal.write("--log", log, "")
     plan = Plan(
         chosen,
         subjects,
@@ -112,15 +116,14 @@ def run(
         **(BRIEF if quick else {}),
     )
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder, progress("benchmarks") as tell:
-        found = measured(plan, Path(folder), out, tell)
-        log = Path(folder, "log")
-        if not found["rows"] and log.exists():
-            sys.stderr.write(log.read_text(errors="replace")[-2000:])
+        found = measured(plan, Path(folder), out, tell, log)
     from benchmarks import report
 
     report.show(found, terminal.console(WIDTH))
     if html is not None:
         terminal.write("--html", html, report.page([(html.stem, found)]))
+    if found["refused"] and log is None:
+        print("benchmarks: something was not timed; --log FILE keeps what the processes wrote", file=sys.stderr)
     return int(bool(found["refused"]))
 
 
@@ -176,8 +179,9 @@ def _subjects(only: list[str] | None, peers: bool, flags: bool, quick: bool) -> 
     if only is not None:
         if unknown := [name for name in only if name not in SUBJECTS]:
             known = [name for name, row in SUBJECTS.items() if not row.swept]
-            near = difflib.get_close_matches(unknown[0], SUBJECTS, n=3) or known
-            raise UserError(f"--subjects: got {unknown[0]!r}, expected some of {', '.join(near)}")
+            near = difflib.get_close_matches(unknown[0], SUBJECTS, n=1)
+            meant = f" (did you mean {near[0]!r}?)" if near else ""
+            raise UserError(f"--subjects: got {unknown[0]!r}{meant}, expected some of {', '.join(known)}")
         return only
     asked = {"peer": peers, "swept": flags}
     extra = {name for name, row in SUBJECTS.items() if any(getattr(row, kind) and not asked[kind] for kind in asked)}

@@ -89,8 +89,8 @@ def sets(inputs: tuple[np.ndarray, ...]) -> list[tuple[np.ndarray, ...]]:
     return [tuple(turned(array, i) for array in inputs) for i in range(SETS)]
 
 
-def prepare(setting: Setting, folder: Path) -> None:
-    """The check in float64, and what each side must give.
+def prepare(setting: Setting, folder: Path) -> list[str]:
+    """The check in float64, and what each side must give. Returns the differences that its file has the check accept.
 
     Raises:
         UserError: no parity.
@@ -100,9 +100,10 @@ def prepare(setting: Setting, folder: Path) -> None:
     import parity
 
     place = place_of(setting, {}, folder)
-    if (place / "bounds.json").exists():
-        return
     torch_model, flax_model, inputs, options = made(setting.network)
+    accepted: list[str] = list(options.get("accept") or ())
+    if (place / "bounds.json").exists():
+        return accepted
     report = parity.check(torch_model, flax_model, *inputs, **options)
     if not report:
         model = report.models[0]
@@ -139,6 +140,7 @@ def prepare(setting: Setting, folder: Path) -> None:
     keep(place, torch_model, flax_model)
     np.savez(place / "expected.npz", **expected)  # pyright: ignore[reportArgumentType]
     (place / "bounds.json").write_text(json.dumps(bounds))
+    return accepted
 
 
 def case(setting: Setting, folder: Path) -> Case:

@@ -1,7 +1,7 @@
 """The process that makes what the subjects are fed with and must give (`gate.prepare`).
 
 It is given a JSON list of settings, each with what its network has otherwise, and a folder. A line of JSON out is the
-setting that is begun, or the error that ended it.
+setting that is begun, what somebody's own pair has the check accept, or the error that ended it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ def main(wanted: str, folder: str) -> int:
         say(at=str(chosen))
         try:
             if OWN in chosen.network:
-                pair.prepare(chosen, Path(folder))
+                if accepted := pair.prepare(chosen, Path(folder)):
+                    say(network=chosen.network, accepted=accepted)
             else:
                 gate.prepare(chosen, changes, Path(folder))
         except UserError as error:

@@ -60,8 +60,8 @@ def load(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text())
     except OSError as error:
         raise UserError(f"results {path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"results {path}: no JSON: {error}") from None
+    except ValueError:
+        raise UserError(f"results {path}: got no JSON, expected a file of `python -m benchmarks --out`") from None
     if not isinstance(found, dict) or found.get("kind") != KIND:
         raise UserError(f"results {path}: got another kind of file, expected one of `python -m benchmarks --out`")
     if found.get("schema") != SCHEMA:

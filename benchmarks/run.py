@@ -93,18 +93,22 @@ class Rows:
         return suits and (setting.name, subject) not in self.refused
 
 
-def run(plan: Plan, folder: Path, out: Path | None, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Measures, and gives the results; `out` has them so far after every setting."""
-    return Measurement(plan, folder, out, tell).run()
+def run(
+    plan: Plan, folder: Path, out: Path | None, tell: Callable[[str], None], log: Path | None = None
+) -> dict[str, Any]:
+    """Measures, and gives the results; `out` has them so far after every setting, `log` what the processes wrote."""
+    return Measurement(plan, folder, out, tell, log).run()
 
 
 class Measurement:
     """One run of a plan."""
 
-    def __init__(self, plan: Plan, folder: Path, out: Path | None, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, plan: Plan, folder: Path, out: Path | None, tell: Callable[[str], None], log: Path | None = None
+    ) -> None:
         self.plan, self.folder, self.out, self.tell = plan, folder, out, tell
         self.begun, self.rng, self.rows = time.monotonic(), random.Random(plan.seed), Rows()
-        self.found, self.log = results.fresh(plan), folder / "log"
+        self.found, self.log = results.fresh(plan), (log or folder / "log").absolute()
         self.processes: dict[str, Process] = {}
 
     def over(self, start: int) -> bool:
@@ -177,9 +181,12 @@ class Measurement:
             for line in made.stdout or ():
                 told = json.loads(line)
                 at, error = told.get("at", at), told.get("error")
+                if "accepted" in told:
+                    self.found["accepted"] = self.found.get("accepted", {}) | {told["network"]: told["accepted"]}
+                    continue
                 self.tell(f"{at}: what must come out, in float64")
         if made.returncode:
-            said = error or f"the reference ended with exit code {made.returncode}; see {self.log}"
+            said = error or f"the reference ended with exit code {made.returncode}; --log FILE keeps why"
             raise UserError(said if said.startswith(str(at).partition(",")[0]) else f"{at}: {said}")
 
     def group(self, start: int, subjects: Sequence[str]) -> None:

@@ -191,6 +191,10 @@ def below(found: Mapping[str, Any]) -> list[str]:
     lines += [
         f"Absent: {subject}: the package {package} is not installed." for subject, package in found["absent"].items()
     ]
+    lines += [
+        f"{network}: its file has the check accept {', '.join(names)}."
+        for network, names in found.get("accepted", {}).items()
+    ]
     if plan.get("builders", 1) > 1:
         lines.append(f"Times to the first step are those of {plan['builders']} subjects that start at a time.")
     busy = max((one.get("busy", 0.0) for one in found["readings"]), default=0.0)

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,7 @@ def answer(worker: Worker, command: dict[str, Any]) -> dict[str, Any]:
     try:
         return getattr(worker, command.pop("do"))(**command)
     except (ClockError, UserError) as error:
+        traceback.print_exc()
         return {"error": str(error)}
     except MemoryError:
         return {"error": "out of memory"}
@@ -126,7 +128,7 @@ def answer(worker: Worker, command: dict[str, Any]) -> dict[str, Any]:
         said = f"{type(error).__name__}: {str(error).strip()}"
         if any(sign in said for sign in OUT_OF_MEMORY):
             return {"error": "out of memory"}
-        print(said, file=sys.stderr)
+        traceback.print_exc()
         return {"error": said.partition("\n")[0][:300]}
 
 
@@ -141,6 +143,7 @@ def main(subject: str, folder: str) -> None:
     try:
         worker = Worker(subject, Path(folder))
     except Exception as error:  # a package that does not import here
+        traceback.print_exc()
         say({"error": f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0][:300]})
         return
     say({"ready": True, "start_seconds": time.perf_counter() - BEGUN})

@@ -66,7 +66,7 @@ def require(device: str, tf32: bool | None, dtypes: Sequence[str]) -> None:
         if blind := [name for name, found in seen.items() if found is None]:
             says = " and ".join(blind)
             raise UserError(
-                f"device: got cpu, expected a GPU: {says} see{'s' if len(blind) == 1 else ''} none; "
+                f"device: got gpu, expected one that is there: {says} see{'s' if len(blind) == 1 else ''} none; "
                 "install the frameworks' GPU builds, or take the device cpu"
             )
     if tf32 and device == "cpu":

@@ -233,14 +233,15 @@ from flax import nnx
 class Mlp(nnx.Module):
     def __init__(self, rngs):
         self.up, self.down = nnx.Linear(4, 8, rngs=rngs), nnx.Linear(8, 2, rngs=rngs)
+        self.norm = nnx.BatchNorm(8, momentum=0.9, epsilon=1e-5, rngs=rngs)
 
     def __call__(self, x):
-        return self.down(nnx.gelu(self.up(x), approximate={approximate}))
+        return self.down(nnx.gelu(self.norm(self.up(x)), approximate={approximate}))
 
 def make():
-    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.GELU(), torch.nn.Linear(8, 2))
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.GELU(), torch.nn.Linear(8, 2))
     x = np.random.default_rng(0).standard_normal((3, 4))
-    return model, parity.move(model, Mlp(nnx.Rngs(0)), x), x
+    return model, parity.move(model, Mlp(nnx.Rngs(0)), x), x, {{"accept": ["bn-running-var"]}}
 """
 
 
@@ -250,7 +251,9 @@ def test_a_pair_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     subjects = ("own-pytorch", "own-flax", "own-flax-autotune")
     only = ["--subjects", ",".join(subjects)]
     assert main([f"{file}:make", *QUICKLY, *only, "--out", str(tmp_path / "own.json")]) == 0
-    rows = results.load(tmp_path / "own.json")["rows"]
+    found = results.load(tmp_path / "own.json")
+    assert f"{file}:make: its file has the check accept bn-running-var." in tables.below(found)
+    rows = found["rows"]
     assert {(row["subject"], row["setting"]["mode"]) for row in rows} == {
         (subject, mode) for subject in subjects for mode in ("inference", "training")
     }
@@ -265,6 +268,19 @@ def test_a_pair_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "GELU" in error
 
 
+def test_what_a_subject_raises_is_a_row_and_the_log_has_where(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, log = tmp_path / "pair.py", tmp_path / "run.log"
+    raises = "        if 'own-flax' in sys.argv: raise ArithmeticError('planted')\n"  # in its worker, not in the check
+    text = OWN.format(approximate=False).replace("(self, x):\n", f"(self, x):\n{raises}")
+    file.write_text(f"import sys\n{text}")
+    only = ["--subjects", "own-pytorch,own-flax", "--mode", "inference"]
+    assert main([f"{file}:make", *QUICKLY, *only, "--log", str(log)]) == 1
+    assert "not timed: own-flax: the Flax model raises ArithmeticError: planted" in capsys.readouterr().out
+    assert f'File "{file}", line ' in log.read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -274,15 +290,16 @@ def test_a_pair_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         (["--mode", "guess"], "--mode: got 'guess', expected inference, training"),
         (["--precision", "float8"], "--precision: got 'float8'"),
         (["--precision", "tf32"], "tf32: got the device cpu, expected an NVIDIA GPU"),
-        (["--subjects", "tensorflow"], "--subjects: got 'tensorflow', expected some of"),
+        (["--subjects", "tensorflow"], "--subjects: got 'tensorflow', expected some of pytorch, "),
         (["--image-size", "big"], "--image-size: got 'big'"),
         (["--rounds", "0"], "--rounds: got 0"),
         (["--budget", "-1"], "--budget: got -1"),
-        (["--subjects", "pytroch"], "got 'pytroch', expected some of pytorch,"),
+        (["--subjects", "pytroch"], "got 'pytroch' (did you mean 'pytorch'?), expected some of pytorch, pytorch-ch"),
         (["--subjects", "own-flax"], "--subjects: got own-flax, none of which is for resnet50"),
         (["./pair.py"], "./pair.py: got a file, expected the function in it that gives the pair: ./pair.py:make"),
         (["./pair.py:make", "--batch", "8"], "./pair.py:make: got --batch, --image-size or --precision, expected none"),
         (["--out", "/nowhere/at/all.json"], "--out /nowhere/at/all.json: no such folder /nowhere/at"),
+        (["--log", "/nowhere/at/all.log"], "--log /nowhere/at/all.log: no such folder /nowhere/at"),
         (["--nonsense"], "--nonsense"),
     ],
 )
@@ -301,7 +318,7 @@ def test_a_gpu_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     if torch_gpu() is not None and jax_gpu() is not None:
         pytest.skip("there is one")
     assert main(["resnet18", "--device", "gpu"]) == 2
-    assert "expected a GPU" in capsys.readouterr().err
+    assert "got gpu, expected one that is there" in capsys.readouterr().err
 
 
 def test_everything_on_a_gpu_that_is_not_there() -> None:
