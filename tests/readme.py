@@ -149,11 +149,13 @@ MEANS = (
 # XLA's options, measured before the first step: what they give to each, and to whom more.
 AUTOTUNE = (
     ("nnx-autotune", "nnx"),
+    ("linen-autotune", "linen"),
     ("haiku-autotune", "haiku"),
     ("keras-jax-autotune", "keras-jax"),
     ("nnx-autotune", "haiku-autotune"),
     ("nnx-autotune", "keras-jax-autotune"),
-    ("nnx", "nnx-jit"),
+    ("linen-autotune", "haiku-autotune"),
+    ("linen-autotune", "keras-jax-autotune"),
 )
 
 
