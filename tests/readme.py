@@ -176,6 +176,14 @@ def autotune(results: Results) -> list[str]:
     return [*means(results, AUTOTUNE), "", *tables.below(results), f"Commit `{results['machine']['commit'][:10]}`."]
 
 
+# PyTorch's rows filtered, against a network whose rows are not, under the same options.
+FILTERING = (("pytorch-max-autotune", "transformers-max-autotune"), ("pytorch-max-autotune", "transformers"))
+
+
+def filtering(results: Results) -> list[str]:
+    return [*means(results, FILTERING), "", *tables.below(results), f"Commit `{results['machine']['commit'][:10]}`."]
+
+
 def flags(results: Results) -> list[str]:
     """A row a variable of the process, a column a setting: how many times as fast a subject is with it."""
     settings = speeds.settings_of(results)
@@ -213,6 +221,7 @@ TABLES: dict[str, tuple[str, Callable[[Results], list[str]]]] = {
     "conversion": ("conversion-cpu.json", conversion),
     "speed": ("speed-cpu-*.json", speed),
     "means": ("speed-cpu-*.json", means),
+    "filtering": ("filtering-cpu-*.json", filtering),
     "autotune": ("autotune-cpu-*.json", autotune),
     "flags": ("flags-cpu-*.json", flags),
 }
