@@ -115,6 +115,11 @@ def _extra(size: int) -> str:
     return f"{size / 1e6:.0f} MB"
 
 
+def beneath(results: Results) -> list[str]:
+    """Under a table of speeds: what was measured, where and when."""
+    return ["", *tables.below(results), f"Commit `{results['machine']['commit'][:10]}`."]
+
+
 def speed(results: Results) -> list[str]:
     """A row a subject, a column a setting: images a second, and how many times as fast as eager PyTorch."""
     settings = speeds.settings_of(results)
@@ -132,7 +137,7 @@ def speed(results: Results) -> list[str]:
             cells.append(f"{speeds.throughput(row):.4g} ({times})")
         lines.append((f"`{subject}`", *cells))
     notes = [f"- {head[i]}: {note}" for i, s in enumerate(settings) for note in tables.table(results, s).notes]
-    return [*rows(*lines), "", *notes, "", *tables.below(results), f"Commit `{results['machine']['commit'][:10]}`."]
+    return [*rows(*lines), "", *notes, *beneath(results)]
 
 
 # What a port does to be fast, against the same without it.
@@ -173,7 +178,7 @@ def means(results: Results, pairs: Sequence[tuple[str, str]] = MEANS) -> list[st
 
 
 def autotune(results: Results) -> list[str]:
-    return [*means(results, AUTOTUNE), "", *tables.below(results), f"Commit `{results['machine']['commit'][:10]}`."]
+    return [*means(results, AUTOTUNE), *beneath(results)]
 
 
 # PyTorch's rows filtered, against a network whose rows are not, under the same options.
@@ -181,7 +186,7 @@ FILTERING = (("pytorch-max-autotune", "transformers-max-autotune"), ("pytorch-ma
 
 
 def filtering(results: Results) -> list[str]:
-    return [*means(results, FILTERING), "", *tables.below(results), f"Commit `{results['machine']['commit'][:10]}`."]
+    return [*means(results, FILTERING), *beneath(results)]
 
 
 def flags(results: Results) -> list[str]:
@@ -205,7 +210,7 @@ def flags(results: Results) -> list[str]:
                 ]
                 value = about.environment.get("XLA_FLAGS", name.partition(SWEPT)[2])
                 lines.append((f"`{plain}`, `{value}`", *cells))
-    return [*rows(*lines), "", *tables.below(results), f"Commit `{results['machine']['commit'][:10]}`."]
+    return [*rows(*lines), *beneath(results)]
 
 
 def _latency(row: Results) -> str:
