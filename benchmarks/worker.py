@@ -111,6 +111,15 @@ IMPORTED = {
 CEILINGS = {"pytorch": "torch_steps", "jax": "jax_steps"}
 
 
+def described(error: BaseException) -> str:
+    """The first line of an error, with that of what it came from: a package that fails for what lies beside it."""
+    first = error
+    while first.__cause__ is not None:
+        first = first.__cause__
+    lines = [f"{type(one).__name__}: {str(one).strip()}".partition("\n")[0][:300] for one in (error, first)]
+    return lines[0] if first is error else ", from ".join(lines)
+
+
 def answer(worker: Worker, command: dict[str, Any]) -> dict[str, Any]:
     """One command; what goes wrong with a subject is its answer, not the end of the run."""
     from benchmarks.clock import ClockError
@@ -125,11 +134,10 @@ def answer(worker: Worker, command: dict[str, Any]) -> dict[str, Any]:
     except MemoryError:
         return {"error": "out of memory"}
     except Exception as error:  # whatever a framework raises
-        said = f"{type(error).__name__}: {str(error).strip()}"
-        if any(sign in said for sign in OUT_OF_MEMORY):
+        if any(sign in str(error) for sign in OUT_OF_MEMORY):
             return {"error": "out of memory"}
         traceback.print_exc()
-        return {"error": said.partition("\n")[0][:300]}
+        return {"error": described(error)}
 
 
 def main(subject: str, folder: str) -> None:
@@ -144,7 +152,7 @@ def main(subject: str, folder: str) -> None:
         worker = Worker(subject, Path(folder))
     except Exception as error:  # a package that does not import here
         traceback.print_exc()
-        say({"error": f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0][:300]})
+        say({"error": described(error)})
         return
     say({"ready": True, "start_seconds": time.perf_counter() - BEGUN})
     for line in sys.stdin:

@@ -148,6 +148,7 @@ MEANS = (
     ("nnx-export", "nnx"),
     ("pytorch-folded", "pytorch-compile"),
     ("pytorch-compile", "pytorch-aten"),
+    ("pytorch-max-autotune", "transformers-max-autotune"),
 )
 
 
@@ -179,14 +180,6 @@ def means(results: Results, pairs: Sequence[tuple[str, str]] = MEANS) -> list[st
 
 def autotune(results: Results) -> list[str]:
     return [*means(results, AUTOTUNE), *beneath(results)]
-
-
-# PyTorch's rows filtered, against a network whose rows are not, under the same options.
-FILTERING = (("pytorch-max-autotune", "transformers-max-autotune"), ("pytorch-max-autotune", "transformers"))
-
-
-def filtering(results: Results) -> list[str]:
-    return [*means(results, FILTERING), *beneath(results)]
 
 
 def flags(results: Results) -> list[str]:
@@ -226,7 +219,6 @@ TABLES: dict[str, tuple[str, Callable[[Results], list[str]]]] = {
     "conversion": ("conversion-cpu.json", conversion),
     "speed": ("speed-cpu-*.json", speed),
     "means": ("speed-cpu-*.json", means),
-    "filtering": ("filtering-cpu-*.json", filtering),
     "autotune": ("autotune-cpu-*.json", autotune),
     "flags": ("flags-cpu-*.json", flags),
 }

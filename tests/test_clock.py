@@ -142,6 +142,11 @@ def test_numbers_that_are_not_there_are_no_parity(found: dict[str, np.ndarray]) 
     assert not gate.judge(found, {"logits": np.array([1.0, 2.0])}, {"logits": 1e-6}).ok
 
 
+def _caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [
@@ -149,6 +154,10 @@ def test_numbers_that_are_not_there_are_no_parity(found: dict[str, np.ndarray]) 
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate"), "out of memory"),
         (MemoryError(), "out of memory"),
         (ValueError("two\nlines"), "ValueError: two"),
+        (
+            _caused(ImportError("no ResNet\nhere"), _caused(ValueError("its own"), RuntimeError("no nms\nthere"))),
+            "ImportError: no ResNet, from RuntimeError: no nms",
+        ),
     ],
 )
 def test_what_goes_wrong_in_a_subject_is_its_answer(error: Exception, said: str) -> None:

@@ -34,20 +34,15 @@ def _wrong_conversion(results: Results) -> None:
     results["files"]["sharded"]["seconds"] += 100
 
 
-def _wrong_speed(results: Results, subject: str = "nnx") -> None:
-    row = next(row for row in results["rows"] if row["subject"] == subject)
+def _wrong_speed(results: Results) -> None:
+    row = next(row for row in results["rows"] if row["subject"] == "nnx")
     for one in row["rounds"]:
         one["ms"] *= 2
-
-
-def _wrong_filtering(results: Results) -> None:
-    _wrong_speed(results, "pytorch-max-autotune")
 
 
 WRONG = {
     "speed": _wrong_speed,
     "means": _wrong_speed,
-    "filtering": _wrong_filtering,
     "autotune": _wrong_speed,
     "flags": _wrong_speed,
     "parity": _wrong_parity,
