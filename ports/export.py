@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -134,7 +135,9 @@ def _load_pytorch(path: Path) -> Callable[[Any], Any]:
     with zipfile.ZipFile(path) as archive:
         if not any(name.endswith("/models/model.json") for name in archive.namelist()):
             raise ValueError("a zip without models/model.json")
-    module = torch.export.load(path).module()
+    with warnings.catch_warnings():  # PyTorch 2.11 warns of its own reader
+        warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+        module = torch.export.load(path).module()
 
     def run(images: Any) -> Any:
         with torch.no_grad():

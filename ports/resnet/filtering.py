@@ -51,15 +51,18 @@ def to_outputs(m: Sequence[Tensor]) -> list[Tensor]:
 
 @torch.compiler.assume_constant_result
 def frozen() -> bool:
-    """Whether Inductor takes weights for constants, whose sums it computes once."""
+    """Whether Inductor takes weights for constants, whose sums it computes once; never in what is exported.
+
+    Asked when tracing, not traced: to a program that is compiled PyTorch 2.11 says of itself that it is exported.
+    """
     from torch._inductor import config
 
-    return config.freezing
+    return config.freezing and not torch.compiler.is_exporting()
 
 
 def pays(conv: nn.Conv2d, x: Tensor) -> bool:
     """Whether a convolution is one that this module can do, and does faster. In what is exported it stays one."""
-    if not torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.is_grad_enabled() or not frozen():
+    if not torch.compiler.is_compiling() or torch.is_grad_enabled() or not frozen():
         return False
     ways = (conv.kernel_size, conv.stride, conv.dilation, conv.groups, conv.padding_mode)
     if ways != ((3, 3), (1, 1), (1, 1), 1, "zeros") or isinstance(conv.padding, str):
