@@ -26,6 +26,10 @@ WeightsOnly = Annotated[bool, typer.Option("--weights-only", help="Leave the sta
 Steps = Annotated[int | None, typer.Option(min=0, help="Steps of training done, where SRC does not say it.")]
 Draft = Annotated[bool, typer.Option("--rules", help="Write a first draft of rules from the first file to the second.")]
 Values = Annotated[bool, typer.Option("--values", help="Read the numbers too: NaN, infinite, all zero.")]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(metavar="N", help="Memory that reading may take, in bytes (or 500MB, 5GB)."),
+]
 Files = Annotated[
     list[str],
     typer.Argument(metavar="FILE...", help="A file or a folder; two, or package.module:function, with --rules."),
@@ -55,6 +59,7 @@ def convert(
     key: Key = None,
     weights_only: WeightsOnly = False,
     steps: Steps = None,
+    max_memory: MaxMemory = None,
 ) -> int:
     """Convert a checkpoint between PyTorch, NNX and Linen: formats, names, layouts, optimizer state."""
     from ports.weights import rulesfile
@@ -82,7 +87,8 @@ def convert(
         weights_only=weights_only,
         steps=steps,
         fold_batchnorm=fold_batchnorm,
-        shard_size=_bytes(shard_size),
+        shard_size=_bytes("--shard-size", shard_size),
+        max_memory=_bytes("--max-memory", max_memory),
         force=force,
         verify=verify,
     )
@@ -95,13 +101,13 @@ def convert(
     return 0
 
 
-def _bytes(text: str | None) -> int | None:
+def _bytes(option: str, text: str | None) -> int | None:
     if text is None:
         return None
     number = text.upper().rstrip("KMGB")
     unit = text.upper()[len(number) :]
     if not number.isdigit() or unit not in UNITS or int(number) < 1:
-        raise UserError(f"--shard-size: got {text!r}, expected a number of bytes, or one with KB, MB or GB")
+        raise UserError(f"{option}: got {text!r}, expected a number of bytes, or one with KB, MB or GB")
     return int(number) * UNITS[unit]
 
 
@@ -112,6 +118,7 @@ def inspect(
     source_format: SourceFormat = None,
     key: Key = None,
     values: Values = False,
+    max_memory: MaxMemory = None,
 ) -> int:
     """Say what a checkpoint holds: format, dialect, network, tensors, and what is unusual."""
     from ports.weights import draft, inspection
@@ -122,8 +129,10 @@ def inspect(
             raise UserError(f"inspect --rules: got {len(files)} files, expected two")
         print(draft.draft(*(inspection.tensors(file, source_format) for file in files)), end="")
         return 0
+    options: dict[str, Any] = {"format": source_format, "model": model, "key": key}
+    options["max_memory"] = _bytes("--max-memory", max_memory)
     for file in files:
-        _print(inspection.inspect(fetched(file), format=source_format, model=model, key=key, values=values))
+        _print(inspection.inspect(fetched(file), values=values, **options))
     return 0
 
 

@@ -31,7 +31,7 @@ def verify(held: Checkpoint, path: Path, to: str, row: Format) -> None:
             "`parity check package.module:function`"
         )
     weights = held.weights
-    content = formats.guarded(path, row.module, "read", path)
+    content = formats.read(path, row.name)
     tensors = training.split(path, content, row).weights
     if not all(name in tensors for entry in mapping(held.found.spec, TARGET[to]) for name in entry.names):
         _folded(held, tensors, to)
@@ -57,7 +57,7 @@ def verify(held: Checkpoint, path: Path, to: str, row: Format) -> None:
 
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:
-    return (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
+    return (a.dtype, a.shape, np.asarray(a).tobytes()) == (b.dtype, b.shape, np.asarray(b).tobytes())
 
 
 def _hub(held: Checkpoint, tensors: Mapping[str, np.ndarray], to: str) -> dict[str, np.ndarray]:

@@ -65,7 +65,8 @@ CONTENTS = {"types": TENSORS, "shapes": SHAPES, "names": NAMES}
 def same(a: Any, b: Tensors) -> bool:
     """Names in any order, types, shapes and bits."""
     return a.keys() == b.keys() and all(
-        (a[n].dtype, a[n].shape, a[n].tobytes()) == (b[n].dtype, b[n].shape, b[n].tobytes()) for n in a
+        (a[n].dtype, a[n].shape, np.asarray(a[n]).tobytes()) == (b[n].dtype, b[n].shape, np.asarray(b[n]).tobytes())
+        for n in a
     )
 
 

@@ -14,6 +14,7 @@ from ports.weights import formats, states, training
 from ports.weights.hub import WeightsError
 from ports.weights.optimizer import STEP
 from ports.weights.recognise import Found, recognise
+from ports.weights.source import Source
 
 
 @dataclass
@@ -26,6 +27,7 @@ class Checkpoint:
         options: the optimizer's groups: their options and `param_names`.
         found: the network and dialect; None where the names were taken as they are.
         notes: what is unusual, a line each.
+        source: where it was read.
     """
 
     weights: dict[str, np.ndarray]
@@ -35,6 +37,7 @@ class Checkpoint:
     format: str
     metadata: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    source: Source | None = None
 
 
 def open_checkpoint(
@@ -47,6 +50,7 @@ def open_checkpoint(
     weights_only: bool = False,
     steps: int | None = None,
     bare: bool = False,
+    max_memory: int | None = None,
 ) -> Checkpoint:
     """A file in the hub form, with the state of its optimizer.
 
@@ -58,12 +62,17 @@ def open_checkpoint(
         weights_only: leaves the state of the optimizer out.
         steps: the number of steps done, where the file does not say it.
         bare: takes names and layouts as they are where no network is recognised.
+        max_memory: bytes that reading the file may take, where the default is not enough (`ports.weights.budget`).
 
     Raises:
         WeightsError: the file cannot be read, or holds no network that is known.
     """
     row = formats.of(path, format)
-    parts = training.split(path, formats.read(path, format), row, key, weights_only)
+    content = formats.read(path, format, max_memory=max_memory)
+    source = content.source
+    assert source is not None
+    parts = training.split(path, content, row, key, weights_only)
+    parts.notes += source.notes
     shapes = {name: array.shape for name, array in parts.weights.items()}
     try:
         found = rules.found(shapes) if rules is not None else recognise(shapes, model)
@@ -75,7 +84,7 @@ def open_checkpoint(
                 [f"{path}: holds the state of an optimizer; --weights-only leaves it out", *error.problems]
             ) from None
         note = f"{error.problems[0].rstrip(':')}; names and layouts are taken as they are"
-        return Checkpoint(parts.weights, None, None, None, row.name, parts.metadata, [*parts.notes, note])
+        return Checkpoint(parts.weights, None, None, None, row.name, parts.metadata, [*parts.notes, note], source)
     found.counters = _counters(parts.metadata)
     weights = found.read(parts.weights)
     notes = [*parts.notes, *found.notes, *([found.warning] if found.warning else [])]
@@ -85,7 +94,7 @@ def open_checkpoint(
     state, options = None, None
     if parts.trained and not weights_only:
         state, options = _state(parts, found, weights, steps, notes)
-    return Checkpoint(weights, state, options, found, row.name, parts.metadata, notes)
+    return Checkpoint(weights, state, options, found, row.name, parts.metadata, notes, source)
 
 
 def _counters(metadata: Mapping[str, str]) -> dict[str, int]:
@@ -118,7 +127,7 @@ def _state(
         raise WeightsError(problems)
     for name in parts.stateless:
         own = [key for key in result if key.partition("/")[2] == name]
-        if not any(result[key].any() for key in own):
+        if not any(np.asarray(result[key]).any() for key in own):
             result = {key: array for key, array in result.items() if key not in own}
     if steps is not None and parts.step not in (None, steps):
         raise WeightsError(f"steps: got {steps}, the file says {parts.step}")

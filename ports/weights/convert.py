@@ -9,7 +9,6 @@ written. Types and bits are kept.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -59,6 +58,7 @@ def convert(
     fold_batchnorm: bool = False,
     shard_size: int | None = None,
     force: bool = False,
+    max_memory: int | None = None,
     verify: Callable[[Checkpoint, Path, str, Format], None] | None = None,
 ) -> Result:
     """Converts a file; the output appears whole or not at all.
@@ -72,7 +72,7 @@ def convert(
         force: replaces an output that is there.
         verify: told the source, the output (still under its temporary name), its layout and its format; raises to
             refuse it.
-        model, rules, source_format, key, weights_only, steps: as in `open_checkpoint`.
+        model, rules, source_format, key, weights_only, steps, max_memory: as in `open_checkpoint`.
 
     Raises:
         WeightsError: nothing was written, and why.
@@ -98,6 +98,7 @@ def convert(
         weights_only=weights_only,
         steps=steps,
         bare=to == "torch",
+        max_memory=max_memory,
     )
     notes = list(held.notes)
     if to is None:
@@ -119,6 +120,8 @@ def convert(
         formats.write(partial, Content(tree, about), row, **options)
         if verify is not None:
             verify(held, partial, to, row)
+        assert held.source is not None
+        held.source.unchanged()
     return Result(held, path, row.name, to, notes)
 
 
@@ -216,7 +219,7 @@ def _state_trees(held: Checkpoint, rows: Sequence[Entry], to: str, about: dict[s
     if to != "torch":
         for arrays in slots.values():
             for name in parameters - set(arrays):
-                arrays[name] = np.zeros_like(held.weights[name])
+                arrays[name] = np.zeros(held.weights[name].shape, held.weights[name].dtype)
     trees = {slot: _leaves(arrays, rows, parameters=True) for slot, arrays in slots.items()}
     if to == "linen":
         trees = {slot: {at[1:]: array for at, array in tree.items()} for slot, tree in trees.items()}
@@ -225,9 +228,10 @@ def _state_trees(held: Checkpoint, rows: Sequence[Entry], to: str, about: dict[s
 
 def _metadata(source: Path, held: Checkpoint, to: str, rows: Sequence[Entry] | None, folded: bool) -> dict[str, str]:
     """Where the output comes from. Nothing in it depends on when or where it is made."""
+    assert held.source is not None
     about = {
         "source": source.name,
-        "source_sha256": sha256(source),
+        "source_sha256": held.source.sha256(),
         "layout": to,
         "tool": f"ports-parity {importlib.metadata.version('ports-parity')}",
     }
@@ -236,20 +240,10 @@ def _metadata(source: Path, held: Checkpoint, to: str, rows: Sequence[Entry] | N
     if folded:
         about["folded"] = "batchnorm"
     if rows is not None and (lost := set(held.weights) - {entry.hub for entry in rows}) and not folded:
-        about["counters"] = json.dumps({name: int(held.weights[name]) for name in sorted(lost)})
+        about["counters"] = json.dumps({name: int(np.asarray(held.weights[name])) for name in sorted(lost)})
     if held.options:
         about["optimizer"] = json.dumps(held.options, sort_keys=True)
     return about
-
-
-def sha256(path: Path) -> str:
-    """Of a file; of a folder that of its files' names and digests."""
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        lines = "".join(f"{sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
-        return hashlib.sha256(lines.encode()).hexdigest()
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def summary(result: Result) -> list[str]:

@@ -18,8 +18,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ports.resnet.spec import ResNetSpec
+from ports.weights import lazy
 from ports.weights.hub import Ignore, WeightsError, lossless
 from ports.weights.layers import LAYERS, LayerRule, Leaf
+from ports.weights.lazy import Array
 from ports.weights.networks import Layer, Shape, layers
 
 Path = tuple[str, ...]
@@ -144,19 +146,21 @@ class Entry:
         """Of the file's arrays."""
         return tuple(a.shape for a in self.leaf.to_flax(np.broadcast_to(np.int8(0), self.shape)))
 
-    def from_hub(self, array: np.ndarray) -> list[np.ndarray]:
-        """The file's arrays: views where possible."""
-        made = list(self.leaf.to_flax(array))
-        if self.leaf.dtype is not None and self.leaf.flax:
-            cast = [lossless(a, np.dtype("int32")) for a in made]
-            if any(a is None for a in cast):
-                raise WeightsError(f"{self.hub}: got {array}, which does not fit Flax's int32")
-            made = [a for a in cast if a is not None]
-        return made
+    def from_hub(self, array: Array) -> list[Array]:
+        """Return the file's arrays: views where possible."""
+        if self.leaf.dtype is None or not self.leaf.flax:
+            return lazy.mapped(lambda arrays: self.leaf.to_flax(arrays[0]), (array,))
+        made = self.leaf.to_flax(np.asarray(array))
+        cast = [lossless(a, np.dtype("int32")) for a in made]
+        if any(a is None for a in cast):
+            raise WeightsError(f"{self.hub}: got {np.asarray(array)}, which does not fit Flax's int32")
+        return [a for a in cast if a is not None]
 
-    def to_hub(self, arrays: tuple[np.ndarray, ...]) -> np.ndarray:
-        array = self.leaf.to_hub(arrays)
-        return array.astype(self.leaf.dtype) if self.leaf.dtype else array
+    def to_hub(self, arrays: tuple[Array, ...]) -> Array:
+        """Return the tensor in the hub form: a view where possible."""
+        if self.leaf.dtype is None:
+            return lazy.mapped(lambda arrays: (self.leaf.to_hub(arrays),), arrays)[0]
+        return self.leaf.to_hub(tuple(np.asarray(array) for array in arrays)).astype(self.leaf.dtype)
 
 
 def mapping(spec: ResNetSpec | Iterable[Layer], dialect: Dialect) -> list[Entry]:

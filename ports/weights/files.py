@@ -20,7 +20,12 @@ from ports.weights.recognise import in_flax, recognise, stripped
 
 
 def load(
-    path: str | Path, *, format: str | None = None, key: str | None = None, strip: bool = True
+    path: str | Path,
+    *,
+    format: str | None = None,
+    key: str | None = None,
+    strip: bool = True,
+    max_memory: int | None = None,
 ) -> dict[str, np.ndarray]:
     """The tensors of a file: copies.
 
@@ -29,11 +34,12 @@ def load(
         key: where the weights stand in a training checkpoint, where that is not found by itself.
         strip: takes off what DataParallel (`module.`) and torch.compile (`_orig_mod.`) write into names; False where a
             module of one's own has such a name.
+        max_memory: bytes that reading the file may take, where the default is not enough (`ports.weights.budget`).
 
     Raises:
         WeightsError: no such file, an unknown format, a file that is damaged, holds no tensors or would run code.
     """
-    content = formats.read(path, format)
+    content = formats.read(path, format, max_memory=max_memory)
     row = formats.of(path, format)
     weights = training.split(path, content, row, key, weights_only=True).weights
     names = stripped(list(weights)) if strip else {name: name for name in weights}
@@ -44,7 +50,10 @@ def load(
         except WeightsError:
             if row.name != "torch":  # there it may be somebody's own name for a tensor
                 raise
-    return {name: np.array(weights[raw], order="C") for name, raw in names.items()}
+    loaded = {name: np.array(weights[raw], order="C") for name, raw in names.items()}
+    assert content.source is not None
+    content.source.unchanged()
+    return loaded
 
 
 def save(

@@ -59,14 +59,15 @@ def fold(
     result = dict(weights)
     for bn, conv in found.items():
         scale, shift, mean, var = (
-            result.pop(f"{bn}.{name}").astype(np.float64) for name in ("weight", "bias", "running_mean", "running_var")
+            np.asarray(result.pop(f"{bn}.{name}")).astype(np.float64)
+            for name in ("weight", "bias", "running_mean", "running_var")
         )
         result.pop(f"{bn}.num_batches_tracked", None)
         if not np.all(var + EPSILON > 0):
             raise WeightsError(f"{bn}.running_var: holds {var.min()}, expected no negative number")
         factor = scale / np.sqrt(var + EPSILON)
-        weight = result[f"{conv}.weight"]
-        bias = result[f"{conv}.bias"].astype(np.float64) if f"{conv}.bias" in result else 0.0
+        weight = np.asarray(result[f"{conv}.weight"])
+        bias = np.asarray(result[f"{conv}.bias"]).astype(np.float64) if f"{conv}.bias" in result else 0.0
         kind = dtype or weight.dtype
         window = (-1,) + (1,) * (weight.ndim - 1)
         result[f"{conv}.weight"] = (weight.astype(np.float64) * factor.reshape(window)).astype(kind)

@@ -51,18 +51,20 @@ def inspect(
     model: str | None = None,
     key: str | None = None,
     values: bool = False,
+    max_memory: int | None = None,
 ) -> Inspection:
     """What a file holds.
 
     Args:
         model: the network, where its tensors do not tell.
         values: looks at the numbers too.
+        max_memory: as in `open_checkpoint`.
 
     Raises:
         WeightsError: it cannot be read.
     """
     row = formats.of(path, format)
-    content = formats.read(path, format, check=values)
+    content = formats.read(path, format, check=values, max_memory=max_memory)
     parts = training.split(path, content, row, key)
     arrays = parts.weights
     size = sum(array.nbytes for array in arrays.values())
@@ -89,6 +91,9 @@ def inspect(
         found.facts["optimizer"] = describe(slots) + "".join(f", {n} steps" for n in sorted(counts)[:3])
     found.facts |= {f"about {name}": text[:100] for name, text in content.metadata.items()}
     found.notes += _unusual(arrays, types, values)
+    assert content.source is not None
+    found.notes += content.source.notes
+    content.source.unchanged()
     found.rows = [(name, str(array.shape), str(array.dtype)) for name, array in arrays.items()]
     return found
 
@@ -109,7 +114,7 @@ def _unusual(arrays: dict[str, np.ndarray], types: Counter[str], values: bool) -
             ("all zero", lambda a: not a.any()),
         ):
             with np.errstate(all="ignore"):
-                held = [n for n, a in arrays.items() if a.size and a.dtype.kind in "fcV" and test(a)]
+                held = [n for n, a in arrays.items() if a.size and a.dtype.kind in "fcV" and test(np.asarray(a))]
             if held:
                 notes.append(f"{text}: {describe(held)}")
     return notes

@@ -113,8 +113,9 @@ def _hugging_face(name: str) -> Path:
 
 def _shards(library: Any, repository: str, revision: str | None, index: Path) -> None:
     from ports.weights.formats import sharded
+    from ports.weights.source import Source
 
-    for file in dict.fromkeys(sharded.weight_map(index, present=False).values()):
+    for file in dict.fromkeys(sharded.weight_map(Source(index), present=False).values()):
         library.hf_hub_download(repository, file, revision=revision)
 
 

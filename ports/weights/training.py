@@ -22,6 +22,7 @@ import numpy as np
 
 from ports.weights.formats import Content, Format, Tree, flat, nested
 from ports.weights.hub import WeightsError
+from ports.weights.lazy import is_array
 from ports.weights.optimizer import STEP
 
 NESTED = ("state_dict", "model", "module", "ema", "model_state_dict", "model_state", "state_dict_ema", "net")
@@ -140,7 +141,7 @@ def _weights(path: Any, holder: Tree, row: Format) -> dict[str, np.ndarray]:
     if isinstance(holder.get("params"), Mapping):
         tree = {n: v for n, v in holder.items() if isinstance(v, Mapping) and n not in (*NESTED, *OPTIMIZER)}
     elif row.name == "torch" and not any(isinstance(v, Mapping) and _is_tree(v) for v in holder.values()):
-        other = [f"{name} ({type(v).__name__})" for name, v in holder.items() if not isinstance(v, np.ndarray)]
+        other = [f"{name} ({type(v).__name__})" for name, v in holder.items() if not is_array(v)]
         if other:
             raise WeightsError(f"weights {path}: {other[0]} is no tensor; expected a state_dict of tensors")
     weights: dict[str, np.ndarray] = {}
@@ -148,7 +149,7 @@ def _weights(path: Any, holder: Tree, row: Format) -> dict[str, np.ndarray]:
         if other := [part for part in at if not isinstance(part, str)]:
             raise WeightsError(f"weights {path}: got a tensor named {other[0]!r}, expected text")
         name = ".".join(at)
-        if not isinstance(value, np.ndarray):
+        if not is_array(value):
             raise WeightsError(f"weights {path}: {name} ({type(value).__name__}) is no tensor")
         if name in weights:
             raise WeightsError(f"weights {path}: two tensors are named {name}")
@@ -159,7 +160,7 @@ def _weights(path: Any, holder: Tree, row: Format) -> dict[str, np.ndarray]:
 def _is_tree(node: Mapping[Any, Any]) -> bool:
     """Whether all leaves are tensors."""
     leaves = [value for _, value in flat(node)]
-    return bool(leaves) and all(isinstance(value, np.ndarray) for value in leaves)
+    return bool(leaves) and all(is_array(value) for value in leaves)
 
 
 def _split_flat(path: Any, content: Content) -> Parts:
@@ -169,7 +170,7 @@ def _split_flat(path: Any, content: Content) -> Parts:
         if name not in state:
             parts.weights[name] = array
         elif name == PREFIX + STEP:
-            parts.step = int(array)
+            parts.step = int(np.asarray(array))
         else:
             slot, _, parameter = name.removeprefix(PREFIX).partition("/")
             parts.slots.setdefault(slot, {})[parameter] = array

@@ -3,7 +3,7 @@
 | format        | what it is                                                              | metadata        |
 |---------------|-------------------------------------------------------------------------|-----------------|
 | `torch`       | PyTorch's `.pt .pth .th .bin .ckpt`, read with `weights_only=True`        | a record in it  |
-| `safetensors` | `.safetensors`, read from a memory map                                   | its own         |
+| `safetensors` | `.safetensors`, read where it is used                                   | its own         |
 | `sharded`     | a folder of safetensors files with `model.safetensors.index.json`        | of each shard   |
 | `npz`         | NumPy's `.npz`                                                           | the zip comment |
 | `msgpack`     | Flax's `.msgpack` (`flax.serialization`)                                 | no room for it  |
@@ -14,7 +14,8 @@ shapes and numbers). What others wrote in it has none, and in msgpack there is n
 seen there.
 
 A file's content is a tree: dicts of text to arrays, to dicts, or (PyTorch, msgpack) to plain numbers and text. A flat
-format holds one level. Only the format that is read or written is imported.
+format holds one level. Only the format that is read or written is imported. A reader takes a `Source` and asks its
+`budget` before it decodes anything; an array may be `Lazy`: then its numbers stay in the file until they are used.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ import ml_dtypes
 import numpy as np
 
 from ports.weights.hub import WeightsError
+from ports.weights.lazy import Array, is_array, pieces
+from ports.weights.source import Source
 
 Tree = dict[str, Any]
 INDEX, SUM = ".index.json", "crc32"
@@ -37,10 +40,15 @@ INDEX, SUM = ".index.json", "crc32"
 
 @dataclass
 class Content:
-    """What a file holds: a tree, and text about it."""
+    """What a file holds: a tree, and text about it.
+
+    Attributes:
+        source: where it was read, if it was: `unchanged` says whether the file is still the same.
+    """
 
     tree: Tree
     metadata: dict[str, str] = field(default_factory=dict)
+    source: Source | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,7 @@ class Format:
     """One row of the table.
 
     Attributes:
-        module: of this package, with `read(path) -> Content` and `write(path, content, **options)`.
+        module: of this package, with `read(source) -> Content` and `write(path, content, **options)`.
         folder: it is a folder, not a file.
         nested: it holds trees; else one level of arrays.
         plain: it holds numbers and text besides arrays.
@@ -133,22 +141,24 @@ def of(path: str | Path, name: str | None = None) -> Format:
     raise WeightsError(f"weights {path}: unknown format {got!r}; expected {expected}, or name it with --format")
 
 
-def read(path: str | Path, name: str | None = None, *, check: bool = True) -> Content:
-    """The content of a file, as it is.
+def read(path: str | Path, name: str | None = None, *, check: bool = True, max_memory: int | None = None) -> Content:
+    """Return the content of a file, as it is.
 
     Args:
-        check: holds the numbers against their checksum, which reads them all.
+        check: hold the numbers against their checksum, which reads them all.
+        max_memory: bytes that reading may take; by default what `ports.weights.budget` says.
 
     Raises:
-        WeightsError: no such file, an unknown format, a file that is damaged, holds no tensors or would run code.
+        WeightsError: the path is not a regular file or a folder, its format is unknown, or the file is damaged, holds
+            no tensors, would run code, or asks for more memory than it may take.
     """
-    path = Path(path)
-    if not path.exists():
-        raise WeightsError(f"weights {path}: no such file")
+    source = Source(path, max_memory)
     row = of(path, name)
-    if path.is_dir() and not row.folder:
+    if source.folder and not row.folder:
         raise WeightsError(f"weights {path}: is a folder, expected a file of format {row.name}")
-    return guarded(path, row.module, "read", path, *((check,) if row.sums else ()))
+    content = guarded(source.path, row.module, "read", source, *((check,) if row.sums else ()))
+    content.source = source
+    return content
 
 
 def write(path: str | Path, content: Content, row: Format, **options: Any) -> None:
@@ -205,14 +215,14 @@ def nested(leaves: Iterable[tuple[tuple[str, ...], Any]]) -> Tree:
     return tree
 
 
-def arrays(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The content of a flat format.
+def arrays(tree: Mapping[str, Any]) -> dict[str, Array]:
+    """Return the content of a flat format.
 
     Raises:
-        WeightsError: it holds what is no array.
+        WeightsError: it holds something else than tensors.
     """
-    if other := [f"{name} ({type(v).__name__})" for name, v in tree.items() if not isinstance(v, np.ndarray)]:
-        raise WeightsError(f"{other[0]} is no tensor, which this format cannot hold")
+    if other := [f"{name} ({type(v).__name__})" for name, v in tree.items() if not is_array(v)]:
+        raise WeightsError(f"{other[0]} is not a tensor, and this format holds only tensors")
     return dict(tree)
 
 
@@ -226,17 +236,18 @@ def unique(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
     return result
 
 
-def checksum(leaves: Iterable[tuple[str, np.ndarray]]) -> str:
-    """Of names, types, shapes and numbers, in any order."""
+def checksum(leaves: Iterable[tuple[str, Array]]) -> str:
+    """Return the CRC-32 of names, types, shapes and numbers, in any order."""
     total = 0
     for name, array in sorted(leaves, key=lambda leaf: leaf[0]):
         about = f"{name}\0{array.dtype.name}\0{array.shape}\0"
         total = zlib.crc32(about.encode("utf-8", "surrogatepass"), total)
-        total = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, total)
+        for piece in pieces(array):
+            total = zlib.crc32(piece, total)
     return f"{total:08x}"
 
 
-def checked(metadata: dict[str, str], leaves: Iterable[tuple[str, np.ndarray]], check: bool) -> dict[str, str]:
+def checked(metadata: dict[str, str], leaves: Iterable[tuple[str, Array]], check: bool) -> dict[str, str]:
     """The metadata without the checksum, which is held against the leaves.
 
     Raises:
@@ -247,15 +258,3 @@ def checked(metadata: dict[str, str], leaves: Iterable[tuple[str, np.ndarray]], 
     if check and expected is not None and checksum(leaves) != expected:
         raise ValueError("the checksum of its tensors is another than was written")
     return metadata
-
-
-def room(path: Path, declared: int) -> None:
-    """Refuses a file that says it needs more memory than there is.
-
-    Raises:
-        WeightsError: more is declared than is free.
-    """
-    import psutil
-
-    if declared > (free := psutil.virtual_memory().available):
-        raise WeightsError(f"weights {path}: declares {declared:,} bytes, more than the {free:,} free; not read")

@@ -16,15 +16,18 @@ import numpy as np
 
 from ports.weights.formats import Content, Tree, dtype_of, unique
 from ports.weights.hub import WeightsError
+from ports.weights.lazy import is_array
+from ports.weights.source import Source
 
 ARRAY, COMPLEX, SCALAR = 1, 2, 3
 CHUNK = 2**30
 CHUNKED = "__msgpack_chunked_array__"
 
 
-def read(path: Path) -> Content:
+def read(source: Source) -> Content:
+    path, file = source.path, source.file
     tree = msgpack.unpackb(
-        path.read_bytes(), ext_hook=_extension, object_pairs_hook=unique, raw=False, strict_map_key=False
+        bytes(file.read(0, file.size)), ext_hook=_extension, object_pairs_hook=unique, raw=False, strict_map_key=False
     )
     if not isinstance(tree, dict) or not tree:
         raise WeightsError(f"weights {path}: got {type(tree).__name__}, expected a tree of tensors")
@@ -77,11 +80,12 @@ def _put(file: Any, packer: Any, node: Any) -> None:
             except UnicodeEncodeError:
                 raise WeightsError(f"{key[:80]!r}: is no valid Unicode, which msgpack cannot hold") from None
             _put(file, packer, value)
-    elif not isinstance(node, np.ndarray):
+    elif not is_array(node):
         file.write(packer.pack(node))
     elif node.nbytes > CHUNK:
-        _put(file, packer, _chunks(node))
+        _put(file, packer, _chunks(np.asarray(node)))
     else:
+        node = np.asarray(node)
         file.write(packer.pack(msgpack.ExtType(ARRAY, msgpack.packb((node.shape, node.dtype.name, node.tobytes())))))
 
 

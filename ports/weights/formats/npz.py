@@ -15,18 +15,20 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 
-from ports.weights.formats import EXTENDED, Content, arrays, dtype_of, room
+from ports.weights.formats import EXTENDED, Content, arrays, dtype_of
 from ports.weights.hub import WeightsError
+from ports.weights.source import Source
 
 SUFFIX = ".npy"
 LARGEST_COMMENT = 65535
 HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
-def read(path: Path) -> Content:
-    with zipfile.ZipFile(path) as archive:
+def read(source: Source) -> Content:
+    path = source.path
+    with source.file.stream() as file, zipfile.ZipFile(file) as archive:
         members = archive.infolist()
-        room(path, sum(member.file_size for member in members))
+        source.budget.take(sum(member.file_size for member in members))
         about = _comment(archive.comment)
         tree: dict[str, Any] = {}
         for member in members:
@@ -82,6 +84,7 @@ def write(path: Path, content: Content) -> None:
         for name, array in tensors.items():
             if "\0" in name or len(name.encode("utf-8", "surrogatepass")) > 65000:
                 raise WeightsError(f"{name[:80]!r}: a zip cannot hold such a name")
+            array = np.asarray(array)
             bare = array.view(f"V{array.dtype.itemsize}") if name in dtypes else array
             try:
                 with archive.open(zipfile.ZipInfo(name + SUFFIX), "w", force_zip64=True) as file:

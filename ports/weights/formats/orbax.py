@@ -19,8 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from ports.weights.formats import SUM, Content, Tree, checked, checksum, dtype_of, flat, nested, room
+from ports.weights.formats import SUM, Content, Tree, checked, checksum, dtype_of, flat, nested
 from ports.weights.hub import WeightsError
+from ports.weights.lazy import is_array
+from ports.weights.source import Source
 
 ABOUT, TREE = "_CHECKPOINT_METADATA", "_METADATA"
 TIMES = ("init_timestamp_nsecs", "commit_timestamp_nsecs")
@@ -43,14 +45,16 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def read(path: Path, check: bool = True) -> Content:
+def read(source: Source, check: bool = True) -> Content:
+    path = source.path
     if not path.is_dir():
         raise WeightsError(f"weights {path}: is a file, expected a folder that Orbax wrote")
     if not (path / TREE).is_file():
         inner = [p.parent.name for p in sorted(path.glob(f"*/{TREE}"))]
         hint = f"; it is in {path / inner[0]}" if inner else ""
         raise WeightsError(f"weights {path}: no {TREE}: not a finished Orbax checkpoint{hint}")
-    _whole(path)
+    source.listing()
+    _whole(source)
     found = _plain_zarr(path)
     if found is None:
         import orbax.checkpoint as ocp
@@ -106,10 +110,10 @@ def _plain(node: Any) -> Any:
     return np.asarray(node)
 
 
-def _whole(path: Path) -> None:
+def _whole(source: Source) -> None:
     """Raises where a plain zarr array lacks a piece, or where all arrays together are more than fits in memory."""
     total = 0
-    for file in path.glob("**/.zarray"):
+    for file in source.path.glob("**/.zarray"):
         about = json.loads(file.read_text())
         shape, chunks, separator = about["shape"], about["chunks"], about.get("dimension_separator", ".")
         if min(shape, default=1) < 0 or min(chunks, default=1) < 1:
@@ -122,7 +126,7 @@ def _whole(path: Path) -> None:
             piece = separator.join(map(str, at)) or "0"
             if not (file.parent / piece).is_file():
                 raise ValueError(f"{file.parent.name}: the piece {piece} is missing")
-    room(path, total)
+    source.budget.take(total)
 
 
 def write(path: Path, content: Content) -> None:
@@ -133,7 +137,7 @@ def write(path: Path, content: Content) -> None:
     seen: set[str] = set()
     for at, array in flat(content.tree):
         name = ".".join(at)
-        if not isinstance(array, np.ndarray):
+        if not is_array(array):
             raise WeightsError(f"{name} ({type(array).__name__}) is no tensor, which Orbax cannot hold")
         if name in seen:
             raise WeightsError(f"{name}: two tensors that Orbax would keep under one name")
@@ -161,7 +165,7 @@ def write(path: Path, content: Content) -> None:
 
 
 def _trees(leaves: list[tuple[tuple[str, ...], Any]]) -> Tree:
-    return nested((at, np.ascontiguousarray(array).reshape(array.shape)) for at, array in leaves)
+    return nested((at, np.ascontiguousarray(np.asarray(array)).reshape(array.shape)) for at, array in leaves)
 
 
 def _unfit(name: str) -> bool:

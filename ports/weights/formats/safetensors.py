@@ -1,4 +1,4 @@
-"""safetensors: a header of JSON and the tensors one after another. Read from a memory map, written tensor by tensor.
+"""safetensors: a header of JSON and the tensors one after another. Read where they are used, written tensor by tensor.
 
 Source: the format's description in the safetensors README. Everything that it demands of a file is checked, for the
 offsets stand in the file itself: known types, sizes that the shapes give, no gap, no overlap, nothing outside.
@@ -16,8 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from ports.weights.budget import JSON
 from ports.weights.formats import SUM, Content, arrays, checked, checksum, dtype_of, unique
 from ports.weights.hub import WeightsError
+from ports.weights.lazy import Stored, pieces
+from ports.weights.source import Source
 
 DTYPES = {
     "BOOL": "bool",
@@ -64,21 +67,21 @@ class Header:
     start: int
 
 
-def header(path: Path) -> Header:
-    """Reads and checks the header alone.
+def header(source: Source) -> Header:
+    """Read and check the header alone.
 
     Raises:
         ValueError: it is not what the format demands.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        first = file.read(8)
-        if len(first) < 8:
-            raise ValueError("too short for a header")
-        (length,) = struct.unpack("<Q", first)
-        if length > LARGEST_HEADER or length > size - 8:
-            raise ValueError(f"the header claims {length:,} bytes, the file has {size:,}")
-        text = file.read(length)
+    file = source.file
+    size = file.size
+    if size < 8:
+        raise ValueError("too short for a header")
+    (length,) = struct.unpack("<Q", file.read(0, 8))
+    if length > LARGEST_HEADER or length > size - 8:
+        raise ValueError(f"the header claims {length:,} bytes, the file has {size:,}")
+    source.budget.take(JSON * length, "its header")
+    text = file.read(8, length)
     if not text.startswith(b"{"):
         raise ValueError("the header does not begin with '{'")
     try:
@@ -127,15 +130,13 @@ def _entry(name: str, entry: Any) -> Entry:
     return Entry(dtype, tuple(shape), begin, end)
 
 
-def read(path: Path, check: bool = True) -> Content:
-    """Tensors as views of a memory map: read where they are used, never written to."""
-    found = header(path)
+def read(source: Source, check: bool = True) -> Content:
+    """Return the tensors of a file, which are read where they are used."""
+    found = header(source)
     if not found.entries:
-        raise WeightsError(f"weights {path}: holds no tensors")
-    size = path.stat().st_size - found.start
-    whole = np.memmap(path, np.uint8, "r", found.start, (size,)) if size else np.zeros(0, np.uint8)
-    tree = {n: whole[e.begin : e.end].view(e.dtype).reshape(e.shape) for n, e in found.entries.items()}
-    return Content(tree, checked(found.metadata, tree.items(), check))
+        raise WeightsError(f"weights {source.path}: holds no tensors")
+    tree = {n: Stored(e.shape, e.dtype, source.file, found.start + e.begin) for n, e in found.entries.items()}
+    return Content(dict(tree), checked(found.metadata, tree.items(), check))
 
 
 def write(path: Path, content: Content) -> None:
@@ -163,8 +164,8 @@ def write(path: Path, content: Content) -> None:
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in order:
-            little = tensors[name].astype(tensors[name].dtype.newbyteorder("<"), copy=False)
-            file.write(np.ascontiguousarray(little).reshape(-1).view(np.uint8).data)
+            for piece in pieces(tensors[name]):
+                file.write(piece)
 
 
 def _encoded(table: Mapping[str, Any]) -> bytes:

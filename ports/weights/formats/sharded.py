@@ -7,43 +7,60 @@ what the shards hold.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
+from ports.weights.budget import JSON
 from ports.weights.formats import INDEX, SUFFIXES, Content, arrays, guarded, safetensors, unique
 from ports.weights.hub import WeightsError, describe
+from ports.weights.source import Source
 
 SHARD_SIZE = 5 * 10**9
 NAME = "model.safetensors"
+LONGEST = 255  # bytes of a file name
 
 
 def index_of(path: Path) -> Path:
-    """The index file of a folder, or the file itself."""
+    """Return the index file of a folder, or the file itself.
+
+    Raises:
+        WeightsError: the folder has no index, or several.
+    """
     if not path.is_dir():
         return path
     found = sorted(path.glob(f"*{INDEX}"))
     if len(found) != 1:
-        names = describe(file.name for file in found) or "none"
+        names = describe(file.name for file in found) or "no such file"
         raise WeightsError(f"weights {path}: got {names}, expected one *{INDEX}; name the one that is meant")
     return found[0]
 
 
-def weight_map(index: Path, present: bool = True) -> dict[str, str]:
-    """The shard of each tensor.
+def weight_map(source: Source, present: bool = True) -> dict[str, str]:
+    """Return the shard of each tensor.
 
     Args:
+        source: the index file.
         present: the shards must be there.
 
     Raises:
         WeightsError: all that is wrong with the index.
     """
-    content = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=unique)
+    index = source.path
+    source.budget.take(JSON * source.file.size, "its index")
+    text = source.file.read(0, source.file.size).decode("utf-8")
+    try:
+        content = json.loads(text, object_pairs_hook=unique)
+    except RecursionError:
+        raise ValueError("the index is nested too deeply") from None
     table = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(table, dict) or not table or not all(isinstance(file, str) for file in table.values()):
         raise WeightsError(f"weights {index}: expected weight_map, a table of tensors to files")
     problems = []
     for file in dict.fromkeys(table.values()):
         if Path(file).name != file or file in ("", ".", "..") or "\\" in file or "\0" in file:
-            problems.append(f"weights {index}: shard {file[:80]!r} is no plain name of a file beside the index")
+            problems.append(f"weights {index}: shard {file[:80]!r} is not the plain name of a file beside the index")
+        elif len(os.fsencode(file)) > LONGEST:
+            problems.append(f"weights {index}: shard {file[:80]!r}… is longer than a file's name can be")
         elif present and not (index.parent / file).is_file():
             problems.append(f"weights {index.parent / file}: no such file, which {index.name} lists; fetch it too")
     if problems:
@@ -51,22 +68,27 @@ def weight_map(index: Path, present: bool = True) -> dict[str, str]:
     return table
 
 
-def read(path: Path, check: bool = True) -> Content:
-    index = index_of(path)
-    table = weight_map(index)
+def read(source: Source, check: bool = True) -> Content:
+    """Return the tensors of all shards.
+
+    A shard may be a link out of the folder: caches of downloads are built so. A note says where it leads.
+    """
+    index = index_of(source.path)
+    table = weight_map(source.part(index))
     tree, metadata, problems = {}, {}, []
     for file in dict.fromkeys(table.values()):
         row = SUFFIXES.get(Path(file).suffix.lower())
         if row is None or row.folder:
             raise WeightsError(f"weights {index}: shard {file}: unknown format; expected {' '.join(SUFFIXES)}")
         place = index.parent / file
-        shard = guarded(place, row.module, "read", place, *((check,) if row.sums else ()))
+        _noted(source, place)
+        shard = guarded(place, row.module, "read", source.part(place), *((check,) if row.sums else ()))
         metadata |= shard.metadata
         for name, array in shard.tree.items():
             if name in tree:
-                problems.append(f"{name}: stands in two shards, the second is {file}")
+                problems.append(f"{name}: is in two shards, the second is {file}")
             elif table.get(name) != file:
-                problems.append(f"{name}: stands in {file}, the index says {table.get(name, 'nothing of it')}")
+                problems.append(f"{name}: is in {file}, the index says {table.get(name, 'nothing of it')}")
             tree[name] = array
     problems += [
         f"{name}: missing from {file}, where the index says it is" for name, file in table.items() if name not in tree
@@ -74,6 +96,13 @@ def read(path: Path, check: bool = True) -> Content:
     if problems:
         raise WeightsError(problems)
     return Content({name: tree[name] for name in table}, metadata)
+
+
+def _noted(source: Source, shard: Path) -> None:
+    if shard.is_symlink():
+        real = Path(os.path.realpath(shard))
+        if not real.is_relative_to(os.path.realpath(shard.parent)):
+            source.notes.append(f"{shard.name} is a link that leaves the folder; {real} was read")
 
 
 def write(path: Path, content: Content, shard_size: int | None = None) -> None:

@@ -7,35 +7,34 @@ plain state_dict that `torch.load` expects.
 
 from __future__ import annotations
 
-import io
 import json
 import pickle
 import re
 import warnings
 import zipfile
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ports.weights.formats import Content, room
+from ports.weights.formats import Content
 from ports.weights.hub import WeightsError
+from ports.weights.lazy import is_array
+from ports.weights.source import Source
 
 EXTRA = "archive/extra/ports.json"
 PIECE = 1 << 22
 
-# Bytes of a tensor that repeats its numbers (`Tensor.expand`): so many times those of the file, and `BASE` besides.
-EXPANDED, BASE = 20, 64 << 20
 
-
-def read(path: Path) -> Content:
+def read(source: Source) -> Content:
     import torch
 
-    zipped = zipfile.is_zipfile(path)
-    metadata = _checked(path) if zipped else {}
-    with warnings.catch_warnings(), nullcontext(path) if zipped else _Bounded(path) as file:
+    path = source.path
+    with source.file.stream() as file:
+        zipped = zipfile.is_zipfile(file)
+    metadata = _checked(source) if zipped else {}
+    with warnings.catch_warnings(), source.file.stream() as file:
         warnings.simplefilter("ignore")  # of a pickle protocol that PyTorch does not write: it reads it, or raises
         try:
             content: Any = torch.load(file, map_location="cpu", weights_only=True)
@@ -47,32 +46,17 @@ def read(path: Path) -> Content:
             raise WeightsError(f"weights {path}: {text}") from None
     if not isinstance(content, Mapping) or not content:
         raise WeightsError(f"weights {path}: got {type(content).__name__}, expected a state_dict")
-    return Content(_to_numpy(path, content, ()), metadata)
+    return Content(_to_numpy(source, content, ()), metadata)
 
 
-class _Bounded(io.BufferedReader):
-    """A file that is not asked for more than it has.
-
-    In a file of the old kind a text says how long it is, and Python makes room for that before it looks: five bytes
-    took 2.5 GB.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(io.FileIO(path))
-        self.size = path.stat().st_size
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        left = max(self.size - self.tell(), 0)
-        return super().read(left if size is None or size < 0 else min(size, left))
-
-
-def _checked(path: Path) -> dict[str, str]:
+def _checked(source: Source) -> dict[str, str]:
     """Refuses a zip whose members are compressed to more than the file, or do not have their checksums."""
     metadata = {}
-    with zipfile.ZipFile(path) as archive:
+    path = source.path
+    with source.file.stream() as stream, zipfile.ZipFile(stream) as archive:
         sizes = [(member.file_size, member.compress_size) for member in archive.infolist()]
         declared = max(map(sum, zip(*sizes, strict=True)), default=0)
-        if declared > (size := path.stat().st_size):
+        if declared > (size := source.file.size):
             raise WeightsError(
                 f"weights {path}: declares {declared:,} bytes in a file of {size:,}; PyTorch writes none such"
             )
@@ -86,29 +70,24 @@ def _checked(path: Path) -> dict[str, str]:
     return {str(key): str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {}
 
 
-def _to_numpy(path: Path, node: Any, above: tuple[int, ...]) -> Any:
+def _to_numpy(source: Source, node: Any, above: tuple[int, ...]) -> Any:
     import torch
 
     from ports.weights.pytorch import to_numpy
 
     if id(node) in above:
-        raise WeightsError(f"weights {path}: holds a table within itself")
+        raise WeightsError(f"weights {source.path}: holds a table within itself")
     if isinstance(node, torch.Tensor):
         if (
             node.layout == torch.strided
             and (size := node.numel() * node.element_size()) > node.untyped_storage().nbytes()
         ):
-            if size > EXPANDED * path.stat().st_size + BASE:
-                raise WeightsError(
-                    f"weights {path}: a tensor of {size:,} bytes repeats a few numbers of a file of "
-                    f"{path.stat().st_size:,}; expected {EXPANDED} times the file at most: save it with .contiguous()"
-                )
-            room(path, size)
+            source.budget.take(size, "a tensor that repeats a few numbers (save it with .contiguous())")
         return to_numpy(node)
     if isinstance(node, Mapping):
-        return {key: _to_numpy(path, value, (*above, id(node))) for key, value in node.items()}
+        return {key: _to_numpy(source, value, (*above, id(node))) for key, value in node.items()}
     if isinstance(node, list | tuple):
-        return [_to_numpy(path, value, (*above, id(node))) for value in node]
+        return [_to_numpy(source, value, (*above, id(node))) for value in node]
     return node
 
 
@@ -129,9 +108,9 @@ def write(path: Path, content: Content) -> None:
 def _to_torch(node: Any, name: str) -> Any:
     from ports.weights.pytorch import to_torch
 
-    if isinstance(node, np.ndarray):
+    if is_array(node):
         try:
-            return to_torch(node)
+            return to_torch(np.asarray(node))
         except TypeError:
             raise WeightsError(f"{name}: PyTorch has no type {node.dtype}") from None
     if isinstance(node, dict):
