@@ -84,13 +84,9 @@ def _of_process() -> Iterator[int]:
 
 def _of_container() -> Iterator[int]:
     """What the control groups leave the process: its own and all above it, of both versions."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
+    for line in groups():
         _, controllers, at = line.split(":", 2)
-        if controllers not in ("",) and "memory" not in controllers.split(","):
+        if controllers and "memory" not in controllers.split(","):
             continue
         root = CGROUPS / "memory" if controllers else CGROUPS
         files = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
@@ -101,6 +97,14 @@ def _of_container() -> Iterator[int]:
             most, used = (_number(folder / name) for name in files)
             if most is not None:
                 yield most - (used or 0) + _cache(folder / "memory.stat")
+
+
+def groups() -> list[str]:
+    """Return the control groups of this process, one line each: number, controllers, path."""
+    try:
+        return Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:  # not Linux
+        return []
 
 
 def _number(file: Path) -> int | None:

@@ -21,6 +21,7 @@ format holds one level. Only the format that is read or written is imported. A r
 from __future__ import annotations
 
 import importlib
+import os
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -132,7 +133,7 @@ def of(path: str | Path, name: str | None = None) -> Format:
         return FORMATS[name]
     if path.name.endswith(INDEX):
         return FORMATS["sharded"]
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 - False for a name that no file can have, where `Path.is_dir` raises
         return FORMATS["sharded" if any(path.glob(f"*{INDEX}")) else "orbax"]
     if row := SUFFIXES.get(path.suffix.lower()):
         return row
