@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import resource
-from pathlib import Path
 
 import psutil
 import torch
@@ -13,6 +11,7 @@ import torch
 from ports.errors import UserError
 from ports.resnet import pytorch
 from ports.resnet.spec import ResNetSpec
+from ports.weights.budget import usable
 
 # Peak memory of a check: bytes of the frameworks, times the activations of a batch, times the weights. (ResNet-50 with
 # two images: 6.1 GB measured, 6.8 GB by these.)
@@ -41,25 +40,13 @@ def required(spec: ResNetSpec, batch: int, size: tuple[int, int]) -> float:
     return FRAMEWORKS + 8 * (ACTIVATIONS * elements * batch + WEIGHTS * weights)
 
 
-def available() -> float:
-    """Bytes that this process can still have: of the machine, of its control group, of its own limit."""
-    free = [psutil.virtual_memory().available]
-    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if soft != resource.RLIM_INFINITY:
-        free.append(soft - psutil.Process().memory_info().vms)
-    group = Path("/sys/fs/cgroup")
-    if (group / "memory.max").exists() and (limit := (group / "memory.max").read_text().strip()) != "max":
-        free.append(int(limit) - int((group / "memory.current").read_text()))
-    return max(0, min(free))
-
-
 def require(spec: ResNetSpec, batch: int, size: tuple[int, int]) -> None:
     """Raises where there is not enough memory.
 
     Raises:
         UserError: says what is needed, what is free, and what to do.
     """
-    need, free = required(spec, batch, size), available()
+    need, free = required(spec, batch, size), usable()
     if need > free:
         raise UserError(
             f"{spec.name}: {batch} images of {size[0]}x{size[1]} need about {need / 1e9:.1f} GB of memory, "
