@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ import typer
 from rich.console import Console
 
 from ports.errors import UserError
+from ports.weights import WeightsError, destination
+from ports.weights.atomic import publish
 
 # typer carries a click of its own, or uses the installed one: the base class of its errors is the same name in both.
 USAGE_ERROR: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
@@ -75,20 +76,34 @@ def size(text: str | None) -> tuple[int, int] | None:
 
 
 def writable(option: str, file: Path | None) -> None:
-    """Raises where no file can be written there."""
-    if file is not None and not file.absolute().parent.is_dir():
-        raise UserError(f"{option} {file}: no such folder {file.absolute().parent}")
-    if file is not None and file.is_dir():
-        raise UserError(f"{option} {file}: is a folder, expected a file")
+    """Raise where no file can be written there."""
+    if file is not None and not destination.special(file):
+        _told(option, file, lambda: destination.check(file, force=True))
 
 
 def write(option: str, path: Path, text: str) -> None:
-    """The file appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write a file that appears whole or not at all; a device or a pipe is written to as it is.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+
+    def written() -> None:
+        if destination.special(path):
+            with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text)
+            return
+        with publish(path, force=True) as partial:
+            partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+    _told(option, path, written)
+
+
+def _told(option: str, path: Path, action: Callable[[], None]) -> None:
+    """Do something with an output; what is wrong with it is said of the option that named it."""
     try:
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-        partial.replace(path)
+        action()
+    except WeightsError as error:
+        raise UserError(str(error).replace("output", option, 1)) from None
     except OSError as error:
         raise UserError(f"{option} {path}: cannot be written: {error.strerror}") from None
-    finally:
-        partial.unlink(missing_ok=True)

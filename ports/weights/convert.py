@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ports.weights import fold, formats, states
+from ports.weights import destination, fold, formats, states
 from ports.weights.atomic import publish
 from ports.weights.checkpoint import Checkpoint, open_checkpoint
 from ports.weights.dialects import TARGET, TARGETS, Entry, mapping
@@ -83,12 +84,8 @@ def convert(
         to = to or DEFAULT.get(row.name) or "torch"
     if to not in (*TARGETS, None):
         raise WeightsError(f"to: got {to!r}, expected one of {', '.join(TARGETS)}")
-    if force and path.exists() and path.is_dir() != row.folder:
-        raise WeightsError(
-            f"output {path}: is a {'folder' if path.is_dir() else 'file'}, format {row.name} is the other"
-        )
-    if not force and path.exists():
-        raise WeightsError(f"output {path}: exists; --force (force=True) replaces it")
+    place: dict[str, Any] = {"force": force, "foreign": formats.foreign(row), "name": _name(source, row)}
+    destination.check(path, **place)
     held = open_checkpoint(
         source,
         format=source_format,
@@ -100,6 +97,8 @@ def convert(
         bare=to == "torch",
         max_memory=max_memory,
     )
+    assert held.source is not None
+    destination.apart(path, held.source)
     notes = list(held.notes)
     if to is None:
         to = held.found.other if isinstance(held.found, RulesFound) else "torch"
@@ -115,14 +114,18 @@ def convert(
     tree = _tree(weights, held, rows, to, row, about)
     if about and row.name == "msgpack" and held.optimizer is not None:
         notes.append("msgpack has no room for the optimizer's options, nor for which parameters never got a gradient")
-    with publish(path, force=force) as partial:
+    with publish(path, **place) as partial:
         options = {"shard_size": shard_size} if row.name == "sharded" else {}
         formats.write(partial, Content(tree, about), row, **options)
         if verify is not None:
             verify(held, partial, to, row)
-        assert held.source is not None
         held.source.unchanged()
     return Result(held, path, row.name, to, notes)
+
+
+def _name(source: Path, row: Format) -> str:
+    """What the output may be called within a folder."""
+    return f"{source.absolute().name.partition('.')[0] or 'weights'}{''.join(row.suffixes[:1])}"
 
 
 def target_format(path: Path, name: str | None, shard_size: int | None = None) -> Format:
@@ -134,7 +137,7 @@ def target_format(path: Path, name: str | None, shard_size: int | None = None) -
             )
         name = "sharded"
     if name is None and path.suffix.lower() not in formats.SUFFIXES and not path.name.endswith(formats.INDEX):
-        if path.suffix and not path.is_dir():
+        if path.suffix and not os.path.isdir(path):  # noqa: PTH112 - False for a name that no file can have
             return formats.of(path)
         name = "orbax"
     row = formats.of(path, name)

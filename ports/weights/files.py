@@ -72,5 +72,5 @@ def save(
         raise WeightsError(f"output {path}: got no tensors")
     if other := [name for name in arrays if not isinstance(name, str)]:
         raise WeightsError(f"output {path}: got a tensor named {other[0]!r}, expected text")
-    with publish(path, force=force) as partial:
+    with publish(path, force=force, foreign=formats.foreign(row)) as partial:
         formats.write(partial, Content(arrays), row)

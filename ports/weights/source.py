@@ -211,12 +211,16 @@ class Source:
             self.budget.grow(sum(size for _, _, size, *_ in self._listing.values()))
         return self._listing
 
+    def paths(self) -> list[Path]:
+        """Return the files that were read."""
+        return [*dict.fromkeys((*self._files, *(self._listing or ())))]
+
     def sha256(self) -> str:
         """Return the digest of what was read: of a file its own, of several that of their names and digests."""
         if not self.folder and len(self._files) == 1:
             return self.file.sha256()
         base = self.path if self.folder else self.path.parent
-        files = {path.relative_to(base).as_posix(): path for path in (*self._files, *(self._listing or ()))}
+        files = {path.relative_to(base).as_posix(): path for path in self.paths()}
         lines = "".join(f"{self.open(path).sha256()}  {name}\n" for name, path in sorted(files.items()))
         return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 import importlib
 import os
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -169,6 +169,11 @@ def write(path: str | Path, content: Content, row: Format, **options: Any) -> No
         WeightsError: the format cannot hold the content.
     """
     importlib.import_module(f"{__name__}.{row.module}").write(Path(path), content, **options)
+
+
+def foreign(row: Format) -> Callable[[Path], list[str]] | None:
+    """Return what tells the files of a folder that a format does not write; None for a format of single files."""
+    return importlib.import_module(f"{__name__}.{row.module}").foreign if row.folder else None
 
 
 def guarded(path: Path, module: str, function: str, *args: Any) -> Any:

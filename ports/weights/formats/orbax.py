@@ -8,10 +8,12 @@ looked for first.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from ports.weights import destination
 from ports.weights.formats import SUM, Content, Tree, checked, checksum, dtype_of, flat, nested
 from ports.weights.hub import WeightsError
 from ports.weights.lazy import is_array
@@ -31,6 +34,13 @@ DONE = "commit_success.txt"
 LONGEST = 200
 OCDBT = "manifest.ocdbt"
 ARRAYS = ("np.ndarray", "jax.Array")
+
+# What Orbax writes into a folder besides a folder for each array, and what is within one of those.
+WRITTEN = re.compile(
+    r"_METADATA|_CHECKPOINT_METADATA|_sharding|descriptor/[\w.]+|commit_success\.txt|array_metadatas(/process_\d+)?"
+    r"|(ocdbt\.process_\d+/)?(manifest\.ocdbt|d/[0-9a-f]{32})"
+)
+PIECES = re.compile(r"\.zarray|\.zattrs|zarr\.json|(c/)?\d+([./]\d+)*")
 
 
 @contextmanager
@@ -127,6 +137,22 @@ def _whole(source: Source) -> None:
             if not (file.parent / piece).is_file():
                 raise ValueError(f"{file.parent.name}: the piece {piece} is missing")
     source.budget.take(total)
+
+
+def foreign(folder: Path) -> list[str]:
+    """Return what a folder holds besides an Orbax checkpoint."""
+    arrays = set()
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        table = json.loads((folder / TREE).read_text())["tree_metadata"]
+        arrays = {".".join(str(part["key"]) for part in entry["key_metadata"]) for entry in table.values()}
+    if not ((folder / TREE).is_file() or (folder / ABOUT).is_file()):
+        return destination.everything(folder)
+
+    def explained(path: str) -> bool:
+        array, _, piece = path.rpartition("/")
+        return bool(PIECES.fullmatch(piece) and array in arrays) or bool(WRITTEN.fullmatch(path))
+
+    return destination.unexplained(folder, explained)
 
 
 def write(path: Path, content: Content) -> None:

@@ -10,6 +10,7 @@ import json
 import os
 from pathlib import Path
 
+from ports.weights import destination
 from ports.weights.budget import JSON
 from ports.weights.formats import INDEX, SUFFIXES, Content, arrays, guarded, safetensors, unique
 from ports.weights.hub import WeightsError, describe
@@ -96,6 +97,17 @@ def read(source: Source, check: bool = True) -> Content:
     if problems:
         raise WeightsError(problems)
     return Content({name: tree[name] for name in table}, metadata)
+
+
+def foreign(folder: Path) -> list[str]:
+    """Return what a folder holds besides one index and the shards that it lists."""
+    indices = sorted(folder.glob(f"*{INDEX}"))
+    try:
+        listed = weight_map(Source(indices[0]), present=False).values() if len(indices) == 1 else ()
+    except (WeightsError, ValueError):
+        listed = ()
+    known = (*listed, *(index.name for index in indices)) if listed else ()
+    return destination.unexplained(folder, lambda _: False, known)
 
 
 def _noted(source: Source, shard: Path) -> None:
