@@ -9,6 +9,7 @@ import os
 import pickle
 import random
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -494,7 +495,7 @@ if row.name == "torch": import torch
 if row.name == "orbax": import orbax.checkpoint
 print("ready", flush=True)
 while True:
-    with publish(path, force=True) as partial:
+    with publish(path, force=True, foreign=formats.foreign(row)) as partial:
         formats.write(partial, Content(tensors), row)
 """
 
@@ -508,7 +509,7 @@ def killed(folder: Path, row: Any, delay: float) -> None:
     assert process.stdout.readline() == b"ready\n"
     time.sleep(delay)
     process.kill()
-    process.wait()
+    assert process.wait() == -signal.SIGKILL  # it wrote to the end
     process.stdout.close()
     if out.exists():
         assert same(load(out, format=row.name), {f"t{i}": np.full(20_000, i, np.float32) for i in range(20)})
