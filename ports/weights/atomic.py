@@ -78,7 +78,7 @@ def _box(path: Path) -> Iterator[Path]:
         finally:
             # An old output is only here where it could not be put back; the next run tries again.
             if not os.path.lexists(box / OLD) or os.path.lexists(path):
-                shutil.rmtree(box, ignore_errors=True)
+                _remove(box)
 
 
 def _locked(path: Path) -> tuple[Path, IO[bytes]]:
@@ -122,7 +122,19 @@ def _clean(box: Path) -> None:
         path = box.parent / os.fsdecode(lock.read())
         if os.path.lexists(box / OLD) and path.name and path.parent == box.parent and not os.path.lexists(path):
             (box / OLD).rename(path)
-        shutil.rmtree(box, ignore_errors=True)
+        _remove(box)
+
+
+def _remove(box: Path) -> None:
+    """Remove the lock last: by it the next run knows what is left of this folder."""
+    with contextlib.suppress(OSError):
+        for entry in [entry for entry in box.iterdir() if entry.name != LOCK]:
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+        (box / LOCK).unlink()
+        box.rmdir()
 
 
 def _free(lock: IO[bytes]) -> bool:
