@@ -67,15 +67,26 @@ def of_torch(net: nn.Module, probe: Probe, state: Mapping[str, np.ndarray]) -> l
             whole = {n: f"{name}.{n}" if name else n for n in tensors}
             layers.append(Layer(name, kind, whole, {n: state[full] for n, full in whole.items()}))
     record = Recorder(inputs=True)
-    names = {_module(layer.name) for layer in layers}
+    names = {module_of(layer.name) for layer in layers}
+    names |= {outer for layer in layers if layer.kind == OWN for outer in _prefixes(layer.name) if outer}
     with torch.no_grad(), run_pytorch.tapped(net.eval(), record, names):
         run_pytorch.run(net, probe, run_pytorch.inputs_of(probe))
     ranks = {name: i for i, name in enumerate(dict.fromkeys(map(layer_of, record.outputs)))}
     for i, layer in enumerate(layers):
-        at = ranks.get(_module(layer.name))
+        at = ranks.get(module_of(layer.name))
         # When a module of one's own uses its own tensors is not seen: behind all others, in the modules' order.
         layer.rank = None if at is None and layer.kind != OWN else 1000 * (len(ranks) if at is None else at) + i
+    _owned(layers, ranks)
     return layers
+
+
+def _owned(layers: Iterable[Layer], ranks: Mapping[str, int]) -> None:
+    """Say of each module's own parameter which module it belongs to, and when that is called."""
+    for layer in layers:
+        if layer.kind == OWN and layer.tensors.keys() == {"value"}:
+            layer.owner = next((outer for outer in _prefixes(layer.name) if outer in ranks), "")
+            layer.leaf = layer.name.removeprefix(f"{layer.owner}.") if layer.owner else layer.name
+            layer.owner_rank = ranks.get(layer.owner, len(ranks))
 
 
 def _buffers(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -96,7 +107,7 @@ def _recurrent(name: str, kind: str, tensors: Iterable[str], state: Mapping[str,
     return [*levels.values()]
 
 
-def _module(name: str) -> str:
+def module_of(name: str) -> str:
     """The PyTorch module of a layer: that of a level of an LSTM is the LSTM."""
     return name.partition("@")[0]
 
@@ -210,6 +221,7 @@ def _of_flax(
     for i, layer in enumerate(layers.values()):
         at = ranks.get(layer.name)
         layer.rank = None if at is None and layer.kind != OWN else 1000 * (len(ranks) if at is None else at) + i
+    _owned(layers.values(), ranks)
     return [*layers.values()]
 
 

@@ -7,7 +7,12 @@ candidates, never a guess:
 2. equal names (but for `.`, `_` and capitals), where the tensors fit;
 3. equal values: the same weights, bit by bit, that no other layer has;
 4. the only two layers left with tensors of these shapes;
-5. the order of execution, where both models call layers of the same types and shapes in the same order.
+5. the order of execution, where both models call layers of the same types and shapes in the same order. It says what a
+   layer computes, not where it is written; `parity.ordering` checks it by computing before weights are moved.
+
+A parameter that a module of the user's own has is a layer of its own. When it is used is not seen: where both models
+have it under the same name in its module, it is paired with one of that name; two of a module that only their order
+tells apart are never paired.
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ import difflib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -25,6 +30,8 @@ from ports.weights.layers import COUNTER
 
 # Tensors that one side may lack: the counter of batches; a recurrent layer's second bias, folded into the first.
 OPTIONAL = (COUNTER, "bias_hh")
+
+ORDER, ONLY = "the order of calls", "the only ones of these shapes"
 
 
 @dataclass
@@ -37,6 +44,10 @@ class Layer:
         tensors: by its name within the layer (`weight`), the name of each tensor in the whole model.
         values: by the same names, in PyTorch's layout.
         rank: when it is called first; None where it is never called.
+        owner: of a module's own parameter: the module, or the one around it, that is called.
+        leaf: its name within the owner.
+        owner_rank: when the owner is called first.
+        mark: its name within the owner, where the other model has it as often.
     """
 
     name: str
@@ -44,11 +55,15 @@ class Layer:
     tensors: dict[str, str] = field(default_factory=dict)
     values: dict[str, np.ndarray] = field(default_factory=dict)
     rank: int | None = None
+    owner: str = ""
+    leaf: str = ""
+    owner_rank: int = 0
+    mark: str = ""
 
     @property
     def signature(self) -> tuple[object, ...]:
         """Type, and names and shapes of the tensors."""
-        return self.kind, *sorted((n, v.shape) for n, v in self.values.items() if n not in OPTIONAL)
+        return self.kind, self.mark, *sorted((n, v.shape) for n, v in self.values.items() if n not in OPTIONAL)
 
     @property
     def normal(self) -> str:
@@ -156,8 +171,7 @@ def _named(
             continue
         some: list[Pair] = []
         trim = [
-            {n: Layer(n[len(s) :], x.kind, x.tensors, x.values, x.rank) for n, x in side.items()}
-            for s, side in ((scope, inside), (other, there))
+            {n: replace(x, name=n[len(s) :]) for n, x in side.items()} for s, side in ((scope, inside), (other, there))
         ]
         _paired({x.name: x for x in trim[0].values()}, {x.name: x for x in trim[1].values()}, some)
         for one in some:
@@ -166,12 +180,14 @@ def _named(
 
 
 def _paired(left: dict[str, Layer], right: dict[str, Layer], found: list[Pair]) -> None:
-    """Moves what is certain from both sides to `found`."""
+    """Move what is certain from both sides to `found`."""
+    _mark(left.values(), right.values())
     _by(left, right, lambda layer: (layer.normal, layer.signature), "equal names", found)
     _by(left, right, lambda layer: (layer.signature, _content(layer)), "equal values", found)
     _by(left, right, lambda layer: (layer.normal, layer.kind), "equal names, other shapes", found)
-    _by(left, right, lambda layer: layer.signature, "the only ones of these shapes", found)
+    _by(left, right, lambda layer: layer.signature, ONLY, found)
     _in_order(left, right, found)
+    _owners_in_order(left, right, found)
     kinds = Counter(layer.kind for side in (left, right) for layer in side.values() if layer.rank is not None)
     if len(left) == len(right) and all(count == 2 for count in kinds.values()):
         _by(left, right, lambda layer: layer.kind, "the only ones left of this type", found)
@@ -203,17 +219,47 @@ def _in_order(left: dict[str, Layer], right: dict[str, Layer], found: list[Pair]
     """Pairs what is left by the order of calls, where all that are called have the same shapes in the same order."""
     sides = []
     for side, paired in ((left, [p.torch for p in found]), (right, [p.flax for p in found])):
-        steps = [(layer.rank, layer.signature) for layer in side.values() if layer.rank is not None]
-        steps += [(layer.rank, i) for i, layer in enumerate(paired) if layer.rank is not None]
+        steps = [(layer.rank or 0, layer.signature) for layer in _called(side.values())]
+        anchors = {id(layer): i for i, layer in enumerate(paired)}
+        steps += [(layer.rank or 0, anchors[id(layer)]) for layer in _called(paired)]
         sides.append([step for _, step in sorted(steps, key=lambda step: step[0])])
     if sides[0] == sides[1]:
         called = [sorted(_called(side.values()), key=lambda layer: layer.rank or 0) for side in (left, right)]
         for a, b in zip(*called, strict=True):
-            _take(left, right, a, b, "the order of calls", found)
+            _take(left, right, a, b, ORDER, found)
 
 
 def _called(layers: Iterable[Layer]) -> list[Layer]:
-    return [layer for layer in layers if layer.rank is not None]
+    """The layers whose call is seen: a parameter of a module's own has none."""
+    return [layer for layer in layers if layer.rank is not None and not layer.leaf]
+
+
+def _mark(left: Iterable[Layer], right: Iterable[Layer]) -> None:
+    """Say which own parameters have a name that tells them: one that both models have, and equally often."""
+    sides = [[layer for layer in side if layer.leaf] for side in (left, right)]
+    counts = [Counter(map(_name_and_shape, side)) for side in sides]
+    for layer in (*sides[0], *sides[1]):
+        key = _name_and_shape(layer)
+        layer.mark = key[0] if counts[0][key] == counts[1][key] else ""
+
+
+def _name_and_shape(layer: Layer) -> tuple[str, tuple[int, ...]]:
+    return re.sub(r"[._]", "", layer.leaf).lower(), layer.values["value"].shape
+
+
+def _owners_in_order(left: dict[str, Layer], right: dict[str, Layer], found: list[Pair]) -> None:
+    """Pair own parameters by the order in which their modules are called; in a module by names and shapes alone."""
+    sides: list[list[dict[object, Layer]]] = []
+    for side in (left, right):
+        owners = defaultdict(lambda: defaultdict(list))
+        for layer in (layer for layer in side.values() if layer.leaf):
+            owners[layer.owner_rank, layer.owner][layer.signature].append(layer)
+        # Two of a module that nothing but their order would tell apart stay open.
+        sides.append([{s: one[0] for s, one in owners[key].items() if len(one) == 1} for key in sorted(owners)])
+    if [set(owner) for owner in sides[0]] == [set(owner) for owner in sides[1]]:
+        for ours, theirs in zip(*sides, strict=True):
+            for signature, layer in ours.items():
+                _take(left, right, layer, theirs[signature], ORDER, found)
 
 
 def _tied(layer: Layer, found: Sequence[Pair]) -> bool:
@@ -225,9 +271,11 @@ def _tied(layer: Layer, found: Sequence[Pair]) -> bool:
 def _open(left: Iterable[Layer], right: Iterable[Layer], port: str) -> str:
     """The error for layers that stay open."""
     left, right = list(left), list(right)
-    lines = ["the layers of the two models cannot be paired; say which is which with `names`, or add what is missing"]
+    example = next(((a.name, b.name) for a in left for b in right if a.kind == b.kind), ("layer", "layer"))
+    say = f"say which is which with names={{{example[0]!r}: {example[1]!r}, …}}"
+    lines = [f"the layers of the two models cannot be paired; {say}, or add what is missing"]
     for layer in left:
-        candidates = [o for o in right if o.kind == layer.kind]
+        candidates = sorted((o for o in right if o.kind == layer.kind), key=lambda o: o.signature != layer.signature)
         near = ", ".join(map(str, candidates[:4])) or f"none: {port} has no more {layer.kind}"
         lines.append(f"PyTorch's {layer}: candidates {near}")
     lines += [

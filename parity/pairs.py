@@ -17,6 +17,7 @@ from parity import (
     inventory,
     losses,
     memory,
+    ordering,
     probe,
     run_flax,
     run_linen,
@@ -161,12 +162,43 @@ def move(
     _, found = transfer.judge(port, both.pairing)
     if problems := [f.text for f in found if f.trap in (transfer.STRUCTURE, transfer.BIAS)]:
         raise weights.WeightsError(problems)
-    return _written(port, other, {own: both.state[hub] for own, hub in both.tensors.items()}, both.layers)
+
+    def build(pairing: Pairing, names: Mapping[str, str]) -> Functional:
+        return replace(both, pairing=pairing).functional(both.state, names)
+
+    both = replace(both, pairing=ordering.settled(both.pairing, build, both.reference, fed))
+    own = {own: both.state[hub] for own, hub in both.tensors.items()}
+    _fitting(own, _places(port, other, both.layers))
+    moved = _written(port, other, own, both.layers)
+    _read_back(own, _places(port, moved, both.layers))
+    return moved
+
+
+def _fitting(own: Mapping[str, np.ndarray], places: Mapping[str, Any]) -> None:
+    """Raise where a tensor loses bits in the Flax model's type."""
+    problems = [
+        f"{name}: PyTorch's numbers lose bits in the Flax model's {places[name].dtype}; give it a wider param_dtype"
+        for name, array in own.items()
+        if not np.array_equal(array.astype(places[name].dtype).astype(array.dtype), array)
+    ]
+    if problems:
+        raise weights.WeightsError(problems)
+
+
+def _read_back(own: Mapping[str, np.ndarray], places: Mapping[str, Any]) -> None:
+    """Raise where the Flax model does not hold what was written: a defect of this package."""
+    for name, array in own.items():
+        if not np.array_equal(np.asarray(places[name].read()).astype(array.dtype), array):
+            raise RuntimeError(f"{name}: the Flax model does not hold what was written into it")
+
+
+def _places(port: str, net: Any, layers: Any) -> Mapping[str, Any]:
+    return nnx_weights.places(net, bare=True) if port == "nnx" else linen_weights.places(net, layers)
 
 
 def _written(port: str, net: Any, own: Mapping[str, np.ndarray], layers: Any) -> Any:
     """The Flax model with these tensors, in its own types: NNX's itself, of Linen's a copy of the variables."""
-    places = nnx_weights.places(net, bare=True) if port == "nnx" else linen_weights.places(net, layers)
+    places = _places(port, net, layers)
     values = {n: own[n].astype(p.dtype) if n in own else p.read() for n, p in places.items()}
     new: Any = flax_weights.plan(places, values, ())  # pyright: ignore[reportArgumentType]
     if port == "nnx":
