@@ -59,7 +59,8 @@ def program(seed: int) -> list[Step]:
         count = {"own": 2, "gate": 2, "attention": 3}.get(kind, 1)
         leaves = tuple(rng.sample(LEAVES, count))
         how = rng.random()
-        theirs = leaves if how < 0.6 else tuple(rng.sample(LEAVES, count)) if how < 0.8 else (*leaves[1:], "other")
+        others = tuple(rng.sample([leaf for leaf in LEAVES if leaf not in leaves], count))
+        theirs = leaves if how < 0.6 else others if how < 0.8 else (*leaves[1:], "other")
         order = tuple(rng.sample(range(count), count))
         other = names[2 * i] if alike else names[2 * i + 1]
         steps.append(Step(kind, names[2 * i], other, leaves, theirs, order))
