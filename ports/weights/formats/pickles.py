@@ -86,7 +86,7 @@ class Machine:
     def marked(self) -> list[Any]:
         """Return what stands above the last mark."""
         items, self.stack = self.stack, self._marks.pop()
-        self.pay(-OBJECT)
+        self.pay(-2 * OBJECT)
         return items
 
     def _step(self, name: str, argument: Any) -> None:
@@ -103,7 +103,7 @@ class Machine:
             raise ValueError(f"not a pickle that PyTorch wrote (instruction {name})")
 
     def mark(self, _: Any) -> None:
-        self.pay(OBJECT)
+        self.pay(2 * OBJECT)
         self._marks.append(self.stack)
         self.stack = []
 
@@ -260,7 +260,7 @@ VALUES: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"), lambda x: x),
 }
 NEW: dict[str, tuple[Callable[[], Any], int]] = {
-    "EMPTY_LIST": (list, OBJECT),
+    "EMPTY_LIST": (list, 2 * OBJECT),
     "EMPTY_DICT": (dict, OBJECT),
     "EMPTY_SET": (set, 4 * OBJECT),
 }
