@@ -134,7 +134,7 @@ def test_a_pickle_that_would_run_code(tmp_path: Path, capsys: Any, monkeypatch: 
 
 @pytest.mark.parametrize("name", ["w.npz", "w.pt"])
 def test_zip_bombs(name: str, tmp_path: Path, capsys: Any) -> None:
-    """What the zip declares is held against memory, or (PyTorch, which never compresses) against the file."""
+    """What the zip declares is more than the file may take, or than the pickle takes."""
     with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as archive:
         if name == "w.pt":
             archive.writestr("archive/data.pkl", b"\0" * 10**7)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -122,10 +122,10 @@ def test_every_bit_that_torch_save_writes(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("crc", [True, False])
 def test_every_alignment_with_and_without_checksums(alignment: int, crc: bool, tmp_path: Path) -> None:
     whole = {"a": random_tensor("float32", 5), "b": random_tensor("int8", 3)}
-    before = torch.serialization.get_crc32_options()
+    before, patched = torch.serialization.get_crc32_options(), cast(Any, config)
     torch.serialization.set_crc32_options(crc)
     try:
-        with config.patch({"save.storage_alignment": alignment}):
+        with patched.patch({"save.storage_alignment": alignment}):
             torch.save(whole, tmp_path / "w.pt")
     finally:
         torch.serialization.set_crc32_options(before)
@@ -138,11 +138,12 @@ def test_the_published_file_of_pytorch_0_3(shared_data: Path) -> None:
 
 
 def test_old_calls(tmp_path: Path) -> None:
-    """`_rebuild_tensor` with texts of Python 2, and a storage that is a part of another."""
+    """`_rebuild_tensor` with texts of Python 2, a storage that is a part of another, and PyTorch 0.3's parameters."""
     storage = b"(U\x07storagectorch\nFloatStorage\nU\x011U\x03cpuK\x06"
     first = b"ctorch._utils\n_rebuild_tensor\n(" + storage + b"NtQK\x01K\x02\x85K\x02\x85tR"
     second = b"ctorch._utils\n_rebuild_tensor\n(" + storage + b"(U\x012K\x02K\x04ttQK\x01K\x03\x85K\x01\x85tR"
-    content = b"\x80\x02}(U\x01a" + first + b"U\x02\xc3\xa9" + second + b"u."
+    third = b"ctorch.nn.parameter\nParameter\n(" + first + b"\x88tR\x88\x89ccollections\nOrderedDict\n)R\x87b"
+    content = b"\x80\x02}(U\x01a" + first + b"U\x02\xc3\xa9" + second + b"U\x01p" + third + b"u."
     head = [pickle.dumps(one, 2) for one in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
     numbers = np.arange(6, dtype=np.float32)
     end = pickle.dumps(["1"], 2) + struct.pack("<q", 6) + numbers.tobytes()

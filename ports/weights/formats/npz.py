@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import tokenize
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,13 @@ def _header(content: bytes, name: str) -> tuple[tuple[int, ...], bool, np.dtype,
         raise ValueError(f"{name[:80]!r}: unknown version {version} of npy")
     try:
         return *HEADERS[version](file), file.tell()
-    except (RecursionError, MemoryError, SyntaxError, TypeError):  # numpy reads it as an expression of Python
+    except (
+        RecursionError,
+        MemoryError,
+        SyntaxError,
+        TypeError,
+        tokenize.TokenError,
+    ):  # numpy reads it as an expression of Python
         raise ValueError(f"{name[:80]!r}: the header of npy is damaged") from None
 
 

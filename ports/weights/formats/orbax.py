@@ -105,7 +105,10 @@ def _leaves(source: Source, get: Get) -> Iterator[tuple[tuple[str, ...], Any]]:
             except ValueError as error:
                 raise ValueError(f"{name[:80]}: {error}") from None
         elif kind == "string":
-            yield at, np.asarray(str(table(get(STRINGS) or b"{}", source.budget, STRINGS)[name]))
+            strings = table(get(STRINGS) or b"{}", source.budget, STRINGS)
+            if not isinstance(text := strings.get(name), str):
+                raise ValueError(f"{name[:80]}: its text is missing")
+            yield at, np.asarray(text)
         elif kind in TABLES:
             yield at, {}
         elif kind != "None":

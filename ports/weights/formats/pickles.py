@@ -30,6 +30,10 @@ class Name:
     name: str
 
 
+class Record:
+    """A tensor, as a call gives it."""
+
+
 PLAIN = (str, bytes, int, float, complex, type(None), Name)
 Refer = Callable[[Any], Any]
 LONGEST = 255  # bytes of an integer
@@ -187,9 +191,10 @@ class Machine:
         self.stack.append(self._refer(self.stack.pop()))
 
     def build(self, _: Any) -> None:
-        """Leave out the attributes of a table (`_metadata` of a state_dict); nothing else may have any."""
-        self.stack.pop()
-        if type(self.stack[-1]) is not dict:
+        """Leave out the attributes of a table (`_metadata` of a state_dict) and of PyTorch 0.3's parameters."""
+        state, target = self.stack.pop(), self.stack[-1]
+        old = isinstance(target, Record) and type(state) is tuple and len(state) == 3  # requires_grad, volatile, hooks
+        if type(target) is not dict and not old:
             raise ValueError(f"sets attributes of a {type(self.stack[-1]).__name__}")
 
 

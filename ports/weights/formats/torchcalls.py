@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ports.weights.formats.pickles import OBJECT, PAIR, SLOT, Machine, Name, key_of
+from ports.weights.formats.pickles import OBJECT, PAIR, SLOT, Machine, Name, Record, key_of
 
 STORAGES = {
     "Float": "float32",
@@ -28,11 +28,10 @@ STORAGES = {
     "ComplexDouble": "complex128",
 }
 STORAGE = re.compile(r"torch\.(?:cuda\.|storage\.)?(\w+)Storage")
-# What a file may name without calling it: types of tensors, numbers and storages, and where they are.
-NAMES = re.compile(
-    r"torch\.(b?float(16|32|64)|float[84]_\w+|bool|complex\d+|q?u?int\d+(x\d+)?|bits\w+|per_(tensor|channel)_\w+|(cuda\.|sparse\."
-    r"|cuda\.sparse\.)?\w*Tensor|nn\.parameter\.Parameter|(cuda\.|storage\.)?\w+Storage)"
-)
+# What a file may name without calling it: types of numbers, of tensors and of storages.
+NUMBERS = r"bool|b?float(16|32|64)|float[84]_\w+|complex\d+|q?u?int\d+(x\d+)?|bits\w+|per_(tensor|channel)_\w+"
+TENSORS = r"(cuda\.)?(sparse\.)?\w*Tensor|nn\.parameter\.Parameter"
+NAMES = re.compile(rf"torch\.({NUMBERS}|{TENSORS}|(cuda\.|storage\.)?\w+Storage)")
 UNKNOWN = {
     "_rebuild_qtensor": ("a quantised tensor", ".dequantize()"),
     "_rebuild_sparse_tensor": ("a sparse tensor", ".to_dense()"),
@@ -70,7 +69,7 @@ class Storage:
 
 
 @dataclass(frozen=True)
-class View:
+class View(Record):
     """A tensor: a part of a storage; `offset` and `strides` in elements."""
 
     storage: Storage
@@ -81,7 +80,7 @@ class View:
 
 
 @dataclass(frozen=True)
-class Unknown:
+class Unknown(Record):
     """A tensor of a kind that cannot be read, and how to save it instead."""
 
     kind: str

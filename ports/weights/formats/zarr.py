@@ -193,16 +193,16 @@ class Reader:
             raise ValueError(f"{name} is damaged ({type(error).__name__}: {str(error)[:60]})") from None
         self._budget.take(math.prod(zarr.shape) * zarr.dtype.itemsize)
         self._at_a_time(zarr.size)
-        files, total = {name: text}, zarr.size
+        store, total = _Store(zarr, name, text), zarr.size
         for key in zarr.names():
             content = get(key)
             if content is not None:
                 total += len(content) + zarr.most(content) - zarr.piece
                 self._at_a_time(total)
-                files[key] = content
+                store.put(key, content)
             elif not missing:
                 raise ValueError(f"the piece {key} is missing")
-        return _decoded(zarr, files)
+        return store.read()
 
     def _at_a_time(self, count: int) -> None:
         """Count memory that is given back before the next array is read."""
@@ -211,15 +211,27 @@ class Reader:
             self._most = count
 
 
-def _decoded(zarr: Zarr, files: dict[str, bytes]) -> np.ndarray:
-    import tensorstore as ts
+class _Store:
+    """An array in memory, for tensorstore to decode."""
 
-    context = ts.Context({"data_copy_concurrency": {"limit": 1}, "cache_pool": {"total_bytes_limit": 0}})
-    store = ts.KvStore.open({"driver": "memory"}, context=context).result()
-    for name, content in files.items():
-        store.write(name, content).result()
-    spec = {"driver": zarr.driver, "kvstore": {"driver": "memory"}}
-    array = ts.open(spec, context=context, read=True, open=True).result().read().result()
-    if (array.shape, array.dtype) != (zarr.shape, zarr.dtype.newbyteorder("=")):
-        raise ValueError(f"is {array.dtype} {array.shape}, expected {zarr.dtype} {zarr.shape}")
-    return array
+    def __init__(self, zarr: Zarr, name: str, text: bytes) -> None:
+        import tensorstore as ts
+
+        self._zarr = zarr
+        self._context = ts.Context({"data_copy_concurrency": {"limit": 1}, "cache_pool": {"total_bytes_limit": 0}})
+        self._files = ts.KvStore.open({"driver": "memory"}, context=self._context).result()
+        self.put(name, text)
+
+    def put(self, name: str, content: bytes) -> None:
+        """Add a file."""
+        self._files.write(name, content).result()
+
+    def read(self) -> np.ndarray:
+        """Return the array."""
+        import tensorstore as ts
+
+        zarr, spec = self._zarr, {"driver": self._zarr.driver, "kvstore": {"driver": "memory"}}
+        array = ts.open(spec, context=self._context, read=True, open=True).result().read().result()
+        if (array.shape, array.dtype) != (zarr.shape, zarr.dtype.newbyteorder("=")):
+            raise ValueError(f"is {array.dtype} {array.shape}, expected {zarr.dtype} {zarr.shape}")
+        return array
