@@ -7,62 +7,27 @@ for metadata: a key of its own would be taken for a variable.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import msgpack
 import numpy as np
 
-from ports.weights.formats import Content, Tree, dtype_of, unique
+from ports.weights.formats import Content, Tree
+from ports.weights.formats.msgpacked import ARRAY, CHUNKED, Decoder
 from ports.weights.hub import WeightsError
 from ports.weights.lazy import is_array
 from ports.weights.source import Source
 
-ARRAY, COMPLEX, SCALAR = 1, 2, 3
 CHUNK = 2**30
-CHUNKED = "__msgpack_chunked_array__"
 
 
 def read(source: Source) -> Content:
-    path, file = source.path, source.file
-    tree = msgpack.unpackb(
-        bytes(file.read(0, file.size)), ext_hook=_extension, object_pairs_hook=unique, raw=False, strict_map_key=False
-    )
+    with source.file.stream() as stream:
+        tree = Decoder(source, stream).whole()
     if not isinstance(tree, dict) or not tree:
-        raise WeightsError(f"weights {path}: got {type(tree).__name__}, expected a tree of tensors")
-    return Content(_tree(tree))
-
-
-def _extension(code: int, data: bytes) -> Any:
-    if code in (ARRAY, SCALAR):
-        parts = msgpack.unpackb(data, raw=False)
-        if not isinstance(parts, list | tuple) or len(parts) != 3:
-            raise ValueError("an array is not shape, type and bytes")
-        shape, name, content = parts
-        if not isinstance(shape, list | tuple) or not all(isinstance(n, int) and n >= 0 for n in shape):
-            raise ValueError(f"shape {str(shape)[:60]} is no list of sizes")
-        dtype = dtype_of(name if isinstance(name, str) else "no text")
-        if not isinstance(content, bytes) or len(content) != math.prod(shape) * dtype.itemsize:
-            got = len(content) if isinstance(content, bytes) else 0
-            raise ValueError(f"an array {dtype} {tuple(shape)} has {got:,} bytes")
-        return np.frombuffer(content, dtype).reshape(shape)
-    if code == COMPLEX:
-        return complex(*msgpack.unpackb(data))
-    raise ValueError(f"unknown extension {code}")
-
-
-def _tree(node: Any) -> Any:
-    """Maps with text for keys; numbers of a list become keys, and chunks one array."""
-    if isinstance(node, list | tuple):
-        return {str(i): _tree(value) for i, value in enumerate(node)}
-    if not isinstance(node, dict):
-        return node
-    if CHUNKED in node:
-        shape = tuple(node["shape"][str(i)] for i in range(len(node["shape"])))
-        chunks = [node["chunks"][str(i)] for i in range(len(node["chunks"]))]
-        return np.concatenate(chunks).reshape(shape)
-    return unique((str(key), _tree(value)) for key, value in node.items())
+        raise WeightsError(f"weights {source.path}: got {type(tree).__name__}, expected a tree of tensors")
+    return Content(tree)
 
 
 def write(path: Path, content: Content) -> None:

@@ -1,4 +1,4 @@
-"""NumPy's `.npz`: a zip of `.npy` files. Never unpickled; sizes are checked before anything is inflated.
+"""NumPy's `.npz`: a zip of `.npy` files. Never unpickled; sizes are counted before anything is inflated.
 
 Types that numpy has from ml_dtypes only are written as plain bytes (`V2`); their names, and the metadata, stand in the
 zip's comment, which numpy ignores.
@@ -6,8 +6,10 @@ zip's comment, which numpy ignores.
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import tokenize
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,28 +18,28 @@ import numpy as np
 from numpy.lib import format as npy
 
 from ports.weights.formats import EXTENDED, Content, arrays, dtype_of
+from ports.weights.formats.zips import Archive
 from ports.weights.hub import WeightsError
 from ports.weights.source import Source
 
 SUFFIX = ".npy"
 LARGEST_COMMENT = 65535
 HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+LONGEST_HEADER = 1 << 16
 
 
 def read(source: Source) -> Content:
-    path = source.path
-    with source.file.stream() as file, zipfile.ZipFile(file) as archive:
-        members = archive.infolist()
-        source.budget.take(sum(member.file_size for member in members))
-        about = _comment(archive.comment)
-        tree: dict[str, Any] = {}
-        for member in members:
-            name = member.filename.removesuffix(SUFFIX)
-            if name in tree:
-                raise ValueError(f"{name[:80]!r} stands there twice")
-            tree[name] = _member(archive, member, name, about.get("dtypes", {}))
+    archive = Archive(source)
+    source.budget.take(sum(member.size for member in archive.members.values()))
+    about = _comment(archive.comment)
+    tree: dict[str, Any] = {}
+    for member in archive.members.values():
+        name = member.name.removesuffix(SUFFIX)
+        if name in tree:
+            raise ValueError(f"{name[:80]!r} stands there twice")
+        tree[name] = _array(source, archive.read(member), name, about.get("dtypes", {}))
     if not tree:
-        raise WeightsError(f"weights {path}: holds no tensors")
+        raise WeightsError(f"weights {source.path}: holds no tensors")
     return Content(tree, {str(key): str(value) for key, value in about.get("metadata", {}).items()})
 
 
@@ -50,24 +52,40 @@ def _comment(comment: bytes) -> dict[str, Any]:
     return {key: value for key, value in about.items() if isinstance(value, dict)}
 
 
-def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, dtypes: dict[str, str]) -> np.ndarray:
-    with archive.open(member) as file:
-        version = npy.read_magic(file)
-        if version not in HEADERS:
-            raise ValueError(f"{name[:80]!r}: unknown version {version} of npy")
-        shape, fortran, dtype = HEADERS[version](file)
-        if dtype.kind == "V" and name in dtypes:
-            dtype = dtype_of(str(dtypes[name]))
-        elif dtype.kind not in "biufc":
-            raise ValueError(f"{name[:80]!r}: type {dtype} is no number")
-        size = math.prod(shape) * dtype.itemsize
-        if min(shape, default=0) < 0 or size + file.tell() != member.file_size:
-            raise ValueError(f"{name[:80]!r}: {dtype} {shape} takes {size:,} bytes, the file has {member.file_size:,}")
-        content = bytearray(file.read(size))
-        if len(content) != size or file.read(1):
-            raise ValueError(f"{name[:80]!r}: is not as long as its header says")
-    array = np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
-    return array if dtype.isnative else array.astype(dtype.newbyteorder("="))
+def _array(source: Source, content: bytearray, name: str, dtypes: dict[str, str]) -> np.ndarray:
+    """Return the tensor of a whole `.npy` file; it keeps the file's bytes."""
+    shape, fortran, dtype, begin = _header(bytes(content[:LONGEST_HEADER]), name)
+    if dtype.kind == "V" and name in dtypes:
+        dtype = dtype_of(str(dtypes[name]))
+    elif dtype.kind not in "biufc":
+        raise ValueError(f"{name[:80]!r}: type {str(dtype)[:80]} is no number")
+    size = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or size + begin != len(content):
+        got = len(content) - begin
+        raise ValueError(f"{name[:80]!r}: {dtype} {str(shape)[:80]} takes {size:,} bytes, the file has {got:,}")
+    array = np.frombuffer(content, dtype, offset=begin).reshape(shape, order="F" if fortran else "C")
+    if array.flags.aligned and dtype.isnative:
+        return array
+    source.budget.take(size)
+    return array.astype(dtype.newbyteorder("=")) if dtype.kind != "V" else array.copy()
+
+
+def _header(content: bytes, name: str) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """Return shape, order, type, and where the numbers begin."""
+    file = io.BytesIO(content)
+    version = npy.read_magic(file)
+    if version not in HEADERS:
+        raise ValueError(f"{name[:80]!r}: unknown version {version} of npy")
+    try:
+        return *HEADERS[version](file), file.tell()
+    except (
+        RecursionError,
+        MemoryError,
+        SyntaxError,
+        TypeError,
+        tokenize.TokenError,
+    ):  # numpy reads it as an expression of Python
+        raise ValueError(f"{name[:80]!r}: the header of npy is damaged") from None
 
 
 def write(path: Path, content: Content) -> None:

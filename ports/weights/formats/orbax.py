@@ -2,17 +2,15 @@
 
 Written as plain zarr, one folder an array, for Orbax's default (OCDBT) names its files at random; a name that a file
 system cannot hold takes OCDBT. Orbax has no empty arrays: they stand in the metadata. The times in Orbax's metadata are
-set to zero, so that the same weights give the same bytes. A missing piece of a zarr array would be read as zeros: it is
-looked for first.
+set to zero, so that the same weights give the same bytes. A missing piece of an array would be read as zeros: it is
+looked for first. Read without Orbax, array by array, for Orbax believes what the files claim.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import logging
-import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,17 +21,23 @@ import numpy as np
 
 from ports.weights import destination
 from ports.weights.formats import SUM, Content, Tree, checked, checksum, dtype_of, flat, nested
+from ports.weights.formats.jsons import table
+from ports.weights.formats.ocdbt import MANIFEST as OCDBT
+from ports.weights.formats.ocdbt import opened
+from ports.weights.formats.zarr import Get, Reader
 from ports.weights.hub import WeightsError
 from ports.weights.lazy import is_array
-from ports.weights.source import Source
+from ports.weights.source import OpenFile, Source
 
 ABOUT, TREE = "_CHECKPOINT_METADATA", "_METADATA"
 TIMES = ("init_timestamp_nsecs", "commit_timestamp_nsecs")
 OWN, EMPTY = "ports", "empty"
 DONE = "commit_success.txt"
 LONGEST = 200
-OCDBT = "manifest.ocdbt"
-ARRAYS = ("np.ndarray", "jax.Array")
+STRINGS = "_strings.json"
+ARRAYS = ("np.ndarray", "jax.Array", "scalar")
+TABLES = ("Dict", "List", "Tuple", "NamedTuple")
+DEEPEST = 100  # tables within tables
 
 # What Orbax writes into a folder besides a folder for each array, and what is within one of those.
 WRITTEN = re.compile(
@@ -57,30 +61,23 @@ def _quiet() -> Iterator[None]:
 
 def read(source: Source, check: bool = True) -> Content:
     path = source.path
-    if not path.is_dir():
+    if not source.folder:
         raise WeightsError(f"weights {path}: is a file, expected a folder that Orbax wrote")
-    if not (path / TREE).is_file():
-        inner = [p.parent.name for p in sorted(path.glob(f"*/{TREE}"))]
+    files = {file.relative_to(path).as_posix(): file for file in source.listing()}
+    if TREE not in files:
+        inner = sorted(name.removesuffix(f"/{TREE}") for name in files if re.fullmatch(f"[^/]*/{TREE}", name))
         hint = f"; it is in {path / inner[0]}" if inner else ""
         raise WeightsError(f"weights {path}: no {TREE}: not a finished Orbax checkpoint{hint}")
-    source.listing()
-    _whole(source)
-    found = _plain_zarr(path)
-    if found is None:
-        import orbax.checkpoint as ocp
 
-        with _quiet(), ocp.StandardCheckpointer() as checkpointer:
-            found = checkpointer.restore(path.absolute())
-    about = json.loads((path / ABOUT).read_text()) if (path / ABOUT).is_file() else {}
-    own = (about.get("custom_metadata") or {}).get(OWN) or {}
-    tree = _plain(found)
-    for name, (at, shape, dtype) in own.get(EMPTY, {}).items():
-        node = tree
-        for key in at[:-1]:
-            node = node.setdefault(key, {})
-        if 0 not in shape:
-            raise ValueError(f"{name}: {shape} is not empty")
-        node[at[-1]] = np.zeros(shape, dtype_of(dtype))
+    def get(name: str) -> bytes | None:
+        return bytes((file := OpenFile(files[name])).read(0, file.size)) if name in files else None
+
+    tree = nested(_leaves(source, get))
+    about = get(ABOUT)
+    own = (table(about, source.budget, ABOUT).get("custom_metadata") or {}).get(OWN) or {} if about else {}
+    if not isinstance(own, dict):
+        raise ValueError(f"{ABOUT} is damaged")
+    _put_empty(tree, own.get(EMPTY, {}))
     if not tree:
         raise WeightsError(f"weights {path}: holds no tensors")
     metadata = {key: value for key, value in own.items() if isinstance(value, str)}
@@ -88,55 +85,66 @@ def read(source: Source, check: bool = True) -> Content:
     return Content(tree, checked(metadata, leaves, check))
 
 
-def _plain_zarr(path: Path) -> Tree | None:
-    """The arrays of a folder as it is written here, one after another; None where it is of another kind.
+def _leaves(source: Source, get: Get) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Return what the checkpoint holds, with the paths in its tree."""
+    about = table(get(TREE) or b"", source.budget, TREE)
+    entries = _entries(about)
+    database = get(OCDBT) is not None
+    find = opened(source) if database else get
+    # Before Orbax noted it, pieces that hold the fill value alone were left out of the database.
+    missing = (database or bool(about.get("use_zarr3"))) and not about.get("store_array_data_equal_to_fill_value")
+    reader = Reader(source.budget)
+    for at, kind in entries:
+        name = ".".join(at)
+        if kind in ARRAYS:
+            place = f"{name}/" if name and not name.endswith("/") else name
+            try:
+                yield at, reader.read(lambda file, place=place: find(place + file), missing)
+            except WeightsError:
+                raise
+            except ValueError as error:
+                raise ValueError(f"{name[:80]}: {error}") from None
+        elif kind == "string":
+            strings = table(get(STRINGS) or b"{}", source.budget, STRINGS)
+            if not isinstance(text := strings.get(name), str):
+                raise ValueError(f"{name[:80]}: its text is missing")
+            yield at, np.asarray(text)
+        elif kind in TABLES:
+            yield at, {}
+        elif kind != "None":
+            raise WeightsError(
+                f"weights {source.path}: {name}: is of Orbax's type {str(kind)[:40]!r}, expected an array"
+            )
 
-    Where one of several that it reads at once fails, Orbax complains of the others behind one's back.
-    """
-    import tensorstore as ts
 
-    table = json.loads((path / TREE).read_text())
-    if (path / OCDBT).exists() or table.get("use_zarr3"):
-        return None
-    leaves = []
-    for entry in table["tree_metadata"].values():
-        if entry["value_metadata"]["value_type"] not in ARRAYS:
-            return None
-        at = tuple(str(part["key"]) for part in entry["key_metadata"])
-        place = path / ".".join(at)
-        if place.parent != path or not (place / ".zarray").is_file():
-            raise ValueError(f"{place.name}: no such array")
-        spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{place.absolute()}/"}}
-        leaves.append((at, ts.open(spec, read=True, open=True).result().read().result()))
-    return nested(leaves)
+def _entries(about: dict[str, Any]) -> list[tuple[tuple[str, ...], str]]:
+    """Return path and type of each value that the checkpoint's own list names."""
+    entries = []
+    try:
+        for entry in about["tree_metadata"].values():
+            at = tuple(str(part["key"]) for part in entry["key_metadata"])
+            entries.append((at, entry["value_metadata"]["value_type"]))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{TREE} is damaged ({type(error).__name__}: {str(error)[:60]})") from None
+    if any(not at or len(at) > DEEPEST for at, _ in entries):
+        raise ValueError(f"{TREE} is damaged: a name of no parts, or of more than {DEEPEST}")
+    if len({".".join(at) for at, _ in entries}) != len(entries):
+        raise ValueError(f"{TREE} lists two tensors under one name")
+    return entries
 
 
-def _plain(node: Any) -> Any:
-    """Dicts of text and numpy arrays; positions in a list become text, nothing (None) is left out."""
-    if isinstance(node, list | tuple):
-        node = dict(enumerate(node))
-    if isinstance(node, dict):
-        return {str(key): _plain(value) for key, value in node.items() if value is not None}
-    return np.asarray(node)
-
-
-def _whole(source: Source) -> None:
-    """Raises where a plain zarr array lacks a piece, or where all arrays together are more than fits in memory."""
-    total = 0
-    for file in source.path.glob("**/.zarray"):
-        about = json.loads(file.read_text())
-        shape, chunks, separator = about["shape"], about["chunks"], about.get("dimension_separator", ".")
-        if min(shape, default=1) < 0 or min(chunks, default=1) < 1:
-            raise ValueError(f"{file.parent.name}: shape {shape} in pieces of {chunks}")
-        total += math.prod(shape) * dtype_of(str(about["dtype"])).itemsize
-        counts = [-(-n // c) for n, c in zip(shape, chunks, strict=True)]
-        if math.prod(counts) > 10**6:
-            raise ValueError(f"{file.parent.name}: {math.prod(counts):,} pieces")
-        for at in itertools.product(*map(range, counts)):
-            piece = separator.join(map(str, at)) or "0"
-            if not (file.parent / piece).is_file():
-                raise ValueError(f"{file.parent.name}: the piece {piece} is missing")
-    source.budget.take(total)
+def _put_empty(tree: Tree, empty: Any) -> None:
+    """Put tensors without numbers into the tree; Orbax has none, so that the metadata keep them."""
+    try:
+        for name, (at, shape, dtype) in empty.items():
+            node = tree
+            for key in at[:-1]:
+                node = node.setdefault(key, {})
+            if 0 not in shape or at[-1] in node:
+                raise ValueError(f"{name[:80]}: shape {str(shape)[:60]} is not empty, or it is there twice")
+            node[at[-1]] = np.zeros(shape, dtype_of(dtype))
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"{ABOUT} is damaged ({type(error).__name__})") from None
 
 
 def foreign(folder: Path) -> list[str]:
