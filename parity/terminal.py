@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,11 @@ from rich.console import Console
 from ports.errors import UserError
 from ports.weights import WeightsError, destination
 from ports.weights.atomic import publish
+from ports.weights.guard import DEBUG
 
 # typer carries a click of its own, or uses the installed one: the base class of its errors is the same name in both.
 USAGE_ERROR: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
+ROOT = Path(__file__).resolve().parents[1]
 OUT_OF_MEMORY = ("can't allocate memory", "RESOURCE_EXHAUSTED", "out of memory", "Out of memory")
 
 
@@ -45,12 +49,30 @@ def run(app: typer.Typer, name: str, arguments: Sequence[str] | None, program: s
     except (KeyboardInterrupt, typer.Abort):
         complain(name, "interrupted")
         return 130
-    except RuntimeError as error:
+    except BrokenPipeError:  # `parity … | head`: whoever reads has seen enough
+        sys.stdout = None
+        return 2
+    except Exception as error:
         if any(sign in str(error) for sign in OUT_OF_MEMORY):
             complain(name, memory)
             return 2
-        raise
+        if os.environ.get(DEBUG):
+            raise
+        complain(name, _defect(error))
+        return 2
     return code if isinstance(code, int) else 0
+
+
+def _defect(error: Exception) -> str:
+    """A line for a mistake of this package's own: what was raised, and where."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if Path(frame.filename).is_relative_to(ROOT)] or frames
+    place = f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else "an unknown place"
+    said = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+    return (
+        f"this is a defect of this package, not of your input: {said} ({place}); please report the command and this "
+        f"line; {DEBUG}=1 shows the whole traceback"
+    )
 
 
 def complain(name: str, text: str) -> None:

@@ -195,7 +195,7 @@ WRONG: list[tuple[str, str, list[str]]] = [
     ('type = "tensor"', 'typ = "tensor"', ["unknown key 'typ'", "no type"]),
     ('why = "computed, not learned"', "", ["[[ignore]] 1: expected pattern and why"]),
     ('target = "nnx"', 'target = "keras"', ["target: got 'keras', expected one of torch, nnx, linen"]),
-    ('source = "torch"', "source = torch", ["no TOML"]),
+    ('source = "torch"', "source = torch", ["invalid TOML"]),
     ('source = "torch"', 'sauce = "torch"', ["unknown key 'sauce'"]),
 ]
 

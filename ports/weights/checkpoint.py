@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ports.weights import formats, states, training
+from ports.weights.guard import faults_of
 from ports.weights.hub import WeightsError
 from ports.weights.optimizer import STEP
 from ports.weights.recognise import Found, recognise
@@ -67,8 +68,23 @@ def open_checkpoint(
     Raises:
         WeightsError: the file cannot be read, or holds no network that is known.
     """
-    row = formats.of(path, format)
     content = formats.read(path, format, max_memory=max_memory)
+    with faults_of(path):
+        return _opened(path, content, formats.of(path, format), model, rules, key, weights_only, steps, bare)
+
+
+def _opened(
+    path: str | Path,
+    content: formats.Content,
+    row: formats.Format,
+    model: str | None,
+    rules: Any,
+    key: str | None,
+    weights_only: bool,
+    steps: int | None,
+    bare: bool,
+) -> Checkpoint:
+    """What the content of a file is."""
     source = content.source
     assert source is not None
     parts = training.split(path, content, row, key, weights_only)

@@ -15,6 +15,7 @@ import numpy as np
 from ports.weights import formats, training
 from ports.weights.atomic import publish
 from ports.weights.formats import Content
+from ports.weights.guard import faults_of
 from ports.weights.hub import WeightsError, _arrays
 from ports.weights.recognise import in_flax, recognise, stripped
 
@@ -40,7 +41,13 @@ def load(
         WeightsError: no such file, an unknown format, a file that is damaged, holds no tensors or would run code.
     """
     content = formats.read(path, format, max_memory=max_memory)
-    row = formats.of(path, format)
+    with faults_of(path):
+        return _loaded(path, content, formats.of(path, format), key, strip)
+
+
+def _loaded(
+    path: str | Path, content: Content, row: formats.Format, key: str | None, strip: bool
+) -> dict[str, np.ndarray]:
     weights = training.split(path, content, row, key, weights_only=True).weights
     names = stripped(list(weights)) if strip else {name: name for name in weights}
     if in_flax(weights):

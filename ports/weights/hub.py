@@ -6,7 +6,6 @@ purpose needs a rule with its reason. All problems are reported at once.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ports.errors import UserError
+from ports.weights.near import Near
 
 
 class WeightsError(UserError):
@@ -82,12 +82,13 @@ def match(
     source = _apply(weights, targets, rules, problems)
     missing = [name for name in targets if name not in source]
     extra = [name for name in source if name not in targets]
+    candidates = Near({n: source[n].shape for n in extra})
     for name in missing:
-        candidate = _nearest(name, targets[name].shape, {n: source[n].shape for n in extra})
-        problems.append(f"{name} {targets[name].shape}: missing{candidate}")
+        problems.append(f"{name} {targets[name].shape}: missing{candidates.hint(name, targets[name].shape)}")
+    candidates = Near({n: targets[n].shape for n in missing})
     for name in extra:
-        candidate = _nearest(name, source[name].shape, {n: targets[n].shape for n in missing})
-        problems.append(f"{name} {source[name].shape}: no such tensor in the model{candidate}")
+        hint = candidates.hint(name, source[name].shape)
+        problems.append(f"{name} {source[name].shape}: no such tensor in the model{hint}")
     result = {}
     for name, target in targets.items():
         if name in source:
@@ -166,13 +167,6 @@ def _filled(value: Any, target: Target) -> np.ndarray | None:
         return None
     fits = target.dtype.kind not in "iub" or number == array
     return np.full(target.shape, number) if fits and array.dtype.kind in "biufcV" else None
-
-
-def _nearest(name: str, shape: tuple[int, ...], candidates: Mapping[str, tuple[int, ...]]) -> str:
-    """The candidate that may have been meant: a similar name, of the same shape if there is one."""
-    same = [n for n, s in candidates.items() if s == shape]
-    near = difflib.get_close_matches(name, same, n=1, cutoff=0) or difflib.get_close_matches(name, candidates, n=1)
-    return f"; nearest: {near[0]} {candidates[near[0]]}" if near else ""
 
 
 def lossless(value: np.ndarray, dtype: np.dtype) -> np.ndarray | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ports.weights import formats, training
+from ports.weights.guard import faults_of
 from ports.weights.hub import WeightsError, describe
 from ports.weights.optimizer import STEP
 from ports.weights.recognise import recognise
@@ -41,7 +42,9 @@ def tensors(path: str | Path, format: str | None = None) -> dict[str, np.ndarray
     """
     if re.fullmatch(r"[\w.]+:\w+", str(path)) and not Path(path).exists():
         return _of_model(str(path))
-    return training.split(path, formats.read(path, format), formats.of(path, format)).weights
+    content = formats.read(path, format)
+    with faults_of(path):
+        return training.split(path, content, formats.of(path, format)).weights
 
 
 def inspect(
@@ -63,8 +66,14 @@ def inspect(
     Raises:
         WeightsError: it cannot be read.
     """
-    row = formats.of(path, format)
     content = formats.read(path, format, check=values, max_memory=max_memory)
+    with faults_of(path):
+        return _inspected(path, content, formats.of(path, format), model, key, values)
+
+
+def _inspected(
+    path: str | Path, content: formats.Content, row: formats.Format, model: str | None, key: str | None, values: bool
+) -> Inspection:
     parts = training.split(path, content, row, key)
     arrays = parts.weights
     size = sum(array.nbytes for array in arrays.values())

@@ -17,8 +17,9 @@ import numpy as np
 
 from ports.resnet.spec import ResNetSpec
 from ports.weights.dialects import DIALECTS, Dialect, Entry, mapping
-from ports.weights.hub import WeightsError, _matches, _nearest
+from ports.weights.hub import WeightsError, _matches
 from ports.weights.layers import COUNTER
+from ports.weights.near import Near
 from ports.weights.networks import Layer, Shape, known, layers
 
 Shapes = Mapping[str, Shape]
@@ -269,26 +270,36 @@ def _misfit(shapes: Shapes, model: str | None) -> list[str]:
         return [
             f"{len(shapes)} tensors ({some} …) are no network known here; describe your own in a file: --rules FILE"
         ]
-    network, dialect, problems = min(
-        ((n, d, _problems(shapes, n, d)) for n, d in ranked), key=lambda found: len(found[2])
-    )
+    wanted = {pair: _wanted(shapes, *pair) for pair in ranked}
+    network, dialect = min(ranked, key=lambda pair: sum(_misfits(shapes, wanted[pair])))
     return [
         f"the tensors fit no network known here; the nearest is {network} ({dialect}), from which differ:",
-        *problems,
+        *_problems(shapes, wanted[network, dialect], network),
     ]
 
 
-def _problems(shapes: Shapes, network: str, dialect: str) -> list[str]:
+def _misfits(shapes: Shapes, wanted: Shapes) -> tuple[int, int, int]:
+    """How many tensors are missing, are too many, and have another shape."""
+    both = wanted.keys() & shapes.keys()
+    return len(wanted) - len(both), len(shapes) - len(both), sum(wanted[n] != shapes[n] for n in both)
+
+
+def _wanted(shapes: Shapes, network: str, dialect: str) -> dict[str, Shape]:
+    """The tensors of a network in a dialect; without counters where the file has none."""
     spec = _resized(known()[network], DIALECTS[dialect], shapes)
     wanted = {n: s for e in mapping(spec, DIALECTS[dialect]) for n, s in zip(e.names, e.shapes, strict=True)}
     counters = [name for name in wanted if name.endswith(COUNTER)]
     if not any(name in shapes for name in counters):
         wanted = {name: shape for name, shape in wanted.items() if name not in counters}
-    missing, extra = [n for n in wanted if n not in shapes], [n for n in shapes if n not in wanted]
-    problems = [f"{n} {wanted[n]}: missing{_nearest(n, wanted[n], {e: shapes[e] for e in extra})}" for n in missing]
-    problems += [
-        f"{n} {shapes[n]}: no such tensor in {network}{_nearest(n, shapes[n], {m: wanted[m] for m in missing})}"
-        for n in extra
-    ]
+    return wanted
+
+
+def _problems(shapes: Shapes, wanted: Shapes, network: str) -> list[str]:
+    missing = {n: shape for n, shape in wanted.items() if n not in shapes}
+    extra = {n: shape for n, shape in shapes.items() if n not in wanted}
+    candidates = Near(extra)
+    problems = [f"{n} {shape}: missing{candidates.hint(n, shape)}" for n, shape in missing.items()]
+    candidates = Near(missing)
+    problems += [f"{n} {s}: no such tensor in {network}{candidates.hint(n, s)}" for n, s in extra.items()]
     problems += [f"{n}: got shape {shapes[n]}, expected {s}" for n, s in wanted.items() if shapes.get(n, s) != s]
     return problems

@@ -18,7 +18,6 @@ writes a first one to be edited.
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 from collections.abc import Mapping
@@ -32,6 +31,7 @@ import numpy as np
 from ports.weights.dialects import TARGETS, Entry
 from ports.weights.hub import WeightsError, _matches
 from ports.weights.layers import COUNTER, LAYERS, Leaf
+from ports.weights.near import SUGGESTIONS, closest
 from ports.weights.networks import Shape
 from ports.weights.recognise import Found, normal
 
@@ -50,6 +50,7 @@ TYPES = {
 }
 OPTIONS = {"heads", "transpose_kernel"}
 PARAMETERS = ("params", "batch_stats")
+HOLES, LONGEST = 2, 1000  # holes in a part of a name, and characters of a name that a pattern is tried on
 
 
 @dataclass(frozen=True)
@@ -145,9 +146,9 @@ class Rules:
                     found.others.append(Entry(hub, entry.shape, kept, paths, entry.parameter))
         left = {name: shape for name, shape in tensors.items() if name not in taken and name not in ignored}
         patterns = [row.target if reverse else row.source for row in self.rows]
-        for name, shape in left.items():
-            near = difflib.get_close_matches(name.rpartition(".")[0], patterns, n=1)
-            hint = f"; nearest: {near[0]}" if near else ""
+        for i, (name, shape) in enumerate(left.items()):
+            near = closest(name.rpartition(".")[0], patterns, 0.6) if i < SUGGESTIONS else None
+            hint = f"; nearest: {near}" if near else ""
             problems.append(f"{name} {shape}: no rule takes it, no [[ignore]] names it{hint}")
         for pattern, why in self.ignores:
             if not reverse and not any(_matches(name, pattern) for name in tensors):
@@ -198,6 +199,19 @@ def _pattern(pattern: str) -> tuple[str, int]:
     return "".join(pieces), len(holes)
 
 
+def _misplaced(pattern: str) -> str | None:
+    """What is wrong with the holes of a pattern: nothing may take more than a moment to match, or match two ways."""
+    holes = re.findall(r"\{(\d*)\}", pattern)
+    numbers = {int(hole) for hole in holes if hole and len(hole) < 4}
+    if any(holes) and (not all(holes) or numbers != set(range(len(numbers))) or any(len(hole) > 3 for hole in holes)):
+        return "expected {} throughout, or {0}, {1}, … without a gap"
+    if re.search(r"\}\{", pattern):
+        return "two holes side by side; nothing says where the first one ends"
+    if any(part.count("{") > HOLES for part in pattern.split(".")):
+        return f"expected {HOLES} holes at most in one part of a name"
+    return None
+
+
 def _layers(tensors: Mapping[str, Shape], pattern: str, row: Row, style: str) -> dict[str, tuple[str, ...]]:
     """The layers that a row takes, each with the parts of its name that stand in the holes."""
     expression, holes = _pattern(pattern)
@@ -207,7 +221,7 @@ def _layers(tensors: Mapping[str, Shape], pattern: str, row: Row, style: str) ->
     compiled = re.compile(rf"{prefix}(?P<layer>{expression}){tail}")
     found = {}
     for name in tensors:
-        if match := compiled.fullmatch(name):
+        if len(name) <= LONGEST and (match := compiled.fullmatch(name)):
             found[match["layer"]] = tuple(match[f"p{i}"] for i in range(holes))
     return found
 
@@ -234,7 +248,9 @@ def load(path: Path) -> Rules:
     except OSError as error:
         raise WeightsError(f"rules {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise WeightsError(f"rules {path}: no TOML: {error}") from None
+        raise WeightsError(f"rules {path}: invalid TOML: {error}") from None
+    except RecursionError:
+        raise WeightsError(f"rules {path}: invalid TOML: it is nested too deeply") from None
     problems = [f"unknown key {key!r}" for key in content if key not in ("source", "target", "layer", "ignore")]
     source, target = content.get("source", "torch"), content.get("target", "nnx")
     sides = {"source": source, "target": target}
@@ -277,6 +293,9 @@ def _wrong(row: Mapping[str, Any]) -> list[str]:
         return [f"type: got {row['type']!r}, expected one of {', '.join(TYPES)}"]
     if row["type"] == "attention" and (not isinstance(row.get("heads"), int) or row["heads"] < 1):
         wrong.append("attention needs heads, a number")
+    wrong += [f"{row[side]}: {said}" for side in ("source", "target") if (said := _misplaced(row[side]))]
+    if wrong:
+        return wrong
     holes = [_pattern(row[side])[1] for side in ("source", "target")]
     if holes[0] != holes[1] or any(re.search(r"[{}]", re.sub(r"\{\d*\}", "", row[s])) for s in ("source", "target")):
         wrong.append(f"{row['source']} has {holes[0]} {{}}, {row['target']} has {holes[1]}; expected as many")

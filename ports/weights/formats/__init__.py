@@ -2,7 +2,7 @@
 
 | format        | what it is                                                              | metadata        |
 |---------------|-------------------------------------------------------------------------|-----------------|
-| `torch`       | PyTorch's `.pt .pth .th .bin .ckpt`, read with `weights_only=True`        | a record in it  |
+| `torch`       | PyTorch's `.pt .pth .th .bin .ckpt`; nothing in it is run              | a record in it  |
 | `safetensors` | `.safetensors`, read where it is used                                   | its own         |
 | `sharded`     | a folder of safetensors files with `model.safetensors.index.json`        | of each shard   |
 | `npz`         | NumPy's `.npz`                                                           | the zip comment |
@@ -31,6 +31,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from ports.weights.guard import faults_of
 from ports.weights.hub import WeightsError
 from ports.weights.lazy import Array, is_array, pieces
 from ports.weights.source import Source
@@ -177,20 +178,9 @@ def foreign(row: Format) -> Callable[[Path], list[str]] | None:
 
 
 def guarded(path: Path, module: str, function: str, *args: Any) -> Any:
-    """Whatever a reader meets in a file, one line says it."""
-    try:
+    """Call a reader; whatever it meets in a file, one line says it."""
+    with faults_of(path):
         return getattr(importlib.import_module(f"{__name__}.{module}"), function)(*args)
-    except WeightsError:
-        raise
-    except MemoryError:
-        raise WeightsError(f"weights {path}: no memory to read it") from None
-    except ModuleNotFoundError as error:
-        raise WeightsError(f"weights {path}: needs {error.name}: pip install {error.name}") from None
-    except PermissionError:
-        raise WeightsError(f"weights {path}: no permission to read it") from None
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise WeightsError(f"weights {path}: damaged, or not a file of weights: {reason[:160]}") from None
 
 
 def flat(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterable[tuple[tuple[str, ...], Any]]:
