@@ -102,7 +102,7 @@ def run(
     if own and (batch or size or precision != "float32"):
         raise UserError(f"{own[0]}: got --batch, --image-size or --precision, expected none: its own inputs are timed")
     for option, file in (("--out", out), ("--html", html), ("--log", log)):
-        terminal.writable(option, file)
+        terminal.writable(option, file, again=option == "--log")
     if log is not None:
         terminal.write("--log", log, "")
     plan = Plan(

@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks import model_cost, results
 from benchmarks.results import Row
 from benchmarks.settings import Setting
+from parity import terminal
 from ports.errors import UserError
 from ports.resnet import spec as specs
 from ports.resnet.spec import NETWORKS
@@ -46,12 +47,19 @@ def draw(found: Found) -> dict[str, str]:
 
 
 def write(found: Found, folder: Path) -> list[Path]:
-    """The plots as files."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the plots as files.
+
+    Raises:
+        UserError: the folder or a file in it cannot be written, or matplotlib is not installed.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--svg {folder}: cannot be made: {error.strerror}; expected a folder to write to") from None
     paths = []
     for name, svg in draw(found).items():
         paths.append(folder / f"{name}.svg")
-        paths[-1].write_text(svg, encoding="utf-8")
+        terminal.write("--svg", paths[-1], svg)
     return paths
 
 

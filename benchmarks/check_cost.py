@@ -22,7 +22,7 @@ import torch
 import parity
 import ports
 from benchmarks.memory import Peak
-from parity import checker, probe, run_flax, run_pytorch
+from parity import checker, probe, run_flax, run_pytorch, terminal
 from parity.bounds import DRAWS
 from parity.taps import Tap
 from ports.resnet import spec as specs
@@ -116,14 +116,15 @@ def main() -> int:
     parser.add_argument("networks", nargs="+")
     parser.add_argument("--json", type=Path, help="write the result there")
     arguments = parser.parse_args()
+    terminal.writable("--json", arguments.json)
     results = [measure(name) for name in arguments.networks]
     for result in results:
         print(json.dumps(result))
     if arguments.json:
         whole = {"schema": 1, "results": results, "environment": checker.environment()}
-        arguments.json.write_text(json.dumps(whole, indent=1) + "\n")
+        terminal.write("--json", arguments.json, json.dumps(whole, indent=1) + "\n")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(terminal.script("benchmarks.check_cost", main))

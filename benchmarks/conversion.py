@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.memory import Peak
+from parity import terminal
 
 LARGEST = 256 * 2**20  # bytes of the largest tensor
 ALLOWED = 64e6  # beside 1.5 times the largest tensor
@@ -175,6 +176,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="where the files are made; by default the system's for such files")
     parser.add_argument("--json", type=Path, help="write the result there")
     arguments = parser.parse_args()
+    terminal.writable("--json", arguments.json)
     models = live()
     print(json.dumps(models))
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
@@ -189,9 +191,9 @@ def main() -> int:
         from parity.checker import environment
 
         whole = {"schema": 1, "live": models, "files": streamed, "environment": environment()}
-        arguments.json.write_text(json.dumps(whole, indent=1) + "\n")
+        terminal.write("--json", arguments.json, json.dumps(whole, indent=1) + "\n")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(terminal.script("benchmarks.conversion", main))

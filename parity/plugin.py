@@ -3,14 +3,20 @@
 def test_port(parity):
     parity(torch_model, flax_model, x)
 
+A report that cannot be written changes no verdict. Every check of a run has a file of its own, whichever of
+pytest-xdist's workers ran it; a later run replaces the files of an earlier one.
+
 It loads with every run of pytest, and so loads no framework itself: the first check does. PYTEST_DONT_REWRITE
 """
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import re
-from collections import Counter
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +29,8 @@ if TYPE_CHECKING:
 
 # A file's name without its ending: as much of the test's as any file system takes.
 LONGEST = 150
+CLAIMS = "parity_claims"  # what a worker is told by that name: the folder where all workers of a run claim names
+SECTION = "parity"
 
 
 def _page(report: Report) -> str:
@@ -39,6 +47,18 @@ def _json(report: Report) -> str:
 FORMATS: dict[str, Callable[[Report], str]] = {"html": _page, "json": _json}
 
 
+def stem(test: str) -> str:
+    """Return a file's name for a test: `tests_test_net.py_test_port[resnet50]`.
+
+    Where signs are replaced or left out, digits of the whole name follow: others may look the same without them.
+    """
+    readable = re.sub(r"[^\w.\[\]-]+", "_", test, flags=re.ASCII).strip("_")
+    file, _, name = test.partition("::")
+    if len(readable) <= LONGEST and readable == f"{file.replace('/', '_')}_{name.replace('::', '_')}":
+        return readable
+    return f"{readable[:LONGEST]}-{hashlib.sha256(test.encode('utf-8', 'backslashreplace')).hexdigest()[:8]}"
+
+
 @dataclass
 class Files:
     """Where reports are written.
@@ -46,26 +66,62 @@ class Files:
     Attributes:
         folders: by ending.
         every: of checks that pass, too.
-        used: how often a name was given: a test may check several times.
+        claims: a folder that all workers of a run share; None without workers.
+        used: the names that were given: a test may check several times.
     """
 
     folders: dict[str, Path]
     every: bool
-    used: Counter[str] = field(default_factory=Counter)
+    claims: Path | None = None
+    used: set[str] = field(default_factory=set)
 
-    def write(self, report: Report, test: str) -> list[Path]:
-        """The files of one check, named for the test: `tests_test_net.py_test_port[resnet50].html`."""
+    def write(self, report: Report, test: str) -> tuple[list[Path], list[str]]:
+        """Write the files of one check; return their paths, and a line for each that could not be written."""
         if not self.folders or (report.ok and not self.every):
-            return []
-        stem = re.sub(r"[^\w.\[\]-]+", "_", test, flags=re.ASCII).strip("_")[:LONGEST]
-        self.used[stem] += 1
-        stem += f"-{self.used[stem]}" if self.used[stem] > 1 else ""
-        written = []
+            return [], []
+        name, written, problems = self._claimed(stem(test)), [], []
         for ending, folder in self.folders.items():
-            written.append(folder / f"{stem}.{ending}")
-            text = FORMATS[ending](report)
-            written[-1].write_text(text, encoding="utf-8", errors="backslashreplace")
-        return written
+            path = folder / f"{name}.{ending}"
+            problem = _problem(report, ending, path)
+            if problem:
+                problems.append(problem)
+            else:
+                written.append(path)
+        return written, problems
+
+    def _claimed(self, stem: str) -> str:
+        """Return the name, or one with a number where another check of this run has it."""
+        names = (stem if i == 1 else f"{stem}-{i}" for i in itertools.count(1))
+        return next(name for name in names if self._claim(name.casefold()))  # some file systems know no capitals
+
+    def _claim(self, name: str) -> bool:
+        if name in self.used:
+            return False
+        self.used.add(name)
+        if self.claims is not None:
+            try:
+                (self.claims / name).open("x").close()
+            except FileExistsError:
+                return False
+            except OSError:  # a worker on another machine, or a full disk: its own names are distinct all the same
+                return True
+        return True
+
+
+def _problem(report: Report, ending: str, path: Path) -> str | None:
+    """Write one report; return why it could not be, in one line: whatever goes wrong here, the verdict counts."""
+    from ports.errors import UserError
+
+    try:
+        from parity.terminal import write
+
+        write(f"--parity-{ending}", path, FORMATS[ending](report))
+    except UserError as error:
+        return str(error)
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}".partition("\n")[0]
+        return f"--parity-{ending} {path}: cannot be written: {text}"
+    return None
 
 
 FILES = pytest.StashKey[Files]()
@@ -76,7 +132,7 @@ class Check:
     """`parity.assert_parity` for one test; gives the report where all is equal."""
 
     files: Files
-    test: str
+    node: pytest.Item
 
     def __repr__(self) -> str:
         return "<the fixture parity>"
@@ -95,12 +151,13 @@ class Check:
         try:
             report = parity.check(model, *candidates, **options)
         except UserError as error:
-            raise error.with_traceback(
-                None
-            ) from None  # its text says all; where in this package it arose does not help
-        written = self.files.write(report, self.test)
+            # Its text says all; where in this package it arose does not help.
+            raise error.with_traceback(None) from None
+        written, problems = self.files.write(report, self.node.nodeid)
         if not report:
-            raise AssertionError("\n".join((report.failure(), *(f"written: {path}" for path in written))))
+            raise AssertionError("\n".join((report.failure(), *(f"written: {path}" for path in written), *problems)))
+        for problem in problems:
+            self.node.add_report_section("call", SECTION, problem)
         return report
 
 
@@ -120,12 +177,41 @@ def pytest_configure(config: pytest.Config) -> None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                said = "is no folder" if folder.exists() else error.strerror
+                said = "is not a folder" if folder.exists() else error.strerror
                 raise pytest.UsageError(f"--parity-{ending} {given}: {said}; expected a folder to write to") from None
-    config.stash[FILES] = Files(folders, every=config.getoption("--parity-reports") == "all")
+    claims = getattr(config, "workerinput", {}).get(CLAIMS)
+    every = config.getoption("--parity-reports") == "all"
+    config.stash[FILES] = Files(folders, every, Path(claims) if claims else None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell one of pytest-xdist's workers where the names of reports are claimed."""
+    files = node.config.stash[FILES]
+    if files.folders and files.claims is None:
+        files.claims = Path(tempfile.mkdtemp(prefix="parity-reports-"))
+    node.workerinput[CLAIMS] = str(files.claims or "")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    files = config.stash.get(FILES, None)
+    if files is not None and files.claims is not None and not hasattr(config, "workerinput"):
+        shutil.rmtree(files.claims, ignore_errors=True)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """List the reports of checks that pass and could not be written; a check that fails says it itself."""
+    reports: list[Any] = list(itertools.chain.from_iterable(terminalreporter.stats.values()))
+    sections = [section for report in reports for section in getattr(report, "sections", ())]
+    # The report of a test's end has the sections of its call again.
+    problems = dict.fromkeys(text for title, text in sections if title == f"Captured {SECTION} call")
+    if problems:
+        terminalreporter.section("reports that could not be written")
+    for problem in problems:
+        terminalreporter.write_line(problem)
 
 
 @pytest.fixture(name="parity")
 def _parity(request: pytest.FixtureRequest) -> Check:
     """`parity(torch_model, flax_model, x)` fails where the two differ in float64, as `parity.assert_parity` does."""
-    return Check(request.config.stash[FILES], request.node.nodeid)
+    return Check(request.config.stash[FILES], request.node)

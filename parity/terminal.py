@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import typer
 from rich.console import Console
@@ -75,6 +75,15 @@ def _defect(error: Exception) -> str:
     )
 
 
+def script(name: str, main: Callable[[], int]) -> int:
+    """Run a script that parses its own arguments; a user's mistake is one line on stderr and exit code 2."""
+    try:
+        return main()
+    except UserError as error:
+        complain(name, str(error))
+        return 2
+
+
 def complain(name: str, text: str) -> None:
     """One line on stderr, of several the first."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -97,31 +106,56 @@ def size(text: str | None) -> tuple[int, int] | None:
     return int(parts[0]), int(parts[-1])
 
 
-def writable(option: str, file: Path | None) -> None:
-    """Raise where no file can be written there."""
-    if file is not None and not destination.special(file):
-        _told(option, file, lambda: destination.check(file, force=True))
+def writable(option: str, file: Path | None, *, again: bool = False) -> None:
+    """Raise where no text can be written, before a long run.
+
+    Args:
+        again: the text is read again, which a device or a pipe cannot give.
+    """
+    if file is not None:
+        _told(option, file, lambda: _check(file, again))
+
+
+def _check(file: Path, again: bool) -> None:
+    special, number = destination.special(file), destination.descriptor(file)
+    if again and special:
+        raise WeightsError(f"output {file}: is a device, a pipe or an open file; expected a file to read again")
+    if number is not None:
+        os.fstat(number)
+    elif not special or file.is_socket():
+        destination.check(file, force=True)
 
 
 def write(option: str, path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all; a device or a pipe is written to as it is.
+    """Write a file that appears whole or not at all; a device, a pipe or an open file is written to as it is.
 
     Raises:
         UserError: it cannot be written.
     """
+    content = text.encode("utf-8", "backslashreplace")
 
     def written() -> None:
         if destination.special(path):
-            with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(text)
+            with _as_it_is(path) as file:
+                file.write(content)
             return
         with publish(path, force=True) as partial:
-            partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+            partial.write_bytes(content)
 
     _told(option, path, written)
 
 
-def _told(option: str, path: Path, action: Callable[[], None]) -> None:
+def _as_it_is(path: Path) -> IO[bytes]:
+    """Open a device or a pipe; an open file goes on at its position, after what was printed there."""
+    number = destination.descriptor(path)
+    if number is None:
+        return path.open("ab")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return os.fdopen(os.dup(number), "wb")
+
+
+def _told(option: str, path: Path, action: Callable[[], object]) -> None:
     """Do something with an output; what is wrong with it is said of the option that named it."""
     try:
         action()

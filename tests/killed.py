@@ -1,11 +1,12 @@
-"""Kills a process that writes at random moments, in every format: `python tests/killed.py --times 50`.
+"""Kill a process that writes at random moments, in every format and way: `python tests/killed.py --times 50`.
 
-After each the output is whole, or is not there.
+After each kill the outputs are whole, an old one is not lost, and the next run leaves nothing hidden.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import sys
 import tempfile
@@ -13,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from test_bad_files import killed
+from test_bad_files import WAYS, killed
 
 from ports.weights.formats import FORMATS
 
@@ -25,11 +26,11 @@ def main() -> None:
     parser.add_argument("--formats", nargs="*", default=list(FORMATS))
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
-    for name in arguments.formats:
+    for name, way in itertools.product(arguments.formats, WAYS):
         for i in range(arguments.times):
             with tempfile.TemporaryDirectory() as folder:
-                killed(Path(folder) / str(i), FORMATS[name], rng.uniform(0, 0.3))
-        print(f"{name}: killed {arguments.times} times, no partial output")
+                killed(Path(folder) / str(i), FORMATS[name], rng.uniform(0, 0.3), way)
+        print(f"{name}, {way}: killed {arguments.times} times, no partial and no lost output, nothing hidden left")
 
 
 if __name__ == "__main__":

@@ -484,43 +484,56 @@ def test_a_full_disk(name: str, tmp_path: Path) -> None:
 
 
 WRITER = """
-import os, sys, numpy as np
-from ports.weights import formats
-from ports.weights.atomic import publish
+import itertools, sys, numpy as np
+from ports.weights import atomic, formats
 from ports.weights.formats import Content, FORMATS
-row, path = FORMATS[sys.argv[1]], sys.argv[2]
+row, path, way = FORMATS[sys.argv[1]], sys.argv[2], sys.argv[3]
 tensors = {f"t{i}": np.full(20_000, i, np.float32) for i in range(20)}
 formats.importlib.import_module(f"ports.weights.formats.{row.module}")
 if row.name == "torch": import torch
 if row.name == "orbax": import orbax.checkpoint
+if way == "plain": atomic._renameat2 = lambda *_: False
 print("ready", flush=True)
-while True:
-    with publish(path, force=True, foreign=formats.foreign(row)) as partial:
+for i in itertools.count():
+    out, force = (f"{path}{i}", False) if way == "new" else (path, True)
+    with atomic.publish(out, force=force, foreign=formats.foreign(row)) as partial:
         formats.write(partial, Content(tensors), row)
 """
+# A new output; one that replaces another, by one call that exchanges both; and one that does so by plain renames.
+WAYS = ("new", "exchange", "plain")
 
 
-def killed(folder: Path, row: Any, delay: float) -> None:
-    """Kill a process that writes over and over: the output is whole, or there is none, and the next run cleans up."""
+def killed(folder: Path, row: Any, delay: float, way: str = "exchange") -> None:
+    """Kill a process that writes over and over: outputs are whole, the old one is there, and the next run cleans up."""
     folder.mkdir()
     out = folder / f"out{suffix(row)}"
-    process = subprocess.Popen([sys.executable, "-c", WRITER, row.name, str(out)], stdout=subprocess.PIPE, cwd=ROOT)
+    if way != "new":
+        written(out, SMALL, row)
+    command = [sys.executable, "-c", WRITER, row.name, str(out), way]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT)
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
     time.sleep(delay)
     process.kill()
     assert process.wait() == -signal.SIGKILL  # it wrote to the end
     process.stdout.close()
-    if out.exists():
-        assert same(load(out, format=row.name), {f"t{i}": np.full(20_000, i, np.float32) for i in range(20)})
-    atomic.clean(folder)  # as the next run does
-    assert [p for p in folder.iterdir() if p != out] == []
+    with atomic.publish(folder / "next") as partial:  # the next run in that folder
+        partial.write_text("")
+    (folder / "next").unlink()
+    new = {f"t{i}": np.full(20_000, i, np.float32) for i in range(20)}
+    for path in folder.iterdir():
+        found = load(path, format=row.name)
+        assert same(found, new) or (way != "new" and same(found, SMALL))
+    assert way == "new" or [path.name for path in folder.iterdir()] == [out.name]
 
 
-@pytest.mark.parametrize(("name", "delay"), [("safetensors", 0.011), ("torch", 0.06), ("sharded", 0.1), ("npz", 0.03)])
-def test_a_killed_process_leaves_nothing_partial(name: str, delay: float, tmp_path: Path) -> None:
-    """`python tests/killed.py` does it at 50 random moments in every format."""
-    killed(tmp_path / "k", FORMATS[name], delay)
+@pytest.mark.parametrize(
+    ("name", "delay", "way"),
+    [("safetensors", 0.011, "new"), ("torch", 0.06, "exchange"), ("sharded", 0.1, "plain"), ("npz", 0.03, "exchange")],
+)
+def test_a_killed_process_leaves_nothing_partial(name: str, delay: float, way: str, tmp_path: Path) -> None:
+    """`python tests/killed.py` does it at 50 random moments in every format and way."""
+    killed(tmp_path / "k", FORMATS[name], delay, way)
 
 
 def fuzzed(row: Any, changes: list[tuple[int, int]], cut: int | None) -> bytes:

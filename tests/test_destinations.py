@@ -1,13 +1,9 @@
-"""Where outputs may go: what `--force` never removes, and what is left when a step fails or a process is killed."""
+"""Where outputs may go, and what `--force` never removes."""
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +14,7 @@ from test_formats import same, suffix, written
 from parity import terminal
 from parity.cli import main
 from ports.errors import UserError
-from ports.weights import WeightsError, atomic, convert, destination, formats, load, save
-from ports.weights.atomic import publish
+from ports.weights import WeightsError, convert, destination, formats, load, save
 from ports.weights.formats import FORMATS
 
 SMALL = {"a.weight": np.arange(600, dtype=np.float32).reshape(20, 30), "a.bias": np.ones(3, np.float16)}
@@ -133,6 +128,82 @@ def test_an_empty_folder_is_replaced_with_force_alone(home: Path, capsys: Any) -
     assert same(load(home / "out"), SMALL)
 
 
+@pytest.mark.parametrize("options", [{"use_ocdbt": False}, {"use_ocdbt": False, "use_zarr3": True}], ids=str)
+def test_other_ways_in_which_orbax_writes(options: dict[str, bool], home: Path) -> None:
+    """Text and numbers besides arrays, several pieces of an array, both versions of zarr."""
+    import orbax.checkpoint as ocp
+
+    tree = {"w": np.ones((40, 5)), "list": [np.ones(3)], "number": 3, "text": "x"}
+    pieces = {**dict.fromkeys(("number", "text"), ocp.SaveArgs()), "list": [ocp.SaveArgs()]}
+    pieces["w"] = ocp.SaveArgs(chunk_byte_size=400)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**options)) as checkpointer:  # pyright: ignore[reportArgumentType]
+        checkpointer.save(home / "out", tree, save_args=pieces)
+    foreign = formats.foreign(FORMATS["orbax"])
+    assert foreign is not None
+    assert foreign(home / "out") == []
+    (home / "out" / "w" / "notes").touch()
+    assert foreign(home / "out") == ["w/notes"]
+
+
+def test_links_and_mounts_within_a_checkpoint_are_somebody_elses(
+    home: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even under a name that the format uses: what is behind them would be lost from sight, or removed."""
+    written(home / "out", SMALL, FORMATS["orbax"])
+    options = ("model.npz", "out", "--to", "torch", "--force")
+    for name in ("data", "array_metadatas"):
+        (home / "out" / name).symlink_to(home / "photos")
+        refused(home, capsys, f"holds {name},", *options)
+        (home / "out" / name).unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "is_mount", lambda self: self.name == "a.weight")
+        refused(home, capsys, "holds a.weight,", *options)
+    assert main(["convert", *options]) == 0
+
+
+def test_an_index_does_not_make_any_file_a_shard(home: Path, capsys: Any) -> None:
+    (home / "photos" / "model.safetensors.index.json").write_text('{"weight_map": {"a": "cat.png"}}')
+    refused(home, capsys, "holds cat.png", "model.npz", "photos", "--to", "torch", "--shard-size", "1MB", "--force")
+
+
+def test_pipes_within_a_folder_are_not_waited_for(home: Path, capsys: Any) -> None:
+    os.mkfifo(home / "photos" / "_METADATA")
+    refused(home, capsys, "holds _METADATA, cat.png", "model.npz", "photos", "--to", "torch", "--force")
+    (home / "photos" / "_CHECKPOINT_METADATA").touch()
+    refused(home, capsys, "holds cat.png", "model.npz", "photos", "--to", "torch", "--force")
+
+
+def test_a_file_is_not_replaced_by_a_folder(home: Path, capsys: Any) -> None:
+    (home / "notes").write_text("mine")
+    (home / "link").symlink_to("notes")
+    (home / "dangling").symlink_to("nowhere")
+    for name, said in (("notes", "is a file"), ("link", "is a link"), ("dangling", "is a link")):
+        refused(home, capsys, f"{said}, expected a folder", "model.npz", name, "--to", "torch", "--force")
+
+
+def test_a_current_folder_that_was_removed(home: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "gone").mkdir()
+    monkeypatch.chdir(home / "gone")
+    (home / "gone").rmdir()
+    assert main(["convert", str(home / "model.npz"), "out", "--to", "torch"]) == 2
+    assert "output out: the current folder was removed" in capsys.readouterr().err
+    with pytest.raises(WeightsError, match="the current folder was removed"):
+        save("out.npz", SMALL)
+    with pytest.raises(UserError, match=r"--json out\.json: the current folder was removed"):
+        terminal.write("--json", Path("out.json"), "")
+
+
+def test_the_folder_where_links_of_a_source_lead_is_not_replaced(home: Path, capsys: Any) -> None:
+    """As in a cache of downloads, whose names are links to files elsewhere."""
+    formats.write(home / "set", formats.Content(SMALL), FORMATS["sharded"], shard_size=1000)
+    (home / "names").mkdir()
+    for file in (home / "set").iterdir():
+        (home / "names" / file.name).symlink_to(file)
+    options = ("--shard-size", "1MB", "--force")
+    for source in ("names", "names/model.safetensors.index.json", "names/model-00001-of-00002.safetensors"):
+        refused(home, capsys, "output set: holds its source", source, "set", *options)
+
+
 def test_a_source_within_the_destination(home: Path, capsys: Any) -> None:
     """`convert ck/model.npz ck --force`, however the folder is spelled."""
     (home / "ck").mkdir()
@@ -192,139 +263,6 @@ def test_devices_and_pipes_stay_what_they_are(kind: str, home: Path, capsys: Any
             terminal.writable("--json", place)
             terminal.write("--json", place, "text")
             assert stat.S_ISCHR(place.lstat().st_mode)
-
-
-def test_reports_go_to_pipes_and_devices_as_they_are(home: Path) -> None:
-    before = Path("/dev/null").stat()
-    terminal.write("--json", Path("/dev/null"), "text")
-    assert os.path.samestat(before, Path("/dev/null").stat())
-    read, write = os.pipe()
-    terminal.write("--html", Path(f"/dev/fd/{write}"), "a page\n")
-    os.close(write)
-    assert os.read(read, 100) == b"a page\n"
-    os.close(read)
-    with pytest.raises(UserError, match=r"--json /dev/full: cannot be written"):
-        terminal.write("--json", Path("/dev/full"), "text" * 10**5)
-
-
-def test_a_report_that_cannot_be_written_leaves_the_old_one(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal.write("--json", home / "a.json", "old")
-
-    def full(*_: Any, **__: Any) -> int:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(UserError, match=r"^--json .*a.json: cannot be written: No space left"):
-        terminal.write("--json", home / "a.json", "new")
-    assert (home / "a.json").read_text() == "old"
-    assert sorted(p.name for p in home.iterdir()) == ["a.json", "model.npz", "photos"]
-
-
-def failing(path: Path, times: int) -> Callable[..., Any]:
-    """`Path.rename` that fails from its n-th call on."""
-    rename, calls = Path.rename, []
-
-    def failed(self: Path, target: Any) -> Any:
-        calls.append(target)
-        if len(calls) == times:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return rename(self, target)
-
-    return failed
-
-
-@pytest.mark.parametrize("times", [1, 2])
-@pytest.mark.parametrize("row", FOLDERS, ids=lambda row: row.name)
-def test_plain_renames_that_fail_keep_the_old_output(
-    row: Any, times: int, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As on a system that cannot exchange two folders: the first moves the old one aside."""
-    out = written(home / "out", SMALL, row)
-    monkeypatch.setattr(atomic, "_renameat2", lambda *_: False)
-    monkeypatch.setattr(Path, "rename", failing(out, times))
-    with (
-        pytest.raises(WeightsError, match="Input/output error"),
-        publish(out, force=True, foreign=formats.foreign(row)) as partial,
-    ):
-        formats.write(partial, formats.Content({"b": np.zeros(3)}), row)
-    monkeypatch.undo()
-    assert same(load(out, format=row.name), SMALL)
-    assert sorted(p.name for p in home.iterdir()) == ["model.npz", "out", "photos"]
-
-
-def test_a_kill_between_two_plain_renames(home: Path) -> None:
-    """The old output is then under a hidden name; the next run in that folder puts it back."""
-    written(home / "out", SMALL, FORMATS["sharded"])
-    script = (
-        "import os, sys\nfrom pathlib import Path\nfrom ports.weights import atomic, formats\n"
-        "atomic._renameat2 = lambda *_: False\nrename = Path.rename\n"
-        "def killed(self, target):\n    if target.name == 'out': os.kill(os.getpid(), 9)\n"
-        "    return rename(self, target)\n"
-        "Path.rename = killed\nrow = formats.FORMATS['sharded']\n"
-        "with atomic.publish('out', force=True, foreign=formats.foreign(row)) as new:\n    new.mkdir()"
-    )
-    done = subprocess.run([sys.executable, "-c", script], cwd=home, capture_output=True, check=False)
-    assert done.returncode == -9, done.stderr
-    assert not (home / "out").exists()
-    save(home / "other.npz", SMALL)
-    assert same(load(home / "out"), SMALL)
-    assert sorted(p.name for p in home.iterdir()) == ["model.npz", "other.npz", "out", "photos"]
-
-
-KILLED = """
-import os
-from ports.weights.atomic import publish
-with publish("out.npz") as partial:
-    partial.write_bytes(b"half")
-    os.kill(os.getpid(), 9)
-"""
-
-
-def test_the_next_run_removes_what_a_killed_one_left(home: Path) -> None:
-    """And leaves what a living process writes, what is not of this package, and what only looks like it."""
-    subprocess.run([sys.executable, "-c", KILLED], cwd=home, check=False)
-    left = [p for p in home.iterdir() if p.name.startswith(".out")]
-    assert len(left) == 1
-    strange = home / ".mine.0123456789abcdef.partial"
-    strange.mkdir()
-    (strange / "cat.png").write_bytes(b"cat")
-    (home / ".x.0123456789abcdef.partial").symlink_to("photos")
-    (home / ".y.0123456789abcdef.partial").mkdir()
-    with publish(home / "living.npz") as partial:
-        partial.write_bytes(b"whole")
-        save(home / "other.npz", SMALL)
-    assert (home / "living.npz").read_bytes() == b"whole"
-    names = {p.name for p in home.iterdir()}
-    assert names == {"model.npz", "photos", "living.npz", "other.npz", strange.name, ".x.0123456789abcdef.partial"}
-    assert (strange / "cat.png").exists()
-    assert (home / "photos" / "cat.png").exists()
-
-
-def test_a_lock_file_cannot_lead_elsewhere(home: Path) -> None:
-    """Its text is the name that an old output goes back to; somebody may have written another."""
-    for i, name in enumerate(("../away", "/tmp/away", "..", "", "a/b")):
-        box = home / f".x.{i:016x}.partial"
-        (box / "old").mkdir(parents=True)
-        (box / "lock").write_text(name)
-    before = sorted(p.name for p in home.parent.iterdir())
-    atomic.clean(home)
-    assert sorted(p.name for p in home.parent.iterdir()) == before
-    assert sorted(p.name for p in home.iterdir()) == ["model.npz", "photos"]
-
-
-def test_what_comes_while_the_output_is_written_is_kept(home: Path) -> None:
-    row = FORMATS["sharded"]
-    out = written(home / "out", SMALL, row)
-
-    def meanwhile() -> None:
-        with publish(out, force=True, foreign=formats.foreign(row)) as partial:
-            formats.write(partial, formats.Content({"b": np.zeros(3)}), row)
-            (out / "notes.txt").write_text("mine")
-
-    with pytest.raises(WeightsError, match=r"holds notes\.txt"):
-        meanwhile()
-    assert (out / "notes.txt").read_text() == "mine"
-    assert len(list(out.iterdir())) == 3
 
 
 @pytest.mark.parametrize("row", FORMATS.values(), ids=lambda row: row.name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -17,7 +19,7 @@ from flax import nnx
 
 import parity
 from parity.html import page
-from parity.plugin import LONGEST
+from parity.plugin import FORMATS, LONGEST, Files, stem
 from parity.report import Divergence, Finding, Model, Report, Row
 from ports import UserError
 
@@ -140,11 +142,16 @@ def test_equal(parity):
 def test_refused(parity):
     parity("refused")
 """
+
+
+def digits(test: str) -> str:
+    return hashlib.sha256(test.encode()).hexdigest()[:8]
+
+
 LONG = f"test_net.py_test_many[{'x' * 300}"
 FAILED = [
-    "test_net.py_test_many[a_b]",
-    LONG[:LONGEST],
-    f"{LONG[:LONGEST]}-2",
+    f"test_net.py_test_many[a_b]-{digits('test_net.py::test_many[a/b]')}",
+    *(f"{LONG[:LONGEST]}-{digits(f'test_net.py::test_many[{x}]')}" for x in ("x" * 300, "x" * 301)),
     "test_net.py_test_twice",
     "test_net.py_test_twice-2",
 ]
@@ -171,6 +178,107 @@ def test_reports_are_written(
     result.stdout.fnmatch_lines([f"E*written: {folder}/test_net.py_test_twice-2.{ending}"])
 
 
+@pytest.mark.parametrize(
+    "tests",
+    [
+        ("t.py::test[a b]", "t.py::test[a/b]", "t.py::test[a_b]", "t.py::test[a:b]"),
+        ("t.py::test[%s]" % ("x" * 200), "t.py::test[%s]" % ("x" * 201)),
+        ("a/t.py::test", "a_t.py::test", "a/t.py::Test"),
+        ("t.py::test", "t.py::test", "t.py::test-2"),
+        ("t.py::test[é]", "t.py::test[è]", "t.py::test[\ud800]"),
+        ("t.py::test[a]", "t.py::test[a]_"),
+    ],
+)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_no_two_checks_of_a_run_have_one_name(workers: int, tests: tuple[str, ...], tmp_path: Path) -> None:
+    """On file systems that know no capitals either; and each worker has tests that the other has, too."""
+    (tmp_path / "claims").mkdir()
+    claims = tmp_path / "claims" if workers > 1 else None
+    written = []
+    for files in [Files({"json": tmp_path}, False, claims) for _ in range(workers)]:
+        for test in tests:
+            paths, problems = files.write(WRONG, test)
+            assert problems == []
+            written += paths
+    assert len({path.name.casefold() for path in written}) == workers * len(tests)
+    assert all(path.is_file() for path in written)
+
+
+def test_a_name_does_not_depend_on_the_order_of_tests() -> None:
+    """A later run replaces the reports of an earlier one, with any number of workers."""
+    assert stem("tests/test_net.py::TestPort::test_port[resnet50]") == "tests_test_net.py_TestPort_test_port[resnet50]"
+    assert stem("t.py::test[a b]") == f"t.py_test[a_b]-{digits('t.py::test[a b]')}"
+    assert len(stem("x" * 10**5)) < 200
+
+
+FAILS = """
+import parity
+from parity.report import Model, Report, Row
+
+WRONG = Report((Model("net", (Row("nnx", "loss", "loss", 1e-3, 1e-14, False),)),))
+parity.check = lambda *_: WRONG
+"""
+XDIST = """
+import pytest
+
+@pytest.mark.parametrize("i", range(8), ids=lambda i: "x" * 200 + f" {i}")
+def test_port(parity, i):
+    parity("wrong")
+"""
+
+
+@pytest.mark.parametrize(
+    ("workers", "count"), [(("-n2",), 8), (("--dist=each", "--tx=2*popen"), 16)], ids=["n", "each"]
+)
+def test_eight_checks_that_fail_leave_eight_reports(
+    workers: tuple[str, ...], count: int, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each worker is a process of its own; `each` gives both of them every test."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    monkeypatch.setenv("TMPDIR", str(pytester.mkdir("temporary")))
+    pytester.makeconftest(FAILS)
+    pytester.makepyfile(test_net=XDIST)
+    for _ in range(2):  # a second run replaces the files of the first
+        result = pytester.runpytest_subprocess(*OPTIONS, "-p", "xdist", *workers, "--parity-json", "reports")
+        result.assert_outcomes(failed=count)
+        written = [path.read_text() for path in (pytester.path / "reports").iterdir()]
+        assert len(written) == count
+        assert all(json.loads(text)["ok"] is False for text in written)
+    assert not list((pytester.path / "temporary").glob("parity-reports-*"))
+
+
+def full(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("fault", ["folder", "disk", "defect"])
+def test_a_report_that_cannot_be_written_leaves_the_verdict(
+    fault: str, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line more, in the message of a check that fails and at the end of the run for one that passes."""
+    folder = pytester.path / "reports"
+    body = "def test_wrong(parity):\n    parity('wrong')\n\ndef test_equal(parity):\n    assert parity('equal').ok\n"
+    if fault == "folder":
+        body = f"import pathlib\npathlib.Path({str(folder)!r}).rmdir()\n{body}"
+    elif fault == "disk":
+        monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    else:
+        monkeypatch.setitem(FORMATS, "html", lambda _: 1 // 0)
+    result = run(pytester, monkeypatch, body, "--parity-html", folder, "--parity-reports", "all")
+    result.assert_outcomes(failed=1, passed=1)
+    said = {"folder": "no such folder", "disk": "No space left on device", "defect": "ZeroDivisionError"}[fault]
+    result.stdout.fnmatch_lines(
+        [
+            "E*AssertionError: net: NO parity: nnx differs from PyTorch; *",
+            f"E *--parity-html {folder}/test_net.py_test_wrong.html: *{said}*",
+            "*reports that could not be written*",
+            f"--parity-html {folder}/test_net.py_test_equal.html: *{said}*",
+        ]
+    )
+    assert result.stdout.str().count(said) == 2
+    assert "written: " not in result.stdout.str().replace("cannot be written: ", "")
+
+
 def test_nothing_is_written_unasked(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     result = run(pytester, monkeypatch, SEVERAL)
     result.assert_outcomes(failed=5, passed=1)
@@ -185,7 +293,7 @@ def test_a_folder_that_cannot_be_is_one_line(
     (pytester.path / "file").write_text("")
     result = run(pytester, monkeypatch, calling("equal"), f"--parity-{ending}", "file")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    assert result.errlines[0] == f"ERROR: --parity-{ending} file: is no folder; expected a folder to write to"
+    assert result.errlines[0] == f"ERROR: --parity-{ending} file: is not a folder; expected a folder to write to"
 
 
 @pytest.mark.parametrize("imports", ["", "import numpy"], ids=["nothing", "numpy"])

@@ -1,16 +1,18 @@
 """Orbax folders: what `orbax.checkpoint.StandardCheckpointer().restore(path)` gives as a nested dict of arrays.
 
-Written as plain zarr, one folder an array, for Orbax's default (OCDBT) names its files at random; a name that a file
-system cannot hold takes OCDBT. Orbax has no empty arrays: they stand in the metadata. The times in Orbax's metadata are
+Written as plain zarr, one folder an array, for Orbax's default (OCDBT) names its files at random; a name that cannot be
+that of a folder takes OCDBT. Orbax has no empty arrays: they stand in the metadata. The times in Orbax's metadata are
 set to zero, so that the same weights give the same bytes. A missing piece of an array would be read as zeros: it is
 looked for first. Read without Orbax, array by array, for Orbax believes what the files claim.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,10 +43,10 @@ DEEPEST = 100  # tables within tables
 
 # What Orbax writes into a folder besides a folder for each array, and what is within one of those.
 WRITTEN = re.compile(
-    r"_METADATA|_CHECKPOINT_METADATA|_sharding|descriptor/[\w.]+|commit_success\.txt|array_metadatas(/process_\d+)?"
+    r"_METADATA|_CHECKPOINT_METADATA|_sharding|_strings\.json|descriptor/[\w.]+|commit_success\.txt|array_metadatas(/process_\d+)?"
     r"|(ocdbt\.process_\d+/)?(manifest\.ocdbt|d/[0-9a-f]{32})"
 )
-PIECES = re.compile(r"\.zarray|\.zattrs|zarr\.json|(c/)?\d+([./]\d+)*")
+PIECES = re.compile(r"\.zarray|\.zattrs|zarr\.json|c|(c/)?\d+([./]\d+)*")
 
 
 @contextmanager
@@ -149,18 +151,51 @@ def _put_empty(tree: Tree, empty: Any) -> None:
 
 def foreign(folder: Path) -> list[str]:
     """Return what a folder holds besides an Orbax checkpoint."""
+    if not any((folder / name).is_file() for name in (TREE, ABOUT)):
+        return destination.everything(folder)
     arrays = set()
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        table = json.loads((folder / TREE).read_text())["tree_metadata"]
+        table = json.loads((folder / TREE).read_text() if (folder / TREE).is_file() else "{}")["tree_metadata"]
         arrays = {".".join(str(part["key"]) for part in entry["key_metadata"]) for entry in table.values()}
-    if not ((folder / TREE).is_file() or (folder / ABOUT).is_file()):
-        return destination.everything(folder)
 
     def explained(path: str) -> bool:
-        array, _, piece = path.rpartition("/")
+        array, _, piece = path.partition("/")
         return bool(PIECES.fullmatch(piece) and array in arrays) or bool(WRITTEN.fullmatch(path))
 
     return destination.unexplained(folder, explained)
+
+
+def _handler(ocdbt: bool) -> Any:
+    """Return what writes the arrays: Orbax's own, except that all of them have ended when one has failed.
+
+    Orbax leaves at the first error, and each of the others then prints a traceback and makes files in a folder that is
+    being removed.
+    """
+    import orbax.checkpoint as ocp
+
+    class Arrays(ocp.type_handlers.NumpyHandler):
+        def __init__(self) -> None:
+            super().__init__()
+            self.writing: list[asyncio.Future[Any]] = []
+
+        async def _open_and_write(self, *args: Any, **options: Any) -> None:
+            one = asyncio.ensure_future(super()._open_and_write(*args, **options))
+            self.writing.append(one)
+            try:
+                await one
+            except BaseException:
+                await asyncio.wait(self.writing)
+                raise
+
+    registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, Arrays()))
+    return ocp.PyTreeCheckpointHandler(use_ocdbt=ocdbt, type_handler_registry=registry)
+
+
+def _system_error(error: Exception) -> OSError:
+    """Return what the system said, as TensorStore tells it."""
+    text = str(error)
+    code = re.search(r"os_error_code='(\d+)'", text)
+    return OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(text.partition("[")[0].strip()[:200])
 
 
 def write(path: Path, content: Content) -> None:
@@ -173,6 +208,8 @@ def write(path: Path, content: Content) -> None:
         name = ".".join(at)
         if not is_array(array):
             raise WeightsError(f"{name} ({type(array).__name__}) is no tensor, which Orbax cannot hold")
+        if not _valid(name):
+            raise WeightsError(f"{name!r}: is not valid Unicode, and Orbax cannot hold such a name")
         if name in seen:
             raise WeightsError(f"{name}: two tensors that Orbax would keep under one name")
         seen.add(name)
@@ -184,13 +221,12 @@ def write(path: Path, content: Content) -> None:
         raise WeightsError("orbax: no tensor that is not empty")
     leaves = [(".".join(at), array) for at, array in flat(content.tree)]
     own = {**content.metadata, SUM: checksum(leaves), **({EMPTY: empty} if empty else {})}
-    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=any(_unfit(name) for name in seen))
     tree = _trees(full)
-    with _quiet(), ocp.Checkpointer(handler) as checkpointer:
+    with _quiet(), ocp.Checkpointer(_handler(ocdbt=any(map(_unfit, seen)))) as checkpointer:
         try:
             checkpointer.save(path.absolute(), tree, custom_metadata={OWN: own})
-        except (ValueError, RuntimeError) as error:  # what the system said, as tensorstore tells it
-            raise OSError(str(error).partition("[")[0].strip()[:200]) from None
+        except (ValueError, RuntimeError) as error:
+            raise _system_error(error) from None
     about = json.loads((path / ABOUT).read_text())
     about |= {time: 0 for time in TIMES if time in about}
     (path / ABOUT).write_text(json.dumps(about, sort_keys=True))
@@ -202,11 +238,19 @@ def _trees(leaves: list[tuple[tuple[str, ...], Any]]) -> Tree:
     return nested((at, np.ascontiguousarray(np.asarray(array)).reshape(array.shape)) for at, array in leaves)
 
 
+def _valid(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _unfit(name: str) -> bool:
-    """Whether a file system may not hold a folder of this name within another."""
+    """Whether a file system, or TensorStore's paths, may not hold a folder of this name within another."""
     return (
         name.startswith((".", "_"))
-        or "/" in name
+        or any(sign in name for sign in "/\\")
         or not name.isprintable()
         or len(name.encode("utf-8")) > LONGEST
         or name in ("", ABOUT, TREE)

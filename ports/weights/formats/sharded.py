@@ -106,7 +106,8 @@ def foreign(folder: Path) -> list[str]:
         listed = weight_map(Source(indices[0]), present=False).values() if len(indices) == 1 else ()
     except (WeightsError, ValueError):
         listed = ()
-    known = (*listed, *(index.name for index in indices)) if listed else ()
+    shards = [file for file in listed if Path(file).suffix.lower() in SUFFIXES]
+    known = (*shards, *(index.name for index in indices)) if shards else ()
     return destination.unexplained(folder, lambda _: False, known)
 
 
