@@ -112,16 +112,19 @@ def files(folder: Path, size: int, shard: str) -> dict[str, Any]:
     return result
 
 
-def _tensors(path: Path) -> dict[str, np.ndarray]:
-    from ports.weights.formats import safetensors
+def _tensors(path: Path) -> dict[str, Any]:
+    from ports.weights import formats
 
-    return safetensors.read(path, False).tree
+    return formats.read(path, "safetensors", check=False).tree
 
 
-def _equal(source: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
-    return bool(other) and all(
-        np.array_equal(array.view(np.uint32), source[n].view(np.uint32)) for n, array in other.items()
-    )
+def _equal(source: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether every bit is the same; the tensors are read one after the other."""
+
+    def bits(array: Any) -> np.ndarray:
+        return np.asarray(array).view(np.uint32)
+
+    return bool(other) and all(np.array_equal(bits(array), bits(source[n])) for n, array in other.items())
 
 
 def live(name: str = "resnet50") -> dict[str, Any]:

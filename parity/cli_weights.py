@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ports.errors import UserError
+from ports.errors import UserError, printable
 
 Source = Annotated[str, typer.Argument(metavar="SRC", help="A file, an Orbax folder, hf://… or torchvision://…")]
 Output = Annotated[Path, typer.Argument(metavar="DST", help="Its format goes by its suffix; none is an Orbax folder.")]
@@ -35,6 +35,7 @@ Files = Annotated[
     typer.Argument(metavar="FILE...", help="A file or a folder; two, or package.module:function, with --rules."),
 ]
 
+WIDEST = 100  # characters of a name that the column of names makes room for
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -93,11 +94,11 @@ def convert(
         verify=verify,
     )
     for line in summary(result):
-        print(line)
+        print(printable(line))
     if check:
         print("checked in float64: the written network is the source")
     for note in result.notes:
-        print(f"parity: note: {note}", file=sys.stderr)
+        print(f"parity: note: {printable(note)}", file=sys.stderr)
     return 0
 
 
@@ -138,9 +139,10 @@ def inspect(
 
 def _print(found: Any) -> None:
     for name, text in found.facts.items():
-        print(f"{name:<20}{text}")
+        print(f"{printable(name):<20}{printable(text)}")
     for note in found.notes:
-        print(f"{'note':<20}{note}")
-    width = max((len(row[0]) for row in found.rows), default=0)
-    for name, shape, dtype in found.rows:
+        print(f"{'note':<20}{printable(note)}")
+    rows = [(printable(name), shape, dtype) for name, shape, dtype in found.rows]
+    width = min(max((len(name) for name, _, _ in rows), default=0), WIDEST)
+    for name, shape, dtype in rows:
         print(f"  {name:<{width}}  {shape:<20} {dtype}".rstrip())

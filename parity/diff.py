@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from parity.report import SCHEMA
-from ports.errors import UserError
+from ports.errors import UserError, printable
 
 WORSE, BETTER, NEITHER = "worse", "better", ""
 STYLES = {WORSE: "bold red", BETTER: "green", NEITHER: ""}
@@ -220,7 +220,7 @@ def show(console: Console, before: Mapping[str, Any], after: Mapping[str, Any], 
     for c in changes:
         ratio = ABSENT if c.ratio is None else f"{c.ratio:.2g}"
         cells = (c.model, c.port, c.what, c.before, c.after, ratio, c.judgement)
-        table.add_row(*(Text(cell, overflow="fold") for cell in cells), style=STYLES[c.judgement])
+        table.add_row(*(Text(printable(cell), overflow="fold") for cell in cells), style=STYLES[c.judgement])
     if changes:
         console.print(table)
     for name, old, new in environment(before, after):

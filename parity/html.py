@@ -10,6 +10,7 @@ import jinja2
 from parity import drawing
 from parity.quantities import QUANTITIES
 from parity.report import Finding, Model, Report, flips
+from ports.errors import printable
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ def page(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=lambda value: printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value,
     )
     environment.filters["number"] = drawing.number
     return environment.get_template("report.html").render(

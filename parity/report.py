@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from parity.terminal import SafeConsole
+
 SCHEMA = 1
 
 
@@ -160,7 +162,7 @@ class Report:
         return finite({"schema": SCHEMA, "ok": self.ok, "models": models, "environment": self.environment})
 
     def __str__(self) -> str:
-        console = Console(width=160, color_system=None, force_terminal=False)
+        console = SafeConsole(width=160, color_system=None, force_terminal=False)
         with console.capture() as capture:
             self.print(console)
         return capture.get()

@@ -12,8 +12,9 @@ from typing import IO, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
-from ports.errors import UserError
+from ports.errors import UserError, printable
 from ports.weights import WeightsError, destination
 from ports.weights.atomic import publish
 from ports.weights.guard import DEBUG
@@ -86,14 +87,21 @@ def script(name: str, main: Callable[[], int]) -> int:
 
 def complain(name: str, text: str) -> None:
     """One line on stderr, of several the first."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [printable(line.strip()) for line in text.split("\n") if line.strip()]
     more = f" … and {len(lines) - 4} more" if len(lines) > 4 else ""
     print(f"{name}: {' '.join(lines[:1])} {'; '.join(lines[1:4])}".rstrip() + more, file=sys.stderr)
 
 
+class SafeConsole(Console):
+    """A console that prints whatever names stand in a text so that they can be seen, and forge no line."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+
 def console(width: int = 140) -> Console:
-    """As wide as the terminal; wide enough for a whole table where the output goes into a file."""
-    return Console() if sys.stdout.isatty() else Console(width=width)
+    """Return a console as wide as the terminal; wide enough for a whole table where the output goes into a file."""
+    return SafeConsole() if sys.stdout.isatty() else SafeConsole(width=width)
 
 
 def size(text: str | None) -> tuple[int, int] | None:

@@ -30,6 +30,9 @@ from ports.weights.optimizer import STEP
 from ports.weights.rulesfile import RulesFound
 
 Leaves = dict[tuple[str, ...], np.ndarray]
+# What the metadata say that a conversion writes: of the source's own it keeps the rest.
+OWN = {"source", "source_sha256", "layout", "tool", "network", "dialect"}
+OWN |= {"folded", "counters", "optimizer", "stateless"}
 DEFAULT = {"msgpack": "linen", "orbax": "nnx"}
 
 
@@ -112,6 +115,8 @@ def convert(
         notes.append("torch.optim goes by number: the parameters are numbered in the order of the rules (param_names)")
     about = _metadata(source, held, to, rows, fold_batchnorm)
     tree = _tree(weights, held, rows, to, row, about)
+    if row.name == "msgpack" and (kept := [name for name in about if name not in OWN]):
+        notes.append(f"msgpack has no room for what the source says of itself: {describe(kept)}")
     if about and row.name == "msgpack" and held.optimizer is not None:
         notes.append("msgpack has no room for the optimizer's options, nor for which parameters never got a gradient")
     with publish(path, **place) as partial:
@@ -230,9 +235,15 @@ def _state_trees(held: Checkpoint, rows: Sequence[Entry], to: str, about: dict[s
 
 
 def _metadata(source: Path, held: Checkpoint, to: str, rows: Sequence[Entry] | None, folded: bool) -> dict[str, str]:
-    """Where the output comes from. Nothing in it depends on when or where it is made."""
+    """Where the output comes from, and what the source says of itself: its licence, its author.
+
+    Nothing in it depends on when or where it is made.
+    """
     assert held.source is not None
-    about = {
+    about = {name: text for name, text in held.metadata.items() if name not in OWN}
+    if "format" in about:  # whose names and layouts they are, as Hugging Face's libraries say it
+        about["format"] = "pt" if to == "torch" else "flax"
+    about |= {
         "source": source.name,
         "source_sha256": held.source.sha256(),
         "layout": to,

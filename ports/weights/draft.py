@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ports.errors import printable
 from ports.weights.networks import Shape
 from ports.weights.recognise import in_flax, normal
 
@@ -64,16 +65,24 @@ def draft(left: Mapping[str, np.ndarray], right: Mapping[str, np.ndarray]) -> st
         lines += [
             "",
             "[[layer]]" + (f"  # check: {why}" if why else ""),
-            f'source = "{a}"',
-            f'target = "{b}"',
+            f"source = {_quoted(a)}",
+            f"target = {_quoted(b)}",
             f'type = "{kind}"',
             *(f"heads = {n}" for n in sorted(heads) if kind == "attention"),
         ]
     for side, layers in (("source", mine), ("target", theirs)):
         lines += (
-            ["", *(f"# {side} {x.name} {x.shape} ({x.type}): no counterpart found" for x in layers)] if layers else []
+            ["", *(f"# {side} {printable(x.name)} {x.shape} ({x.type}): no counterpart found" for x in layers)]
+            if layers
+            else []
         )
     return "\n".join(lines) + "\n"
+
+
+def _quoted(name: str) -> str:
+    """A string of TOML: other characters than those that can be seen are written by their numbers."""
+    signs = {'"': '\\"', "\\": "\\\\"}
+    return '"' + "".join(signs.get(c, c if c.isprintable() else f"\\U{ord(c):08x}") for c in name) + '"'
 
 
 def _left(mine: list[Layer], theirs: list[Layer], pairs: list) -> tuple[list[Layer], list[Layer]]:

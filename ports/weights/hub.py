@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from ports.errors import UserError
+from ports.errors import UserError, printable
 from ports.weights.near import Near
 
 
 class WeightsError(UserError):
-    """Weights that do not fit; `problems` has a line each."""
+    """Weights that do not fit; `problems` has a line each, whatever names stand in them."""
 
     def __init__(self, problems: str | Sequence[str]) -> None:
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        self.problems = [printable(text) for text in ([problems] if isinstance(problems, str) else problems)]
         count = f"{len(self.problems)} problems, nothing was written:\n  " if len(self.problems) > 1 else ""
         super().__init__(count + "\n  ".join(self.problems))
 

@@ -18,7 +18,7 @@ from ports.weights import formats, training
 from ports.weights.guard import faults_of
 from ports.weights.hub import WeightsError, describe
 from ports.weights.optimizer import STEP
-from ports.weights.recognise import recognise
+from ports.weights.recognise import recognise, require
 
 LISTED = 3
 
@@ -66,6 +66,7 @@ def inspect(
     Raises:
         WeightsError: it cannot be read.
     """
+    require(model)
     content = formats.read(path, format, check=values, max_memory=max_memory)
     with faults_of(path):
         return _inspected(path, content, formats.of(path, format), model, key, values)

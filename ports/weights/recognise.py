@@ -19,7 +19,7 @@ from ports.resnet.spec import ResNetSpec
 from ports.weights.dialects import DIALECTS, Dialect, Entry, mapping
 from ports.weights.hub import WeightsError, _matches
 from ports.weights.layers import COUNTER
-from ports.weights.near import Near
+from ports.weights.near import LONGEST, Near
 from ports.weights.networks import Layer, Shape, known, layers
 
 Shapes = Mapping[str, Shape]
@@ -141,6 +141,17 @@ def _names(network: str, dialect: str, features: bool) -> tuple[frozenset[str], 
     return frozenset(n for n, counter in rows if not counter), frozenset(n for n, counter in rows if counter)
 
 
+def require(model: str | None) -> None:
+    """Refuse a name that no network has.
+
+    Raises:
+        WeightsError: with the nearest names.
+    """
+    if model is not None and model not in known():
+        near = difflib.get_close_matches(model[:LONGEST], known(), n=3, cutoff=0.5) or list(known())
+        raise WeightsError(f"unknown network {model[:LONGEST]!r}; nearest: {', '.join(near)}")
+
+
 def recognise(shapes: Shapes, model: str | None = None) -> Found:
     """The network and the dialect of tensors of these names and shapes.
 
@@ -150,9 +161,7 @@ def recognise(shapes: Shapes, model: str | None = None) -> Found:
     Raises:
         WeightsError: none fits (with all problems of the nearest), or more than one does.
     """
-    if model is not None and model not in known():
-        near = difflib.get_close_matches(model, known(), n=3, cutoff=0.5) or list(known())
-        raise WeightsError(f"unknown network {model!r}; nearest: {', '.join(near)}")
+    require(model)
     plain = normal(shapes)
     candidates: list[Found] = []
     for raw, note in _prefixes(plain):
