@@ -18,7 +18,9 @@ To = Annotated[str | None, typer.Option(help="Names and layouts of torch, nnx or
 FormatName = Annotated[str | None, typer.Option("--format", help="Of DST: torch safetensors npz msgpack orbax.")]
 SourceFormat = Annotated[str | None, typer.Option("--source-format", help="Of SRC, where its name does not tell.")]
 Check = Annotated[bool, typer.Option("--check", help="Prove the result in float64 before it is left there.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace DST.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace DST: a file, or a folder with only a checkpoint of its format.")
+]
 Fold = Annotated[bool, typer.Option("--fold-batchnorm", help="BatchNorms become part of their convolutions.")]
 ShardSize = Annotated[str | None, typer.Option(metavar="N", help="A folder of safetensors of N bytes (or 500MB, 5GB).")]
 Key = Annotated[str | None, typer.Option(help="Where the weights stand in a training checkpoint: ema.")]

@@ -45,6 +45,36 @@ def test_a_full_disk_is_one_line(name: str, full: Path, tmp_path: Path) -> None:
     assert list(full.iterdir()) == []
 
 
+INTERRUPTED = """
+import os, signal, sys
+import orbax.checkpoint as ocp
+from parity.cli import main
+write, calls = ocp.type_handlers.NumpyHandler._open_and_write, []
+
+async def interrupting(*arguments, **options):
+    calls.append(1)
+    if len(calls) == 3:
+        os.kill(os.getpid(), signal.SIGINT)
+    return await write(*arguments, **options)
+
+ocp.type_handlers.NumpyHandler._open_and_write = interrupting
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_an_interruption_leaves_nothing(tmp_path: Path) -> None:
+    """Orbax writes in threads of its own; all of them end before the folder is removed."""
+    rng, folder = np.random.default_rng(0), tmp_path / "folder"
+    save(tmp_path / "w.npz", {f"a{i}": rng.standard_normal(100_000) for i in range(30)})
+    folder.mkdir()
+    command = [sys.executable, "-c", INTERRUPTED, "convert", str(tmp_path / "w.npz"), str(folder / "out")]
+    done = subprocess.run([*command, "--to", "torch"], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 130
+    assert done.stderr in ("", "parity: interrupted\n")
+    assert list(folder.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     "name",
     ["a\\b", "\\", "a\\", "C:\\x", "a\\.b", "a\\\\b", "a/b", "..", "a\nb", "a.", "%41", "a*b?", "ä", "_METADATA"],

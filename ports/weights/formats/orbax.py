@@ -15,6 +15,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -223,8 +224,10 @@ def write(path: Path, content: Content) -> None:
     own = {**content.metadata, SUM: checksum(leaves), **({EMPTY: empty} if empty else {})}
     tree = _trees(full)
     with _quiet(), ocp.Checkpointer(_handler(ocdbt=any(map(_unfit, seen)))) as checkpointer:
+        # In a thread of its own, which an interruption of this one waits for: Orbax would go on behind its back.
         try:
-            checkpointer.save(path.absolute(), tree, custom_metadata={OWN: own})
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(checkpointer.save, path.absolute(), tree, custom_metadata={OWN: own}).result()
         except (ValueError, RuntimeError) as error:
             raise _system_error(error) from None
     about = json.loads((path / ABOUT).read_text())
