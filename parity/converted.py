@@ -14,6 +14,7 @@ from ports.weights import fold, formats, training
 from ports.weights.checkpoint import Checkpoint
 from ports.weights.dialects import TARGET, mapping
 from ports.weights.formats import Format
+from ports.weights.lazy import Array
 from ports.weights.networks import layers
 
 FOLDED = 1e-10  # relative L2 distance in float64: a folded network is the same function, summed in another order
@@ -56,11 +57,11 @@ def verify(held: Checkpoint, path: Path, to: str, row: Format) -> None:
         raise UserError(f"--check: the converted network is not the source: {said}; nothing was written")
 
 
-def _same(a: np.ndarray, b: np.ndarray) -> bool:
+def _same(a: Array, b: Array) -> bool:
     return (a.dtype, a.shape, np.asarray(a).tobytes()) == (b.dtype, b.shape, np.asarray(b).tobytes())
 
 
-def _hub(held: Checkpoint, tensors: Mapping[str, np.ndarray], to: str) -> dict[str, np.ndarray]:
+def _hub(held: Checkpoint, tensors: Mapping[str, Array], to: str) -> dict[str, Array]:
     assert held.found is not None
     assert held.found.spec is not None
     rows = mapping(held.found.spec, TARGET[to])

@@ -94,7 +94,8 @@ class TorchSeveral(torch.nn.Module):
         ys = [getattr(self, leaf)(x) for leaf in self.leaves]
         if len(ys) == 2:
             return ys[0] * torch.sigmoid(ys[1])
-        return attention(*ys, lambda a: torch.softmax(a, -1))
+        q, k, v = ys
+        return attention(q, k, v, lambda a: torch.softmax(a, -1))
 
 
 class TorchModel(torch.nn.Module):

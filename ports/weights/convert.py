@@ -25,11 +25,12 @@ from ports.weights.checkpoint import Checkpoint, open_checkpoint
 from ports.weights.dialects import TARGET, TARGETS, Entry, mapping
 from ports.weights.formats import Content, Format
 from ports.weights.hub import WeightsError, describe
+from ports.weights.lazy import Array
 from ports.weights.networks import Layer, layers
 from ports.weights.optimizer import STEP
 from ports.weights.rulesfile import RulesFound
 
-Leaves = dict[tuple[str, ...], np.ndarray]
+Leaves = dict[tuple[str, ...], Array]
 # What the metadata say that a conversion writes: of the source's own it keeps the rest.
 OWN = {"source", "source_sha256", "layout", "tool", "network", "dialect"}
 OWN |= {"folded", "counters", "optimizer", "stateless"}
@@ -169,7 +170,7 @@ def _rows(held: Checkpoint, rules: Any, to: str, folded: bool) -> list[Entry] | 
     return mapping(held.found.spec, TARGET[to])
 
 
-def _leaves(weights: Mapping[str, np.ndarray], rows: Iterable[Entry], parameters: bool = False) -> Leaves:
+def _leaves(weights: Mapping[str, Array], rows: Iterable[Entry], parameters: bool = False) -> Leaves:
     """The output's arrays by their paths."""
     leaves: Leaves = {}
     for entry in rows:
@@ -183,7 +184,7 @@ def _leaves(weights: Mapping[str, np.ndarray], rows: Iterable[Entry], parameters
 
 
 def _tree(
-    weights: Mapping[str, np.ndarray],
+    weights: Mapping[str, Array],
     held: Checkpoint,
     rows: Sequence[Entry] | None,
     to: str,
