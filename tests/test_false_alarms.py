@@ -1,0 +1,126 @@
+"""Faithful pairs that the check once refused, each with a mistake of the same kind that it must find."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+import parity
+from parity import run_pytorch
+from parity.taps import Recorder
+from parity.traps.layers import TRAPS, plant_in
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+def named(report: parity.Report) -> list[tuple[str, str | None]]:
+    """Return place and trap of every finding."""
+    return [(finding.layer, finding.trap) for finding in report.models[0].findings]
+
+
+def differing(report: parity.Report) -> dict[str, str]:
+    """Return the quantities outside their bounds, with the tensor that is worst."""
+    return {row.quantity: row.tensor for row in report.models[0].rows if not row.ok}
+
+
+IMAGES = np.random.default_rng(0).standard_normal((4, 3, 5, 6))
+
+
+class FrozenStatistics(nnx.BatchNorm):
+    """BatchNorm through whose statistics no gradient flows."""
+
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        y, (x,) = super().__call__(*args, **keywords), args
+        if self.use_running_average:
+            return y
+        mean, var = (jax.lax.stop_gradient(f(x, (0, 1, 2))) for f in (jax.numpy.mean, jax.numpy.var))
+        scale: Any = self.scale
+        return (x - mean) / jax.numpy.sqrt(var + self.epsilon) * scale + self.bias
+
+
+class AlwaysEval(nnx.BatchNorm):
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        return super().__call__(*args, **{**keywords, "use_running_average": True})
+
+
+class Convolutions(nnx.Module):
+    def __init__(self, norm: Any, rngs: nnx.Rngs) -> None:
+        self.up = nnx.Conv(3, 4, (3, 3), padding=1, rngs=rngs)
+        self.norm = norm
+        self.down = nnx.Conv(4, 2, (3, 3), padding=1, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down(nnx.relu(self.norm(self.up(x))))
+
+
+def convolutions(inplace: bool = False, norm: Any = nnx.BatchNorm, **settings: Any) -> tuple[Any, ...]:
+    """Return a pair whose BatchNorm has Flax's biased running variance, and these settings besides."""
+    torch.manual_seed(0)
+    up, down = torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Conv2d(4, 2, 3, padding=1)
+    model = torch.nn.Sequential(up, torch.nn.BatchNorm2d(4), torch.nn.ReLU(inplace), down)
+    rngs = nnx.Rngs(0)
+    port = Convolutions(norm(4, **{"epsilon": 1e-5, "momentum": 0.9, **settings}, rngs=rngs), rngs)
+    return model, parity.move(model, port, IMAGES), IMAGES
+
+
+BIASED = ("1", "bn-running-var")
+MISTAKES = {
+    "epsilon": ({"epsilon": 1e-3}, "bn-epsilon-1e-3"),
+    "momentum": ({"momentum": 0.99}, "bn-momentum-0.99"),
+    "eval": ({"norm": AlwaysEval}, "bn-always-eval"),
+    "gradient": ({"norm": FrozenStatistics}, "bn-statistics-constant"),
+}
+
+
+@pytest.mark.parametrize("inplace", [False, True], ids=["fresh", "inplace"])
+def test_an_accepted_layer_stays_in_the_record(inplace: bool) -> None:
+    report = parity.check(*convolutions(inplace), accept=["bn-running-var"])
+    assert report, str(report)
+    (model,) = report.models
+    assert [point.layer for point in model.profile["nnx"]["layer.eval"]] == ["0", "1", "3"]
+
+
+@pytest.mark.parametrize("case", [*MISTAKES])
+def test_accept_hides_no_other_mistake_in_the_layer(case: str) -> None:
+    settings, trap = MISTAKES[case]
+    report = parity.check(*convolutions(inplace=True, **settings), accept=["bn-running-var"])
+    assert named(report) == [("1", trap)]
+
+
+@pytest.mark.parametrize("case", ["epsilon", "momentum", "gradient"])
+def test_two_mistakes_in_one_layer_are_both_named(case: str) -> None:
+    settings, trap = MISTAKES[case]
+    report = parity.check(*convolutions(**settings))
+    assert sorted(named(report)) == sorted([("1", trap), BIASED])
+
+
+def test_three_mistakes_in_one_layer_are_all_named() -> None:
+    report = parity.check(*convolutions(epsilon=1e-3, momentum=0.99))
+    assert {*named(report)} == {("1", "bn-epsilon-1e-3"), ("1", "bn-momentum-0.99"), BIASED}
+
+
+LAYERS = (torch.nn.Conv2d(2, 3, (2, 3), stride=2, padding=1), torch.nn.BatchNorm2d(2), torch.nn.LayerNorm(5))
+PLANTED = {
+    trap.name: (trap, layer)
+    for trap in TRAPS
+    for layer in LAYERS
+    if isinstance(layer, trap.layers) and plant_in(trap, copy.deepcopy(layer))
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_layer_is_called_once_and_keeps_its_tensors(name: str) -> None:
+    trap, layer = PLANTED[name]
+    net, record = torch.nn.Sequential(copy.deepcopy(layer)).train(), Recorder()
+    assert plant_in(trap, net[0])
+    with run_pytorch.tapped(net, record, ["0"]):
+        net(torch.randn(2, 2, 2, 5, generator=torch.Generator().manual_seed(0)))
+    assert [*record.outputs] == ["0"]
+    assert [*net.state_dict()] == [f"0.{tensor}" for tensor in layer.state_dict()]
+    assert net[0].training
