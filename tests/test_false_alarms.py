@@ -9,12 +9,14 @@ import jax
 import numpy as np
 import pytest
 import torch
-from flax import nnx
+from flax import linen, nnx
 
 import parity
 from parity import run_pytorch
+from parity.layouts import first, with_first
 from parity.taps import Recorder
 from parity.traps.layers import TRAPS, plant_in
+from ports import UserError
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -124,3 +126,115 @@ def test_a_planted_layer_is_called_once_and_keeps_its_tensors(name: str) -> None
     assert [*record.outputs] == ["0"]
     assert [*net.state_dict()] == [f"0.{tensor}" for tensor in layer.state_dict()]
     assert net[0].training
+
+
+class TwoInputs(torch.nn.Module):
+    """Reads a dict whose keys are not sorted, and gives one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)
+
+    def forward(self, batch: Any, *, extra: Any) -> Any:
+        y = self.left(batch["b"]) + 2 * torch.tanh(self.right(batch["a"][0]["z"]))
+        return {"y": y * extra["w"], "x": [{"n": y - extra["v"], "m": batch["a"][0]["k"]}]}
+
+
+def read(port: Any, batch: Any, extra: Any, exchanged: bool = False) -> Any:
+    b, a = batch["b"], batch["a"][0]["z"]
+    b, a = (a, b) if exchanged else (b, a)
+    y = port.left(b) + 2 * jax.numpy.tanh(port.right(a))
+    return {"x": [{"m": batch["a"][0]["k"], "n": y - extra["v"]}], "y": y * extra["w"]}
+
+
+class LinenInputs(linen.Module):
+    exchanged: bool = False
+
+    def setup(self) -> None:
+        self.left, self.right = linen.Dense(3), linen.Dense(3)
+
+    def __call__(self, batch: Any, *, extra: Any) -> Any:
+        return read(self, batch, extra, self.exchanged)
+
+
+class NnxInputs(nnx.Module):
+    def __init__(self, exchanged: bool, rngs: nnx.Rngs) -> None:
+        self.left, self.right = nnx.Linear(4, 3, rngs=rngs), nnx.Linear(4, 3, rngs=rngs)
+        self.exchanged = exchanged
+
+    def __call__(self, batch: Any, *, extra: Any) -> Any:
+        return read(self, batch, extra, self.exchanged)
+
+
+def arrays(*names: str, columns: int = 4) -> dict[str, Any]:
+    rng = np.random.default_rng([len(names), columns])
+    return {name: rng.standard_normal((5, columns)) for name in names}
+
+
+BATCH = {"b": arrays("b")["b"], "a": [{"z": arrays("z", "_")["z"], "k": arrays("k", "_", "_")["k"]}]}
+EXTRA = arrays("w", "v", columns=3)
+
+
+def two_inputs(port: str, exchanged: bool = False) -> tuple[Any, ...]:
+    torch.manual_seed(0)
+    model = TwoInputs()
+    options: dict[str, Any] = {"keywords": {"extra": EXTRA}}
+    if port == "nnx":
+        return model, parity.move(model, NnxInputs(exchanged, nnx.Rngs(0)), BATCH, **options), BATCH
+    module = LinenInputs(exchanged)
+    return (
+        model,
+        parity.move(model, (module, module.init(jax.random.key(0), BATCH, extra=EXTRA)), BATCH, **options),
+        BATCH,
+    )
+
+
+@pytest.mark.parametrize("port", ["nnx", "linen"])
+def test_a_dict_of_inputs_in_any_order_passes(port: str) -> None:
+    report = parity.check(*two_inputs(port), keywords={"extra": EXTRA}, dtypes=("float32",))
+    assert report, str(report)
+    gradients = [row for row in report.models[0].precision if row.quantity == "gradient.input"]
+    assert all(row.multiple < 32 for row in gradients)
+    assert len(gradients) == 2
+
+
+@pytest.mark.parametrize("port", ["nnx", "linen"])
+def test_exchanged_inputs_of_a_dict_are_found(port: str) -> None:
+    report = parity.check(*two_inputs(port, exchanged=True), keywords={"extra": EXTRA})
+    assert {"output.eval", "gradient.input"} <= {*differing(report)}
+
+
+class Values(torch.nn.Linear):
+    """Takes the inputs in the order in which the caller wrote them."""
+
+    def forward(self, batch: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return super().forward(torch.cat([*batch.values()], -1))
+
+
+class NnxValues(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.linear = nnx.Linear(8, 3, rngs=rngs)
+
+    def __call__(self, batch: Any) -> jax.Array:
+        return self.linear(jax.numpy.concatenate([*batch.values()], -1))
+
+
+def test_the_port_gets_a_dict_in_the_callers_order() -> None:
+    torch.manual_seed(0)
+    model, x = Values(8, 3), arrays("b", "a")
+    parity.assert_parity(model, parity.move(model, NnxValues(nnx.Rngs(0)), x), x)
+
+
+def test_the_first_array_does_not_depend_on_the_order_of_keys() -> None:
+    a, b = np.zeros(1), np.ones(1)
+    for value in ({"b": b, "a": (None, a)}, {"a": (None, a), "b": b}):
+        assert first(value) is a
+        changed = with_first(value, new := np.full(1, 2.0))
+        assert changed["a"][1] is new
+        assert changed["b"] is b
+
+
+def test_two_inputs_of_one_name_are_refused() -> None:
+    x = np.ones((2, 4))
+    with pytest.raises(UserError, match=r"two arrays are called input\.a\.b"):
+        parity.check(torch.nn.Linear(4, 3), nnx.Linear(4, 3, rngs=nnx.Rngs(0)), {"a.b": x, "a": {"b": x}})
