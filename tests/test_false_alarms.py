@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 import pytest
 import torch
 from flax import linen, nnx
@@ -238,3 +240,88 @@ def test_two_inputs_of_one_name_are_refused() -> None:
     x = np.ones((2, 4))
     with pytest.raises(UserError, match=r"two arrays are called input\.a\.b"):
         parity.check(torch.nn.Linear(4, 3), nnx.Linear(4, 3, rngs=nnx.Rngs(0)), {"a.b": x, "a": {"b": x}})
+
+
+class NnxLinear(nnx.Module):
+    def __init__(self, columns: int, stopped: str = "", rngs: nnx.Rngs | None = None) -> None:
+        self.linear = nnx.Linear(columns, 1, rngs=rngs or nnx.Rngs(0))
+        self.stopped = stopped
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        bias: Any = self.linear.bias
+        once = bias.get_value()
+        # The value is right in all cases, and the gradient a billionth too large in one.
+        more = once + 1e-9 * (once - jax.lax.stop_gradient(once)) if self.stopped else once
+        return x @ self.linear.kernel.get_value() + more
+
+
+def one_number(rows: int, bias: float = 0.0, stopped: str = "") -> tuple[Any, ...]:
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(4, 1)
+    torch.nn.init.constant_(linear.bias, bias)
+    model = torch.nn.Sequential(OrderedDict(linear=linear))
+    x = np.random.default_rng(rows).standard_normal((rows, 4))
+    return model, parity.move(model, NnxLinear(4, stopped), x), x
+
+
+@pytest.mark.parametrize("bias", [0.0, 1e-6, 1e-300])
+@pytest.mark.parametrize("rows", [3, 1000])
+def test_a_bias_of_one_number_passes(rows: int, bias: float) -> None:
+    report = parity.check(*one_number(rows, bias), steps=4)
+    assert report, str(report)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "nesterov", "adam", "adamw", "rmsprop", "adagrad"])
+def test_a_bias_of_one_number_passes_with_every_optimizer(optimizer: str) -> None:
+    report = parity.check(*one_number(50), optimizer=optimizer, steps=4)
+    assert report, str(report)
+
+
+def test_a_wrong_gradient_of_one_number_is_found() -> None:
+    report = parity.check(*one_number(1000, stopped="a little"))
+    assert {"gradient.parameter", "training.parameter"} <= {*differing(report)}
+
+
+SLOPES = np.array([0.1, 0.2, 0.3, -0.6, 0.7, -0.7, 0.1, 0.2, 0.3, -0.6])
+
+
+def test_the_rounding_of_a_sum_that_cancels_is_that_of_its_terms() -> None:
+    """Both frameworks sum slopes that cancel, in an order of their own: the last digits are all that the sum has."""
+
+    def in_torch(y: torch.Tensor) -> torch.Tensor:
+        return (y[:, 0] * torch.as_tensor(SLOPES)).sum()
+
+    report = parity.check(*one_number(len(SLOPES)), loss=(in_torch, lambda y: (y[:, 0] * SLOPES).sum()))
+    assert report, str(report)
+
+
+class Tiny(torch.nn.Module):
+    """Its first bias is far smaller than all other parameters."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.up, self.down = torch.nn.Linear(4, 6), torch.nn.Linear(6, 3)
+        torch.nn.init.normal_(self.up.bias, std=scale)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(torch.relu(self.up(x)))
+
+
+class NnxTiny(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.up, self.down = nnx.Linear(4, 6, rngs=rngs), nnx.Linear(6, 3, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down(nnx.relu(self.up(x)))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("scale", [1e-6, 1e-9])
+def test_a_tiny_bias_leaves_the_training_decidable(scale: float, optimizer: str) -> None:
+    torch.manual_seed(0)
+    model, x = Tiny(scale), np.random.default_rng(0).standard_normal((5, 4))
+    port = parity.move(model, NnxTiny(nnx.Rngs(0)), x)
+    report = parity.check(model, port, x, optimizer=optimizer)
+    assert report, str(report)
+    (wrong,) = parity.check(model, port, x, optimizer=lambda ps: torch.optim.SGD(ps, 1e-3), tx=optax.sgd(2e-3)).models
+    assert {row.quantity for row in wrong.rows if not row.ok} == {"training.parameter"}
