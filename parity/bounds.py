@@ -1,9 +1,9 @@
 """Distances between tensors, and the bounds that they are held against.
 
-The reference is run again with inputs and weights moved by one unit in the last place, with random signs, and with
-images in memory as Flax keeps them, so that sums are taken in another order. How far each tensor moves is its rounding
-response: the size of the differences that rounding alone can make in it. A port passes where every tensor's distance
-from the reference is at most `MULTIPLE` times that.
+The reference is run again with inputs, weights and outputs moved by one unit in the last place, with random signs, and
+with images in memory as Flax keeps them, so that sums are taken in another order. How far each tensor moves is its
+rounding response: the size of the differences that rounding alone can make in it. A port passes where every tensor's
+distance from the reference is at most `MULTIPLE` times that.
 
 The order of sums matters by itself: added one after the other, as XLA does, n numbers that cancel carry √n times the
 rounding of their parts. With it left out, one random network in forty stood at 47 times its response in the gradient
@@ -18,18 +18,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import ml_dtypes
 import numpy as np
+import torch
+from torch.utils._pytree import tree_map
 
 from parity.layouts import Tensors, mapped
-from parity.quantities import Observation, Probe, parameter_of
+from parity.quantities import Loss, Observation, Probe, parameter_of
 
 # A right port stands at 0.5 to 12 times the response (README has the table); the smallest known mistake at 1e5 times.
 MULTIPLE = 32
 
 # A bound above this part of a tensor's natural size decides nothing: mistakes known to us stand at 6e-7 and more.
 DECIDES = 1e-7
+
+# Rounding of the weights hides an update that is smaller than this part of them: then its bound decides nothing.
+SEEN = MULTIPLE * np.finfo(np.float64).eps / DECIDES
 
 # The response of one draw of signs may be small by chance, for a scalar above all: the root mean square of several.
 DRAWS = 5
@@ -61,12 +67,29 @@ def one_ulp(array: np.ndarray, rng: np.random.Generator, units: int = 1) -> np.n
 def perturbed(
     weights: Mapping[str, np.ndarray], probe: Probe, seed: int, units: int = 1
 ) -> tuple[dict[str, np.ndarray], Probe]:
-    """Weights and inputs moved by so many units in the last place, and images channels last."""
+    """Return weights, inputs and outputs moved by so many units in the last place, and images channels last.
+
+    The outputs move on their way into the loss. Without that nothing would move the gradient of a last bias: it is a
+    sum of the loss's own slopes, which rounds like all others.
+    """
     rng = np.random.default_rng([seed, 1])
-    return (
-        {name: one_ulp(array, rng, units) for name, array in weights.items()},
-        replace(probe, inputs=mapped(probe.inputs, lambda _, array: one_ulp(array, rng, units)), channels_last=True),
-    )
+    moved = {name: one_ulp(array, rng, units) for name, array in weights.items()}
+    inputs = mapped(probe.inputs, lambda _, array: one_ulp(array, rng, units))
+    loss = Loss(lambda values: probe.loss.torch(_moved_outputs(values, seed, units)), probe.loss.flax)
+    return moved, replace(probe, inputs=inputs, loss=loss, channels_last=True)
+
+
+def _moved_outputs(values: Any, seed: int, units: int) -> Any:
+    """Return PyTorch's outputs moved by so many units, the same way at every pass."""
+    rng = np.random.default_rng([seed, 6])
+
+    def moved(value: Any) -> Any:
+        if not (isinstance(value, torch.Tensor) and value.is_floating_point()):
+            return value
+        signs = torch.as_tensor(rng.choice([-1.0, 1.0], tuple(value.shape))).to(value)
+        return value * (1 + units * torch.finfo(value.dtype).eps * signs)
+
+    return tree_map(moved, values)
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -95,10 +118,14 @@ def norm(array: np.ndarray) -> float:
 
 
 def _terms(name: str, parameter: np.ndarray, outputs: Tensors) -> int:
-    """How many numbers the gradient of a layer's parameter sums: examples and positions of the layer's output."""
+    """Return how many numbers the gradient of a parameter sums: examples and positions of its layer's output.
+
+    Where the record lacks the layer, the sum is taken to be as long as the largest output allows.
+    """
     layer = name.rpartition(".")[0]
     size = sum(y.size for call, y in outputs.items() if call.partition("#")[0] == layer)
-    return max(1, size // len(parameter)) if parameter.ndim and len(parameter) else 1
+    size = size or max((y.size for y in outputs.values()), default=0)
+    return max(1, size // max(1, len(parameter) if parameter.ndim else 1))
 
 
 class Responses:
@@ -123,17 +150,28 @@ class Responses:
         """How far rounding moves this tensor (absolute), at least one unit in the last place of each number in it.
 
         The gradient of a parameter is a sum over positions and examples: there it is at least √n units, for n terms;
-        of its square, which an optimizer keeps, twice that.
-        An update p_new − p_old carries the rounding of p, so there the unit is that of the parameter.
+        of its square, which an optimizer keeps, twice that. An update carries the rounding of `_of_update`.
         """
+        far = self.distances[quantity][name] / self.draws**0.5
+        if quantity == "training.parameter":
+            return max(far, self._of_update(name))
         base, units = self.reference[quantity][name], 1.0
         if quantity == "gradient.parameter":
             units = self.terms[name] ** 0.5
         elif quantity == "training.state":
             units = 2 * self.terms[parameter_of(name)] ** 0.5
-        elif quantity == "training.parameter":
-            base = self.parameters[parameter_of(name)]
-        return max(self.distances[quantity][name] / self.draws**0.5, units * norm(ulp(base)))
+        return max(far, units * norm(ulp(base)))
+
+    def _of_update(self, name: str) -> float:
+        """Return the least rounding of an update p_new − p_old.
+
+        Adding it to p rounds to a unit in the last place of the larger of the two. What is added is made of gradients,
+        sums of n terms, and has their √n units. For a number that starts at zero only the second counts: a unit of zero
+        is no bound at all.
+        """
+        update, p = self.reference["training.parameter"][name], self.parameters[parameter_of(name)]
+        added = norm(ulp(np.maximum(np.abs(p), np.abs(p + update))))
+        return math.hypot(added, self.terms[parameter_of(name)] ** 0.5 * norm(ulp(update)))
 
     def bound(self, quantity: str, name: str) -> float:
         """The largest distance (absolute) that a right port may have."""

@@ -1,15 +1,18 @@
-"""From what is wrong by itself to the known mistake that it is.
+"""Name the known mistakes behind what is wrong by itself.
 
-Each trap that a layer can have is planted in the layer of the reference. The one that gives the port's outputs, in eval
-and in train mode, and its statistics, is the diagnosis; where only gradients are wrong, the one that gives those.
+The search plants each trap that a layer can have in the reference's layer. The diagnosis is the trap that gives the
+port's outputs and statistics in both modes; where only gradients are wrong, the trap that gives those. One layer may
+have several mistakes: a trap that mends a part stays planted, and the search goes on for the rest.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -23,7 +26,7 @@ from parity.quantities import Probe
 from parity.report import Finding
 from parity.taps import layer_of
 from parity.traps import losses as loss_traps
-from parity.traps.layers import TRAPS, Trap
+from parity.traps.layers import TRAPS, Trap, plant_in
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -55,18 +58,17 @@ def findings(
     network = between.Reference(reference, fed, names, {t: case.reference for t, case in cases.items()})
     found = []
     for (layer, _), deviations in groups.items():
-        text = _said(deviations[0])
+        traps: Sequence[Trap | between.Operation | None]
         if layer == LOSS:
-            trap = loss_traps.explain(reference, fed, cases[True].port.loss)
+            traps = [loss_traps.explain(reference, fed, cases[True].port.loss)]
         elif layer in leaf:
-            trap = _trap(layer, reference, fed, cases, deviations[0].aspect == "gradient")
+            traps = _traps(layer, reference, fed, cases, deviations[0].aspect == "gradient")
         else:
-            trap = _operation(network, deviations, cases)
-        if trap:
-            text = f"{trap.text}; {trap.mend}"
-            if layer not in leaf and layer != LOSS:
-                text = f"{_where(deviations[0])}: {text}"
-        found.append(Finding(port, layer, trap.name if trap else None, text))
+            traps = [_operation(network, deviations, cases)]
+        where = "" if layer in leaf or layer == LOSS else f"{_where(deviations[0])}: "
+        for trap in traps or [None]:
+            text = f"{where}{trap.text}; {trap.mend}" if trap else _said(deviations[0])
+            found.append(Finding(port, layer, trap.name if trap else None, text))
     return found
 
 
@@ -113,12 +115,50 @@ def _said(deviation: Deviation) -> str:
     }[deviation.aspect]
 
 
-def _trap(layer: str, reference: nn.Module, fed: Probe, cases: Mapping[bool, Case], gradient: bool) -> Trap | None:
-    """The known mistake in a layer: of those with wrong outputs or statistics, or of those with wrong gradients."""
+def _traps(
+    layer: str, reference: nn.Module, fed: Probe, cases: Mapping[bool, Case], gradient: bool
+) -> tuple[Trap, ...]:
+    """Return the known mistakes that make the reference's layer what the port's is; empty where they are not known.
+
+    Args:
+        gradient: whether the outputs and statistics are right, and only the gradients wrong.
+    """
     module = reference.get_submodule(layer)
     calls = {train: _call(reference, fed, layer, train) for train in cases}
-    traps = (t for t in TRAPS if t.gradient is gradient and isinstance(module, t.layers))
-    return next((t for t in traps if _explains(t, layer, module, calls, cases)), None)
+    known = [t for t in TRAPS if isinstance(module, t.layers)]
+
+    def differing(traps: tuple[Trap, ...], backward: bool) -> set[str] | None:
+        return _differing(traps, layer, module, calls, cases, backward)
+
+    forward = (
+        () if gradient else _together([t for t in known if not t.gradient], (), partial(differing, backward=False))
+    )
+    if not forward and not gradient:
+        return ()
+    backward = partial(differing, backward=True)
+    return _together([t for t in known if t.gradient], forward, backward) if backward(forward) else forward
+
+
+def _together(
+    traps: Sequence[Trap], planted: tuple[Trap, ...], differing: Callable[[tuple[Trap, ...]], set[str] | None]
+) -> tuple[Trap, ...]:
+    """Return `planted` and the traps that leave no difference together with it; `planted` where there are none such.
+
+    Args:
+        differing: from traps to the tensors that still differ; None where the layer cannot have these traps.
+    """
+    before, partly = differing(planted) or set(), []
+    for trap in traps:
+        left = differing((*planted, trap)) if trap not in planted else None
+        if left is not None and not left:
+            return (*planted, trap)
+        if left is not None and left < before:
+            partly.append((len(left), (*planted, trap)))
+    for _, more in sorted(partly, key=itemgetter(0)):
+        found = _together(traps, more, differing)
+        if found != more:
+            return found
+    return planted
 
 
 def _call(reference: nn.Module, fed: Probe, layer: str, train: bool) -> Call:
@@ -137,47 +177,60 @@ def _copied(_: str, x: torch.Tensor) -> torch.Tensor:
     return x.detach().clone()
 
 
-def _explains(
-    trap: Trap, layer: str, module: nn.Module, calls: Mapping[bool, Call], cases: Mapping[bool, Case]
-) -> bool:
-    """Whether the layer with this mistake gives what the port's gives, in both modes."""
+def _differing(
+    traps: Sequence[Trap],
+    layer: str,
+    module: nn.Module,
+    calls: Mapping[bool, Call],
+    cases: Mapping[bool, Case],
+    backward: bool,
+) -> set[str] | None:
+    """Return what differs from the port's where the layer has these mistakes; None where it cannot have them.
+
+    Args:
+        backward: compare the gradients in train mode, too.
+    """
+    found: set[str] = set()
     for train, case in cases.items():
         if layer not in case.reference.inputs or layer not in case.port.outputs:
-            return False
+            return None
         own = copy.deepcopy(module)
         args, keywords = calls[train]
-        backward = trap.gradient and train
-        x = first(args)
-        if backward and x.is_floating_point():
+        x, grad = first(args), backward and train
+        if grad and x.is_floating_point():
             args = with_first(args, x := x.clone().requires_grad_())
         try:
-            if (planted := trap.plant(own)) is None:
-                return False
-            with torch.set_grad_enabled(backward):
-                y = first(planted.train(train)(*args, **keywords))
-            if backward and y.requires_grad:
+            if not all(plant_in(trap, own) for trap in traps):
+                return None
+            with torch.set_grad_enabled(grad):
+                y = first(own.train(train)(*args, **keywords))
+            if grad and y.requires_grad:
                 y.backward(torch.as_tensor(case.reference.output_gradients[layer]))
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # a form that it cannot have here
-            return False
-        pairs = [(y.detach().numpy(), case.port.outputs[layer], FORWARD)]
+            return None
+        pairs = [("output", y.detach().numpy(), case.port.outputs[layer], FORWARD)]
         if train:
             buffers = {f"{layer}.{name}": b.numpy() for name, b in own.named_buffers() if b.is_floating_point()}
-            own_statistics = case.port.statistics
-            pairs += [(b, own_statistics[name], FORWARD) for name, b in buffers.items() if name in own_statistics]
-        if backward:
+            theirs = case.port.statistics
+            pairs += [(name, b, theirs[name], FORWARD) for name, b in buffers.items() if name in theirs]
+        if grad:
             pairs += _gradients(layer, x, own, case)
-        if any(bounds.distance(a, b) > allowed * (bounds.norm(b) or 1.0) for a, b, allowed in pairs):
-            return False
-    return True
+        found |= {
+            f"{name} {train}"
+            for name, a, b, allowed in pairs
+            if bounds.distance(a, b) > allowed * (bounds.norm(b) or 1.0)
+        }
+    return found
 
 
 def _gradients(
     layer: str, x: torch.Tensor, own: nn.Module, case: Case
-) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
-    """Gradients of the planted layer and of the port's: of the input, and of parameters that one call alone uses."""
-    pairs = [(x, case.port.input_gradients.get(layer))] if x.is_floating_point() else []
+) -> Iterator[tuple[str, np.ndarray, np.ndarray, float]]:
+    """Yield gradients of the planted layer and of the port's: of the input, and of parameters that one call uses."""
+    pairs = [("input", x, case.port.input_gradients.get(layer))] if x.is_floating_point() else []
     if f"{layer}#2" not in case.reference.outputs:
-        pairs += [(p, case.port.parameters.get(f"{layer}.{name}")) for name, p in own.named_parameters()]
-    for tensor, theirs in pairs:
+        pairs += [(name, p, case.port.parameters.get(f"{layer}.{name}")) for name, p in own.named_parameters()]
+    for name, tensor, theirs in pairs:
         if theirs is not None:
-            yield (torch.zeros_like(tensor) if tensor.grad is None else tensor.grad).numpy(), theirs, BACKWARD
+            gradient = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+            yield f"gradient of {name}", gradient.numpy(), theirs, BACKWARD

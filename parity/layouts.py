@@ -85,15 +85,25 @@ def mapped(value: Any, change: Callable[[str, Any], Any], name: str = "input") -
 
 
 def first(value: Any) -> Any:
-    """The first array of a nested value: what a layer that gives several is judged by."""
-    return next((array for _, array in leaves(value, "")), None)
+    """Return the first array of a nested value: what a layer that gives several is judged by.
+
+    JAX sorts the keys of a dict and PyTorch keeps their order, so the first array is the one of the first sorted key.
+    """
+    if isinstance(value, Mapping):
+        parts = (value[key] for key in sorted(value, key=str))
+    elif isinstance(value, list | tuple):
+        parts = iter(value)
+    else:
+        return value if hasattr(value, "shape") and hasattr(value, "dtype") else None
+    return next((array for part in parts if (array := first(part)) is not None), None)
 
 
 def with_first(value: Any, new: Any) -> Any:
-    """The nested value with its first array exchanged."""
+    """Return the nested value with its `first` array exchanged."""
     if isinstance(value, Mapping):
         items = dict(value)
-        for key, part in items.items():
+        for key in sorted(items, key=str):
+            part = items[key]
             if first(part) is not None:
                 return type(value)({**items, key: with_first(part, new)})  # pyright: ignore[reportCallIssue]
     if isinstance(value, list | tuple):

@@ -180,7 +180,7 @@ def _layouts(net: Functional, probe: Probe, reference: Run, train: bool) -> dict
     """In which layout the port holds the reference's inputs and outputs; none where the number of axes differs."""
     inputs, keywords = run_flax.inputs_of(probe)
     shapes = _Shapes()
-    jax.eval_shape(lambda p, s, x: net.forward(p, s, x, keywords, train, shapes)[0], net.params, net.stats, inputs)
+    jax.eval_shape(lambda p, s: net.forward(p, s, inputs, keywords, train, shapes)[0], net.params, net.stats)
     found = {}
     for (side, name), got in shapes.found.items():
         expected = (reference.inputs if side == "enter" else reference.outputs).get(name)
@@ -197,8 +197,7 @@ def of_port(net: Functional, probe: Probe, reference: Run, train: bool) -> Run:
     inputs, keywords = run_flax.inputs_of(probe)
     layouts = _layouts(net, probe, reference, train)
     loss = probe.loss.flax(_output_layouts(net, probe, reference, train))
-    floating, tree = jax.tree.flatten(inputs)
-    moves = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in floating]
+    moving = run_flax.moving(inputs)
 
     def zeros() -> dict[str, Any]:
         result = {}
@@ -208,16 +207,12 @@ def of_port(net: Functional, probe: Probe, reference: Run, train: bool) -> Run:
         return result
 
     def objective(params: Any, zeros: Any, moving: Any, stats: Any) -> Any:
-        moving = list(moving)
-        whole = jax.tree.unflatten(
-            tree, [moving.pop(0) if m else leaf for m, leaf in zip(moves, floating, strict=True)]
-        )
+        whole = run_flax.with_moving(inputs, moving)
         tap = _Forced(reference, layouts, zeros)
         values, stats = net.forward(params, stats, whole, keywords, train, tap)
         own = loss(values) if train else jnp.zeros(())
         return tap.total + own, (values, tap.arrived, tap.computed, stats, own)
 
-    moving = [leaf for m, leaf in zip(moves, floating, strict=True) if m]
     if train:
         gradient = jax.jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True), compiler_options=QUICK)
         (_, (values, arrived, computed, stats, own)), (grads, at) = gradient(net.params, zeros(), moving, net.stats)
@@ -244,9 +239,7 @@ def of_port(net: Functional, probe: Probe, reference: Run, train: bool) -> Run:
 
 def _output_layouts(net: Functional, probe: Probe, reference: Run, train: bool) -> dict[str, str]:
     inputs, keywords = run_flax.inputs_of(probe)
-    values, _ = jax.eval_shape(
-        lambda p, s, x: net.forward(p, s, x, keywords, train, Tap()), net.params, net.stats, inputs
-    )
+    values, _ = jax.eval_shape(lambda p, s: net.forward(p, s, inputs, keywords, train, Tap()), net.params, net.stats)
     found = {}
     for name, value in leaves(values, "output"):
         expected = reference.values.get(name)

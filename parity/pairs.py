@@ -220,7 +220,7 @@ def feed(
     """The inputs as numpy arrays, numbers that are not whole in float64.
 
     Raises:
-        UserError: no input, an input that is no array or holds what is not finite, an unknown layout.
+        UserError: no input, an input that is not numbers or not finite, two of one name, an unknown layout.
     """
 
     def array(name: str, value: Any) -> np.ndarray:
@@ -238,6 +238,10 @@ def feed(
     arrays = mapped(tuple(inputs), array)
     named = mapped(dict(keywords or {}), array, "keyword")
     known = [n for n, _ in (*leaves(arrays, "input"), *leaves(named, "keyword"))]
+    if twice := sorted({name for name in known if known.count(name) > 1}):
+        raise UserError(
+            f"inputs: two arrays are called {twice[0]}, expected one; rename a key that holds a dot or number"
+        )
     for name, layout in (layouts or {}).items():
         if name not in known:
             raise UserError(f"layouts: no input is called {name!r}; expected one of {', '.join(known)}")

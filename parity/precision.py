@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_map
 from parity import bounds, flips, memory, run_flax, run_pytorch
 from parity.bounds import Responses
 from parity.device import TF32_UNITS, Crossing
-from parity.layouts import Tensors, default_layout, leaves, mapped, to_reference
+from parity.layouts import Tensors, default_layout, leaves, mapped
 from parity.quantities import Loss, Observation, Probe, Training
 from parity.report import Precision
 from parity.run_flax import Functional
@@ -227,17 +227,17 @@ def _flax(build: Build, dtype: str, exact: Observation, parameters: Sequence[str
 
 
 def _compiled(net: Functional, fed: Probe, exact: Observation, parameters: Sequence[str]) -> Callable[..., Any]:
-    keywords, lost = run_flax.inputs_of(fed)[1], []
+    (given, keywords), lost = run_flax.inputs_of(fed), []
 
     @jax.jit
-    def evaluate(params: Any, stats: Any, inputs: Any) -> Any:
-        return net.forward(params, stats, inputs, keywords, False, Tap())[0]
+    def evaluate(params: Any, stats: Any, arrays: Any) -> Any:
+        return net.forward(params, stats, run_flax.with_moving(given, arrays), keywords, False, Tap())[0]
 
-    values = evaluate(net.params, net.stats, run_flax.inputs_of(fed)[0])
+    values = evaluate(net.params, net.stats, run_flax.moving(given))
     loss_of = fed.loss.flax(run_flax.output_layouts(values, exact["output.eval"]))
 
-    def objective(params: Any, moving: list[Any], inputs: Any, stats: Any) -> Any:
-        whole = _with_floating(inputs, moving)
+    def objective(params: Any, arrays: Any, stats: Any) -> Any:
+        whole = run_flax.with_moving(given, arrays)
         with flips.in_jax() as relus:
             values, stats = net.forward(params, stats, whole, keywords, True, Tap())
         lost.append(relus.lost)
@@ -246,24 +246,15 @@ def _compiled(net: Functional, fed: Probe, exact: Observation, parameters: Seque
     gradient = jax.jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True))
 
     def run(net: Functional, fed: Probe) -> tuple[Observation, Sequence[Any] | None]:
-        inputs, _ = run_flax.inputs_of(fed)
-        names = [name for name, leaf in leaves(inputs, "input") if jnp.issubdtype(leaf.dtype, jnp.floating)]
-        moving = [leaf for leaf in jax.tree.leaves(inputs) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-        found = {"output.eval": run_flax.outputs(evaluate(net.params, net.stats, inputs), exact["output.eval"])}
-        (loss, (values, on, stats)), (grads, input_grads) = gradient(net.params, moving, inputs, net.stats)
+        arrays = run_flax.moving(run_flax.inputs_of(fed)[0])
+        found = {"output.eval": run_flax.outputs(evaluate(net.params, net.stats, arrays), exact["output.eval"])}
+        (loss, (values, on, stats)), (grads, input_grads) = gradient(net.params, arrays, net.stats)
         hub = net.to_hub(grads, stats)
         found["output.train"] = run_flax.outputs(values, exact["output.train"])
         found["loss"] = {"loss": np.asarray(loss)}
         found["gradient.parameter"] = {name: hub[name] for name in parameters if name in hub}
-        pairs = zip(names, input_grads, strict=True)
-        found["gradient.input"] = {name: to_reference(np.asarray(g), fed.layouts[name]) for name, g in pairs}
+        found["gradient.input"] = run_flax.input_gradients(fed, input_grads)
         found["statistics"] = {name: array for name, array in hub.items() if name in exact["statistics"]}
         return found, None if any(lost) else [np.asarray(part) for part in on]
 
     return run
-
-
-def _with_floating(inputs: Any, moving: Sequence[Any]) -> Any:
-    """`inputs` with these in the place of its floating arrays, in order."""
-    new, (old, tree) = list(moving), jax.tree.flatten(inputs)
-    return jax.tree.unflatten(tree, [new.pop(0) if jnp.issubdtype(a.dtype, jnp.floating) else a for a in old])

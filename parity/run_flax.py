@@ -132,6 +132,28 @@ def inputs_of(probe: Probe) -> tuple[Any, Any]:
     return mapped(probe.inputs, change), mapped(dict(probe.keywords), change, "keyword")
 
 
+def moving(inputs: Any) -> dict[str, Any]:
+    """Return the floating arrays of the inputs by name: gradients reach these.
+
+    JAX sorts the keys of a dict, and Python keeps them as they were written. So arrays pass through JAX by name.
+    """
+    return {name: a for name, a in leaves(inputs, "input") if jnp.issubdtype(a.dtype, jnp.floating)}
+
+
+def with_moving(inputs: Any, arrays: Mapping[str, Any]) -> Any:
+    """Return the inputs as they were given, with these arrays in the places of the same names."""
+    return mapped(inputs, lambda name, a: arrays.get(name, a))
+
+
+def input_gradients(probe: Probe, gradients: Mapping[str, Any]) -> Tensors:
+    """Return the gradients of the inputs by name, in the layouts of the reference."""
+
+    def back(name: str, gradient: Any) -> np.ndarray:
+        return to_reference(np.asarray(gradient), probe.layouts.get(name) or default_layout(gradient))
+
+    return {name: back(name, gradient) for name, gradient in gradients.items()}
+
+
 def outputs(values: Any, expected: Tensors) -> Tensors:
     return {name: aligned(value, expected.get(name)) for name, value in leaves(values, "output")}
 
@@ -163,34 +185,28 @@ def observe(
     """
     inputs, keywords = inputs_of(probe)
 
-    def evaluate(params: Any, stats: Any, inputs: Any) -> Any:
+    def evaluate(params: Any, stats: Any, arrays: Any) -> Any:
         record = Recorder()
-        values, _ = net.forward(params, stats, inputs, keywords, False, record)
+        values, _ = net.forward(params, stats, with_moving(inputs, arrays), keywords, False, record)
         return values, record.outputs
 
-    values, record = jax.jit(evaluate)(net.params, net.stats, inputs)
+    values, record = jax.jit(evaluate)(net.params, net.stats, moving(inputs))
     yield "output.eval", outputs(values, reference["output.eval"])
     yield "layer.eval", records(record, reference["layer.eval"])
     loss_of = probe.loss.flax(output_layouts(values, reference["output.eval"]))
     del values, record
 
-    floating = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(inputs)]
-
-    def objective(params: Any, moving: list[Any], stats: Any) -> Any:
-        moving, record = list(moving), Recorder()
-        whole = [moving.pop(0) if f else leaf for f, leaf in zip(floating, jax.tree.leaves(inputs), strict=True)]
-        whole = jax.tree.unflatten(jax.tree.structure(inputs), whole)
-        values, stats = net.forward(params, stats, whole, keywords, True, record)
+    def objective(params: Any, arrays: Any, stats: Any) -> Any:
+        record = Recorder()
+        values, stats = net.forward(params, stats, with_moving(inputs, arrays), keywords, True, record)
         return loss_of(values), (values, record.outputs, stats)
 
     gradient = jax.jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True))
-    moving = [leaf for f, leaf in zip(floating, jax.tree.leaves(inputs), strict=True) if f]
-    names = [name for name, leaf in leaves(inputs, "input") if jnp.issubdtype(leaf.dtype, jnp.floating)]
     tx, start, params, stats = training.transform, net.params, net.params, net.stats
     state = tx.init(start) if training.steps else None
 
     for number in range(training.passes):
-        (loss, (values, record, stats)), (grads, input_grads) = gradient(params, moving, stats)
+        (loss, (values, record, stats)), (grads, input_grads) = gradient(params, moving(inputs), stats)
         if number == 0:
             yield "output.train", outputs(values, reference["output.train"])
             yield "layer.train", records(record, reference["layer.train"])
@@ -199,11 +215,7 @@ def observe(
         if number == 0:
             hub = net.to_hub(grads, stats)
             yield "gradient.parameter", {name: hub[name] for name in parameters if name in hub}
-            layouts = {
-                name: probe.layouts.get(name) or default_layout(g) for name, g in zip(names, input_grads, strict=True)
-            }
-            pairs = zip(names, input_grads, strict=True)
-            yield "gradient.input", {name: to_reference(np.asarray(g), layouts[name]) for name, g in pairs}
+            yield "gradient.input", input_gradients(probe, input_grads)
             wanted = {*hub} if probe.tensors is None else {*probe.tensors}
             yield "statistics", {name: array for name, array in hub.items() if name in wanted - {*parameters}}
             del hub

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from parity import bounds
 from parity.layouts import Tensors, first, leaves, mapped, with_first
 from parity.quantities import Probe, Training, after
 from parity.taps import Calls, Recorder, Tap
@@ -180,8 +182,21 @@ def statistics(net: nn.Module, probe: Probe) -> None:
         run(net, probe, inputs_of(probe))
 
 
+def sizes(params: Sequence[Tensor], moves: float) -> list[float]:
+    """Return the norm of every parameter, as steps that move it by the part `moves` of that count it.
+
+    Steps of the part `moves` are as large as may be, or rounding grows; steps of `bounds.SEEN` are as small as may be,
+    or rounding hides them. One tiny tensor, as a bias of 1e-6, would take all others below the second limit. So each
+    tensor counts as least a part of what its number of elements lets expect: the part in the middle of the two limits.
+    """
+    norms = [float(p.detach().norm()) for p in params]
+    rms = math.hypot(*norms) / max(1, sum(p.numel() for p in params)) ** 0.5
+    least = rms * (bounds.SEEN / moves) ** 0.5
+    return [max(norm, least * p.numel() ** 0.5) if norm else 0.0 for norm, p in zip(norms, params, strict=True)]
+
+
 def learning_rate(net: nn.Module, probe: Probe, moves: float = 1e-3) -> float:
-    """The rate at which one step of gradient descent moves no parameter tensor by more than this part of its norm.
+    """Return the rate at which one step of gradient descent moves no parameter by more than this part of its size.
 
     Larger steps let rounding grow from step to step; of much smaller ones the rounding of the weights is seen alone.
     """
@@ -189,7 +204,9 @@ def learning_rate(net: nn.Module, probe: Probe, moves: float = 1e-3) -> float:
     with tapped(net, Tap(), ()):
         values = run(net, probe, inputs_of(probe))
     probe.loss.torch(values).backward()
-    pairs = [(float(p.detach().norm()), float(p.grad.norm())) for p in net.parameters() if p.grad is not None]
+    params = [p for p in net.parameters() if p.grad is not None]
+    slopes = [float(p.grad.norm()) for p in params if p.grad is not None]
+    pairs = zip(sizes(params, moves), slopes, strict=True)
     return moves * min((size / slope for size, slope in pairs if size > 0 and slope > 0), default=1.0)
 
 

@@ -113,9 +113,10 @@ def make(
 
 
 def _adaptive_rate(net: torch.nn.Module) -> float:
-    """`MOVES` times the smallest root mean square of a parameter's numbers."""
-    sizes = (float(p.detach().square().mean().sqrt()) for p in net.parameters() if p.detach().any())
-    return MOVES * min(sizes, default=1.0)
+    """Return `MOVES` times the smallest root mean square of a parameter's numbers."""
+    params = [*net.parameters()]
+    sizes = zip(params, run_pytorch.sizes(params, MOVES), strict=True)
+    return MOVES * min((size / p.numel() ** 0.5 for p, size in sizes if size > 0), default=1.0)
 
 
 def transform(

@@ -6,7 +6,9 @@ in both modes, that is the diagnosis. A new mistake is a new row of `TRAPS`.
 
 from __future__ import annotations
 
+import copy
 import difflib
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -178,37 +180,45 @@ TRAPS = (
 
 
 def accepted(net: nn.Module, names: Sequence[str]) -> None:
-    """Makes these mistakes in every layer of `net` that can have them, so that a port that makes them is equal to it.
+    """Plant these mistakes in every layer of `net` that can have them: a port that makes them equals it then.
 
     Raises:
-        UserError: no mistake of this name, or no layer that can have it.
+        UserError: no mistake has this name, or no layer can have it.
     """
     for name in names:
         trap = next((t for t in TRAPS if t.name == name), None)
         if trap is None:
             near = difflib.get_close_matches(name, [t.name for t in TRAPS], 1, 0)[0]
             raise UserError(f"accept: got {name!r}, expected the name of a trap such as {near!r}")
-        planted = [module for module in net.modules() if isinstance(module, trap.layers) and _made(trap, module)]
+        planted = [module for module in net.modules() if isinstance(module, trap.layers) and plant_in(trap, module)]
         if not planted:
             raise UserError(f"accept: no layer of the model can have {name!r}")
 
 
-def _made(trap: Trap, layer: nn.Module) -> bool:
-    """Plants `trap` in `layer`, which keeps its name and tensors."""
+def plant_in(trap: Trap, layer: nn.Module) -> bool:
+    """Plant `trap` in `layer`, which keeps its name, type and tensors. Return whether the layer can have it."""
     planted = trap.plant(layer)
     if planted is None or planted is layer:
         return planted is not None
     original: Any = type(layer)
 
     def forward(self: Any, *args: Any, **kw: Any) -> Any:
-        self.__class__ = original
-        try:
-            wrapper: Any = trap.plant(self)
-            wrapper.training = self.training
-            return wrapper(*args, **kw)
-        finally:
-            self.__class__ = planted_type
+        wrapper: Any = trap.plant(_unhooked(self, original))
+        wrapper.training = self.training
+        return wrapper(*args, **kw)
 
-    planted_type = type(original.__name__, (original,), {"forward": forward})
-    layer.__class__ = planted_type
+    layer.__class__ = type(original.__name__, (original,), {"forward": forward})
     return True
+
+
+def _unhooked(layer: Any, original: type) -> Any:
+    """Return a copy of `layer` that shares its tensors and has its original type and no hooks.
+
+    The wrapper of a trap calls the layer inside the layer's own call. With hooks this would be a second call in the
+    record, which no port has, and the layer would not be compared.
+    """
+    inner = copy.copy(layer)
+    inner.__class__ = original
+    for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+        setattr(inner, hooks, OrderedDict())
+    return inner

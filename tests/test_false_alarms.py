@@ -1,0 +1,327 @@
+"""Faithful pairs that the check once refused, each with a mistake of the same kind that it must find."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import pytest
+import torch
+from flax import linen, nnx
+
+import parity
+from parity import run_pytorch
+from parity.layouts import first, with_first
+from parity.taps import Recorder
+from parity.traps.layers import TRAPS, plant_in
+from ports import UserError
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+def named(report: parity.Report) -> list[tuple[str, str | None]]:
+    """Return place and trap of every finding."""
+    return [(finding.layer, finding.trap) for finding in report.models[0].findings]
+
+
+def differing(report: parity.Report) -> dict[str, str]:
+    """Return the quantities outside their bounds, with the tensor that is worst."""
+    return {row.quantity: row.tensor for row in report.models[0].rows if not row.ok}
+
+
+IMAGES = np.random.default_rng(0).standard_normal((4, 3, 5, 6))
+
+
+class FrozenStatistics(nnx.BatchNorm):
+    """BatchNorm through whose statistics no gradient flows."""
+
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        y, (x,) = super().__call__(*args, **keywords), args
+        if self.use_running_average:
+            return y
+        mean, var = (jax.lax.stop_gradient(f(x, (0, 1, 2))) for f in (jax.numpy.mean, jax.numpy.var))
+        scale: Any = self.scale
+        return (x - mean) / jax.numpy.sqrt(var + self.epsilon) * scale + self.bias
+
+
+class AlwaysEval(nnx.BatchNorm):
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        return super().__call__(*args, **{**keywords, "use_running_average": True})
+
+
+class Convolutions(nnx.Module):
+    def __init__(self, norm: Any, rngs: nnx.Rngs) -> None:
+        self.up = nnx.Conv(3, 4, (3, 3), padding=1, rngs=rngs)
+        self.norm = norm
+        self.down = nnx.Conv(4, 2, (3, 3), padding=1, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down(nnx.relu(self.norm(self.up(x))))
+
+
+def convolutions(inplace: bool = False, norm: Any = nnx.BatchNorm, **settings: Any) -> tuple[Any, ...]:
+    """Return a pair whose BatchNorm has Flax's biased running variance, and these settings besides."""
+    torch.manual_seed(0)
+    up, down = torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Conv2d(4, 2, 3, padding=1)
+    model = torch.nn.Sequential(up, torch.nn.BatchNorm2d(4), torch.nn.ReLU(inplace), down)
+    rngs = nnx.Rngs(0)
+    port = Convolutions(norm(4, **{"epsilon": 1e-5, "momentum": 0.9, **settings}, rngs=rngs), rngs)
+    return model, parity.move(model, port, IMAGES), IMAGES
+
+
+BIASED = ("1", "bn-running-var")
+MISTAKES = {
+    "epsilon": ({"epsilon": 1e-3}, "bn-epsilon-1e-3"),
+    "momentum": ({"momentum": 0.99}, "bn-momentum-0.99"),
+    "eval": ({"norm": AlwaysEval}, "bn-always-eval"),
+    "gradient": ({"norm": FrozenStatistics}, "bn-statistics-constant"),
+}
+
+
+@pytest.mark.parametrize("inplace", [False, True], ids=["fresh", "inplace"])
+def test_an_accepted_layer_stays_in_the_record(inplace: bool) -> None:
+    report = parity.check(*convolutions(inplace), accept=["bn-running-var"])
+    assert report, str(report)
+    (model,) = report.models
+    assert [point.layer for point in model.profile["nnx"]["layer.eval"]] == ["0", "1", "3"]
+
+
+@pytest.mark.parametrize("case", [*MISTAKES])
+def test_accept_hides_no_other_mistake_in_the_layer(case: str) -> None:
+    settings, trap = MISTAKES[case]
+    report = parity.check(*convolutions(inplace=True, **settings), accept=["bn-running-var"])
+    assert named(report) == [("1", trap)]
+
+
+@pytest.mark.parametrize("case", ["epsilon", "momentum", "gradient"])
+def test_two_mistakes_in_one_layer_are_both_named(case: str) -> None:
+    settings, trap = MISTAKES[case]
+    report = parity.check(*convolutions(**settings))
+    assert sorted(named(report)) == sorted([("1", trap), BIASED])
+
+
+def test_three_mistakes_in_one_layer_are_all_named() -> None:
+    report = parity.check(*convolutions(epsilon=1e-3, momentum=0.99))
+    assert {*named(report)} == {("1", "bn-epsilon-1e-3"), ("1", "bn-momentum-0.99"), BIASED}
+
+
+LAYERS = (torch.nn.Conv2d(2, 3, (2, 3), stride=2, padding=1), torch.nn.BatchNorm2d(2), torch.nn.LayerNorm(5))
+PLANTED = {
+    trap.name: (trap, layer)
+    for trap in TRAPS
+    for layer in LAYERS
+    if isinstance(layer, trap.layers) and plant_in(trap, copy.deepcopy(layer))
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_layer_is_called_once_and_keeps_its_tensors(name: str) -> None:
+    trap, layer = PLANTED[name]
+    net, record = torch.nn.Sequential(copy.deepcopy(layer)).train(), Recorder()
+    assert plant_in(trap, net[0])
+    with run_pytorch.tapped(net, record, ["0"]):
+        net(torch.randn(2, 2, 2, 5, generator=torch.Generator().manual_seed(0)))
+    assert [*record.outputs] == ["0"]
+    assert [*net.state_dict()] == [f"0.{tensor}" for tensor in layer.state_dict()]
+    assert net[0].training
+
+
+class TwoInputs(torch.nn.Module):
+    """Reads a dict whose keys are not sorted, and gives one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)
+
+    def forward(self, batch: Any, *, extra: Any) -> Any:
+        y = self.left(batch["b"]) + 2 * torch.tanh(self.right(batch["a"][0]["z"]))
+        return {"y": y * extra["w"], "x": [{"n": y - extra["v"], "m": batch["a"][0]["k"]}]}
+
+
+def read(port: Any, batch: Any, extra: Any, exchanged: bool = False) -> Any:
+    b, a = batch["b"], batch["a"][0]["z"]
+    b, a = (a, b) if exchanged else (b, a)
+    y = port.left(b) + 2 * jax.numpy.tanh(port.right(a))
+    return {"x": [{"m": batch["a"][0]["k"], "n": y - extra["v"]}], "y": y * extra["w"]}
+
+
+class LinenInputs(linen.Module):
+    exchanged: bool = False
+
+    def setup(self) -> None:
+        self.left, self.right = linen.Dense(3), linen.Dense(3)
+
+    def __call__(self, batch: Any, *, extra: Any) -> Any:
+        return read(self, batch, extra, self.exchanged)
+
+
+class NnxInputs(nnx.Module):
+    def __init__(self, exchanged: bool, rngs: nnx.Rngs) -> None:
+        self.left, self.right = nnx.Linear(4, 3, rngs=rngs), nnx.Linear(4, 3, rngs=rngs)
+        self.exchanged = exchanged
+
+    def __call__(self, batch: Any, *, extra: Any) -> Any:
+        return read(self, batch, extra, self.exchanged)
+
+
+def arrays(*names: str, columns: int = 4) -> dict[str, Any]:
+    rng = np.random.default_rng([len(names), columns])
+    return {name: rng.standard_normal((5, columns)) for name in names}
+
+
+BATCH = {"b": arrays("b")["b"], "a": [{"z": arrays("z", "_")["z"], "k": arrays("k", "_", "_")["k"]}]}
+EXTRA = arrays("w", "v", columns=3)
+
+
+def two_inputs(port: str, exchanged: bool = False) -> tuple[Any, ...]:
+    torch.manual_seed(0)
+    model = TwoInputs()
+    options: dict[str, Any] = {"keywords": {"extra": EXTRA}}
+    if port == "nnx":
+        return model, parity.move(model, NnxInputs(exchanged, nnx.Rngs(0)), BATCH, **options), BATCH
+    module = LinenInputs(exchanged)
+    return (
+        model,
+        parity.move(model, (module, module.init(jax.random.key(0), BATCH, extra=EXTRA)), BATCH, **options),
+        BATCH,
+    )
+
+
+@pytest.mark.parametrize("port", ["nnx", "linen"])
+def test_a_dict_of_inputs_in_any_order_passes(port: str) -> None:
+    report = parity.check(*two_inputs(port), keywords={"extra": EXTRA}, dtypes=("float32",))
+    assert report, str(report)
+    gradients = [row for row in report.models[0].precision if row.quantity == "gradient.input"]
+    assert all(row.multiple < 32 for row in gradients)
+    assert len(gradients) == 2
+
+
+@pytest.mark.parametrize("port", ["nnx", "linen"])
+def test_exchanged_inputs_of_a_dict_are_found(port: str) -> None:
+    report = parity.check(*two_inputs(port, exchanged=True), keywords={"extra": EXTRA})
+    assert {"output.eval", "gradient.input"} <= {*differing(report)}
+
+
+class Values(torch.nn.Linear):
+    """Takes the inputs in the order in which the caller wrote them."""
+
+    def forward(self, batch: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return super().forward(torch.cat([*batch.values()], -1))
+
+
+class NnxValues(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.linear = nnx.Linear(8, 3, rngs=rngs)
+
+    def __call__(self, batch: Any) -> jax.Array:
+        return self.linear(jax.numpy.concatenate([*batch.values()], -1))
+
+
+def test_the_port_gets_a_dict_in_the_callers_order() -> None:
+    torch.manual_seed(0)
+    model, x = Values(8, 3), arrays("b", "a")
+    parity.assert_parity(model, parity.move(model, NnxValues(nnx.Rngs(0)), x), x)
+
+
+def test_the_first_array_does_not_depend_on_the_order_of_keys() -> None:
+    a, b = np.zeros(1), np.ones(1)
+    for value in ({"b": b, "a": (None, a)}, {"a": (None, a), "b": b}):
+        assert first(value) is a
+        changed = with_first(value, new := np.full(1, 2.0))
+        assert changed["a"][1] is new
+        assert changed["b"] is b
+
+
+def test_two_inputs_of_one_name_are_refused() -> None:
+    x = np.ones((2, 4))
+    with pytest.raises(UserError, match=r"two arrays are called input\.a\.b"):
+        parity.check(torch.nn.Linear(4, 3), nnx.Linear(4, 3, rngs=nnx.Rngs(0)), {"a.b": x, "a": {"b": x}})
+
+
+class NnxLinear(nnx.Module):
+    def __init__(self, columns: int, stopped: str = "", rngs: nnx.Rngs | None = None) -> None:
+        self.linear = nnx.Linear(columns, 1, rngs=rngs or nnx.Rngs(0))
+        self.stopped = stopped
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        bias: Any = self.linear.bias
+        once = bias.get_value()
+        # The value is right in all cases, and the gradient a billionth too large in one.
+        more = once + 1e-9 * (once - jax.lax.stop_gradient(once)) if self.stopped else once
+        return x @ self.linear.kernel.get_value() + more
+
+
+def one_number(rows: int, bias: float = 0.0, stopped: str = "") -> tuple[Any, ...]:
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(4, 1)
+    torch.nn.init.constant_(linear.bias, bias)
+    model = torch.nn.Sequential(OrderedDict(linear=linear))
+    x = np.random.default_rng(rows).standard_normal((rows, 4))
+    return model, parity.move(model, NnxLinear(4, stopped), x), x
+
+
+@pytest.mark.parametrize("bias", [0.0, 1e-6, 1e-300])
+@pytest.mark.parametrize("rows", [3, 1000])
+def test_a_bias_of_one_number_passes(rows: int, bias: float) -> None:
+    report = parity.check(*one_number(rows, bias), steps=4)
+    assert report, str(report)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "nesterov", "adam", "adamw", "rmsprop", "adagrad"])
+def test_a_bias_of_one_number_passes_with_every_optimizer(optimizer: str) -> None:
+    report = parity.check(*one_number(50), optimizer=optimizer, steps=4)
+    assert report, str(report)
+
+
+def test_a_wrong_gradient_of_one_number_is_found() -> None:
+    report = parity.check(*one_number(1000, stopped="a little"))
+    assert {"gradient.parameter", "training.parameter"} <= {*differing(report)}
+
+
+SLOPES = np.array([0.1, 0.2, 0.3, -0.6, 0.7, -0.7, 0.1, 0.2, 0.3, -0.6])
+
+
+def test_the_rounding_of_a_sum_that_cancels_is_that_of_its_terms() -> None:
+    """Both frameworks sum slopes that cancel, in an order of their own: the last digits are all that the sum has."""
+
+    def in_torch(y: torch.Tensor) -> torch.Tensor:
+        return (y[:, 0] * torch.as_tensor(SLOPES)).sum()
+
+    report = parity.check(*one_number(len(SLOPES)), loss=(in_torch, lambda y: (y[:, 0] * SLOPES).sum()))
+    assert report, str(report)
+
+
+class Tiny(torch.nn.Module):
+    """Its first bias is far smaller than all other parameters."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.up, self.down = torch.nn.Linear(4, 6), torch.nn.Linear(6, 3)
+        torch.nn.init.normal_(self.up.bias, std=scale)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(torch.relu(self.up(x)))
+
+
+class NnxTiny(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.up, self.down = nnx.Linear(4, 6, rngs=rngs), nnx.Linear(6, 3, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down(nnx.relu(self.up(x)))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("scale", [1e-6, 1e-9])
+def test_a_tiny_bias_leaves_the_training_decidable(scale: float, optimizer: str) -> None:
+    torch.manual_seed(0)
+    model, x = Tiny(scale), np.random.default_rng(0).standard_normal((5, 4))
+    port = parity.move(model, NnxTiny(nnx.Rngs(0)), x)
+    report = parity.check(model, port, x, optimizer=optimizer)
+    assert report, str(report)
+    (wrong,) = parity.check(model, port, x, optimizer=lambda ps: torch.optim.SGD(ps, 1e-3), tx=optax.sgd(2e-3)).models
+    assert {row.quantity for row in wrong.rows if not row.ok} == {"training.parameter"}
