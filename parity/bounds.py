@@ -16,7 +16,7 @@ n numbers therefore has a response of √n units at least.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -131,9 +131,12 @@ def _terms(name: str, parameter: np.ndarray, outputs: Tensors) -> int:
 class Responses:
     """The rounding responses of a reference, gathered from runs of its perturbed copies."""
 
-    def __init__(self, reference: Observation, parameters: Mapping[str, np.ndarray]) -> None:
+    def __init__(
+        self, reference: Observation, parameters: Mapping[str, np.ndarray], idle: Collection[str] = ()
+    ) -> None:
         self.reference = reference
         self.parameters = parameters
+        self.idle = idle
         self.terms = {name: _terms(name, p, reference.get("layer.train", {})) for name, p in parameters.items()}
         self.distances: dict[str, dict[str, float]] = {q: dict.fromkeys(t, 0.0) for q, t in reference.items()}
         self.draws = 0
@@ -170,6 +173,8 @@ class Responses:
         is no bound at all.
         """
         update, p = self.reference["training.parameter"][name], self.parameters[parameter_of(name)]
+        if parameter_of(name) in self.idle:  # nothing is added, so nothing is rounded
+            return norm(ulp(update))
         added = norm(ulp(np.maximum(np.abs(p), np.abs(p + update))))
         return math.hypot(added, self.terms[parameter_of(name)] ** 0.5 * norm(ulp(update)))
 
@@ -185,11 +190,11 @@ class Responses:
         """The natural size of every tensor of a quantity: its norm, or what its number of elements lets expect.
 
         A gradient that is zero in exact arithmetic has a norm of rounding alone; what can be seen in it is measured
-        against the other gradients.
+        against the other gradients. A tensor of zeros (a frozen parameter's update) says nothing of the others' size.
         """
         tensors = self.reference[quantity]
         norms = {name: norm(t) for name, t in tensors.items()}
-        count = sum(t.size for t in tensors.values())
+        count = sum(t.size for name, t in tensors.items() if norms[name])
         rms = math.hypot(*norms.values()) / max(count, 1) ** 0.5
         return {name: max(norms[name], rms * tensors[name].size ** 0.5) for name in tensors}
 

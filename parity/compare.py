@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from parity import bounds, diagnose, localise, memory, run_flax, run_pytorch, spill
+from parity import bounds, diagnose, localise, memory, roles, run_flax, run_pytorch, spill
 from parity.bounds import DRAWS, MULTIPLE, Responses
 from parity.layouts import Tensors
 from parity.localise import Deviation
@@ -29,6 +29,9 @@ OPTIMIZER = "(the optimizer)"
 
 # The quantities whose tensors are named after parameters and statistics, not after layers.
 OF_PARAMETERS = ("gradient.parameter", "statistics", "training.parameter", "training.state")
+
+# Those of them that show which tensors are trained.
+TRAINED = ("gradient.parameter", "training.parameter", "training.state")
 
 # The quantities that are drawn layer by layer.
 DRAWN = ("layer.eval", "layer.train", "gradient.parameter")
@@ -79,7 +82,7 @@ def responses_of(
     progress("reference in PyTorch")
     state = weights.read(reference)
     parameters = {name: state[name] for name in run_pytorch.updated(reference, fed)}
-    responses = Responses(spill.spilled(run_pytorch.observe(reference, fed, training, names)), parameters)
+    responses = Responses(spill.spilled(run_pytorch.observe(reference, fed, training, names)), parameters, fed.idle)
     for draw in range(DRAWS):
         progress(f"rounding response {draw + 1} of {DRAWS}")
         moved, moved_probe = bounds.perturbed(state, fed, seed * DRAWS + draw)
@@ -127,14 +130,19 @@ def compare(
             text = f"{port}: the network raises {type(error).__name__}: {said}; expected it to run as PyTorch's does"
             raise UserError(text) from error
         wrong = [quantity for quantity, j in judged[port].items() if j.outside]
-        if wrong and all(quantity.startswith("training.") for quantity in wrong):
+        outside = {quantity: judged[port][quantity].outside for quantity in TRAINED if quantity in judged[port]}
+        apart = roles.findings(port, reference, fed, outside, training.own)
+        findings += apart
+        if apart and all(quantity in TRAINED for quantity in wrong):
+            first = first or first_divergence(port, judged[port], {})
+        elif wrong and all(quantity.startswith("training.") for quantity in wrong):
             progress(f"{port}: looking for the mistake of the training")
             findings.append(_training(port, reference, fed, training, judged[port], responses))
             first = first or first_divergence(port, judged[port], {})
         elif wrong:
             progress(f"{port}: looking for the layers that are wrong")
             found, divergence = _findings(port, functional, reference, fed, judged[port], names)
-            findings += found
+            findings += [f for f in found if f.trap or f.layer not in {a.layer for a in apart}]
             first = first or divergence
         del functional, run
         memory.release()

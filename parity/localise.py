@@ -125,8 +125,9 @@ def of_reference(net: torch.nn.Module, probe: Probe, names: Collection[str] | No
     if train:
         loss = probe.loss.torch(values)
         run.loss = float(to_numpy(loss))
-        loss.backward()
-        run.parameters = {n: p.grad.numpy() for n, p in net.named_parameters() if p.grad is not None}
+        run_pytorch.backward(loss)
+        own = ((n, p.grad) for n, p in net.named_parameters() if n not in probe.fixed)
+        run.parameters = {n: grad.numpy() for n, grad in own if grad is not None}
         run.statistics = {n: b.numpy().copy() for n, b in net.named_buffers()}
     return run
 
@@ -233,6 +234,7 @@ def of_port(net: Functional, probe: Probe, reference: Run, train: bool) -> Run:
     if train:
         hub = net.to_hub(grads, stats)
         run.parameters = {name: array for name, array in hub.items() if name in reference.parameters}
+        hub = net.to_hub(net.params, stats)
         run.statistics = {name: array for name, array in hub.items() if name in reference.statistics}
     return run
 

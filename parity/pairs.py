@@ -19,6 +19,7 @@ from parity import (
     memory,
     ordering,
     probe,
+    roles,
     run_flax,
     run_linen,
     run_nnx,
@@ -121,13 +122,13 @@ def check(
     state = probe.varied(both.state, {*both.tensors.values()}, seed)
     _write(both.reference, state)
     accepted(both.reference, accept)
-    trained = _trained(both.reference, fed, {*both.tensors.values()})
-    buffers = {n for n, _ in both.reference.named_buffers()} & {*both.tensors.values()}
-    fed = replace(fed, tensors=frozenset(trained | buffers))
+    in_port = run_flax.parameter_leaves(both.functional(state, {}))
+    fed = roles.assigned(both.reference, fed, {*both.tensors.values()}, in_port)
     how = train(both.reference, fed)
-    if how.own:  # a transform of one's own may move what PyTorch leaves as it is
-        idle = {n for n, _ in both.reference.named_parameters()} & {*both.tensors.values()} - trained
-        fed = replace(fed, idle=frozenset(idle))
+    if not how.own and not run_pytorch.parameters(both.reference, fed):
+        how = replace(
+            how, steps=0
+        )  # all is frozen: PyTorch has no training that the check's own could be compared with
     used = _comparable(both, state, fed)
     result = compare.compare(
         both.reference,
@@ -148,7 +149,7 @@ def check(
     result["rows"] = (row, *result["rows"])
     tied = {p.torch.name for a, b, _ in transfer.shared(both.pairing) for p in (a, b)}
     result["findings"] = (*found, *(f for f in result["findings"] if f.trap or f.layer not in tied))
-    note = f"{len(both.pairing.pairs)} layers paired, seed {seed}"
+    note = f"{len(both.pairing.pairs)} layers paired, seed {seed}" + roles.note(both.reference, fed)
     note += "".join(f", accepted: {name}" for name in accept)
     return Model(title, note=note, seconds=round(time.monotonic() - begin, 2), pairing=pairs, **result)
 
@@ -306,22 +307,6 @@ def _repeatable(net: torch.nn.Module, fed: Probe) -> None:
                     f"the PyTorch model is random in {mode} mode: two runs on the same input differ in {name}; "
                     "expected none but dropout; draw random numbers outside and pass them as inputs"
                 )
-
-
-def _trained(net: torch.nn.Module, fed: Probe, tensors: set[str]) -> set[str]:
-    """The parameters that get a gradient. PyTorch's optimizers leave the others as they are; so does this check."""
-    copy = run_pytorch.promote(net).train()
-    with run_pytorch.tapped(copy, run_pytorch.Tap(), ()):
-        values = run_pytorch.run(copy, fed, run_pytorch.inputs_of(fed))
-    loss = fed.loss.torch(values)
-    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
-        raise UserError(f"loss: got {type(loss).__name__} {tuple(getattr(loss, 'shape', ()))}, expected one number")
-    if loss.requires_grad:
-        loss.backward()
-    found = {n for n, p in copy.named_parameters() if p.grad is not None and n in tensors}
-    for name, parameter in net.named_parameters():
-        parameter.requires_grad_(name in found)
-    return found
 
 
 def _comparable(both: Pair, state: Mapping[str, np.ndarray], fed: Probe) -> dict[str, str]:

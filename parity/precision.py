@@ -254,6 +254,7 @@ def _compiled(net: Functional, fed: Probe, exact: Observation, parameters: Seque
         found["loss"] = {"loss": np.asarray(loss)}
         found["gradient.parameter"] = {name: hub[name] for name in parameters if name in hub}
         found["gradient.input"] = run_flax.input_gradients(fed, input_grads)
+        hub = net.to_hub(net.params, stats)
         found["statistics"] = {name: array for name, array in hub.items() if name in exact["statistics"]}
         return found, None if any(lost) else [np.asarray(part) for part in on]
 

@@ -37,7 +37,8 @@ class Probe:
         channels_last: whether PyTorch keeps images in memory as Flax does, so that it adds their numbers in another
             order.
         tensors: the parameters and statistics that are compared; by default all of the reference's.
-        idle: parameters that get no gradient, and must stay what they are in training.
+        idle: parameters of the port that get no gradient in PyTorch, and must stay what they are in training.
+        fixed: parameters of PyTorch's that are trained, and that are not parameters of the port.
     """
 
     inputs: tuple[Any, ...]
@@ -47,6 +48,7 @@ class Probe:
     channels_last: bool = False
     tensors: Collection[str] | None = None
     idle: Collection[str] = ()
+    fixed: Collection[str] = ()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -204,6 +204,9 @@ def observe(
     gradient = jax.jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True))
     tx, start, params, stats = training.transform, net.params, net.params, net.stats
     state = tx.init(start) if training.steps else None
+    # PyTorch's optimizers leave a parameter without a gradient as it is. So does the check's own training here; what a
+    # transform of the caller's does is what is judged.
+    idle = set() if training.own or not probe.idle else _leaves_of(net, probe.idle)
 
     for number in range(training.passes):
         (loss, (values, record, stats)), (grads, input_grads) = gradient(params, moving(inputs), stats)
@@ -214,15 +217,17 @@ def observe(
         del values, record
         if number == 0:
             hub = net.to_hub(grads, stats)
-            yield "gradient.parameter", {name: hub[name] for name in parameters if name in hub}
+            yield "gradient.parameter", {n: hub[n] for n in parameters if n in hub and n not in probe.fixed}
+            del hub
             yield "gradient.input", input_gradients(probe, input_grads)
+            hub = net.to_hub(params, stats)
             wanted = {*hub} if probe.tensors is None else {*probe.tensors}
             yield "statistics", {name: array for name, array in hub.items() if name in wanted - {*parameters}}
             del hub
         if not training.steps:
             break
         changes, state = tx.update(grads, state, params)
-        params = optax.apply_updates(params, changes)
+        params = optax.apply_updates(params, _without(idle, changes, grads))
         del grads, changes
         if step := training.done(number):
             old, new = net.to_hub(start, net.stats), net.to_hub(params, net.stats)
@@ -231,8 +236,38 @@ def observe(
             yield "training.parameter", after(step, updates)
             del updates
             held = optimizer_tensors(state, lambda tree: net.to_hub(tree, net.stats), jax.tree.structure(params))
-            yield "training.state", after(step, {n: t for n, t in held.items() if n.partition("/")[2] in {*parameters}})
+            both = {*parameters} - {*probe.fixed, *probe.idle}
+            yield "training.state", after(step, {n: t for n, t in held.items() if n.partition("/")[2] in both})
             del held
+
+
+def parameter_leaves(net: Functional) -> dict[str, set[int]]:
+    """Return the places, among the leaves of the parameters, that a tensor is made of; by name, parameters alone."""
+    leaves, tree = jax.tree.flatten(net.params)
+    marks = [jnp.full_like(leaf, i) for i, leaf in enumerate(leaves, 1)]
+    marked, blank = (net.to_hub(tree.unflatten(new), net.stats) for new in (marks, [0 * mark for mark in marks]))
+    found = {
+        name: np.flatnonzero(np.bincount((a.astype(float) - blank[name].astype(float)).astype(int).ravel()))
+        for name, a in marked.items()
+    }
+    return {name: {int(i) - 1 for i in places if i} for name, places in found.items() if places.any()}
+
+
+def _leaves_of(net: Functional, names: Collection[str]) -> set[int]:
+    """Return the places of the parameters that make up these tensors and no others."""
+    leaves = parameter_leaves(net)
+    others = {i for name, places in leaves.items() if name not in names for i in places}
+    return {i for name in names for i in leaves.get(name, ())} - others
+
+
+def _without(idle: Collection[int], changes: Any, grads: Any) -> Any:
+    """Return the changes, zeros in the idle places where the gradient is zero: decay must not move what stays."""
+    if not idle:
+        return changes
+    new, tree = jax.tree.flatten(changes)
+    slopes = tree.flatten_up_to(grads)
+    stay = (i in idle and not jnp.any(slope) for i, slope in enumerate(slopes))
+    return tree.unflatten([jnp.zeros_like(c) if still else c for c, still in zip(new, stay, strict=True)])
 
 
 # PyTorch's names for the tensors of optax's states.

@@ -54,9 +54,16 @@ def parameters(net: nn.Module, probe: Probe) -> dict[str, nn.Parameter]:
     return {n: p for n, p in net.named_parameters() if probe.tensors is None or n in probe.tensors}
 
 
-def updated(net: nn.Module, probe: Probe) -> dict[str, nn.Parameter]:
-    """What training is compared of: what is trained, and what must stay."""
-    return parameters(net, probe) | {n: p for n, p in net.named_parameters() if n in probe.idle}
+def updated(net: nn.Module, probe: Probe) -> dict[str, Tensor]:
+    """Return what training is compared of: what is trained, and what must stay."""
+    tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    return {**parameters(net, probe), **{n: t for n, t in tensors.items() if n in probe.idle}}
+
+
+def backward(loss: Tensor) -> None:
+    """Run the backward pass where there is one: not of a network whose inputs and parameters need no gradient."""
+    if loss.requires_grad:
+        loss.backward()
 
 
 def tied(net: nn.Module) -> dict[str, str]:
@@ -203,7 +210,7 @@ def learning_rate(net: nn.Module, probe: Probe, moves: float = 1e-3) -> float:
     net = copy.deepcopy(net).train()
     with tapped(net, Tap(), ()):
         values = run(net, probe, inputs_of(probe))
-    probe.loss.torch(values).backward()
+    backward(probe.loss.torch(values))
     params = [p for p in net.parameters() if p.grad is not None]
     slopes = [float(p.grad.norm()) for p in params if p.grad is not None]
     pairs = zip(sizes(params, moves), slopes, strict=True)
@@ -243,9 +250,10 @@ def observe(
             yield "layer.train", numpy(record.outputs)
             yield "loss", {"loss": loss.detach().numpy()}
         del values, record
-        loss.backward()
+        backward(loss)
         if number == 0:
-            grads = ((name, torch.zeros_like(p) if p.grad is None else p.grad) for name, p in trained.items())
+            both = {name: p for name, p in trained.items() if name not in probe.fixed}
+            grads = ((name, torch.zeros_like(p) if p.grad is None else p.grad) for name, p in both.items())
             yield "gradient.parameter", {name: grad.numpy().copy() for name, grad in grads}
             floating = ((name, x) for name, x in leaves(images, "input") if x.requires_grad)
             yield (
@@ -264,7 +272,7 @@ def trained(net: nn.Module, probe: Probe, training: Training) -> Tensors:
     for number in range(training.passes):
         with tapped(net, Tap(), ()):
             values = run(net, probe, inputs_of(probe))
-        probe.loss.torch(values).backward()
+        backward(probe.loss.torch(values))
         for quantity, tensors in loop.advance(number):
             found |= tensors if quantity == "training.parameter" else {}
     return found
@@ -273,11 +281,12 @@ def trained(net: nn.Module, probe: Probe, training: Training) -> Tensors:
 class Loop:
     """PyTorch's training of a network, told of every backward pass."""
 
-    def __init__(self, params: Mapping[str, nn.Parameter], training: Training) -> None:
-        self.params, self.training = params, training
+    def __init__(self, tensors: Mapping[str, Tensor], training: Training) -> None:
+        self.tensors, self.training = tensors, training
+        self.params = {name: t for name, t in tensors.items() if isinstance(t, nn.Parameter)}
         if training.steps:
-            self.start = {name: p.detach().clone() for name, p in params.items()}
-            made = training.optimizer(params)
+            self.start = {name: t.detach().clone() for name, t in tensors.items()}
+            made = training.optimizer(self.params)
             self.optimizer, self.scheduler = made if isinstance(made, tuple) else (made, None)
 
     def advance(self, number: int) -> Iterator[tuple[str, Tensors]]:
@@ -290,7 +299,7 @@ class Loop:
             self.scheduler.step()
         self.optimizer.zero_grad()
         if step := self.training.done(number):
-            updates = {name: (p.detach() - self.start[name]).numpy() for name, p in self.params.items()}
+            updates = {name: (t.detach() - self.start[name]).numpy() for name, t in self.tensors.items()}
             yield "training.parameter", after(step, updates)
             del updates
             yield "training.state", after(step, self._state())

@@ -17,8 +17,9 @@ import parity
 from parity import run_pytorch
 from parity.layouts import first, with_first
 from parity.taps import Recorder
+from parity.training import OPTIMIZERS
 from parity.traps.layers import TRAPS, plant_in
-from ports import UserError
+from ports import UserError, optim
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -325,3 +326,195 @@ def test_a_tiny_bias_leaves_the_training_decidable(scale: float, optimizer: str)
     assert report, str(report)
     (wrong,) = parity.check(model, port, x, optimizer=lambda ps: torch.optim.SGD(ps, 1e-3), tx=optax.sgd(2e-3)).models
     assert {row.quantity for row in wrong.rows if not row.ok} == {"training.parameter"}
+
+
+class Table(torch.nn.Module):
+    """Two layers and a table between them, which may be a parameter or a buffer; some may be frozen."""
+
+    def __init__(self, table: str = "parameter", frozen: str = "", detached: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.down = torch.nn.Linear(4, 6), torch.nn.Linear(6, 3)
+        values, self.detached = torch.linspace(0.5, 2.0, 6), detached
+        if table == "buffer":
+            self.register_buffer("table", values)
+        else:
+            self.table = torch.nn.Parameter(values)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(not any(name.startswith(part) for part in frozen.split()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.tanh(self.up(x))
+        return self.down((y.detach() if self.detached else y) * self.table)
+
+
+class Constant(nnx.Variable):
+    """Not an `nnx.Param`: nothing trains it."""
+
+
+def stopped(tensor: Any) -> Any:
+    return jax.lax.stop_gradient(tensor.get_value())
+
+
+class NnxTable(nnx.Module):
+    def __init__(self, kind: Any = nnx.Param, stop: str = "") -> None:
+        rngs = nnx.Rngs(0)
+        self.up, self.down = nnx.Linear(4, 6, rngs=rngs), nnx.Linear(6, 3, rngs=rngs)
+        self.table = kind(jax.numpy.linspace(0.5, 2.0, 6))
+        self.stop = stop
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y: Any = x @ stopped(self.up.kernel) + stopped(self.up.bias) if "up" in self.stop else self.up(x)
+        y = jax.numpy.tanh(y)
+        y = jax.lax.stop_gradient(y) if "between" in self.stop else y
+        return self.down(y * (stopped(self.table) if "table" in self.stop else self.table.get_value()))
+
+
+class LinenTable(linen.Module):
+    collection: str = "params"
+    stop: str = ""
+
+    @linen.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = jax.numpy.tanh(linen.Dense(6, name="up")(x))
+        if self.collection == "params":
+            table = self.param("table", lambda _: jax.numpy.linspace(0.5, 2.0, 6))
+        else:
+            table = self.variable(self.collection, "table", lambda: jax.numpy.linspace(0.5, 2.0, 6)).value
+        return linen.Dense(3, name="down")(y * (jax.lax.stop_gradient(table) if self.stop else table))
+
+
+X = np.random.default_rng(0).standard_normal((5, 4))
+
+
+def moved(model: torch.nn.Module, port: Any) -> tuple[Any, ...]:
+    if isinstance(port, linen.Module):
+        port = port, port.init(jax.random.key(0), X)
+    return model, parity.move(model, port, X), X
+
+
+def constant(layer: nnx.Module) -> None:
+    """Make all parameters of a layer variables of another type."""
+    for name, value in vars(layer).items():
+        if isinstance(value, nnx.Param):
+            setattr(layer, name, Constant(value.get_value()))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_frozen_layer_stays_with_every_named_optimizer(optimizer: str) -> None:
+    pair = moved(Table(frozen="up"), NnxTable(stop="up"))
+    report = parity.check(*pair, optimizer=optimizer, steps=4)
+    assert report, str(report)
+    assert "gradients not compared: up.bias, up.weight" in report.models[0].note
+
+
+def test_a_frozen_layer_stays_with_clipping_and_accumulation() -> None:
+    pair = moved(Table(frozen="up table"), NnxTable(stop="up table"))
+    parity.assert_parity(*pair, clip_grad_norm=0.01, accumulate=2)
+
+
+def test_a_frozen_layer_of_other_variables_stays() -> None:
+    port = NnxTable()
+    constant(port.up)
+    parity.assert_parity(*moved(Table(frozen="up"), port), optimizer="adamw")
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_frozen_layer_that_the_port_trains_is_found(optimizer: str) -> None:
+    report = parity.check(*moved(Table(frozen="up"), NnxTable()), optimizer=optimizer)
+    assert not report
+    assert {*differing(report)} == {"training.parameter", "training.state"}
+    assert named(report) == [("up", None)] * 2
+    assert "stop its gradient" in report.models[0].findings[0].text
+
+
+def sgd(params: Any) -> Any:
+    return torch.optim.SGD(params, lr=0.01, weight_decay=0.1)
+
+
+def decayed(kept: str = "") -> Any:
+    """Return the same in optax; `kept` stays as it is."""
+    tx = optim.sgd(0.01, weight_decay=0.1)
+    names = kept or "nothing"
+    return optim.trained(
+        tx, lambda tree: jax.tree_util.tree_map_with_path(lambda at, _: names not in jax.tree_util.keystr(at), tree)
+    )
+
+
+@pytest.mark.parametrize("stop", ["", "up"])
+def test_a_transform_of_ones_own_decides_what_stays(stop: str) -> None:
+    pair = moved(Table(frozen="up"), NnxTable(stop=stop))
+    parity.assert_parity(*pair, optimizer=sgd, tx=decayed(kept="up"))
+    report = parity.check(*pair, optimizer=sgd, tx=decayed())
+    assert "training.parameter" in differing(report)
+    assert {layer for layer, _ in named(report)} == {"(the optimizer)"}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_detached_layer_has_no_gradient(optimizer: str) -> None:
+    """PyTorch does not freeze it, and no gradient reaches it: the port's must be zero, too."""
+    parity.assert_parity(*moved(Table(detached=True), NnxTable(stop="between")), optimizer=optimizer)
+    report = parity.check(*moved(Table(detached=True), NnxTable()), optimizer=optimizer)
+    assert {"gradient.parameter", "training.parameter"} <= {*differing(report)}
+    assert {"up", "(the network)"} >= {layer for layer, _ in named(report)} >= {"up"}
+    assert not parity.check(*moved(Table(detached=True), NnxTable()), steps=0)
+
+
+BUFFERS = {
+    "nnx": (lambda: NnxTable(Constant), lambda: NnxTable(stop="table"), NnxTable),
+    "linen": (lambda: LinenTable("constants"), lambda: LinenTable(stop="table"), LinenTable),
+}
+
+
+@pytest.mark.parametrize("port", BUFFERS)
+def test_a_buffer_is_compared_by_value_and_stays(port: str) -> None:
+    constant, still, trained = BUFFERS[port]
+    for make in (constant, still):
+        report = parity.check(*moved(Table("buffer"), make()), optimizer="adamw")
+        assert report, str(report)
+        (row,) = (row for row in report.models[0].rows if row.quantity == "statistics")
+        assert row.tensor == "table"
+    assert "gradients not compared: table" in report.models[0].note
+    report = parity.check(*moved(Table("buffer"), trained()))
+    assert {*differing(report)} == {"training.parameter", "training.state"}
+    assert named(report) == [("table", None)]
+    assert "is a buffer" in report.models[0].findings[0].text
+
+
+@pytest.mark.parametrize("port", BUFFERS)
+def test_a_parameter_that_the_port_cannot_train_is_found(port: str) -> None:
+    constant, _, _ = BUFFERS[port]
+    parity.assert_parity(*moved(Table(frozen="table"), constant()))
+    report = parity.check(*moved(Table(), constant()))
+    assert {*differing(report)} == {"training.parameter", "training.state"}
+    assert named(report) == [("table", None)]
+    assert "PyTorch trains it" in report.models[0].findings[0].text
+    parity.assert_parity(*moved(Table(), constant()), steps=0)
+
+
+def test_a_wrong_gradient_next_to_a_buffer_is_found() -> None:
+    report = parity.check(*moved(Table("buffer"), NnxTable(stop="table between")))
+    assert "gradient.parameter" in differing(report)
+
+
+def test_a_frozen_model_has_no_training_to_compare() -> None:
+    report = parity.check(*moved(Table(frozen="up down table"), NnxTable()))
+    assert report, str(report)
+    assert [row.quantity for row in report.models[0].rows][-1] == "statistics"
+
+
+class Tokens(torch.nn.Embedding):
+    """No gradient reaches its input."""
+
+
+class NnxTokens(nnx.Module):
+    def __init__(self) -> None:
+        self.embed = nnx.Embed(5, 3, rngs=nnx.Rngs(0))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.embed(x)
+
+
+def test_a_frozen_model_without_any_gradient_passes() -> None:
+    model, x = Tokens(5, 3).requires_grad_(False), np.array([[0, 3, 1], [2, 2, 4]])
+    parity.assert_parity(model, parity.move(model, NnxTokens(), x), x)
