@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen
-import jax
 import numpy as np
 import torch
 from flax import nnx
 
 import ports as networks
 from parity import device as devices
-from parity import memory, pairs, precision, probe, run_linen, run_nnx, run_pytorch, training
+from parity import isolation, memory, pairs, precision, probe, run_linen, run_nnx, run_pytorch, training
 from parity.bounds import MULTIPLE
 from parity.compare import Progress, compare
 from parity.quantities import Probe
@@ -69,6 +68,10 @@ def check(
     Of anybody's models the weights are compared first, as they are. Then all that is run is compared with PyTorch's
     weights in both, and random numbers in tensors whose numbers are all equal, for these hide mistakes.
 
+    The settings of the caller (`torch.no_grad()`, `jax.debug_nans`, …) do not change the verdict, and the check puts
+    all of them back. One check runs at a time: a second one, in another thread, waits. `parity.isolation` says what
+    other threads may do meanwhile.
+
     Args:
         model: a named network, a description, or a live PyTorch model.
         candidates: one live Flax model and the inputs; or live Flax networks of this package.
@@ -106,18 +109,19 @@ def check(
     Raises:
         UserError: the question cannot be put: an unknown name, an unreadable file, weights that do not fit or hold NaN,
             no memory for it, a batch with one value a channel, layers that cannot be paired, a model that raises,
-            a device that is not there.
+            a device that is not there, a check inside a check.
     """
     dtypes = tuple(dict.fromkeys([dtypes] if isinstance(dtypes, str) else dtypes))
     require(ports, batch, steps, seed)
     precision.require(dtypes)
     devices.require(device, tf32, dtypes)
-    working = partial(precision.measure, dtypes=dtypes, seed=seed, tf32=tf32, progress=progress)
+    matmul = isolation.matmul_precision()
+    working = partial(precision.measure, dtypes=dtypes, seed=seed, tf32=tf32, matmul=matmul, progress=progress)
     training.require(optimizer, tx)
     train = partial(
         training.make, steps=steps, optimizer=optimizer, tx=tx, clip_grad_norm=clip_grad_norm, accumulate=accumulate
     )
-    with devices.using(device, tf32), jax.enable_x64(True), _deterministic():
+    with isolation.isolated(device, tf32, progress):
         if isinstance(model, torch.nn.Module) and ((len(candidates) > 1 and not _is_net(candidates[1])) or keywords):
             if not candidates:
                 raise UserError("got a PyTorch model alone, expected a Flax model and inputs behind it")
@@ -165,7 +169,8 @@ def move(
 ) -> Any:
     """Moves the weights and statistics of anybody's PyTorch model into their Flax model, layer by paired layer.
 
-    The arguments are those of `check`. The second bias of PyTorch's recurrent layers is folded into the first.
+    The arguments are those of `check`. The second bias of PyTorch's recurrent layers is folded into the first. Like a
+    check, it waits for one that runs in another thread, and puts all settings back.
 
     Returns:
         the NNX model, changed in place, or Linen's `(module, new variables)`.
@@ -173,7 +178,7 @@ def move(
     Raises:
         UserError: layers that cannot be paired, tensors that do not fit: nothing was written then.
     """
-    with jax.enable_x64(True):
+    with isolation.isolated():
         return pairs.move(torch_model, flax_model, inputs, _port(flax_model), names, layouts, keywords)
 
 
@@ -344,17 +349,6 @@ def _finite(state: Mapping[str, np.ndarray]) -> None:
             raise UserError(
                 f"weights: {name} has {count} of {array.size} numbers that are NaN or infinite, expected none"
             )
-
-
-class _deterministic:
-    """PyTorch's deterministic algorithms, for the time of the check."""
-
-    def __enter__(self) -> None:
-        self.before = torch.are_deterministic_algorithms_enabled()
-        torch.use_deterministic_algorithms(True, warn_only=True)
-
-    def __exit__(self, *_: object) -> None:
-        torch.use_deterministic_algorithms(self.before)
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:

@@ -7,6 +7,7 @@ off than their rounding says.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -52,12 +53,16 @@ class InJax:
 
 @contextmanager
 def in_jax() -> Iterator[InJax]:
-    """Listens at `jax.nn.relu`, imported under whatever name: it is one object, and its class's calls are heard."""
-    found, start, running = InJax(), _trace(), []
+    """Listen at `jax.nn.relu`, imported under whatever name: it is one object, and this hears its class's calls.
+
+    Other threads share the class. Their calls pass by.
+    """
+    found, start, running, thread = InJax(), _trace(), [], threading.get_ident()
     original: Callable[..., Any] = jax.custom_jvp.__call__
 
     def call(self: Any, *args: Any, **kw: Any) -> Any:
-        if self is not RELU or running:  # its own derivative calls it again
+        # The derivative of `relu` calls `relu` again.
+        if self is not RELU or running or threading.get_ident() != thread:
             return original(self, *args, **kw)
         if _trace() != start:
             found.lost = True

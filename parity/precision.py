@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -73,6 +75,7 @@ def measure(
     *,
     seed: int,
     tf32: bool | None = None,
+    matmul: str | None = None,
     progress: Callable[[str], None],
 ) -> tuple[Precision, ...]:
     """The errors of every side in every type against `reference`, which is in float64.
@@ -80,6 +83,7 @@ def measure(
     Args:
         ports: by name, what builds a Flax network.
         tf32: with True, inputs and weights of float32 are moved by one unit in the last place of TF32.
+        matmul: JAX's precision of products as the caller set it; `tf32` goes before.
     """
     if not dtypes:
         return ()
@@ -88,6 +92,7 @@ def measure(
     exact, on = _pytorch(reference)({}, fed)
     assert on is not None
     sizes = Responses(exact, {}).sizes
+    products = nullcontext if tf32 is not None else partial(jax.default_matmul_precision, matmul)
     rows = []
     for dtype in dict.fromkeys(dtypes):
         net = cast(reference, dtype)
@@ -99,7 +104,8 @@ def measure(
         for side in ("pytorch", *ports):
             progress(f"working precision: {side} in {dtype}")
             try:
-                run = _pytorch(net) if side == "pytorch" else _flax(ports[side], dtype, exact, list(parameters))
+                flax = partial(_flax, dtype=dtype, exact=exact, parameters=list(parameters), products=products)
+                run = _pytorch(net) if side == "pytorch" else flax(ports[side])
                 first, theirs = run(state, probe)
                 responses = Responses(_at_least(dtype, first), {name: state[name] for name in parameters})
                 for draw in moved:
@@ -212,12 +218,22 @@ def _kept(run: Iterator[tuple[str, Tensors]]) -> Iterator[tuple[str, Tensors]]:
     return ((quantity, tensors) for quantity, tensors in run if quantity in QUANTITIES)
 
 
-def _flax(build: Build, dtype: str, exact: Observation, parameters: Sequence[str]) -> Side:
-    """A network that is compiled once, at its first run; without JAX's x64 mode, as it is used."""
+def _flax(
+    build: Build,
+    dtype: str,
+    exact: Observation,
+    parameters: Sequence[str],
+    products: Callable[[], AbstractContextManager[Any]],
+) -> Side:
+    """Return a network that is compiled at its first run, without JAX's x64 mode, as it is used.
+
+    Args:
+        products: sets the precision of products.
+    """
     compiled: list[Callable[..., tuple[Observation, Sequence[Any] | None]]] = []
 
     def side(state: Mapping[str, np.ndarray], fed: Probe) -> tuple[Observation, Sequence[Any] | None]:
-        with jax.enable_x64(False):
+        with jax.enable_x64(False), products():
             net = build(dtype, state)
             if not compiled:
                 compiled.append(_compiled(net, fed, exact, parameters))

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -88,11 +89,15 @@ def mode_keywords(call: Callable[..., Any], train: bool) -> dict[str, bool]:
 
 @contextmanager
 def float64_attention() -> Iterator[None]:
-    """`jax.nn.dot_product_attention`, which NNX's attention calls, computes its softmax in float32 at all times."""
-    original = jax.nn.dot_product_attention
+    """Let this thread's calls of `jax.nn.dot_product_attention` compute their softmax in float64, not in float32.
+
+    NNX's attention calls it. Other threads share the module, and get what JAX computes.
+    """
+    original, thread = jax.nn.dot_product_attention, threading.get_ident()
 
     def chosen(query: Any, *args: Any, **kw: Any) -> Any:
-        return (attention if query.dtype == jnp.float64 else original)(query, *args, **kw)
+        ours = query.dtype == jnp.float64 and threading.get_ident() == thread
+        return (attention if ours else original)(query, *args, **kw)
 
     jax.nn.dot_product_attention = chosen
     try:

@@ -97,15 +97,15 @@ def tapped(net: nnx.Module, tap: Tap, names: Mapping[str, str] | None) -> Iterat
 
         return call
 
-    for cls, (original, _) in originals.items():
-        cls.__call__ = listening(original)
     try:
+        for cls, (original, _) in originals.items():
+            cls.__call__ = listening(original)
         yield
     finally:
         for cls, (original, own) in originals.items():
             if own:
                 cls.__call__ = original
-            else:
+            elif "__call__" in vars(cls):  # an interrupt may come before it is set
                 del cls.__call__
 
 
