@@ -14,9 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ports.weights import formats, training
+from ports.weights import formats, stored, training
 from ports.weights.hub import WeightsError, describe
-from ports.weights.optimizer import STEP
 from ports.weights.recognise import recognise
 
 LISTED = 3
@@ -82,11 +81,11 @@ def inspect(
     found.facts["tensors"] = f"{len(arrays)}, {numbers:,} numbers, {size:,} bytes"
     found.facts["types"] = ", ".join(f"{dtype} ({count})" for dtype, count in types.most_common())
     if parts.trained:
-        held = parts.torch["state"] if parts.torch else {}
-        slots = dict.fromkeys(slot for values in held.values() for slot in values if slot != STEP) or parts.slots
-        counts = {int(values[STEP]) for values in held.values() if STEP in values}
-        counts |= {parts.step} if parts.step is not None and not counts else set()
-        found.facts["optimizer"] = describe(slots) + "".join(f", {n} steps" for n in sorted(counts)[:3])
+        try:
+            found.facts["optimizer"] = stored.summary(parts)
+        except WeightsError as error:
+            found.facts["optimizer"] = "cannot be read"
+            found.notes += error.problems[:1]
     found.facts |= {f"about {name}": text[:100] for name, text in content.metadata.items()}
     found.notes += _unusual(arrays, types, values)
     found.rows = [(name, str(array.shape), str(array.dtype)) for name, array in arrays.items()]
