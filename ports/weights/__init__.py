@@ -13,10 +13,11 @@ Each framework has one reader and one writer, so six directions come out of thre
 | `nnx.py`     | read and write an `nnx.Module`                                                                  |
 | `linen.py`   | read and write a Linen `(module, variables)`                                                    |
 | `files.py`   | files into the hub form, and the way back; `formats/` has a module for each format              |
-| `convert.py` | a file into another; `checkpoint.py` reads one, `training.py` and `states.py` take it apart        |
+| `convert.py` | a file into another; `checkpoint.py` reads one, `training.py` takes it apart                      |
 | `recognise.py` | which network it is and whose names it has: `networks.py` and `dialects.py` are the tables      |
 | `rulesfile.py` | rules for other networks in TOML; `draft.py` writes a first one                                |
-| `optimizer.py` | optimizer states, moved as their parameters are                                               |
+| `optimizer.py` | states of live optimizers, moved as their parameters are (`transforms.py`: optax's)           |
+| `stored.py`  | states of optimizers in files; `states.py` lays one out, `optimizer_table.py` lists what is known |
 
 Importing this package loads neither torch nor jax.
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ports.weights import formats, states, training
+from ports.weights import formats, states, stored, training
 from ports.weights.guard import faults_of
-from ports.weights.hub import WeightsError
-from ports.weights.optimizer import STEP
+from ports.weights.hub import WeightsError, describe
+from ports.weights.layers import COUNTER
+from ports.weights.optimizer_table import STEP, WEIGHTS_ONLY, whole_number
 from ports.weights.recognise import Found, recognise
 from ports.weights.source import Source
 
@@ -101,7 +101,7 @@ def _opened(
             ) from None
         note = f"{error.problems[0].rstrip(':')}; names and layouts are taken as they are"
         return Checkpoint(parts.weights, None, None, None, row.name, parts.metadata, [*parts.notes, note], source)
-    found.counters = _counters(parts.metadata)
+    found.counters = states.counters(parts.metadata, _uncounted(found, parts.weights))
     weights = found.read(parts.weights)
     notes = [*parts.notes, *found.notes, *([found.warning] if found.warning else [])]
     types = sorted({str(array.dtype) for array in weights.values() if array.dtype.kind in "fcV"})
@@ -113,41 +113,97 @@ def _opened(
     return Checkpoint(weights, state, options, found, row.name, parts.metadata, notes, source)
 
 
-def _counters(metadata: Mapping[str, str]) -> dict[str, int]:
-    """BatchNorm's counters where Flax has no place for them."""
-    try:
-        return {str(name): int(count) for name, count in json.loads(metadata.get("counters", "{}")).items()}
-    except (ValueError, TypeError, AttributeError):
-        return {}
+def _uncounted(found: Found, weights: Mapping[str, Any]) -> list[str]:
+    """The BatchNorms' counters that the file has no tensor for."""
+    rows = [entry for entry in found.entries if entry.leaf.hub == COUNTER]
+    return [row.hub for row in rows if not all(found.raw.get(name, name) in weights for name in row.names)]
 
 
 def _state(
-    parts: training.Parts, found: Found, weights: Mapping[str, np.ndarray], steps: int | None, notes: list[str]
+    parts: training.Parts, found: Found, weights: Mapping[str, Any], steps: int | None, notes: list[str]
 ) -> tuple[dict[str, np.ndarray], list[dict[str, Any]] | None]:
     """The optimizer's state in the hub form, and its options."""
     hub = {found.raw.get(name, name): entry.hub for entry in found.entries if entry.parameter for name in entry.names}
     hub = {name: hub[name] for name in parts.weights if name in hub}
-    states.number_to_name(parts, list(hub))
+    resolved = stored.resolve(parts, list(hub))
+    if resolved.groups is None:
+        resolved.options, resolved.stateless = states.about(parts.metadata)
     bare = {raw.removeprefix("params."): raw for raw in hub}
     bare |= {name: raw for name, raw in found.raw.items() if raw in hub}  # of a model that was not wrapped yet
-    result: dict[str, np.ndarray] = {}
+    tensors = {slot: _moved(slot, arrays, found, parts, hub, bare) for slot, arrays in resolved.slots.items()}
+    groups, parameters = states.groups_of(resolved, hub, bare), list(dict.fromkeys(hub.values()))
+    if strange := [name for name in resolved.stateless if name not in parameters]:
+        raise WeightsError(f"metadata stateless: {describe(strange)}: the network has no such parameter")
+    for name in resolved.stateless:  # zeros stand for it in Flax
+        if not any(np.any(np.asarray(arrays[name])) for arrays in tensors.values() if name in arrays):
+            tensors = {slot: {n: a for n, a in arrays.items() if n != name} for slot, arrays in tensors.items()}
+    states.complete(tensors, groups, parameters, _excused(resolved, hub, bare, parts, tensors, notes))
+    notes += resolved.notes
+    step = _steps(resolved.step, steps, notes)
+    if groups is None and tensors:
+        notes.append("the file does not hold the optimizer's options (lr and others): set them where you go on")
+    flat = {f"{slot}/{name}": array for slot, arrays in tensors.items() for name, array in arrays.items()}
+    return {STEP: np.array(step, np.int64), **flat}, groups
+
+
+def _moved(
+    slot: str,
+    arrays: Mapping[str, Any],
+    found: Found,
+    parts: training.Parts,
+    hub: Mapping[str, str],
+    bare: Mapping[str, str],
+) -> dict[str, np.ndarray]:
+    """One kind of the optimizer's tensors in the hub form.
+
+    Raises:
+        WeightsError: a tensor that is not like its parameter, or a part of a tensor.
+    """
+    known: dict[str, Any] = {}
     problems: list[str] = []
-    for slot, arrays in parts.slots.items():
-        known = {bare.get(name.removesuffix(".value"), name): array for name, array in arrays.items()}
-        problems += [f"{slot}/{name}: the network has no such parameter" for name in known if name not in hub]
-        for name, array in found.read(known, parameters=True).items():
-            if array.shape != weights[name].shape:
-                problems.append(f"{slot}/{name}: got shape {array.shape}, expected {weights[name].shape}")
-            result[f"{slot}/{name}"] = array
+    for name, array in arrays.items():
+        raw = bare.get(name.removesuffix(".value"), name)
+        if raw not in hub:
+            problems.append(f"{slot}/{name}: the network has no such parameter")
+        elif raw in known:
+            problems.append(f"{slot}/{name}: is there twice, under another name too")
+        elif tuple(array.shape) != tuple(parts.weights[raw].shape):
+            problems.append(f"{slot}/{name}: got shape {array.shape}, expected {parts.weights[raw].shape}")
+        known[raw] = array
+    moved = {} if problems else found.read(known, parameters=True)
+    parted = [] if problems else sorted({hub[raw] for raw in known} - moved.keys())
+    problems += [f"{slot}/{name}: a part of it is missing" for name in parted]
     if problems:
-        raise WeightsError(problems)
-    for name in parts.stateless:
-        own = [key for key in result if key.partition("/")[2] == name]
-        if not any(np.asarray(result[key]).any() for key in own):
-            result = {key: array for key, array in result.items() if key not in own}
-    if steps is not None and parts.step not in (None, steps):
-        raise WeightsError(f"steps: got {steps}, the file says {parts.step}")
-    step = parts.step if steps is None else steps
+        raise WeightsError(f"optimizer: {describe(problems)}; {WEIGHTS_ONLY}")
+    return moved
+
+
+def _excused(
+    resolved: stored.Resolved,
+    hub: Mapping[str, str],
+    bare: Mapping[str, str],
+    parts: training.Parts,
+    tensors: Mapping[str, Mapping[str, Any]],
+    notes: list[str],
+) -> set[str]:
+    """The parameters that may have no state, because they never got a gradient."""
+    if resolved.groups is not None:  # PyTorch makes a parameter's state with its first gradient
+        return set(hub.values())
+    excused = set(resolved.stateless)
+    for begin in resolved.masked:
+        excused |= {hub[raw] for name, raw in bare.items() if f"{name}.".startswith(f"{begin}.")}
+    if resolved.named and not parts.metadata:  # msgpack has no room for the record
+        without = sorted(set(hub.values()) - excused - {n for arrays in tensors.values() for n in arrays})
+        excused |= set(without)
+        if tensors and without:
+            notes.append(f"optimizer: no tensors for {describe(without)}: taken as never having had a gradient")
+    return excused
+
+
+def _steps(found: int | None, given: int | None, notes: list[str]) -> int:
+    if given is not None and found not in (None, whole_number(given, "steps")):
+        raise WeightsError(f"steps: got {given}, the file says {found}")
+    step = found if given is None else given
     if step is None:
         notes.append("the file does not say how many steps were done: 0 is taken; --steps N says it")
-    return {STEP: np.array(step or 0, np.int64), **result}, states.groups_of(parts, hub, bare)
+    return step or 0

@@ -255,7 +255,7 @@ def _metadata(source: Path, held: Checkpoint, to: str, rows: Sequence[Entry] | N
     if folded:
         about["folded"] = "batchnorm"
     if rows is not None and (lost := set(held.weights) - {entry.hub for entry in rows}) and not folded:
-        about["counters"] = json.dumps({name: int(np.asarray(held.weights[name])) for name in sorted(lost)})
+        about["counters"] = json.dumps({name: states.counter(name, held.weights[name]) for name in sorted(lost)})
     if held.options:
         about["optimizer"] = json.dumps(held.options, sort_keys=True)
     return about

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ports.weights import formats, training
+from ports.weights import formats, stored, training
 from ports.weights.guard import faults_of
 from ports.weights.hub import WeightsError, describe
-from ports.weights.optimizer import STEP
 from ports.weights.recognise import recognise, require
 
 LISTED = 3
@@ -94,11 +93,11 @@ def _inspected(
     found.facts["tensors"] = f"{len(arrays)}, {numbers:,} numbers, {size:,} bytes"
     found.facts["types"] = ", ".join(f"{dtype} ({count})" for dtype, count in types.most_common())
     if parts.trained:
-        held = parts.torch["state"] if parts.torch else {}
-        slots = dict.fromkeys(slot for values in held.values() for slot in values if slot != STEP) or parts.slots
-        counts = {int(values[STEP]) for values in held.values() if STEP in values}
-        counts |= {parts.step} if parts.step is not None and not counts else set()
-        found.facts["optimizer"] = describe(slots) + "".join(f", {n} steps" for n in sorted(counts)[:3])
+        try:
+            found.facts["optimizer"] = stored.summary(parts)
+        except WeightsError as error:
+            found.facts["optimizer"] = "cannot be read"
+            found.notes += error.problems[:1]
     found.facts |= {f"about {name}": text[:100] for name, text in content.metadata.items()}
     found.notes += _unusual(arrays, types, values)
     assert content.source is not None

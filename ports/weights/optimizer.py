@@ -4,65 +4,108 @@
     opt_state = optimizer.write(tx.init(params), nnx_net, state)    # tx of `ports.optim`; and the other way round
 
 A tensor of a state has the shape of its parameter and moves as the parameter does (`layers.py`). A parameter that never
-got a gradient has no state in PyTorch and zeros in optax.
+got a gradient has no state in PyTorch and zeros in optax. `optimizer_table.py` lists the optimizers that are known.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from ports.weights.hub import WeightsError
+from ports.weights.hub import WeightsError, lossless
+from ports.weights.optimizer_table import STEP, Optimizer, of_torch, problems, shown, whole_number
 
-STEP = "step"
+Tensors = dict[str, dict[str, np.ndarray]]
 
 
-def read(state: Any, net: Any, steps: int | None = None) -> dict[str, np.ndarray]:
-    """The state of an optimizer: copies, every bit kept.
+class State(dict[str, np.ndarray]):
+    """The hub form.
+
+    Attributes:
+        stateless: the network's parameters that never got a gradient, so that the state has no tensors for them.
+    """
+
+    stateless: frozenset[str] = frozenset()
+
+
+def read(state: Any, net: Any, steps: int | None = None) -> State:
+    """Return the state of an optimizer: copies, every bit kept.
 
     Args:
-        state: a `torch.optim.Optimizer`, or the state of a transform of `ports.optim`, also within `optax.chain`.
+        state: a `torch.optim.Optimizer`, an `nnx.Optimizer`, or a state of optax: of a transform of `ports.optim`, or
+            of `optax.adam`, `adamw`, `sgd`, `rmsprop` without momentum or `adagrad`; chained, masked or injected.
         net: the network that it trains, as in `ports.weights.read`.
-        steps: of PyTorch's SGD the number of steps done, which it does not keep; a schedule goes on from there.
+        steps: the number of steps done, which SGD does not keep; a schedule goes on from there.
 
     Raises:
-        WeightsError: a parameter that is none of the network's, step counts that differ between parameters.
+        WeightsError: an optimizer that is not known, a parameter that the network does not have, a parameter that has
+            only a part of its tensors, step counts that differ between parameters.
     """
     if _is_torch(state):
         return _read_torch(state, net, steps)
-    held = _find(state)
-    result = {STEP: np.array(held.count, np.int64)}
-    for name, tree in held.tensors.items():
-        result |= {f"{name}/{hub}": array for hub, array in _as_weights(net, tree).items()}
-    return result
+    from ports.weights import transforms
+
+    return transforms.read(state, net, steps)
 
 
-def write(state: Any, net: Any, values: Mapping[str, np.ndarray]) -> Any:
-    """Puts a state in the hub form into an optimizer: all of it, or nothing where it does not fit.
+def write(state: Any, net: Any, values: Mapping[str, Any], stateless: Collection[str] | None = None) -> Any:
+    """Put a state in the hub form into an optimizer: all of it, or nothing where it does not fit.
 
     Args:
         state: as in `read`; for optax a state of the right transform: `tx.init(params)`.
+        stateless: the parameters that never got a gradient; by default those that `read` found.
 
     Returns:
-        None for PyTorch, whose optimizer is changed in place; the new state for optax.
+        None for PyTorch and `nnx.Optimizer`, which are changed in place; the new state for optax.
 
     Raises:
-        WeightsError: all problems at once: tensors that are missing, left over, or of another shape.
+        WeightsError: all problems at once: tensors that are missing, left over, of another shape, or of a type that
+            loses bits; a step that is not a whole number.
     """
-    tensors: dict[str, dict[str, np.ndarray]] = {}
-    for key, array in values.items():
-        if key != STEP:
-            name, _, hub = key.partition("/")
-            tensors.setdefault(name, {})[hub] = np.asarray(array)
+    excused: Collection[str] = getattr(values, "stateless", ()) if stateless is None else stateless
+    tensors = by_slot(values)
     if STEP not in values:
         raise WeightsError(f"{STEP}: missing from the state")
-    step = int(values[STEP])
+    step = whole_number(values[STEP], STEP)
     if _is_torch(state):
-        return _write_torch(state, net, step, tensors)
-    return _write_optax(state, net, step, tensors)
+        return _write_torch(state, net, step, tensors, excused)
+    from ports.weights import transforms
+
+    return transforms.write(state, net, step, tensors, excused)
+
+
+def by_slot(values: Mapping[str, Any]) -> Tensors:
+    """The tensors of a state in the hub form by their name in the state, then by parameter."""
+    tensors: Tensors = {}
+    for key, array in values.items():
+        if key != STEP:
+            slot, _, name = key.partition("/")
+            tensors.setdefault(slot, {})[name] = np.asarray(array)
+    return tensors
+
+
+def agreed(counts: Mapping[int, str], steps: int | None, has_tensors: bool, keeper: str) -> int:
+    """The one number of steps.
+
+    Args:
+        counts: the numbers found, each with one place of it.
+        steps: what the caller says.
+
+    Raises:
+        WeightsError: several numbers, or no number for a state that has tensors.
+    """
+    if len(counts) > 1:
+        got = ", ".join(f"{place}: {count}" for count, place in counts.items())
+        raise WeightsError(f"{STEP}: got {got}; expected one number of steps: optax keeps one for all parameters")
+    if steps is not None and counts and steps not in counts:
+        raise WeightsError(f"{STEP}: got steps={steps}, the optimizer has done {next(iter(counts))}")
+    known = next(iter(counts), None if steps is None else whole_number(steps, "steps"))
+    if known is None and has_tensors:
+        raise WeightsError(f"{STEP}: {keeper} does not count its steps; give steps=, the number done")
+    return known or 0
 
 
 def _is_torch(state: Any) -> bool:
@@ -70,148 +113,77 @@ def _is_torch(state: Any) -> bool:
     return torch is not None and isinstance(state, torch.optim.Optimizer)
 
 
-def _named(optimizer: Any, net: Any) -> dict[str, Any]:
-    """The optimizer's parameters by their names in the network."""
+def _named(optimizer: Any, net: Any) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """The name in the network, the parameter and the group of each parameter of the optimizer."""
     names = {id(p): name for name, p in net.named_parameters()}
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    if strange := sum(id(p) not in names for p in params):
-        raise WeightsError(f"{strange} of {len(params)} parameters of the optimizer are none of the network's")
-    return {names[id(p)]: p for p in params}
+    params = [(p, group) for group in optimizer.param_groups for p in group["params"]]
+    if strange := sum(id(p) not in names for p, _ in params):
+        raise WeightsError(
+            f"{strange} of {len(params)} parameters of the optimizer are not in the network: give the network that "
+            "it was made for"
+        )
+    return ((names[id(p)], p, group) for p, group in params)
 
 
-def _read_torch(optimizer: Any, net: Any, steps: int | None) -> dict[str, np.ndarray]:
+def _read_torch(optimizer: Any, net: Any, steps: int | None) -> State:
     from ports.weights.pytorch import to_numpy
 
-    result: dict[str, np.ndarray] = {}
+    row, result, wrong = of_torch(optimizer), State(), []
     counts: dict[int, str] = {}
-    for name, p in _named(optimizer, net).items():
-        for key, value in optimizer.state.get(p, {}).items():
-            if key == STEP:
-                counts.setdefault(int(value), name)
-            elif value is not None:
-                result[f"{key}/{name}"] = to_numpy(value)
-    if len(counts) > 1:
-        said = ", ".join(f"{name}: {count}" for count, name in counts.items())
-        raise WeightsError(f"{STEP}: got {said}; expected one number of steps: optax keeps one for all parameters")
-    if steps is not None and counts and steps not in counts:
-        raise WeightsError(f"{STEP}: got steps={steps}, the optimizer has done {next(iter(counts))}")
-    known = next(iter(counts), steps)
-    if known is None and result:
-        raise WeightsError(f"{STEP}: {type(optimizer).__name__} does not count its steps; give steps=, the number done")
-    return {STEP: np.array(known or 0, np.int64), **result}
+    for name, p, group in _named(optimizer, net):
+        own = {key: value for key, value in optimizer.state.get(p, {}).items() if value is not None}
+        if STEP in own:
+            step = own.pop(STEP)
+            counts.setdefault(whole_number(to_numpy(step) if hasattr(step, "dtype") else step, f"{STEP}/{name}"), name)
+        wrong += _unlike(row, name, p, own, group, bool(optimizer.state.get(p)))
+        result |= {f"{key}/{name}": to_numpy(value) for key, value in own.items() if hasattr(value, "detach")}
+    if wrong:
+        raise WeightsError(wrong)
+    result[STEP] = np.array(agreed(counts, steps, bool(result), type(optimizer).__name__), np.int64)
+    having = {key.partition("/")[2] for key in result}
+    result.stateless = frozenset(name for name, _ in net.named_parameters() if name not in having)
+    return result
 
 
-def _expected(optimizer: Any) -> set[str]:
-    """The tensors that PyTorch's optimizer keeps with the options of its first group."""
-    group, kind = optimizer.param_groups[0], type(optimizer).__name__
-    table = {
-        "SGD": {"momentum_buffer": group.get("momentum")},
-        "RMSprop": {"square_avg": True, "momentum_buffer": group.get("momentum"), "grad_avg": group.get("centered")},
-        "Adagrad": {"sum": True},
-    }
-    adam = {"exp_avg": True, "exp_avg_sq": True, "max_exp_avg_sq": group.get("amsgrad")}
-    return {name for name, on in table.get(kind, adam).items() if on}
+def _unlike(row: Optimizer, name: str, p: Any, own: Mapping[str, Any], group: Any, begun: bool) -> list[str]:
+    """What a parameter's state has that its optimizer does not keep, and what it lacks."""
+    wrong = [f"{key}/{name}: {row.name} keeps no such tensor" for key in own if key not in row.tensors]
+    for key, value in own.items():
+        if not hasattr(value, "detach") or value.shape != p.shape:
+            wrong.append(f"{key}/{name}: got {shown(value)}, expected a tensor {tuple(p.shape)}")
+    lacking = row.expected(group) - set(own) if own or row.eager or (begun and row.counts) else set()
+    return wrong + [f"{key}/{name}: missing from the optimizer's state" for key in sorted(lacking)]
 
 
-def _write_torch(optimizer: Any, net: Any, step: int, tensors: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+def _write_torch(optimizer: Any, net: Any, step: int, tensors: Tensors, stateless: Collection[str]) -> None:
     import torch
 
-    from ports.weights.pytorch import to_torch
+    from ports.weights.pytorch import to_numpy, to_torch
 
-    params, expected, problems = _named(optimizer, net), _expected(optimizer), []
-    problems += [f"{n}: missing from the state" for n in expected - set(tensors) if step]
-    problems += [f"{n}: {type(optimizer).__name__} with these options keeps none" for n in set(tensors) - expected]
-    for name, arrays in tensors.items():
-        for hub, array in arrays.items():
-            if hub not in params:
-                problems.append(f"{name}/{hub}: the optimizer has no such parameter")
-            elif tuple(params[hub].shape) != array.shape:
-                problems.append(f"{name}/{hub}: got shape {array.shape}, expected {tuple(params[hub].shape)}")
-    if problems:
-        raise WeightsError(problems)
-    counts = type(optimizer).__name__ != "SGD"
-    for hub, p in params.items():
-        own = {name: to_torch(arrays[hub]).to(p.dtype) for name, arrays in tensors.items() if hub in arrays}
-        if own:
-            optimizer.state[p] = {**({STEP: torch.tensor(float(step))} if counts else {}), **own}
-
-
-def _find(state: Any) -> Any:
-    """The one state of `ports.optim` in a nested state."""
-    from ports.optim import State
-
-    if isinstance(state, State):
-        return state
-    found = [_find(part) for part in state if isinstance(part, tuple)] if isinstance(state, tuple) else []
-    held = [one for one in found if one is not None]
-    if len(held) > 1:
-        raise WeightsError(f"got {len(held)} optimizer states in one, expected one")
-    return held[0] if held else None
-
-
-def _replaced(state: Any, old: Any, new: Any) -> Any:
-    if state is old:
-        return new
-    if isinstance(state, tuple):
-        parts = [_replaced(part, old, new) for part in state]
-        return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
-    return state
-
-
-def _write_optax(state: Any, net: Any, step: int, tensors: Mapping[str, Mapping[str, np.ndarray]]) -> Any:
-    import jax.numpy as jnp
-
-    held = _find(state)
-    if held is None:
-        raise WeightsError(f"got {type(state).__name__}, expected the state of a transform of ports.optim")
-    problems = [f"{n}: missing from the state" for n in held.tensors if n not in tensors and step]
-    problems += [f"{n}: the transform with these options keeps none" for n in tensors if n not in held.tensors]
-    new = {}
-    for name, tree in held.tensors.items():
-        start = _as_weights(net, tree)
-        given = tensors.get(name, {})
-        problems += [f"{name}/{hub}: the network has no such parameter" for hub in given if hub not in start]
-        for hub, array in given.items():
-            if hub in start and start[hub].shape != array.shape:
-                problems.append(f"{name}/{hub}: got shape {array.shape}, expected {start[hub].shape}")
-        if not problems:
-            new[name] = _as_tree(net, tree, {**start, **given})
-    if problems:
-        raise WeightsError(problems)
-    return _replaced(state, held, held._replace(count=jnp.array(step, held.count.dtype), tensors=new))
-
-
-def _standing_in(net: Any, tree: Any) -> tuple[Any, Any, list[str]]:
-    """A copy of the network with a tree in the place of its parameters, its port, and its parameters' names."""
-    if isinstance(net, tuple):
-        from ports.weights import linen as port
-
-        copy: Any = (net[0], {**net[1], "params": tree})
-    else:
-        from flax import nnx
-
-        from ports.weights import nnx as port
-
-        copy = nnx.clone(net)
-        nnx.update(copy, tree)
-    names = [n for n, p in port.places(copy).items() if p.leaf.collection == "params" and p.slots]  # pyright: ignore
-    return copy, port, names
-
-
-def _as_weights(net: Any, tree: Any) -> dict[str, np.ndarray]:
-    """A tree like the parameters, by PyTorch's names and in its layouts."""
-    copy, port, names = _standing_in(net, tree)
-    values = port.read(copy)
-    return {name: values[name] for name in names}
-
-
-def _as_tree(net: Any, tree: Any, values: Mapping[str, np.ndarray]) -> Any:
-    """The way back."""
-    copy, port, _ = _standing_in(net, tree)
-    whole = {**port.read(copy), **values}
-    if isinstance(net, tuple):
-        return port.write(copy, whole)["params"]
-    from flax import nnx
-
-    port.write(copy, whole)
-    return nnx.state(copy, nnx.Param)
+    row, params = of_torch(optimizer), {name: (p, group) for name, p, group in _named(optimizer, net)}
+    expected = {name: row.expected(group) for name, (_, group) in params.items()}
+    begun = step > 0 or bool(tensors)
+    wrong = problems(tensors, expected, begun, () if row.eager else stateless, f"the optimizer ({row.name})")
+    counted = torch.tensor(float(step))
+    if row.counts and int(counted) != step:
+        wrong.append(f"{STEP}: got {step:,}, which PyTorch's {counted.dtype} does not hold exactly")
+    cast: dict[str, dict[str, Any]] = {name: {} for name in params}
+    for slot, arrays in tensors.items():
+        for name in arrays.keys() & params.keys():
+            array, p = arrays[name], params[name][0]
+            value = lossless(array, to_numpy(p.new_empty(0)).dtype)
+            if tuple(p.shape) != array.shape:
+                wrong.append(f"{slot}/{name}: got shape {array.shape}, expected {tuple(p.shape)}")
+            elif value is None:
+                wrong.append(f"{slot}/{name}: got {array.dtype}, which loses bits in the parameter's {p.dtype}")
+            else:
+                cast[name][slot] = to_torch(value)
+    if wrong:
+        raise WeightsError(wrong)
+    for name, (p, group) in params.items():
+        if cast[name]:
+            near = p.device if group.get("capturable") or group.get("fused") else "cpu"
+            own = {STEP: counted.clone().to(near)} if row.counts else {}
+            optimizer.state[p] = own | {slot: value.to(p.device) for slot, value in cast[name].items()}
+        elif not row.eager:
+            optimizer.state.pop(p, None)

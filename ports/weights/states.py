@@ -1,117 +1,198 @@
-"""Optimizer states between the forms that files keep them in: `torch.optim`'s numbers, flat names, optax's trees."""
+"""Optimizer states between the hub form and files: what the metadata say, what may be missing, and how to lay one out.
+
+`stored.py` reads a state out of a file.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from ports.weights import optimizer_table
 from ports.weights.formats import Tree, nested
-from ports.weights.hub import WeightsError
-from ports.weights.optimizer import STEP
-from ports.weights.training import PREFIX, Parts
+from ports.weights.hub import WeightsError, describe
+from ports.weights.optimizer_table import LARGEST, STEP, WEIGHTS_ONLY, Optimizer, exact, shown
+from ports.weights.stored import DEPTH, Group, Resolved, are_names, is_array
+from ports.weights.training import PREFIX
 
 
-def number_to_name(parts: Parts, parameters: list[str]) -> None:
-    """`torch.optim`'s tensors by their parameter's name; `parameters` stand in the file's order.
+def about(metadata: Mapping[str, str]) -> tuple[list[Group] | None, tuple[str, ...]]:
+    """What the metadata say of the optimizer: its groups, and the parameters that never got a gradient.
 
     Raises:
-        WeightsError: which parameter a number means cannot be told, or another number of steps for each.
+        WeightsError: they are not what this package writes there.
     """
-    state = parts.torch
-    if state is None:
-        return
-    groups = state["param_groups"]
-    numbers = [n for group in groups for n in group.get("params", [])]
-    named = [n for group in groups for n in group.get("param_names", [])]
-    if len(named) == len(numbers) > 0:
-        names = dict(zip(numbers, named, strict=True))
-    elif len(groups) == 1 and len(numbers) == len(parameters):
-        names = dict(zip(numbers, parameters, strict=True))
-    else:
-        raise WeightsError(
-            f"optimizer: {len(numbers)} parameters in {len(groups)} groups without names, the network has "
-            f"{len(parameters)}; make it from net.named_parameters(), which keeps the names, or --weights-only"
-        )
-    counts: set[int] = set()
-    for number, values in state.get("state", {}).items():
-        if number not in names:
-            raise WeightsError(f"optimizer: a state for parameter {number}, which no group has")
-        for slot, value in values.items():
-            if slot == STEP:
-                counts.add(int(value))
-            elif isinstance(value, np.ndarray):
-                parts.slots.setdefault(slot, {})[names[number]] = value
-            elif value is not None:
-                raise WeightsError(
-                    f"optimizer: {slot} of {names[number]}: got {type(value).__name__}, expected a tensor"
-                )
-    if len(counts) > 1:
-        raise WeightsError(
-            f"optimizer: {sorted(counts)} steps, expected one number: optax keeps one for all parameters"
-        )
-    parts.step = counts.pop() if counts else parts.step
+    groups = _json(metadata, "optimizer")
+    if groups is not None:
+        plain = isinstance(groups, list) and all(isinstance(group, dict) for group in groups)
+        if not plain or not all(are_names(group.get("param_names", [])) for group in groups):
+            raise _unlike("optimizer", "a list of groups with param_names", groups)
+    stateless = _json(metadata, "stateless")
+    if stateless is not None and not are_names(stateless):
+        raise _unlike("stateless", "a list of parameters' names", stateless)
+    return groups, tuple(stateless or ())
 
 
-def groups_of(parts: Parts, hub: Mapping[str, str], bare: Mapping[str, str]) -> list[dict[str, Any]] | None:
+def counters(metadata: Mapping[str, str], needed: Sequence[str]) -> dict[str, int]:
+    """BatchNorm's counters where Flax has no place for them.
+
+    Args:
+        needed: the names of those that the file keeps nowhere else.
+
+    Raises:
+        WeightsError: the metadata are not what this package writes there.
+    """
+    found = _json(metadata, "counters") if needed else None
+    if found is None:
+        return {}
+    whole = isinstance(found, dict) and all(type(n) is int and -LARGEST - 1 <= n <= LARGEST for n in found.values())
+    if not whole:
+        raise _unlike("counters", "a table of whole numbers by name", found, "")
+    if lacking := [name for name in needed if name not in found]:
+        raise WeightsError(f"metadata counters: {describe(lacking)}: missing; the file says it of other BatchNorms")
+    return found
+
+
+def counter(name: str, value: Any) -> int:
+    """A BatchNorm's counter for the metadata: any whole number of int64.
+
+    Raises:
+        WeightsError: another number, or several.
+    """
+    count = exact(value)
+    if count is None or not -LARGEST - 1 <= count <= LARGEST:
+        raise WeightsError(f"{name}: got {shown(value)}, expected one whole number: Flax has no tensor for it")
+    return count
+
+
+def _json(metadata: Mapping[str, str], key: str) -> Any:
+    try:
+        return json.loads(metadata.get(key, "null"))
+    except (ValueError, TypeError, RecursionError):
+        raise _unlike(key, "JSON", metadata[key], f"; {WEIGHTS_ONLY}" if key != "counters" else "") from None
+
+
+def _unlike(key: str, expected: str, got: Any, hint: str = f"; {WEIGHTS_ONLY}") -> WeightsError:
+    return WeightsError(f"metadata {key}: got {shown(got)}, expected {expected}{hint}")
+
+
+def groups_of(resolved: Resolved, hub: Mapping[str, str], bare: Mapping[str, str]) -> list[Group] | None:
     """The optimizer's groups for the metadata: options, and the hub names of their parameters.
 
     Args:
         hub: hub names by the file's.
         bare: the file's names by what else they may be called.
     """
-    if parts.torch is None:
-        return parts.options
-    file = list(hub)
+    if resolved.groups is None:
+        return resolved.options
     groups = []
-    for group in parts.torch["param_groups"]:
-        numbers = group.get("params", [])
-        names = group.get("param_names") or [file[n] for n in numbers if n < len(file)]
+    for group in resolved.groups:
         plain = {key: _plain(value) for key, value in group.items() if key not in ("params", "param_names")}
-        groups.append({**plain, "param_names": [hub.get(bare.get(name, name), name) for name in names]})
+        names = [hub.get(bare.get(name, name), name) for name in group["param_names"]]
+        groups.append({**plain, "param_names": names})
     return groups
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, depth: int = 0) -> Any:
     """What JSON can hold: numbers in arrays and other scalars as numbers."""
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+    if is_array(value):
+        value = np.asarray(value).tolist()
+    if isinstance(value, list | tuple) and depth < DEPTH:
+        return [_plain(one, depth + 1) for one in value]
+    if isinstance(value, Mapping) and depth < DEPTH:
+        return {str(key): _plain(one, depth + 1) for key, one in value.items()}
     return value if isinstance(value, str | int | float | bool | type(None)) else str(value)
 
 
-def torch_state(state: Mapping[str, np.ndarray], parameters: list[str], options: list[dict] | None) -> Tree:
+def complete(
+    tensors: Mapping[str, Mapping[str, Any]], groups: list[Group] | None, parameters: list[str], excused: set[str]
+) -> None:
+    """Refuse a state that lacks a tensor.
+
+    Args:
+        tensors: by the optimizer's name for them, then by the parameter's hub name.
+        groups: with hub names; None where the file does not tell them.
+        parameters: the network's.
+        excused: parameters that never got a gradient, as far as that is known: they may lack all of their tensors.
+
+    Raises:
+        WeightsError: what is missing, and for which parameters.
+    """
+    named = [name for group in groups or [] for name in group.get("param_names", [])]
+    if strange := [name for name in named if name not in parameters]:
+        raise WeightsError(f"optimizer: {describe(strange)}: the network has no such parameter; {WEIGHTS_ONLY}")
+    expected = _expected(tensors, groups if named else None, parameters)
+    wrong = optimizer_table.problems(tensors, expected, bool(tensors), excused, "the optimizer", surplus=False)
+    if wrong:
+        raise WeightsError(f"optimizer: {'; '.join(wrong)}; {WEIGHTS_ONLY}")
+
+
+def _expected(tensors: Mapping[str, Any], groups: list[Group] | None, parameters: list[str]) -> dict[str, set[str]]:
+    """The tensors of each parameter, by its group's options; without options what the optimizer always keeps."""
+    plain = groups or [{"param_names": parameters}]
+    try:
+        row = optimizer_table.of_groups(plain, tensors)
+    except WeightsError:
+        if groups is not None:
+            raise
+        return {name: set(tensors) for name in parameters}  # a transform of the user's own
+    return {name: _wanted(row, group) for group in plain if row is not None for name in group["param_names"]}
+
+
+def _wanted(row: Optimizer, group: Group) -> set[str]:
+    return row.expected(group) if row.options <= set(group) else row.always
+
+
+def torch_state(state: Mapping[str, np.ndarray], parameters: list[str], options: list[Group] | None) -> Tree:
     """`torch.optim`'s state_dict of a state in the hub form.
 
     Args:
         parameters: in the network's order.
         options: the groups as `groups_of` gives them; one group without options where they are not known.
+
+    Raises:
+        WeightsError: PyTorch has no such optimizer, or cannot count so many steps.
     """
     slots: dict[str, dict[str, np.ndarray]] = {}
     for key, array in state.items():
         if key != STEP:
             slot, _, name = key.partition("/")
             slots.setdefault(slot, {})[name] = array
-    counted = any(slot != "momentum_buffer" for slot in slots)
+    groups = _numbered(options, parameters)
+    row = optimizer_table.of_groups(groups, slots)
+    step = int(state[STEP])
+    counter = {STEP: np.array(step, np.float32)} if row is not None and row.counts else {}
+    if counter and int(counter[STEP]) != step:
+        raise WeightsError(f"optimizer: {step:,} steps do not fit PyTorch's float32; {WEIGHTS_ONLY}")
+    tables: dict[int, Tree] = {}
+    for number, name in ((n, name) for group in groups for n, name in _members(group)):
+        if own := {slot: arrays[name] for slot, arrays in slots.items() if name in arrays}:
+            tables[number] = {STEP: counter[STEP].copy(), **own} if counter else own
+    return {"state": tables, "param_groups": groups}
+
+
+def _members(group: Group) -> Iterator[tuple[int, str]]:
+    return zip(group["params"], group["param_names"], strict=True)
+
+
+def _numbered(options: list[Group] | None, parameters: list[str]) -> list[Group]:
+    """The groups with PyTorch's numbers; a network's parameter that no group names is not trained."""
     groups = [dict(group) for group in options or [{}]]
-    named = [name for group in groups for name in group.get("param_names", [])]
-    if sorted(named) != sorted(parameters):
-        groups = [{**groups[0], "param_names": parameters}]
-        named = parameters
-    held: dict[int, Tree] = {}
-    for i, name in enumerate(named):
-        own = {slot: arrays[name] for slot, arrays in slots.items() if name in arrays}
-        if own:
-            held[i] = {**({STEP: np.array(float(state[STEP]), np.float32)} if counted else {}), **own}
+    if not any(group.get("param_names") for group in groups):
+        if len(groups) > 1:
+            raise WeightsError(f"optimizer: {len(groups)} groups without names of parameters; {WEIGHTS_ONLY}")
+        groups[0]["param_names"] = parameters
     at = 0
     for group in groups:
+        group["param_names"] = list(group.get("param_names", []))
         group["params"] = list(range(at, at + len(group["param_names"])))
         at += len(group["param_names"])
         if isinstance(group.get("betas"), list):
             group["betas"] = tuple(group["betas"])
-    return {"state": held, "param_groups": groups}
+    return groups
 
 
 def flat_state(trees: Mapping[str, Mapping[tuple[str, ...], np.ndarray]], step: int) -> dict[str, np.ndarray]:
@@ -125,6 +206,6 @@ def flat_state(trees: Mapping[str, Mapping[tuple[str, ...], np.ndarray]], step: 
 def optax_state(trees: Mapping[str, Mapping[tuple[str, ...], np.ndarray]], step: int) -> Tree:
     """A state as `flax.serialization` writes that of `ports.optim`."""
     if step >= 2**31:
-        raise WeightsError(f"optimizer: {step:,} steps do not fit optax's int32")
+        raise WeightsError(f"optimizer: {step:,} steps do not fit optax's int32; {WEIGHTS_ONLY}")
     tensors = {slot: nested(leaves.items()) for slot, leaves in trees.items()}
     return {"count": np.array(step, np.int32), "tensors": tensors}
