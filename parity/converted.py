@@ -61,7 +61,7 @@ def _same(a: Array, b: Array) -> bool:
     return (a.dtype, a.shape, np.asarray(a).tobytes()) == (b.dtype, b.shape, np.asarray(b).tobytes())
 
 
-def _hub(held: Checkpoint, tensors: Mapping[str, Array], to: str) -> dict[str, Array]:
+def _hub(held: Checkpoint, tensors: Mapping[str, Any], to: str) -> dict[str, Any]:
     assert held.found is not None
     assert held.found.spec is not None
     rows = mapping(held.found.spec, TARGET[to])

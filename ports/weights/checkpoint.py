@@ -23,7 +23,7 @@ class Checkpoint:
     """A file in the hub form.
 
     Attributes:
-        weights: PyTorch's names and layouts; views of the file where possible.
+        weights: PyTorch's names and layouts. A tensor of safetensors stays in the file: `numpy.asarray` reads it.
         optimizer: as `ports.weights.optimizer.read` gives it; None where the file has none.
         options: the optimizer's groups: their options and `param_names`.
         found: the network and dialect; None where the names were taken as they are.
@@ -31,7 +31,7 @@ class Checkpoint:
         source: where it was read.
     """
 
-    weights: dict[str, np.ndarray]
+    weights: dict[str, Any]
     optimizer: dict[str, np.ndarray] | None
     options: list[dict[str, Any]] | None
     found: Found | None
@@ -121,7 +121,7 @@ def _uncounted(found: Found, weights: Mapping[str, Any]) -> list[str]:
 
 def _state(
     parts: training.Parts, found: Found, weights: Mapping[str, Any], steps: int | None, notes: list[str]
-) -> tuple[dict[str, np.ndarray], list[dict[str, Any]] | None]:
+) -> tuple[dict[str, Any], list[dict[str, Any]] | None]:
     """The optimizer's state in the hub form, and its options."""
     hub = {found.raw.get(name, name): entry.hub for entry in found.entries if entry.parameter for name in entry.names}
     hub = {name: hub[name] for name in parts.weights if name in hub}

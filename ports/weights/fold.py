@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -44,9 +45,7 @@ def folded(layers: Sequence[Layer]) -> list[Layer]:
     return result
 
 
-def fold(
-    weights: Mapping[str, np.ndarray], layers: Sequence[Layer], dtype: str | None = None
-) -> tuple[dict[str, np.ndarray], int]:
+def fold(weights: Mapping[str, Any], layers: Sequence[Layer], dtype: str | None = None) -> tuple[dict[str, Any], int]:
     """The weights of the folded network, and how many BatchNorms it lost.
 
     Args:

@@ -12,6 +12,7 @@ import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -51,13 +52,13 @@ class Found:
     warning: str = ""
     counters: dict[str, int] = field(default_factory=dict)
 
-    def read(self, tensors: Mapping[str, np.ndarray], parameters: bool = False) -> dict[str, np.ndarray]:
+    def read(self, tensors: Mapping[str, Any], parameters: bool = False) -> dict[str, Any]:
         """Tensors in the hub form: views where possible.
 
         Args:
             parameters: take those only, and of them those that are there (the state of an optimizer).
         """
-        weights = {}
+        weights: dict[str, Any] = {}
         for entry in self.entries:
             raw = [self.raw.get(name, name) for name in entry.names]
             if parameters and (not entry.parameter or not all(name in tensors for name in raw)):

@@ -195,15 +195,15 @@ def _numbered(options: list[Group] | None, parameters: list[str]) -> list[Group]
     return groups
 
 
-def flat_state(trees: Mapping[str, Mapping[tuple[str, ...], np.ndarray]], step: int) -> dict[str, np.ndarray]:
+def flat_state(trees: Mapping[str, Mapping[tuple[str, ...], Any]], step: int) -> dict[str, Any]:
     """A state as a flat format holds it."""
-    result: dict[str, np.ndarray] = {PREFIX + STEP: np.array(step, np.int64)}
+    result: dict[str, Any] = {PREFIX + STEP: np.array(step, np.int64)}
     for slot, leaves in trees.items():
         result |= {f"{PREFIX}{slot}/{'.'.join(at)}": array for at, array in leaves.items()}
     return result
 
 
-def optax_state(trees: Mapping[str, Mapping[tuple[str, ...], np.ndarray]], step: int) -> Tree:
+def optax_state(trees: Mapping[str, Mapping[tuple[str, ...], Any]], step: int) -> Tree:
     """A state as `flax.serialization` writes that of `ports.optim`."""
     if step >= 2**31:
         raise WeightsError(f"optimizer: {step:,} steps do not fit optax's int32; {WEIGHTS_ONLY}")

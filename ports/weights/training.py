@@ -17,8 +17,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-import numpy as np
-
 from ports.weights.formats import Content, Format, Tree, flat, nested
 from ports.weights.hub import WeightsError
 from ports.weights.lazy import is_array
@@ -41,7 +39,7 @@ class Parts:
         notes: what is in the file besides, and is left out.
     """
 
-    weights: dict[str, np.ndarray]
+    weights: dict[str, Any]
     stored: Any = None
     counter: Any = None
     metadata: dict[str, str] = field(default_factory=dict)
@@ -130,7 +128,7 @@ def _only_training(holder: Mapping[str, Any], at: str) -> bool:
     return all(name == at or name in (*NESTED, *OPTIMIZER, *STEPS) for name in holder)
 
 
-def _weights(path: Any, holder: Tree, row: Format) -> dict[str, np.ndarray]:
+def _weights(path: Any, holder: Tree, row: Format) -> dict[str, Any]:
     tree = holder
     if isinstance(holder.get("params"), Mapping):
         tree = {n: v for n, v in holder.items() if isinstance(v, Mapping) and n not in (*NESTED, *OPTIMIZER)}
@@ -138,7 +136,7 @@ def _weights(path: Any, holder: Tree, row: Format) -> dict[str, np.ndarray]:
         other = [f"{name} ({type(v).__name__})" for name, v in holder.items() if not is_array(v)]
         if other:
             raise WeightsError(f"weights {path}: {other[0]} is no tensor; expected a state_dict of tensors")
-    weights: dict[str, np.ndarray] = {}
+    weights: dict[str, Any] = {}
     for at, value in flat(tree):
         if other := [part for part in at if not isinstance(part, str)]:
             raise WeightsError(f"weights {path}: got a tensor named {other[0]!r}, expected text")
