@@ -162,7 +162,7 @@ class Responses:
         if quantity == "gradient.parameter":
             units = self.terms[name] ** 0.5
         elif quantity == "training.state":
-            units = 2 * self.terms[parameter_of(name)] ** 0.5
+            units = 2 * self.terms[parameter_of(quantity, name)] ** 0.5
         return max(far, units * norm(ulp(base)))
 
     def _of_update(self, name: str) -> float:
@@ -172,11 +172,12 @@ class Responses:
         sums of n terms, and has their √n units. For a number that starts at zero only the second counts: a unit of zero
         is no bound at all.
         """
-        update, p = self.reference["training.parameter"][name], self.parameters[parameter_of(name)]
-        if parameter_of(name) in self.idle:  # nothing is added, so nothing is rounded
+        parameter = parameter_of("training.parameter", name)
+        update, p = self.reference["training.parameter"][name], self.parameters[parameter]
+        if parameter in self.idle:  # nothing is added, so nothing is rounded
             return norm(ulp(update))
         added = norm(ulp(np.maximum(np.abs(p), np.abs(p + update))))
-        return math.hypot(added, self.terms[parameter_of(name)] ** 0.5 * norm(ulp(update)))
+        return math.hypot(added, self.terms[parameter] ** 0.5 * norm(ulp(update)))
 
     def bound(self, quantity: str, name: str) -> float:
         """The largest distance (absolute) that a right port may have."""
@@ -215,7 +216,7 @@ class Responses:
     def _noise(self, quantity: str, name: str) -> bool:
         if (
             not quantity.startswith("training.")
-            or (name := parameter_of(name)) not in self.reference["gradient.parameter"]
+            or (name := parameter_of(quantity, name)) not in self.reference["gradient.parameter"]
         ):
             return False
         return self.zero_in_exact_arithmetic("gradient.parameter", name)

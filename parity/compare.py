@@ -261,7 +261,7 @@ def first_divergence(port: str, judged: Mapping[str, Judgement], forced: Mapping
             return Divergence(port, outside[0], quantity)
     quantity, outside = next((q, j.outside) for q, j in judged.items() if j.outside)
     name = outside[-1] if quantity == "gradient.parameter" else outside[0]
-    name = parameter_of(name) if quantity.startswith("training.") else name
+    name = parameter_of(quantity, name) if quantity.startswith("training.") else name
     layer = name.rpartition(".")[0] if quantity in OF_PARAMETERS else name
     return Divergence(port, layer, quantity, f" ({name})" if layer != name else "")
 

@@ -108,6 +108,10 @@ def after(step: int, tensors: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{name}@{step}": tensor for name, tensor in tensors.items()}
 
 
-def parameter_of(name: str) -> str:
-    """The parameter that a tensor of training belongs to: `conv1.weight` of `exp_avg/conv1.weight@3`."""
-    return name.rpartition("@")[0].rpartition("/")[2]
+def parameter_of(quantity: str, name: str) -> str:
+    """Return the parameter that a tensor of training belongs to: `conv1.weight` of `exp_avg/conv1.weight@3`.
+
+    A state's tensor begins with the optimizer's name for it; a module's own name may hold `/` and `@` too.
+    """
+    tensor = name.rpartition("@")[0]
+    return tensor.partition("/")[2] if quantity == "training.state" else tensor

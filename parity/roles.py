@@ -82,7 +82,7 @@ def findings(
         own: whether the transform is the caller's. What it does to a parameter without a gradient is its own mistake.
     """
     buffers = {n for n, _ in net.named_buffers()}
-    moved = dict.fromkeys(parameter_of(name) for q, names in outside.items() if q != GRADIENT for name in names)
+    moved = dict.fromkeys(parameter_of(q, name) for q, names in outside.items() if q != GRADIENT for name in names)
     found = []
     for name in dict.fromkeys((*outside.get(GRADIENT, ()), *moved)):
         if name in fed.fixed:
