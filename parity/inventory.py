@@ -108,8 +108,8 @@ def _recurrent(name: str, kind: str, tensors: Iterable[str], state: Mapping[str,
 
 
 def module_of(name: str) -> str:
-    """The PyTorch module of a layer: that of a level of an LSTM is the LSTM."""
-    return name.partition("@")[0]
+    """Return the PyTorch module of a layer: that of a level of an LSTM (`lstm@l0`) is the LSTM."""
+    return re.sub(r"@l\d+(_reverse)?$", "", name)
 
 
 def of_nnx(net: Any, probe: Probe) -> list[Layer]:

@@ -191,7 +191,7 @@ class _Trial:
         names = {
             _module(p.flax): _module(p.torch)
             for p in pairing.pairs
-            if _module(p.flax) and _module(p.torch) and "@" not in p.torch.name
+            if _module(p.flax) and _module(p.torch) and inventory.module_of(p.torch.name) == p.torch.name
         }
         net, tap = self.build(pairing, names), _Handing(self.handed)
         inputs, keywords = run_flax.inputs_of(self.fed)

@@ -77,8 +77,8 @@ class Pair:
         """PyTorch's names of the layers that are recorded, by Flax's."""
         found = {}
         for p in self.pairing.pairs:
-            module, _, level = p.torch.name.partition("@")
-            if p.torch.kind != inventory.OWN and not level:
+            module = inventory.module_of(p.torch.name)
+            if p.torch.kind != inventory.OWN and module == p.torch.name:
                 found[p.flax.name] = module
         return found
 

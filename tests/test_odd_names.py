@@ -37,7 +37,7 @@ class Net(nnx.Module):
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("name", ["a/b", "exp_avg/x", "a@3/b", "a#2", "l@l0", "a b", "卷积"])
+@pytest.mark.parametrize("name", ["a/b", "exp_avg/x", "a@3/b", "a#2", "a b", "卷积"])
 def test_a_faithful_port_passes_and_a_mistake_is_found(name: str) -> None:
     """`a/b` ended in a KeyError when the optimizer's tensors were compared."""
     torch.manual_seed(0)
