@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ports.weights import formats, states, stored, training
+from ports.weights import formats, optimizer_table, states, stored, training
 from ports.weights.guard import faults_of
 from ports.weights.hub import WeightsError, describe
 from ports.weights.layers import COUNTER
@@ -86,9 +86,8 @@ def _opened(
 ) -> Checkpoint:
     """What the content of a file is."""
     source = content.source
-    assert source is not None
     parts = training.split(path, content, row, key, weights_only)
-    parts.notes += source.notes
+    parts.notes += source.notes if source is not None else []
     shapes = {name: array.shape for name, array in parts.weights.items()}
     try:
         found = rules.found(shapes) if rules is not None else recognise(shapes, model)
@@ -134,9 +133,8 @@ def _state(
     groups, parameters = states.groups_of(resolved, hub, bare), list(dict.fromkeys(hub.values()))
     if strange := [name for name in resolved.stateless if name not in parameters]:
         raise WeightsError(f"metadata stateless: {describe(strange)}: the network has no such parameter")
-    for name in resolved.stateless:  # zeros stand for it in Flax
-        if not any(np.any(np.asarray(arrays[name])) for arrays in tensors.values() if name in arrays):
-            tensors = {slot: {n: a for n, a in arrays.items() if n != name} for slot, arrays in tensors.items()}
+    if resolved.groups is None:
+        tensors = states.without_fillers(tensors, groups, set(resolved.stateless))
     states.complete(tensors, groups, parameters, _excused(resolved, hub, bare, parts, tensors, notes))
     notes += resolved.notes
     step = _steps(resolved.step, steps, notes)
@@ -187,8 +185,9 @@ def _excused(
     notes: list[str],
 ) -> set[str]:
     """The parameters that may have no state, because they never got a gradient."""
-    if resolved.groups is not None:  # PyTorch makes a parameter's state with its first gradient
-        return set(hub.values())
+    if resolved.groups is not None:  # PyTorch makes a parameter's state with its first gradient; Adagrad's at once
+        row = optimizer_table.of_groups(resolved.groups, resolved.slots)
+        return set() if row is not None and row.eager else set(hub.values())
     excused = set(resolved.stateless)
     for begin in resolved.masked:
         excused |= {hub[raw] for name, raw in bare.items() if f"{name}.".startswith(f"{begin}.")}

@@ -114,7 +114,12 @@ class Node:
         """The trees by PyTorch's names, of the fields' values."""
         trees: dict[str, Any] = {}
         for name, slot in self.tensors.items():
-            trees |= dict(values.get(name) or {}) if slot == "*" else {slot: values[name]}
+            if slot != "*":
+                trees[slot] = values[name]
+            elif isinstance(named := values.get(name), Mapping):
+                trees |= named
+            elif named is not None:
+                raise WeightsError(f"optimizer: {name}: got {shown(named)}, expected a table; {WEIGHTS_ONLY}")
         return trees
 
     def fits(self, keys: Iterable[str]) -> bool:

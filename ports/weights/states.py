@@ -130,6 +130,26 @@ def complete(
         raise WeightsError(f"optimizer: {'; '.join(wrong)}; {WEIGHTS_ONLY}")
 
 
+def without_fillers(
+    tensors: Mapping[str, Mapping[str, Any]], groups: list[Group] | None, stateless: set[str]
+) -> dict[str, dict[str, Any]]:
+    """The tensors without the zeros that Flax's trees, which have no holes, hold where PyTorch has no tensor.
+
+    Args:
+        groups: with hub names; options that switch a tensor off, and parameters in no group, have none in PyTorch.
+        stateless: parameters that never got a gradient.
+    """
+    named = any(group.get("param_names") for group in groups or [])
+    row = optimizer_table.of_groups(groups, tensors) if groups and named else None
+    wanted = {name: _wanted(row, group) for group in groups or [] if row for name in group.get("param_names", [])}
+
+    def fills(slot: str, name: str, array: Any) -> bool:
+        spare = name in stateless or (row is not None and slot not in wanted.get(name, ()))
+        return spare and not np.any(np.asarray(array))
+
+    return {slot: {n: a for n, a in arrays.items() if not fills(slot, n, a)} for slot, arrays in tensors.items()}
+
+
 def _expected(tensors: Mapping[str, Any], groups: list[Group] | None, parameters: list[str]) -> dict[str, set[str]]:
     """The tensors of each parameter, by its group's options; without options what the optimizer always keeps."""
     plain = groups or [{"param_names": parameters}]
@@ -171,6 +191,10 @@ def torch_state(state: Mapping[str, np.ndarray], parameters: list[str], options:
     for number, name in ((n, name) for group in groups for n, name in _members(group)):
         if own := {slot: arrays[name] for slot, arrays in slots.items() if name in arrays}:
             tables[number] = {STEP: counter[STEP].copy(), **own} if counter else own
+        elif row is not None and row.eager:
+            raise WeightsError(
+                f"optimizer: no state for {name}: PyTorch's {row.name} goes on from none; {WEIGHTS_ONLY}"
+            )
     return {"state": tables, "param_groups": groups}
 
 
