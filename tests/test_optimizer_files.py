@@ -33,6 +33,7 @@ from ports.weights import convert, formats, optimizer
 from ports.weights.checkpoint import open_checkpoint
 from ports.weights.formats import FORMATS, Content
 from ports.weights.inspection import inspect
+from ports.weights.source import Source
 
 OUT = "--weights-only"
 TENSORS = ("exp_avg", "exp_avg_sq")
@@ -602,7 +603,7 @@ def test_whatever_a_state_holds_one_line_says_it(tmp_path: Path, monkeypatch: py
             for _ in range(rng.choice([1, 1, 2, 3])):
                 if part:
                     mutated(part, rng)
-        changed = Content(tree, metadata)
+        changed = Content(tree, metadata, Source(tmp_path / name))
         monkeypatch.setattr(formats, "read", lambda *_, changed=changed, **__: changed)
         at, to = tmp_path / name, ("torch", "nnx", "linen")[i % 3]
         target = tmp_path / ("out.pth", "out.npz", "out.msgpack")[i % 5 % 3]
