@@ -161,7 +161,7 @@ def check(
         except UserError as error:
             if len(chosen) == 1:
                 raise
-            terminal.complain("parity", str(error))
+            terminal.complain("parity", error)
             found.append(reports.Model(name, (), undecided=str(error)))
             continue
         found += result.models

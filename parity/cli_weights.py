@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ports.errors import UserError, printable
+from ports.errors import UserError, printable, shortened
 
 Source = Annotated[str, typer.Argument(metavar="SRC", help="A file, an Orbax folder, hf://… or torchvision://…")]
 Output = Annotated[Path, typer.Argument(metavar="DST", help="Its format goes by its suffix; none is an Orbax folder.")]
@@ -96,11 +96,11 @@ def convert(
         verify=verify,
     )
     for line in summary(result):
-        print(printable(line))
+        print(shortened(printable(line)))
     if check:
         print("checked in float64: the written network is the source")
     for note in result.notes:
-        print(f"parity: note: {printable(note)}", file=sys.stderr)
+        print(f"parity: note: {shortened(printable(note))}", file=sys.stderr)
     return 0
 
 
@@ -141,10 +141,10 @@ def inspect(
 
 def _print(found: Any) -> None:
     for name, text in found.facts.items():
-        print(f"{printable(name):<20}{printable(text)}")
+        print(f"{shortened(printable(name)):<20}{shortened(printable(text))}")
     for note in found.notes:
-        print(f"{'note':<20}{printable(note)}")
-    rows = [(printable(name), shape, dtype) for name, shape, dtype in found.rows]
+        print(f"{'note':<20}{shortened(printable(note))}")
+    rows = [(shortened(printable(name)), shape, dtype) for name, shape, dtype in found.rows]
     width = min(max((len(name) for name, _, _ in rows), default=0), WIDEST)
     for name, shape, dtype in rows:
         print(f"  {name:<{width}}  {shape:<20} {dtype}".rstrip())

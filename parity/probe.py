@@ -7,6 +7,7 @@ both kinds of padding mistakes, a non-square image shows exchanged axes.
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +40,13 @@ def photographs(path: str | Path | None = None) -> list[Image.Image]:
 
         return [Image.fromarray(image) for image in load_sample_images().images]
     path = Path(path)
-    if not path.exists():
-        raise UserError(f"images {path}: no such file or folder")
-    files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+    try:
+        folder = stat.S_ISDIR(path.stat().st_mode)
+        files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if folder else [path]
+    except FileNotFoundError:
+        raise UserError(f"images {path}: no such file or folder") from None
+    except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL; a folder that is not ours to read
+        raise UserError(f"images {path}: {getattr(error, 'strerror', None) or error}") from None
     if not files:
         raise UserError(
             f"images {path}: no image in this folder; expected files ending in {' '.join(sorted(SUFFIXES))}"

@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from ports.errors import printable
+
 
 class progress:
     """Says on stderr what is being done: a moving line on a terminal, elsewhere a line after every `EVERY` seconds."""
@@ -16,10 +18,11 @@ class progress:
     EVERY = 10
 
     def __init__(self, name: str) -> None:
+        name = printable(name)
         self.name, self.moving, self.said = name, sys.stderr.isatty(), time.monotonic()
         columns = (
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(pulse_style="cyan"),
             TimeElapsedColumn(),
         )
@@ -30,6 +33,7 @@ class progress:
         task = self.bar.add_task(self.name, total=None)
 
         def tell(text: str) -> None:
+            text = printable(text)
             if self.moving:
                 self.bar.update(task, description=f"{self.name}: {text}")
             elif time.monotonic() - self.said >= self.EVERY:

@@ -1,8 +1,15 @@
 """The one exception for what a user can put right, and text from others made safe to print."""
 
+LONGEST = 1000  # characters of a line that is printed
+
 
 class UserError(ValueError):
     """A mistake in what was asked for, never a defect of this package. The command line prints it as one line."""
+
+    @property
+    def lines(self) -> list[str]:
+        """What is wrong, a line each."""
+        return str(self).split("\n")
 
 
 def printable(text: str) -> str:
@@ -14,3 +21,8 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def shortened(text: str, most: int = LONGEST) -> str:
+    """Return a line of a bounded length: its middle is left out, which holds the name, not what is wrong with it."""
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[-(most // 2) :]}"

@@ -14,6 +14,7 @@ from test_formats import suffix, written
 from parity import terminal
 from parity.cli import main
 from parity.html import page
+from parity.progress import progress
 from parity.report import Finding, Model, Report, Row
 from ports.errors import printable
 from ports.weights import WeightsError, convert, draft, formats, load, open_checkpoint, rulesfile, save
@@ -143,6 +144,36 @@ def test_what_a_source_says_of_itself_is_kept(row: Any, tmp_path: Path) -> None:
     second = formats.read(again).metadata
     assert second.keys() == about.keys()
     assert {name: second[name] for name in ABOUT} == ABOUT
+
+
+def test_what_a_conversion_says_itself_is_left_out_with_a_note(tmp_path: Path) -> None:
+    """Somebody else's word at a name that this package writes; its own of an earlier conversion goes without a note."""
+    about = {"optimizer": "AdamW", "network": "mine", "licence": "MIT"}
+    formats.write(tmp_path / "s.safetensors", Content({"a": np.ones(2)}, about), FORMATS["safetensors"])
+    result = convert(tmp_path / "s.safetensors", tmp_path / "o.safetensors")
+    assert any("left out of what the source says of itself: network, optimizer" in note for note in result.notes)
+    written_about = formats.read(tmp_path / "o.safetensors").metadata
+    assert written_about["licence"] == "MIT"
+    assert not {"optimizer", "network"} & written_about.keys()
+    again = convert(tmp_path / "o.safetensors", tmp_path / "again.npz")
+    assert not any("left out of what" in note for note in again.notes)
+
+
+@pytest.mark.parametrize("row", [row for row in FORMATS.values() if row.name != "orbax"], ids=lambda row: row.name)
+def test_a_source_whose_name_is_not_text(row: Any, tmp_path: Path) -> None:
+    """Linux lets a file be called by any bytes; its name goes into the metadata of what is made of it."""
+    source = tmp_path / "w\udcff.npz"
+    save(source, {"a": np.ones(2)})
+    path = tmp_path / f"o{suffix(row)}"
+    convert(source, path, format=row.name, to="torch")
+    assert formats.read(path, row.name).metadata.get("source") in ("w\\udcff.npz", None)
+
+
+def test_progress_prints_no_name_raw(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "EVERY", 0)
+    with progress("a\x1b[2J\nb") as tell:
+        tell("layer\x1b\nparity in every port")
+    assert seen(capsys.readouterr().err)
 
 
 def test_the_format_follows_the_layout(tmp_path: Path) -> None:

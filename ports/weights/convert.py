@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ports.errors import printable
 from ports.weights import destination, fold, formats, states
 from ports.weights.atomic import publish
 from ports.weights.checkpoint import Checkpoint, open_checkpoint
@@ -31,7 +32,8 @@ from ports.weights.optimizer import STEP
 from ports.weights.rulesfile import RulesFound
 
 Leaves = dict[tuple[str, ...], Array]
-# What the metadata say that a conversion writes: of the source's own it keeps the rest.
+# What a conversion writes into the metadata. It keeps all else that the source says of itself.
+TOOL = "ports-parity"
 OWN = {"source", "source_sha256", "layout", "tool", "network", "dialect"}
 OWN |= {"folded", "counters", "optimizer", "stateless"}
 DEFAULT = {"msgpack": "linen", "orbax": "nnx"}
@@ -66,7 +68,10 @@ def convert(
     max_memory: int | None = None,
     verify: Callable[[Checkpoint, Path, str, Format], None] | None = None,
 ) -> Result:
-    """Converts a file; the output appears whole or not at all.
+    """Convert a file; the output appears whole or not at all.
+
+    The output keeps the source's metadata (licence, author) where its format has room, but for the names in `OWN`:
+    there a conversion says where the output comes from. `format` follows the layout: `pt` or `flax`.
 
     Args:
         to: whose names and layouts the output has: `torch`, `nnx` or `linen`. By default Linen's in msgpack, NNX's in
@@ -114,6 +119,8 @@ def convert(
             raise WeightsError("--fold-batchnorm: the file holds the state of an optimizer; add --weights-only")
     if rules is not None and to == "torch" and held.optimizer is not None and not held.options:
         notes.append("torch.optim goes by number: the parameters are numbered in the order of the rules (param_names)")
+    if not held.metadata.get("tool", "").startswith(TOOL) and (lost := [name for name in held.metadata if name in OWN]):
+        notes.append(f"left out of what the source says of itself: {describe(lost)}; a conversion has its own there")
     about = _metadata(source, held, to, rows, fold_batchnorm)
     tree = _tree(weights, held, rows, to, row, about)
     if row.name == "msgpack" and (kept := [name for name in about if name not in OWN]):
@@ -245,10 +252,10 @@ def _metadata(source: Path, held: Checkpoint, to: str, rows: Sequence[Entry] | N
     if "format" in about:  # whose names and layouts they are, as Hugging Face's libraries say it
         about["format"] = "pt" if to == "torch" else "flax"
     about |= {
-        "source": source.name,
+        "source": printable(source.name),  # the name of a file need not be text
         "source_sha256": held.source.sha256(),
         "layout": to,
-        "tool": f"ports-parity {importlib.metadata.version('ports-parity')}",
+        "tool": f"{TOOL} {importlib.metadata.version(TOOL)}",
     }
     if held.found is not None:
         about |= {"network": held.found.network, "dialect": held.found.dialect}

@@ -98,10 +98,12 @@ def _layers(tensors: Mapping[str, np.ndarray]) -> tuple[str, list[Layer]]:
         style = "linen" if all(name.startswith(("params.", "batch_stats.")) for name in names) else "nnx"
     bare = {name.partition(".")[2] if style == "linen" else name: shape for name, shape in names.items()}
     found = [layer for name in bare if (layer := _attention(name, bare)) is not None]
+    taken = {layer.name for layer in found}
+    lengths = {len(name) for name in taken}
     grouped: dict[str, dict[str, Shape]] = defaultdict(dict)
     for name, shape in bare.items():
         layer, _, leaf = name.rpartition(".")
-        if not any(name.startswith(f"{one.name}.") for one in found):
+        if not any(name[at : at + 1] == "." and name[:at] in taken for at in lengths):
             grouped[layer or name][leaf if layer else ""] = shape
     return style, found + [layer for name, leaves in grouped.items() for layer in _typed(name, leaves, style)]
 

@@ -14,17 +14,34 @@ from typing import Any
 
 import numpy as np
 
-from ports.errors import UserError, printable
+from ports.errors import UserError, printable, shortened
 from ports.weights.near import Near
+
+LISTED = 100
 
 
 class WeightsError(UserError):
-    """Weights that do not fit; `problems` has a line each, whatever names stand in them."""
+    """Weights that do not fit; `problems` has a line each, whatever names stand in them.
+
+    The text of the error has the first `LISTED` of them: a file with 100,000 foreign tensors has as many problems.
+    """
 
     def __init__(self, problems: str | Sequence[str]) -> None:
         self.problems = [printable(text) for text in ([problems] if isinstance(problems, str) else problems)]
-        count = f"{len(self.problems)} problems, nothing was written:\n  " if len(self.problems) > 1 else ""
-        super().__init__(count + "\n  ".join(self.problems))
+        more = len(self.problems) - LISTED
+        shown = [*map(shortened, self.problems[:LISTED]), *([f"… and {more:,} more (.problems)"] if more > 0 else [])]
+        super().__init__("\n  ".join([*self._heading(), *shown]))
+
+    def _heading(self) -> list[str]:
+        count = len(self.problems)
+        return [f"{count} problems, nothing was written:"] if count > 1 else []
+
+    @property
+    def lines(self) -> list[str]:
+        return [*self._heading(), *self.problems]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.problems,)
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -113,7 +130,7 @@ def _apply(
         if not isinstance(rule, Rule):
             raise WeightsError(f"rule {rule!r}: expected Ignore, Default or Rename")
         if isinstance(rule, Ignore):
-            used = [name for name in source if _matches(name, rule.pattern)]
+            used = {name for name in source if _matches(name, rule.pattern)}
             source = {name: value for name, value in source.items() if name not in used}
         elif isinstance(rule, Rename):
             renamed: dict[str, np.ndarray] = {}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +23,7 @@ from ports.weights.near import LONGEST, Near
 from ports.weights.networks import Layer, Shape, known, layers
 
 Shapes = Mapping[str, Shape]
-WRAPPERS = ("module", "_orig_mod")
+WRAPPER, COMPILED = "module", "_orig_mod"
 
 # Part of its names that a file must share with a network to be held against it.
 LEAST = 0.3
@@ -70,42 +69,46 @@ class Found:
         return weights
 
 
-def stripped(names: Mapping[str, Shape] | list[str]) -> dict[str, str]:
+def stripped(names: Iterable[str]) -> dict[str, str]:
     """Normal names to raw ones: without what DataParallel and torch.compile write into them, at any depth.
 
-    A part `module` is removed where every name under the same module has it, `_orig_mod` always.
+    A part `module` is removed where every name under the same module has it, `_orig_mod` always; the last part never,
+    and nothing where two names would become one.
     """
     result = {name: name for name in names}
-    for wrapper in WRAPPERS:
-        while True:
-            wrapped = _wrapped(list(result), wrapper)
-            if not wrapped:
-                break
-            renamed: dict[str, str] = {}
-            for name, raw in result.items():
-                parts = name.split(".")
-                at = next(
-                    (i for i in range(len(parts) - 1) if parts[i] == wrapper and tuple(parts[:i]) in wrapped), None
-                )
-                new = name if at is None else ".".join(parts[:at] + parts[at + 1 :])
-                if new in renamed:
-                    return result
-                renamed[new] = raw
-            result = renamed
+    for shorter in (_without_module, _without_orig_mod):
+        renamed = {new: result[name] for name, new in shorter(list(result)).items()}
+        if len(renamed) < len(result):
+            return result
+        result = renamed
     return result
 
 
-def _wrapped(names: list[str], wrapper: str) -> set[tuple[str, ...]]:
-    """The modules all of whose tensors stand under a part `wrapper`."""
-    below: Counter[tuple[str, ...]] = Counter()
-    inside: Counter[tuple[str, ...]] = Counter()
+def _without_module(names: list[str]) -> dict[str, str]:
+    """Each name without the parts `module` that all names beside it have. Each part is looked at twice, once a pass."""
+    node_of: dict[tuple[int, str], int] = {}
+    ordinary: set[int] = set()  # modules with something else in them
     for name in names:
-        parts = name.split(".")
-        for i in range(len(parts)):
-            below[tuple(parts[:i])] += 1
-            if i < len(parts) - 1 and parts[i] == wrapper:
-                inside[tuple(parts[:i])] += 1
-    return {at for at, count in inside.items() if count == below[at] or wrapper == "_orig_mod"}
+        node, (*parts, last) = 0, name.split(".")
+        for part in parts:
+            if part != WRAPPER:
+                ordinary.add(node)
+            node = node_of.setdefault((node, part), len(node_of) + 1)
+        ordinary.add(node)
+    result = {}
+    for name in names:
+        node, kept, (*parts, last) = 0, [], name.split(".")
+        for part in parts:
+            if node in ordinary:
+                kept.append(part)
+            node = node_of[node, part]
+        result[name] = ".".join([*kept, last])
+    return result
+
+
+def _without_orig_mod(names: list[str]) -> dict[str, str]:
+    split = ((name, name.split(".")) for name in names)
+    return {name: ".".join([*(p for p in parts[:-1] if p != COMPILED), parts[-1]]) for name, parts in split}
 
 
 def normal(names: Mapping[str, Shape]) -> dict[str, str]:

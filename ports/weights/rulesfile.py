@@ -18,7 +18,6 @@ writes a first one to be edited.
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -29,10 +28,11 @@ from typing import Any
 import numpy as np
 
 from ports.weights.dialects import TARGETS, Entry
-from ports.weights.hub import WeightsError, _matches
+from ports.weights.hub import WeightsError, _matches, describe
 from ports.weights.layers import COUNTER, LAYERS, Leaf
 from ports.weights.near import SUGGESTIONS, closest
 from ports.weights.networks import Shape
+from ports.weights.patterns import Names, misplaced, parse
 from ports.weights.recognise import Found, normal
 
 TYPES = {
@@ -50,7 +50,6 @@ TYPES = {
 }
 OPTIONS = {"heads", "transpose_kernel"}
 PARAMETERS = ("params", "batch_stats")
-HOLES, LONGEST = 2, 1000  # holes in a part of a name, and characters of a name that a pattern is tried on
 
 
 @dataclass(frozen=True)
@@ -115,9 +114,11 @@ class Rules:
         problems: list[str] = []
         targets: dict[tuple[str, ...], str] = {}
         ignored = {n: why for n in tensors for pattern, why in self.ignores if _matches(n, pattern)}
+        patterns = [row.target if reverse else row.source for row in self.rows]
+        index = Names(_bare(tensors, style), max(pattern.count(".") for pattern in patterns) + 1)
         for row in self.rows:
             mine, theirs = (row.target, row.source) if reverse else (row.source, row.target)
-            layers = _layers(tensors, mine, row, style)
+            layers = _layers(index, mine, row, style)
             if not layers:
                 problems.append(f"{mine} ({row.type}): matches nothing")
             for layer, parts in layers.items():
@@ -145,7 +146,6 @@ class Rules:
                     kept = Leaf(leaf.hub, ()) if other == "torch" else leaf
                     found.others.append(Entry(hub, entry.shape, kept, paths, entry.parameter))
         left = {name: shape for name, shape in tensors.items() if name not in taken and name not in ignored}
-        patterns = [row.target if reverse else row.source for row in self.rows]
         for i, (name, shape) in enumerate(left.items()):
             near = closest(name.rpartition(".")[0], patterns, 0.6) if i < SUGGESTIONS else None
             hint = f"; nearest: {near}" if near else ""
@@ -153,7 +153,10 @@ class Rules:
         for pattern, why in self.ignores:
             if not reverse and not any(_matches(name, pattern) for name in tensors):
                 problems.append(f"ignore {pattern!r}: matches nothing ({why})")
-        found.notes += [f"{name}: left out ({why})" for name, why in ignored.items()]
+        reasons: dict[str, list[str]] = {}
+        for name, why in ignored.items():
+            reasons.setdefault(why, []).append(name)
+        found.notes += [f"{describe(names)}: left out ({why})" for why, names in reasons.items()]
         return found, problems
 
     def target_rows(self, found: RulesFound, to: str) -> list[Entry]:
@@ -185,45 +188,18 @@ def _paths(base: str, leaf: Leaf, style: str) -> tuple[tuple[str, ...], ...]:
     return tuple((leaf.collection, *name) if style == "linen" else name for name in names)
 
 
-def _pattern(pattern: str) -> tuple[str, int]:
-    """A regular expression for a pattern, and the number of its holes."""
-    pieces, holes, automatic = [], set(), 0
-    for piece in re.split(r"(\{\d*\})", pattern):
-        if re.fullmatch(r"\{\d*\}", piece):
-            number = int(piece[1:-1] or automatic)
-            automatic += 1
-            pieces.append(f"(?P=p{number})" if number in holes else f"(?P<p{number}>[^.]+)")
-            holes.add(number)
-        else:
-            pieces.append(re.escape(piece))
-    return "".join(pieces), len(holes)
-
-
-def _misplaced(pattern: str) -> str | None:
-    """What is wrong with the holes of a pattern: nothing may take more than a moment to match, or match two ways."""
-    holes = re.findall(r"\{(\d*)\}", pattern)
-    numbers = {int(hole) for hole in holes if hole and len(hole) < 4}
-    if any(holes) and (not all(holes) or numbers != set(range(len(numbers))) or any(len(hole) > 3 for hole in holes)):
-        return "expected {} throughout, or {0}, {1}, … without a gap"
-    if re.search(r"\}\{", pattern):
-        return "two holes side by side; nothing says where the first one ends"
-    if any(part.count("{") > HOLES for part in pattern.split(".")):
-        return f"expected {HOLES} holes at most in one part of a name"
-    return None
-
-
-def _layers(tensors: Mapping[str, Shape], pattern: str, row: Row, style: str) -> dict[str, tuple[str, ...]]:
+def _layers(names: Names, pattern: str, row: Row, style: str) -> dict[str, tuple[str, ...]]:
     """The layers that a row takes, each with the parts of its name that stand in the holes."""
-    expression, holes = _pattern(pattern)
-    ends = sorted({e for leaf in row.leaves() for e in ((leaf.hub,) if style == "torch" else leaf.flax)})
-    tail = "" if row.type == "tensor" else rf"\.(?:{'|'.join(map(re.escape, ends))})"
-    prefix = rf"(?:{'|'.join(PARAMETERS)})\." if style == "linen" else ""
-    compiled = re.compile(rf"{prefix}(?P<layer>{expression}){tail}")
-    found = {}
-    for name in tensors:
-        if len(name) <= LONGEST and (match := compiled.fullmatch(name)):
-            found[match["layer"]] = tuple(match[f"p{i}"] for i in range(holes))
-    return found
+    ends = {f".{end}" for leaf in row.leaves() for end in ((leaf.hub,) if style == "torch" else leaf.flax)}
+    ends = {""} if row.type == "tensor" else ends
+    return {layer: holes for layer, end, holes in names.starting(parse(pattern)) if end in ends}
+
+
+def _bare(tensors: Mapping[str, Shape], style: str) -> list[str]:
+    """The names as patterns have them: Linen's without their collection."""
+    if style != "linen":
+        return list(tensors)
+    return [bare for at, _, bare in (name.partition(".") for name in tensors) if at in PARAMETERS]
 
 
 def _entry(tensors: Mapping[str, Shape], layer: str, leaf: Leaf, style: str) -> Entry | None:
@@ -293,10 +269,10 @@ def _wrong(row: Mapping[str, Any]) -> list[str]:
         return [f"type: got {row['type']!r}, expected one of {', '.join(TYPES)}"]
     if row["type"] == "attention" and (not isinstance(row.get("heads"), int) or row["heads"] < 1):
         wrong.append("attention needs heads, a number")
-    wrong += [f"{row[side]}: {said}" for side in ("source", "target") if (said := _misplaced(row[side]))]
+    wrong += [f"{row[side]}: {said}" for side in ("source", "target") if (said := misplaced(row[side]))]
     if wrong:
         return wrong
-    holes = [_pattern(row[side])[1] for side in ("source", "target")]
-    if holes[0] != holes[1] or any(re.search(r"[{}]", re.sub(r"\{\d*\}", "", row[s])) for s in ("source", "target")):
+    holes = [parse(row[side]).holes for side in ("source", "target")]
+    if holes[0] != holes[1]:
         wrong.append(f"{row['source']} has {holes[0]} {{}}, {row['target']} has {holes[1]}; expected as many")
     return wrong
