@@ -123,7 +123,8 @@ def test_bad_options_are_clear_errors(options: dict[str, Any], said: str, pair: 
 
 def test_the_names_of_tensors_after_steps() -> None:
     assert list(after(3, {"exp_avg/a.b": 0})) == ["exp_avg/a.b@3"]
-    assert parameter_of("exp_avg/a.b@3") == parameter_of("a.b@1") == "a.b"
+    assert parameter_of("training.state", "exp_avg/a.b@3") == parameter_of("training.parameter", "a.b@1") == "a.b"
+    assert parameter_of("training.state", "exp_avg/a/b@3") == parameter_of("training.parameter", "a/b@1") == "a/b"
 
 
 def test_accumulated_gradients_are_summed_as_pytorchs_are() -> None:
