@@ -29,6 +29,8 @@ from ports.errors import UserError
 TOLD = 10.0  # so many times as far must every other way be
 SKETCH = 4096  # numbers of an input that are looked at
 TRIALS = 400  # runs with layers exchanged, before it is given up
+PART = 0.05  # of a site's numbers that must agree, where all ways are far off
+NOWHERE = (float("inf"), 0.0)  # distance and part of what one way does not have
 MOST = 4  # layers that are tried in every order; of more, two at a time are exchanged
 
 # Gives the Flax model with PyTorch's weights under a pairing; PyTorch's names of its recorded layers, by their own.
@@ -101,7 +103,7 @@ def _agreeing(pairing: Pairing, trial: _Trial) -> None:
         new = {a.torch.name: replace(a, flax=b.flax), b.torch.name: replace(b, flax=a.flax)}
         there = trial.sites(replace(pairing, pairs=tuple(new.get(p.torch.name, p) for p in pairing.pairs)))
         moving = [site for site in here if here[site] != there.get(site)]
-        if moving and max(there.get(s, np.inf) for s in moving) * TOLD < max(here[s] for s in moving):
+        if moving and max(there.get(s, NOWHERE)[0] for s in moving) * TOLD < max(here[s][0] for s in moving):
             raise UserError(
                 f"{a} and {b}: their names say so, but the models agree only if the two are exchanged; if the names "
                 f"are right, say so with names={{{a.torch.name!r}: {a.flax.name!r}}}; nothing was written"
@@ -144,10 +146,16 @@ def _decided(pairing: Pairing, group: list[Unit], trial: _Trial) -> Pairing:
     ways = [_exchanged(pairing, group, order) for order in itertools.permutations(group)]
     sites = [trial.sites(way) for way in ways]
     moving = [site for site in sites[0] if len({one.get(site) for one in sites}) > 1]
-    scores = sorted((max((one.get(site, np.inf) for site in moving), default=0.0), i) for i, one in enumerate(sites))
-    if not moving or not scores[0][0] * TOLD < scores[1][0]:
-        raise UserError(_undecided(group))
-    return ways[scores[0][1]]
+    far = sorted((max((one.get(site, NOWHERE)[0] for site in moving), default=0.0), i) for i, one in enumerate(sites))
+    if moving and far[0][0] * TOLD < far[1][0]:
+        return ways[far[0][1]]
+    # Behind a mistake every way is far off; the right one may still agree in a part, such as one direction of two.
+    alike = sorted(
+        ((sum(one.get(site, NOWHERE)[1] for site in moving), i) for i, one in enumerate(sites)), reverse=True
+    )
+    if alike[0][0] >= PART and alike[1][0] * TOLD < alike[0][0]:
+        return ways[alike[0][1]]
+    raise UserError(_undecided(group))
 
 
 def _exchanged(pairing: Pairing, group: Iterable[Unit], order: Iterable[Unit]) -> Pairing:
@@ -204,8 +212,8 @@ class _Trial:
         tap, _ = self._run(pairing)
         return {name: np.asarray(x) for name, x in tap.inputs.items()}
 
-    def sites(self, pairing: Pairing) -> dict[str, float]:
-        """Return how far what arrives at each layer, what it gives, and each output are from PyTorch's.
+    def sites(self, pairing: Pairing) -> dict[str, tuple[float, float]]:
+        """Return how far each layer's input and output and each output of the model are off, and which part agrees.
 
         Raises:
             UserError: too many ways were tried.
@@ -218,7 +226,7 @@ class _Trial:
         tap, values = self._run(pairing)
         sides = (("into", tap.inputs, self.given), ("out of", tap.outputs, self.handed), ("", values, self.values))
         return {
-            f"{side} {name}": _far(np.asarray(got), expected[name])
+            f"{side} {name}": (_far(np.asarray(got), expected[name]), _equal_part(np.asarray(got), expected[name]))
             for side, found, expected in sides
             for name, got in found.items()
             if name in expected
@@ -248,6 +256,16 @@ def _far(got: np.ndarray, expected: np.ndarray) -> float:
     a, b = (array.reshape(-1)[::step].astype(np.float64) for array in (got, expected))
     far = float(np.linalg.norm(a - b)) / (float(np.linalg.norm(b)) or 1.0)
     return far if np.isfinite(far) else float("inf")
+
+
+def _equal_part(got: np.ndarray, expected: np.ndarray) -> float:
+    """The part of an array's numbers that are another's, but for rounding."""
+    got = aligned(got, expected)
+    if got.size != expected.size or not expected.size:
+        return 0.0
+    size = float(np.sqrt(np.mean(np.square(expected, dtype=np.float64))))
+    near = np.abs(got.reshape(-1).astype(np.float64) - expected.reshape(-1)) < 1e-6 * size
+    return float(np.mean(near))
 
 
 def _undecided(group: list[Unit]) -> str:
