@@ -358,7 +358,7 @@ def test_two_names_that_are_one_tensor(tmp_path: Path, capsys: Any) -> None:
         ({"state": {99: {}}, "param_groups": [{"params": list(range(26))}]}, "parameter 99"),
         ({"exp_avg": {"nothing": torch.ones(3)}, "step": torch.tensor(1)}, "no such parameter"),
         ({"exp_avg": {"fc.bias": torch.ones(3)}, "step": torch.tensor(1)}, "got shape (3,), expected (10,)"),
-        ({"unknown": {"fc.bias": torch.ones(3)}}, "belong to no state known here"),
+        ({"unknown": {"fc.bias": torch.ones(3)}}, "not part of a known state"),
     ],
     ids=["fewer", "number", "name", "shape", "unknown"],
 )

@@ -32,6 +32,7 @@ from ports.errors import UserError
 from ports.weights import convert, formats, optimizer
 from ports.weights.checkpoint import open_checkpoint
 from ports.weights.formats import FORMATS, Content
+from ports.weights.guard import DEBUG
 from ports.weights.inspection import inspect
 from ports.weights.source import Source
 
@@ -225,8 +226,10 @@ def test_tables_that_pytorch_does_not_write(change: Any, said: str, tmp_path: Pa
         ({"step": 1, "exp_avg": {"fc.bias": 3}}, "exp_avg/fc.bias: got 3, expected a tensor"),
         ({"step": 1, "a/b": {"fc.bias": torch.ones(10)}}, "got a tensor named 'a/b'"),
         ({"step": 1, "exp_avg": {"fc": {"bias": torch.ones(10)}, "fc.bias": torch.ones(10)}}, "there twice"),
+        ({"count": torch.tensor(1), "tensors": {7: {"fc.bias": torch.ones(10)}}}, "got a tensor named 7"),
+        ({"count": torch.tensor(1), "tensors": torch.ones(1)}, "tensors: got an array (1,)"),
         ({"count": torch.tensor(1), "mu": {"fc.bias": torch.ones(10)}, "nu": 5}, "exp_avg_sq: got 5, expected a table"),
-        ({"count": torch.tensor(1), "mu": {"fc.bias": torch.ones(10)}}, "belong to no state known here"),
+        ({"count": torch.tensor(1), "mu": {"fc.bias": torch.ones(10)}}, "not part of a known state"),
         ({"0": {"count": torch.tensor(1)}, "1": {"count": torch.tensor(2)}}, "counts 1, 2 steps at once"),
         ({"mini_step": 1, "gradient_step": 1, "inner_opt_state": {}, "acc_grads": {}}, "1 gradients wait"),
     ],
@@ -395,6 +398,18 @@ def test_a_part_of_a_tensor_is_refused(tmp_path: Path, capsys: Any) -> None:
     capsys.readouterr()
     options = ["--rules", str(tmp_path / "rules.toml")]
     refused(path, tmp_path, capsys, *options, said="exp_avg/at.in_proj_weight: a part of it is missing")
+
+
+def test_a_state_of_a_wider_type_is_kept_and_said(tmp_path: Path) -> None:
+    whole = trained()
+    table = whole["optimizer"]["state"][0]
+    table["exp_avg"] = torch.full(table["exp_avg"].shape, 1e300, dtype=torch.float64)
+    torch.save(whole, tmp_path / "w.pt")
+    convert(tmp_path / "w.pt", tmp_path / "w.npz", to="linen")
+    found = open_checkpoint(tmp_path / "w.npz")
+    assert found.optimizer is not None
+    assert found.optimizer["exp_avg/layer1.0.weight"].ravel()[0] == 1e300
+    assert any("exp_avg/layer1.0.weight: of a wider type than the parameter" in note for note in found.notes)
 
 
 # ---- groups
@@ -571,6 +586,10 @@ def starts(path: Path) -> list[tuple[str, Content]]:
     ]
 
 
+def repr_line(value: Any) -> str:
+    return ascii(value).replace("\n", "")
+
+
 def refusal(call: Callable[[], Any]) -> str:
     try:
         call()
@@ -587,13 +606,14 @@ def test_whatever_a_state_holds_one_line_says_it(tmp_path: Path, monkeypatch: py
         (tmp_path / name).touch()
         monkeypatch.setattr(formats, "read", lambda *_, content=content, **__: content)
         assert open_checkpoint(tmp_path / name).optimizer
+    monkeypatch.setenv(DEBUG, "1")  # the states' own checks, not the boundary around them, must find every fault
     monkeypatch.setattr(formats, "write", lambda path, *_, **__: path.touch())
     for i in range(CHANGES):
         name, content = whole[i % len(whole)]
         tree, metadata = duplicate(content.tree), dict(content.metadata)
         if name == "w.npz" and i % 12 == 5:
             mutated(parsed := {key: json.loads(text) for key, text in metadata.items()}, rng)
-            metadata = {str(key): json.dumps(value, default=str, skipkeys=True) for key, value in parsed.items()}
+            metadata = {str(key): json.dumps(value, default=repr_line, skipkeys=True) for key, value in parsed.items()}
         elif name == "w.npz":
             key = rng.choice([key for key in tree if key.startswith("optimizer/")])
             value = np.array(rng.choice([v for v in VALUES if not isinstance(v, dict | list | tuple | str | bytes)]))

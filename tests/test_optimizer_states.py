@@ -64,7 +64,7 @@ def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
     return {n: (v.dtype, v.tobytes()) for n, v in a.items()} == {n: (v.dtype, v.tobytes()) for n, v in b.items()}
 
 
-def adam_state(**options: Any) -> optimizer.State:
+def adam_state(**options: Any) -> optimizer.OptimizerState:
     net = in_torch()
     return optimizer.read(stepped(torch.optim.Adam(net.parameters(), **options), net), net)
 
@@ -98,7 +98,7 @@ def test_a_subclass_is_known_while_it_computes_the_same() -> None:
 
 
 def test_every_row_names_what_pytorch_keeps() -> None:
-    """The table, held against PyTorch itself."""
+    """Compare the table with PyTorch itself, and with `ports.optim`."""
     for row in OPTIMIZERS:
         for name in row.classes:
             net = in_torch()
@@ -109,6 +109,9 @@ def test_every_row_names_what_pytorch_keeps() -> None:
             assert set(state) - {"step"} == set(row.tensors)
             assert ("step" in state) is row.counts
             assert row.options <= set(group)
+        for name in row.transforms:
+            options = {option: 0.5 for option in row.tensors.values() if option}
+            assert set(getattr(optim, name)(0.1, **options).init({"a": jnp.ones(2)}).tensors) == set(row.tensors)
 
 
 # ---- lossless

@@ -11,7 +11,7 @@ import numpy as np
 
 from ports.weights import formats, optimizer_table, states, stored, training
 from ports.weights.guard import faults_of
-from ports.weights.hub import WeightsError, describe
+from ports.weights.hub import WeightsError, describe, lossless
 from ports.weights.layers import COUNTER
 from ports.weights.optimizer_table import STEP, WEIGHTS_ONLY, whole_number
 from ports.weights.recognise import Found, recognise
@@ -138,10 +138,22 @@ def _state(
     states.complete(tensors, groups, parameters, _excused(resolved, hub, bare, parts, tensors, notes))
     notes += resolved.notes
     step = _steps(resolved.step, steps, notes)
+    if wide := _wider(tensors, weights):
+        notes.append(f"optimizer: {wide}: of a wider type than the parameter; PyTorch narrows it when it loads it")
     if groups is None and tensors:
         notes.append("the file does not hold the optimizer's options (lr and others): set them where you go on")
     flat = {f"{slot}/{name}": array for slot, arrays in tensors.items() for name, array in arrays.items()}
     return {STEP: np.array(step, np.int64), **flat}, groups
+
+
+def _wider(tensors: Mapping[str, Mapping[str, Any]], weights: Mapping[str, Any]) -> str:
+    """The tensors that a parameter's type does not hold, by the types alone."""
+    pairs = (
+        (f"{slot}/{name}", array.dtype, weights[name].dtype)
+        for slot in tensors
+        for name, array in tensors[slot].items()
+    )
+    return describe([key for key, own, other in pairs if lossless(np.empty(0, own), np.dtype(other)) is None])
 
 
 def _moved(

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from ports.weights.hub import WeightsError, lossless
-from ports.weights.optimizer_table import STEP, Optimizer, of_torch, problems, shown, whole_number
+from ports.weights.optimizer_table import STEP, KnownOptimizer, of_torch, problems, shown, whole_number
 
 Tensors = dict[str, dict[str, np.ndarray]]
 
 
-class State(dict[str, np.ndarray]):
+class OptimizerState(dict[str, np.ndarray]):
     """The hub form.
 
     Attributes:
@@ -31,7 +31,7 @@ class State(dict[str, np.ndarray]):
     stateless: frozenset[str] = frozenset()
 
 
-def read(state: Any, net: Any, steps: int | None = None) -> State:
+def read(state: Any, net: Any, steps: int | None = None) -> OptimizerState:
     """Return the state of an optimizer: copies, every bit kept.
 
     Args:
@@ -125,10 +125,10 @@ def _named(optimizer: Any, net: Any) -> Iterator[tuple[str, Any, dict[str, Any]]
     return ((names[id(p)], p, group) for p, group in params)
 
 
-def _read_torch(optimizer: Any, net: Any, steps: int | None) -> State:
+def _read_torch(optimizer: Any, net: Any, steps: int | None) -> OptimizerState:
     from ports.weights.pytorch import to_numpy
 
-    row, result, wrong = of_torch(optimizer), State(), []
+    row, result, wrong = of_torch(optimizer), OptimizerState(), []
     counts: dict[int, str] = {}
     for name, p, group in _named(optimizer, net):
         own = {key: value for key, value in optimizer.state.get(p, {}).items() if value is not None}
@@ -145,7 +145,7 @@ def _read_torch(optimizer: Any, net: Any, steps: int | None) -> State:
     return result
 
 
-def _unlike(row: Optimizer, name: str, p: Any, own: Mapping[str, Any], group: Any, begun: bool) -> list[str]:
+def _unlike(row: KnownOptimizer, name: str, p: Any, own: Mapping[str, Any], group: Any, begun: bool) -> list[str]:
     """What a parameter's state has that its optimizer does not keep, and what it lacks."""
     wrong = [f"{key}/{name}: {row.name} keeps no such tensor" for key in own if key not in row.tensors]
     for key, value in own.items():

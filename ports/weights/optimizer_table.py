@@ -1,4 +1,4 @@
-"""The optimizers whose states move between the frameworks: a row each, for live optimizers and for files.
+"""The optimizers whose states move between the frameworks, one row each, for live optimizers and for files.
 
 `OPTIMIZERS` holds what PyTorch keeps for a parameter, `NODES` where optax keeps the same numbers. A class that no row
 names is refused: RAdam, NAdam, AdaBelief and others have tensors of the same names that mean something else.
@@ -26,11 +26,12 @@ WEIGHTS_ONLY = "--weights-only leaves the optimizer out"
 
 
 @dataclass(frozen=True)
-class Optimizer:
+class KnownOptimizer:
     """One row.
 
     Attributes:
         classes: of `torch.optim`; their states mean the same.
+        transforms: of `ports.optim`, which compute the same.
         tensors: what it keeps for a parameter, and the option that switches it on (None: always).
         options: the keys of a group that together only this optimizer has.
         counts: whether it counts its steps.
@@ -38,6 +39,7 @@ class Optimizer:
     """
 
     classes: tuple[str, ...]
+    transforms: tuple[str, ...]
     tensors: Mapping[str, str | None]
     options: frozenset[str]
     counts: bool = True
@@ -58,20 +60,32 @@ class Optimizer:
 
 
 OPTIMIZERS = (
-    Optimizer(
+    KnownOptimizer(
         ("Adam", "AdamW"),
+        ("adam", "adamw"),
         {"exp_avg": None, "exp_avg_sq": None, "max_exp_avg_sq": "amsgrad"},
         frozenset({"betas", "amsgrad"}),
     ),
-    Optimizer(
-        ("SGD",), {"momentum_buffer": "momentum"}, frozenset({"momentum", "dampening", "nesterov"}), counts=False
+    KnownOptimizer(
+        ("SGD",),
+        ("sgd",),
+        {"momentum_buffer": "momentum"},
+        frozenset({"momentum", "dampening", "nesterov"}),
+        counts=False,
     ),
-    Optimizer(
+    KnownOptimizer(
         ("RMSprop",),
+        ("rmsprop",),
         {"square_avg": None, "momentum_buffer": "momentum", "grad_avg": "centered"},
         frozenset({"alpha", "centered"}),
     ),
-    Optimizer(("Adagrad",), {"sum": None}, frozenset({"lr_decay", "initial_accumulator_value"}), eager=True),
+    KnownOptimizer(
+        ("Adagrad",),
+        ("adagrad",),
+        {"sum": None},
+        frozenset({"lr_decay", "initial_accumulator_value"}),
+        eager=True,
+    ),
 )
 KNOWN = ", ".join(name for row in OPTIMIZERS for name in row.classes)
 
@@ -164,7 +178,7 @@ def node_of(state: Any) -> Node | None:
     return BY_CLASS.get(f"{package}.{type(state).__name__}")
 
 
-def of_torch(optimizer: Any) -> Optimizer:
+def of_torch(optimizer: Any) -> KnownOptimizer:
     """The row of a live PyTorch optimizer: of its class, or of a subclass that computes the same.
 
     Raises:
@@ -185,7 +199,7 @@ def _same(kind: type, cls: type, method: str) -> bool:
     return own is other or inspect.unwrap(own) is inspect.unwrap(other)
 
 
-def of_groups(groups: Iterable[Mapping[str, Any]], slots: Iterable[str]) -> Optimizer | None:
+def of_groups(groups: Iterable[Mapping[str, Any]], slots: Iterable[str]) -> KnownOptimizer | None:
     """The row of a state in a file, by the options of its groups and the names of its tensors.
 
     Returns:

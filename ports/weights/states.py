@@ -14,7 +14,7 @@ import numpy as np
 from ports.weights import optimizer_table
 from ports.weights.formats import Tree, nested
 from ports.weights.hub import WeightsError, describe
-from ports.weights.optimizer_table import LARGEST, STEP, WEIGHTS_ONLY, Optimizer, exact, shown
+from ports.weights.optimizer_table import LARGEST, STEP, WEIGHTS_ONLY, KnownOptimizer, exact, shown
 from ports.weights.stored import DEPTH, Group, Resolved, are_names, is_array
 from ports.weights.training import PREFIX
 
@@ -162,7 +162,7 @@ def _expected(tensors: Mapping[str, Any], groups: list[Group] | None, parameters
     return {name: _wanted(row, group) for group in plain if row is not None for name in group["param_names"]}
 
 
-def _wanted(row: Optimizer, group: Group) -> set[str]:
+def _wanted(row: KnownOptimizer, group: Group) -> set[str]:
     return row.expected(group) if row.options <= set(group) else row.always
 
 

@@ -64,7 +64,7 @@ def resolve(parts: Parts, parameters: list[str]) -> Resolved:
         _from_trees(stored, result)
     if result.step is None and parts.counter is not None:
         result.step = _count(parts.counter, STEP)
-    if strange := [slot for slot in result.slots if not slot or "/" in slot or slot == STEP]:
+    if strange := [s for s in result.slots if not isinstance(s, str) or "/" in s or s in ("", STEP)]:
         raise WeightsError(f"optimizer: got a tensor named {shown(strange[0])}, expected a name; {WEIGHTS_ONLY}")
     return result
 
@@ -84,7 +84,8 @@ def summary(parts: Parts) -> str:
             result.step = _count(parts.counter, STEP)
     else:
         result = resolve(parts, [])
-    return describe(list(map(str, result.slots))) + ("" if result.step is None else f", {result.step} steps")
+    tensors = describe(list(map(str, result.slots))) or "no tensors"
+    return tensors + ("" if result.step is None else f", {result.step} steps")
 
 
 def _count(value: Any, what: str) -> int:
@@ -216,8 +217,8 @@ def _walk(at: tuple[str, ...], node: Any, result: Resolved, counts: list[int], m
         if node is None:
             return
         raise WeightsError(
-            f"optimizer: {'.'.join(at) or shown(node)}: belong to no state known here (ports.optim; optax's adam, sgd, "
-            f"rmsprop without momentum, adagrad); {WEIGHTS_ONLY}"
+            f"optimizer: {'.'.join(at) or shown(node)}: not part of a known state (ports.optim; optax's adam, adamw, "
+            f"sgd, rmsprop without momentum, adagrad); {WEIGHTS_ONLY}"
         )
     row = next((row for row in NODES if row.fits(map(str, node))), None)
     for name in row.counts if row else ():

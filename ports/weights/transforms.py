@@ -17,7 +17,7 @@ from jax import tree_util
 
 from ports.weights.flax import Place, plan, to_jax
 from ports.weights.hub import WeightsError, describe, lossless
-from ports.weights.optimizer import State, Tensors, agreed
+from ports.weights.optimizer import OptimizerState, Tensors, agreed
 from ports.weights.optimizer_table import STEP, Node, node_of, problems, whole_number
 
 Path = tuple[Any, ...]
@@ -58,14 +58,14 @@ class Slots:
         return set().union(*self.cells.values()) if self.cells else set()
 
 
-def read(state: Any, net: Any, steps: int | None) -> State:
+def read(state: Any, net: Any, steps: int | None) -> OptimizerState:
     """As `ports.weights.optimizer.read`."""
     inner, own_step = _opened(state)
     parameters = _parameters(net)
     found, counts = _survey(inner, parameters)
     if not counts and own_step is not None:
         counts = {own_step: "nnx.Optimizer.step"}
-    result = State()
+    result = OptimizerState()
     for slots in found:
         for slot, places in slots.cells.items():
             result |= {f"{slot}/{name}": place.read() for name, place in places.items()}
