@@ -50,7 +50,11 @@ class Peak:
     def __exit__(self, *_: object) -> None:
         self.ended.set()
         self.thread.join()
+        self._look()  # what the block still holds is seen however rarely the thread had its turn
 
     def _watch(self) -> None:
         while not self.ended.wait(0.02):
-            self.bytes = max(self.bytes, held(self.pid))
+            self._look()
+
+    def _look(self) -> None:
+        self.bytes = max(self.bytes, held(self.pid))

@@ -1,14 +1,20 @@
-"""Shared fixtures: the folder of real data, where there is one, and quick compilation."""
+"""Shared fixtures: the folder of real data, where there is one, quick compilation, and the same numbers in every run.
+
+`pytest --shuffle 7` runs the modules, and the tests of each module, in the random order of that seed.
+"""
 
 from __future__ import annotations
 
 import os
+import random
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: a thread each, or they wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,6 +26,43 @@ COMPILED = tempfile.TemporaryDirectory(prefix="parity-tests-")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+
+# Hypothesis draws the same examples in every run, and does not look at the clock: a busy machine fails no test.
+UNSUITABLE = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+settings.register_profile("tests", deadline=None, derandomize=True, database=None, suppress_health_check=UNSUITABLE)
+settings.load_profile("tests")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--shuffle", type=int, metavar="SEED", help="run the tests in the random order of this seed")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Shuffle the modules and the tests within each: a module's fixtures are still made once."""
+    if (seed := config.getoption("--shuffle")) is None:
+        return
+    rng = random.Random(seed)
+    modules = {item.path: rng.random() for item in items}
+    items.sort(key=lambda item: (modules[item.path], rng.random()))
+
+
+def seed_everything() -> None:
+    """Seed the global generators, so that a test draws the same numbers alone, after others and in any order."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - the global state is what libraries draw from
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def same_numbers_in_every_module() -> None:
+    seed_everything()
+
+
+@pytest.fixture(autouse=True)
+def same_numbers_in_every_test(same_numbers_in_every_module: None) -> None:
+    seed_everything()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -23,7 +23,7 @@ import msgpack
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_convert import noise
 from test_formats import digest, same, suffix, written
@@ -555,7 +555,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.mark.parametrize("row", FILES, ids=lambda row: row.name)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(
     changes=st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), max_size=6),
     cut=st.none() | st.integers(0, 2000),
@@ -570,7 +570,7 @@ def test_no_bytes_raise_anything_else(row: Any, changes: Any, cut: int | None, t
     assert all(isinstance(array, np.ndarray) for array in found.values())
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(
     which=st.integers(0, 20),
     changes=st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), max_size=4),
@@ -596,7 +596,7 @@ def test_no_orbax_folder_raises_anything_else(which: int, changes: Any, cut: int
     assert same(found, TINY)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100)
 @given(content=st.binary(max_size=200), name=st.sampled_from([suffix(row) for row in FILES]))
 def test_no_random_bytes_raise_anything_else(content: bytes, name: str, tmp_path: Path) -> None:
     (tmp_path / f"w{name}").write_bytes(content)
@@ -611,7 +611,7 @@ json_values: Any = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 @given(
     table=st.dictionaries(
         st.text(max_size=5),

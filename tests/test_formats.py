@@ -216,7 +216,7 @@ arrays: Any = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.dictionaries(names, arrays, min_size=1, max_size=4), st.sampled_from([row.name for row in FLAT]))
 def test_anything_round_trips(tmp_path_factory: pytest.TempPathFactory, tensors: Tensors, name: str) -> None:
     if name in ("safetensors", "sharded") and "__metadata__" in tensors:
