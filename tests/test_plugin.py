@@ -64,8 +64,11 @@ def found(model: str, *_: Any, **__: Any) -> Report:
 
 
 @pytest.fixture(autouse=True)
-def no_other_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+def the_same_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other plugins; and pytest's summary is as long as at a terminal: where `CI` is set it repeats messages."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    for name in ("CI", "BUILD_NUMBER"):
+        monkeypatch.delenv(name, raising=False)
 
 
 def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, body: str, *options: object) -> pytest.RunResult:
