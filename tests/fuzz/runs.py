@@ -101,9 +101,10 @@ def signature(fault: str) -> str:
     return re.sub(r"\d[\d,.]*", "#", re.sub(r"(w|out)\S*|'[^']*'|\"[^\"]*\"", "~", fault))[:120]
 
 
-def first_files(plan: Plan) -> dict[str, list[Files]]:
+def first_files(plan: Plan, *, small: bool = False) -> dict[str, list[Files]]:
     """Return the whole files of each format, without the large ones where the run is a short one."""
-    return pickle.loads(workers.forked(lambda: pickle.dumps(seeds.everything(list(plan.formats), small=plan.small))))
+    small = small or plan.small
+    return pickle.loads(workers.forked(lambda: pickle.dumps(seeds.everything(list(plan.formats), small=small))))
 
 
 def rng_of(plan: Plan, job: Job) -> random.Random:
@@ -129,9 +130,9 @@ def mutations(plan: Plan) -> Table:
     return collect("mutations", plan, work)
 
 
-def judged(plan: Plan, folder: Path, job: Job, files: Files, how: judge.Options) -> Result:
+def judged(plan: Plan, folder: Path, job: Job, files: Files, how: judge.Options, *, deep: bool = True) -> Result:
     """Return what a case came to; keep it where something is wrong."""
-    found = judge.judge(folder, job[0], files, how)
+    found = judge.judge(folder, job[0], files, how, deep=deep)
     result: Result = {"written": found.written, "cpu": found.cpu, "memory": found.memory, "faults": found.faults}
     if found.faults:
         result["kept"] = keep(plan, job, files, how, found.faults)
