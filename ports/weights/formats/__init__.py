@@ -174,8 +174,14 @@ def write(path: str | Path, content: Content, row: Format, **options: Any) -> No
     Raises:
         WeightsError: the format cannot hold the content, or an array holds no numbers.
     """
-    content = replace(content, tree=_portable(content.tree, ""))
+    metadata = {_unicode(name): _unicode(text) for name, text in content.metadata.items()}
+    content = replace(content, tree=_portable(content.tree, ""), metadata=metadata)
     importlib.import_module(f"{__name__}.{row.module}").write(Path(path), content, **options)
+
+
+def _unicode(text: str) -> str:
+    """Return a text of metadata with escapes for what is not valid Unicode, which some formats cannot hold."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _portable(node: Any, name: str) -> Any:
