@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import flax.serialization
+import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -223,3 +224,26 @@ def test_anything_round_trips(tmp_path_factory: pytest.TempPathFactory, tensors:
         return
     path = written(tmp_path_factory.mktemp("any") / "w", tensors, FORMATS[name])
     assert same(formats.read(path, name).tree, tensors)
+
+
+@pytest.mark.parametrize("row", FORMATS.values(), ids=FORMATS)
+def test_numbers_in_the_byte_order_of_another_machine(row: formats.Format, tmp_path: Path) -> None:
+    """Msgpack took the bytes as they were under the type's name, which has no order: other numbers came back."""
+    tensors: Tensors = {"a": np.arange(3, dtype=">f8"), "b": np.array(7, ">i2"), "c": np.zeros((0, 2), ">c8")}
+    path = tmp_path / f"w{suffix(row)}"
+    save(path, tensors, format=row.name)
+    assert same(load(path, format=row.name), {n: a.astype(a.dtype.newbyteorder("=")) for n, a in tensors.items()})
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.array("text"), np.array([b"x"]), np.array([None]), np.zeros(2, "datetime64[s]"), np.zeros(2, "f4,f4"),
+     np.zeros(2, ml_dtypes.int4)],
+    ids=lambda array: str(array.dtype),
+)  # fmt: skip
+@pytest.mark.parametrize("row", FORMATS.values(), ids=FORMATS)
+def test_what_is_no_number_is_not_written(row: formats.Format, array: np.ndarray, tmp_path: Path) -> None:
+    """It was, and the file could not be read."""
+    with pytest.raises(WeightsError, match=r"t: is of type .*, expected numbers"):
+        save(tmp_path / f"w{suffix(row)}", {"a": np.ones(2), "t": array}, format=row.name)
+    assert list(tmp_path.iterdir()) == []

@@ -146,6 +146,19 @@ def test_what_a_source_says_of_itself_is_kept(row: Any, tmp_path: Path) -> None:
     assert {name: second[name] for name in ABOUT} == ABOUT
 
 
+@pytest.mark.parametrize("row", FORMATS.values(), ids=lambda row: row.name)
+def test_metadata_that_are_not_valid_unicode(row: Any, tmp_path: Path) -> None:
+    """JSON can say half of a character; Orbax complained of a type of C++, safetensors of a tensor's name."""
+    source = tmp_path / "s.npz"
+    formats.importlib.import_module("ports.weights.formats.npz").write(
+        source, Content({"a": np.ones((2, 2), np.float32)}, {"auth\ud800or": "Ada \udcff"})
+    )
+    path = tmp_path / f"w{suffix(row)}"
+    convert(source, path, format=row.name, to="torch")
+    if row.name != "msgpack":
+        assert formats.read(path, row.name).metadata["auth\\ud800or"] == "Ada \\udcff"
+
+
 def test_what_a_conversion_says_itself_is_left_out_with_a_note(tmp_path: Path) -> None:
     """Somebody else's word at a name that this package writes; its own of an earlier conversion goes without a note."""
     about = {"optimizer": "AdamW", "network": "mine", "licence": "MIT"}

@@ -15,6 +15,7 @@ import pytest
 import tensorstore as ts
 from test_formats import random_bits, same, written
 
+from parity.cli import main
 from ports.weights import WeightsError, formats
 from ports.weights.formats import FORMATS, flat
 
@@ -154,3 +155,20 @@ def test_zarr3_of_others(codecs: list[Any], tmp_path: Path) -> None:
     piece.write_bytes(content[:-30])
     with pytest.raises(WeightsError, match=r"weights .*w: damaged, or not a file of weights: a: "):
         formats.read(path, "orbax")
+
+
+@pytest.mark.parametrize("about", [True, 1, "text", [1], {"ports": [1]}, {"ports": True}], ids=str)
+def test_metadata_that_are_no_table(about: Any, tmp_path: Path) -> None:
+    path = save(tmp_path / "w", {"a": np.ones(2)}, "zarr")
+    table = json.loads((path / "_CHECKPOINT_METADATA").read_text())
+    (path / "_CHECKPOINT_METADATA").write_text(json.dumps(table | {"custom_metadata": about}))
+    with pytest.raises(WeightsError, match="_CHECKPOINT_METADATA is damaged"):
+        formats.read(path, "orbax")
+
+
+def test_text_is_not_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save(tmp_path / "w", {"text": "hello", "x": np.ones(1)}, "zarr")
+    for name in ("o.npz", "o.msgpack", "o.pt"):
+        assert main(["convert", str(path), str(tmp_path / name), "--to", "torch"]) == 2
+        assert "text: is of type <U5, expected numbers" in capsys.readouterr().err
+        assert not (tmp_path / name).exists()

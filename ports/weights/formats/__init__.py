@@ -24,7 +24,7 @@ import importlib
 import os
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,9 +116,14 @@ def dtype_of(name: str) -> np.dtype:
             dtype = np.dtype(name)
         except (TypeError, SyntaxError):
             raise ValueError(f"unknown type {name[:40]!r}") from None
-        if dtype.kind not in "biufc" or dtype.names or dtype.shape:
+        if not _is_number(dtype):
             raise ValueError(f"type {name[:40]!r} is no number")
     return dtype
+
+
+def _is_number(dtype: np.dtype) -> bool:
+    """Return whether a type is one of numbers or truth values; a type of several fields is not."""
+    return dtype in EXTENDED.values() or (dtype.kind in "biufc" and not dtype.names and not dtype.shape)
 
 
 def of(path: str | Path, name: str | None = None) -> Format:
@@ -167,9 +172,29 @@ def write(path: str | Path, content: Content, row: Format, **options: Any) -> No
     """Writes a file; whoever calls it sees to it that the file appears whole (`ports.weights.atomic`).
 
     Raises:
-        WeightsError: the format cannot hold the content.
+        WeightsError: the format cannot hold the content, or an array holds no numbers.
     """
+    metadata = {_unicode(name): _unicode(text) for name, text in content.metadata.items()}
+    content = replace(content, tree=_portable(content.tree, ""), metadata=metadata)
     importlib.import_module(f"{__name__}.{row.module}").write(Path(path), content, **options)
+
+
+def _unicode(text: str) -> str:
+    """Return a text of metadata with escapes for what is not valid Unicode, which some formats cannot hold."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _portable(node: Any, name: str) -> Any:
+    """Return a tree whose arrays are numbers in this machine's byte order: no writer looks at the order."""
+    if isinstance(node, Mapping):
+        return {key: _portable(value, f"{name}.{key}" if name else str(key)) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_portable(value, f"{name}.{i}") for i, value in enumerate(node)]
+    if not is_array(node):
+        return node
+    if not _is_number(node.dtype):
+        raise WeightsError(f"{name}: is of type {node.dtype}, expected numbers")
+    return node if node.dtype.isnative else np.asarray(node).astype(node.dtype.newbyteorder("="))
 
 
 def foreign(row: Format) -> Callable[[Path], list[str]] | None:

@@ -184,7 +184,8 @@ class Decoder:
         content = bytearray(length)
         if self._stream.readinto(content) != length:
             raise ValueError("ends within an array")
-        return np.frombuffer(content, dtype).reshape(shape)
+        array = np.frombuffer(content, dtype).reshape(shape)
+        return array if dtype.isnative else array.byteswap(inplace=True).view(dtype.newbyteorder("="))
 
 
 def _ordered(table: Any) -> list[Any]:

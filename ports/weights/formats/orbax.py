@@ -77,15 +77,22 @@ def read(source: Source, check: bool = True) -> Content:
 
     tree = nested(_leaves(source, get))
     about = get(ABOUT)
-    own = (table(about, source.budget, ABOUT).get("custom_metadata") or {}).get(OWN) or {} if about else {}
-    if not isinstance(own, dict):
-        raise ValueError(f"{ABOUT} is damaged")
+    own = _own(table(about, source.budget, ABOUT)) if about else {}
     _put_empty(tree, own.get(EMPTY, {}))
     if not tree:
         raise WeightsError(f"weights {path}: holds no tensors")
     metadata = {key: value for key, value in own.items() if isinstance(value, str)}
     leaves = [(".".join(at), array) for at, array in flat(tree)]
     return Content(tree, checked(metadata, leaves, check))
+
+
+def _own(about: dict[str, Any]) -> dict[str, Any]:
+    """Return what this package wrote into Orbax's metadata."""
+    custom = about.get("custom_metadata") or {}
+    own = custom.get(OWN) or {} if isinstance(custom, dict) else None
+    if not isinstance(own, dict):
+        raise ValueError(f"{ABOUT} is damaged")
+    return own
 
 
 def _leaves(source: Source, get: Get) -> Iterator[tuple[tuple[str, ...], Any]]:
