@@ -11,7 +11,9 @@ models give the same outputs, and these outputs would be others if two layers we
 Where the outputs differ whatever is tried, the port holds a mistake, and each place is judged on its own: PyTorch's
 outputs are handed on at every layer, and the inputs of two layers, or what comes of them, say which is which.
 
-What nothing of this tells is an error, never a guess. So are names that say one thing where the use says another.
+What nothing of this tells is an error, never a guess. So is a name that another layer has in the other model. Where
+both models have the same names and use them otherwise, the port holds that mistake: equal names win, and the check
+names it.
 """
 
 from __future__ import annotations
@@ -56,8 +58,9 @@ def settled(pairing: Pairing, build: Build, reference: torch.nn.Module, fed: Pro
         _told(best, trial)
         return best.pairing
     other = _searched(pairing, trial, _possible)
-    if other.agrees:
-        raise UserError(_contradicted(pairing, other.pairing))
+    changed = [(p, q) for p, q in zip(pairing.pairs, other.pairing.pairs, strict=True) if p.flax.name != q.flax.name]
+    if other.agrees and not all(_named(p) for p, _ in changed):
+        raise UserError(_contradicted(changed))
     pairing = _by_parts(best.pairing, trial)
     _agreeing(pairing, trial)
     return pairing
@@ -71,6 +74,11 @@ def _possible(p: Pair) -> bool:
 def _unnamed(p: Pair) -> bool:
     """Whether something else than a name says what it is."""
     return _possible(p) and p.why != NAMES
+
+
+def _named(p: Pair) -> bool:
+    """Whether the names of both say that they are one: of a module's own parameters those within the module."""
+    return p.why == NAMES or bool(p.torch.mark and p.torch.mark == p.flax.mark)
 
 
 def _twins(some: Iterable[Unit]) -> list[tuple[Unit, Unit]]:
@@ -128,7 +136,7 @@ def _told(run: Run, trial: Trial) -> None:
     for group in _groups(open_):
         group = [unit for unit in group if not {p.torch.name for p in unit.pairs} <= named]
         _raise_exchangeable(group, run, trial)
-    alone = [two for two in _leaves(run.pairing) if all(p.why != NAMES for p in two)]  # of two, one name tells both
+    alone = [two for two in _leaves(run.pairing) if not any(map(_named, two))]  # of two, one name tells both
     for group in _groups(_units(alone)):
         _raise_exchangeable(group, run, trial)
 
@@ -138,9 +146,8 @@ def _raise_exchangeable(group: list[Unit], run: Run, trial: Trial) -> None:
         raise UserError(_undecided(two))
 
 
-def _contradicted(names: Pairing, computed: Pairing) -> str:
+def _contradicted(pairs: list[tuple[Pair, Pair]]) -> str:
     """The error for layers that computing pairs otherwise than their names."""
-    pairs = [(p, q) for p, q in zip(names.pairs, computed.pairs, strict=True) if p.flax.name != q.flax.name]
     more = f", and {len(pairs) - TOGETHER} more" if len(pairs) > TOGETHER else ""
     said = ", ".join(f"{p.torch.name} = {p.flax.name}" for p, _ in pairs[:TOGETHER])
     kept, other = (
@@ -202,7 +209,7 @@ def _units(leaves: Iterable[tuple[Pair, Pair]]) -> list[tuple[Unit, Unit]]:
 
 def _agreeing(pairing: Pairing, trial: Trial) -> None:
     """Raise where the models agree only if two parameters of a module are exchanged."""
-    leaves = [two for two in _leaves(pairing) if any(p.why != NAMES for p in two)]
+    leaves = [two for two in _leaves(pairing) if not all(map(_named, two))]
     here = _sites(pairing, trial) if leaves else {}
     for a, b in leaves:
         new = {a.torch.name: replace(a, flax=b.flax), b.torch.name: replace(b, flax=a.flax)}

@@ -73,18 +73,17 @@ def program(seed: int) -> list[Step]:
 
 
 def _names(rng: random.Random, count: int, crossing: bool) -> tuple[list[str], list[str]]:
-    """Names of a model's modules in PyTorch and in Flax: of their own, the same, under other numbers, or crossed."""
+    """Names of a model's modules in PyTorch and in Flax: of their own, the same, under other numbers, or shifted."""
     names = rng.sample([f"m{i}" for i in range(20)], 2 * count)
     mine, others = names[:count], names[count:]
     step, first = rng.randint(1, 2), rng.randint(0, 2)
     theirs = {
         "own": others,
         "same": mine,
-        "crossed": rng.sample(mine, count),
         "shifted": [*mine[1:], others[0]],
         "numbers": [f"fc{first + i}" for i in range(count)],
     }
-    how = rng.choice(["crossed", "shifted"] if crossing else ["own", "same", "numbers"])
+    how = "shifted" if crossing else rng.choice(["own", "same", "numbers"])
     return ([f"fc{step * i}" for i in range(count)] if how == "numbers" else mine), theirs[how]
 
 

