@@ -150,7 +150,7 @@ def test_zip_bombs(name: str, tmp_path: Path, capsys: Any) -> None:
 
 
 def test_a_few_bytes_that_ask_for_gigabytes(tmp_path: Path, capsys: Any) -> None:
-    """Of a pickle: a text of 2.5 GB follows. Found by `tests/fuzzed.py`."""
+    """Of a pickle: a text of 2.5 GB follows. Found by a fuzzer."""
     (tmp_path / "w.pth").write_bytes(b"XXXX\x98")
     tracemalloc.start()
     try:
@@ -161,7 +161,7 @@ def test_a_few_bytes_that_ask_for_gigabytes(tmp_path: Path, capsys: Any) -> None
 
 
 def test_a_member_that_claims_to_be_compressed_to_gigabytes(tmp_path: Path, capsys: Any) -> None:
-    """Python's zipfile makes room for what a member is compressed to. Found by `tests/fuzzed.py`."""
+    """Python's zipfile makes room for what a member is compressed to. Found by a fuzzer."""
     path = written(tmp_path / "w.pth", SMALL, FORMATS["torch"])
     content = bytearray(path.read_bytes())
     struct.pack_into("<I", content, content.rfind(b"PK\x01\x02") + 20, 335_544_320)
@@ -532,7 +532,7 @@ def killed(folder: Path, row: Any, delay: float, way: str = "exchange") -> None:
     [("safetensors", 0.011, "new"), ("torch", 0.06, "exchange"), ("sharded", 0.1, "plain"), ("npz", 0.03, "exchange")],
 )
 def test_a_killed_process_leaves_nothing_partial(name: str, delay: float, way: str, tmp_path: Path) -> None:
-    """`python tests/killed.py` does it at 50 random moments in every format and way."""
+    """`python -m tests.fuzz kills` does it at many random moments in every format and way."""
     killed(tmp_path / "k", FORMATS[name], delay, way)
 
 

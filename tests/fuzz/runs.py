@@ -163,7 +163,8 @@ def replay(folder: Path) -> list[str]:
     about = json.loads((folder / "case.json").read_text())
     name = about.pop("format")
     about.pop("faults")
-    how = judge.Options(**{key: tuple(one) if isinstance(one, list) else one for key, one in about.items()})
+    options: dict[str, Any] = {key: tuple(one) if isinstance(one, list) else one for key, one in about.items()}
+    how = judge.Options(**options)
     files = seeds.collected(folder / f"w{seeds.suffix(name)}")
     with tempfile.TemporaryDirectory(dir=workers.place()) as place, judge.watched():
         return judge.judge(Path(place), name, files, how).faults
