@@ -177,6 +177,19 @@ def test_a_member_that_is_not_what_it_declares(tmp_path: Path, capsys: Any) -> N
     refused(tmp_path / "w.npz", tmp_path, capsys, said="takes 4,000,000,000,000 bytes")
 
 
+def test_npz_of_python_2(tmp_path: Path, capsys: Any, recwarn: pytest.WarningsRecorder) -> None:
+    """Its whole numbers end with an L; numpy reads them, and printed two lines of advice."""
+    file = io.BytesIO()
+    np.save(file, np.arange(3.0))
+    content = file.getvalue().replace(b"(3,), } ", b"(3L,), }")
+    with zipfile.ZipFile(tmp_path / "w.npz", "w") as archive:
+        archive.writestr("a.npy", content)
+    assert main(["inspect", str(tmp_path / "w.npz")]) == 0
+    assert capsys.readouterr().err == ""
+    assert not recwarn.list
+    assert same(load(tmp_path / "w.npz"), {"a": np.arange(3.0)})
+
+
 def test_npz_that_declares_more_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / "w.npz", SMALL)
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 1000}))
