@@ -101,9 +101,9 @@ def signature(fault: str) -> str:
     return re.sub(r"\d[\d,.]*", "#", re.sub(r"(w|out)\S*|'[^']*'|\"[^\"]*\"", "~", fault))[:120]
 
 
-def first_files(plan: Plan, *, small: bool = False) -> dict[str, list[Files]]:
+def first_files(plan: Plan) -> dict[str, list[Files]]:
     """Return the whole files of each format, without the large ones where the run is a short one."""
-    small = small or plan.small
+    small = plan.small
     return pickle.loads(workers.forked(lambda: pickle.dumps(seeds.everything(list(plan.formats), small=small))))
 
 
