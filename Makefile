@@ -8,9 +8,11 @@ PYTHON ?=
 PYTEST_ARGS ?=
 NETWORK ?= resnet50
 OUT ?= benchmarks/results
+SEED ?= 0
+FAULTS ?= $(VENV)/faults
 
 .DEFAULT_GOAL := help
-.PHONY: help setup parity parity-all bench gpu test lint clean
+.PHONY: help setup parity parity-all bench gpu test fuzz soak lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +33,12 @@ gpu: ## check and time everything on an NVIDIA GPU with the Python that has its 
 
 test: $(READY) ## run all tests
 	$(BIN)/pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+fuzz: $(READY) ## damaged files, killed writers, hostile names and random state dicts, for five minutes (MINUTES=...)
+	$(BIN)/python -m tests.fuzz all --minutes $(or $(MINUTES),5) --workers 2 --seed $(SEED) --keep $(FAULTS)
+
+soak: $(READY) ## the same for an hour
+	$(BIN)/python -m tests.fuzz all --minutes $(or $(MINUTES),60) --workers 2 --seed $(SEED) --keep $(FAULTS)
 
 lint: $(READY) ## ruff check, ruff format --check, pyright
 	$(BIN)/ruff check

@@ -150,7 +150,7 @@ def test_zip_bombs(name: str, tmp_path: Path, capsys: Any) -> None:
 
 
 def test_a_few_bytes_that_ask_for_gigabytes(tmp_path: Path, capsys: Any) -> None:
-    """Of a pickle: a text of 2.5 GB follows. Found by `tests/fuzzed.py`."""
+    """Of a pickle: a text of 2.5 GB follows. Found by a fuzzer."""
     (tmp_path / "w.pth").write_bytes(b"XXXX\x98")
     tracemalloc.start()
     try:
@@ -161,7 +161,7 @@ def test_a_few_bytes_that_ask_for_gigabytes(tmp_path: Path, capsys: Any) -> None
 
 
 def test_a_member_that_claims_to_be_compressed_to_gigabytes(tmp_path: Path, capsys: Any) -> None:
-    """Python's zipfile makes room for what a member is compressed to. Found by `tests/fuzzed.py`."""
+    """Python's zipfile makes room for what a member is compressed to. Found by a fuzzer."""
     path = written(tmp_path / "w.pth", SMALL, FORMATS["torch"])
     content = bytearray(path.read_bytes())
     struct.pack_into("<I", content, content.rfind(b"PK\x01\x02") + 20, 335_544_320)
@@ -175,6 +175,19 @@ def test_a_member_that_is_not_what_it_declares(tmp_path: Path, capsys: Any) -> N
     with zipfile.ZipFile(tmp_path / "w.npz", "w") as archive:
         archive.writestr("a.npy", header.getvalue())
     refused(tmp_path / "w.npz", tmp_path, capsys, said="takes 4,000,000,000,000 bytes")
+
+
+def test_npz_of_python_2(tmp_path: Path, capsys: Any, recwarn: pytest.WarningsRecorder) -> None:
+    """Its whole numbers end with an L; numpy reads them, and printed two lines of advice."""
+    file = io.BytesIO()
+    np.save(file, np.arange(3.0))
+    content = file.getvalue().replace(b"(3,), } ", b"(3L,), }")
+    with zipfile.ZipFile(tmp_path / "w.npz", "w") as archive:
+        archive.writestr("a.npy", content)
+    assert main(["inspect", str(tmp_path / "w.npz")]) == 0
+    assert capsys.readouterr().err == ""
+    assert not recwarn.list
+    assert same(load(tmp_path / "w.npz"), {"a": np.arange(3.0)})
 
 
 def test_npz_that_declares_more_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -532,7 +545,7 @@ def killed(folder: Path, row: Any, delay: float, way: str = "exchange") -> None:
     [("safetensors", 0.011, "new"), ("torch", 0.06, "exchange"), ("sharded", 0.1, "plain"), ("npz", 0.03, "exchange")],
 )
 def test_a_killed_process_leaves_nothing_partial(name: str, delay: float, way: str, tmp_path: Path) -> None:
-    """`python tests/killed.py` does it at 50 random moments in every format and way."""
+    """`python -m tests.fuzz kills` does it at many random moments in every format and way."""
     killed(tmp_path / "k", FORMATS[name], delay, way)
 
 

@@ -187,3 +187,22 @@ def test_two_names_of_one_path_are_refused(tmp_path: Path) -> None:
     """The one was written over the other."""
     with pytest.raises(WeightsError, match="two tensors that Orbax would keep under one name"):
         weights.save(tmp_path / "o", {"a": np.arange(3.0), "a/": np.ones(2)}, format="orbax")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_whose_name_is_not_text(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """TensorStore refuses its path with a complaint about a type of C++; the file was called damaged."""
+    folder = tmp_path / "f\udcff"
+    folder.mkdir()
+    shutil.copytree(save(tmp_path / "w", {"a": np.ones(2)}, kind), folder / "w")
+    shutil.copytree(tmp_path / "w", tmp_path / "w\udcff")
+    for path in (folder / "w", tmp_path / "w\udcff"):
+        if kind.startswith("database"):
+            with pytest.raises(WeightsError, match="not valid Unicode, where its library cannot read"):
+                formats.read(path, "orbax")
+        else:
+            assert formats.read(path, "orbax").tree["a"].all()
+    formats.write(tmp_path / "s.npz", formats.Content({"a": np.ones(2)}), FORMATS["npz"])
+    assert main(["convert", str(tmp_path / "s.npz"), str(folder / "o"), "--to", "torch"]) == 2
+    assert "orbax: the output's place has a name that is not valid Unicode" in capsys.readouterr().err
+    assert [path.name for path in folder.iterdir()] == ["w"]

@@ -21,6 +21,7 @@ from . import __doc__ as about
 from . import guided, judge, kills, names, runs, states
 from .runs import Plan, Table, signature
 
+MOST = 150_000  # cases of each format in a run that ends by the clock
 KINDS: dict[str, Callable[[Plan], Table]] = {
     "mutations": runs.mutations,
     "guided": guided.guided,
@@ -28,7 +29,8 @@ KINDS: dict[str, Callable[[Plan], Table]] = {
     "names": names.names,
     "states": states.states,
 }
-# The part of the time that each kind takes of a run of all.
+# Of a run of all kinds, the part of the time that each takes; and how many cases, for one of the mutations.
+COUNTS = {"mutations": 1.0, "guided": 1.0, "kills": 0.1, "names": 0.5, "states": 0.5}
 SHARES = {"mutations": 0.45, "guided": 0.3, "kills": 0.15, "names": 0.04, "states": 0.06}
 
 
@@ -52,15 +54,16 @@ def main() -> int:
         faults = runs.replay(given.folder)
         print("\n".join(faults) or "no fault")
         return int(bool(faults))
-    count = given.count if given.count is not None else (10**9 if given.minutes else 1000)
+    count = given.count if given.count is not None else (MOST if given.minutes else 1000)
     plan = Plan(
         count, given.seed, tuple(given.formats), given.minutes, given.workers, given.keep, given.first, given.small
     )
     kinds = list(KINDS) if given.kind == "all" else [given.kind]
     faults = 0
     for kind in kinds:
-        part = SHARES[kind] if given.kind == "all" else 1.0
-        table = KINDS[kind](replace(plan, minutes=plan.minutes and plan.minutes * part))
+        part, cases = (SHARES[kind], COUNTS[kind]) if given.kind == "all" else (1.0, 1.0)
+        share = replace(plan, minutes=plan.minutes and plan.minutes * part, count=max(1, int(plan.count * cases)))
+        table = KINDS[kind](share)
         faults += show(table, plan)
     return int(bool(faults))
 

@@ -23,7 +23,7 @@ from .workers import Job, Result
 
 Step = tuple[CodeType, int, int]
 OWN = f"{judge.OWN}/weights/"
-LARGEST = 20_000  # bytes of a file that joins the corpus: tracing is slow
+LARGEST = 90_000  # bytes of a file of the corpus: tracing is slow
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Corpus:
         """Return one of the files: the newest half of the time."""
         if self.found and rng.random() < 0.5:
             return self.files[-1 - rng.randrange(min(self.found, 20))]
-        return rng.choice(self.files)
+        return runs.drawn(rng, self.files)
 
     def add(self, files: Files, steps: set[Step]) -> int:
         """Keep a file that reaches what none did before; return how many steps are new."""
@@ -81,7 +81,8 @@ def traced(steps: set[Step]) -> Iterator[None]:
 
 def guided(plan: Plan) -> Table:
     """Changed files through both commands; the corpus grows by what reaches new code."""
-    whole = runs.first_files(plan, small=True)
+    found = runs.first_files(plan)
+    whole = {name: [one for one in files if sum(map(len, one.values())) <= LARGEST] for name, files in found.items()}
     corpora: dict[str, Corpus] = {}
 
     def work(folder: Path, job: Job) -> Result:

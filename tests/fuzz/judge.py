@@ -202,9 +202,10 @@ def names_in(folder: Path) -> list[str]:
 
 def _back(found: Verdict, source: Path, name: str, out: Path, how: Options) -> None:
     """Read what was written: every number is as it was in the source."""
-    weights_only = "--weights-only" in how.convert or "--fold-batchnorm" in how.convert
+    folded = "--fold-batchnorm" in how.convert
+    weights_only = "--weights-only" in how.convert or folded
     key = how.convert[how.convert.index("--key") + 1] if "--key" in how.convert else None
-    model = how.convert[how.convert.index("--model") + 1] if "--model" in how.convert else None
+    model = how.convert[how.convert.index("--model") + 1] if "--model" in how.convert and not folded else None
     steps = int(how.convert[how.convert.index("--steps") + 1]) if "--steps" in how.convert else None
     more: dict[str, Any] = {"weights_only": weights_only, "bare": True, "model": model, "max_memory": 1 << 32}
     try:
@@ -214,7 +215,7 @@ def _back(found: Verdict, source: Path, name: str, out: Path, how: Options) -> N
         return
     finally:
         HIDDEN.clear()
-    if "--fold-batchnorm" in how.convert:
+    if folded:
         return
     first = checkpoint.open_checkpoint(source, format=name, key=key, steps=steps, **more)
     if written.weights.keys() != first.weights.keys():

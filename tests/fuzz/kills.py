@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +50,14 @@ def kills(plan: Plan) -> Table:
             if (name, way) not in took:
                 whole = [_killed(judge.emptied(place), name, way, old[name], None) for _ in range(2)]
                 took[name, way] = min(time for time, _ in whole)
-                if any(how != "ended" for _, how in whole) or at_once(place, name)[0] != "new":
+                if any(how != "ended" for _, how in whole) or looked(place, name).output != "new":
                     faults.append(f"{way}: not written by a process that nobody killed")
                 judge.emptied(place)
             moment = rng.uniform(0, 1.15) * took[name, way]
             _, how = _killed(place, name, way, old[name], moment)
-            found, more_found = left(place, name, way, how)
-            faults += [f"{way}: {fault}" for fault in found]
-            more[more_found] = more.get(more_found, 0) + 1
+            found = looked(place, name)
+            faults += [f"{way}: {fault}" for fault in wrong(found, name, way, how)]
+            more[found.moment] = more.get(found.moment, 0) + 1
         return {"written": True, "faults": faults, "more": more}
 
     return runs.collect("kills", plan, work)
@@ -131,31 +132,51 @@ def _holds(path: Path, name: str) -> str:
     return "holds other numbers"
 
 
-def at_once(folder: Path, name: str) -> tuple[str, bool, str, list[str]]:
-    """Return what the output holds and whether a hidden folder is there; then the same after the next run."""
+@dataclass(frozen=True)
+class Found:
+    """What is in a folder after a kill, and after the next run there.
 
-    def look() -> bytes:
-        out = folder / f"out{seeds.suffix(name)}"
-        before, hidden = _holds(out, name), any(n.endswith(".partial") for n in judge.names_in(folder))
-        with atomic.publish(folder / "next") as partial:  # the next run in that folder
-            partial.write_text("")
-        return pickle.dumps((before, hidden, _holds(out, name), judge.names_in(folder)))
+    Attributes:
+        output, after: what the output holds, as `_holds` says it.
+        hidden: whether the killed process left its hidden folder.
+        names: of all that is there after the next run.
+    """
 
-    return pickle.loads(workers.forked(look))
+    output: str
+    hidden: bool
+    after: str
+    names: tuple[str, ...]
+
+    @property
+    def moment(self) -> str:
+        """Where the kill was."""
+        return f"killed {'while writing' if self.hidden else 'after' if self.output == 'new' else 'before'}"
 
 
-def left(folder: Path, name: str, way: str, how: str) -> tuple[list[str], str]:
-    """Return what is wrong with a folder after a kill and after the next run in it, and where the kill was."""
-    before, hidden, after, names = at_once(folder, name)
+def look(folder: Path, name: str) -> Found:
+    """Look at a folder, let the next run clean up there, and look again."""
+    out = folder / f"out{seeds.suffix(name)}"
+    before, hidden = _holds(out, name), any(n.endswith(".partial") for n in judge.names_in(folder))
+    with atomic.publish(folder / "next") as partial:
+        partial.write_text("")
+    return Found(before, hidden, _holds(out, name), tuple(judge.names_in(folder)))
+
+
+def looked(folder: Path, name: str) -> Found:
+    """Look in a process of its own: who reads Orbax's folders has threads."""
+    return pickle.loads(workers.forked(lambda: pickle.dumps(look(folder, name))))
+
+
+def wrong(found: Found, name: str, way: str, how: str) -> list[str]:
+    """Return what is wrong with a folder."""
     force = way.startswith("force")
     faults = [] if how in ("killed", "ended") else [f"the writer {how}"]
     # By plain renames the old output is away for a moment, until the next run puts it back.
-    if before not in ("new", "old" if force else "nothing", "nothing" if way == "force, plain" else "new"):
-        faults.append(f"the output: {before}")
-    if after not in ("new", "old" if force else "nothing"):
-        faults.append(f"the output after the next run: {after}")
-    out = f"out{seeds.suffix(name)}"
-    if others := set(names) - {out, "w.npz", "next"}:
+    whole = {"new", "old" if force else "nothing"}
+    if found.output not in whole | ({"nothing"} if way == "force, plain" else set()):
+        faults.append(f"the output: {found.output}")
+    if found.after not in whole:
+        faults.append(f"the output after the next run: {found.after}")
+    if others := set(found.names) - {f"out{seeds.suffix(name)}", "w.npz", "next"}:
         faults.append(f"after the next run there is {sorted(others)}")
-    place = "while writing" if hidden else "after" if before == "new" else "before"
-    return faults, f"killed {place}"
+    return faults

@@ -12,6 +12,7 @@ import pickletools
 import random
 import re
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable
 from typing import Any
@@ -72,6 +73,18 @@ GLOBALS = (
 )
 GLOBALS += ("collections OrderedDict", "torch Size", "torch device", "torch float16", "numpy dtype", "_codecs encode")
 GLOBALS += ("torch._utils _rebuild_parameter", "numpy._core.multiarray scalar", "builtins set", "argparse Namespace")
+GLOBALS += ("torch._utils _rebuild_sparse_tensor", "torch._tensor _rebuild_from_type_v2", "builtins complex")
+GLOBALS += ("torch.serialization _get_layout", "builtins bytearray", "collections Counter", "torch LongStorage")
+CODES = tuple(bytes([code]) for code in b"(tld01eusaoRbQ]})N2.\x81\x85\x86\x87\x88\x89\x8f\x90\x91\x92\x93\x94")
+CODECS: tuple[Any, ...] = (
+    None,
+    *({"id": "zlib", "level": 1}, {"id": "gzip", "level": 1}, {"id": "bz2", "level": 1}, {"id": "zstd", "level": 1}),
+    *({"id": "blosc", "cname": "lz4", "clevel": 5, "shuffle": 1}, {"id": "x"}),
+    {"name": "bytes", "configuration": {"endian": "big"}},
+    {"name": "gzip", "configuration": {"level": 1}},
+    {"name": "crc32c"},
+    {"name": "transpose", "configuration": {"order": [1, 0]}},
+)
 LARGEST = 4 << 20  # bytes of a changed file
 
 
@@ -239,6 +252,8 @@ def tree(rng: random.Random, node: Any) -> Any:
             return {(new if k == key else k): v for k, v in node.items()}
         if way < 0.92:
             return {**node, rng.choice(NAMES): node[key]}
+        if key in ("compressor", "codecs", "id"):
+            return {**node, key: [rng.choice(CODECS)] if key == "codecs" else rng.choice(CODECS)}
         deep = node[key]
         for _ in range(rng.choice((1, 3, 150))):
             deep = {"a": deep} if rng.random() < 0.5 else [deep]
@@ -322,7 +337,8 @@ def _zip(rng: random.Random, data: bytes) -> bytes:
     else:
         comment = rng.choice((b"{}", b'{"dtypes": {"a": "bfloat16"}}', b'{"metadata": {"a": NaN}}', b"x"))
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
+    with warnings.catch_warnings(), zipfile.ZipFile(file, "w") as archive:
+        warnings.simplefilter("ignore")  # a name that stands there twice
         for name, kind, inner in members:
             info = zipfile.ZipInfo(name.encode("utf-8", "replace").decode()[:60000] or "x")
             info.compress_type = kind
@@ -352,8 +368,11 @@ def _pickle(rng: random.Random, data: bytes) -> bytes:
         pieces.pop(at)
     elif way < 0.8:
         pieces.insert(at, pieces[rng.randrange(len(pieces))])
-    elif way < 0.9:
+    elif way < 0.86:
         pieces.insert(at, _literal(rng, value(rng)))
+    elif way < 0.94:
+        module, function = rng.choice(GLOBALS).split(" ")
+        pieces.insert(at, rng.choice((*CODES, b"c" + f"{module}\n{function}\n".encode())))
     else:
         other = rng.randrange(len(pieces))
         pieces[at], pieces[other] = pieces[other], pieces[at]

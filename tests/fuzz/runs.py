@@ -101,9 +101,9 @@ def signature(fault: str) -> str:
     return re.sub(r"\d[\d,.]*", "#", re.sub(r"(w|out)\S*|'[^']*'|\"[^\"]*\"", "~", fault))[:120]
 
 
-def first_files(plan: Plan, *, small: bool = False) -> dict[str, list[Files]]:
+def first_files(plan: Plan) -> dict[str, list[Files]]:
     """Return the whole files of each format, without the large ones where the run is a short one."""
-    small = small or plan.small
+    small = plan.small
     return pickle.loads(workers.forked(lambda: pickle.dumps(seeds.everything(list(plan.formats), small=small))))
 
 
@@ -163,7 +163,8 @@ def replay(folder: Path) -> list[str]:
     about = json.loads((folder / "case.json").read_text())
     name = about.pop("format")
     about.pop("faults")
-    how = judge.Options(**{key: tuple(one) if isinstance(one, list) else one for key, one in about.items()})
+    options: dict[str, Any] = {key: tuple(one) if isinstance(one, list) else one for key, one in about.items()}
+    how = judge.Options(**options)
     files = seeds.collected(folder / f"w{seeds.suffix(name)}")
     with tempfile.TemporaryDirectory(dir=workers.place()) as place, judge.watched():
         return judge.judge(Path(place), name, files, how).faults

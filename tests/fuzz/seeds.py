@@ -11,7 +11,8 @@ import io
 import json
 import logging
 import tempfile
-from collections import OrderedDict
+import warnings
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,80 @@ def _views() -> Any:
     return {"a": base[:12].view(3, 4).T, "b": base[4:], "c": torch.nn.Parameter(base[::2]), "d": base.view(2, 3, 4)}
 
 
+def _kinds() -> Any:
+    """All that a training checkpoint may hold besides tensors."""
+    import torch
+
+    plain = [None, True, 1, -(2**40), 2**70, 0.5, 2j, "text", b"bytes", bytearray(b"x"), (1, (2, (3,))), {1, 2}]
+    made = [torch.Size([2, 3]), torch.device("cpu"), torch.float16, torch.strided, Counter("abca"), OrderedDict(a=1)]
+    odd = {"sparse": torch.eye(2).to_sparse(), "meta": torch.ones(2, device="meta"), "conj": torch.ones(2) * 1j}
+    odd["conj"] = odd["conj"].conj()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's old storages are going away; its files have them
+        named = torch.nn.Parameter(torch.ones(2, 3)), torch.ones(3).storage(), torch.ones(2, 2).untyped_storage()
+    return {"state_dict": _torch(plain_and_scalar()), "kinds": plain + made, "named": named, "odd": odd, "ema": {}}
+
+
+def _readable() -> Any:
+    """The same without what is refused."""
+    return {key: one for key, one in _kinds().items() if key != "odd"}
+
+
+def plain_and_scalar() -> Tensors:
+    return plain() | {"scalar": np.array(2.5)}
+
+
+def _spread(kind: str) -> Any:
+    """A training checkpoint of a known network, all of whose tensors are views of a few numbers: a small file."""
+    import torch
+
+    numbers: dict[Any, Any] = {}
+
+    def small(node: Any) -> Any:
+        if isinstance(node, dict):
+            return type(node)((key, small(one)) for key, one in node.items())
+        if isinstance(node, torch.Tensor):
+            return numbers.setdefault(node.dtype, torch.full((), 3).to(node.dtype)).expand(node.shape)
+        return node
+
+    return small(trained(network(), kind))
+
+
+def _trained_flat() -> Tensors:
+    """A state dict with the state of an optimizer under names of this package."""
+    tensors = plain()
+    floats = [name for name, array in tensors.items() if array.dtype.kind == "f" and "running" not in name]
+    state = {f"optimizer/{slot}/{name}": tensors[name] for slot in ("exp_avg", "exp_avg_sq") for name in floats}
+    return {**tensors, **state, "optimizer/step": np.array(7)}
+
+
+def _trained_tree() -> Any:
+    """The tree of an NNX network with the state of an optimizer of this package."""
+    tree = _tree(plain())
+    return {
+        "model": tree,
+        "opt_state": {"count": np.array(3, np.int32), "tensors": {"exp_avg": tree, "momentum": tree}},
+    }
+
+
+def _compressed(compressor: Any) -> Callable[[Path], None]:
+    """An array in several pieces, compressed in a way that Orbax does not take by itself."""
+
+    def write(path: Path) -> None:
+        import tensorstore
+
+        formats.write(path, Content({"a": np.ones(1)}), FORMATS["orbax"])
+        (path / "_CHECKPOINT_METADATA").unlink()
+        for piece in (path / "a").iterdir():
+            piece.unlink()
+        metadata = {"shape": [5, 7], "chunks": [3, 4], "dtype": "<f4", "compressor": compressor}
+        spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{path}/a/"}, "metadata": metadata}
+        array: Any = tensorstore.open(spec, create=True).result()
+        array.write(np.arange(35, dtype=np.float32).reshape(5, 7)).result()
+
+    return write
+
+
 def _protocol_4(path: Path) -> None:
     pickle_of = io.BytesIO()
     import torch
@@ -302,30 +377,41 @@ OTHERS: dict[str, list[Callable[[Path], Any]]] = {
         _save_torch(lambda: _torch(plain()), _use_new_zipfile_serialization=False),
         _save_torch(lambda: trained(plain(), "adam"), _use_new_zipfile_serialization=False),
         _protocol_4,
+        _save_torch(_kinds),
+        _save_torch(_readable),
+        _save_torch(_readable, _use_new_zipfile_serialization=False),
     ],
     "safetensors": [
         _safetensors(plain, None),
         _safetensors(odd, {"format": "pt", "note": "卷积"}),
         _safetensors(types, {"format": "np"}),
+        _safetensors(_trained_flat, None),
     ],
     "sharded": [_sharded],
-    "npz": [_npz(plain, False), _npz(odd, True), _npz(types, True), _fortran],
+    "npz": [_npz(plain, False), _npz(odd, True), _npz(types, True), _fortran, _npz(_trained_flat, False)],
     "msgpack": [
         _msgpack(lambda: _tree(plain())),
         _msgpack(odd),
         _msgpack(_linen),
         _msgpack(_chunked),
         _msgpack(lambda: {"params": _tree(plain())}),
+        _msgpack(_trained_tree),
     ],
     "orbax": [
         _orbax(lambda: _tree(plain())),
         _orbax(lambda: _tree(plain()), use_zarr3=True, use_ocdbt=False),
         _orbax(lambda: {"a": {"b": np.arange(6.0).reshape(2, 3)}, "step": 3, "s": "text"}, use_ocdbt=False),
+        _orbax(_trained_tree, use_ocdbt=False),
+        *(_compressed(one) for one in (None, {"id": "zlib", "level": 1}, {"id": "blosc", "cname": "lz4", "clevel": 5})),
         _orbax(lambda: {"params": _tree(plain()), "opt_state": [{"count": np.array(3)}, None]}),
     ],
 }
 LARGE: dict[str, list[Callable[[Path], Any]]] = {
-    "torch": [_save_torch(lambda: trained(network(), "adam"))],
+    "torch": [
+        _save_torch(lambda: trained(network(), "adam")),
+        _save_torch(lambda: _spread("adam")),
+        _save_torch(lambda: _spread("sgd"), _use_new_zipfile_serialization=False),
+    ],
     "safetensors": [_safetensors(network, {"format": "pt"})],
-    "npz": [_npz(network, True)],
+    "npz": [_npz(network, True), _npz(lambda: {n: a * 0 for n, a in network().items()}, True)],
 }

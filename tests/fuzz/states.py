@@ -47,7 +47,8 @@ def drawn(rng: random.Random) -> Tensors:
     for _ in range(rng.choice((1, 2, 3, 5, 9, 20))):
         parts = [rng.choice(ODD if odd and rng.random() < 0.3 else WORDS) for _ in range(rng.randint(1, 4))]
         shape = tuple(rng.choice(SIZES) for _ in range(rng.choice((0, 0, 1, 1, 2, 3, 4, 6))))
-        tensors[".".join(parts)] = seeds.bits(bits, rng.choice(seeds.TYPES), shape)
+        array = seeds.bits(bits, rng.choice(seeds.TYPES), shape)
+        tensors[".".join(parts)] = np.asfortranarray(array) if rng.random() < 0.1 else array
     return tensors
 
 

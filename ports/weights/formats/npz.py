@@ -10,6 +10,7 @@ import io
 import json
 import math
 import tokenize
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,9 @@ def _header(content: bytes, name: str) -> tuple[tuple[int, ...], bool, np.dtype,
     if version not in HEADERS:
         raise ValueError(f"{name[:80]!r}: unknown version {version} of npy")
     try:
-        return *HEADERS[version](file), file.tell()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # numpy prints advice about files of Python 2
+            return *HEADERS[version](file), file.tell()
     except (
         RecursionError,
         MemoryError,

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ports.weights.formats.compressed import most
+from ports.weights.hub import WeightsError
 from ports.weights.source import OpenFile, Source
 
 MANIFEST = "manifest.ocdbt"
@@ -23,6 +24,15 @@ MAGIC = re.compile(rb"\x0c\xdb(\x3a\x2a|\x20\xde|\x12\x34)")  # manifest, node o
 PLAIN, ZSTD = 0, 1
 HEAD, CHECKSUM = 14, 4  # bytes in front of the content and behind it
 CACHE = 1 << 26
+
+
+def is_unicode(text: str) -> bool:
+    """Return whether a name is valid Unicode, as the libraries of Orbax need it; that of a file may be any bytes."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def opened(source: Source) -> Callable[[str], bytes | None]:
@@ -33,6 +43,11 @@ def opened(source: Source) -> Callable[[str], bytes | None]:
     """
     import tensorstore as ts
 
+    if not is_unicode(str(source.path.absolute())):
+        raise WeightsError(
+            f"weights {source.path}: is a database of Orbax in a place whose name is not valid Unicode, where its "
+            "library cannot read; rename the folder"
+        )
     for path in source.listing():
         for count in _nodes(OpenFile(path)):
             source.budget.take(count, "its nodes")

@@ -26,7 +26,7 @@ from ports.weights import destination
 from ports.weights.formats import SUM, Content, Tree, checked, checksum, dtype_of, flat, nested
 from ports.weights.formats.jsons import table
 from ports.weights.formats.ocdbt import MANIFEST as OCDBT
-from ports.weights.formats.ocdbt import opened
+from ports.weights.formats.ocdbt import is_unicode, opened
 from ports.weights.formats.zarr import Get, Reader
 from ports.weights.hub import WeightsError
 from ports.weights.lazy import is_array
@@ -209,6 +209,8 @@ def _system_error(error: Exception) -> OSError:
 def write(path: Path, content: Content) -> None:
     import orbax.checkpoint as ocp
 
+    if not is_unicode(str(path.absolute())):
+        raise WeightsError("orbax: the output's place has a name that is not valid Unicode, where Orbax cannot write")
     full: list[tuple[tuple[str, ...], Any]] = []
     empty: dict[str, Any] = {}
     seen: set[str] = set()
@@ -217,7 +219,7 @@ def write(path: Path, content: Content) -> None:
         name = ".".join(at)
         if not is_array(array):
             raise WeightsError(f"{name} ({type(array).__name__}) is no tensor, which Orbax cannot hold")
-        if not _valid(name):
+        if not is_unicode(name):
             raise WeightsError(f"{name!r}: is not valid Unicode, and Orbax cannot hold such a name")
         if _place(name) in places:
             raise WeightsError(f"{name}: two tensors that Orbax would keep under one name")
@@ -253,14 +255,6 @@ def _place(name: str) -> str:
 
 def _trees(leaves: list[tuple[tuple[str, ...], Any]]) -> Tree:
     return nested((at, np.ascontiguousarray(np.asarray(array)).reshape(array.shape)) for at, array in leaves)
-
-
-def _valid(name: str) -> bool:
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _unfit(name: str) -> bool:
