@@ -50,7 +50,8 @@ def settled(pairing: Pairing, build: Build, reference: torch.nn.Module, fed: Pro
         UserError: two layers that neither their inputs nor what comes of them tells apart; layers whose names say one
             thing and whose use says another.
     """
-    if not (_twins(units(pairing, _possible)) or _leaves(pairing)):
+    told = all(_named(p) or not _possible(p) for p in pairing.pairs)
+    if told or not (_twins(units(pairing, _possible)) or _leaves(pairing)):
         return pairing
     trial = Trial(build, reference, fed)
     best = _searched(pairing, trial, _unnamed)
@@ -114,8 +115,9 @@ def _open(pairing: Pairing, trial: Trial, free: Free) -> list[list[Unit]]:
     scattered = {name for name, count in modules.items() if count > 1}
     twins = _twins(units(pairing, free))
     found = _groups(two for two in twins if trial.alike(*two) or scattered & {u.torch for u in two})
-    if free is _possible:  # contrary to their names
+    if free is _possible:  # contrary to their names, which is wanted only where one has none
         found += map(list, _units(_leaves(pairing)[:LEAVES]))
+        found = [group for group in found if not all(_named(p) for unit in group for p in unit.pairs)]
     return found
 
 

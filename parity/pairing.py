@@ -357,9 +357,9 @@ def _tied(layer: Layer, found: Sequence[Pair]) -> bool:
 def _open(left: Iterable[Layer], right: Iterable[Layer], port: str) -> str:
     """The error for layers that stay open."""
     left, right = list(left), list(right)
-    example = next(((a.name, b.name) for a in left for b in right if a.kind == b.kind), ("layer", "layer"))
-    say = f"say which is which with names={{{example[0]!r}: {example[1]!r}, …}}"
-    lines = [f"the layers of the two models cannot be paired; {say}, or add what is missing"]
+    example = next(((a.name, b.name) for a in left for b in right if a.kind == b.kind), None)
+    say = f"say which is which with names={{{example[0]!r}: {example[1]!r}, …}}, or " if example else ""
+    lines = [f"the layers of the two models cannot be paired; {say}add what is missing"]
     for layer in left:
         candidates = sorted((o for o in right if o.kind == layer.kind), key=lambda o: o.signature != layer.signature)
         near = ", ".join(map(str, candidates[:4])) or f"none: {port} has no more {layer.kind}"
