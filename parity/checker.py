@@ -167,16 +167,19 @@ def move(
     layouts: Mapping[str, str] | None = None,
     keywords: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Moves the weights and statistics of anybody's PyTorch model into their Flax model, layer by paired layer.
+    """Move the weights and statistics of anybody's PyTorch model into their Flax model, layer by paired layer.
 
-    The arguments are those of `check`. The second bias of PyTorch's recurrent layers is folded into the first. Like a
-    check, it waits for one that runs in another thread, and puts all settings back.
+    The arguments are those of `check`. Both models run in float64, to see which layer is which (`parity.ordering`). The
+    second bias of PyTorch's recurrent layers is folded into the first, in PyTorch's type. The Flax model keeps its own
+    types: a number that one of them cannot hold is refused, never rounded. Like a check, it waits for one that runs in
+    another thread, and puts all settings back.
 
     Returns:
         the NNX model, changed in place, or Linen's `(module, new variables)`.
 
     Raises:
-        UserError: layers that cannot be paired, tensors that do not fit: nothing was written then.
+        UserError: layers that cannot be paired, or whose names say one thing and whose use says another; tensors that
+            do not fit in shape or type. Nothing was written then.
     """
     with isolation.isolated():
         return pairs.move(torch_model, flax_model, inputs, _port(flax_model), names, layouts, keywords)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -71,13 +71,19 @@ def of_torch(net: nn.Module, probe: Probe, state: Mapping[str, np.ndarray]) -> l
     names |= {outer for layer in layers if layer.kind == OWN for outer in _prefixes(layer.name) if outer}
     with torch.no_grad(), run_pytorch.tapped(net.eval(), record, names):
         run_pytorch.run(net, probe, run_pytorch.inputs_of(probe))
-    ranks = {name: i for i, name in enumerate(dict.fromkeys(map(layer_of, record.outputs)))}
+    ranks = _ranks(record, names)
     for i, layer in enumerate(layers):
         at = ranks.get(module_of(layer.name))
         # When a module of one's own uses its own tensors is not seen: behind all others, in the modules' order.
         layer.rank = None if at is None and layer.kind != OWN else 1000 * (len(ranks) if at is None else at) + i
     _owned(layers, ranks)
     return layers
+
+
+def _ranks(record: Recorder, modules: Container[str]) -> dict[str, int]:
+    """Return when each module is called first."""
+    names = (call if call in modules else layer_of(call) for call in record.outputs)
+    return {name: i for i, name in enumerate(dict.fromkeys(names))}
 
 
 def _owned(layers: Iterable[Layer], ranks: Mapping[str, int]) -> None:
@@ -214,7 +220,7 @@ def _of_flax(
         layer = layers.setdefault(name, Layer(name, kind))
         leaf = own.removeprefix(f"{name}.") if name else own
         layer.tensors[leaf], layer.values[leaf] = own, place.read()
-    ranks = {name: i for i, name in enumerate(dict.fromkeys(map(layer_of, record.outputs)))}
+    ranks = _ranks(record, modules)
     for runner, cell in cells.items():
         if runner in ranks:
             ranks.setdefault(cell, ranks[runner])

@@ -4,11 +4,15 @@ Layers are paired by what is certain, in this order; what stays open is an error
 candidates, never a guess:
 
 1. `names`, given by the caller, layer by layer or as patterns;
-2. equal names (but for `.`, `_` and capitals), where the tensors fit;
+2. equal names (but for `.`, `_` and capitals), where the tensors fit; a number tells nothing where both models have as
+   many layers of such names under other numbers (fc1 and fc2, fc0 and fc1; the 0, 2, 4 of a Sequential, 0, 1, 2);
 3. equal values: the same weights, bit by bit, that no other layer has;
 4. the only two layers left with tensors of these shapes;
-5. the order of execution, where both models call layers of the same types and shapes in the same order. It says what a
-   layer computes, not where it is written; `parity.ordering` checks it by computing before weights are moved.
+5. the order of execution, where both models call layers of the same types and shapes in the same order;
+6. names that differ in such numbers alone, the first with the first.
+
+The last two say what a layer computes, not where it is written; `parity.ordering` checks them by computing before
+weights are moved.
 
 A parameter that a module of the user's own has is a layer of its own. When it is used is not seen: where both models
 have it under the same name in its module, it is paired with one of that name; two of a module that only their order
@@ -20,8 +24,9 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import numpy as np
 
@@ -29,9 +34,11 @@ from ports.errors import UserError
 from ports.weights.layers import COUNTER
 
 # Tensors that one side may lack: the counter of batches; a recurrent layer's second bias, folded into the first.
-OPTIONAL = (COUNTER, "bias_hh")
+SECOND = "bias_hh"
+OPTIONAL = (COUNTER, SECOND)
 
-ORDER, ONLY = "the order of calls", "the only ones of these shapes"
+NAMES, VALUES = "equal names", "equal values"
+NUMBERED, ORDER, ONLY = "equal names but for numbers", "the order of calls", "the only ones of these shapes"
 
 
 @dataclass
@@ -48,6 +55,8 @@ class Layer:
         leaf: its name within the owner.
         owner_rank: when the owner is called first.
         mark: its name within the owner, where the other model has it as often.
+        key: its name, where names can tell it: None where its numbers tell nothing.
+        numbered: its name with each number counted among those in its place.
     """
 
     name: str
@@ -59,6 +68,8 @@ class Layer:
     leaf: str = ""
     owner_rank: int = 0
     mark: str = ""
+    key: str | None = None
+    numbered: str = ""
 
     @property
     def signature(self) -> tuple[object, ...]:
@@ -67,7 +78,7 @@ class Layer:
 
     @property
     def normal(self) -> str:
-        return re.sub(r"[._]", "", self.name).lower()
+        return _normal(self.name)
 
     def __str__(self) -> str:
         shapes = ", ".join(f"{n} {v.shape}" for n, v in self.values.items() if n not in OPTIONAL)
@@ -123,11 +134,15 @@ def pair(
     unused = [layer for layer in left.values() if layer.rank is None or _tied(layer, found)]
     for layer in unused:
         del left[layer.name]
-    spare = [name for name, layer in right.items() if layer.rank is None]
-    for name in spare:
-        del right[name]
-    if left or right:
-        raise UserError(_open(left.values(), right.values(), port))
+    spare = [layer for layer in right.values() if layer.rank is None]
+    for layer in spare:
+        del right[layer.name]
+    # Layers that neither model calls here may be called elsewhere: in training, or by another method.
+    idle = {layer.signature for layer in unused if layer.rank is None} & {layer.signature for layer in spare}
+    if left or right or idle:
+        both = ([layer for layer in side if layer.signature in idle] for side in (unused, spare))
+        mine, theirs = (chain(side, more) for side, more in zip((left.values(), right.values()), both, strict=True))
+        raise UserError(_open(mine, theirs, port))
     order = {layer.name: i for i, layer in enumerate(torch)}
     return Pairing(tuple(sorted(found, key=lambda p: order[p.torch.name])), tuple(unused))
 
@@ -181,13 +196,15 @@ def _named(
 
 def _paired(left: dict[str, Layer], right: dict[str, Layer], found: list[Pair]) -> None:
     """Move what is certain from both sides to `found`."""
+    _name(left.values(), right.values())
     _mark(left.values(), right.values())
-    _by(left, right, lambda layer: (layer.normal, layer.signature), "equal names", found)
-    _by(left, right, lambda layer: (layer.signature, _content(layer)), "equal values", found)
-    _by(left, right, lambda layer: (layer.normal, layer.kind), "equal names, other shapes", found)
+    _by(left, right, lambda layer: (_or_none(layer.key), layer.signature), NAMES, found)
+    _by(left, right, lambda layer: (layer.signature, _content(layer)), VALUES, found)
+    _by(left, right, lambda layer: (_or_none(layer.key), layer.kind), "equal names, other shapes", found)
     _by(left, right, lambda layer: layer.signature, ONLY, found)
     _in_order(left, right, found)
     _owners_in_order(left, right, found)
+    _by(left, right, lambda layer: (_or_none(None if layer.leaf else layer.numbered), layer.signature), NUMBERED, found)
     kinds = Counter(layer.kind for side in (left, right) for layer in side.values() if layer.rank is not None)
     if len(left) == len(right) and all(count == 2 for count in kinds.values()):
         _by(left, right, lambda layer: layer.kind, "the only ones left of this type", found)
@@ -205,6 +222,74 @@ def _by(left: dict[str, Layer], right: dict[str, Layer], key: object, why: str, 
         others = sides[1].get(value, [])
         if len(ones) == len(others) == 1:
             _take(left, right, ones[0], others[0], why, found)
+
+
+def _or_none(key: str | None) -> object:
+    """A key that no other layer has in place of none."""
+    return object() if key is None else key
+
+
+def _normal(name: str) -> str:
+    """A name without `.`, `_` and capitals; `1.1` is not `11`."""
+    return re.sub(r"(?<=\d)[._]+(?=\d)", "-", name).replace(".", "").replace("_", "").lower()
+
+
+def _name(left: Iterable[Layer], right: Iterable[Layer]) -> None:
+    """Say of each layer which name of it tells something."""
+    sides = [[*left], [*right]]
+    telling = _telling(*([layer.name for layer in side] for side in sides))
+    for side in sides:
+        numbered = _numbered([layer.name for layer in side])
+        for layer in side:
+            layer.numbered = _normal(numbered[layer.name])
+            layer.key = layer.normal if telling(layer.name) else None
+
+
+def _telling(*sides: Iterable[str]) -> Callable[[str], bool]:
+    """Return what says of a name whether its numbers tell something.
+
+    They do not where both models have as many names that are the same up to a number, and not the same numbers.
+    """
+    places = [_places(map(_pieces, side)) for side in sides]
+
+    def telling(name: str) -> bool:
+        some = _pieces(name)
+        both = ([side[_place(some, i)] for side in places] for i in range(1, len(some), 2))
+        return all(mine == theirs or len(mine) != len(theirs) for mine, theirs in both)
+
+    return telling
+
+
+def _numbered(names: Iterable[str]) -> dict[str, str]:
+    """The names with each number counted among those that stand in its place: `fc1`, `fc3` become `fc0`, `fc1`."""
+    pieces = {name: _pieces(name) for name in names}
+    ranks = {
+        place: {number: str(i) for i, number in enumerate(sorted(some))}
+        for place, some in _places(pieces.values()).items()
+    }
+    return {
+        name: "".join(ranks[_place(some, i)][int(part)] if i % 2 else part for i, part in enumerate(some))
+        for name, some in pieces.items()
+    }
+
+
+def _pieces(name: str) -> list[str]:
+    """A name in pieces; every second one is a number."""
+    return re.split(r"([0-9]+)", name)
+
+
+def _place(pieces: Sequence[str], i: int) -> str:
+    """What stands before a number."""
+    return _normal("".join(pieces[:i]))
+
+
+def _places(names: Iterable[Sequence[str]]) -> dict[str, set[int]]:
+    """The numbers of all names, by what stands before them."""
+    places: dict[str, set[int]] = defaultdict(set)
+    for some in names:
+        for i in range(1, len(some), 2):
+            places[_place(some, i)].add(int(some[i]))
+    return places
 
 
 def _content(layer: Layer) -> object:
@@ -238,13 +323,14 @@ def _mark(left: Iterable[Layer], right: Iterable[Layer]) -> None:
     """Say which own parameters have a name that tells them: one that both models have, and equally often."""
     sides = [[layer for layer in side if layer.leaf] for side in (left, right)]
     counts = [Counter(map(_name_and_shape, side)) for side in sides]
+    telling = _telling(*([layer.leaf for layer in side] for side in sides))
     for layer in (*sides[0], *sides[1]):
         key = _name_and_shape(layer)
-        layer.mark = key[0] if counts[0][key] == counts[1][key] else ""
+        layer.mark = key[0] if counts[0][key] == counts[1][key] and telling(layer.leaf) else ""
 
 
 def _name_and_shape(layer: Layer) -> tuple[str, tuple[int, ...]]:
-    return re.sub(r"[._]", "", layer.leaf).lower(), layer.values["value"].shape
+    return _normal(layer.leaf), layer.values["value"].shape
 
 
 def _owners_in_order(left: dict[str, Layer], right: dict[str, Layer], found: list[Pair]) -> None:

@@ -28,7 +28,7 @@ from parity import (
     transfer,
 )
 from parity.layouts import LAYOUTS, axes, leaves, mapped
-from parity.pairing import OPTIONAL, Pairing, pair
+from parity.pairing import OPTIONAL, SECOND, Pairing, pair
 from parity.quantities import Loss, Probe
 from parity.report import Model
 from parity.run_flax import Functional
@@ -82,9 +82,26 @@ class Pair:
                 found[p.flax.name] = module
         return found
 
-    def functional(self, state: Mapping[str, np.ndarray], names: Mapping[str, str]) -> Functional:
-        """The Flax model with these weights."""
-        own = {own: state[hub] for own, hub in self.tensors.items()}
+    @property
+    def second(self) -> dict[str, str]:
+        """PyTorch's names, by Flax's, of second biases of recurrent layers: what is left of them when they are folded.
+
+        The check does not compare them as tensors of their own.
+        """
+        both = (p for p in self.pairing.pairs if SECOND in p.torch.tensors and SECOND in p.flax.tensors)
+        return {p.flax.tensors[SECOND]: p.torch.tensors[SECOND] for p in both}
+
+    def moved(self, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return what is written into the Flax model when it is given PyTorch's weights."""
+        return {own: state[hub] for own, hub in (self.tensors | self.second).items()}
+
+    def functional(self, state: Mapping[str, np.ndarray], names: Mapping[str, str], second: bool = False) -> Functional:
+        """The Flax model with these weights.
+
+        Args:
+            second: whether what is left of second biases is written, too.
+        """
+        own = self.moved(state) if second else {own: state[hub] for own, hub in self.tensors.items()}
         new = _written(self.port, nnx.clone(self.flax) if self.port == "nnx" else self.flax, own, self.layers)
         if self.port == "nnx":
             return run_nnx.functional(new, names, self.tensors)
@@ -164,32 +181,47 @@ def move(
     if problems := [f.text for f in found if f.trap in (transfer.STRUCTURE, transfer.BIAS)]:
         raise weights.WeightsError(problems)
 
+    places = _places(port, other, both.layers)
+    _fitting(both.moved(both.state), places)
+    state = probe.varied(both.state, {*both.tensors.values()}, 0)
+    _write(both.reference, state)
+
     def build(pairing: Pairing, names: Mapping[str, str]) -> Functional:
-        return replace(both, pairing=pairing).functional(both.state, names)
+        return replace(both, pairing=pairing).functional(state, names, second=True)
 
     both = replace(both, pairing=ordering.settled(both.pairing, build, both.reference, fed))
-    own = {own: both.state[hub] for own, hub in both.tensors.items()}
-    _fitting(own, _places(port, other, both.layers))
+    own = both.moved(both.state)
+    _fitting(own, places)
     moved = _written(port, other, own, both.layers)
     _read_back(own, _places(port, moved, both.layers))
     return moved
 
 
 def _fitting(own: Mapping[str, np.ndarray], places: Mapping[str, Any]) -> None:
-    """Raise where a tensor loses bits in the Flax model's type."""
-    problems = [
-        f"{name}: PyTorch's numbers lose bits in the Flax model's {places[name].dtype}; give it a wider param_dtype"
-        for name, array in own.items()
-        if not np.array_equal(array.astype(places[name].dtype).astype(array.dtype), array)
-    ]
+    """Raise where a tensor loses bits in the Flax model's type, or has no place there."""
+    problems = []
+    for name, array in own.items():
+        place = places[name]
+        with np.errstate(all="ignore"):  # what overflows is refused
+            narrowed = array.astype(place.dtype).astype(array.dtype)
+        if not place.slots and array.any():
+            problems.append(
+                f"{name}: Flax's cell has no bias at the hidden state, which PyTorch's new gate multiplies by its "
+                "reset gate; set that part of PyTorch's bias_hh to zero, or use a cell that has it "
+                "(flax.linen.GRUCell)"
+            )
+        elif not np.array_equal(narrowed, array):
+            problems.append(
+                f"{name}: PyTorch's numbers lose bits in the Flax model's {place.dtype}; give it a wider param_dtype"
+            )
     if problems:
         raise weights.WeightsError(problems)
 
 
 def _read_back(own: Mapping[str, np.ndarray], places: Mapping[str, Any]) -> None:
-    """Raise where the Flax model does not hold what was written: a defect of this package."""
+    """Raise where the Flax model does not hold every bit that was written: a defect of this package."""
     for name, array in own.items():
-        if not np.array_equal(np.asarray(places[name].read()).astype(array.dtype), array):
+        if np.asarray(places[name].read()).tobytes() != array.astype(places[name].dtype).tobytes():
             raise RuntimeError(f"{name}: the Flax model does not hold what was written into it")
 
 
@@ -263,10 +295,12 @@ def paired(model: torch.nn.Module, other: Any, fed: Probe, port: str, names: Map
     with inventory.raising("PyTorch"):
         ours = inventory.of_torch(reference, fed, state)
     if port == "nnx":
-        flax, layers = run_nnx.promote(other), None
+        with inventory.raising():
+            flax, layers = run_nnx.promote(other), None
         theirs = inventory.of_nnx(flax, fed)
     else:
-        flax = run_linen.promote(other)
+        with inventory.raising():
+            flax = run_linen.promote(other)
         layers = inventory.linen_layers(flax, fed)
         theirs = inventory.of_linen(flax, fed, layers)
     return Pair(reference, flax, port, state, pair(ours, theirs, names, port), layers)

@@ -51,5 +51,6 @@ class Calls:
 
 
 def layer_of(call: str) -> str:
-    """The layer of a call's name."""
-    return call.partition("#")[0]
+    """Return the layer of a call's name: `fc` of `fc` and `fc#2`; a module may be called `fc#1`."""
+    name, mark, count = call.rpartition("#")
+    return name if mark and count.isdecimal() and int(count) > 1 else call

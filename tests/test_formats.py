@@ -247,3 +247,15 @@ def test_what_is_no_number_is_not_written(row: formats.Format, array: np.ndarray
     with pytest.raises(WeightsError, match=r"t: is of type .*, expected numbers"):
         save(tmp_path / f"w{suffix(row)}", {"a": np.ones(2), "t": array}, format=row.name)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("row", FORMATS.values(), ids=FORMATS)
+def test_truth_values_of_other_bytes(row: formats.Format, tmp_path: Path) -> None:
+    """Some files hold a 5 for true: Orbax wrote it, and did not read it."""
+    array = np.array([0, 1, 5, 178], np.uint8).view(bool)
+    for name, bits in (("flat", array), ("square", array.reshape(2, 2).T), ("one", array[2:3].reshape(()))):
+        path = tmp_path / f"{name}{suffix(row)}"
+        save(path, {"a": bits}, format=row.name)
+        found = load(path, format=row.name)["a"]
+        assert found.tobytes() == (bits.copy().view(np.uint8) != 0).tobytes()
+        assert np.array_equal(found, bits.view(np.uint8) != 0)

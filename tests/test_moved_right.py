@@ -14,7 +14,7 @@ from flax import linen, nnx
 from generated import verdict
 
 import parity
-from parity import ordering, pairs
+from parity import pairs, trials
 from ports import UserError
 from ports.weights import WeightsError
 
@@ -28,8 +28,8 @@ def test_generated_models_are_moved_rightly_or_refused(seed: int) -> None:
 
 
 def test_generated_models_are_not_all_refused() -> None:
-    """Own parameters under the same names in modules of other names, and layers in other orders."""
-    assert [verdict(seed) for seed in (0, 1, 7, 8, 11)] == ["right"] * 5
+    """Own parameters under the same names in modules of other names, layers in other orders, a port with a mistake."""
+    assert [verdict(seed) for seed in (0, 2, 5, 6, 7)] == ["right"] * 5
 
 
 class TorchAffine(torch.nn.Module):
@@ -103,7 +103,7 @@ def test_names_that_the_use_contradicts_are_refused() -> None:
     """In PyTorch `scale` is added to the product with `factor`; in the port it is the factor."""
     torch.manual_seed(0)
     model = TorchNet("factor", "scale")
-    with pytest.raises(UserError, match="agree only if the two are exchanged"):
+    with pytest.raises(UserError, match="agree only if these are exchanged"):
         moved(model, Net())
     names = {f"aff{i}.factor": f"{name}.scale" for i, name in ((1, "first"), (2, "second"))}
     assert moved(model, Net(), names=names) < 1e-6
@@ -179,8 +179,8 @@ def test_equal_weights_need_no_telling() -> None:
 
 def test_too_many_layers_to_try_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr(ordering, "TRIALS", 3)
-    with pytest.raises(UserError, match="too many layers are paired by the order of calls"):
+    monkeypatch.setattr(trials, "TRIALS", 3)
+    with pytest.raises(UserError, match="too many layers could be exchanged"):
         moved(TorchAttention(), Attention("kqv"))
 
 

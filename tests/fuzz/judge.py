@@ -227,7 +227,10 @@ def _back(found: Verdict, source: Path, name: str, out: Path, how: Options) -> N
 
 
 def _same(a: Any, b: Any) -> bool:
+    """Return whether two arrays have the same bits; a truth value is true whatever its byte is."""
     a, b = np.asarray(a), np.asarray(b)
+    if a.dtype == b.dtype == np.bool_:
+        a, b = a.view(np.uint8) != 0, b.view(np.uint8) != 0
     return (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
 
 

@@ -185,7 +185,7 @@ def _unicode(text: str) -> str:
 
 
 def _portable(node: Any, name: str) -> Any:
-    """Return a tree whose arrays are numbers in this machine's byte order: no writer looks at the order."""
+    """Return a tree whose arrays are numbers as this machine has them: no writer looks at byte order or bits."""
     if isinstance(node, Mapping):
         return {key: _portable(value, f"{name}.{key}" if name else str(key)) for key, value in node.items()}
     if isinstance(node, list):
@@ -194,7 +194,14 @@ def _portable(node: Any, name: str) -> Any:
         return node
     if not _is_number(node.dtype):
         raise WeightsError(f"{name}: is of type {node.dtype}, expected numbers")
+    if node.dtype == np.bool_:
+        return _truths(np.asarray(node))
     return node if node.dtype.isnative else np.asarray(node).astype(node.dtype.newbyteorder("="))
+
+
+def _truths(array: np.ndarray) -> np.ndarray:
+    """Return truth values as bytes 0 and 1: a file may hold others, which mean true, and some readers refuse them."""
+    return array if array.view(np.uint8).max(initial=0) < 2 else np.asarray(array.view(np.uint8) != 0)
 
 
 def foreign(row: Format) -> Callable[[Path], list[str]] | None:

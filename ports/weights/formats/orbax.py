@@ -107,7 +107,7 @@ def _leaves(source: Source, get: Get) -> Iterator[tuple[tuple[str, ...], Any]]:
     for at, kind in entries:
         name = ".".join(at)
         if kind in ARRAYS:
-            place = f"{name}/" if name and not name.endswith("/") else name
+            place = _place(name)
             try:
                 yield at, reader.read(lambda file, place=place: find(place + file), missing)
             except WeightsError:
@@ -214,14 +214,16 @@ def write(path: Path, content: Content) -> None:
     full: list[tuple[tuple[str, ...], Any]] = []
     empty: dict[str, Any] = {}
     seen: set[str] = set()
+    places: set[str] = set()
     for at, array in flat(content.tree):
         name = ".".join(at)
         if not is_array(array):
             raise WeightsError(f"{name} ({type(array).__name__}) is no tensor, which Orbax cannot hold")
         if not is_unicode(name):
             raise WeightsError(f"{name!r}: is not valid Unicode, and Orbax cannot hold such a name")
-        if name in seen:
+        if _place(name) in places:
             raise WeightsError(f"{name}: two tensors that Orbax would keep under one name")
+        places.add(_place(name))
         seen.add(name)
         if array.size:
             full.append((at, array))
@@ -244,6 +246,11 @@ def write(path: Path, content: Content) -> None:
     (path / ABOUT).write_text(json.dumps(about, sort_keys=True))
     if (path / DONE).is_file():  # it names the folder that it was written in
         (path / DONE).write_text("Checkpoint commit was successful")
+
+
+def _place(name: str) -> str:
+    """Return what the keys of a tensor's parts begin with, as TensorStore forms them."""
+    return "" if name in ("", "/") else name if name.endswith("/") else f"{name}/"
 
 
 def _trees(leaves: list[tuple[tuple[str, ...], Any]]) -> Tree:
