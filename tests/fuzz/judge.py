@@ -34,7 +34,7 @@ from .seeds import Files, collected, laid, suffix
 
 CPU = 10.0  # seconds
 NOISE = 8 << 20  # bytes that a process takes besides: pages of the allocator, of libraries
-NOTES, LONGEST = 40, 1200
+NOTES, LONGEST = 40, 4200  # lines, and characters of one: four problems of up to 1,000 each
 # What no reader raises on purpose: an error of programming, whatever the file is.
 MISTAKES = (LookupError, TypeError, AttributeError, NameError, AssertionError, ArithmeticError, RuntimeError)
 PLANNED = (RecursionError,)
