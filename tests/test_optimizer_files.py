@@ -639,3 +639,13 @@ def duplicate(tree: Any) -> Any:
     if isinstance(tree, dict):
         return {key: duplicate(value) for key, value in tree.items()}
     return [duplicate(value) for value in tree] if isinstance(tree, list) else tree
+
+
+@pytest.mark.parametrize("name", [row.name for row in FORMATS.values() if not row.nested])
+def test_a_tensor_of_the_network_under_the_name_of_a_state(name: str, tmp_path: Path) -> None:
+    """It was written, and read as the state of an optimizer."""
+    tree = {"a": np.ones(2), "optimizer/step": np.ones((2, 3))}
+    formats.write(tmp_path / "w.msgpack", Content(tree), FORMATS["msgpack"])
+    with pytest.raises(UserError, match=f"optimizer/step: is what {name} calls the steps of an optimizer"):
+        convert(tmp_path / "w.msgpack", tmp_path / "o", format=name, to="torch")
+    assert not (tmp_path / "o").exists()

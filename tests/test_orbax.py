@@ -175,20 +175,6 @@ def test_text_is_not_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert not (tmp_path / name).exists()
 
 
-@pytest.mark.parametrize("name", ["/", "//", "a/", "/a", "a//b", "a\\b", "?", "a#b", "%2f"])
-def test_names_that_are_paths(name: str, tmp_path: Path) -> None:
-    """A tensor called / was written, and not found again."""
-    tensors = {name: np.arange(3.0), "w": np.ones(2)}
-    weights.save(tmp_path / "o", tensors, format="orbax")
-    assert same(weights.load(tmp_path / "o", format="orbax", strip=False), tensors)
-
-
-def test_two_names_of_one_path_are_refused(tmp_path: Path) -> None:
-    """The one was written over the other."""
-    with pytest.raises(WeightsError, match="two tensors that Orbax would keep under one name"):
-        weights.save(tmp_path / "o", {"a": np.arange(3.0), "a/": np.ones(2)}, format="orbax")
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_folder_whose_name_is_not_text(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """TensorStore refuses its path with a complaint about a type of C++; the file was called damaged."""
@@ -206,3 +192,17 @@ def test_a_folder_whose_name_is_not_text(kind: str, tmp_path: Path, capsys: pyte
     assert main(["convert", str(tmp_path / "s.npz"), str(folder / "o"), "--to", "torch"]) == 2
     assert "orbax: the output's place has a name that is not valid Unicode" in capsys.readouterr().err
     assert [path.name for path in folder.iterdir()] == ["w"]
+
+
+@pytest.mark.parametrize("name", ["/", "//", "a/", "/a", "a//b", "a\\b", "?", "a#b", "%2f"])
+def test_names_that_are_paths(name: str, tmp_path: Path) -> None:
+    """A tensor called / was written, and not found again."""
+    tensors = {name: np.arange(3.0), "w": np.ones(2)}
+    weights.save(tmp_path / "o", tensors, format="orbax")
+    assert same(weights.load(tmp_path / "o", format="orbax", strip=False), tensors)
+
+
+def test_two_names_of_one_path_are_refused(tmp_path: Path) -> None:
+    """The one was written over the other."""
+    with pytest.raises(WeightsError, match="two tensors that Orbax would keep under one name"):
+        weights.save(tmp_path / "o", {"a": np.arange(3.0), "a/": np.ones(2)}, format="orbax")

@@ -30,6 +30,7 @@ from ports.weights.lazy import Array
 from ports.weights.networks import Layer, layers
 from ports.weights.optimizer import STEP
 from ports.weights.rulesfile import RulesFound
+from ports.weights.training import PREFIX
 
 Leaves = dict[tuple[str, ...], Array]
 # What a conversion writes into the metadata. It keeps all else that the source says of itself.
@@ -199,9 +200,13 @@ def _tree(
     about: dict[str, str],
 ) -> formats.Tree:
     """The whole output, as its format holds it."""
+    leaves: Leaves = {(name,): array for name, array in weights.items()} if rows is None else _leaves(weights, rows)
+    if not row.nested and any(".".join(at) == PREFIX + STEP for at in leaves):
+        raise WeightsError(
+            f"{PREFIX}{STEP}: is what {row.name} calls the steps of an optimizer, expected another name of a tensor"
+        )
     if rows is None:
         return dict(weights)
-    leaves = _leaves(weights, rows)
     if held.optimizer is None:
         return formats.nested(leaves.items()) if row.nested else {".".join(at): a for at, a in leaves.items()}
     trees, step = _state_trees(held, rows, to, about), int(held.optimizer[STEP])
