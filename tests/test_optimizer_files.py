@@ -29,7 +29,7 @@ import ports
 from parity.cli import main
 from ports import optim
 from ports.errors import UserError
-from ports.weights import convert, formats, optimizer
+from ports.weights import convert, formats, optimizer, save
 from ports.weights.checkpoint import open_checkpoint
 from ports.weights.formats import FORMATS, Content
 from ports.weights.guard import DEBUG
@@ -648,4 +648,6 @@ def test_a_tensor_of_the_network_under_the_name_of_a_state(name: str, tmp_path: 
     formats.write(tmp_path / "w.msgpack", Content(tree), FORMATS["msgpack"])
     with pytest.raises(UserError, match=f"optimizer/step: is what {name} calls the steps of an optimizer"):
         convert(tmp_path / "w.msgpack", tmp_path / "o", format=name, to="torch")
+    with pytest.raises(UserError, match=f"optimizer/step: is what {name} calls the steps of an optimizer"):
+        save(tmp_path / "o", tree, format=name)
     assert not (tmp_path / "o").exists()

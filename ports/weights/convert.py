@@ -30,7 +30,7 @@ from ports.weights.lazy import Array
 from ports.weights.networks import Layer, layers
 from ports.weights.optimizer import STEP
 from ports.weights.rulesfile import RulesFound
-from ports.weights.training import PREFIX
+from ports.weights.training import check_names
 
 Leaves = dict[tuple[str, ...], Array]
 # What a conversion writes into the metadata. It keeps all else that the source says of itself.
@@ -201,10 +201,7 @@ def _tree(
 ) -> formats.Tree:
     """The whole output, as its format holds it."""
     leaves: Leaves = {(name,): array for name, array in weights.items()} if rows is None else _leaves(weights, rows)
-    if not row.nested and any(".".join(at) == PREFIX + STEP for at in leaves):
-        raise WeightsError(
-            f"{PREFIX}{STEP}: is what {row.name} calls the steps of an optimizer, expected another name of a tensor"
-        )
+    check_names(map(".".join, leaves), row)
     if rows is None:
         return dict(weights)
     if held.optimizer is None:

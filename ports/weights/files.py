@@ -79,5 +79,6 @@ def save(
         raise WeightsError(f"output {path}: got no tensors")
     if other := [name for name in arrays if not isinstance(name, str)]:
         raise WeightsError(f"output {path}: got a tensor named {other[0]!r}, expected text")
+    training.check_names(arrays, row)
     with publish(path, force=force, foreign=formats.foreign(row)) as partial:
         formats.write(partial, Content(arrays), row)

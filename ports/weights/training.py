@@ -13,7 +13,7 @@ finds a state; `states.py` reads it. Where a state is, by kind of file:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -26,6 +26,18 @@ NESTED = ("state_dict", "model", "module", "ema", "model_state_dict", "model_sta
 OPTIMIZER = ("optimizer", "opt_state", "optimizer_state_dict", "optimizer_states")
 STEPS = (STEP, "global_step")
 PREFIX = "optimizer/"
+
+
+def check_names(names: Iterable[str], row: Format) -> None:
+    """Raise where a tensor of the network would be read as the state of an optimizer.
+
+    Raises:
+        WeightsError: a flat format cannot tell it from the steps of an optimizer.
+    """
+    if not row.nested and PREFIX + STEP in names:
+        raise WeightsError(
+            f"{PREFIX}{STEP}: is what {row.name} calls the steps of an optimizer, expected another name of a tensor"
+        )
 
 
 @dataclass
