@@ -19,6 +19,7 @@ from parity.cli import main
 from ports import weights
 from ports.weights import WeightsError, formats
 from ports.weights.formats import FORMATS, flat
+from ports.weights.formats.compressed import most
 
 KINDS: dict[str, dict[str, Any]] = {
     "database": {},
@@ -206,3 +207,9 @@ def test_two_names_of_one_path_are_refused(tmp_path: Path) -> None:
     """The one was written over the other."""
     with pytest.raises(WeightsError, match="two tensors that Orbax would keep under one name"):
         weights.save(tmp_path / "o", {"a": np.arange(3.0), "a/": np.ones(2)}, format="orbax")
+
+
+@pytest.mark.parametrize("name", [["zstd"], {"id": 1}, 7, "none such"])
+def test_a_compressor_of_no_known_name(name: Any) -> None:
+    with pytest.raises(ValueError, match="an unknown compressor"):
+        most(name, b"", 0)

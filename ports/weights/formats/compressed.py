@@ -32,7 +32,7 @@ def most(name: str | None, content: bytes, size: int) -> int:
     Raises:
         ValueError: it becomes another number of bytes, is damaged, or its compressor is unknown.
     """
-    if name not in READERS:
+    if not isinstance(name, str | None) or name not in READERS:  # a file may name a list
         raise ValueError(f"an unknown compressor {str(name)[:40]!r}")
     return max(READERS[name](content, size), size)
 
