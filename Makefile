@@ -12,10 +12,10 @@ SEED ?= 0
 FAULTS ?= $(VENV)/faults
 
 .DEFAULT_GOAL := help
-.PHONY: help setup parity parity-all bench gpu test fuzz soak lint clean
+.PHONY: help setup parity parity-all bench gpu gpu-rehearsal test fuzz soak lint clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY) ## set up .venv with everything pinned in constraints.txt
 
@@ -28,8 +28,11 @@ parity-all: $(READY) ## check every named network
 bench: $(READY) ## time resnet18 in every port, each proved equal first (within five minutes)
 	$(BIN)/python -m benchmarks --quick
 
-gpu: ## check and time everything on an NVIDIA GPU with the Python that has its frameworks (PYTHON=...), in eight minutes
-	$(or $(PYTHON),python3) -m benchmarks.gpu --out $(OUT)
+gpu: ## on an NVIDIA GPU, with the Python that has its frameworks (PYTHON=...): stages a and b in eight minutes (STAGE=c)
+	$(or $(PYTHON),python3) -m benchmarks.gpu --out $(OUT) $(if $(STAGE),--stage $(STAGE))
+
+gpu-rehearsal: $(READY) ## the same stages on the CPU with small networks, within ten minutes (STAGE=a)
+	$(BIN)/python -m benchmarks.gpu --rehearsal $(if $(STAGE),--stage $(STAGE))
 
 test: $(READY) ## run all tests
 	$(BIN)/pytest -n 2 --dist worksteal $(PYTEST_ARGS)

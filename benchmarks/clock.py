@@ -1,8 +1,10 @@
 """The clock: what a step of a subject takes, and the ways in which a figure would not be one.
 
-A block begins when the device is idle and ends when the last step's result is there. Afterwards the results of all its
-steps are read: a subject that returned before its work was done makes the clock wait there, and is refused. So is one
-that compiled a program within a block. One whose blocks do not come to rest while it warms up is named below its table.
+A block begins when the device is idle and ends when the last step's result is there. Afterwards the clock reads the
+results of all steps: a subject that returned before its work was done makes the clock wait there, and is refused. So is
+one that compiled a program within a block. One whose blocks do not come to rest while it warms up is named below its
+table. On a GPU the device's own clock runs beside the host's (`events.py`): a block is refused where the device still
+worked when the framework said that it was done, or where the two clocks disagree.
 
 On a busy machine other programs' turns look like lateness; BENCHMARKS_TRIES=20 lets a subject try that often.
 """
@@ -21,6 +23,9 @@ from benchmarks.settings import SETS
 
 # Part of a block that reading its results may take (they are small), and the least that is noticed, in seconds a step.
 LATE, LEAST = 0.1, 0.0005
+
+# By how much the device's clock may differ from the host's: a part of the block, and seconds.
+APART, LEAST_APART = 0.02, 0.0005
 
 # Warm-up: blocks of this many seconds until three in a row agree within `CALM`; so many at most.
 WARM, CALM, MOST = 0.15, 0.1, 8
@@ -50,32 +55,52 @@ class Run(Protocol):
         """How many programs were compiled so far."""
         ...
 
+    def rest(self) -> None:
+        """Give memory of the device back that others need while this subject waits."""
+
+
+class Timer(Protocol):
+    """A clock of the device; see `benchmarks.events.Timer`."""
+
+    def begin(self) -> None: ...
+
+    def end(self) -> tuple[float, float]: ...
+
 
 @dataclass
 class Block:
-    """Steps that were timed together; `each` where every one was waited for."""
+    """Steps that were timed together; `each` where every one was waited for, `events` by the device's clock."""
 
     steps: int
     seconds: float
     each: list[float] = field(default_factory=list)
+    device_seconds: float | None = None
 
     @property
     def ms(self) -> float:
         return self.seconds / self.steps * 1e3
 
+    @property
+    def events(self) -> float | None:
+        """Milliseconds a step, by the device's clock."""
+        return None if self.device_seconds is None else self.device_seconds / self.steps * 1e3
 
-def block(run: Run, steps: int, first: int = 0, single: bool = False) -> Block:
+
+def block(run: Run, steps: int, first: int = 0, single: bool = False, timer: Timer | None = None) -> Block:
     """Times so many steps.
 
     Args:
         first: the input set of the first.
         single: wait for every step, as somebody does who needs each answer.
+        timer: the device's clock, where it has one.
 
     Raises:
         ClockError: the time is not that of the work.
     """
     programs = run.programs()
     results, each = [], []
+    if timer is not None:
+        timer.begin()
     begin = time.perf_counter()
     for i in range(steps):
         at = time.perf_counter() if single else 0.0
@@ -85,6 +110,7 @@ def block(run: Run, steps: int, first: int = 0, single: bool = False) -> Block:
             each.append(time.perf_counter() - at)
     run.wait(results[-1])
     seconds = time.perf_counter() - begin
+    elapsed = agreed(timer, seconds, steps) if timer is not None else None
     begin = time.perf_counter()
     values = [run.numbers(result) for result in results]
     late = time.perf_counter() - begin
@@ -97,10 +123,31 @@ def block(run: Run, steps: int, first: int = 0, single: bool = False) -> Block:
         raise ClockError(f"it compiled {compiled} program{'s' if compiled > 1 else ''} while it was timed")
     if not all(np.isfinite(array).all() for value in values for array in value.values()):
         raise ClockError("its results are not finite any more")
-    return Block(steps, seconds, each)
+    return Block(steps, seconds, each, elapsed)
 
 
-def again(run: Run, steps: int, first: int = 0, single: bool = False, times: int = TRIES) -> tuple[Block, int]:
+def agreed(timer: Timer, seconds: float, steps: int) -> float:
+    """Return the seconds that the device's clock saw.
+
+    Raises:
+        ClockError: the device had not done its work, or the clocks disagree.
+    """
+    elapsed, late = timer.end()
+    if late > max(LATE * seconds, LEAST * steps):
+        raise ClockError(
+            f"{steps} steps were said to be done after {seconds * 1e3:.1f} ms, the device worked {late * 1e3:.1f} ms "
+            "longer: it returns before its work is done"
+        )
+    if abs(elapsed - late - seconds) > max(APART * seconds, LEAST_APART):
+        raise ClockError(
+            f"the host's clock saw {seconds * 1e3:.2f} ms, the device's {(elapsed - late) * 1e3:.2f} ms: they disagree"
+        )
+    return elapsed - late
+
+
+def again(
+    run: Run, steps: int, first: int = 0, single: bool = False, times: int = TRIES, timer: Timer | None = None
+) -> tuple[Block, int]:
     """A block, and how many were thrown away before it: another program's turn on the processor looks like lateness.
 
     Raises:
@@ -108,7 +155,7 @@ def again(run: Run, steps: int, first: int = 0, single: bool = False, times: int
     """
     for thrown in range(times):
         try:
-            return block(run, steps, first, single), thrown
+            return block(run, steps, first, single, timer), thrown
         except ClockError:
             if thrown == times - 1:
                 raise

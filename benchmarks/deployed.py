@@ -35,7 +35,7 @@ def build_nnx(case: Case) -> Any:
     net = ports.create(case.spec, "nnx", seed=None, dtype=dtype(case.setting))
     ports.weights.write(net, case.weights)
     run = _through_a_file(net, case, "net.stablehlo")
-    return JaxRun(case, lambda images, _: run(images), lambda: ports.weights.read(net))
+    return JaxRun(case, lambda images, _: run(images), lambda: ports.weights.read(net), wide=True)
 
 
 def _through_a_file(net: Any, case: Case, name: str) -> Any:

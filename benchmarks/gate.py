@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from ports.weights.layers import COUNTER
 from ports.weights.networks import layers
 
 DRAWS = 4
+BOUNDS = "bounds.json"  # is written last
 Numbers = dict[str, np.ndarray]
 STATISTICS = ("running_mean", "running_var", COUNTER)
 
@@ -64,6 +65,11 @@ def place_of(setting: Setting, changes: Mapping[str, Any], folder: Path) -> Path
     return folder / "-".join([setting.name, *(f"{name}={value}" for name, value in changes.items())])
 
 
+def is_prepared(place: Path) -> bool:
+    """Return whether `prepare` has finished there."""
+    return (place / BOUNDS).exists()
+
+
 def prepare(setting: Setting, changes: Mapping[str, Any], folder: Path, seed: int = 0) -> None:
     """Writes what the subjects are fed with and what they must give, if it is not there yet."""
     import torch
@@ -73,21 +79,10 @@ def prepare(setting: Setting, changes: Mapping[str, Any], folder: Path, seed: in
     from parity.checker import randomise
 
     spec, place = specs.get(setting.network, **changes), place_of(setting, changes, folder)
-    if (place / "bounds.json").exists():
+    if is_prepared(place):
         return
     place.mkdir(parents=True, exist_ok=True)
-    fed = [
-        probe.make(
-            probe.photographs(),
-            batch=setting.batch,
-            size=setting.size,
-            channels=spec.in_channels,
-            classes=spec.num_classes,
-            seed=seed + i,
-        )
-        for i in range(SETS)
-    ]
-    images = np.stack([one.inputs[0] for one in fed]).astype(np.float32)
+    images = photographs(setting, spec, folder, seed)
     labels = np.stack(
         [np.random.default_rng([seed, i]).integers(0, spec.num_classes, setting.batch) for i in range(SETS)]
     )
@@ -107,9 +102,8 @@ def prepare(setting: Setting, changes: Mapping[str, Any], folder: Path, seed: in
         weights = {n: a.astype(np.float32) if a.dtype == np.float64 else a for n, a in ports.weights.read(net).items()}
         np.savez(weights_file, **weights)  # pyright: ignore[reportArgumentType]
     weights = dict(np.load(weights_file))
-    np.save(place / "images.npy", images)
     np.save(place / "labels.npy", labels)
-    expected = run(spec, setting, weights, images[0], labels[0], "float64")
+    expected = exact(spec, setting, weights, images[0], labels[0], exact_file(setting, changes, folder))
     rng = np.random.default_rng([seed, 9])
     bounds = dict.fromkeys(expected, 0.0)
     for _ in range(DRAWS):
@@ -121,7 +115,62 @@ def prepare(setting: Setting, changes: Mapping[str, Any], folder: Path, seed: in
             size = norm(value)
             bounds[name] = max(bounds[name], distance(drawn[name], value) / size if size else 0.0)
     np.savez(place / "expected.npz", **expected)  # pyright: ignore[reportArgumentType]
-    (place / "bounds.json").write_text(json.dumps(bounds))
+    (place / BOUNDS).write_text(json.dumps(bounds))
+
+
+def photographs(setting: Setting, spec: ResNetSpec, folder: Path, seed: int) -> np.ndarray:
+    """Return the input sets (sets, batch, channels, height, width); all modes and precisions have the same."""
+    from parity import probe
+
+    file = images_file(setting, spec, folder)
+    if file.exists():
+        return np.load(file)
+    fed = [
+        probe.make(
+            probe.photographs(),
+            batch=setting.batch,
+            size=setting.size,
+            channels=spec.in_channels,
+            classes=spec.num_classes,
+            seed=seed + i,
+        )
+        for i in range(SETS)
+    ]
+    images = np.stack([one.inputs[0] for one in fed]).astype(np.float32)
+    unfinished = file.with_suffix(".part.npy")
+    np.save(unfinished, images)
+    unfinished.rename(file)
+    return images
+
+
+def images_file(setting: Setting, spec: ResNetSpec, folder: Path) -> Path:
+    """Return where the input sets of a setting are."""
+    shape = f"{setting.batch}x{spec.in_channels}x{setting.size[0]}x{setting.size[1]}-{spec.num_classes}"
+    return folder / f"images-{shape}.npy"
+
+
+def exact_file(setting: Setting, changes: Mapping[str, Any], folder: Path) -> Path:
+    """Return where the numbers in float64 are; those of all precisions are the same."""
+    return place_of(replace(setting, precision="float64"), changes, folder).with_suffix(".npz")
+
+
+def exact(
+    spec: ResNetSpec, setting: Setting, weights: Numbers, images: np.ndarray, labels: np.ndarray, file: Path
+) -> Numbers:
+    """Return what PyTorch gives in float64; on the CPU where the GPU's memory does not suffice."""
+    import torch
+
+    if file.exists():
+        return dict(np.load(file))
+    try:
+        found = run(spec, setting, weights, images, labels, "float64")
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        found = run(spec, replace(setting, device="cpu"), weights, images, labels, "float64")
+    unfinished = file.with_name(file.name + ".part.npz")
+    np.savez(unfinished, **found)  # pyright: ignore[reportArgumentType]
+    unfinished.rename(file)
+    return found
 
 
 def run(
@@ -179,9 +228,9 @@ def case(setting: Setting, changes: Mapping[str, Any], folder: Path, folded: boo
         setting,
         spec,
         weights,
-        np.load(place / "images.npy"),
+        np.load(images_file(setting, spec, folder)),
         np.load(place / "labels.npy"),
         dict(np.load(place / "expected.npz")),
-        json.loads((place / "bounds.json").read_text()),
+        json.loads((place / BOUNDS).read_text()),
         place,
     )

@@ -1,99 +1,232 @@
-"""Everything that is measured on a GPU, in one command and within a time: `make gpu`.
+"""`make gpu`: everything that is measured on a GPU, in stages of at most four minutes, the most wanted figures first.
 
-First the check on the GPU: in float64, and what float32, TF32 and bfloat16 do. Then the speed of the networks that it
-proved equal, the most wanted settings first. Each part is a results file of its own; a part for which no time is left
-is said to be left out.
+    python3 -m benchmarks.gpu                    # stages a and b, within eight minutes
+    python3 -m benchmarks.gpu --stage c,d
+    python3 -m benchmarks.gpu --rehearsal        # all stages on the CPU, with small networks
 
-    python3 -m benchmarks.gpu --out benchmarks/results --minutes 8
+`stages.py` has the stages. Each writes files of its own, after every block that was timed: a command that is killed
+leaves what it had. Compilers' caches and references stay in a folder for the next stage. Exit 0: every stage gave
+figures; 1: one gave none; 2: the question could not be put.
 """
 
 from __future__ import annotations
 
-import argparse
 import datetime
+import hashlib
+import json
+import os
 import re
-import subprocess
+import shutil
 import sys
+import tempfile
 import time
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
-from benchmarks.subjects import SUBJECTS
+import psutil
+import typer
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks import machine, report
+from benchmarks.plan import Limits, Plan
+from benchmarks.process import ROOT, World, environment
+from benchmarks.run import Measurement
+from benchmarks.stages import DEFAULT, SMALL, STAGES, Stage, pairs, rehearsed
+from benchmarks.together import Command, Ended, together
+from parity import terminal
+from parity.progress import progress
+from ports.errors import UserError
+
+MEMORY = 0.92  # part of the GPU's memory that programs may share; drivers and fragments take the rest
+HOST = 5e9  # bytes of the machine's memory for each program that compiles
+RESULTS = Path("benchmarks", "results")
+REHEARSALS = Path("build", "rehearsal")
+LEAST = 40.0  # seconds in which a stage may give something
+WIDTH = 220  # of the tables
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @dataclass(frozen=True)
-class Part:
-    """One command; `share` of the whole time is the most it may take, if it can be told to stop."""
+class Place:
+    """Where stages run and what they may use."""
 
+    device: str
     name: str
-    arguments: tuple[str, ...]
-    share: float = 0.0
+    out: Path
+    cache: Path
+    memory: float | None
+    builders: int
+    threads: int
+    world: Callable[[], World] | None = None  # instead of the real one, for a test
+
+    def file(self, stage: str, ending: str = "json") -> Path:
+        day = datetime.datetime.now(datetime.UTC).date().isoformat()
+        return self.out / f"{self.name}-{stage}-{day}.{ending}"
 
 
-CHECK = ("-m", "parity", "check", "resnet50", "--device", "gpu")
-SPEED = ("-m", "benchmarks", "--device", "gpu", "--starts", "5", "--rounds", "2", "--seconds", "0.3")
-
-# The subjects that stand a chance to be the fastest there, and nnx.jit, which most write.
-EAGER, COMPILED = "pytorch-channels-last", "pytorch-compile,pytorch-max-autotune,pytorch-cuda-graphs"
-TRAINED = ("--subjects", f"{EAGER},{COMPILED},nnx,nnx-jit,linen")
-INFERRED = ("--subjects", f"{EAGER},{COMPILED},pytorch-folded,nnx,nnx-folded,nnx-export,linen-folded")
-BOTH = ("--subjects", f"{EAGER},pytorch-compile,pytorch-folded,nnx,nnx-folded,linen")
-SWEEP = (
-    "--subjects",
-    ",".join(["nnx", *(name for name, row in SUBJECTS.items() if row.swept and "gpu" in row.devices)]),
-)
-HALF = ("--precision", "bfloat16")
-
-PARTS = (
-    Part("parity-float32-bfloat16", (*CHECK, "--dtype", "float32", "--dtype", "bfloat16", "--tf32", "off")),
-    Part("parity-tf32", (*CHECK, "--dtype", "float32", "--tf32", "on")),
-    Part("resnet50-training", (*SPEED, "resnet50", "--mode", "training", "--batch", "256", *HALF, *TRAINED), 0.2),
-    Part("resnet50-inference", (*SPEED, "resnet50", "--mode", "inference", "--batch", "256", *HALF, *INFERRED), 0.15),
-    Part("resnet50-batches", (*SPEED, "resnet50", "--batch", "1,32", *HALF, *BOTH), 0.15),
-    Part("resnet50-tf32", (*SPEED, "resnet50", "--batch", "32,256", "--precision", "tf32", *BOTH), 0.1),
-    Part("others", (*SPEED, "cifar_resnet20", "resnet18", "resnet152", "--batch", "32", *HALF, *BOTH), 0.1),
-    Part("flags", (*SPEED, "resnet50", "--mode", "training", "--batch", "256", *HALF, *SWEEP), 0.1),
-)
-
-
-def device() -> str | None:
-    """The GPU's name as part of a file's; None where there is none."""
-    from benchmarks.machine import gpu
-
-    found = gpu()
-    return re.sub(r"[^a-z0-9]+", "-", found["name"].lower()).strip("-") if found else None
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results")
-    parser.add_argument("--minutes", type=float, default=8, help="after which nothing new is begun")
-    arguments = parser.parse_args()
-    card = device()
-    if card is None:
-        print(
-            "benchmarks.gpu: got a machine without an NVIDIA GPU (nvidia-smi finds none), expected one", file=sys.stderr
+@app.command(epilog="Stages: " + "; ".join(f"{letter}: {stage.about}" for letter, stage in STAGES.items()))
+def gpu(
+    stage: Annotated[str | None, typer.Option(help="Letters of stages, with commas. By default a,b.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results.", show_default=str(RESULTS))] = None,
+    minutes: Annotated[float | None, typer.Option(help="Time for all stages together.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder of compilers' caches and references.")] = None,
+    builders: Annotated[int | None, typer.Option(help="Programs that compile at a time.")] = None,
+    rehearsal: Annotated[bool, typer.Option("--rehearsal", help="All stages on the CPU, with small networks.")] = False,
+    ahead: Annotated[str | None, typer.Option(help="Only compile this subject of the stage.")] = None,
+) -> int:
+    """Check and time everything on an NVIDIA GPU, stage by stage."""
+    letters = _letters(stage, rehearsal)
+    if minutes is not None and minutes <= 0:
+        raise UserError(f"--minutes: got {minutes:g}, expected more than 0")
+    if builders is not None and builders < 1:
+        raise UserError(f"--builders: got {builders}, expected 1 or more")
+    card = None if rehearsal else machine.gpu()
+    if card is None and not rehearsal:
+        raise UserError(
+            "got a machine without an NVIDIA GPU (nvidia-smi finds none), expected one; --rehearsal runs on the CPU"
         )
-        return 2
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    begin, whole, worst = time.monotonic(), arguments.minutes * 60, 0
-    day = datetime.datetime.now(datetime.UTC).date().isoformat()
-    for part in PARTS:
-        left = whole - (time.monotonic() - begin)
-        file = arguments.out / f"{card}-{part.name}-{day}.json"
-        if left < 30:
-            print(f"left out, for its time is over: {part.name}")
+    out = out or ROOT / (REHEARSALS if rehearsal else RESULTS)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be made: {error.strerror}") from None
+    with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder:
+        place = _place(card, out, cache or (Path(folder) if rehearsal else _cache(card)), builders)
+        stages = {letter: rehearsed(letter, STAGES[letter]) if rehearsal else STAGES[letter] for letter in letters}
+        return run(stages, place, minutes, ahead)
+
+
+def run(stages: dict[str, Stage], place: Place, minutes: float | None = None, ahead: str | None = None) -> int:
+    """Run stages one after the other; return the exit code."""
+    begun, empty = time.monotonic(), []
+    for letter, stage in stages.items():
+        left = float("inf") if minutes is None else 60 * minutes - (time.monotonic() - begun)
+        if left < LEAST:
+            print(f"stage {letter}: left out, for its time is over", flush=True)
+            empty.append(letter)
             continue
-        option = ("--json", str(file)) if "parity" in part.arguments else ("--out", str(file))
-        budget = ("--budget", f"{min(left, part.share * whole):.0f}") if part.share else ()
-        print(f"{part.name}: {' '.join(part.arguments)}", flush=True)
-        code = subprocess.run([sys.executable, *part.arguments, *option, *budget], cwd=ROOT, check=False).returncode
-        worst = max(worst, code)
-    print(f"{time.monotonic() - begin:.0f} s")
-    return worst
+        seconds, at = min(stage.seconds, left), time.monotonic()
+        said = f" (rehearsed with {SMALL})" if place.device == "cpu" else ""
+        print(f"stage {letter}: {stage.about}{said}; within {seconds:.0f} s", flush=True)
+        try:
+            measure = checks if stage.checks else timing
+            figures = timing(letter, stage, place, seconds, ahead) if ahead else measure(letter, stage, place, seconds)
+        except UserError as error:
+            terminal.complain("benchmarks.gpu", error)
+            figures = 0
+        except Exception:  # the next stage may still give its figures
+            traceback.print_exc()
+            figures = 0
+        if not figures:
+            empty.append(letter)
+        print(f"stage {letter}: {figures} figures in {time.monotonic() - at:.0f} s", flush=True)
+    if empty:
+        print(f"benchmarks.gpu: no figures of stage {', '.join(empty)}; see above why", file=sys.stderr)
+    return int(bool(empty))
+
+
+def timing(letter: str, stage: Stage, place: Place, seconds: float, ahead: str | None = None) -> int:
+    """Time the groups of a stage; return how many rows have figures.
+
+    Args:
+        ahead: only compile this subject, so that the stage finds it in the cache.
+    """
+    programs = [pair for pair in pairs(stage.groups, place.device) if ahead in (None, pair[1])]
+    file, log = place.file(f"{letter}-ahead" if ahead else letter), place.file(letter, "log")
+    plan = Plan(
+        [*dict.fromkeys(setting for setting, _ in programs)],
+        [*dict.fromkeys(subject for _, subject in programs)],
+        starts=1 if ahead else stage.starts,
+        rounds=0 if ahead else 3,
+        seconds=0.3,
+        builders=place.builders,
+        later_builders=place.builders,
+        warm=5,
+        pairs=programs,
+        limits=Limits(seconds, seconds if ahead else stage.build, memory=place.memory, threads=place.threads),
+    )
+    with progress("benchmarks.gpu") as tell:
+        world = place.world() if place.world is not None else None
+        found = Measurement(plan, place.cache, None if ahead else file, tell, log, world).run()
+    if ahead:
+        return sum(bool(row["starts"]) for row in found["rows"])
+    report.show(found, terminal.console(WIDTH))
+    print(f"{file}\n{log}: what the processes wrote", flush=True)
+    return sum(bool(row["rounds"]) for row in found["rows"])
+
+
+def checks(letter: str, stage: Stage, place: Place, seconds: float) -> int:
+    """Run the checks of a stage side by side; return how many came to a verdict.
+
+    A results file and a log have those of all; the file is written anew whenever a check has ended.
+    """
+    folder = place.cache / "checks"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    commands, results = [], {check.name: folder / f"{check.name}.json" for check in stage.checks}
+    for check in stage.checks:
+        arguments = ["-m", "parity", "check", *check.arguments, "--json", str(results[check.name])]
+        commands.append(Command(check.name, arguments, folder / f"{check.name}.log"))
+    for other, subject in stage.ahead:
+        arguments = ["-m", "benchmarks.gpu", "--stage", other, "--ahead", subject, "--out", str(folder)]
+        arguments += ["--cache", str(place.cache), "--minutes", f"{seconds / 60:.2f}"]
+        arguments += ["--rehearsal"] if place.device == "cpu" else []
+        commands.append(Command(f"compiling {subject}", arguments, folder / f"{subject}.log", is_later=True))
+    found: dict[str, Any] = {"schema": 1, "kind": "checks", "machine": machine.described(), "checks": {}}
+    file, log = place.file(letter), place.file(letter, "log")
+    terminal.write("--out", log, "")
+
+    def tell(ended: Ended) -> None:
+        text = ended.command.log.read_text(errors="replace")
+        with log.open("a") as every:
+            every.write(f"{ended}\n{text}\n")
+        if (result := results.get(ended.command.name)) is not None:
+            told = json.loads(result.read_text()) if result.exists() else None
+            found["checks"][ended.command.name] = {"code": ended.code, "seconds": ended.seconds, "result": told}
+            terminal.write("--out", file, json.dumps(found, indent=1) + "\n")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        said = next((line for line in reversed(lines) if "parity in" in line), lines[-1] if lines else "")
+        print(f"{ended}; {said[-300:]}", flush=True)
+
+    ends = together(commands, seconds, environment(place.cache, place.device), tell)
+    print(f"{file}\n{log}: what the checks printed", flush=True)
+    return sum(ended.code in (0, 1) and ended.command.name in results for ended in ends)
+
+
+def _letters(stage: str | None, rehearsal: bool) -> list[str]:
+    given = [word.strip() for word in stage.split(",")] if stage else [*(STAGES if rehearsal else DEFAULT)]
+    if unknown := [letter for letter in given if letter not in STAGES]:
+        raise UserError(f"--stage: got {unknown[0]!r}, expected some of {', '.join(STAGES)}")
+    return [*dict.fromkeys(given)]
+
+
+def _place(card: dict[str, str] | None, out: Path, cache: Path, builders: int | None) -> Place:
+    cores = os.cpu_count() or 1
+    fitting = int(psutil.virtual_memory().available / HOST)
+    count = builders or max(1, min(cores - 2 if card else cores, fitting))
+    name = re.sub(r"[^a-z0-9]+", "-", card["name"].lower()).strip("-") if card else "rehearsal"
+    total = re.match(r"\d+", card["memory.total"]) if card else None
+    memory = MEMORY * int(total[0]) * 2**20 if total else None
+    cache.mkdir(parents=True, exist_ok=True)
+    return Place("gpu" if card else "cpu", name, out, cache, memory, count, max(1, 2 * cores // count))
+
+
+def _cache(card: Any) -> Path:
+    """Return the folder for this code, these packages and this GPU in the user's cache folder."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    code = hashlib.sha256(repr((machine.described()["versions"], card and card["name"])).encode())
+    for file in sorted(file for part in ("ports", "parity", "benchmarks") for file in (ROOT / part).rglob("*.py")):
+        code.update(file.read_bytes())
+    return home / "ports-benchmarks" / code.hexdigest()[:16]
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command; a user's mistake is one line on stderr and exit code 2."""
+    return terminal.run(app, "benchmarks.gpu", arguments, "python -m benchmarks.gpu")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

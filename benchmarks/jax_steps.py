@@ -61,6 +61,7 @@ class JaxRun:
         begin: starts a step on images (batch, height, width, channels) and labels, and gives logits or loss.
         read: the weights now, in the hub form.
         program: with the arguments of a step, for what XLA says of it.
+        wide: whether it takes images in float32 in every precision, and narrows them itself.
     """
 
     asynchronous = True
@@ -72,8 +73,9 @@ class JaxRun:
         begin: Callable[[jax.Array, jax.Array], Any],
         read: Callable[[], Mapping[str, np.ndarray]],
         program: Callable[[jax.Array, jax.Array], tuple[Any, ...]] | None = None,
+        wide: bool = False,
     ) -> None:
-        narrow = jnp.bfloat16 if case.setting.precision == "bfloat16" else jnp.float32
+        narrow = jnp.bfloat16 if case.setting.precision == "bfloat16" and not wide else jnp.float32
         self.images = [jnp.array(one.transpose(0, 2, 3, 1), narrow) for one in case.images]
         self.labels = [jnp.array(one) for one in case.labels]
         self.begin, self.read, self.program, self.result = begin, read, program, RESULT[case.setting.mode]
@@ -97,6 +99,15 @@ class JaxRun:
         """Peak bytes: of the GPU's memory, or of this process."""
         stats = jax.devices()[0].memory_stats() or {}
         return stats.get("peak_bytes_in_use") or memory.peak()
+
+    def rest(self) -> None:
+        """Do nothing: XLA's allocator gives no memory back."""
+
+    def reserved(self) -> tuple[int, int]:
+        """Return the bytes of the GPU's memory that this process took at most, and keeps: the same."""
+        stats = jax.devices()[0].memory_stats() or {}
+        most = max(stats.get("peak_pool_bytes") or stats.get("pool_bytes") or 0, stats.get("peak_bytes_in_use") or 0)
+        return most, most
 
     def options(self) -> str | None:
         """Those of XLA that were found to be quickest, where several were tried."""

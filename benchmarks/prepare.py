@@ -1,7 +1,7 @@
 """The process that makes what the subjects are fed with and must give (`gate.prepare`).
 
-It is given a JSON list of settings, each with what its network has otherwise, and a folder. A line of JSON out is the
-setting that is begun, what somebody's own pair has the check accept, or the error that ended it.
+A line of JSON in is a case: a setting, and what its network has otherwise. Lines of JSON out say what somebody's own
+pair has the check accept, and for every case that it is done, or the error.
 """
 
 from __future__ import annotations
@@ -12,27 +12,38 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import gate, pair
+from benchmarks.plan import case_of
 from benchmarks.settings import OWN, Setting
 from ports.errors import UserError
 
 
-def main(wanted: str, folder: str) -> int:
-    for setting, changes in json.loads(wanted):
-        chosen = Setting.of(setting)
-        say(at=str(chosen))
+def main(folder: str) -> int:
+    errors: dict[str, str] = {}  # by network: one that has no parity has none in any setting
+    for line in sys.stdin:
+        command = json.loads(line)
+        setting, changes = Setting.of(command["setting"]), command["changes"]
+        case = case_of(setting, changes)
         try:
-            if OWN in chosen.network:
-                if accepted := pair.prepare(chosen, Path(folder)):
-                    say(network=chosen.network, accepted=accepted)
-            else:
-                gate.prepare(chosen, changes, Path(folder))
+            if setting.network not in errors:
+                one(setting, changes, Path(folder))
         except UserError as error:
-            say(error=str(error))
-            return 2
+            errors[setting.network] = str(error)
         except MemoryError:
-            say(error="out of memory for the reference in float64; take a smaller --batch")
-            return 2
+            say(case=case, error="out of memory for the reference in float64; take a smaller --batch")
+            continue
+        if setting.network in errors:
+            say(case=case, error=errors[setting.network])
+        else:
+            say(done=case)
     return 0
+
+
+def one(setting: Setting, changes: dict[str, Any], folder: Path) -> None:
+    if OWN in setting.network:
+        if accepted := pair.prepare(setting, folder):
+            say(network=setting.network, accepted=accepted)
+    else:
+        gate.prepare(setting, changes, folder)
 
 
 def say(**line: Any) -> None:
@@ -40,4 +51,4 @@ def say(**line: Any) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:3]))
+    sys.exit(main(sys.argv[1]))

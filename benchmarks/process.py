@@ -1,4 +1,4 @@
-"""A subject's process, from the outside: commands in, answers out; one that dies is an answer too."""
+"""A process that takes commands and gives answers, a line of JSON each; one that dies is an answer too."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from benchmarks.subjects import SUBJECTS
 
@@ -20,10 +22,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def environment(folder: Path, device: str, more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What compilers keep goes into the folder of this run, so that its first start compiles everything.
+    """Return the variables of a subject's process; compilers' caches are in the folder of the run.
 
     Args:
-        more: variables of a subject; flags of XLA are added to those that are set.
+        more: variables of a subject; its flags of XLA are added to those that are set.
     """
     own = {
         "JAX_COMPILATION_CACHE_DIR": str(folder / "xla"),
@@ -31,6 +33,7 @@ def environment(folder: Path, device: str, more: Mapping[str, str] | None = None
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
         "TRITON_CACHE_DIR": str(folder / "triton"),
+        "CUDA_CACHE_PATH": str(folder / "cuda"),
         "KERAS_HOME": str(folder / "keras"),
         "HF_HUB_OFFLINE": "1",
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
@@ -45,63 +48,87 @@ def environment(folder: Path, device: str, more: Mapping[str, str] | None = None
 
 
 class Process:
-    """One started subject; `failed` says why it cannot be used."""
+    """A process that was started with a command; `failed` says why it cannot be used any more."""
 
-    def __init__(self, subject: str, folder: Path, device: str, log: Path, limit: float = 1800) -> None:
-        self.subject, self.log, self.limit, self.failed = subject, log, limit, None
-        begin = time.perf_counter()
+    def __init__(self, command: Sequence[str], variables: Mapping[str, str], log: Path) -> None:
+        self.log, self.failed = log, None
+        self.failed: str | None
+        self._text, self._ended = b"", False
         with log.open("ab") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.worker", subject, str(folder)],
+                [sys.executable, *command],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env=environment(folder, device, SUBJECTS[subject].environment),
+                env={**variables},
                 cwd=ROOT,
             )
-        ready = self._answer()
-        self.start_seconds = time.perf_counter() - begin
-        self.failed: str | None = ready.get("error")
 
-    def ask(self, do: str, **arguments: Any) -> Mapping[str, Any]:
-        """The answer to a command; {"error": why} where there is none."""
-        if self.failed:
-            return {"error": self.failed}
+    def send(self, do: str, **arguments: Any) -> None:
+        """Give it a command, and do not wait for the answer."""
         assert self.process.stdin is not None
         with contextlib.suppress(OSError):  # it has died: the answer says how
             self.process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
             self.process.stdin.flush()
-        return self._answer()
 
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        ready, _, _ = select.select([self.process.stdout], [], [], self.limit)
-        line = self.process.stdout.readline() if ready else b""
-        if line:
-            return json.loads(line)
-        if not ready:
-            self.process.kill()
-            self.failed = f"gave no answer within {self.limit:.0f} s"
-        else:
+    def answers(self) -> list[dict[str, Any]]:
+        """Return the answers that have arrived; where it has ended, the last one is {"error": how}."""
+        while not self._ended and _readable([self], 0):
+            self._read()
+        *lines, self._text = self._text.split(b"\n")
+        found = [json.loads(line) for line in lines]
+        if self._ended and self.failed is None:
             code = self.process.wait()
             name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             said = " (out of memory?)" if name == "SIGKILL" else f"; {last}" if (last := self._last()) else ""
             self.failed = f"its process ended: {name}{said}"
-        return {"error": self.failed}
+            found.append({"error": self.failed, "ended": code})
+        return found
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        part = os.read(self.process.stdout.fileno(), 1 << 20)
+        self._text, self._ended = self._text + part, not part
 
     def _last(self) -> str:
-        """The last line that it, or whatever else writes into the log, left there."""
+        """Return the last line in the log, which this process or another one wrote."""
         lines = self.log.read_text(errors="replace").split("\n") if self.log.exists() else []
         return next((line.strip()[-200:] for line in reversed(lines) if line.strip()), "")
 
+    def stop(self, why: str) -> None:
+        """End it at once, with the processes that it has started."""
+        self.failed = why
+        for one in self._family():
+            with contextlib.suppress(psutil.Error):
+                one.kill()
+        self.close()
+
+    def pause(self) -> None:
+        """Let neither it nor the processes that it has started use the processor until `resume`."""
+        for one in self._family():
+            with contextlib.suppress(psutil.Error):
+                one.suspend()
+
+    def resume(self) -> None:
+        for one in self._family():
+            with contextlib.suppress(psutil.Error):
+                one.resume()
+
+    def _family(self) -> list[psutil.Process]:
+        try:
+            parent = psutil.Process(self.process.pid)
+            return [parent, *parent.children(recursive=True)]
+        except psutil.Error:
+            return []
+
     def leave(self) -> None:
-        """Tells it to end."""
+        """Tell it to end."""
         if self.process.stdin is not None:
             with contextlib.suppress(OSError):
                 self.process.stdin.close()
 
     def close(self) -> None:
-        """Ends it."""
+        """End it, within ten seconds."""
         self.leave()
         try:
             self.process.wait(10)
@@ -110,3 +137,54 @@ class Process:
             self.process.wait()
         if self.process.stdout is not None:
             self.process.stdout.close()
+        self._ended = True
+
+
+def _readable(processes: Sequence[Process], seconds: float | None) -> list[Process]:
+    streams = {p.process.stdout: p for p in processes if p.process.stdout is not None and not p._ended}
+    if not streams:  # they have all ended: nothing can come
+        return []
+    found, _, _ = select.select([*streams], [], [], seconds)
+    return [streams[stream] for stream in found]
+
+
+class World:
+    """What a run acts upon: processes, the clock and the machine. Tests put another one in its place."""
+
+    def __init__(self, folder: Path, device: str, log: Path, threads: int | None = None) -> None:
+        self.folder, self.device, self.log = folder, device, log
+        # Inductor compiles in as many processes as there are cores, for each program that compiles.
+        self.threads = {} if threads is None else {"TORCHINDUCTOR_COMPILE_THREADS": str(threads)}
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def launch(self, subject: str) -> Process:
+        """Start a subject's process; its first answer says that it is ready."""
+        variables = environment(self.folder, self.device, {**self.threads, **SUBJECTS[subject].environment})
+        return Process(["-m", "benchmarks.worker", subject, str(self.folder)], variables, self.log)
+
+    def references(self) -> Process:
+        """Start the process that computes references, one at a time."""
+        command = ["-m", "benchmarks.prepare", str(self.folder)]
+        return Process(command, environment(self.folder, self.device), self.log)
+
+    def wait(self, processes: Sequence[Process], until: float | None) -> list[tuple[Process, dict[str, Any]]]:
+        """Return the first answers that arrive; an empty list where none came until then."""
+        while True:
+            found = [(process, answer) for process in processes for answer in process.answers()]
+            seconds = None if until is None else max(0.0, until - self.now())
+            if found or not _readable(processes, seconds):
+                return found
+
+    def readings(self) -> dict[str, Any]:
+        """Return the machine's clock, temperature and load."""
+        from benchmarks import machine
+
+        return machine.readings()
+
+    def gpu(self) -> dict[str, str] | None:
+        """Return the GPU's clocks, power and temperature."""
+        from benchmarks import machine
+
+        return machine.gpu() if self.device == "gpu" else None

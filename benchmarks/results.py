@@ -6,7 +6,6 @@ that was timed. What tables and plots show is computed here from these, the same
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import statistics
 from collections.abc import Mapping, Sequence
@@ -29,19 +28,19 @@ Row = dict[str, Any]
 
 def fresh(plan: Any) -> dict[str, Any]:
     """An empty file for a run of this plan."""
-    how = {name: value for name, value in dataclasses.asdict(plan).items() if name not in ("settings", "subjects")}
     return {
         "schema": SCHEMA,
         "kind": KIND,
         "machine": machine.described(),
         "device": plan.settings[0].device,
-        "plan": how,
+        "plan": plan.described(),
         "policies": {p: PRECISIONS[p] for p in dict.fromkeys(s.precision for s in plan.settings)},
         "rows": [],
         "refused": [],
         "absent": {},
         "ceilings": [],
         "readings": [],
+        "gpu": [],
     }
 
 

@@ -1,102 +1,41 @@
 """The run: every subject a process of its own, started several times, timed in turn.
 
-At each start the subjects that fit into memory together are started, in random order. For each setting all of them
-are built, judged and warmed; then rounds follow in which each is timed once, in random order, while the others wait.
-What was measured is kept in the results file after every setting.
+In each start, programs (a subject in a setting) compile, are judged against the reference, and wait. When nothing of a
+setting compiles any more, its programs are warmed and timed: in each round every one once, in random order, while
+nothing else works. The results file is written after every block.
+
+Without `Limits` a subject's process goes through the settings one by one. With them every program has its own process,
+all settings compile side by side as far as cores and memory allow, and compiling pauses while something is timed.
 """
 
 from __future__ import annotations
 
-import json
 import random
-import subprocess
-import sys
-import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine, results, tables
-from benchmarks.clock import MOST
-from benchmarks.process import ROOT, Process, environment
+from benchmarks import results, tables
+from benchmarks.crew import Crew
+from benchmarks.plan import Plan, Program, Rows
+from benchmarks.process import World
+from benchmarks.references import References
 from benchmarks.settings import Setting
 from benchmarks.subjects import SUBJECTS
 from ports.errors import UserError
 
 INTERRUPTED = "the run was interrupted"
 BEYOND = 10  # times as fast as the ceilings allow: such a subject does not do its work in every step
-BUILDERS = 2  # that start and build at a time, after the first start
-
-
-@dataclass
-class Plan:
-    """What is to be done.
-
-    Attributes:
-        starts: of every subject's process.
-        rounds: a start and setting; `seconds` of timing each.
-        alive: how many processes there are at a time.
-        builders: that start and build at a time in the first start; it says how long starting takes.
-        warm: blocks of warming up, at most.
-        budget: seconds after which nothing new is begun.
-    """
-
-    settings: Sequence[Setting]
-    subjects: Sequence[str]
-    starts: int = 5
-    rounds: int = 5
-    seconds: float = 1.0
-    alive: int = 16
-    builders: int = 1
-    warm: int = MOST
-    budget: float | None = None
-    seed: int = 0
-
-
-@dataclass
-class Rows:
-    """Measurements by setting and subject, and what was refused."""
-
-    rows: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
-    refused: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
-
-    def row(self, setting: Setting, subject: str) -> dict[str, Any]:
-        about = SUBJECTS[subject]
-        return self.rows.setdefault(
-            (setting.name, subject),
-            {
-                "setting": setting.asdict(),
-                "subject": subject,
-                "about": about.about,
-                "framework": about.framework,
-                "peer": about.peer,
-                "rounds": [],
-                "each": [],
-                "starts": [],
-            },
-        )
-
-    def refuse(self, setting: Setting, subject: str, why: str) -> None:
-        row = {"setting": setting.asdict(), "subject": subject, "why": why}
-        self.refused.setdefault((setting.name, subject), row)
-
-    def building(self, setting: Setting, subject: str) -> float:
-        """Seconds that building took so far."""
-        starts = self.rows.get((setting.name, subject), {}).get("starts", ())
-        return sum(start["build_seconds"] + start["first_step_seconds"] for start in starts)
-
-    def open(self, setting: Setting, subject: str) -> bool:
-        about = SUBJECTS[subject]
-        suits = about.suits(setting.network, setting.mode, setting.device)
-        return suits and (setting.name, subject) not in self.refused
+ANSWER = 1800.0  # seconds that a command may take where there are no limits
+CEILING = 20.0  # seconds that measuring a ceiling may take with limits
+ANOTHER = 20.0  # seconds that starting everything again takes, with compilers' caches
 
 
 def run(
     plan: Plan, folder: Path, out: Path | None, tell: Callable[[str], None], log: Path | None = None
 ) -> dict[str, Any]:
-    """Measures, and gives the results; `out` has them so far after every setting, `log` what the processes wrote."""
+    """Measure, and return the results; `out` has them after every block, `log` what the processes wrote."""
     return Measurement(plan, folder, out, tell, log).run()
 
 
@@ -104,49 +43,69 @@ class Measurement:
     """One run of a plan."""
 
     def __init__(
-        self, plan: Plan, folder: Path, out: Path | None, tell: Callable[[str], None], log: Path | None = None
+        self,
+        plan: Plan,
+        folder: Path,
+        out: Path | None,
+        tell: Callable[[str], None],
+        log: Path | None = None,
+        world: World | None = None,
     ) -> None:
         self.plan, self.folder, self.out, self.tell = plan, folder, out, tell
-        self.begun, self.rng, self.rows = time.monotonic(), random.Random(plan.seed), Rows()
-        self.found, self.log = results.fresh(plan), (log or folder / "log").absolute()
-        self.processes: dict[str, Process] = {}
-
-    def over(self, start: int) -> bool:
-        """Whether the time is up, where something is still to be done: the results say so."""
-        budget = self.plan.budget
-        if budget is None or time.monotonic() - self.begun <= budget:
-            return False
-        self.found["ended"] = f"after {budget:.0f} s, in {self.at(start)}"
-        return True
-
-    def at(self, start: int) -> str:
-        return f"start {start + 1} of {self.plan.starts}"
+        threads = plan.limits.threads if plan.limits is not None else None
+        self.world = world or World(folder, plan.settings[0].device, (log or folder / "log").absolute(), threads)
+        self.begun, self.rng, self.rows = self.world.now(), random.Random(plan.seed), Rows()
+        self.found = results.fresh(plan)
+        self.start, self.passes, self.is_over = 0, Counter[str](), False
 
     def run(self) -> dict[str, Any]:
         plan, found = self.plan, self.found
         found["ended"] = INTERRUPTED  # what a file says that is kept before all was measured
-        found["absent"] = {s: package for s in plan.subjects if (package := SUBJECTS[s].missing())}
-        present = [subject for subject in plan.subjects if subject not in found["absent"]]
-        self.references(present)
-        for start in range(plan.starts):
-            wanted = [s for s in present if any(self.rows.open(setting, s) for setting in plan.settings)]
-            order = self.rng.sample(wanted, len(wanted))
-            for group in (order[i : i + plan.alive] for i in range(0, len(order), plan.alive)):
-                if not self.over(start):
-                    found["readings"].append({"start": start, **machine.readings()})
-                    self.group(start, group)
-            if found["ended"] != INTERRUPTED:
-                break
-        found["readings"].append({"start": plan.starts, **machine.readings()})
+        asked = plan.programs()
+        found["absent"] = {s: package for _, s in asked if (package := SUBJECTS[s].missing())}
+        asked = [(setting, subject) for setting, subject in asked if subject not in found["absent"]]
+        found["readings"].append({"start": 0, **self.world.readings()})
+        self.references = References(asked, self.folder, self.world, self.tell)
+        self.crew = Crew(plan, self.folder, self.world, self.rows, self.references, self.tell, self.begun)
+        try:
+            for start in range(plan.starts):
+                if self.ends_before(start):
+                    break
+                self.one_start(start, asked)
+        finally:
+            self.references.stop("the run ended")
+            self.crew.close([*self.crew.lanes])
+        found["readings"].append({"start": plan.starts, **self.world.readings()})
         if found["ended"] == INTERRUPTED:
             del found["ended"]
-        found["seconds"] = round(time.monotonic() - self.begun, 1)
+        found["seconds"] = round(self.spent(), 1)
         self.weigh()
         self.save()
         return found
 
+    def spent(self) -> float:
+        return self.world.now() - self.begun
+
+    def end(self, seconds: float) -> None:
+        """Note that the time is up while something is left to do."""
+        self.is_over = True
+        self.found["ended"] = f"after {seconds:.0f} s, in start {self.start + 1} of {self.plan.starts}"
+
+    def ends_before(self, start: int) -> bool:
+        """Return whether the time is up before a start; the results say so."""
+        limits, budget = self.plan.limits, self.plan.budget
+        if start and not self.is_over:
+            self.start = start
+            if limits is not None:
+                again = [p for p in self.crew.programs if self.rows.open(p.setting, p.subject)]
+                if self.spent() + ANOTHER + self.crew.timing(again) > limits.total:
+                    self.end(self.spent())
+            elif budget is not None and self.spent() > budget:
+                self.end(budget)
+        return self.is_over
+
     def weigh(self) -> None:
-        """Refuses what was quicker than it can be, as a subject that keeps its answers."""
+        """Refuse what was quicker than it can be, as a subject that keeps its answers."""
         for key, row in [*self.rows.rows.items()]:
             setting = Setting.of(row["setting"])
             about = tables.Context(None, results.ceiling(self.found, setting.precision), setting)
@@ -157,130 +116,162 @@ class Measurement:
                 self.rows.refuse(setting, row["subject"], f"{why} of this run allow: it does not do its work in each")
 
     def save(self) -> None:
-        """What was measured so far."""
+        """Keep what was measured so far."""
         self.found["rows"], self.found["refused"] = [*self.rows.rows.values()], [*self.rows.refused.values()]
+        if self.references.accepted:
+            self.found["accepted"] = self.references.accepted
         if self.out is not None:
             results.save(self.found, self.out)
 
-    def references(self, subjects: Sequence[str]) -> None:
-        """What must come out, in float64: one process makes it for all settings."""
-        wanted = []
-        for setting in self.plan.settings:
-            rows = [SUBJECTS[subject] for subject in subjects if self.rows.open(setting, subject)]
-            different = sorted({json.dumps(dict(row.changes)) for row in rows}, key=len)
-            wanted += [(setting.asdict(), json.loads(changes)) for changes in different]
-        command = [sys.executable, "-m", "benchmarks.prepare", json.dumps(wanted), str(self.folder)]
-        at = error = None
-        variables = environment(self.folder, self.plan.settings[0].device)
-        with (
-            self.log.open("ab") as errors,
-            subprocess.Popen(
-                command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=errors, text=True
-            ) as made,
-        ):
-            for line in made.stdout or ():
-                told = json.loads(line)
-                at, error = told.get("at", at), told.get("error")
-                if "accepted" in told:
-                    self.found["accepted"] = self.found.get("accepted", {}) | {told["network"]: told["accepted"]}
-                    continue
-                self.tell(f"{at}: what must come out, in float64")
-        if made.returncode:
-            said = error or f"the reference ended with exit code {made.returncode}; --log FILE keeps why"
-            raise UserError(said if said.startswith(str(at).partition(",")[0]) else f"{at}: {said}")
+    def one_start(self, start: int, asked: Sequence[tuple[Setting, str]]) -> None:
+        """Start, compile, judge and time every program that has not been refused."""
+        self.start, self.passes, crew = start, Counter(), self.crew
+        if start:
+            self.found["readings"].append({"start": start, **self.world.readings()})
+        programs = [Program(*one) for one in asked if self.rows.open(*one)]
+        if start or self.plan.limits is None:
+            self.rng.shuffle(programs)
+        order = {setting: number for number, setting in enumerate(dict.fromkeys(setting for setting, _ in asked))}
+        # The slowest first, so that the builders end together.
+        programs.sort(key=lambda p: (order[p.setting], -self.rows.building(p.setting, p.subject)))
+        crew.enter(start, programs)
+        while not self.is_over:
+            crew.collect(self.world.now())
+            if self.references.failed and not self.references.ready and self.references.process is None:
+                raise UserError(next(iter(self.references.failed.values())))
+            crew.stop_late()
+            if not self.is_over_budget():
+                crew.begin()
+            setting = crew.due()
+            if setting is not None:
+                self.time(setting)
+            elif self.references.is_busy or any(p.compiles for p in crew.programs):
+                crew.collect(crew.next_limit())
+            else:
+                break
+        crew.close([*crew.lanes])
 
-    def group(self, start: int, subjects: Sequence[str]) -> None:
-        """One start of some subjects, through all settings."""
-        with ThreadPoolExecutor(self.together(start)) as pool:
-            self.processes = dict(zip(subjects, pool.map(self.launch, subjects), strict=True))
+    def is_over_budget(self) -> bool:
+        """Return whether no other setting may begin: the budget is used up, and something was measured with it."""
+        budget, waiting = self.plan.budget, any(p.state == "waiting" for p in self.crew.programs)
+        if budget is None or self.spent() <= budget or self.crew.active() or not self.rows.rows or not waiting:
+            return False
+        self.end(budget)
+        return True
+
+    def time(self, setting: Setting) -> None:
+        """Warm and time the programs of a setting that are ready, while nothing else works."""
+        ready = [p for p in self.crew.programs if p.setting == setting and p.state == "ready"]
+        compiling = [lane for lane in self.crew.lanes.values() if lane.program is not None and lane.program.compiles]
+        paused = self.world.now()
+        for lane in compiling:
+            lane.process.pause()
         try:
-            self.ceilings(start)
-            for setting in self.plan.settings:
-                if not self.over(start):
-                    self.setting(start, setting)
-                    self.save()
+            timed = self.rounds(setting, [p for p in ready if self.warm(p)])
         finally:
-            for process in self.processes.values():  # all are told before the first is waited for
-                process.leave()
-            for process in self.processes.values():
-                process.close()
+            for lane in compiling:
+                lane.process.resume()
+        for lane in compiling:
+            if lane.program is not None:
+                lane.program.paused += self.world.now() - paused
+        self.release(ready, timed)
+        self.save()
 
-    def together(self, start: int) -> int:
-        """Subjects that start and build at a time."""
-        return self.plan.builders if start == 0 else BUILDERS
-
-    def launch(self, subject: str) -> Process:
-        self.tell(f"starting {subject}")
-        return Process(subject, self.folder, self.plan.settings[0].device, self.log)
-
-    def setting(self, start: int, setting: Setting) -> None:
-        """Builds, judges and times every subject that suits a setting."""
-        wanted = [subject for subject in self.processes if self.rows.open(setting, subject)]
-        # Two that compute at a time wait for one another's threads, so all are warmed one after the other.
-        wanted.sort(key=lambda subject: -self.rows.building(setting, subject))  # so that the builders end together
-        with ThreadPoolExecutor(self.together(start)) as pool:
-            built = pool.map(lambda subject: self.built(start, setting, subject), wanted)
-        timed = [subject for subject, right in zip(wanted, built, strict=True) if right and self.warm(setting, subject)]
-        for number in range(self.plan.rounds):
-            for subject in self.rng.sample(timed, len(timed)):
-                self.tell(f"{self.at(start)}, round {number + 1}, {setting}: {subject}")
-                single = setting.batch == 1 and setting.mode == "inference"
-                answer = self.processes[subject].ask("round", seconds=self.plan.seconds, single=single)
+    def rounds(self, setting: Setting, timed: list[Program]) -> list[Program]:
+        """Time each program once in every round, and return those that answered to the end."""
+        # A program that is timed at another moment of the same start has rounds of its own: they are not paired.
+        first = self.passes[setting.name] * self.plan.rounds
+        self.passes[setting.name] += 1
+        single = setting.batch == 1 and setting.mode == "inference"
+        for number in range(first, first + self.plan.rounds):
+            for program in self.rng.sample(timed, len(timed)):
+                if self.is_over:
+                    return timed
+                self.tell(f"start {self.start + 1}, round {number + 1}, {setting}: {program.subject}")
+                began = self.spent()
+                answer = self.ask(program, "round", seconds=self.plan.seconds, single=single)
                 if "error" in answer:
-                    self.rows.refuse(setting, subject, answer["error"])
-                    timed.remove(subject)
+                    timed.remove(program)
                     continue
-                row = self.rows.row(setting, subject)
-                row["rounds"].append({"start": start, "round": number, "steps": answer["steps"], "ms": answer["ms"]})
+                row = self.rows.row(setting, program.subject)
+                block = {"start": self.start, "round": number, "steps": answer["steps"], "ms": answer["ms"]}
+                if setting.device == "gpu":
+                    block |= {"from": round(began, 2), "to": round(self.spent(), 2), "events": answer.get("events")}
+                row["rounds"].append(block)
                 row["each"] += answer["each"]
-        with ThreadPoolExecutor(BUILDERS) as pool:
-            list(pool.map(lambda subject: self.release(setting, subject, subject in timed), wanted))
+                if number == first and (seen := self.world.gpu()):  # right behind its block: clocks have not dropped
+                    self.found["gpu"].append({"start": self.start, "setting": setting.name, **seen})
+                self.save()
+        return timed
 
-    def release(self, setting: Setting, subject: str, timed: bool) -> None:
-        """Lets a subject's setting go; keeps what it took."""
-        row = self.rows.rows.get((setting.name, subject), {})
-        told = self.processes[subject].ask("release", cost="cost" not in row)
-        if timed and "error" not in told:
-            row.update(told)
-
-    def built(self, start: int, setting: Setting, subject: str) -> bool:
-        """Whether a subject is built, and judged to be right."""
-        if self.processes[subject].failed:  # it died at another setting
-            self.processes[subject].close()
-            self.processes[subject] = self.launch(subject)
-        self.tell(f"{self.at(start)}, {setting}: building {subject}")
-        answer = dict(self.processes[subject].ask("prepare", setting=setting.asdict()))
-        if "error" in answer:
-            self.rows.refuse(setting, subject, answer["error"])
+    def warm(self, program: Program) -> bool:
+        """Return whether a program that was built could be warmed."""
+        if self.is_over:
             return False
-        gate = answer.pop("gate")
-        if not gate["ok"]:
-            self.rows.refuse(setting, subject, f"no parity: {gate['text']}")
-            return False
-        row = self.rows.row(setting, subject)
-        row["gate"] = gate
-        started = self.processes[subject].start_seconds
-        row["starts"].append({"start": start, "start_seconds": started, "cold": start == 0, **answer})
-        return True
+        answer = self.ask(program, "warm", most=self.plan.warm)
+        if "error" not in answer:
+            self.rows.row(program.setting, program.subject)["starts"][-1].update(answer)
+        return "error" not in answer
 
-    def warm(self, setting: Setting, subject: str) -> bool:
-        """Whether a subject that was built could be warmed."""
-        answer = self.processes[subject].ask("warm", most=self.plan.warm)
-        if "error" in answer:
-            self.rows.refuse(setting, subject, answer["error"])
-            return False
-        self.rows.row(setting, subject)["starts"][-1].update(answer)
-        return True
+    def ask(self, program: Program, do: str, **arguments: Any) -> dict[str, Any]:
+        """Give a command and wait for its answer; where it is an error, the program is refused."""
+        process, limits = self.crew.lane(program).process, self.plan.limits
+        if process.failed:
+            return {"error": process.failed}
+        process.send(do, **arguments)
+        now = self.world.now()
+        end = self.begun + limits.total if limits is not None else float("inf")
+        until = min(end, now + (limits.answer if limits is not None else ANSWER))
+        answers = self.world.wait([process], until)
+        if answers and "error" not in answers[0][1]:
+            return answers[0][1]
+        why = answers[0][1]["error"] if answers else f"gave no answer within {until - now:.0f} s"
+        if not answers:
+            process.stop(why)
+            if until == end:
+                self.end(limits.total if limits is not None else 0)
+                why = "stopped: the time was over before it was timed"
+        if not self.crew.tries_alone(program, why) and not (
+            self.is_over and self.rows.has_rounds(program.setting, program.subject)
+        ):
+            self.rows.refuse(program.setting, program.subject, why)
+        return {"error": why}
 
-    def ceilings(self, start: int) -> None:
-        """What the device can do, by either framework."""
+    def release(self, programs: Sequence[Program], timed: Sequence[Program]) -> None:
+        """Let programs go, and keep what they tell of memory and work; then ask for the device's ceilings."""
+        waiting, limits = {}, self.plan.limits
+        for program in programs:
+            process = self.crew.lane(program).process
+            if not process.failed and not self.is_over:
+                process.send("release", cost="cost" not in self.rows.rows.get(program.key, {}))
+                waiting[process] = program
+        until = self.world.now() + (limits.answer if limits is not None else ANSWER)
+        while waiting and (answers := self.world.wait([*waiting], until)):
+            for process, told in answers:
+                program = waiting.pop(process, None)
+                if program is not None and program in timed and "error" not in told:
+                    self.rows.row(program.setting, program.subject).update(told)
+        for process in waiting:
+            process.stop("did not let its program go")
+        self.ceilings(programs)
+        for program in programs:
+            self.crew.leave(self.crew.lane(program), program)
+
+    def ceilings(self, programs: Sequence[Program]) -> None:
+        """Measure what the device can do, once a start by either framework."""
+        if self.is_over or any(one["start"] == self.start for one in self.found["ceilings"]):
+            return
         for framework in ("pytorch", "jax"):
-            alive = (p for s, p in self.processes.items() if SUBJECTS[s].framework == framework and not p.failed)
-            process = next(alive, None)
-            if process is None:
-                continue
-            for precision in dict.fromkeys(setting.precision for setting in self.plan.settings):
-                told = process.ask("ceilings", device=self.plan.settings[0].device, precision=precision)
-                if "error" not in told:
-                    row = {"start": start, "framework": framework, "precision": precision, **told}
+            able = [p for p in programs if SUBJECTS[p.subject].framework == framework]
+            process = next((lane.process for p in able if not (lane := self.crew.lane(p)).process.failed), None)
+            for precision in dict.fromkeys(setting.precision for setting in self.plan.settings) if process else ():
+                assert process is not None
+                process.send("ceilings", device=self.plan.settings[0].device, precision=precision)
+                limit = CEILING if self.plan.limits is not None else ANSWER
+                answers = self.world.wait([process], self.world.now() + limit)
+                if not answers:
+                    process.stop("measuring the ceilings took too long")
+                    break
+                if "error" not in answers[0][1]:
+                    row = {"start": self.start, "framework": framework, "precision": precision, **answers[0][1]}
                     self.found["ceilings"].append(row)

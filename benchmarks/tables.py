@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from benchmarks.settings import Setting
 from ports.resnet import spec as specs
 from ports.resnet.spec import NETWORKS
 
-BASES = ("pytorch", "own-pytorch")
+BASES = ("pytorch", "own-pytorch", "pytorch-channels-last")  # the first that is there is the one of the ratios
 BUSY = 0.4  # cores that others may use
 APART = 2.0  # times that one block of a subject may take another's time
 
@@ -116,7 +117,7 @@ COLUMNS: dict[str, Callable[[Row, Context], str]] = {
 
 def context(found: Mapping[str, Any], setting: Setting) -> Context:
     rows = results.rows_of(found, setting)
-    base = next((row for row in rows if row["subject"] in BASES), None)
+    base = next((row for name in BASES for row in rows if row["subject"] == name), None)
     return Context(base, results.ceiling(found, setting.precision), setting)
 
 
@@ -196,16 +197,52 @@ def below(found: Mapping[str, Any]) -> list[str]:
         for network, names in found.get("accepted", {}).items()
     ]
     if plan.get("builders", 1) > 1:
-        lines.append(f"Times to the first step are those of {plan['builders']} subjects that start at a time.")
+        lines.append(
+            f"Times to the first step are those of {plan['builders']} subjects that start at a time; compilers that "
+            "choose kernels by timing them were not alone."
+        )
     busy = max((one.get("busy", 0.0) for one in found["readings"]), default=0.0)
     if busy > BUSY:
         lines.append(
             f"Something else ran: {busy:.1f} of {machine['cores']} cores were busy before a start, when nothing of "
             "this run was. Such figures can be wrong by any factor; measure again on an idle machine."
         )
+    lines += [*_gpu(found), *_clocks(found)]
     if found.get("ended"):
         lines.append(f"Ended early: {found['ended']}.")
     return lines
+
+
+def _gpu(found: Mapping[str, Any]) -> list[str]:
+    """Say what the GPU's clocks, power and temperature were right behind the blocks."""
+    seen = found.get("gpu", ())
+    ranges = {
+        name: _range(row.get(name, "") for row in seen) for name in ("clocks.sm", "power.draw", "temperature.gpu")
+    }
+    if not all(ranges.values()):
+        return []
+    reasons = sorted({reason for row in seen if (reason := row.get("clocks_throttle_reasons.active"))})
+    return [
+        f"The GPU right behind {len(seen)} blocks: SM clock {ranges['clocks.sm']} MHz, {ranges['power.draw']} W, "
+        f"{ranges['temperature.gpu']} °C; reasons to throttle: {', '.join(reasons) or 'not told'}."
+    ]
+
+
+def _range(texts: Iterable[str]) -> str:
+    """Return the least and the greatest number at the beginning of these texts."""
+    values = [float(match[0]) for text in texts if (match := re.match(r"[\d.]+", text))]
+    return f"{min(values):g} to {max(values):g}" if values else ""
+
+
+def _clocks(found: Mapping[str, Any]) -> list[str]:
+    """Say by how much the GPU's clock and the host's differ, and who had no such clock."""
+    both = [(one["ms"], one["events"]) for row in found["rows"] for one in row["rounds"] if one.get("events")]
+    lines = []
+    if both:
+        apart = max(abs(events / ms - 1) for ms, events in both)
+        lines.append(f"The GPU's event timers and the host's clock differ by at most {100 * apart:.2g} % of a block.")
+    whys = {start["no_events"] for row in found["rows"] for start in row["starts"] if start.get("no_events")}
+    return lines + [f"Some blocks have the host's clock alone: {why}." for why in sorted(whys)]
 
 
 def _counted(number: int, what: str) -> str:

@@ -130,6 +130,17 @@ class TorchRun:
             return torch.cuda.max_memory_allocated()
         return memory.peak()
 
+    def rest(self) -> None:
+        """Give the GPU's memory back that no tensor uses: other processes need it while this one waits."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def reserved(self) -> tuple[int, int]:
+        """Return the bytes of the GPU's memory that this process took at most, and keeps after `rest`."""
+        most = torch.cuda.max_memory_reserved()
+        self.rest()
+        return most, torch.cuda.memory_reserved()
+
     def cost(self) -> dict[str, float]:
         return {}
 

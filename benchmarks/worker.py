@@ -9,17 +9,23 @@ import gc
 import importlib
 import json
 import os
+import signal
 import sys
 import time
 import traceback
 from pathlib import Path
 from typing import Any
 
-BEGUN = time.perf_counter()
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
+
+CONTEXT = 1 << 29  # bytes of device memory that a framework takes besides its arrays
 
 
 class Worker:
-    """Holds a subject's `Run` for one setting at a time."""
+    """Holds a subject's `Run` for one setting at a time, and the device's clock where there is one."""
+
+    timer: Any = None
 
     def __init__(self, subject: str, folder: Path) -> None:
         from benchmarks.subjects import SUBJECTS
@@ -36,7 +42,7 @@ class Worker:
 
     def prepare(self, setting: dict[str, Any]) -> dict[str, Any]:
         """Builds it, takes its first step and has that judged."""
-        from benchmarks import gate, memory
+        from benchmarks import events, gate, memory
         from benchmarks.settings import OWN, Setting
 
         memory.forget()
@@ -68,6 +74,10 @@ class Worker:
         if options := getattr(run, "options", lambda: None)():
             answer["options"] = options
         self.run = run if verdict.ok else None
+        if chosen.device == "gpu" and verdict.ok:
+            answer["memory"] = [size + CONTEXT for size in run.reserved()]
+            self.timer, why = events.timer()
+            answer |= {"no_events": why} if why else {}
         return answer
 
     def warm(self, most: int) -> dict[str, Any]:
@@ -76,19 +86,27 @@ class Worker:
 
         self.at, calm, self.seconds = clock.warm(self.run, most=most)
         host = clock.host(self.run) if self.run.asynchronous else None
+        self.run.rest()
         return {"warm_steps": self.at, "calm": calm, "host_ms": host}
 
     def round(self, seconds: float, single: bool) -> dict[str, Any]:
         """Times a block of steps, after one that is not timed: while it waited, caches and memory were others'."""
-        from benchmarks import clock
+        from benchmarks import clock, events
         from benchmarks.settings import SETS
 
         self.run.wait(self.run.step(self.at % SETS))
         self.at += 1
         steps = clock.count(self.seconds, seconds)
-        found, thrown = clock.again(self.run, steps, self.at, single)
+        try:
+            found, thrown = clock.again(self.run, steps, self.at, single, timer=self.timer)
+        except events.DriverError as error:  # the host's clock goes on alone
+            print(f"no event timers from here on: {error}", file=sys.stderr)
+            self.timer = None
+            found, thrown = clock.again(self.run, steps, self.at, single)
         self.at += steps
-        return {"steps": steps, "ms": found.ms, "each": [t * 1e3 for t in found.each], "thrown": thrown}
+        self.run.rest()
+        each = [t * 1e3 for t in found.each]
+        return {"steps": steps, "ms": found.ms, "each": each, "thrown": thrown, "events": found.events}
 
     def release(self, cost: bool) -> dict[str, Any]:
         """Lets the setting go; says what memory it took, and, where asked, what the framework tells of the program."""
@@ -140,7 +158,23 @@ def answer(worker: Worker, command: dict[str, Any]) -> dict[str, Any]:
         return {"error": described(error)}
 
 
+def end_with_parent() -> None:
+    """Have Linux end this process when the one that started it ends, also while it is paused."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def since_start() -> float:
+    """Return the seconds since this process was started, its interpreter's own start included."""
+    import psutil
+
+    return time.time() - psutil.Process().create_time()
+
+
 def main(subject: str, folder: str) -> None:
+    end_with_parent()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
 
@@ -154,7 +188,7 @@ def main(subject: str, folder: str) -> None:
         traceback.print_exc()
         say({"error": described(error)})
         return
-    say({"ready": True, "start_seconds": time.perf_counter() - BEGUN})
+    say({"ready": True, "start_seconds": since_start()})
     for line in sys.stdin:
         say(answer(worker, json.loads(line)))
     os._exit(0)  # at once: taking a framework down takes a second

@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_gpu import FakeWorld
 
 from benchmarks import gate, model_cost, results, tables
 from benchmarks.__main__ import main
-from benchmarks.process import Process
+from benchmarks.plan import Plan
+from benchmarks.process import World
 from benchmarks.settings import Setting
 from benchmarks.subject import SWEPT, Subject
 from benchmarks.subjects import SUBJECTS
@@ -110,19 +112,16 @@ def test_what_got_slower(measured: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().out.count("eager PyTorch moved too") == 2
 
 
-def test_what_is_quicker_than_it_can_be_is_refused(
-    measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_quicker_than_it_can_be_is_refused(measured: Path, tmp_path: Path) -> None:
     """As a subject that keeps the answers of the few inputs that take turns: the gate and the clock see nothing."""
-    from benchmarks.run import Measurement, Plan
+    from benchmarks.run import Measurement
 
     found = results.load(measured)
     idle = next(row for row in found["rows"] if row["subject"] == "linen")
     for one in idle["rounds"]:
         one["ms"] = 0.0001
-    monkeypatch.setattr(Measurement, "references", lambda *_: None)
-    monkeypatch.setattr(Measurement, "group", lambda *_: None)
-    measurement = Measurement(Plan([SETTING], ["linen"], starts=1), tmp_path, None, lambda _: None)
+    world = FakeWorld(tmp_path, 1)
+    measurement = Measurement(Plan([SETTING], ["linen"], starts=0), tmp_path, None, lambda _: None, world=world)
     measurement.found["ceilings"] = found["ceilings"]
     measurement.rows.rows = {(json.dumps(row["setting"]), row["subject"]): row for row in found["rows"]}
     told = measurement.run()
@@ -206,11 +205,17 @@ def test_a_wrong_subject_is_not_timed(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_killed_worker_is_an_answer(tmp_path: Path) -> None:
-    process = Process("pytorch", tmp_path, "cpu", tmp_path / "log")
+    world = World(tmp_path, "cpu", tmp_path / "log")
+    process = world.launch("pytorch")
+    assert world.wait([process], None)[0][1]["ready"]
     assert process.failed is None
     os.kill(process.process.pid, signal.SIGKILL)
-    assert process.ask("release") == {"error": "its process ended: SIGKILL (out of memory?)"}
-    assert process.ask("release")["error"].startswith("its process ended")
+    process.process.wait()
+    process.send("release", cost=False)
+    why = "its process ended: SIGKILL (out of memory?)"
+    assert world.wait([process], None) == [(process, {"error": why, "ended": -9})]
+    assert process.failed == why
+    assert world.wait([process], None) == []  # it has said so once
     process.close()
 
 
@@ -334,32 +339,6 @@ def test_everything_on_a_gpu_that_is_not_there() -> None:
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
     assert "without an NVIDIA GPU" in done.stderr
-
-
-def test_every_part_of_a_gpus_run_is_a_question_that_can_be_put(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its arguments are read as they will be there; a mistake in them would be seen only where a GPU is."""
-    from benchmarks.gpu import PARTS
-
-    plans = []
-
-    def planned(plan: Any, *_: Any) -> dict[str, Any]:
-        plans.append(plan)
-        return results.fresh(plan)
-
-    monkeypatch.setattr("parity.device.require", lambda *_: None)
-    monkeypatch.setattr("benchmarks.run.run", planned)
-    timed = [part for part in PARTS if "benchmarks" in part.arguments]
-    for part in timed:
-        assert main([*part.arguments[2:], "--budget", "10", "--out", str(tmp_path / "out.json")]) == 0
-    assert len(plans) == len(timed) == 6
-    for plan in plans:
-        for subject in plan.subjects:
-            assert any(SUBJECTS[subject].suits(s.network, s.mode, s.device) for s in plan.settings), subject
-    wanted = {(s.network, s.mode, s.batch) for plan in plans for s in plan.settings}
-    assert {("resnet50", mode, batch) for mode in ("inference", "training") for batch in (1, 32, 256)} <= wanted
-    assert {"cifar_resnet20", "resnet18", "resnet152"} <= {network for network, _, _ in wanted}
 
 
 @pytest.mark.parametrize(
@@ -504,30 +483,11 @@ def test_what_was_kept_is_said(measured: Path) -> None:
     assert f"{found['rows'][0]['subject']} kept a (2 of 3 starts), b (1 of 3 starts)" in tables.tables(found)[0].notes
 
 
-@pytest.mark.parametrize(("starts", "ended"), [(1, None), (2, "after 0 s, in start 2 of 2")])
-def test_a_run_ended_early_where_something_was_left(
-    starts: int, ended: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from benchmarks import run
-    from benchmarks.run import Measurement, Plan
-
-    now = [0.0]
-    monkeypatch.setattr(run, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr(Measurement, "references", lambda *_: None)
-    monkeypatch.setattr(Measurement, "group", lambda *_: now.__setitem__(0, now[0] + 0.3))  # longer than there is
-    plan = Plan([SETTING], ["pytorch"], starts=starts, budget=0.25)
-    assert Measurement(plan, tmp_path, None, lambda _: None).run().get("ended") == ended
-
-
-def test_how_many_start_at_a_time_is_said(measured: Path, tmp_path: Path) -> None:
-    from benchmarks.run import Measurement, Plan
-
+def test_how_many_start_at_a_time_is_said(measured: Path) -> None:
     found = results.load(measured)
     for builders in (1, 2):
         plan = Plan([SETTING], ["pytorch"], builders=builders)
-        measurement = Measurement(plan, tmp_path, None, lambda _: None)
-        assert [measurement.together(start) for start in (0, 1)] == [builders, 2]
-        said = [line for line in tables.below({**found, "plan": measurement.found["plan"]}) if "first step" in line]
+        said = [line for line in tables.below({**found, "plan": plan.described()}) if "first step" in line]
         assert len(said) == builders - 1
 
 
@@ -571,8 +531,11 @@ def test_the_fastest_is_no_row_of_a_sweep(measured: Path) -> None:
 def test_a_flag_that_is_not_known_ends_its_subject_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gate.prepare(SETTING, {}, tmp_path)
     monkeypatch.setenv("XLA_FLAGS", "--xla_no_such_flag=1")
-    process = Process("nnx", tmp_path, "cpu", tmp_path / "log")
-    answer = process.ask("prepare", setting=SETTING.asdict())
+    world = World(tmp_path, "cpu", tmp_path / "log")
+    process = world.launch("nnx")
+    assert world.wait([process], None)[0][1]["ready"]
+    process.send("prepare", setting=SETTING.asdict())
+    answer = world.wait([process], None)[0][1]
     process.close()
     assert answer["error"].startswith("its process ended: ")
     assert answer["error"].endswith("Unknown flag in XLA_FLAGS: --xla_no_such_flag=1")
@@ -585,6 +548,13 @@ def test_a_folded_subject_is_held_against_the_whole_network(tmp_path: Path) -> N
     assert "conv1.bias" in case.weights
     assert "bn1.weight" not in case.weights
     assert Worker("nnx-folded", tmp_path).prepare(setting.asdict())["gate"]["ok"]
+
+
+def test_an_exported_subject_runs_in_bfloat16(tmp_path: Path) -> None:
+    """Its file takes images in the type of its parameters, float32."""
+    setting = Setting("cifar_resnet20", "inference", 2, "bfloat16", (16, 16))
+    gate.prepare(setting, {}, tmp_path)
+    assert Worker("nnx-export", tmp_path).prepare(setting.asdict())["gate"]["ok"]
 
 
 def test_every_subject_names_a_builder_that_is_there() -> None:

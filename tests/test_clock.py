@@ -53,6 +53,9 @@ class Sleeper:
     def programs(self) -> int:
         return 0
 
+    def rest(self) -> None:
+        pass
+
 
 class Early(Sleeper):
     """A subject that says it is done when its work has only begun."""

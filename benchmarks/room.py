@@ -1,0 +1,44 @@
+"""The memory of a GPU, which programs share: an estimate (`sizes.py`) until a process has told what it took."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks import sizes
+from benchmarks.plan import Program
+from benchmarks.references import References
+from benchmarks.subjects import SUBJECTS
+
+
+class Memory:
+    """The memory that programs and the computing of a reference share.
+
+    Args:
+        total: bytes; None where nobody counts them (CPU).
+    """
+
+    def __init__(self, total: float | None, references: References) -> None:
+        self.total, self.references = total, references
+        self.told: dict[
+            tuple[str, str], tuple[float, float]
+        ] = {}  # by program: at most and at rest, as it was measured
+
+    def need(self, program: Program) -> tuple[float, float]:
+        """Return the bytes that a program takes at most, and while it waits."""
+        setting = program.setting
+        return self.told.get(program.key, (sizes.need(setting), sizes.rest(setting, SUBJECTS[program.subject])))
+
+    def has(self, more: float, programs: Sequence[Program], at_rest: bool = False) -> bool:
+        """Return whether there are so many bytes besides what these programs and the reference use.
+
+        Args:
+            at_rest: as soon as everything that compiles has come to rest.
+        """
+        using = [p for p in programs if p.uses_memory]
+        if self.total is None or not (using or self.references.is_busy):
+            return True  # what does not fit into an empty device never fits: let it try
+        resting = [p for p in using if at_rest or p.state == "ready"]
+        growing = max((self.need(p)[0] - self.need(p)[1] for p in resting), default=0.0)  # one of them is timed
+        taken = growing + sum(self.need(p)[p in resting] for p in using)
+        computed = self.references.need() if self.references.is_busy and not at_rest else 0.0
+        return taken + computed + more <= self.total
