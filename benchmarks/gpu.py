@@ -40,7 +40,7 @@ from parity.progress import progress
 from ports.errors import UserError
 
 MEMORY = 0.92  # part of the GPU's memory that programs may share; drivers and fragments take the rest
-HOST = 5e9  # bytes of the machine's memory for each program that compiles
+HOST = 3e9  # bytes of the machine's memory for each program that compiles
 RESULTS = Path("benchmarks", "results")
 REHEARSALS = Path("build", "rehearsal")
 LEAST = 40.0  # seconds in which a stage may give something
@@ -141,7 +141,7 @@ def timing(letter: str, stage: Stage, place: Place, seconds: float, ahead: str |
         [*dict.fromkeys(subject for _, subject in programs)],
         starts=1 if ahead else stage.starts,
         rounds=0 if ahead else 3,
-        seconds=0.3,
+        seconds=0.3 if place.device == "gpu" else 0.1,
         builders=place.builders,
         later_builders=place.builders,
         warm=5,
@@ -206,7 +206,8 @@ def _letters(stage: str | None, rehearsal: bool) -> list[str]:
 def _place(card: dict[str, str] | None, out: Path, cache: Path, builders: int | None) -> Place:
     cores = os.cpu_count() or 1
     fitting = int(psutil.virtual_memory().available / HOST)
-    count = builders or max(1, min(cores - 2 if card else cores, fitting))
+    # Some virtual machines have more memory than they tell at first.
+    count = builders or max(1, min(cores - 2, max(cores // 2, fitting)) if card else min(cores, fitting))
     name = re.sub(r"[^a-z0-9]+", "-", card["name"].lower()).strip("-") if card else "rehearsal"
     total = re.match(r"\d+", card["memory.total"]) if card else None
     memory = MEMORY * int(total[0]) * 2**20 if total else None

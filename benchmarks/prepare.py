@@ -44,6 +44,10 @@ def one(setting: Setting, changes: dict[str, Any], folder: Path) -> None:
             say(network=setting.network, accepted=accepted)
     else:
         gate.prepare(setting, changes, folder)
+    if setting.device == "gpu":  # the subjects need the memory that PyTorch would keep
+        import torch
+
+        torch.cuda.empty_cache()
 
 
 def say(**line: Any) -> None:

@@ -48,6 +48,8 @@ class Worker:
         memory.forget()
 
         chosen = Setting.of(setting)
+        if chosen.device == "gpu" and self.subject.framework == "jax":
+            require_gpu()
         if OWN in chosen.network:
             from benchmarks import pair
 
@@ -156,6 +158,20 @@ def answer(worker: Worker, command: dict[str, Any]) -> dict[str, Any]:
             return {"error": "out of memory"}
         traceback.print_exc()
         return {"error": described(error)}
+
+
+def require_gpu() -> None:
+    """Raise where JAX has no GPU: it would compute on the CPU without a word.
+
+    Raises:
+        UserError: JAX's default backend is another one.
+    """
+    import jax
+
+    from ports.errors import UserError
+
+    if jax.default_backend() != "gpu":
+        raise UserError(f"JAX sees no GPU (its backend is {jax.default_backend()}); install its build for CUDA")
 
 
 def end_with_parent() -> None:

@@ -171,6 +171,18 @@ def test_a_block_is_refused_where_the_device_says_otherwise(
         clock.block(Sleeper(), 10, timer=timer)
 
 
+def test_a_program_that_would_run_on_the_cpu_is_no_gpu_program() -> None:
+    import jax
+
+    from benchmarks.worker import require_gpu
+    from ports.errors import UserError
+
+    if jax.default_backend() == "gpu":
+        pytest.skip("there is one")
+    with pytest.raises(UserError, match=r"JAX sees no GPU \(its backend is cpu\)"):
+        require_gpu()
+
+
 def test_without_a_driver_there_is_no_timer_and_a_reason() -> None:
     assert events.timer(Driver(fails="cuInit")) == (None, "cuInit of CUDA's driver gave the error 999")
     if Path("/dev/nvidia0").exists():
