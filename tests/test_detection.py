@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pkgutil
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -48,6 +50,38 @@ def test_entries_have_names_of_their_own_and_sources() -> None:
     assert len(entries) >= 75
     assert [name for name, count in Counter((e.family, e.name) for e in entries).items() if count > 1] == []
     assert [entry.name for entry in entries if not entry.source] == []
+
+
+PACKAGES = ("torch", "jax", "flax", "optax", "numpy")
+GUIDES = {"Flax guide": "Convert PyTorch models to Flax", "torchvision.models": "Using the pre-trained models"}
+
+
+WORDS = re.compile(r"Note|(section|figure|equation|table) [\d.]+|\w+( et al\.)?")
+
+
+def is_there(source: str) -> bool:
+    """Return whether a reader finds a source: a name of an installed framework, a paper with its year, or a guide."""
+    found = False
+    for part in re.split(r"[;,] | and ", source):
+        name, _, _ = part.partition(":")
+        if re.fullmatch(r"[a-z_]+(\.\w+)+", name) and name.partition(".")[0] in PACKAGES:
+            try:
+                found = pkgutil.resolve_name(name) is not None
+            except (ImportError, AttributeError):
+                return False
+        elif re.search(r"\b(19|20)\d\d\b|arXiv:\d{4}\.\d+", part) or part in GUIDES:
+            found = True
+        elif name.startswith("torchvision."):
+            found = True  # not installed here
+        elif part not in GUIDES.values() and not WORDS.fullmatch(part):
+            return False
+    return found
+
+
+def test_a_reader_finds_every_source() -> None:
+    assert [(entry.name, entry.source) for entry in catalogue.entries() if not is_there(entry.source)] == []
+    assert not is_there("bn_momentum: flax.linen.BatchNorm: momentum")  # the name of a file that nobody has
+    assert not is_there("flax.linen.BatchNorms")
 
 
 CASE = score.CASES["between"][0]

@@ -21,7 +21,7 @@ class Entry:
     Attributes:
         family: `weight`, `layer`, `between`, `loss` or `training`: what is planted, and how.
         where: the layers or operations where it can be made.
-        source: a page of a framework's documentation, a paper, or a measured trap of this project.
+        source: pages of the frameworks' documentation, by the names of what they describe, and papers.
     """
 
     name: str

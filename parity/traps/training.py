@@ -286,7 +286,7 @@ TRAPS = (
         scheduled(lambda *_: None),
         "the learning rate stays as it is",
         RATE,
-        "optax schedules",
+        "torch.optim.lr_scheduler and optax.schedules",
     ),
     _row(
         "schedule-late",
