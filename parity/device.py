@@ -99,11 +99,6 @@ def using(device: str, tf32: bool | None = None) -> Iterator[None]:
         yield
 
 
-def placed(arrays: Any) -> Any:
-    """JAX's arrays on the device of the check, wherever they were."""
-    return jax.device_put(arrays, _CONFIG.jax_default_device)
-
-
 def described(device: str) -> str:
     """The device's name for a report."""
     return torch.cuda.get_device_name() if device == "gpu" and torch_gpu() else device

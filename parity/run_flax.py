@@ -55,6 +55,12 @@ class Functional:
     to_hub: Callable[[Any, Any], dict[str, np.ndarray]]
 
 
+def placed(arrays: Any) -> Any:
+    """Return JAX's arrays on the device of the check (`parity.device`), wherever they were."""
+    config: Any = jax.config
+    return jax.device_put(arrays, config.jax_default_device)
+
+
 class Listener:
     """Tells a tap of the calls of layers, for one run.
 

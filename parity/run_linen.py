@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from parity.device import placed
-from parity.run_flax import Functional, Listener, float64_attention, mode_keywords
+from parity.run_flax import Functional, Listener, float64_attention, mode_keywords, placed
 from parity.run_nnx import parts, settings
 from parity.taps import Tap
 from ports.weights.linen import modules, places

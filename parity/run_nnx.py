@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from parity.device import placed
-from parity.run_flax import Functional, Listener, float64_attention, mode_keywords
+from parity.run_flax import Functional, Listener, float64_attention, mode_keywords, placed
 from parity.taps import Tap
 from ports.weights.nnx import modules, places
 

@@ -53,6 +53,61 @@ def imported(file: Path) -> Iterator[str]:
             yield from (str(arg.value).split(".")[0] for arg in node.args[:1] if isinstance(arg, ast.Constant))
 
 
+def loaded(tree: ast.AST) -> Iterator[ast.AST]:
+    """The nodes that run when a module is imported: not what stands in functions, nor what is for type checkers."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        yield node
+        yield from loaded(node)
+
+
+def graph(root: Path) -> dict[str, set[str]]:
+    """What each module loads at once when it is imported: modules of this project, and top packages of others."""
+    files = {
+        ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): file
+        for package in PACKAGES
+        for file in (root / package).rglob("*.py")
+    }
+    found: dict[str, set[str]] = {}
+    for module, file in files.items():
+        names: set[str] = set()
+        for node in loaded(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+                names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        parents = {".".join(name.split(".")[:i]) for name in names for i in range(1, name.count(".") + 2)}
+        found[module] = (parents & files.keys()) | ({name.split(".")[0] for name in names} - PACKAGES.keys())
+    return found
+
+
+def reached(edges: dict[str, set[str]], module: str) -> dict[str, list[str]]:
+    """All that a module loads, each with the way to it."""
+    ways = {module: [module]}
+    waiting = [module]
+    while waiting:
+        at = waiting.pop(0)
+        for name in sorted(edges.get(at, ())):
+            if name not in ways:
+                ways[name] = [*ways[at], name]
+                waiting.append(name)
+    return ways
+
+
+def indirect(root: Path) -> list[str]:
+    """Files about one framework that load another one through other files."""
+    edges, found = graph(root), []
+    for module in edges:
+        path = f"/{module.replace('.', '/')}.py"
+        forbidden = set[str]().union(*(names for end, names in FRAMEWORKS.items() if path.endswith(f"/{end}")))
+        ways = reached(edges, module)
+        found += [" -> ".join(ways[name]) for name in sorted(forbidden & ways.keys())]
+    return sorted(found)
+
+
 def violations(root: Path) -> list[str]:
     found = []
     for package, forbidden in PACKAGES.items():
@@ -65,6 +120,23 @@ def violations(root: Path) -> list[str]:
 
 def test_directions() -> None:
     assert violations(ROOT) == []
+
+
+def test_no_file_loads_another_framework_through_others() -> None:
+    assert indirect(ROOT) == []
+    assert "torch" in reached(graph(ROOT), "parity.checker")
+
+
+def test_a_planted_way_to_another_framework_is_found(tmp_path: Path) -> None:
+    for file, text in {
+        "ports/resnet/nnx.py": "import jax\nfrom ports.resnet import shared",
+        "ports/resnet/shared.py": "import ports.deep",
+        "ports/deep.py": "class Net:\n    from torch import nn",
+        "ports/resnet/linen.py": "def f():\n    import ports.deep",
+    }.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text)
+    assert indirect(tmp_path) == ["ports.resnet.nnx -> ports.resnet.shared -> ports.deep -> torch"]
 
 
 def test_the_files_that_the_rules_are_about_are_there() -> None:
