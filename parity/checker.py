@@ -31,6 +31,16 @@ from ports.resnet.spec import ResNetSpec
 
 FLAX_PORTS = {"nnx": run_nnx, "linen": run_linen}
 
+PORTS, BATCH = ("nnx", "linen"), 2
+
+# The kinds of check, as messages call them, and the options that not all of them use.
+NAMED, LIVE, PAIR = "a named network", "live networks of this package", "two live models with inputs behind them"
+USED = {
+    **dict.fromkeys(("ports", "weights"), (NAMED,)),
+    **dict.fromkeys(("images", "image_size", "batch"), (NAMED, LIVE)),
+    **dict.fromkeys(("names", "loss", "layouts", "keywords", "accept"), (PAIR,)),
+}
+
 # Height and width of an image: what Pillow's formats can hold.
 LARGEST = 65535
 
@@ -38,10 +48,10 @@ LARGEST = 65535
 def check(
     model: str | ResNetSpec | torch.nn.Module,
     *candidates: Any,
-    ports: Sequence[str] = ("nnx", "linen"),
+    ports: Sequence[str] | None = None,
     images: str | Path | None = None,
     image_size: tuple[int, int] | None = None,
-    batch: int = 2,
+    batch: int | None = None,
     steps: int = 3,
     seed: int = 0,
     weights: str | Path | Mapping[str, np.ndarray] | None = None,
@@ -75,10 +85,10 @@ def check(
     Args:
         model: a named network, a description, or a live PyTorch model.
         candidates: one live Flax model and the inputs; or live Flax networks of this package.
-        ports: which ports of a named network.
+        ports: which ports of a named network; by default NNX and Linen.
         images: a file or a folder of photographs; by default the two that scikit-learn ships.
         image_size: height and width; by default the network's height and an odd width (224x193, 32x27).
-        batch: number of images.
+        batch: number of images; by default 2.
         steps: of training.
         seed: of initial weights, labels and the signs of the perturbation.
         weights: the hub form, or a file of them; by default initial weights with random BatchNorm parameters and
@@ -107,11 +117,17 @@ def check(
         A report that is true where everything agrees.
 
     Raises:
-        UserError: the question cannot be put: an unknown name, an unreadable file, weights that do not fit or hold NaN,
-            no memory for it, a batch with one value a channel, layers that cannot be paired, a model that raises,
+        UserError: the question cannot be put: an unknown name, an option that this kind of check does not use
+            (`USED`), an unreadable file, weights that do not fit or hold NaN, no memory for it, a batch with one value
+            a channel, layers that cannot be paired, a model that raises,
             a device that is not there, a check inside a check.
     """
     dtypes = tuple(dict.fromkeys([dtypes] if isinstance(dtypes, str) else dtypes))
+    kind = _kind(model, candidates, keywords)
+    given = {"ports": ports, "images": images, "image_size": image_size, "batch": batch, "weights": weights}
+    given |= {"names": names, "loss": loss, "layouts": layouts, "keywords": keywords, "accept": accept}
+    _require_used(kind, given)
+    ports, batch = PORTS if ports is None else ports, BATCH if batch is None else batch
     require(ports, batch, steps, seed)
     precision.require(dtypes)
     devices.require(device, tf32, dtypes)
@@ -122,11 +138,10 @@ def check(
         training.make, steps=steps, optimizer=optimizer, tx=tx, clip_grad_norm=clip_grad_norm, accumulate=accumulate
     )
     with isolation.isolated(device, tf32, progress):
-        if isinstance(model, torch.nn.Module) and ((len(candidates) > 1 and not _is_net(candidates[1])) or keywords):
+        if kind == PAIR:
             if not candidates:
                 raise UserError("got a PyTorch model alone, expected a Flax model and inputs behind it")
-            if weights is not None:
-                raise UserError("got live models and weights; live models are compared as they are")
+            assert isinstance(model, torch.nn.Module)
             found = pairs.check(
                 model,
                 candidates[0],
@@ -143,12 +158,33 @@ def check(
                 progress=progress,
             )
         else:
-            given = {"names": names, "loss": loss, "layouts": layouts, "accept": accept}
-            if unused := [name for name, value in given.items() if value]:
-                raise UserError(f"{', '.join(unused)}: only for two live models with inputs behind them")
             found = _named(model, candidates, ports, images, image_size, batch, seed, weights, train, working, progress)
     memory.release()
     return Report((replace(found, note=found.note + noted(dtypes, tf32, device)),), environment(device))
+
+
+def _kind(model: Any, candidates: Sequence[Any], keywords: Any) -> str:
+    """Return which kind of check the arguments ask for."""
+    if not isinstance(model, torch.nn.Module):
+        return NAMED
+    return PAIR if (len(candidates) > 1 and not _is_net(candidates[1])) or keywords else LIVE
+
+
+def _require_used(kind: str, given: Mapping[str, Any]) -> None:
+    """Raise where an option is given that this kind of check does not use.
+
+    Raises:
+        UserError: all such options, and what each is for.
+    """
+    unused: dict[str, list[str]] = {}
+    for name, value in given.items():
+        # Empty `names` ask for nothing; empty `weights` would be weights.
+        is_given = bool(value) if USED[name] == (PAIR,) else value is not None
+        if is_given and kind not in USED[name]:
+            unused.setdefault(" or ".join(USED[name]), []).append(name)
+    if unused:
+        said = "; ".join(f"{', '.join(names)}: only for {kinds}" for kinds, names in unused.items())
+        raise UserError(f"got {kind}: {said}")
 
 
 def noted(dtypes: Sequence[str], tf32: bool | None, device: str) -> str:
@@ -216,6 +252,8 @@ def _named(
         classes=spec.num_classes,
         seed=seed,
     )
+    # This package's networks, as they are created here, change nothing in place; a live one may have been changed.
+    fed = replace(fed, in_place=isinstance(model, torch.nn.Module))
     if not isinstance(model, torch.nn.Module) and weights is None:
         progress("random BatchNorm parameters and statistics")
         randomise(reference, fed, seed)
@@ -282,8 +320,6 @@ def _networks(
     if isinstance(model, torch.nn.Module):
         if not candidates:
             raise UserError("got a PyTorch network alone, expected one or more Flax networks behind it")
-        if weights is not None:
-            raise UserError("got live networks and weights; live networks are compared as they are")
         builders = {_port(net): partial(_promoted, net) for net in candidates}
         return run_pytorch.promote(model), builders
     if candidates:

@@ -29,10 +29,10 @@ Names = Annotated[
     typer.Argument(metavar="NAME...", help="Networks (`parity models` lists them), or package.module:function."),
 ]
 All = Annotated[bool, typer.Option("--all", help="Every named network.")]
-Ports = Annotated[str, typer.Option(help="Which ports to hold against PyTorch.")]
+Ports = Annotated[str | None, typer.Option(help="Which ports to hold against PyTorch. By default nnx,linen.")]
 Images = Annotated[Path | None, typer.Option(help="A photograph or a folder of them; else two from scikit-learn.")]
 ImageSize = Annotated[str | None, typer.Option(metavar="HxW", help="Else the network's height and an odd width.")]
-Batch = Annotated[int, typer.Option(help="Number of images.")]
+Batch = Annotated[int | None, typer.Option(help="Number of images. By default 2.")]
 Steps = Annotated[int, typer.Option(help="Steps of training.")]
 Optimizer = Annotated[
     str, typer.Option(help="What trains: sgd, nesterov, dampened, adam, amsgrad, adamw, rmsprop, adagrad.")
@@ -82,10 +82,10 @@ def models() -> int:
 def check(
     names: Names = None,
     every: All = False,
-    ports: Ports = "nnx,linen",
+    ports: Ports = None,
     images: Images = None,
     image_size: ImageSize = None,
-    batch: Batch = 2,
+    batch: Batch = None,
     steps: Steps = 3,
     optimizer: Optimizer = "sgd",
     seed: Seed = 0,
@@ -121,12 +121,12 @@ def check(
     from parity import device as devices
     from parity import precision, probe
     from parity import report as reports
+    from parity.checker import BATCH, PORTS, environment, require
     from parity.checker import check as run
-    from parity.checker import environment, require
     from parity.training import require as require_optimizer
 
-    chosen_ports = [port.strip() for port in ports.split(",") if port.strip()]
-    require(chosen_ports, batch, steps, seed)
+    chosen_ports = None if ports is None else [port.strip() for port in ports.split(",") if port.strip()]
+    require(PORTS if chosen_ports is None else chosen_ports, BATCH if batch is None else batch, steps, seed)
     dtypes = tuple(part.strip() for given in dtype or () for part in given.split(",") if part.strip())
     if dtype and not dtypes:
         raise UserError(f"--dtype: got {dtype[0]!r}, expected {' or '.join(precision.DTYPES)}")
@@ -141,13 +141,15 @@ def check(
     console, found = terminal.console(), []
     for name in chosen:
         try:
-            own, options = pair(name) if ":" in name else ((name,), {"images": images, "image_size": size})
+            own, options = pair(name) if ":" in name else ((name,), {})
             options = {**options, "accept": accept} if accept else options
             with _progress(name) as tell:
                 result = run(
                     *own,
                     **{
                         "ports": chosen_ports,
+                        "images": images,
+                        "image_size": size,
                         "batch": batch,
                         "steps": steps,
                         "optimizer": optimizer,

@@ -19,9 +19,10 @@ from parity.pairing import Layer
 from parity.quantities import Probe
 from parity.taps import Recorder, layer_of
 from ports.errors import UserError
+from ports.weights import layers as layer_rules
 from ports.weights import linen, nnx
 from ports.weights.flax import Place
-from ports.weights.layers import LAYERS, rule_for
+from ports.weights.layers import rule_for
 
 OWN = "own"
 
@@ -38,8 +39,6 @@ KINDS: dict[type[nn.Module], str] = {
     **dict.fromkeys((nn.LSTM, nn.LSTMCell), "lstm"),
     **dict.fromkeys((nn.GRU, nn.GRUCell), "gru"),
 }
-# Our own rules; a rule that somebody registered stands for a type of their own.
-RULES = {rule.__name__ for rule in LAYERS.values()}
 
 
 def of_torch(net: nn.Module, probe: Probe, state: Mapping[str, np.ndarray]) -> list[Layer]:
@@ -213,10 +212,10 @@ def _of_flax(
     for own, place in places.items():
         name = next(n for n in _prefixes(own) if n in modules)
         rule = rule_for(modules[name])
-        if rule is None:
+        kind = layer_rules.KINDS.get(rule) if rule else None
+        if kind is None:  # PyTorch's side tells nothing of a rule that somebody registered: tensors pair one by one
             layers[own] = Layer(own, OWN, {"value": own}, {"value": place.read()})
             continue
-        kind = rule.__name__ if rule.__name__ in RULES else OWN
         layer = layers.setdefault(name, Layer(name, kind))
         leaf = own.removeprefix(f"{name}.") if name else own
         layer.tensors[leaf], layer.values[leaf] = own, place.read()

@@ -39,6 +39,7 @@ class Probe:
         tensors: the parameters and statistics that are compared; by default all of the reference's.
         idle: parameters of the port that get no gradient in PyTorch, and must stay what they are in training.
         fixed: parameters of PyTorch's that are trained, and that are not parameters of the port.
+        in_place: whether PyTorch's layers may change their input, so that what is recorded must be copied.
     """
 
     inputs: tuple[Any, ...]
@@ -49,6 +50,7 @@ class Probe:
     tensors: Collection[str] | None = None
     idle: Collection[str] = ()
     fixed: Collection[str] = ()
+    in_place: bool = True
 
 
 @dataclass(frozen=True)

@@ -151,11 +151,6 @@ class Outputs(Recorder):
         return y
 
 
-def copies(net: nn.Module) -> bool:
-    """Whether layers may change their input in place: not in this package's networks."""
-    return not hasattr(net, "spec")
-
-
 def inputs_of(probe: Probe, grad: bool = False) -> tuple[Any, ...]:
     """The probe's inputs as tensors of their own."""
 
@@ -230,7 +225,7 @@ def observe(
     net = copy.deepcopy(net)
     if probe.channels_last:
         net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    record = Outputs(copies(net))
+    record = Outputs(probe.in_place)
     with torch.no_grad(), tapped(net.eval(), record, names):
         values = run(net, probe, inputs_of(probe))
     yield "output.eval", outputs(values)
@@ -241,7 +236,7 @@ def observe(
     trained = parameters(net, probe)
     loop = Loop(updated(net, probe), training)
     for number in range(training.passes):
-        images, record = inputs_of(probe, grad=True), Outputs(copies(net))
+        images, record = inputs_of(probe, grad=True), Outputs(probe.in_place)
         with tapped(net, record, names if number == 0 else ()):
             values = run(net, probe, images)
         loss = probe.loss.torch(values)

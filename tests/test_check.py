@@ -173,7 +173,7 @@ BAD = {
     "no-candidate": (lambda net, port: (net,), {}, "alone"),
     "name-and-live": (lambda net, port: ("resnet18", port), {}, "live"),
     "port-twice-torch": (lambda net, port: (net, net), {}, "expected an nnx.Module"),
-    "weights-with-live": (lambda net, port: (net, port), {"weights": {}}, "as they are"),
+    "weights-with-live": (lambda net, port: (net, port), {"weights": {}}, "weights: only for a named network"),
     "batch": (lambda net, port: (net, port), {"batch": 0}, "batch"),
     "steps": (lambda net, port: (net, port), {"steps": -1}, "steps"),
     "unknown-port": (lambda net, port: ("resnet18",), {"ports": ["keras"]}, "unknown port"),

@@ -256,8 +256,8 @@ def test_a_layer_without_a_rule_says_how_to_add_one(monkeypatch: pytest.MonkeyPa
     net = nnx.Dict(scaled=Scaled())
     with pytest.raises(WeightsError, match=r"scaled: no rule for layer type Scaled, .*ports\.weights\.register"):
         read(net)
-    monkeypatch.setattr(layers, "LAYERS", dict(layers.LAYERS))
-    register("Scaled", lambda _: (Leaf("weight", ("factor",)),))
+    monkeypatch.setattr(layers, "REGISTERED", {})
+    register(Scaled, lambda _: (Leaf("weight", ("factor",)),))
     assert list(read(net)) == ["scaled.weight"]
     write(net, {"scaled.weight": np.arange(3, dtype=np.float32)})
     assert net["scaled"].factor[...].tolist() == [0, 1, 2]

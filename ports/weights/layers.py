@@ -1,8 +1,9 @@
 """A rule per Flax layer type: which of its variables is which PyTorch tensor, and in which layout.
 
 A rule takes the layer (an NNX or an unbound Linen module: only its settings are read) and gives its leaves. It goes by
-the layer's type alone, never by a tensor's rank or by shapes that happen to fit. `register` adds a rule.
-No framework is imported: a type is found by its name along the layer's base classes.
+the layer's class alone, never by a tensor's rank or by shapes that happen to fit. `register` adds a rule. A class of
+your own that is called `Linear` does not get the rule of Flax's. No framework is imported: Flax's classes are known by
+their package and name, along the base classes of the layer.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from ports.errors import UserError
 
 COUNTER = "num_batches_tracked"
 
@@ -223,11 +226,33 @@ LAYERS: dict[str, LayerRule] = {
 }
 
 
-def register(layer_type: str, rule: LayerRule) -> None:
-    """Adds a rule for a layer class of this name (Flax's, or one's own): a function from the layer to its leaves."""
-    LAYERS[layer_type] = rule
+KINDS: dict[LayerRule, str] = {rule: rule.__name__ for rule in LAYERS.values()}  # what `parity` pairs by
+FLAX = ("flax.nnx.", "flax.linen.")  # the packages whose classes `LAYERS` names
+REGISTERED: dict[type | str, LayerRule] = {}  # by class, or by its qualified name
+
+
+def register(layer_type: type | str, rule: LayerRule) -> None:
+    """Add a rule for a layer class: a function from the layer to its leaves.
+
+    Args:
+        layer_type: the class, Flax's or your own, or its qualified name, such as "mypackage.layers.Scaled".
+
+    Raises:
+        UserError: a name without a module: another package may have a class of that name.
+    """
+    if isinstance(layer_type, str) and "." not in layer_type:
+        raise UserError(
+            f"register: got the bare name {layer_type!r}, expected the class itself or its qualified name, "
+            f"such as 'mypackage.layers.{layer_type}'"
+        )
+    REGISTERED[layer_type] = rule
 
 
 def rule_for(layer: Any) -> LayerRule | None:
-    """The rule of the most derived class of `layer` that has one."""
-    return next((LAYERS[cls.__name__] for cls in type(layer).__mro__ if cls.__name__ in LAYERS), None)
+    """Return the rule of the most derived class of `layer` that has one."""
+    return next((rule for cls in type(layer).__mro__ if (rule := _rule_of(cls)) is not None), None)
+
+
+def _rule_of(cls: type) -> LayerRule | None:
+    rule = REGISTERED.get(cls) or REGISTERED.get(f"{cls.__module__}.{cls.__qualname__}")
+    return rule or (LAYERS.get(cls.__name__) if cls.__module__.startswith(FLAX) else None)
