@@ -86,7 +86,7 @@ def check(
         model: a named network, a description, or a live PyTorch model.
         candidates: one live Flax model and the inputs; or live Flax networks of this package.
         ports: which ports of a named network; by default NNX and Linen.
-        images: a file or a folder of photographs; by default the two that scikit-learn ships.
+        images: a file or a folder of photographs; by default two of this package.
         image_size: height and width; by default the network's height and an odd width (224x193, 32x27).
         batch: number of images; by default 2.
         steps: of training.

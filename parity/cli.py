@@ -30,7 +30,7 @@ Names = Annotated[
 ]
 All = Annotated[bool, typer.Option("--all", help="Every named network.")]
 Ports = Annotated[str | None, typer.Option(help="Which ports to hold against PyTorch. By default nnx,linen.")]
-Images = Annotated[Path | None, typer.Option(help="A photograph or a folder of them; else two from scikit-learn.")]
+Images = Annotated[Path | None, typer.Option(help="A photograph or a folder of them; else two of this package.")]
 ImageSize = Annotated[str | None, typer.Option(metavar="HxW", help="Else the network's height and an odd width.")]
 Batch = Annotated[int | None, typer.Option(help="Number of images. By default 2.")]
 Steps = Annotated[int, typer.Option(help="Steps of training.")]

@@ -21,6 +21,7 @@ MEAN = np.array([0.485, 0.456, 0.406])
 STD = np.array([0.229, 0.224, 0.225])
 BRANCH = 0.25
 
+PHOTOGRAPHS = Path(__file__).parent / "photographs"
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
@@ -30,16 +31,12 @@ def default_size(input_size: int) -> tuple[int, int]:
 
 
 def photographs(path: str | Path | None = None) -> list[Image.Image]:
-    """The photographs of a file or of a folder (by name), or the two that scikit-learn ships.
+    """Return the photographs of a file or of a folder (by name), or the two of this package.
 
     Raises:
         UserError: no such path, a file that is no image, a folder without any.
     """
-    if path is None:
-        from sklearn.datasets import load_sample_images
-
-        return [Image.fromarray(image) for image in load_sample_images().images]
-    path = Path(path)
+    path = PHOTOGRAPHS if path is None else Path(path)
     try:
         folder = stat.S_ISDIR(path.stat().st_mode)
         files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if folder else [path]
