@@ -58,6 +58,10 @@ class Run(Protocol):
     def rest(self) -> None:
         """Give memory of the device back that others need while this subject waits."""
 
+    def memory(self) -> int:
+        """Return the most bytes that it has taken."""
+        ...
+
 
 class Timer(Protocol):
     """A clock of the device; see `benchmarks.events.Timer`."""

@@ -167,7 +167,10 @@ class Crew:
         """Refuse a program that could not be built, or let it try again."""
         if not self.tries_alone(program, why):
             self.rows.refuse(program.setting, program.subject, why)
+        starting = program.state == "starting"
         self.leave(lane, program)
+        if starting and self.plan.limits is None:  # a package that does not import: no other setting can use it
+            self.close([program.subject])
 
     def tries_alone(self, program: Program, why: str) -> bool:
         """Return whether a program is tried again alone: memory may have been short beside others."""
@@ -205,11 +208,13 @@ class Crew:
         if file.exists():
             return json.loads(file.read_text())
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(start))
+        unfinished = file.with_name(f"{file.name}.part")
+        unfinished.write_text(json.dumps(start))
+        unfinished.rename(file)
         return json.loads(json.dumps(start))
 
     def compiled(self, program: Program) -> Path:
-        return self.folder / "compiled" / re.sub(r"[^\w.=@-]+", "_", "-".join(program.key))
+        return self.world.compilers / "compiled" / re.sub(r"[^\w.=@-]+", "_", "-".join(program.key))
 
     def leave(self, lane: Lane, program: Program) -> None:
         """Let a program go; its process ends where no other setting needs it."""
@@ -221,6 +226,8 @@ class Crew:
         """End processes; all are told before the first is waited for."""
         lanes = [self.lanes.pop(key) for key in keys]
         for lane in lanes:
+            if lane.program is not None and lane.program.compiles:  # it does not listen
+                lane.process.stop("the run ended")
             lane.process.leave()
         for lane in lanes:
             lane.process.close()

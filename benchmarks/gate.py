@@ -11,6 +11,8 @@ one by one. What such a bound cannot see the check in float64 does: `parity chec
 from __future__ import annotations
 
 import json
+import sys
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,7 +102,7 @@ def prepare(setting: Setting, changes: Mapping[str, Any], folder: Path, seed: in
         with torch.no_grad():
             randomise(net, small, seed)
         weights = {n: a.astype(np.float32) if a.dtype == np.float64 else a for n, a in ports.weights.read(net).items()}
-        np.savez(weights_file, **weights)  # pyright: ignore[reportArgumentType]
+        whole(weights_file, weights)
     weights = dict(np.load(weights_file))
     np.save(place / "labels.npy", labels)
     expected = exact(spec, setting, weights, images[0], labels[0], exact_file(setting, changes, folder))
@@ -162,15 +164,25 @@ def exact(
 
     if file.exists():
         return dict(np.load(file))
+    found: Numbers | None = None
     try:
         found = run(spec, setting, weights, images, labels, "float64")
     except torch.OutOfMemoryError:
+        traceback.clear_frames(sys.exc_info()[2])  # they hold the tensors
+    if found is None:
         torch.cuda.empty_cache()
         found = run(spec, replace(setting, device="cpu"), weights, images, labels, "float64")
-    unfinished = file.with_name(file.name + ".part.npz")
-    np.savez(unfinished, **found)  # pyright: ignore[reportArgumentType]
-    unfinished.rename(file)
+    if torch.cuda.is_initialized():  # PyTorch would keep what float64 took
+        torch.cuda.empty_cache()
+    whole(file, found)
     return found
+
+
+def whole(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a file that appears whole or not at all: a run may be killed at any time, and the folder is kept."""
+    unfinished = file.with_name(f"{file.name}.part.npz")
+    np.savez(unfinished, **arrays)  # pyright: ignore[reportArgumentType]
+    unfinished.rename(file)
 
 
 def run(

@@ -34,6 +34,7 @@ from benchmarks.plan import Limits, Plan
 from benchmarks.process import ROOT, World, environment
 from benchmarks.run import Measurement
 from benchmarks.stages import DEFAULT, SMALL, STAGES, Stage, pairs, rehearsed
+from benchmarks.subjects import SUBJECTS
 from benchmarks.together import Command, Ended, together
 from parity import terminal
 from parity.progress import progress
@@ -59,7 +60,8 @@ class Place:
     cache: Path
     memory: float | None
     builders: int
-    threads: int
+    cores: int
+    compilers: Path | None = None  # folder of what compilers keep; by default `cache`
     world: Callable[[], World] | None = None  # instead of the real one, for a test
 
     def file(self, stage: str, ending: str = "json") -> Path:
@@ -94,7 +96,7 @@ def gpu(
     except OSError as error:
         raise UserError(f"--out {out}: cannot be made: {error.strerror}") from None
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder:
-        place = _place(card, out, cache or (Path(folder) if rehearsal else _cache(card)), builders)
+        place = _place(card, out, cache or (Path(folder) if rehearsal else _home()), builders)
         stages = {letter: rehearsed(letter, STAGES[letter]) if rehearsal else STAGES[letter] for letter in letters}
         return run(stages, place, minutes, ahead)
 
@@ -146,10 +148,17 @@ def timing(letter: str, stage: Stage, place: Place, seconds: float, ahead: str |
         later_builders=place.builders,
         warm=5,
         pairs=programs,
-        limits=Limits(seconds, seconds if ahead else stage.build, memory=place.memory, threads=place.threads),
+        limits=Limits(seconds, seconds if ahead else stage.build, memory=place.memory),
     )
+    # Inductor compiles each program in several processes: as many as the cores hold of those that compile at a time.
+    compiled = sum(SUBJECTS[subject].options.get("compile") is not None for _, subject in programs)
+    threads = max(1, 2 * place.cores // max(1, min(place.builders, compiled)))
     with progress("benchmarks.gpu") as tell:
-        world = place.world() if place.world is not None else None
+        world = (
+            place.world()
+            if place.world is not None
+            else World(place.cache, place.device, log, threads, place.compilers)
+        )
         found = Measurement(plan, place.cache, None if ahead else file, tell, log, world).run()
     if ahead:
         return sum(bool(row["starts"]) for row in found["rows"])
@@ -172,7 +181,7 @@ def checks(letter: str, stage: Stage, place: Place, seconds: float) -> int:
         commands.append(Command(check.name, arguments, folder / f"{check.name}.log"))
     for other, subject in stage.ahead:
         arguments = ["-m", "benchmarks.gpu", "--stage", other, "--ahead", subject, "--out", str(folder)]
-        arguments += ["--cache", str(place.cache), "--minutes", f"{seconds / 60:.2f}"]
+        arguments += ["--cache", str(place.cache.parent), "--minutes", f"{seconds / 60:.2f}"]
         arguments += ["--rehearsal"] if place.device == "cpu" else []
         commands.append(Command(f"compiling {subject}", arguments, folder / f"{subject}.log", is_later=True))
     found: dict[str, Any] = {"schema": 1, "kind": "checks", "machine": machine.described(), "checks": {}}
@@ -191,7 +200,7 @@ def checks(letter: str, stage: Stage, place: Place, seconds: float) -> int:
         said = next((line for line in reversed(lines) if "parity in" in line), lines[-1] if lines else "")
         print(f"{ended}; {said[-300:]}", flush=True)
 
-    ends = together(commands, seconds, environment(place.cache, place.device), tell)
+    ends = together(commands, seconds, environment(place.compilers or place.cache, place.device), tell)
     print(f"{file}\n{log}: what the checks printed", flush=True)
     return sum(ended.code in (0, 1) and ended.command.name in results for ended in ends)
 
@@ -203,7 +212,7 @@ def _letters(stage: str | None, rehearsal: bool) -> list[str]:
     return [*dict.fromkeys(given)]
 
 
-def _place(card: dict[str, str] | None, out: Path, cache: Path, builders: int | None) -> Place:
+def _place(card: dict[str, str] | None, out: Path, root: Path, builders: int | None) -> Place:
     cores = os.cpu_count() or 1
     fitting = int(psutil.virtual_memory().available / HOST)
     # Some virtual machines have more memory than they tell at first.
@@ -211,17 +220,26 @@ def _place(card: dict[str, str] | None, out: Path, cache: Path, builders: int | 
     name = re.sub(r"[^a-z0-9]+", "-", card["name"].lower()).strip("-") if card else "rehearsal"
     total = re.match(r"\d+", card["memory.total"]) if card else None
     memory = MEMORY * int(total[0]) * 2**20 if total else None
-    cache.mkdir(parents=True, exist_ok=True)
-    return Place("gpu" if card else "cpu", name, out, cache, memory, count, max(1, 2 * cores // count))
+    cache = root / _code(card)
+    for folder in (cache, root / "compilers"):
+        folder.mkdir(parents=True, exist_ok=True)
+    return Place("gpu" if card else "cpu", name, out, cache, memory, count, cores, root / "compilers")
 
 
-def _cache(card: Any) -> Path:
-    """Return the folder for this code, these packages and this GPU in the user's cache folder."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+def _home() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ports-benchmarks"
+
+
+def _code(card: Any) -> str:
+    """Return the name of the folder of references: for these networks, packages and this GPU.
+
+    What compilers keep is beside it. They look at the program themselves, so that it stays when the code changes.
+    """
     code = hashlib.sha256(repr((machine.described()["versions"], card and card["name"])).encode())
-    for file in sorted(file for part in ("ports", "parity", "benchmarks") for file in (ROOT / part).rglob("*.py")):
+    own = [ROOT / "benchmarks" / f"{name}.py" for name in ("gate", "settings", "torch_steps")]
+    for file in sorted([*own, *(ROOT / "ports").rglob("*.py"), *(ROOT / "parity").rglob("*.py")]):
         code.update(file.read_bytes())
-    return home / "ports-benchmarks" / code.hexdigest()[:16]
+    return code.hexdigest()[:16]
 
 
 def main(arguments: list[str]) -> int:

@@ -94,13 +94,18 @@ def readings() -> dict[str, Any]:
 
 
 def gpu() -> dict[str, str] | None:
-    """What nvidia-smi says of the first GPU; None where there is none."""
-    command = ["nvidia-smi", f"--query-gpu={','.join(GPU)}", "--format=csv,noheader", "-i", "0"]
-    try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return dict(zip(GPU, (part.strip() for part in said.strip().split(",")), strict=False)) or None
+    """Return what nvidia-smi says of the first GPU; None where there is none.
+
+    A driver refuses the whole question where it does not know a field: then those are asked that all drivers know.
+    """
+    for fields in (GPU, GPU[:3]):
+        command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader", "-i", "0"]
+        try:
+            said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+        except (OSError, subprocess.SubprocessError):
+            continue
+        return dict(zip(fields, (part.strip() for part in said.strip().split(",")), strict=False)) or None
+    return None
 
 
 def commit() -> str | None:

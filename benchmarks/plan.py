@@ -72,7 +72,6 @@ class Limits:
         patience: seconds that the other programs of its setting wait for one that compiles; then they are timed first.
         answer: seconds that a warm-up or a block may take.
         memory: bytes of device memory for all processes; None where it is not counted (CPU).
-        threads: processes in which Inductor compiles each program; by default as many as there are cores.
     """
 
     total: float
@@ -80,7 +79,6 @@ class Limits:
     patience: float = 100
     answer: float = 30
     memory: float | None = None
-    threads: int | None = None
 
 
 @dataclass(eq=False)

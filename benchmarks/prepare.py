@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,12 @@ def main(folder: str) -> int:
         except MemoryError:
             say(case=case, error="out of memory for the reference in float64; take a smaller --batch")
             continue
+        except Exception as error:  # whatever a framework raises: the next case may work
+            traceback.print_exc()
+            say(case=case, error=f"the reference: {type(error).__name__}: {str(error).partition(chr(10))[0][:300]}")
+            continue
+        finally:
+            rest(setting.device)
         if setting.network in errors:
             say(case=case, error=errors[setting.network])
         else:
@@ -44,7 +51,11 @@ def one(setting: Setting, changes: dict[str, Any], folder: Path) -> None:
             say(network=setting.network, accepted=accepted)
     else:
         gate.prepare(setting, changes, folder)
-    if setting.device == "gpu":  # the subjects need the memory that PyTorch would keep
+
+
+def rest(device: str) -> None:
+    """Give the GPU's memory back that PyTorch would keep: the subjects need it."""
+    if device == "gpu":
         import torch
 
         torch.cuda.empty_cache()

@@ -151,8 +151,10 @@ def _readable(processes: Sequence[Process], seconds: float | None) -> list[Proce
 class World:
     """What a run acts upon: processes, the clock and the machine. Tests put another one in its place."""
 
-    def __init__(self, folder: Path, device: str, log: Path, threads: int | None = None) -> None:
-        self.folder, self.device, self.log = folder, device, log
+    def __init__(
+        self, folder: Path, device: str, log: Path, threads: int | None = None, compilers: Path | None = None
+    ) -> None:
+        self.folder, self.device, self.log, self.compilers = folder, device, log, compilers or folder
         # Inductor compiles in as many processes as there are cores, for each program that compiles.
         self.threads = {} if threads is None else {"TORCHINDUCTOR_COMPILE_THREADS": str(threads)}
 
@@ -161,13 +163,13 @@ class World:
 
     def launch(self, subject: str) -> Process:
         """Start a subject's process; its first answer says that it is ready."""
-        variables = environment(self.folder, self.device, {**self.threads, **SUBJECTS[subject].environment})
+        variables = environment(self.compilers, self.device, {**self.threads, **SUBJECTS[subject].environment})
         return Process(["-m", "benchmarks.worker", subject, str(self.folder)], variables, self.log)
 
     def references(self) -> Process:
         """Start the process that computes references, one at a time."""
         command = ["-m", "benchmarks.prepare", str(self.folder)]
-        return Process(command, environment(self.folder, self.device), self.log)
+        return Process(command, environment(self.compilers, self.device), self.log)
 
     def wait(self, processes: Sequence[Process], until: float | None) -> list[tuple[Process, dict[str, Any]]]:
         """Return the first answers that arrive; an empty list where none came until then."""

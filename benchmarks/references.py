@@ -22,13 +22,13 @@ class References:
         failed: the cases that have none, with the reason.
         accepted: what the files of somebody's own pairs have the check accept, by network.
         process: what computes them; None where nothing is pending.
-        is_busy: whether it computes one now.
+        is_busy: whether it computes one now, which `takes` so many bytes of device memory.
     """
 
     def __init__(
         self, asked: Sequence[tuple[Setting, str]], folder: Path, world: World, tell: Callable[[str], None]
     ) -> None:
-        self.folder, self.tell, self.is_busy = folder, tell, False
+        self.folder, self.tell, self.is_busy, self.takes = folder, tell, False, 0.0
         self.ready: set[str] = set()
         self.pending: dict[str, tuple[Setting, dict[str, Any]]] = {}
         self.failed: dict[str, str] = {}
@@ -51,11 +51,11 @@ class References:
         assert self.process is not None
         setting, changes = next(iter(self.pending.values()))
         self.tell(f"{setting}: what must come out, in float64")
+        self.is_busy, self.takes = True, self.need()
         self.process.send("prepare", setting=setting.asdict(), changes=changes)
-        self.is_busy = True
 
     def need(self) -> float:
-        """Return the bytes of device memory that the one takes that is computed now, or next."""
+        """Return the bytes of device memory that the next one takes."""
         setting, changes = next(iter(self.pending.values()))
         is_known = gate.exact_file(setting, changes, self.folder).exists()
         return sizes.reference(setting, 4 if is_known else 8)
@@ -72,6 +72,7 @@ class References:
             self.is_busy = False
             self._fail(answer["case"], answer["error"])
         if "ended" in answer:
+            self.is_busy = False
             for case in [*self.pending]:
                 self._fail(case, f"the reference: {answer['error']}; --log FILE keeps why")
         if not self.pending and self.process is not None:
@@ -83,6 +84,7 @@ class References:
         if self.process is not None:
             self.process.stop(why)
             self.process = None
+        self.is_busy = False
         for case in [*self.pending]:
             self._fail(case, why)
 

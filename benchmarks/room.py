@@ -19,9 +19,8 @@ class Memory:
 
     def __init__(self, total: float | None, references: References) -> None:
         self.total, self.references = total, references
-        self.told: dict[
-            tuple[str, str], tuple[float, float]
-        ] = {}  # by program: at most and at rest, as it was measured
+        # By program: at most and at rest, as it was measured.
+        self.told: dict[tuple[str, str], tuple[float, float]] = {}
 
     def need(self, program: Program) -> tuple[float, float]:
         """Return the bytes that a program takes at most, and while it waits."""
@@ -40,5 +39,5 @@ class Memory:
         resting = [p for p in using if at_rest or p.state == "ready"]
         growing = max((self.need(p)[0] - self.need(p)[1] for p in resting), default=0.0)  # one of them is timed
         taken = growing + sum(self.need(p)[p in resting] for p in using)
-        computed = self.references.need() if self.references.is_busy and not at_rest else 0.0
+        computed = self.references.takes if self.references.is_busy and not at_rest else 0.0
         return taken + computed + more <= self.total

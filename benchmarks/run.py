@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks import results, tables
 from benchmarks.crew import Crew
 from benchmarks.plan import Plan, Program, Rows
-from benchmarks.process import World
+from benchmarks.process import Process, World
 from benchmarks.references import References
 from benchmarks.settings import Setting
 from benchmarks.subjects import SUBJECTS
@@ -52,8 +52,7 @@ class Measurement:
         world: World | None = None,
     ) -> None:
         self.plan, self.folder, self.out, self.tell = plan, folder, out, tell
-        threads = plan.limits.threads if plan.limits is not None else None
-        self.world = world or World(folder, plan.settings[0].device, (log or folder / "log").absolute(), threads)
+        self.world = world or World(folder, plan.settings[0].device, (log or folder / "log").absolute())
         self.begun, self.rng, self.rows = self.world.now(), random.Random(plan.seed), Rows()
         self.found = results.fresh(plan)
         self.start, self.passes, self.is_over = 0, Counter[str](), False
@@ -137,9 +136,9 @@ class Measurement:
         crew.enter(start, programs)
         while not self.is_over:
             crew.collect(self.world.now())
+            crew.stop_late()
             if self.references.failed and not self.references.ready and self.references.process is None:
                 raise UserError(next(iter(self.references.failed.values())))
-            crew.stop_late()
             if not self.is_over_budget():
                 crew.begin()
             setting = crew.due()
@@ -162,18 +161,21 @@ class Measurement:
     def time(self, setting: Setting) -> None:
         """Warm and time the programs of a setting that are ready, while nothing else works."""
         ready = [p for p in self.crew.programs if p.setting == setting and p.state == "ready"]
-        compiling = [lane for lane in self.crew.lanes.values() if lane.program is not None and lane.program.compiles]
+        compiling = [p for p in self.crew.programs if p.compiles]
+        working = [self.crew.lane(p).process for p in compiling]
+        if self.references.process is not None and self.references.is_busy:
+            working.append(self.references.process)
         paused = self.world.now()
-        for lane in compiling:
-            lane.process.pause()
+        for process in working:
+            process.pause()
         try:
             timed = self.rounds(setting, [p for p in ready if self.warm(p)])
+            self.ceilings(ready)
         finally:
-            for lane in compiling:
-                lane.process.resume()
-        for lane in compiling:
-            if lane.program is not None:
-                lane.program.paused += self.world.now() - paused
+            for process in working:
+                process.resume()
+        for program in compiling:
+            program.paused += self.world.now() - paused
         self.release(ready, timed)
         self.save()
 
@@ -219,17 +221,15 @@ class Measurement:
         if process.failed:
             return {"error": process.failed}
         process.send(do, **arguments)
-        now = self.world.now()
-        end = self.begun + limits.total if limits is not None else float("inf")
-        until = min(end, now + (limits.answer if limits is not None else ANSWER))
+        now, until = self.world.now(), self.limited(ANSWER if limits is None else limits.answer)
         answers = self.world.wait([process], until)
         if answers and "error" not in answers[0][1]:
             return answers[0][1]
         why = answers[0][1]["error"] if answers else f"gave no answer within {until - now:.0f} s"
         if not answers:
             process.stop(why)
-            if until == end:
-                self.end(limits.total if limits is not None else 0)
+            if limits is not None and until == self.begun + limits.total:
+                self.end(limits.total)
                 why = "stopped: the time was over before it was timed"
         if not self.crew.tries_alone(program, why) and not (
             self.is_over and self.rows.has_rounds(program.setting, program.subject)
@@ -238,24 +238,33 @@ class Measurement:
         return {"error": why}
 
     def release(self, programs: Sequence[Program], timed: Sequence[Program]) -> None:
-        """Let programs go, and keep what they tell of memory and work; then ask for the device's ceilings."""
-        waiting, limits = {}, self.plan.limits
-        for program in programs:
-            process = self.crew.lane(program).process
-            if not process.failed and not self.is_over:
-                process.send("release", cost="cost" not in self.rows.rows.get(program.key, {}))
-                waiting[process] = program
-        until = self.world.now() + (limits.answer if limits is not None else ANSWER)
-        while waiting and (answers := self.world.wait([*waiting], until)):
+        """Let programs go, as many at a time as compile, and keep what they tell of memory and work."""
+        left, waiting = [] if self.is_over else [*programs], dict[Process, Program]()
+        until = self.limited(ANSWER if self.plan.limits is None else self.plan.limits.answer)
+        while left or waiting:
+            while left and len(waiting) < self.crew.builders:
+                program = left.pop(0)
+                process = self.crew.lane(program).process
+                if not process.failed:
+                    process.send("release", cost="cost" not in self.rows.rows.get(program.key, {}))
+                    waiting[process] = program
+            answers = self.world.wait([*waiting], until) if waiting else []
             for process, told in answers:
                 program = waiting.pop(process, None)
                 if program is not None and program in timed and "error" not in told:
                     self.rows.row(program.setting, program.subject).update(told)
+            if waiting and not answers:
+                break
         for process in waiting:
             process.stop("did not let its program go")
-        self.ceilings(programs)
         for program in programs:
             self.crew.leave(self.crew.lane(program), program)
+
+    def limited(self, seconds: float) -> float:
+        """Return when so many seconds are over, or the whole time is."""
+        limits = self.plan.limits
+        until = self.world.now() + seconds
+        return until if limits is None else min(until, self.begun + limits.total)
 
     def ceilings(self, programs: Sequence[Program]) -> None:
         """Measure what the device can do, once a start by either framework."""
@@ -267,8 +276,7 @@ class Measurement:
             for precision in dict.fromkeys(setting.precision for setting in self.plan.settings) if process else ():
                 assert process is not None
                 process.send("ceilings", device=self.plan.settings[0].device, precision=precision)
-                limit = CEILING if self.plan.limits is not None else ANSWER
-                answers = self.world.wait([process], self.world.now() + limit)
+                answers = self.world.wait([process], self.limited(ANSWER if self.plan.limits is None else CEILING))
                 if not answers:
                     process.stop("measuring the ceilings took too long")
                     break

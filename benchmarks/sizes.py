@@ -49,7 +49,7 @@ def rest(setting: Setting, subject: Subject) -> float:
         return need(setting)
     parameters = _sizes(setting.network, setting.size)[2]
     pixels = setting.size[0] * setting.size[1] * 3
-    return START + SETS * setting.batch * pixels * 4 + 16 * parameters
+    return min(need(setting), START + SETS * setting.batch * pixels * 4 + 16 * parameters)
 
 
 @cache

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from benchmarks import memory
 from benchmarks.gate import Case
 from benchmarks.settings import LEARNING_RATE, MOMENTUM, RESULT, WEIGHT_DECAY
+from parity.tf32 import products
 
 
 def device(name: str) -> torch.device:
@@ -23,17 +24,9 @@ def device(name: str) -> torch.device:
 @contextmanager
 def policy(precision: str, where: str) -> Iterator[None]:
     """The policy of `benchmarks.settings.PRECISIONS` for the time of the block."""
-    backends: Any = torch.backends
-    parts = (backends.cudnn.conv, backends.cuda.matmul) if where == "gpu" else ()
-    before = [part.fp32_precision for part in parts]
-    for part in parts:
-        part.fp32_precision = "tf32" if precision == "tf32" else "ieee"
-    try:
-        with torch.autocast(device(where).type, torch.bfloat16, enabled=precision == "bfloat16"):
-            yield
-    finally:
-        for part, value in zip(parts, before, strict=True):
-            part.fp32_precision = value
+    tf32 = products(precision == "tf32") if where == "gpu" else nullcontext()
+    with tf32, torch.autocast(device(where).type, torch.bfloat16, enabled=precision == "bfloat16"):
+        yield
 
 
 def training_step(

@@ -26,6 +26,7 @@ class Worker:
     """Holds a subject's `Run` for one setting at a time, and the device's clock where there is one."""
 
     timer: Any = None
+    peak = 0
 
     def __init__(self, subject: str, folder: Path) -> None:
         from benchmarks.subjects import SUBJECTS
@@ -75,7 +76,7 @@ class Worker:
         }
         if options := getattr(run, "options", lambda: None)():
             answer["options"] = options
-        self.run = run if verdict.ok else None
+        self.run, self.peak = run if verdict.ok else None, 0
         if chosen.device == "gpu" and verdict.ok:
             answer["memory"] = [size + CONTEXT for size in run.reserved()]
             self.timer, why = events.timer()
@@ -106,13 +107,14 @@ class Worker:
             self.timer = None
             found, thrown = clock.again(self.run, steps, self.at, single)
         self.at += steps
+        self.peak = self.run.memory()  # before anything else is measured in this process
         self.run.rest()
         each = [t * 1e3 for t in found.each]
         return {"steps": steps, "ms": found.ms, "each": each, "thrown": thrown, "events": found.events}
 
     def release(self, cost: bool) -> dict[str, Any]:
         """Lets the setting go; says what memory it took, and, where asked, what the framework tells of the program."""
-        told = {"peak_bytes": self.run.memory()} if self.run is not None else {}
+        told = {"peak_bytes": self.peak or self.run.memory()} if self.run is not None else {}
         if cost and self.run is not None:
             told["cost"] = self.run.cost()
         self.run = None

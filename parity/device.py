@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
+from parity.tf32 import products as tf32_products
 from ports.errors import UserError
 from ports.weights.pytorch import to_numpy, to_torch
 
@@ -29,9 +30,7 @@ ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "CUBLAS_WORKSPACE_CONFI
 TF32_UNITS = 2**13
 
 _CONFIG: Any = jax.config
-_CUDNN: Any = torch.backends.cudnn
-PYTORCH: tuple[Any, ...] = (_CUDNN.conv, _CUDNN.rnn, torch.backends.cuda.matmul)
-PRECISIONS = {True: ("tf32", "tensorfloat32"), False: ("ieee", "highest")}  # PyTorch's words, JAX's
+IN_JAX = {True: "tensorfloat32", False: "highest"}
 
 
 def torch_gpu() -> torch.device | None:
@@ -95,7 +94,8 @@ def using(device: str, tf32: bool | None = None) -> Iterator[None]:
         if gpu:
             stack.enter_context(Crossing())
         if tf32 is not None:
-            stack.enter_context(_policy(tf32))
+            stack.enter_context(tf32_products(tf32))
+            stack.enter_context(jax.default_matmul_precision(IN_JAX[tf32]))
         yield
 
 
@@ -123,20 +123,6 @@ def _jax_cpu() -> Any:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:
         return None
-
-
-@contextmanager
-def _policy(tf32: bool) -> Iterator[None]:
-    in_torch, in_jax = PRECISIONS[tf32]
-    before = [setting.fp32_precision for setting in PYTORCH]
-    try:
-        for setting in PYTORCH:
-            setting.fp32_precision = in_torch
-        with jax.default_matmul_precision(in_jax):
-            yield
-    finally:
-        for setting, value in zip(PYTORCH, before, strict=True):
-            setting.fp32_precision = value
 
 
 @contextmanager

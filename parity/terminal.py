@@ -26,7 +26,15 @@ from ports.weights.guard import DEBUG
 USAGE_ERROR: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 ROOT = Path(__file__).resolve().parents[1]
 REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # what no file and no code is to blame for
-OUT_OF_MEMORY = ("can't allocate memory", "RESOURCE_EXHAUSTED", "out of memory", "Out of memory")
+OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "RESOURCE_EXHAUSTED",
+    "out of memory",
+    "Out of memory",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # so says cuBLAS where its workspace does not fit
+)
 
 
 def run(app: typer.Typer, name: str, arguments: Sequence[str] | None, program: str | None = None) -> int:

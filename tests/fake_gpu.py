@@ -86,7 +86,8 @@ class FakeWorld(World):
     """The machine.
 
     Args:
-        faults: what goes wrong, by subject: hang, die or memory (in its first step), or hang-timed (in a round).
+        faults: what goes wrong, by subject: hang, die or memory (in its first step), or hang-timed (in a round); of the
+            "reference" hang or die, or hang-2 or die-2 in the second one.
         memory: bytes of the GPU.
         killed: seconds after which the command is killed.
         factor: by which programs take more memory than is estimated.
@@ -105,11 +106,13 @@ class FakeWorld(World):
         seconds: Callable[[str], float] = compiling,
         begun: float = 0.0,
     ) -> None:
+        self.compilers = folder
         self.folder, self.builders, self.faults, self.memory = folder, builders, faults or {}, memory
         self.killed, self.factor, self.seconds = killed, factor, seconds
         self.time, self.cache = begun, set() if cache is None else cache
         self.processes: list[FakeProcess] = []
         self.rounds: list[tuple[float, str, str]] = []  # when which program was timed
+        self.computed = 0  # references
         self.most = 0  # programs that compiled at a time
 
     def now(self) -> float:
@@ -140,9 +143,13 @@ class FakeWorld(World):
         (place / gate.BOUNDS).touch()
         exact.touch()
         seconds = max(0.0, self.imported - self.time) + REFERENCE
-        if self.faults.get("reference") == "die":
+        self.computed += 1
+        fault, _, which = self.faults.get("reference", "").partition("-")
+        if int(which or 1) != self.computed:
+            fault = ""
+        if fault == "die":
             process.later(seconds, error="its process ended: SIGSEGV", ended=-11)
-        elif self.faults.get("reference") != "hang":
+        elif fault != "hang":
             process.later(seconds, done=case_of(setting, changes))
 
     def _prepare(self, process: FakeProcess, setting: dict[str, Any], changes: dict[str, Any] | None = None) -> None:
@@ -190,7 +197,7 @@ class FakeWorld(World):
     def _alone(self, process: FakeProcess) -> None:
         """Check that nothing computes beside a program that is timed."""
         working = [one for one in self.processes if one.due and one.paused is None]
-        assert not [one.subject for one in working if one is not process and one.subject != "reference"]
+        assert not [one.subject for one in working if one is not process]
 
     def wait(self, processes: Sequence[Process], until: float | None) -> list[tuple[Process, dict[str, Any]]]:
         pending = [(at, one) for one in processes if isinstance(one, FakeProcess) for at, _ in one.due]

@@ -140,6 +140,9 @@ class Sleeper:
 
     def rest(self) -> None: ...
 
+    def memory(self) -> int:
+        return 0
+
 
 def test_the_devices_clock_agrees_with_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
@@ -169,6 +172,44 @@ def test_a_block_is_refused_where_the_device_says_otherwise(
     timer, _ = events.timer(driver)
     with pytest.raises(clock.ClockError, match=said):
         clock.block(Sleeper(), 10, timer=timer)
+
+
+def test_a_driver_that_does_not_know_a_field_still_tells_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks import machine
+
+    tool = tmp_path / "nvidia-smi"
+    refuses = "case \"$1\" in *throttle*) echo 'Field is not valid'; exit 2;; esac"
+    tool.write_text(f"#!/bin/sh\n{refuses}\necho 'NVIDIA H100, 580.1, 81559 MiB'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert machine.gpu() == {"name": "NVIDIA H100", "driver_version": "580.1", "memory.total": "81559 MiB"}
+
+
+@pytest.mark.parametrize(
+    "subjects", [("nnx",), ("pytorch-compile", "nnx"), ("pytorch-compile", "pytorch-max-autotune")]
+)
+def test_inductor_shares_the_cores_with_what_inductor_compiles(
+    subjects: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worlds: list[World] = []
+
+    class Stopped(Exception):
+        pass
+
+    def measurement(*arguments: Any) -> None:
+        worlds.append(arguments[-1])
+        raise Stopped
+
+    monkeypatch.setattr(gpu, "Measurement", measurement)
+    stage = Stage("small", (Group(("resnet50",), ("training",), (256,), subjects),))
+    place = gpu.Place("gpu", "card", tmp_path, tmp_path, 8e10, 14, 16, tmp_path / "kept")
+    with pytest.raises(Stopped):
+        gpu.timing("a", stage, place, 10.0)
+    compiled = sum(subject != "nnx" for subject in subjects)
+    assert worlds[0].threads == {"TORCHINDUCTOR_COMPILE_THREADS": str(32 // max(1, compiled))}
+    assert worlds[0].compilers == tmp_path / "kept"
 
 
 def test_a_program_that_would_run_on_the_cpu_is_no_gpu_program() -> None:
@@ -224,7 +265,7 @@ def test_a_stage_on_this_machine_from_end_to_end(
     subjects = ("pytorch-channels-last", "nnx")
     groups = (Group(("cifar_resnet20",), ("inference",), (2, 3), subjects, "float32", (16, 16)),)
     stage = Stage("small", groups, starts=1, build=1000.0)
-    place = gpu.Place("cpu", "card", tmp_path, tmp_path, None, 2, 1)
+    place = gpu.Place("cpu", "card", tmp_path, tmp_path, None, 2, 2)
     assert gpu.timing("a", stage, place, 3000.0) == 4
     text = capsys.readouterr().out
     assert "cifar_resnet20, inference, batch 3, float32, 16x16" in text

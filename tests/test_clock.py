@@ -56,6 +56,9 @@ class Sleeper:
     def rest(self) -> None:
         pass
 
+    def memory(self) -> int:
+        return 0
+
 
 class Early(Sleeper):
     """A subject that says it is done when its work has only begun."""

@@ -48,7 +48,7 @@ class Session:
 
     def place(self, world: FakeWorld) -> gpu.Place:
         memory = gpu.MEMORY * self.memory
-        return gpu.Place("gpu", "card", self.folder, self.folder, memory, BUILDERS, 2, lambda: world)
+        return gpu.Place("gpu", "card", self.folder, self.folder, memory, BUILDERS, 16, None, lambda: world)
 
     def found(self, letter: str) -> Answer:
         return results.load(self.folder / self.place(self.world()).file(letter).name)
@@ -195,6 +195,25 @@ def test_without_a_reference_nothing_is_timed(fault: str, why: str, session: Ses
 
     with pytest.raises(UserError, match=why):
         session.stage("a", {"reference": fault})
+
+
+@pytest.mark.parametrize(("fault", "why"), [("hang-2", "its reference was not there after"), ("die-2", "SIGSEGV")])
+def test_one_reference_that_fails_costs_its_own_programs_alone(fault: str, why: str, session: Session) -> None:
+    found, world = session.stage("a", {"reference": fault})
+    assert {name for name, _ in timed(found)} == {"resnet50-inference-256-bfloat16-224x224"}
+    assert len(refused(found)) == 3
+    assert all(why in next(iter(whys)) for whys in refused(found).values())
+    assert world.time < 240
+
+
+@pytest.mark.parametrize(("fault", "ended"), [("die-2", "SIGSEGV")])
+def test_one_reference_that_fails_costs_its_own_programs_alone_without_limits(
+    fault: str, ended: str, tmp_path: Path
+) -> None:
+    world = FakeWorld(tmp_path, 2, {"reference": fault}, memory=float("inf"))
+    found = Measurement(Plan(SMALL, ["pytorch", "nnx"], starts=2), tmp_path, None, lambda _: None, world=world).run()
+    assert {name for name, _ in timed(found)} == {SMALL[0].name}
+    assert all(ended in next(iter(whys)) for whys in refused(found).values())
 
 
 def test_time_in_which_a_program_was_paused_is_not_its_compiling(session: Session) -> None:

@@ -28,6 +28,7 @@ import ports
 from parity import bounds, cli, device, localise, losses, precision, run_linen, run_nnx, run_pytorch
 from parity.quantities import QUANTITIES, Probe, Training
 from parity.report import Model
+from parity.tf32 import PARTS, products
 from ports import UserError
 from ports.resnet.spec import Stage
 
@@ -281,7 +282,7 @@ def test_several_units_are_moved_for_tf32() -> None:
 def settings() -> list[Any]:
     config: Any = jax.config
     return [
-        *(setting.fp32_precision for setting in device.PYTORCH),
+        *(setting.fp32_precision for setting in PARTS),
         config.jax_default_matmul_precision,
         config.jax_default_device,
         torch.get_default_device(),
@@ -310,6 +311,39 @@ def test_policy_is_one_for_both_frameworks_and_put_back_after_an_error(
     assert during[5] == torch.device("meta")
     assert during[6] == {**before[6], **device.ENVIRONMENT}
     assert settings() == before
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_both_of_pytorchs_interfaces_say_the_same(precision: str) -> None:
+    """Inductor reads the old one, and PyTorch raises where the two disagree."""
+    backends: Any = torch.backends
+
+    def old() -> tuple[bool, bool, str]:
+        return backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision()
+
+    try:
+        torch.set_float32_matmul_precision(precision)
+        before = old(), [part.fp32_precision for part in PARTS]
+        for tf32 in (True, False):
+            with products(tf32):
+                assert old() == (tf32, tf32, "high" if tf32 else "highest")
+                assert {part.fp32_precision for part in PARTS} == {"tf32" if tf32 else "ieee"}
+            assert (old(), [part.fp32_precision for part in PARTS]) == before
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        backends.cuda.matmul.fp32_precision = backends.mkldnn.matmul.fp32_precision = "none"
+
+
+def test_a_caller_who_set_the_new_interface_alone_gets_it_back() -> None:
+    backends: Any = torch.backends
+    before = backends.cudnn.conv.fp32_precision
+    try:
+        backends.cudnn.conv.fp32_precision = "ieee"
+        with products(True):
+            assert {part.fp32_precision for part in PARTS} == {"tf32"}
+        assert backends.cudnn.conv.fp32_precision == "ieee"
+    finally:
+        backends.cudnn.conv.fp32_precision = before
 
 
 def test_policy_stays_as_it_is_without_a_choice() -> None:
