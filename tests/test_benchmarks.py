@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import fcntl
 import json
 import os
 import re
@@ -36,13 +37,17 @@ SETTING = Setting("cifar_resnet20", "training", 2, "float32", (16, 16))
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The results of a small run, and its page beside them."""
-    folder = tmp_path_factory.mktemp("measured")
-    # Tests share the machine with others: a subject is not refused because of their turns on the processor.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BENCHMARKS_TRIES", "100")
-        out = ["--out", str(folder / "run.json"), "--html", str(folder / "run.html")]
-        assert main(["cifar_resnet20", *SMALL, "--subjects", "pytorch,nnx,linen", *out]) == 0
+    """The results of a small run, and its page beside them; pytest's processes share one run."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "measured"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock, pytest.MonkeyPatch.context() as patch:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "run.html").exists():
+            # Tests share the machine with others: a subject is not refused because of their turns on the processor.
+            patch.setenv("BENCHMARKS_TRIES", "100")
+            out = ["--out", str(folder / "run.json"), "--html", str(folder / "run.html")]
+            assert main(["cifar_resnet20", *SMALL, "--subjects", "pytorch,nnx,linen", *out]) == 0
     return folder / "run.json"
 
 
@@ -245,6 +250,7 @@ class Mlp(nnx.Module):
         return self.down(nnx.gelu(self.norm(self.up(x)), approximate={approximate}))
 
 def make():
+    torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.GELU(), torch.nn.Linear(8, 2))
     x = np.random.default_rng(0).standard_normal((3, 4))
     return model, parity.move(model, Mlp(nnx.Rngs(0)), x), x, {{"accept": ["bn-running-var"]}}

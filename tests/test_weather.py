@@ -20,6 +20,11 @@ CLOCKS = {"time", "time_ns", "perf_counter", "perf_counter_ns", "monotonic", "mo
 ALLOWED = {
     ("test_benchmarks.py", "sleep"): "between two looks at a file that another process writes",
     ("test_bad_files.py", "sleep"): "until a process is killed at a moment that does not matter",
+    (
+        "test_benchmark_processes.py",
+        "sleep",
+    ): "between two looks at another process, and what a clock of the test replaces",
+    ("test_benchmark_processes.py", "perf_counter"): "what a clock of the test replaces",
     ("workers.py", "monotonic"): "when a command of its own ends, and what hangs is killed",
     ("workers.py", "process_time"): "CPU time, for the parent that kills what hangs",
     ("kills.py", "perf_counter"): "how long a writer is let write; no moment decides anything",
