@@ -11,6 +11,14 @@ OUT ?= benchmarks/results
 SEED ?= 0
 FAULTS ?= $(VENV)/faults
 
+GPU_PYTHON = $(or $(PYTHON),python3)
+define MISSING
+import importlib.util, sys
+absent = [name for name in sys.argv[2:] if importlib.util.find_spec(name) is None]
+sys.exit(f"make: {sys.argv[1]} lacks {', '.join(absent)}; name a Python that has them: make gpu PYTHON=..." if absent else 0)
+endef
+export MISSING
+
 .DEFAULT_GOAL := help
 .PHONY: help setup parity parity-all bench gpu gpu-rehearsal test fuzz soak lint clean
 
@@ -29,7 +37,8 @@ bench: $(READY) ## time resnet18 in every port, each proved equal first (within 
 	$(BIN)/python -m benchmarks --quick
 
 gpu: ## on an NVIDIA GPU, with the Python that has its frameworks (PYTHON=...): stages a and b in eight minutes (STAGE=c)
-	$(or $(PYTHON),python3) -m benchmarks.gpu --out $(OUT) $(if $(STAGE),--stage $(STAGE))
+	@$(GPU_PYTHON) -c "$$MISSING" $(GPU_PYTHON) torch jax flax optax numpy ml_dtypes jaxtyping typer rich PIL psutil jinja2
+	$(GPU_PYTHON) -m benchmarks.gpu --out $(OUT) $(if $(STAGE),--stage $(STAGE))
 
 gpu-rehearsal: $(READY) ## the same stages on the CPU with small networks, within ten minutes (STAGE=a)
 	$(BIN)/python -m benchmarks.gpu --rehearsal $(if $(STAGE),--stage $(STAGE))
