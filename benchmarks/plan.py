@@ -77,7 +77,7 @@ class Limits:
     total: float
     build: float
     patience: float = 100
-    answer: float = 30
+    answer: float = 15
     memory: float | None = None
 
 

@@ -29,6 +29,7 @@ INTERRUPTED = "the run was interrupted"
 BEYOND = 10  # times as fast as the ceilings allow: such a subject does not do its work in every step
 ANSWER = 1800.0  # seconds that a command may take where there are no limits
 CEILING = 20.0  # seconds that measuring a ceiling may take with limits
+SILENT = 2  # times that a subject may give no answer
 ANOTHER = 20.0  # seconds that starting everything again takes, with compilers' caches
 
 
@@ -56,6 +57,7 @@ class Measurement:
         self.begun, self.rng, self.rows = self.world.now(), random.Random(plan.seed), Rows()
         self.found = results.fresh(plan)
         self.start, self.passes, self.is_over = 0, Counter[str](), False
+        self.silent = Counter[str]()  # how often a subject gave no answer
 
     def run(self) -> dict[str, Any]:
         plan, found = self.plan, self.found
@@ -231,11 +233,22 @@ class Measurement:
             if limits is not None and until == self.begun + limits.total:
                 self.end(limits.total)
                 why = "stopped: the time was over before it was timed"
+            elif limits is not None:
+                self.note_silence(program)
         if not self.crew.tries_alone(program, why) and not (
             self.is_over and self.rows.has_rounds(program.setting, program.subject)
         ):
             self.rows.refuse(program.setting, program.subject, why)
         return {"error": why}
+
+    def note_silence(self, program: Program) -> None:
+        """Leave out the other programs of a subject that gave no answer twice: each would cost the others time."""
+        self.silent[program.subject] += 1
+        if self.silent[program.subject] < SILENT:
+            return
+        for other in self.crew.programs:
+            if other.subject == program.subject and other is not program and other.state != "done":
+                self.crew.stop(other, f"left out: {program.subject} gave no answer in {SILENT} other settings")
 
     def release(self, programs: Sequence[Program], timed: Sequence[Program]) -> None:
         """Let programs go, as many at a time as compile, and keep what they tell of memory and work."""
