@@ -12,9 +12,9 @@ from benchmarks import model_cost, results
 from benchmarks.results import Row
 from benchmarks.settings import Setting
 from parity import terminal
+from ports import families
 from ports.errors import UserError
-from ports.resnet import spec as specs
-from ports.resnet.spec import NETWORKS
+from ports.families import NETWORKS
 
 # Okabe and Ito's colours, which people who see few colours can tell apart; a framework has a family of marks.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
@@ -177,7 +177,7 @@ def roofline(found: Found) -> str | None:
             setting = Setting.of(row["setting"])
             if setting.precision != precision:
                 continue
-            need = model_cost.cost(specs.get(setting.network), setting)
+            need = model_cost.cost(families.get(setting.network), setting)
             intensities.append(need.flops / need.bytes)
             name = row["subject"]
             axis.plot(

@@ -25,7 +25,7 @@ from benchmarks.memory import Peak
 from parity import checker, probe, run_flax, run_pytorch, terminal
 from parity.bounds import DRAWS
 from parity.taps import Tap
-from ports.resnet import spec as specs
+from ports import families
 
 STEPS, BATCH, PORTS = 3, 2, ("nnx", "linen")
 
@@ -69,7 +69,7 @@ def flax_passes(net: Any, fed: Any) -> tuple[float, float]:
 
 def measure(name: str) -> dict[str, Any]:
     """One network: the check, and the passes."""
-    spec = specs.get(name)
+    spec = families.get(name)
     with Peak() as peak:
         begin = time.perf_counter()
         report = parity.check(name, ports=PORTS, steps=STEPS, batch=BATCH)

@@ -23,11 +23,10 @@ import numpy as np
 
 from benchmarks.settings import SETS, UNITS, Setting
 from parity.bounds import distance, norm, one_ulp
-from ports.resnet import spec as specs
-from ports.resnet.spec import ResNetSpec
+from ports import families
+from ports.families import layers
 from ports.weights.fold import fold
 from ports.weights.layers import COUNTER
-from ports.weights.networks import layers
 
 DRAWS = 4
 BOUNDS = "bounds.json"  # is written last
@@ -81,7 +80,7 @@ def prepare(setting: Setting, changes: Mapping[str, Any], folder: Path, seed: in
     from parity import probe
     from parity.checker import randomise
 
-    spec, place = specs.get(setting.network, **changes), place_of(setting, changes, folder)
+    spec, place = families.get(setting.network, **changes), place_of(setting, changes, folder)
     if is_prepared(place):
         return
     place.mkdir(parents=True, exist_ok=True)
@@ -121,7 +120,7 @@ def prepare(setting: Setting, changes: Mapping[str, Any], folder: Path, seed: in
     (place / BOUNDS).write_text(json.dumps(bounds))
 
 
-def photographs(setting: Setting, spec: ResNetSpec, folder: Path, seed: int) -> np.ndarray:
+def photographs(setting: Setting, spec: Any, folder: Path, seed: int) -> np.ndarray:
     """Return the input sets (sets, batch, channels, height, width); all modes and precisions have the same."""
     from parity import probe
 
@@ -148,7 +147,7 @@ def photographs(setting: Setting, spec: ResNetSpec, folder: Path, seed: int) -> 
     return images
 
 
-def images_file(setting: Setting, spec: ResNetSpec, folder: Path) -> Path:
+def images_file(setting: Setting, spec: Any, folder: Path) -> Path:
     """Return where the input sets of a setting are."""
     shape = f"{setting.batch}x{spec.in_channels}x{setting.size[0]}x{setting.size[1]}-{spec.num_classes}"
     return folder / f"images-{shape}.npy"
@@ -159,9 +158,7 @@ def exact_file(setting: Setting, changes: Mapping[str, Any], folder: Path) -> Pa
     return place_of(replace(setting, precision="float64"), changes, folder).with_suffix(".npz")
 
 
-def exact(
-    spec: ResNetSpec, setting: Setting, weights: Numbers, images: np.ndarray, labels: np.ndarray, file: Path
-) -> Numbers:
+def exact(spec: Any, setting: Setting, weights: Numbers, images: np.ndarray, labels: np.ndarray, file: Path) -> Numbers:
     """Return what PyTorch gives in float64; on the CPU where the GPU's memory does not suffice."""
     import torch
 
@@ -189,7 +186,7 @@ def whole(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def run(
-    spec: ResNetSpec, setting: Setting, weights: Numbers, images: np.ndarray, labels: np.ndarray, precision: str
+    spec: Any, setting: Setting, weights: Numbers, images: np.ndarray, labels: np.ndarray, precision: str
 ) -> Numbers:
     """What PyTorch's eager network gives: logits; or the loss, and by parameter its change in one step."""
     import torch
@@ -224,7 +221,7 @@ class Case:
     """What a subject is built from; `place` is the folder that it was read from."""
 
     setting: Setting
-    spec: ResNetSpec
+    spec: Any
     weights: Numbers
     images: np.ndarray
     labels: np.ndarray
@@ -236,9 +233,9 @@ class Case:
 def case(setting: Setting, changes: Mapping[str, Any], folder: Path, folded: bool = False) -> Case:
     """What `prepare` wrote; `folded` gives network and weights without the BatchNorms behind convolutions."""
     place = place_of(setting, changes, folder)
-    spec, weights = specs.get(setting.network, **changes), dict(np.load(folder / f"{setting.network}.npz"))
+    spec, weights = families.get(setting.network, **changes), dict(np.load(folder / f"{setting.network}.npz"))
     if folded:
-        spec, weights = specs.get(spec, folded=True), fold(weights, layers(spec))[0]
+        spec, weights = families.get(spec, folded=True), fold(weights, layers(spec))[0]
     return Case(
         setting,
         spec,

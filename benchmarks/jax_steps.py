@@ -19,7 +19,6 @@ from benchmarks.packed import Packed
 from benchmarks.quickest import Quickest
 from benchmarks.settings import LEARNING_RATE, MOMENTUM, RESULT, WEIGHT_DECAY, Setting
 from ports.optim import sgd
-from ports.resnet import convolution
 
 compiled = 0
 
@@ -135,7 +134,7 @@ def compiled_for(case: Case, function: Callable[..., Any], tune: bool, donate: S
     return jax.jit(function, donate_argnums=given)
 
 
-def build_nnx(case: Case, plain: bool = False, tune: bool = False) -> JaxRun:
+def build_nnx(case: Case, plain: bool = False, tune: bool = False, fast: bool = False) -> JaxRun:
     """This package's NNX port: model and optimizer are taken apart once, and a step is given a list of their arrays.
 
     A list is all that JAX has to look through at each call, and a short one (`Packed`): `nnx.jit` takes the objects
@@ -145,10 +144,13 @@ def build_nnx(case: Case, plain: bool = False, tune: bool = False) -> JaxRun:
     Args:
         plain: under `nnx.jit` instead, as most write it: it takes the model apart and puts it together each step.
         tune: see `compiled_for`.
+        fast: with `ports.fast`.
     """
     policy(case.setting)
     model = ports.create(case.spec, "nnx", seed=None, dtype=dtype(case.setting))
     ports.weights.write(model, case.weights)
+    if fast:
+        ports.fast.use(model)
 
     def infer(model: Any, images: Any) -> Any:
         return model(images)
@@ -202,17 +204,18 @@ def build_nnx(case: Case, plain: bool = False, tune: bool = False) -> JaxRun:
     return JaxRun(case, begin, read, lambda images, labels: (jitted, held[0], images, labels))
 
 
-def build_linen(case: Case, lax: bool = False, tune: bool = False) -> JaxRun:
+def build_linen(case: Case, tune: bool = False, fast: bool = False) -> JaxRun:
     """This package's Linen port: variables and the optimizer's state go in and come out.
 
     Args:
-        lax: with XLA's own convolutions, to see what `ports.resnet.convolution` is worth.
         tune: see `compiled_for`.
+        fast: with `ports.fast`.
     """
     policy(case.setting)
-    convolution.tuned = not lax
     module, variables = ports.create(case.spec, "linen", seed=None, dtype=dtype(case.setting))
     variables = ports.weights.write((module, variables), case.weights)
+    if fast:
+        module, variables = ports.fast.use((module, variables))
 
     rest, params = dict(variables), variables["params"]
     del rest["params"]

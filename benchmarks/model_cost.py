@@ -11,17 +11,17 @@ pointwise operations are fused into one pass each, as Inductor and XLA do:
   its input's gradient, and gradient and input to write its filters'. The optimizer reads parameter, gradient and
   buffer and writes two of them.
 
-All products of a convolution count, though by `ports/resnet/winograd.py` a window of 3 by 3 takes less than half of
-them. It is a model, to see how far from memory or arithmetic a step is; it is not measured.
+All products of a convolution count, though by `ports/fast/winograd.py` (`-fast` rows) a window of 3 by 3 takes less
+than half of them. It is a model, to see how far from memory or arithmetic a step is; it is not measured.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from benchmarks.settings import Setting
-from ports.resnet.spec import ResNetSpec
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Cost:
 
 
 @cache
-def cost(spec: ResNetSpec, setting: Setting) -> Cost:
+def cost(spec: Any, setting: Setting) -> Cost:
     """Of a step of this setting."""
     import torch
     from torch import nn
 
-    from ports.resnet import pytorch
+    from ports.building import pytorch
 
     net = pytorch.skeleton(spec).eval()
     rows: list[tuple[int, int, int, int, bool]] = []
@@ -60,7 +60,7 @@ def cost(spec: ResNetSpec, setting: Setting) -> Cost:
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.register_forward_hook(seen)  # pyright: ignore[reportArgumentType]
     net(torch.empty(setting.batch, spec.in_channels, *setting.size, device="meta"))
-    blocks = sum(len(stage.blocks) for stage in spec.layout())
+    blocks = spec.number_of_blocks
     parameters = sum(p.numel() for p in net.parameters())
     shortcuts = (
         blocks * sum(out for _, out, *_ in rows[:-1]) / max(1, len(rows) - 1)

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gate import Case
-from ports.weights.networks import Layer, layers
+from ports.families import layers
+from ports.family import Layer
 
 
 def build_transformers(case: Case, **options: Any) -> Any:

@@ -17,7 +17,8 @@ import numpy as np
 
 from benchmarks.gate import Case
 from benchmarks.peers import kernel, same
-from ports.weights.networks import Layer, layers
+from ports.families import layers
+from ports.family import Layer
 
 
 def keras_name(layer: Layer) -> str:

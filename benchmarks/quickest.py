@@ -14,38 +14,26 @@ from typing import Any
 
 import jax
 
-from ports.resnet import convolution
-
 TIMES = 3  # that each is timed, in turn; the least counts
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """Options of XLA; `lax`: with XLA's own convolutions in the ports, where `ports.resnet.convolution` has others."""
+    """Options of XLA."""
 
     options: Mapping[str, str]
-    lax: bool = False
 
     def __str__(self) -> str:
-        flags = " ".join(f"--{name}={value}" for name, value in self.options.items()) or "XLA's defaults"
-        return f"{flags} with XLA's convolutions" if self.lax else flags
+        return " ".join(f"--{name}={value}" for name, value in self.options.items()) or "XLA's defaults"
 
     def jit(self, function: Callable[..., Any], **how: Any) -> Any:
-        def traced(*arguments: Any) -> Any:
-            before = convolution.tuned
-            convolution.tuned = before and not self.lax
-            try:
-                return function(*arguments)
-            finally:
-                convolution.tuned = before
-
-        return jax.jit(traced, compiler_options=dict(self.options), **how)
+        return jax.jit(function, compiler_options=dict(self.options), **how)
 
 
 # By device, what is tried; the first is what XLA does by itself. YNNPACK computes convolutions and products of matrices
 # on CPUs; without it Eigen does.
 EIGEN = {"xla_cpu_experimental_ynn_fusion_type": ""}
-CANDIDATES = {"cpu": (Candidate({}), Candidate(EIGEN), Candidate(EIGEN, lax=True)), "gpu": (Candidate({}),)}
+CANDIDATES = {"cpu": (Candidate({}), Candidate(EIGEN)), "gpu": (Candidate({}),)}
 
 
 class Quickest:

@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks import machine
 from benchmarks.settings import PRECISIONS, Setting
-from benchmarks.subject import SWEPT
+from benchmarks.subject import FAST, SWEPT
 from parity.terminal import write
 from ports.errors import UserError
 
@@ -182,7 +182,13 @@ def host(row: Row) -> float | None:
     return statistics.median(times) if times else None
 
 
-def best(rows: Sequence[Row], framework: str, peer: bool | None = None) -> Row | None:
-    """The fastest of a framework, of those that ran as everybody's process does: no flag of a sweep."""
+def best(rows: Sequence[Row], framework: str, peer: bool | None = None, fast: bool = False) -> Row | None:
+    """Return the fastest of a framework, of those that ran as everybody's process does: no flag of a sweep.
+
+    Args:
+        peer: of peers alone, or of the ports alone.
+        fast: of the ports with `ports.fast` instead of those without.
+    """
     some = [row for row in rows if row["framework"] == framework and (peer is None or row["peer"] == peer)]
-    return min((row for row in some if SWEPT not in row["subject"]), key=median, default=None)
+    some = [row for row in some if row["subject"].endswith(FAST) == fast and SWEPT not in row["subject"]]
+    return min(some, key=median, default=None)

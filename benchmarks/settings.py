@@ -79,7 +79,7 @@ def settings(
     Raises:
         UserError: an unknown network, mode or precision; a number out of range; TF32 without a GPU.
     """
-    from ports.resnet import spec as specs
+    from ports import families
 
     for name, given, known in (("mode", modes, MODES), ("precision", precisions, tuple(PRECISIONS))):
         if unknown := [value for value in given if value not in known]:
@@ -96,7 +96,7 @@ def settings(
         network, at, batch = given.partition("@")
         if network.endswith(".py"):
             raise UserError(f"{given}: got a file, expected the function in it that gives the pair: {given}:make")
-        own = specs.get(network).input_size
+        own = families.get(network).input_size
         own = own + 1 if odd and own == 224 else own
         for mode, number, precision in product(modes, numbers(given, batch) if at else batches, precisions):
             found.append(Setting(network, mode, number, precision, size or (own, own), device))

@@ -10,7 +10,7 @@ from functools import cache
 
 from benchmarks.settings import OWN, SETS, Setting
 from benchmarks.subject import Subject
-from ports.resnet import spec as specs
+from ports import families
 
 START = 1.5e9  # bytes of a framework's context, libraries and workspaces
 KEPT = 3  # copies of a convolution's output that training keeps
@@ -58,9 +58,9 @@ def _sizes(network: str, size: tuple[int, int]) -> tuple[int, int, int]:
     import torch
     from torch import nn
 
-    from ports.resnet import pytorch
+    from ports.building import pytorch
 
-    spec = specs.get(network)
+    spec = families.get(network)
     net = pytorch.skeleton(spec).eval()
     outputs: list[int] = []
     for module in net.modules():

@@ -11,7 +11,7 @@ from itertools import product
 
 from benchmarks.settings import Setting
 from benchmarks.subjects import SUBJECTS
-from ports.resnet import spec as specs
+from ports import families
 
 SECONDS = 230.0  # of a stage; with starting and reporting it stays below four minutes
 
@@ -151,7 +151,7 @@ def pairs(groups: tuple[Group, ...], device: str) -> list[tuple[Setting, str]]:
     found: dict[tuple[Setting, str], None] = {}
     for group in groups:
         for network, mode, batch in product(group.networks, group.modes, group.batches):
-            size = group.size or specs.get(network).input_size
+            size = group.size or families.get(network).input_size
             height, width = size if isinstance(size, tuple) else (size, size)
             setting = Setting(network, mode, batch, group.precision, (height, width), device)
             for subject in group.subjects:

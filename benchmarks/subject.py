@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.settings import OWN
 
+FAST = "-fast"  # at the end of a subject's name: the port with `ports.fast`
 SWEPT = ":"  # in a subject's name, between what it is and the variable that its process has (`--flags`)
 
 

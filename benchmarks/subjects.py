@@ -7,10 +7,12 @@ PyTorch's is refused by the gate, whoever wrote it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
-from benchmarks.subject import SWEPT, Subject
+from benchmarks.subject import FAST, SWEPT, Subject
 
 COMPILE: dict[str, Any] = {"channels_last": True, "compile": {}}
 MOST: dict[str, Any] = {"channels_last": True, "compile": {"mode": "max-autotune"}, "freeze": True}
@@ -50,6 +52,13 @@ KEPT = (
     ":glibc.malloc.top_pad=1000000000"
 )
 
+
+def fast(plain: str, framework: str, build: str, options: Mapping[str, Any] = MappingProxyType({})) -> Subject:
+    """A row that is this package's own: a port with `ports.fast`."""
+    about = f"as {plain}, with ports.fast"
+    return Subject(f"{plain}{FAST}", framework, build, about, {**options, "fast": True}, devices=("cpu",), quick=False)
+
+
 SUBJECTS = {
     row.name: row
     for row in (
@@ -65,15 +74,8 @@ SUBJECTS = {
             "torch.compile(mode='max-autotune'), channels last; in inference Inductor's freezing",
             MOST,
         ),
-        Subject(
-            "pytorch-aten",
-            "pytorch",
-            "torch_steps:build",
-            "as pytorch-compile, convolutions as PyTorch has them",
-            {**COMPILE, "aten": True},
-            devices=("cpu",),
-            quick=False,
-        ),
+        fast("pytorch-compile", "pytorch", "torch_steps:build", COMPILE),
+        fast("pytorch-max-autotune", "pytorch", "torch_steps:build", MOST),
         Subject(
             "pytorch-cuda-graphs",
             "pytorch",
@@ -112,6 +114,8 @@ SUBJECTS = {
             devices=("cpu",),
             quick=False,
         ),
+        fast("nnx", "jax", "jax_steps:build_nnx"),
+        fast("nnx-autotune", "jax", "jax_steps:build_nnx", {"tune": True}),
         Subject("nnx-jit", "jax", "jax_steps:build_nnx", "nnx.jit", {"plain": True}),
         Subject(
             "nnx-folded",
@@ -150,15 +154,7 @@ SUBJECTS = {
             quick=False,
             folded=True,
         ),
-        Subject(
-            "linen-lax",
-            "jax",
-            "jax_steps:build_linen",
-            "jax.jit, convolutions as XLA has them",
-            {"lax": True},
-            devices=("cpu",),
-            quick=False,
-        ),
+        fast("linen", "jax", "jax_steps:build_linen"),
         Subject("own-pytorch", "pytorch", "pair:build_torch", "your PyTorch model, eager", own=True),
         Subject(
             "own-pytorch-compile",

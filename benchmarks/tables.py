@@ -11,8 +11,8 @@ from typing import Any
 from benchmarks import model_cost, results
 from benchmarks.results import Row
 from benchmarks.settings import Setting
-from ports.resnet import spec as specs
-from ports.resnet.spec import NETWORKS
+from ports import families
+from ports.families import NETWORKS
 
 BASES = ("pytorch", "own-pytorch", "pytorch-channels-last")  # the first that is there is the one of the ratios
 BUSY = 0.4  # cores that others may use
@@ -73,7 +73,7 @@ def roofline(row: Row, context: Context) -> float | None:
     """The part of what the device's own ceilings would allow that a subject reaches."""
     if context.ceiling is None or context.setting.network not in NETWORKS:
         return None
-    least = model_cost.cost(specs.get(context.setting.network), context.setting).seconds(context.ceiling)
+    least = model_cost.cost(families.get(context.setting.network), context.setting).seconds(context.ceiling)
     return least * 1e3 / results.median(row)
 
 
@@ -134,16 +134,22 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
     return [table(found, setting) for setting in results.settings_of(found)]
 
 
+FLAX: dict[str, Any] = {"framework": "jax", "peer": False}
+PYTORCH: dict[str, Any] = {"framework": "pytorch", "peer": False}
+COMPARISONS: tuple[tuple[str, dict[str, Any], str, dict[str, Any]], ...] = (
+    ("fastest Flax port", FLAX, "fastest PyTorch port", PYTORCH),
+    ("fastest Flax port", FLAX, "fastest JAX peer", FLAX | {"peer": True}),
+    ("fastest PyTorch port", PYTORCH, "fastest PyTorch peer", PYTORCH | {"peer": True}),
+    ("fastest Flax port with ports.fast", FLAX | {"fast": True}, "fastest without", FLAX),
+    ("fastest PyTorch port with ports.fast", PYTORCH | {"fast": True}, "fastest without", PYTORCH),
+)
+
+
 def notes(found: Mapping[str, Any], setting: Setting, rows: Sequence[Row]) -> list[str]:
     """The comparisons that people look for, and what was refused."""
     lines = []
-    pairs = (
-        ("fastest Flax port", ("jax", False), "fastest PyTorch port", ("pytorch", False)),
-        ("fastest Flax port", ("jax", False), "fastest JAX peer", ("jax", True)),
-        ("fastest PyTorch port", ("pytorch", False), "fastest PyTorch peer", ("pytorch", True)),
-    )
-    for ours, which, theirs, other in pairs:
-        a, b = results.best(rows, *which), results.best(rows, *other)
+    for ours, which, theirs, other in COMPARISONS:
+        a, b = results.best(rows, **which), results.best(rows, **other)
         if a is not None and b is not None:
             ratio = times(results.ratio(a, b))
             lines.append(f"{ours} ({a['subject']}) is {ratio} times as fast as the {theirs} ({b['subject']})")

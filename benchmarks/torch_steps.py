@@ -140,15 +140,13 @@ class TorchRun:
     asynchronous = property(lambda self: self.device.type == "cuda")
 
 
-def build(case: Case, aten: bool = False, **options: Any) -> TorchRun:
-    """This package's PyTorch port; `aten`: with convolutions as PyTorch has them."""
+def build(case: Case, fast: bool = False, **options: Any) -> TorchRun:
+    """This package's PyTorch port; `fast`: with `ports.fast`."""
     import ports
-    from ports.resnet.pytorch import Conv2d
 
     net = ports.create(case.spec, "pytorch", seed=None)
-    for layer in net.modules():
-        if aten and isinstance(layer, Conv2d):
-            layer.__class__ = nn.Conv2d  # pyright: ignore[reportAttributeAccessIssue]
+    if fast:
+        ports.fast.use(net)
     ports.weights.write(net, case.weights)
     return TorchRun(case, net, lambda: ports.weights.read(net), **options)
 

@@ -25,9 +25,8 @@ from parity.bounds import MULTIPLE
 from parity.compare import Progress, compare
 from parity.quantities import Probe
 from parity.report import Model, Report
+from ports import families
 from ports.errors import UserError
-from ports.resnet import spec as specs
-from ports.resnet.spec import ResNetSpec
 
 FLAX_PORTS = {"nnx": run_nnx, "linen": run_linen}
 
@@ -46,7 +45,7 @@ LARGEST = 65535
 
 
 def check(
-    model: str | ResNetSpec | torch.nn.Module,
+    model: str | Any | torch.nn.Module,
     *candidates: Any,
     ports: Sequence[str] | None = None,
     images: str | Path | None = None,
@@ -222,7 +221,7 @@ def move(
 
 
 def _named(
-    model: str | ResNetSpec | torch.nn.Module,
+    model: str | Any | torch.nn.Module,
     candidates: Sequence[Any],
     ports: Sequence[str],
     images: str | Path | None,
@@ -298,19 +297,19 @@ def assert_parity(model: Any, *candidates: Any, **options: Any) -> None:
         raise AssertionError(report.failure())
 
 
-def _spec(model: str | ResNetSpec | torch.nn.Module) -> ResNetSpec:
+def _spec(model: str | Any | torch.nn.Module) -> Any:
     if not isinstance(model, torch.nn.Module):
-        return specs.get(model)
+        return families.get(model)
     spec = getattr(model, "spec", None)
-    if not isinstance(spec, ResNetSpec):
+    if not families.is_description(spec):
         text = "expected inputs behind the two models, or a network of ports.create, or its name"
         raise UserError(f"got {type(model).__name__} without inputs, {text}")
     return spec
 
 
 def _networks(
-    model: str | ResNetSpec | torch.nn.Module,
-    spec: ResNetSpec,
+    model: str | Any | torch.nn.Module,
+    spec: Any,
     candidates: Sequence[Any],
     ports: Sequence[str],
     seed: int,
@@ -331,7 +330,7 @@ def _networks(
     return run_pytorch.promote(reference), {}
 
 
-def _built(spec: ResNetSpec, port: str, state: Mapping[str, np.ndarray], dtype: str = "float64") -> Any:
+def _built(spec: Any, port: str, state: Mapping[str, np.ndarray], dtype: str = "float64") -> Any:
     net = networks.create(spec, port, seed=None, dtype=dtype)
     variables = networks.weights.write(net, dict(state))
     return _functional(port, net if variables is None else (net[0], variables), dtype)
@@ -369,8 +368,7 @@ def _port(net: Any) -> str:
 
 def randomise(net: Any, fed: Probe, seed: int) -> None:
     """Gives every BatchNorm random parameters, and random statistics around those that it has on the probe."""
-    blocks = [block for stage in net.spec.layout() for block in stage.blocks]
-    ends = {f"{block.name}.bn{len(net.spec.block.kernels)}" for block in blocks}
+    ends = {layer.hub for layer in families.layers(net.spec) if layer.ends_branch}
     seen = run_pytorch.promote(net)
     for module in seen.modules():
         if isinstance(module, torch.nn.BatchNorm2d):

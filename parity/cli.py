@@ -14,8 +14,8 @@ from rich.table import Table
 
 from parity import cli_weights, terminal
 from parity.progress import progress as _progress
+from ports import families
 from ports.errors import UserError
-from ports.resnet import spec as specs
 
 app = typer.Typer(
     help="Residual networks in PyTorch, Flax NNX and Flax Linen, proved equal in float64.",
@@ -64,13 +64,13 @@ Times = Annotated[float, typer.Option(help="Show a distance that changes by this
 @app.command()
 def models() -> int:
     """The named networks: parameters, blocks, where they come from."""
-    from ports.resnet import pytorch
+    from ports.building import pytorch
 
     table = Table("name", box=None, pad_edge=False)
     for heading in ("parameters", "blocks", "input"):
         table.add_column(heading, justify="right")
     table.add_column("source")
-    for name, spec in specs.NETWORKS.items():
+    for name, spec in families.NETWORKS.items():
         parameters = sum(p.numel() for p in pytorch.skeleton(spec).parameters())
         blocks, size = spec.number_of_blocks, f"{spec.in_channels}x{spec.input_size}x{spec.input_size}"
         table.add_row(name, f"{parameters:,}", str(blocks), size, spec.source)
@@ -108,7 +108,7 @@ def check(
         raise UserError(
             "check: got both names and --all, expected one of them" if every else "check: name a network, or --all"
         )
-    chosen = list(specs.NETWORKS) if every else list(dict.fromkeys(names or []))
+    chosen = list(families.NETWORKS) if every else list(dict.fromkeys(names or []))
     if weights is not None and len(chosen) > 1:
         raise UserError(f"--weights: got {len(chosen)} networks, expected one")
     for option, file in (("--json", json_file), ("--html", html_file)):
@@ -116,7 +116,7 @@ def check(
     size = terminal.size(image_size)
     for name in chosen:
         if ":" not in name:
-            specs.get(name)
+            families.get(name)
 
     from parity import device as devices
     from parity import precision, probe

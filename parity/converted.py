@@ -10,12 +10,12 @@ import numpy as np
 
 import ports
 from ports.errors import UserError
+from ports.families import layers
 from ports.weights import fold, formats, training
 from ports.weights.checkpoint import Checkpoint
 from ports.weights.dialects import TARGET, mapping
 from ports.weights.formats import Format
 from ports.weights.lazy import Array
-from ports.weights.networks import layers
 
 FOLDED = 1e-10  # relative L2 distance in float64: a folded network is the same function, summed in another order
 
@@ -26,7 +26,7 @@ def verify(held: Checkpoint, path: Path, to: str, row: Format) -> None:
     Raises:
         UserError: the two differ, with the first finding; or the network cannot be checked.
     """
-    if held.found is None or held.found.spec is None or held.found.spec.features_only:
+    if held.found is None or held.found.spec is None or held.found.headless:
         raise UserError(
             "--check: needs a network with a classifier that is known here; for your own pair of models use "
             "`parity check package.module:function`"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import gc
+from typing import Any
 
 import psutil
 import torch
 
+from ports.building import pytorch
 from ports.errors import UserError
-from ports.resnet import pytorch
-from ports.resnet.spec import ResNetSpec
 from ports.weights.budget import usable
 
 # Peak memory of a check: bytes of the frameworks, times the activations of a batch, times the weights. (ResNet-50 with
@@ -23,7 +23,7 @@ WEIGHTS = 13
 WORTHWHILE = 2.5e9
 
 
-def required(spec: ResNetSpec, batch: int, size: tuple[int, int]) -> float:
+def required(spec: Any, batch: int, size: tuple[int, int]) -> float:
     """Bytes that the check of a network takes in float64."""
     elements = 0
 
@@ -40,7 +40,7 @@ def required(spec: ResNetSpec, batch: int, size: tuple[int, int]) -> float:
     return FRAMEWORKS + 8 * (ACTIVATIONS * elements * batch + WEIGHTS * weights)
 
 
-def require(spec: ResNetSpec, batch: int, size: tuple[int, int]) -> None:
+def require(spec: Any, batch: int, size: tuple[int, int]) -> None:
     """Raises where there is not enough memory.
 
     Raises:

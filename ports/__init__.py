@@ -12,20 +12,19 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from ports import export, weights
+from ports import export, families, fast, weights
 from ports.errors import UserError
-from ports.resnet.spec import NETWORKS, ResNetSpec
+from ports.families import NETWORKS
+from ports.frameworks import FRAMEWORKS as PORTS
 
-PORTS = ("pytorch", "nnx", "linen")
-
-__all__ = ["NETWORKS", "PORTS", "ResNetSpec", "UserError", "create", "export", "weights"]
+__all__ = ["NETWORKS", "PORTS", "UserError", "create", "export", "families", "fast", "weights"]
 
 
-def create(name: str | ResNetSpec, port: str, *, seed: int | None = 0, dtype: str = "float32", **changes: Any) -> Any:
-    """A named network (or any `ResNetSpec`) in one framework.
+def create(name: Any, port: str, *, seed: int | None = 0, dtype: str = "float32", **changes: Any) -> Any:
+    """A named network, or one that you describe, in one framework.
 
     Args:
-        name: one of `ports.NETWORKS`, or a description.
+        name: one of `ports.NETWORKS`, or a description of one of `ports.families.FAMILIES`.
         port: `pytorch` gives a `torch.nn.Module`, `nnx` an `nnx.Module`, `linen` a pair of module and variables.
         seed: of the initial weights; the ports draw them with their own generators, from the same distributions. None
             leaves them zero, for a network whose weights are written next.
@@ -37,4 +36,5 @@ def create(name: str | ResNetSpec, port: str, *, seed: int | None = 0, dtype: st
     """
     if port not in PORTS:
         raise UserError(f"unknown port {port!r}; expected one of {', '.join(PORTS)}")
-    return importlib.import_module(f"ports.resnet.{port}").create(name, seed=seed, dtype=dtype, **changes)
+    spec = families.get(name, **changes)
+    return importlib.import_module(f"ports.building.{port}").create(spec, seed=seed, dtype=dtype)

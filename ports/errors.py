@@ -1,5 +1,7 @@
 """The one exception for what a user can put right, and text from others made safe to print."""
 
+from __future__ import annotations
+
 LONGEST = 1000  # characters of a line that is printed
 
 
@@ -10,6 +12,17 @@ class UserError(ValueError):
     def lines(self) -> list[str]:
         """What is wrong, a line each."""
         return str(self).split("\n")
+
+
+def require_positive(owner: str, **fields: object) -> None:
+    """Check that fields are positive whole numbers.
+
+    Raises:
+        UserError: the first that is not; the message begins with `owner`.
+    """
+    for name, value in fields.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UserError(f"{owner}{name}: got {value!r}, expected a positive whole number")
 
 
 def printable(text: str) -> str:

@@ -9,9 +9,9 @@
 | `torch.nn.Module`             | `.pt2`       | `torch.export.load(path).module()`                                |
 | `nnx.Module`, or Linen's pair | `.stablehlo` | `jax.export.deserialize(bytearray(Path(path).read_bytes())).call` |
 
-Layouts are the network's own: NCHW in PyTorch, NHWC in Flax. A `.stablehlo` file runs on the platform it was saved on
-(`cpu`, `cuda`, …) and on no other: a network may be traced into other operations there, as 1x1 convolutions are
-(`ports.resnet.convolution`). PyTorch's reader may unpickle, which can run code: load files from those you trust.
+Layouts are the network's own: NCHW in PyTorch, NHWC in Flax. A `.stablehlo` file holds a program for every platform of
+`platforms` (by default `cpu` and `cuda`); none of these devices is needed to save it. PyTorch's reader may unpickle,
+which can run code: load files from those you trust.
 
 Importing this module loads neither torch nor jax.
 """
@@ -27,12 +27,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ports import weights
-from ports.errors import UserError
-from ports.resnet.spec import positive
+from ports.errors import UserError, require_positive
+from ports.frameworks import framework_of
 from ports.weights.atomic import publish
 
 SUFFIXES = {"pytorch": ".pt2", "nnx": ".stablehlo", "linen": ".stablehlo"}
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # JAX's names
 
 # What a Flax network's call is told so that it is inference, where it has such a parameter.
 EVAL = {"train": False, "training": False, "is_training": False, "deterministic": True, "use_running_average": True}
@@ -47,6 +48,7 @@ def save(
     *,
     batch: int | None = None,
     channels: int = 3,
+    platforms: Sequence[str] = ("cpu", "cuda"),
     force: bool = False,
 ) -> None:
     """Writes inference with the weights as they are now; the file appears whole or not at all.
@@ -60,13 +62,15 @@ def save(
         size: height and width of the images.
         batch: the one number of images that the file takes; None for any.
         channels: of the images, for a network without a `spec.in_channels`.
+        platforms: of a Flax network, where the file is to run: `cpu`, `cuda`, `rocm`, `tpu`.
         force: replaces a file that is there.
 
     Raises:
-        UserError: `net` is no network, a suffix of another framework, a size or batch that is none, flatbuffers is
-            missing, there is such an output and `force` is not set, no such folder, no permission, a full disk.
+        UserError: `net` is not a network, a suffix of another framework, an invalid size or batch, an unknown
+            platform, flatbuffers is missing, there is such an output and `force` is not set, no such folder, no
+            permission, a full disk.
     """
-    path, port = Path(path), weights._port(net).__name__.rpartition(".")[2]
+    path, port = Path(path), framework_of(net)
     if path.suffix != SUFFIXES[port]:
         raise UserError(f"output {path}: got a network of {port}, expected a name that ends in {SUFFIXES[port]}")
     if not isinstance(size, Sequence) or len(size) != 2:
@@ -74,14 +78,17 @@ def save(
     owner = net[0] if port == "linen" else net
     channels = getattr(getattr(owner, "spec", None), "in_channels", channels)
     height, width = size
-    positive("export: ", height=height, width=width, channels=channels, batch=1 if batch is None else batch)
+    require_positive("export: ", height=height, width=width, channels=channels, batch=1 if batch is None else batch)
     if port != "pytorch":
         _need_flatbuffers()
+        if not platforms or not set(platforms) <= set(PLATFORMS):
+            got = ", ".join(platforms) or "none"
+            raise UserError(f"export: platforms: got {got}, expected some of {', '.join(PLATFORMS)}")
     with publish(path, force=force) as partial:
         if port == "pytorch":
             _save_pytorch(net, partial, batch, (channels, height, width))
         else:
-            partial.write_bytes(_stablehlo(net, port, batch, (height, width, channels)))
+            partial.write_bytes(_stablehlo(net, port, batch, (height, width, channels), tuple(platforms)))
 
 
 def load(path: str | Path) -> Callable[[Any], Any]:
@@ -147,7 +154,7 @@ def _load_pytorch(path: Path) -> Callable[[Any], Any]:
     return run
 
 
-def _stablehlo(net: Any, port: str, batch: int | None, shape: tuple[int, ...]) -> bytearray:
+def _stablehlo(net: Any, port: str, batch: int | None, shape: tuple[int, ...], platforms: tuple[str, ...]) -> bytearray:
     """The program with the weights as its constants."""
     import jax
 
@@ -157,7 +164,8 @@ def _stablehlo(net: Any, port: str, batch: int | None, shape: tuple[int, ...]) -
     before = getattr(jax.config, SOURCES)
     jax.config.update(SOURCES, ".*")  # or the file would name folders of this machine
     try:
-        return jax.export.export(jax.jit(infer))(jax.ShapeDtypeStruct((count, *shape), dtype)).serialize()
+        images = jax.ShapeDtypeStruct((count, *shape), dtype)
+        return jax.export.export(jax.jit(infer), platforms=platforms)(images).serialize()
     finally:
         jax.config.update(SOURCES, before)
 

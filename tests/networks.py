@@ -24,15 +24,14 @@ from ports.resnet.spec import (
     Stage,
     Stem,
 )
+from ports.tutorial.spec import TutorialSpec
 from ports.weights.pytorch import to_numpy
 
 SIZE = (19, 14)  # height and width: odd, even and different
 
 THREE = Stem(convs=((8, 3, 1),))
-BARE = replace(THREE, norm="none")
 SEVEN = Stem(convs=((8, 7, 2),), max_pool=True)
 DEEP = Stem(convs=((4, 3, 2), (4, 3, 1), (8, 3, 1)), max_pool=True)
-INSIDE = replace(THREE, norm="inside", name="stem")
 
 WIDENS = (Stage(8, 1), Stage(16, 2, stride=2))  # an identity, a projection, an identity
 HALVES = (Stage(4, 1), Stage(2, 1), Stage(4, 1, stride=2))  # the same three for an expansion of 2 to 4
@@ -42,7 +41,7 @@ def described(block: Block = BASIC, **fields: Any) -> ResNetSpec:
     narrow = block.expansion > 1
     default = {
         "name": "tiny",
-        "stem": BARE if block.preactivation else THREE,
+        "stem": THREE,
         "stages": HALVES if narrow else WIDENS,
         "num_classes": 5,
         "input_size": 16,
@@ -53,14 +52,12 @@ def described(block: Block = BASIC, **fields: Any) -> ResNetSpec:
 BASE = described()
 
 # Every value of every option; what a block is made of stands on its left, the option that is meant at its end.
-NETWORKS: dict[str, ResNetSpec] = {
+NETWORKS: dict[str, Any] = {
     "basic": BASE,
     "basic-stride_at_1": described(replace(BASIC, stride_at=1)),
     "bottleneck": described(BOTTLENECK),
     "bottleneck-stride_at_0": described(replace(BOTTLENECK, stride_at=0)),
     "bottleneck-stride_at_2": described(replace(BOTTLENECK, stride_at=2)),
-    "three_3x3": described(replace(BASIC, kernels=(3, 3, 3))),
-    "5x5_and_3x3": described(replace(BASIC, kernels=(5, 3))),
     "preact": described(PREACT_BASIC),
     "preact_bottleneck": described(PREACT_BOTTLENECK),
     "preact-shortcut_norm": described(replace(PREACT_BASIC, shortcut_norm=True)),
@@ -77,25 +74,24 @@ NETWORKS: dict[str, ResNetSpec] = {
     ),
     "basic-no_shortcut_norm": described(replace(BASIC, shortcut_norm=False)),
     "basic-plain": described(replace(BASIC, residual=False)),
-    "basic-bias": described(replace(BASIC, bias=True)),
     "bottleneck-groups": described(replace(BOTTLENECK, groups=4, base_width=32)),
     "bottleneck-wide": described(replace(BOTTLENECK, base_width=128)),
     "basic-zero_init_last": described(replace(BASIC, zero_init_last=True)),
-    "transition": described(
-        replace(BASIC, bias=True), stages=(Stage(8, 1), Stage(16, 1, stride=2, transition=True)), block_name="res{n}"
-    ),
-    "transition-dilated": described(stages=(Stage(8, 1), Stage(16, 1, stride=2, transition=True)), output_stride=1),
     "stem-7x7_pool": described(stem=SEVEN),
     "stem-deep": described(stem=DEEP),
-    "stem-inside_named": described(stem=INSIDE, block_name="layer{n}", first_block=2),
-    "stem-bias": described(stem=replace(THREE, bias=True)),
+    "four_stages": described(stages=(Stage(8, 1), Stage(12, 1, 2), Stage(16, 1), Stage(20, 1, 2))),
+    "one_stage": described(stages=(Stage(8, 1),)),
     "dilated-basic": described(output_stride=1),
     "dilated-bottleneck": described(BOTTLENECK, stages=(*HALVES, Stage(4, 1, stride=2)), output_stride=1),
-    "dilated-three_3x3": described(replace(BASIC, kernels=(3, 3, 3), stride_at=1), output_stride=1),
+    "dilated-basic-stride_at_1": described(replace(BASIC, stride_at=1), output_stride=1),
     "dilated-preact": described(PREACT_BASIC, output_stride=1),
     "features_only": described(features_only=True),
     "features_only-preact": described(PREACT_BASIC, features_only=True),
     "in_channels_1": described(in_channels=1),
+    "tutorial_net": TutorialSpec("tiny", "TutorialNet", (8, 12, 16), num_classes=5, input_size=16),
+    "tutorial_net-one_conv": TutorialSpec("tiny", "TutorialNet", (4, 6, 8), convs=1, num_classes=5, input_size=16),
+    "tutorial_resnet": TutorialSpec("tiny", "TutorialResNet", (8, 16), num_classes=5, input_size=16),
+    "tutorial_resnet-four_convs": TutorialSpec("tiny", "TutorialResNet", (6, 6), convs=4, num_classes=5, input_size=16),
 }
 
 

@@ -143,11 +143,13 @@ def speed(results: Results) -> list[str]:
 # What a port does to be fast, against the same without it.
 MEANS = (
     ("nnx", "nnx-jit"),
-    ("linen", "linen-lax"),
+    ("nnx-fast", "nnx"),
+    ("linen-fast", "linen"),
     ("nnx-folded", "nnx"),
     ("nnx-export", "nnx"),
     ("pytorch-folded", "pytorch-compile"),
-    ("pytorch-compile", "pytorch-aten"),
+    ("pytorch-compile-fast", "pytorch-compile"),
+    ("pytorch-max-autotune-fast", "pytorch-max-autotune"),
     ("pytorch-max-autotune", "transformers-max-autotune"),
 )
 

@@ -36,7 +36,6 @@ PREACT_NET = dataclasses.replace(
     BOTTLENECK_NET,
     name="preact",
     block=PREACT_BASIC,
-    stem=dataclasses.replace(THREE, norm="none"),
     stages=(Stage(8, 1), Stage(16, 1, stride=2)),
 )
 DILATED_NET = dataclasses.replace(BASIC_NET, name="dilated", output_stride=4)

@@ -18,7 +18,7 @@ import ports
 from parity.quantities import QUANTITIES
 from parity.training import DECAY, OPTIMIZERS, transform
 from ports import UserError
-from ports.resnet.spec import get
+from ports.families import get
 
 pytestmark = pytest.mark.usefixtures("quick")
 

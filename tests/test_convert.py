@@ -23,12 +23,12 @@ from test_formats import digest, same, suffix
 import ports
 from parity.cli import main
 from ports import optim
-from ports.resnet.spec import NETWORKS, Stage
+from ports.families import KNOWN, NETWORKS, layers
+from ports.resnet.spec import Stage
 from ports.weights import Default, Rename, WeightsError, convert, formats, load, optimizer
 from ports.weights.checkpoint import open_checkpoint
 from ports.weights.dialects import DIALECTS, TARGETS, mapping
 from ports.weights.formats import FORMATS, Content
-from ports.weights.networks import known, layers
 from ports.weights.recognise import recognise
 
 Weights = dict[str, np.ndarray]
@@ -40,7 +40,7 @@ def noise(name: str = NAME, seed: int = 0) -> Weights:
     """A network's weights made of random bits; its counters are numbers of batches."""
     rng = np.random.default_rng(seed)
     weights: Weights = {}
-    for layer in layers(known()[name]):
+    for layer in layers(KNOWN[name]):
         for leaf, shape in layer.shapes.items():
             count = int(np.prod(shape))
             bits = np.frombuffer(rng.bytes(4 * count), np.float32).reshape(shape).copy()
@@ -153,7 +153,7 @@ def test_mixed_types_are_kept_and_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_layers_of_a_description(name: str) -> None:
     """Names, shapes and order are those of the PyTorch network."""
-    from ports.resnet import pytorch
+    from ports.building import pytorch
 
     state = pytorch.skeleton(NETWORKS[name]).state_dict()
     found = {f"{x.hub}.{leaf}": shape for x in layers(NETWORKS[name]) for leaf, shape in x.shapes.items()}
@@ -171,18 +171,18 @@ def test_where_flax_networks_keep_their_variables(name: str) -> None:
     arrays: Any = traverse_util.flatten_dict(linen, sep=".")
     flat = {at: a.shape for at, a in arrays.items()}
     for dialect, expected in (("nnx", variables), ("linen", flat)):
-        rows = mapping(known()[name], DIALECTS[dialect])
+        rows = mapping(KNOWN[name], DIALECTS[dialect])
         assert {n: s for row in rows for n, s in zip(row.names, row.shapes, strict=True)} == expected
 
 
 def shapes(name: str, dialect: str, **changes: Any) -> dict[str, tuple[int, ...]]:
-    spec = dataclasses.replace(known()[name], **changes)
+    spec = dataclasses.replace(KNOWN[name], **changes)
     return {n: s for e in mapping(spec, DIALECTS[dialect]) for n, s in zip(e.names, e.shapes, strict=True)}
 
 
-KNOWN = [(n, d) for n, d in product(known(), ("torchvision", "nnx"))]
-KNOWN += [(n, d) for n in ("resnet18", "resnext50_32x4d") for d in ("transformers", "flax-imagenet", "linen")]
-KNOWN += [(n, d) for n, d in product(("cifar_resnet20", "cifar_resnet56_b"), ("cifar", "cifar-hwio", "linen"))]
+CASES = [(n, d) for n, d in product(KNOWN, ("torchvision", "nnx"))]
+CASES += [(n, d) for n in ("resnet18", "resnext50_32x4d") for d in ("transformers", "flax-imagenet", "linen")]
+CASES += [(n, d) for n, d in product(("cifar_resnet20", "cifar_resnet56_b"), ("cifar", "cifar-hwio", "linen"))]
 OTHERS: list[tuple[str, str, dict[str, Any]]] = [
     (name, dialect, changes)
     for name, dialect in (("resnet18", "torchvision"), ("wrn_40_4", "linen"), ("resnet50d", "torchvision-hwio"))
@@ -190,17 +190,17 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "dialect"), KNOWN)
+@pytest.mark.parametrize(("name", "dialect"), CASES)
 def test_networks_and_dialects_are_recognised(name: str, dialect: str) -> None:
     found = recognise(shapes(name, dialect))
-    assert (found.network, found.dialect, found.spec) == (name, dialect, known()[name])
+    assert (found.network, found.dialect, found.spec) == (name, dialect, KNOWN[name])
 
 
 @pytest.mark.parametrize(("name", "dialect", "changes"), OTHERS, ids=str)
 def test_other_classes_and_channels_are_recognised(name: str, dialect: str, changes: dict[str, Any]) -> None:
     found = recognise(shapes(name, dialect, **changes))
     assert (found.network, found.dialect) == (name, dialect)
-    assert found.spec == dataclasses.replace(known()[name], **changes)
+    assert found.spec == dataclasses.replace(KNOWN[name], **changes)
     assert found.notes
 
 
@@ -210,7 +210,7 @@ def test_dialects_into_the_hub_form(dialect: str, tmp_path: Path) -> None:
         dialect, "resnet18"
     )
     weights = noise(name)
-    rows = mapping(known()[name], DIALECTS[dialect])
+    rows = mapping(KNOWN[name], DIALECTS[dialect])
     file = {n: np.array(a) for e in rows for n, a in zip(e.names, e.from_hub(weights[e.hub]), strict=True)}
     if dialect == "flax-imagenet":
         file = {n: a for n, a in file.items() if not n.endswith("num_batches_tracked")}
@@ -258,8 +258,8 @@ def test_names_may_be_kept(tmp_path: Path) -> None:
 def test_two_candidates_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     from ports.weights import recognise as module
 
-    twin = dataclasses.replace(known()[NAME], name="twin", in_channels=4)
-    monkeypatch.setattr(module, "known", lambda: {NAME: known()[NAME], "twin": twin})
+    twin = dataclasses.replace(KNOWN[NAME], name="twin", in_channels=4)
+    monkeypatch.setattr(module, "KNOWN", {NAME: KNOWN[NAME], "twin": twin})
     monkeypatch.setattr(module, "_same", lambda *_: False)
     with pytest.raises(WeightsError, match=rf"fit {NAME} \(torchvision\) or twin \(torchvision\).*--model"):
         recognise(shapes(NAME, "torchvision"))
@@ -517,7 +517,7 @@ def test_folding_from_the_command_line(tmp_path: Path) -> None:
 def test_check_leaves_a_right_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a small network among the known ones."""
     small = dataclasses.replace(BASIC_NET, name="small", stages=(Stage(8, 1),))
-    monkeypatch.setattr("ports.weights.recognise.known", lambda: {"small": small})
+    monkeypatch.setattr("ports.weights.recognise.KNOWN", {"small": small})
     net = ports.create(small, "pytorch", seed=0)
     torch.save(net.state_dict(), tmp_path / "w.pth")
     assert main(["convert", str(tmp_path / "w.pth"), str(tmp_path / "out"), "--check"]) == 0

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from ports.resnet import convolution, pytorch
+from ports.errors import UserError
+from ports.fast import convolution, pytorch
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -28,7 +29,7 @@ def both(window: int, stride: int, groups: int) -> tuple[Any, Any]:
     options: Any = {"dimension_numbers": NHWC, "feature_group_count": groups}
     given = ((stride, stride), ((pad, pad), (pad, pad)))
     return (
-        lambda x, kernel: convolution.conv_general_dilated(x, kernel, *given, **options),
+        lambda x, kernel: convolution.on_cpu(x, kernel, *given, **options),
         lambda x, kernel: jax.lax.conv_general_dilated(x, kernel, *given, **options),
     )
 
@@ -68,7 +69,7 @@ def test_small_images(size: tuple[int, int], stride: int, dilation: int, padding
 
             return f(x, kernel, (stride, stride), padding, **options), jax.grad(objective, (0, 1))(x, kernel)
 
-        ours, theirs = found(convolution.conv_general_dilated), found(jax.lax.conv_general_dilated)
+        ours, theirs = found(convolution.on_cpu), found(jax.lax.conv_general_dilated)
         for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
             assert one.shape == other.shape
             np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
@@ -116,13 +117,62 @@ def test_a_number_that_is_none_stays_where_it_is(window: int) -> None:
 
 
 @pytest.mark.parametrize("window", [1, 3])
-def test_forward_mode_is_there_where_it_is_asked_for(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    ours, theirs = both(window, 1, 1)
-    x, kernel = arrays(window, 4, 8)
-    monkeypatch.setattr(convolution, "tuned", False)
-    np.testing.assert_array_equal(
-        jax.jvp(ours, (x, kernel), (x, kernel))[1], jax.jvp(theirs, (x, kernel), (x, kernel))[1]
-    )
+def test_forward_mode_is_an_error_that_says_what_to_do(window: int) -> None:
+    channels = 4 if window == 1 else 64
+    x, kernel = jnp.zeros((2, 32, 32, channels)), jnp.zeros((window, window, channels, 64))
+
+    def fast(x: Any) -> Any:
+        pads = ((window // 2, window // 2),) * 2
+        return convolution.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=NHWC)
+
+    assert jax.jit(fast)(x).shape == (2, 32, 32, 64)
+    with pytest.raises(UserError, match=r"no forward mode .*use the plain network"):
+        jax.jvp(fast, (x,), (x,))
+    with pytest.raises(UserError, match=r"no forward mode .*use the plain network"):
+        jax.jacfwd(lambda scale: fast(x * scale))(1.0)
+
+
+@pytest.mark.parametrize(
+    ("x", "options"),
+    [
+        ((2, 8, 8, 4), {"lhs_dilation": (2, 2)}),
+        ((2, 8, 8, 4), {"preferred_element_type": jnp.float32}),
+        ((2, 8, 4), {}),
+    ],
+    ids=["dilated_input", "other_option", "one_dimension"],
+)
+def test_what_it_does_not_know_is_left_to_xla(x: tuple[int, ...], options: Any) -> None:
+    window, numbers = (3,) * (len(x) - 2), NHWC if len(x) == 4 else ("NWC", "WIO", "NWC")
+    ones, pads = tuple(1 for _ in window), tuple((1, 1) for _ in window)
+    images, kernel = jnp.ones(x), jnp.ones((*window, 4, 5))
+
+    def fast(x: Any) -> Any:
+        return convolution.conv_general_dilated(x, kernel, ones, pads, dimension_numbers=numbers, **options)
+
+    usual = jax.lax.conv_general_dilated(images, kernel, ones, pads, dimension_numbers=numbers, **options)
+    assert "platform_index" not in str(jax.make_jaxpr(fast)(images))
+    np.testing.assert_array_equal(fast(images), usual)
+
+
+def test_a_padded_window_of_one_pixel() -> None:
+    with jax.enable_x64(True):
+        x, kernel = arrays(1, 4, 8)
+        given: Any = ((1, 1), ((1, 0), (2, 1)))
+        for f in (convolution.on_cpu, convolution.conv_general_dilated):
+            found = f(x, kernel, *given, dimension_numbers=NHWC)
+            usual = jax.lax.conv_general_dilated(x, kernel, *given, dimension_numbers=NHWC)
+            np.testing.assert_allclose(found, usual, rtol=1e-12, atol=1e-12)
+
+
+def test_a_program_for_two_platforms_has_both_ways() -> None:
+    x, kernel = jnp.ones((2, 8, 8, 4)), jnp.ones((1, 1, 4, 5))
+
+    def fast(x: Any) -> Any:
+        return convolution.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=NHWC)
+
+    program = jax.export.export(jax.jit(fast), platforms=("cpu", "cuda"))(x).mlir_module()
+    assert "stablehlo.dot_general" in program
+    assert "stablehlo.convolution" in program
 
 
 @pytest.mark.parametrize("change", [{}, {"padding": 1}, {"kernel_size": 3}, {"groups": 2}, {"bias": False}])
@@ -130,7 +180,7 @@ def test_forward_mode_is_there_where_it_is_asked_for(window: int, monkeypatch: p
 def test_pytorchs_with_a_stride(stride: Any, change: dict[str, Any]) -> None:
     torch.manual_seed(0)
     layers: Any = {"in_channels": 4, "out_channels": 6, "kernel_size": 1, "stride": stride, **change}
-    ours, theirs = pytorch.Conv2d(**layers).double(), nn.Conv2d(**layers).double()
+    ours, theirs = pytorch.FastConv2d(**layers).double(), nn.Conv2d(**layers).double()
     theirs.load_state_dict(ours.state_dict())
     for x in (torch.randn(2, 4, 8, 7, dtype=torch.float64), torch.randn(4, 8, 7, dtype=torch.float64)):
         found = []
@@ -145,6 +195,6 @@ def test_pytorchs_with_a_stride(stride: Any, change: dict[str, Any]) -> None:
 def test_a_pixel_with_a_stride_is_taken_before_the_product() -> None:
     """Its gradient is a convolution without a stride, which oneDNN is quicker at."""
     x = torch.randn(2, 4, 8, 8, requires_grad=True)
-    for convolution_of, sliced in ((pytorch.Conv2d, True), (nn.Conv2d, False)):
+    for convolution_of, sliced in ((pytorch.FastConv2d, True), (nn.Conv2d, False)):
         made: Any = convolution_of(4, 6, 1, stride=2)(x).grad_fn
         assert ("Slice" in type(made.next_functions[0][0]).__name__) == sliced

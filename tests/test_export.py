@@ -21,7 +21,7 @@ from networks import BASE, SIZE, create, described, distance, forward, images, n
 import ports
 import ports.export
 from ports.export import SUFFIXES
-from ports.resnet.spec import get
+from ports.families import get
 from ports.weights.pytorch import to_numpy
 
 FLAX = ["nnx", "linen"]

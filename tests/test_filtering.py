@@ -10,8 +10,8 @@ import torch
 import torch._inductor.config as inductor
 from torch import nn
 
-from ports.resnet import filtering
-from ports.resnet.pytorch import Conv2d
+from ports.fast import filtering
+from ports.fast.pytorch import FastConv2d
 
 
 @pytest.fixture(autouse=True)
@@ -22,8 +22,8 @@ def fresh() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def layer(channels: int = 64, out: int = 64, **how: Any) -> Conv2d:
-    conv = Conv2d(channels, out, 3, **{"padding": 1, **how})
+def layer(channels: int = 64, out: int = 64, **how: Any) -> FastConv2d:
+    conv = FastConv2d(channels, out, 3, **{"padding": 1, **how})
     return conv.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 

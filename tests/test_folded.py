@@ -17,9 +17,10 @@ import ports
 from parity import probe
 from parity.checker import randomise
 from parity.cli import main
-from ports.resnet import spec as specs
+from ports import families
+from ports.families import layers
+from ports.resnet.spec import ResNetSpec
 from ports.weights import fold
-from ports.weights.networks import layers
 
 # One of each kind of stem, block and shortcut, a block a stage.
 KINDS = (
@@ -34,12 +35,14 @@ KINDS = (
 )
 
 
-def small(name: str, **changes: Any) -> specs.ResNetSpec:
-    spec = specs.get(name, num_classes=5, **changes)
+def small(name: str, **changes: Any) -> Any:
+    spec = families.get(name, num_classes=5, **changes)
+    if not isinstance(spec, ResNetSpec):
+        return families.get(spec, widths=tuple(8 + 4 * i for i in range(len(spec.widths))))
     return dataclasses.replace(spec, stages=tuple(dataclasses.replace(stage, blocks=1) for stage in spec.stages[:2]))
 
 
-def weights_of(spec: specs.ResNetSpec) -> dict[str, np.ndarray]:
+def weights_of(spec: Any) -> dict[str, np.ndarray]:
     net = ports.create(spec, "pytorch", dtype="float64")
     fed = probe.make(probe.photographs(), batch=2, size=(17, 17), channels=3, classes=5, seed=0)
     with torch.no_grad():
@@ -47,7 +50,7 @@ def weights_of(spec: specs.ResNetSpec) -> dict[str, np.ndarray]:
     return dict(ports.weights.read(net))
 
 
-def logits(spec: specs.ResNetSpec, port: str, weights: dict[str, np.ndarray], images: np.ndarray) -> np.ndarray:
+def logits(spec: Any, port: str, weights: dict[str, np.ndarray], images: np.ndarray) -> np.ndarray:
     if port == "pytorch":
         net = ports.create(spec, "pytorch", seed=None, dtype="float64")
         ports.weights.write(net, weights)
@@ -66,7 +69,7 @@ def logits(spec: specs.ResNetSpec, port: str, weights: dict[str, np.ndarray], im
 
 @pytest.mark.parametrize("name", KINDS)
 def test_the_description_has_the_layers_that_folding_leaves(name: str) -> None:
-    assert layers(specs.get(name, folded=True)) == fold.folded(layers(specs.get(name)))
+    assert layers(families.get(name, folded=True)) == fold.folded(layers(families.get(name)))
 
 
 @pytest.mark.parametrize("port", ["pytorch", "nnx", "linen"])
@@ -78,7 +81,7 @@ def test_a_folded_port_gives_the_logits_of_the_whole_network(name: str, port: st
     expected = logits(spec, "pytorch", weights, images)
     fewer, count = fold.fold(weights, layers(spec))
     assert count > 0
-    folded = specs.get(spec, folded=True)
+    folded = families.get(spec, folded=True)
     found = logits(folded, port, fewer, images)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
     bias = next(name for name in fewer if name.endswith("conv1.bias"))

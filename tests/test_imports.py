@@ -29,7 +29,15 @@ FRAMEWORKS = {
     "spec.py": JAX | TORCH,
     "hub.py": JAX | TORCH,
     "weights/layers.py": JAX | TORCH,
-    "networks.py": JAX | TORCH,
+    "family.py": JAX | TORCH,
+    "families.py": JAX | TORCH,
+    "frameworks.py": JAX | TORCH,
+    "building/classes.py": JAX | TORCH,
+    "layers/initializers.py": TORCH,
+    "building/dtypes.py": TORCH,
+    "fast/filtering.py": JAX,
+    "fast/convolution.py": TORCH,
+    "fast/winograd.py": TORCH,
     "dialects.py": JAX | TORCH,
     "recognise.py": JAX | TORCH,
     "convert.py": JAX | TORCH,
@@ -118,8 +126,54 @@ def violations(root: Path) -> list[str]:
     return found
 
 
+def families_named(root: Path) -> list[str]:
+    """Files that know one family of networks: all but that family's own and the registry must not."""
+    names = {folder.parent.name for folder in (root / "ports").glob("*/family.py")}
+    found = []
+    for package in PACKAGES:
+        for file in sorted((root / package).rglob("*.py")):
+            path = file.relative_to(root).as_posix()
+            inside = path == "ports/families.py" or any(path.startswith(f"ports/{name}/") for name in names)
+            modules = {module for node in ast.walk(ast.parse(file.read_text())) for module in _modules(node)}
+            for name in sorted(names):
+                if not inside and any(f"{module}.".startswith(f"ports.{name}.") for module in modules):
+                    found.append(f"{path} imports ports.{name}")
+    return found
+
+
+def _modules(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+        yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
 def test_directions() -> None:
     assert violations(ROOT) == []
+
+
+def test_families_are_known_by_their_record_alone() -> None:
+    """`parity.score` draws random ResNets, and is no part of the check."""
+    assert families_named(ROOT) == ["parity/score/faithful.py imports ports.resnet"]
+
+
+def test_a_planted_import_of_a_family_is_found(tmp_path: Path) -> None:
+    for file, text in {
+        "ports/resnet/family.py": "",
+        "ports/tutorial/family.py": "",
+        "ports/families.py": "from ports.resnet.family import RESNET_FAMILY",
+        "ports/tutorial/nnx.py": "import ports.tutorial.spec",
+        "ports/weights/a.py": "from ports import resnet",
+        "parity/b.py": "def f():\n    from ports.tutorial import spec",
+        "benchmarks/c.py": "import ports.resnet.spec\nimport ports.resnetting",
+    }.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text)
+    assert families_named(tmp_path) == [
+        "ports/weights/a.py imports ports.resnet",
+        "parity/b.py imports ports.tutorial",
+        "benchmarks/c.py imports ports.resnet",
+    ]
 
 
 def test_no_file_loads_another_framework_through_others() -> None:
@@ -191,7 +245,16 @@ def test_what_is_allowed_is_not_reported(file: str, code: str, tmp_path: Path) -
 
 
 # `parity.plugin` loads with every run of pytest.
-LIGHT = ("ports", "ports.weights", "ports.resnet.spec", "parity", "parity.cli", "parity.plugin", "parity.diff")
+LIGHT = (
+    "ports",
+    "ports.families",
+    "ports.fast",
+    "ports.weights",
+    "parity",
+    "parity.cli",
+    "parity.plugin",
+    "parity.diff",
+)
 
 
 @pytest.mark.parametrize("module", LIGHT)

@@ -20,10 +20,8 @@ import torch
 from flax import nnx
 from networks import (
     BASE,
-    HALVES,
     NETWORKS,
     SEVEN,
-    THREE,
     create,
     described,
     distance,
@@ -37,10 +35,15 @@ from networks import (
 
 import ports
 from ports import UserError
+from ports.building import pytorch as pytorch_building
+from ports.families import get
+from ports.layers import linen as linen_layers
+from ports.layers import nnx as nnx_layers
 from ports.resnet import linen as linen_port
 from ports.resnet import nnx as nnx_port
 from ports.resnet import pytorch as torch_port
-from ports.resnet.spec import BASIC, BOTTLENECK, PREACT_BASIC, Block, ResNetSpec, Stage, get
+from ports.resnet.spec import BASIC, BOTTLENECK, PREACT_BASIC, Block, BlockLayout, ResNetSpec, Stage, Stem
+from ports.tutorial.spec import TutorialSpec
 
 PORTS = list(ports.PORTS)
 FLAX = ["nnx", "linen"]
@@ -53,15 +56,15 @@ FLOAT32 = 2e-6
 
 def residual_block(port: str, *arguments: Any, block: Block = BASIC) -> Any:
     """One block of a port, as `networks.forward` takes it."""
-    name = "PreActBlock" if block.preactivation else "ResidualBlock"
+    layout = BlockLayout("block", block, *arguments)
     if port == "pytorch":
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            return getattr(torch_port, name)(*arguments, block=block)
+            return torch_port.block_class(block)(layout)
     if port == "nnx":
         with quick_compilation():
-            return getattr(nnx_port, name)(*arguments, block=block, rngs=nnx.Rngs(0))
-    module = getattr(linen_port, name)(*arguments, block=block)
+            return nnx_port.block_class(block)(layout, rngs=nnx.Rngs(0))
+    module = linen_port.block_class(block)(layout)
     with quick_compilation():
         return module, jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 4, 4, arguments[0])))
 
@@ -165,7 +168,7 @@ def test_features(port: str, output_stride: int) -> None:
     """Four maps of resnet50, by their shapes alone: nothing is computed."""
     spec = get("resnet50", features_only=True, output_stride=output_stride)
     if port == "pytorch":
-        maps = torch_port.skeleton(spec)(torch.zeros(1, 3, 96, 65, device="meta"))
+        maps = pytorch_building.skeleton(spec)(torch.zeros(1, 3, 96, 65, device="meta"))
         shapes = [tuple(m.shape) for m in maps]
     else:
         x = jax.ShapeDtypeStruct((1, 96, 65, 3), jnp.float32)
@@ -181,12 +184,11 @@ def test_features(port: str, output_stride: int) -> None:
 
 
 FOUR_STAGES = (Stage(8, 1), Stage(10, 2, stride=2), Stage(12, 2, stride=2), Stage(16, 2, stride=2))
-FOUR_NARROW = (*HALVES, Stage(6, 2, stride=2), Stage(8, 1, stride=2))
+FOUR_NARROW = (Stage(4, 1), Stage(4, 2, stride=2), Stage(6, 2, stride=2), Stage(8, 1, stride=2))
 
 ATROUS = {
     "basic": described(stages=FOUR_STAGES),
     "basic-stride_at_1": described(replace(BASIC, stride_at=1), stages=FOUR_STAGES),
-    "three_3x3": described(replace(BASIC, kernels=(3, 3, 3), stride_at=1), stages=FOUR_STAGES),
     "bottleneck": described(BOTTLENECK, stages=FOUR_NARROW),
     "bottleneck-stride_at_0": described(replace(BOTTLENECK, stride_at=0), stages=FOUR_NARROW),
     "preact": described(PREACT_BASIC, stages=FOUR_STAGES),
@@ -194,13 +196,10 @@ ATROUS = {
     "plain": described(replace(BASIC, residual=False), stages=FOUR_STAGES),
     "projection_always": described(replace(BASIC, shortcut="projection_always"), stages=FOUR_STAGES),
     "pooled_projection": described(replace(BASIC, shortcut="pooled_projection"), stages=FOUR_STAGES),
-    "transition": described(stages=tuple(replace(stage, transition=stage.stride == 2) for stage in FOUR_STAGES)),
     "same_channels": described(stages=tuple(replace(stage, channels=8) for stage in FOUR_STAGES)),
     "stride_3": described(stages=(Stage(8, 1), Stage(10, 1, stride=2), Stage(12, 1, 2), Stage(16, 2, stride=3))),
 }
-ATROUS = {
-    name: replace(spec, stem=replace(SEVEN, norm=spec.stem.norm), features_only=True) for name, spec in ATROUS.items()
-}
+ATROUS = {name: replace(spec, stem=SEVEN, features_only=True) for name, spec in ATROUS.items()}
 
 
 def atrous_distance(spec: ResNetSpec, output_stride: int, port: str) -> float:
@@ -259,8 +258,8 @@ def batch_norm_history(port: str) -> dict[str, np.ndarray]:
             found = {name: np.array(values) for name, values in history.items()}
             return {**found, "eval_output": norm.eval()(torch.from_numpy(last)).numpy()}
     with jax.enable_x64(True):
-        module = linen_port.BatchNorm(param_dtype=jnp.float64)
-        norm = nnx_port.BatchNorm(6, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
+        module = linen_layers.BatchNorm(param_dtype=jnp.float64)
+        norm = nnx_layers.BatchNorm(6, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
         norm.scale, norm.bias = nnx.Param(jnp.array(weight)), nnx.Param(jnp.array(bias))
         params = {"scale": jnp.array(weight), "bias": jnp.array(bias)}
         stats = module.init(jax.random.key(0), jnp.zeros((2, 6)), use_running_average=False)["batch_stats"]
@@ -306,9 +305,9 @@ def normalise(port: str, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return norm(torch.from_numpy(x)).detach().numpy(), ports.weights.read(norm)["running_var"]
     nhwc = jnp.array(x.transpose(0, 2, 3, 1))
     if port == "nnx":
-        norm = nnx_port.BatchNorm(channels, rngs=nnx.Rngs(0))
+        norm = nnx_layers.BatchNorm(channels, rngs=nnx.Rngs(0))
         return nchw(norm(nhwc)), np.array(norm.var[...])
-    module = linen_port.BatchNorm()
+    module = linen_layers.BatchNorm()
     variables = module.init(jax.random.key(0), nhwc, use_running_average=True)
     y, changed = module.apply(variables, nhwc, use_running_average=False, mutable=["batch_stats"])
     return nchw(y), np.array(changed["batch_stats"]["var"])
@@ -344,31 +343,35 @@ def test_one_value_a_channel_in_eval_mode_is_allowed(port: str) -> None:
 # ---- initial weights
 
 WIDE = described(
-    Block(kernels=(1, 3, 1), expansion=2, stride_at=1, bias=True, groups=4, base_width=32),
-    stem=replace(THREE, convs=((32, 3, 1),), bias=True),
+    Block(bottleneck=True, expansion=2, stride_at=1, groups=4, base_width=32),
+    stem=Stem(convs=((32, 3, 1),)),
     stages=(Stage(32, 1), Stage(64, 1, stride=2)),
     num_classes=50,
 )
+BIASED = TutorialSpec("biased", "TutorialNet", (32, 48, 64), num_classes=50)
 
 
 @functools.cache
-def fresh(port: str, init: str, seed: int | None = 0) -> dict[str, np.ndarray]:
-    return ports.weights.read(create(replace(WIDE, init=init), port, seed=seed))
+def fresh(port: str, spec: Any) -> dict[str, np.ndarray]:
+    return ports.weights.read(create(spec, port, seed=0))
 
 
-KERNELS = ["conv1", "layer1.0.conv1", "layer2.0.conv2", "layer2.0.downsample.0", "fc"]  # layer2.0.conv2 is grouped
+# layer2.0.conv2 is grouped
+KERNELS = [
+    *((WIDE, name) for name in ("conv1", "layer1.0.conv1", "layer2.0.conv2", "layer2.0.downsample.0", "fc")),
+    *((BIASED, name) for name in ("conv1", "res4.conv1", "fc")),
+]
 
 
 # Bounds of the next three tests are five standard errors of the statistic over n draws (the chance of a false alarm is
 # below 1e-6), and the seeds are fixed.
-@pytest.mark.parametrize("layer", KERNELS)
-@pytest.mark.parametrize("init", ["torchvision", "pytorch"])
+@pytest.mark.parametrize(("spec", "layer"), KERNELS, ids=lambda value: getattr(value, "name", value))
 @pytest.mark.parametrize("port", PORTS)
-def test_initial_kernels(port: str, init: str, layer: str) -> None:
+def test_initial_kernels(port: str, spec: Any, layer: str) -> None:
     """Kaiming normal with fan out, or uniform in ±1/√fan_in; fan out counts all groups, as in PyTorch."""
-    kernel = fresh(port, init)[f"{layer}.weight"].astype(np.float64)
+    kernel = fresh(port, spec)[f"{layer}.weight"].astype(np.float64)
     n, fan_in, fan_out = kernel.size, kernel[0].size, kernel[:, 0].size
-    normal = init == "torchvision" and layer != "fc"
+    normal = spec is WIDE and layer != "fc"
     deviation, kurtosis = (math.sqrt(2 / fan_out), 3) if normal else (1 / math.sqrt(3 * fan_in), 1.8)
     assert abs(kernel.mean()) <= 5 * deviation / math.sqrt(n)
     assert kernel.std() == pytest.approx(deviation, rel=5 / math.sqrt(2 * n))
@@ -377,16 +380,15 @@ def test_initial_kernels(port: str, init: str, layer: str) -> None:
     assert normal or np.abs(kernel).max() <= 1 / math.sqrt(fan_in)
 
 
-BIASES = {"conv1": 3 * 9, "layer1.0.conv1": 32, "layer2.0.conv2": 128 // 4 * 9, "layer2.0.conv3": 128, "fc": 128}
+BIASES = [(BIASED, "conv1", 3 * 9), (BIASED, "res4.conv1", 48 * 9), (BIASED, "fc", 64), (WIDE, "fc", 128)]
 
 
-@pytest.mark.parametrize("layer", BIASES)
-@pytest.mark.parametrize("init", ["torchvision", "pytorch"])
+@pytest.mark.parametrize(("spec", "layer", "fan_in"), BIASES, ids=lambda value: getattr(value, "name", str(value)))
 @pytest.mark.parametrize("port", PORTS)
-def test_initial_biases(port: str, init: str, layer: str) -> None:
-    """Uniform in ±1/√fan_in for either `init`: torchvision leaves them at PyTorch's default."""
-    bias = fresh(port, init)[f"{layer}.bias"].astype(np.float64)
-    bound = 1 / math.sqrt(BIASES[layer])
+def test_initial_biases(port: str, spec: Any, layer: str, fan_in: int) -> None:
+    """Uniform in ±1/√fan_in: torchvision leaves biases at PyTorch's default, too."""
+    bias = fresh(port, spec)[f"{layer}.bias"].astype(np.float64)
+    bound = 1 / math.sqrt(fan_in)
     assert np.abs(bias).max() <= bound
     assert abs(bias.mean()) <= 5 * bound / math.sqrt(3 * bias.size)
     # The deviation of a deviation is √(κ − 1) / 2 = 0.45 in relative terms for one draw.
@@ -399,7 +401,7 @@ def test_initial_biases(port: str, init: str, layer: str) -> None:
 )
 @pytest.mark.parametrize("port", PORTS)
 def test_initial_norms(port: str, part: str, value: float) -> None:
-    weights = fresh(port, "torchvision")
+    weights = fresh(port, WIDE)
     norms = [name.removesuffix("running_mean") for name in weights if name.endswith("running_mean")]
     assert {float(v) for norm in norms for v in np.unique(weights[norm + part])} == {value}
 

@@ -30,7 +30,10 @@ from small import (
 import parity
 import ports.resnet.linen as linen_port
 import ports.resnet.nnx as nnx_port
-from ports.resnet.spec import ResNetSpec, get
+from ports.families import get
+from ports.layers import linen as linen_layers
+from ports.layers import nnx as nnx_layers
+from ports.resnet.spec import ResNetSpec
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -87,12 +90,12 @@ def stock_batch_norm(net: Any) -> None:
     net.layer1.layers[0].bn1 = stock
 
 
-class AlwaysTraining(nnx_port.BatchNorm):
+class AlwaysTraining(nnx_layers.BatchNorm):
     def __call__(self, x: Any, use_running_average: bool | None = None, **kw: Any) -> Any:
         return super().__call__(x, use_running_average=False, **kw)
 
 
-class NeverUpdating(nnx_port.BatchNorm):
+class NeverUpdating(nnx_layers.BatchNorm):
     def __call__(self, x: Any, use_running_average: bool | None = None, **kw: Any) -> Any:
         before = [self.mean.get_value(), self.var.get_value()]
         y = super().__call__(x, use_running_average, **kw)
@@ -100,7 +103,7 @@ class NeverUpdating(nnx_port.BatchNorm):
         return y
 
 
-class StoppedStatistics(nnx_port.BatchNorm):
+class StoppedStatistics(nnx_layers.BatchNorm):
     """The batch's statistics as constants: right outputs, wrong gradients."""
 
     def __call__(self, x: Any, use_running_average: bool | None = None, **kw: Any) -> Any:
@@ -119,19 +122,20 @@ def batch_norm_class(cls: type) -> Callable[[Any], None]:
     return plant
 
 
-class NoInnerRelu(nnx_port.ResidualBlock):
+class NoInnerRelu(nnx_port.BasicBlock):
     def __call__(self: Any, x: Any) -> Any:
-        return nnx.relu(self.bn2(self.conv2(self.bn1(self.conv1(x)))) + self.shortcut(x))
+        return nnx.relu(self.bn2(self.conv2(self.bn1(self.conv1(x)))) + x)
 
 
-class NoShortcut(nnx_port.ResidualBlock):
+class NoShortcut(nnx_port.BasicBlock):
     def __call__(self: Any, x: Any) -> Any:
         return nnx.relu(self.bn2(self.conv2(nnx.relu(self.bn1(self.conv1(x))))))
 
 
-class StoppedShortcut(nnx_port.ResidualBlock):
-    def shortcut(self, x: Any) -> Any:
-        return jax.lax.stop_gradient(super().shortcut(x))
+class StoppedShortcut(nnx_port.BasicBlock):
+    def __call__(self: Any, x: Any) -> Any:
+        out = self.bn2(self.conv2(nnx.relu(self.bn1(self.conv1(x)))))
+        return nnx.relu(out + jax.lax.stop_gradient(x))
 
 
 def block_class(cls: type, at: int = 1) -> Callable[[Any], None]:
@@ -141,13 +145,8 @@ def block_class(cls: type, at: int = 1) -> Callable[[Any], None]:
     return plant
 
 
-class RawShortcut(nnx_port.PreActBlock):
-    def shortcut(self, x: Any, activated: Any) -> Any:
-        return super().shortcut(x, x)
-
-
 def raw_shortcut(net: Any) -> None:
-    net.layer2.layers[0].__class__ = RawShortcut
+    net.layer2.layers[0].projects = False
 
 
 def same_max_pool(patch: Patch) -> None:
@@ -165,10 +164,10 @@ def maximum_for_relu(patch: Patch) -> None:
 
 
 def padded_behind(patch: Patch) -> None:
-    def zero_pad(x: Any, channels: int, stride: int) -> Any:
-        return jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (0, channels - x.shape[-1])))
+    def zero_pad(self: nnx_port.ZeroPad, x: Any) -> Any:
+        return jnp.pad(x[:, :: self.stride, :: self.stride], ((0, 0), (0, 0), (0, 0), (0, self.extra)))
 
-    patch.setattr(nnx_port, "zero_pad", zero_pad)
+    patch.setattr(nnx_port.ZeroPad, "__call__", zero_pad)
 
 
 def linen_variable(*path: str, change: Callable[[jax.Array], jax.Array]) -> Callable[[Any], Any]:
@@ -181,8 +180,10 @@ def linen_variable(*path: str, change: Callable[[jax.Array], jax.Array]) -> Call
     return plant
 
 
-def linen_batch_norm(*, dtype: Any = None, zero: bool = False, folded: bool = False, **kw: Any) -> linen_port.BatchNorm:
-    return linen_port.BatchNorm(**kw)
+def linen_batch_norm(
+    *, dtype: Any = None, zero: bool = False, folded: bool = False, **kw: Any
+) -> linen_layers.BatchNorm:
+    return linen_layers.BatchNorm(**kw)
 
 
 def linen_momentum(patch: Patch) -> None:
@@ -193,15 +194,15 @@ def linen_epsilon(patch: Patch) -> None:
     patch.setattr(linen_port, "batch_norm", partial(linen_batch_norm, epsilon=1e-6))
 
 
-class LinenNoInnerRelu(linen_port.ResidualBlock):
+class LinenNoInnerRelu(linen_port.BasicBlock):
     def __call__(self, x: Any, train: bool = False) -> Any:
         mode = {"use_running_average": not train}
         out = self.bn2(self.conv2(self.bn1(self.conv1(x), **mode)), **mode)
-        return linen.relu(out + self.shortcut(x, train))
+        return linen.relu(out + linen_port.sequential(self.downsample, x, train))
 
 
 def linen_dropped_relu(patch: Patch) -> None:
-    patch.setattr(linen_port, "ResidualBlock", LinenNoInnerRelu)
+    patch.setattr(linen_port, "BasicBlock", LinenNoInnerRelu)
 
 
 def first_conv(net: Any) -> Any:

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from small import BASIC_NET, GROUPED_NET, OPTION_A_NET, POOLED_NET, PREACT_NET
 
 import ports
-from ports.resnet.spec import NETWORKS, ResNetSpec
+from ports.families import NETWORKS
+from ports.resnet.spec import ResNetSpec
 from ports.weights import Default, Ignore, Rename, WeightsError, read, write
 from ports.weights.hub import lossless
 from ports.weights.pytorch import to_numpy, to_torch

@@ -54,32 +54,29 @@ def network(seed: int) -> tuple[ResNetSpec, dict[str, Any]]:
     """A random network of this package, and the batch and image size of its check."""
     rng = random.Random(seed)
     preactivation = rng.random() < 0.3
-    kernels = rng.choice([(3, 3), (3, 3), (1, 3, 1), (1, 3, 1), (3, 3, 3), (3, 1), (5, 3)])
-    bottleneck = kernels == (1, 3, 1)
+    bottleneck = rng.random() < 0.5
     grouped = bottleneck and rng.random() < 0.3
     block = Block(
-        kernels=kernels,
+        bottleneck=bottleneck,
         expansion=rng.choice([2, 4]) if bottleneck else 1,
-        stride_at=rng.randrange(len(kernels)),
+        stride_at=rng.randrange(3 if bottleneck else 2),
         preactivation=preactivation,
         shortcut=rng.choice(SHORTCUTS),
         shortcut_norm=rng.random() < 0.7,
         residual=rng.random() < 0.85,
-        bias=rng.random() < 0.3,
         groups=rng.choice([2, 4]) if grouped else 1,
         base_width=64,
     )
     stem = rng.choice(
         [
-            Stem(((8, 3, 1),), norm="none" if preactivation else "after", bias=rng.random() < 0.3),
-            Stem(((8, 7, 2),), max_pool=True, norm="none" if preactivation else "after"),
-            Stem(((4, 3, 2), (8, 3, 1)), norm="none" if preactivation else "after"),
-            Stem(((8, 3, 1),), norm="inside", name="stem"),
+            Stem(((8, 3, 1),)),
+            Stem(((8, 7, 2),), max_pool=True),
+            Stem(((4, 3, 2), (8, 3, 1))),
         ]
     )
     stages = [Stage(8, rng.choice([1, 1, 2]))]
     for i in range(rng.choice([1, 1, 2])):
-        stages.append(Stage(16 << i, 1, stride=rng.choice([1, 2, 2]), transition=rng.random() < 0.2))
+        stages.append(Stage(16 << i, 1, stride=rng.choice([1, 2, 2])))
     spec = ResNetSpec(
         f"random_{seed}",
         stem,
@@ -88,7 +85,6 @@ def network(seed: int) -> tuple[ResNetSpec, dict[str, Any]]:
         num_classes=rng.randint(2, 12),
         in_channels=rng.choice([1, 3, 3, 3]),
         input_size=rng.randint(12, 19),
-        init=rng.choice(["torchvision", "pytorch"]),
         features_only=rng.random() < 0.2,
     )
     size = (spec.input_size, rng.randint(12, 21))

@@ -14,7 +14,7 @@ from parity.score import weights
 from parity.score.planted import Case, images, layer, moved, reading, returning
 from parity.score.sequences import PADDED, Attention, Future, Masked, Recurrent, attends
 from parity.score.weights import TOKENS
-from ports.resnet.nnx import BatchNorm
+from ports.layers.nnx import BatchNorm
 
 SECOND = "block.second"
 

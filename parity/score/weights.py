@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from parity.score.planted import Block, Case, NNXBlock, between, images, layer, moved, sequence, tampered
 from parity.score.sequences import Attention, NNXAttention, Recurrent
-from ports.resnet.nnx import BatchNorm
+from ports.layers.nnx import BatchNorm
 
 CONVS = between(torch.tanh, jnp.tanh)
 DENSE = sequence(torch.tanh, jnp.tanh)

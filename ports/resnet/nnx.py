@@ -1,12 +1,12 @@
 """Residual networks in Flax NNX, NHWC. Read beside pytorch.py and linen.py: the same classes in the same order.
 
-Follows torchvision's resnet.py in names and initial distributions. BatchNorm is PyTorch's: the running variance is
-unbiased, the variance is computed in two passes, and statistics are float32 at least.
+Follows torchvision's resnet.py in names and initial distributions. BatchNorm is PyTorch's (`ports.layers.nnx`).
 """
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -15,28 +15,15 @@ from flax import nnx
 from flax.nnx.nn import initializers
 from jaxtyping import Array, Float
 
-from ports.errors import UserError
-from ports.resnet import spec as specs
-from ports.resnet.convolution import conv_general_dilated
-from ports.resnet.spec import Block, Conv, ResNetSpec
-
-DTYPES = {"float32": jnp.float32, "float64": jnp.float64, "bfloat16": jnp.bfloat16}
+from ports.layers.initializers import kaiming_fan_out, torch_bias
+from ports.layers.nnx import BatchNorm, linear, param_dtype
+from ports.resnet.spec import Block, BlockLayout, Conv, ResNetSpec
 
 Image = Float[Array, "batch height width channels"]
-
 ONE_PIXEL: Any = ((1, 1), (1, 1))  # on every side, as PyTorch pads
 
-kaiming_fan_out = initializers.variance_scaling(2.0, "fan_out", "normal")
-pytorch_default = initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-KERNEL_INITS = {"torchvision": kaiming_fan_out, "pytorch": pytorch_default, "zeros": initializers.zeros_init()}
 
-
-def bias_init(fan_in: int) -> Any:
-    """PyTorch's default for biases of convolutions and linear layers: uniform in ±1/√fan_in."""
-    return lambda key, shape, dtype, **_: jax.random.uniform(key, shape, dtype, -1, 1) / fan_in**0.5
-
-
-def conv2d(conv: Conv, init: str = "pytorch", **kw: Any) -> nnx.Conv:
+def conv2d(conv: Conv, *, zero: bool = False, dtype: Any, rngs: nnx.Rngs) -> nnx.Conv:
     return nnx.Conv(
         conv.in_channels,
         conv.out_channels,
@@ -46,187 +33,179 @@ def conv2d(conv: Conv, init: str = "pytorch", **kw: Any) -> nnx.Conv:
         kernel_dilation=conv.dilation,
         feature_group_count=conv.groups,
         use_bias=conv.bias,
-        kernel_init=KERNEL_INITS[init],
-        bias_init=initializers.zeros_init()
-        if init == "zeros"
-        else bias_init(conv.in_channels // conv.groups * conv.kernel_size**2),
-        conv_general_dilated=conv_general_dilated,
-        **kw,
+        kernel_init=initializers.zeros_init() if zero else kaiming_fan_out,
+        bias_init=torch_bias(conv.fan_in),
+        dtype=dtype,
+        param_dtype=param_dtype(dtype),
+        rngs=rngs,
     )
 
 
-class BatchNorm(nnx.BatchNorm):
-    """PyTorch's BatchNorm over the last axis; `train()` and `eval()` on any module above it choose the mode.
-
-    Computes in float32 at least, whatever the type of the input, and gives the input's type back.
-    """
-
-    def __init__(self, num_features: int, *, param_dtype: Any = jnp.float32, rngs: nnx.Rngs, **kw: Any) -> None:
-        super().__init__(num_features, momentum=0.9, epsilon=1e-5, param_dtype=param_dtype, rngs=rngs, **kw)
-        dtype = jnp.promote_types(param_dtype, jnp.float32)
-        self.mean = nnx.BatchStat(jnp.zeros(num_features, dtype))
-        self.var = nnx.BatchStat(jnp.ones(num_features, dtype))
-        self.num_batches_tracked = nnx.BatchStat(jnp.zeros((), jnp.int32))
-
-    def __call__(self, x: Any, use_running_average: bool | None = None, **_: Any) -> Any:
-        eval_mode = self.use_running_average if use_running_average is None else use_running_average
-        assert self.scale is not None
-        assert self.bias is not None
-        dtype, x = x.dtype, x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        if eval_mode:
-            mean, var = self.mean[...], self.var[...]
-        else:
-            axes, n = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
-            if n == 1:
-                raise UserError(one_value_message(x.shape))
-            mean = x.mean(axes)
-            var = jnp.square(x - mean).mean(axes)
-            old, new = self.momentum, 1 - self.momentum
-            self.mean[...] = (old * self.mean[...] + new * mean).astype(self.mean.dtype)
-            unbiased = new * (n / (n - 1)) * var
-            self.var[...] = (old * self.var[...] + unbiased).astype(self.var.dtype)
-            self.num_batches_tracked[...] += 1
-        y = (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * self.scale[...]) + self.bias[...]
-        return y.astype(dtype)
-
-
-def one_value_message(shape: tuple[int, ...]) -> str:
-    return f"BatchNorm in train mode: got input {shape}, one value a channel; expected two or more (a larger batch)"
-
-
-def batch_norm(channels: int, *, zero: bool = False, folded: bool = False, dtype: Any = None, **kw: Any) -> Any:
+def batch_norm(channels: int, *, zero: bool = False, folded: bool = False, dtype: Any, rngs: nnx.Rngs) -> Any:
     if folded:
         return identity
-    return BatchNorm(channels, scale_init=initializers.zeros_init() if zero else initializers.ones_init(), **kw)
-
-
-def zero_pad(x: Image, channels: int, stride: int) -> Image:
-    """Option A: every `stride`-th pixel, and channels of zeros on both sides (He et al. 2016a, section 3.3)."""
-    extra = channels - x.shape[-1]
-    return jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2)))
-
-
-def avg_pool(x: Image, stride: int) -> Image:
-    """PyTorch's AvgPool2d(stride, ceil_mode=True, count_include_pad=False)."""
-    padding: Any = [(0, -size % stride) for size in x.shape[1:3]]
-    return nnx.avg_pool(x, (stride, stride), strides=(stride, stride), padding=padding, count_include_pad=False)
-
-
-def dilated_avg_pool(x: Image, size: int, dilation: int) -> Image:
-    """What `avg_pool` computes, at every place, over values `dilation` apart."""
-    padding = [(0, 0), *2 * [(0, (size - 1) * dilation)], (0, 0)]
-
-    def total(x: Any) -> Any:
-        return jax.lax.reduce_window(
-            x, 0.0, jax.lax.add, (1, size, size, 1), (1, 1, 1, 1), padding, window_dilation=(1, dilation, dilation, 1)
-        )
-
-    return total(x) / total(jnp.ones_like(x[:1, :, :, :1]))
+    scale_init = initializers.zeros_init() if zero else initializers.ones_init()
+    return BatchNorm(channels, scale_init=scale_init, param_dtype=param_dtype(dtype), rngs=rngs)
 
 
 def identity(x: Image) -> Image:
     return x
 
 
-def downsample(
-    block: Block, in_channels: int, out_channels: int, stride: int, dilations: tuple[int, int], init: str, **kw: Any
-) -> Any:
-    """The layers on the shortcut; None where it has none: identity, or `zero_pad`."""
-    replaced = dilations[1] // dilations[0]
-    conv = block.projection(in_channels, out_channels, stride, replaced)
+@dataclass(frozen=True)
+class ZeroPad:
+    """Option A: every `stride`-th pixel, and channels of zeros on both sides (He et al. 2016a, section 3.3)."""
+
+    extra: int
+    stride: int
+
+    def __call__(self, x: Image) -> Image:
+        before, after = self.extra // 2, self.extra - self.extra // 2
+        return jnp.pad(x[:, :: self.stride, :: self.stride], ((0, 0), (0, 0), (0, 0), (before, after)))
+
+
+@dataclass(frozen=True)
+class AvgPool:
+    """PyTorch's AvgPool2d(size, ceil_mode=True, count_include_pad=False)."""
+
+    size: int
+
+    def __call__(self, x: Image) -> Image:
+        window = (self.size, self.size)
+        padding: Any = [(0, -size % self.size) for size in x.shape[1:3]]
+        return nnx.avg_pool(x, window, strides=window, padding=padding, count_include_pad=False)
+
+
+@dataclass(frozen=True)
+class DilatedAvgPool:
+    """`AvgPool` at every place, over values `dilation` apart."""
+
+    size: int
+    dilation: int
+
+    def __call__(self, x: Image) -> Image:
+        return self.total(x) / self.total(jnp.ones_like(x[:1, :, :, :1]))
+
+    def total(self, x: Image) -> Image:
+        far = (0, (self.size - 1) * self.dilation)
+        window, apart = (1, self.size, self.size, 1), (1, self.dilation, self.dilation, 1)
+        padding = ((0, 0), far, far, (0, 0))
+        return jax.lax.reduce_window(x, 0.0, jax.lax.add, window, (1, 1, 1, 1), padding, window_dilation=apart)
+
+
+def avg_pool(layout: BlockLayout) -> Callable[[Image], Image]:
+    if layout.replaced_stride > 1:
+        return DilatedAvgPool(layout.replaced_stride, layout.first_dilation)
+    return AvgPool(layout.stride) if layout.stride > 1 else identity
+
+
+def downsample(layout: BlockLayout, *, dtype: Any, rngs: nnx.Rngs) -> Any:
+    """The layers on the shortcut; None for the identity, and where there is no shortcut."""
+    block, conv = layout.block, layout.projection
     if conv is None:
-        return None
-    layers: list[Any] = [conv2d(conv, init, **kw)]
-    if block.pooled:
-        pool = partial(avg_pool, stride=stride) if stride > 1 else identity
-        dilated = partial(dilated_avg_pool, size=replaced, dilation=dilations[0])
-        layers.insert(0, dilated if replaced > 1 else pool)
+        return ZeroPad(layout.extra_channels, layout.stride) if layout.zero_pads else None
+    layers: list[Any] = [avg_pool(layout)] if block.shortcut == "pooled_projection" else []
+    layers.append(conv2d(conv, dtype=dtype, rngs=rngs))
     if block.shortcut_norm:
-        layers.append(batch_norm(out_channels, folded=conv.folded, **kw))
+        layers.append(batch_norm(conv.out_channels, folded=block.folded, dtype=dtype, rngs=rngs))
     return nnx.Sequential(*layers)
 
 
-class ResidualBlock(nnx.Module):
-    """v1: convolution, BN, ReLU, …, convolution, BN, plus the shortcut, ReLU (He et al. 2016a, figures 2 and 5)."""
+class BasicBlock(nnx.Module):
+    """v1: 3x3 and 3x3 convolution, each with BN; the shortcut is added before the last ReLU (figure 5, left)."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        stride: int = 1,
-        first_dilation: int = 1,
-        dilation: int = 1,
-        block: Block = specs.BASIC,
-        init: str = "pytorch",
-        **kw: Any,
-    ) -> None:
-        kw.setdefault("rngs", nnx.Rngs(0))
-        self.out_channels, self.stride, self.block = out_channels, stride, block
-        for i, conv in enumerate(block.convs(in_channels, out_channels, stride, first_dilation, dilation), 1):
-            last = i == len(block.kernels)
-            setattr(self, f"conv{i}", conv2d(conv, init, **kw))
-            setattr(
-                self,
-                f"bn{i}",
-                batch_norm(conv.out_channels, zero=last and block.zero_init_last, folded=conv.folded, **kw),
-            )
-        self.downsample = downsample(block, in_channels, out_channels, stride, (first_dilation, dilation), init, **kw)
+    def __init__(self, layout: BlockLayout, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
+        block, (conv1, conv2) = layout.block, layout.convs
+        self.conv1 = conv2d(conv1, dtype=dtype, rngs=rngs)
+        self.bn1 = batch_norm(conv1.out_channels, folded=block.folded, dtype=dtype, rngs=rngs)
+        self.conv2 = conv2d(conv2, dtype=dtype, rngs=rngs)
+        zero = block.zero_init_last
+        self.bn2 = batch_norm(conv2.out_channels, zero=zero, folded=block.folded, dtype=dtype, rngs=rngs)
+        self.downsample, self.residual = downsample(layout, dtype=dtype, rngs=rngs), block.residual
 
     def __call__(self, x: Image) -> Image:
-        out = x
-        for i in range(1, len(self.block.kernels) + 1):
-            out = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(out))
-            if i < len(self.block.kernels):
-                out = nnx.relu(out)
-        if self.block.residual:
-            out = out + self.shortcut(x)
+        out = nnx.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        if self.residual:
+            out = out + (x if self.downsample is None else self.downsample(x))
         return nnx.relu(out)
 
-    def shortcut(self, x: Image) -> Image:
-        if self.downsample is not None:
-            return self.downsample(x)
-        return zero_pad(x, self.out_channels, self.stride) if self.block.shortcut == "zero_pad" else x
+
+class Bottleneck(nnx.Module):
+    """v1: 1x1, 3x3 and 1x1 convolution, each with BN; the shortcut is added before the last ReLU (figure 5, right)."""
+
+    def __init__(self, layout: BlockLayout, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
+        block, (conv1, conv2, conv3) = layout.block, layout.convs
+        self.conv1 = conv2d(conv1, dtype=dtype, rngs=rngs)
+        self.bn1 = batch_norm(conv1.out_channels, folded=block.folded, dtype=dtype, rngs=rngs)
+        self.conv2 = conv2d(conv2, dtype=dtype, rngs=rngs)
+        self.bn2 = batch_norm(conv2.out_channels, folded=block.folded, dtype=dtype, rngs=rngs)
+        self.conv3 = conv2d(conv3, dtype=dtype, rngs=rngs)
+        zero = block.zero_init_last
+        self.bn3 = batch_norm(conv3.out_channels, zero=zero, folded=block.folded, dtype=dtype, rngs=rngs)
+        self.downsample, self.residual = downsample(layout, dtype=dtype, rngs=rngs), block.residual
+
+    def __call__(self, x: Image) -> Image:
+        out = nnx.relu(self.bn1(self.conv1(x)))
+        out = nnx.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        if self.residual:
+            out = out + (x if self.downsample is None else self.downsample(x))
+        return nnx.relu(out)
 
 
-class PreActBlock(nnx.Module):
-    """v2: BN, ReLU, convolution, …, plus the shortcut (He et al. 2016b, figure 1b).
+class PreActBasicBlock(nnx.Module):
+    """v2: BN and ReLU come before each convolution (He et al. 2016b, figure 1b).
 
     A projection takes the activated input; a shortcut without parameters takes the input as it is.
     """
 
-    bn1: BatchNorm
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        stride: int = 1,
-        first_dilation: int = 1,
-        dilation: int = 1,
-        block: Block = specs.PREACT_BASIC,
-        init: str = "pytorch",
-        **kw: Any,
-    ) -> None:
-        kw.setdefault("rngs", nnx.Rngs(0))
-        self.out_channels, self.stride, self.block = out_channels, stride, block
-        for i, conv in enumerate(block.convs(in_channels, out_channels, stride, first_dilation, dilation), 1):
-            last = i == len(block.kernels)
-            setattr(self, f"bn{i}", batch_norm(conv.in_channels, folded=block.folded and i > 1, **kw))
-            setattr(self, f"conv{i}", conv2d(conv, "zeros" if last and block.zero_init_last else init, **kw))
-        self.downsample = downsample(block, in_channels, out_channels, stride, (first_dilation, dilation), init, **kw)
+    def __init__(self, layout: BlockLayout, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
+        block, (conv1, conv2) = layout.block, layout.convs
+        self.bn1 = batch_norm(conv1.in_channels, dtype=dtype, rngs=rngs)
+        self.conv1 = conv2d(conv1, dtype=dtype, rngs=rngs)
+        self.bn2 = batch_norm(conv2.in_channels, folded=block.folded, dtype=dtype, rngs=rngs)
+        self.conv2 = conv2d(conv2, zero=block.zero_init_last, dtype=dtype, rngs=rngs)
+        self.downsample, self.residual = downsample(layout, dtype=dtype, rngs=rngs), block.residual
+        self.projects = layout.projection is not None
 
     def __call__(self, x: Image) -> Image:
-        out = activated = nnx.relu(self.bn1(x))
-        for i in range(1, len(self.block.kernels) + 1):
-            if i > 1:
-                out = nnx.relu(getattr(self, f"bn{i}")(out))
-            out = getattr(self, f"conv{i}")(out)
-        return out + self.shortcut(x, activated) if self.block.residual else out
+        activated = nnx.relu(self.bn1(x))
+        out = self.conv1(activated)
+        out = self.conv2(nnx.relu(self.bn2(out)))
+        if self.residual:
+            out = out + (x if self.downsample is None else self.downsample(activated if self.projects else x))
+        return out
 
-    def shortcut(self, x: Image, activated: Image) -> Image:
-        if self.downsample is not None:
-            return self.downsample(activated)
-        return zero_pad(x, self.out_channels, self.stride) if self.block.shortcut == "zero_pad" else x
+
+class PreActBottleneck(nnx.Module):
+    """v2 of `Bottleneck`, as `PreActBasicBlock`."""
+
+    def __init__(self, layout: BlockLayout, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
+        block, (conv1, conv2, conv3) = layout.block, layout.convs
+        self.bn1 = batch_norm(conv1.in_channels, dtype=dtype, rngs=rngs)
+        self.conv1 = conv2d(conv1, dtype=dtype, rngs=rngs)
+        self.bn2 = batch_norm(conv2.in_channels, folded=block.folded, dtype=dtype, rngs=rngs)
+        self.conv2 = conv2d(conv2, dtype=dtype, rngs=rngs)
+        self.bn3 = batch_norm(conv3.in_channels, folded=block.folded, dtype=dtype, rngs=rngs)
+        self.conv3 = conv2d(conv3, zero=block.zero_init_last, dtype=dtype, rngs=rngs)
+        self.downsample, self.residual = downsample(layout, dtype=dtype, rngs=rngs), block.residual
+        self.projects = layout.projection is not None
+
+    def __call__(self, x: Image) -> Image:
+        activated = nnx.relu(self.bn1(x))
+        out = self.conv1(activated)
+        out = self.conv2(nnx.relu(self.bn2(out)))
+        out = self.conv3(nnx.relu(self.bn3(out)))
+        if self.residual:
+            out = out + (x if self.downsample is None else self.downsample(activated if self.projects else x))
+        return out
+
+
+def block_class(block: Block) -> Any:
+    if block.preactivation:
+        return PreActBottleneck if block.bottleneck else PreActBasicBlock
+    return Bottleneck if block.bottleneck else BasicBlock
 
 
 class ResNet(nnx.Module):
@@ -234,96 +213,47 @@ class ResNet(nnx.Module):
 
     Takes float images (batch, height, width, channels); gives logits (batch, classes), or with `features_only` a tuple
     of every stage's output (batch, height / stride, width / stride, channels), the finest first.
+
+    Args:
+        dtype: type of the activations; the parameters have it too, but are float32 at least.
     """
 
-    def __init__(self, spec: ResNetSpec, **kw: Any) -> None:
-        kw.setdefault("rngs", nnx.Rngs(0))
-        self.spec = spec
-        self.stages = spec.layout()
-        stem = stem_layers(spec, **kw)
-        setattr(self, spec.stem.name, nnx.Sequential(*stem) if len(stem) > 1 else stem[0])
-        if spec.stem.norm == "after":
-            self.bn1 = batch_norm(spec.stem.channels, folded=spec.block.folded, **kw)
-        block_class = PreActBlock if spec.block.preactivation else ResidualBlock
-        for stage in self.stages:
-            if stage.transition is not None:
-                conv, bn = stage.transition_names
-                setattr(self, conv, conv2d(stage.transition, spec.init, **kw))
-                setattr(self, bn, batch_norm(stage.channels, folded=stage.transition.folded, **kw))
-            blocks = {
-                b.name: block_class(
-                    b.in_channels, b.out_channels, b.stride, b.first_dilation, b.dilation, spec.block, spec.init, **kw
-                )
-                for b in stage.blocks
-            }
-            if stage.name is not None:
-                setattr(self, stage.name, nnx.Sequential(*blocks.values()))
-            else:
-                for name, block in blocks.items():
-                    setattr(self, name, block)
-        if not spec.features_only:
-            if spec.block.preactivation:
-                self.bn = batch_norm(spec.features, **kw)
-            self.fc = linear(spec.features, spec.num_classes, **kw)
+    def __init__(self, spec: ResNetSpec, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
+        self.spec, block = spec, block_class(spec.block)
+        preactivation, folded = spec.block.preactivation, spec.block.folded
+        self.conv1 = stem(spec, dtype=dtype, rngs=rngs)
+        self.bn1 = None if preactivation else batch_norm(spec.stem.channels, folded=folded, dtype=dtype, rngs=rngs)
+        stages = [
+            nnx.Sequential(*(block(layout, dtype=dtype, rngs=rngs) for layout in stage.blocks))
+            for stage in spec.layout()
+        ]
+        self.layer1, self.layer2, self.layer3, self.layer4 = (*stages, None, None, None)[:4]
+        last = preactivation and not spec.features_only
+        self.bn = batch_norm(spec.features, dtype=dtype, rngs=rngs) if last else None
+        self.fc = None if spec.features_only else linear(spec.features, spec.num_classes, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Image) -> Float[Array, "batch classes"] | tuple[Image, ...]:
-        x = getattr(self, self.spec.stem.name)(x)
-        if self.spec.stem.norm == "after":
+        x = self.conv1(x)
+        if self.bn1 is not None:
             x = nnx.relu(self.bn1(x))
         if self.spec.stem.max_pool:
             x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=ONE_PIXEL)
         features = []
-        for stage in self.stages:
-            if stage.transition is not None:
-                conv, bn = stage.transition_names
-                x = nnx.relu(getattr(self, bn)(getattr(self, conv)(x)))
-            for name in [stage.name] if stage.name is not None else [b.name for b in stage.blocks]:
-                x = getattr(self, name)(x)
-            features.append(x)
-        if self.spec.features_only:
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            if layer is not None:
+                x = layer(x)
+                features.append(x)
+        if self.fc is None:
             return tuple(features)
-        if self.spec.block.preactivation:
+        if self.bn is not None:
             x = nnx.relu(self.bn(x))
         return self.fc(x.mean(axis=(1, 2)))
 
 
-def stem_layers(spec: ResNetSpec, **kw: Any) -> list[Any]:
-    """Convolutions with BN and ReLU between them, and behind the last one where `norm` is `inside`."""
+def stem(spec: ResNetSpec, *, dtype: Any, rngs: nnx.Rngs) -> Any:
+    """One convolution, or several with BN and ReLU between them."""
     layers: list[Any] = []
-    for conv in spec.stem.layers(spec.in_channels, spec.block.folded):
-        layers += [conv2d(conv, spec.init, **kw), batch_norm(conv.out_channels, folded=conv.folded, **kw), nnx.relu]
-    return layers if spec.stem.norm == "inside" else layers[:-2]
-
-
-def linear(in_features: int, out_features: int, **kw: Any) -> nnx.Linear:
-    return nnx.Linear(in_features, out_features, kernel_init=pytorch_default, bias_init=bias_init(in_features), **kw)
-
-
-def create(name: str | ResNetSpec, *, seed: int | None = 0, dtype: str = "float32", **changes: Any) -> ResNet:
-    """A network with initial weights drawn from `seed`, in train mode.
-
-    Args:
-        seed: None leaves every weight zero, for a network whose weights are written next.
-        dtype: type of the activations; weights have it too, but with bfloat16 they are float32.
-        changes: fields of `ResNetSpec` or `Block`, as in `ports.resnet.spec.get`.
-
-    Raises:
-        UserError: unknown network, option or dtype; float64 while JAX's x64 mode is off.
-    """
-    spec = specs.get(name, **changes)
-    compute, param = dtypes(spec.name, dtype)
-    if seed is not None:
-        return ResNet(spec, rngs=nnx.Rngs(seed), dtype=compute, param_dtype=param)
-    graphdef, state = nnx.split(
-        nnx.eval_shape(lambda: ResNet(spec, rngs=nnx.Rngs(0), dtype=compute, param_dtype=param))
-    )
-    return nnx.merge(graphdef, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), state))
-
-
-def dtypes(name: str, dtype: str) -> tuple[Any, Any]:
-    """The type to compute in and the type of the parameters."""
-    if dtype not in DTYPES:
-        raise UserError(f"{name}: dtype: got {dtype!r}, expected one of {', '.join(DTYPES)}")
-    if dtype == "float64" and not jax.config.read("jax_enable_x64"):
-        raise UserError(f"{name}: float64 needs JAX's x64 mode: create and use it inside `with jax.enable_x64(True):`")
-    return DTYPES[dtype], jnp.promote_types(DTYPES[dtype], jnp.float32)
+    for conv in spec.stem_convs:
+        layers.append(conv2d(conv, dtype=dtype, rngs=rngs))
+        layers += [batch_norm(conv.out_channels, folded=spec.block.folded, dtype=dtype, rngs=rngs), nnx.relu]
+    return nnx.Sequential(*layers[:-2]) if len(spec.stem_convs) > 1 else layers[0]

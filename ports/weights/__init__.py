@@ -25,12 +25,13 @@ Importing this package loads neither torch nor jax.
 from __future__ import annotations
 
 import importlib
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from ports.errors import UserError
+from ports.frameworks import framework_of
 from ports.weights.checkpoint import open_checkpoint
 from ports.weights.convert import convert
 from ports.weights.files import load, save
@@ -95,21 +96,9 @@ def write(net: Any, weights: dict[str, np.ndarray], *, rules: Sequence[Rule] = (
     return _port(net).write(net, weights, rules, copy)
 
 
-def _pair(net: Any, module: type) -> bool:
-    return isinstance(net, tuple) and len(net) == 2 and isinstance(net[0], module) and isinstance(net[1], Mapping)
-
-
 def _port(net: Any) -> Any:
-    """The module of this package that reads and writes `net`. A model's framework is loaded already."""
-    torch, nnx, linen = (sys.modules.get(name) for name in ("torch", "flax.nnx", "flax.linen"))
-    if torch and isinstance(net, torch.nn.Module):
-        name = "pytorch"
-    elif nnx and isinstance(net, nnx.Module):
-        name = "nnx"
-    elif linen and _pair(net, linen.Module):
-        name = "linen"
-    else:
-        got = f"{type(net).__module__}.{type(net).__qualname__}"
-        hint = "; for Linen give the pair (module, variables)" if linen and isinstance(net, linen.Module) else ""
-        raise WeightsError(f"got {got}, expected a torch.nn.Module, an nnx.Module or Linen's (module, variables){hint}")
-    return importlib.import_module(f"ports.weights.{name}")
+    """The module of this package that reads and writes `net`."""
+    try:
+        return importlib.import_module(f"ports.weights.{framework_of(net)}")
+    except UserError as error:
+        raise WeightsError(str(error)) from None

@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 
 from ports.errors import printable
+from ports.families import layers
+from ports.family import Layer
 from ports.weights import destination, fold, formats, states
 from ports.weights.atomic import publish
 from ports.weights.checkpoint import Checkpoint, open_checkpoint
@@ -27,7 +29,6 @@ from ports.weights.dialects import TARGET, TARGETS, Entry, mapping
 from ports.weights.formats import Content, Format
 from ports.weights.hub import WeightsError, describe
 from ports.weights.lazy import Array
-from ports.weights.networks import Layer, layers
 from ports.weights.optimizer import STEP
 from ports.weights.rulesfile import RulesFound
 from ports.weights.training import check_names

@@ -1,6 +1,6 @@
 """How others name the same layers: one row a dialect, from which the names of a whole network follow.
 
-A dialect says how it calls a layer of each role (`ports.weights.networks.Layer`); where it says nothing the layer keeps
+A dialect says how it calls a layer of each role (`ports.family.Layer`); where it says nothing the layer keeps
 its PyTorch name. `tensors` says how the tensors within a layer are called and laid out: `torch`, `flax` (kernel, scale,
 mean, …) or `hwio` (PyTorch's names around kernels that are (height, width, in, out)).
 
@@ -14,15 +14,16 @@ import functools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from ports.resnet.spec import ResNetSpec
+from ports.families import is_description, layers
+from ports.family import Layer, Shape
 from ports.weights import lazy
 from ports.weights.hub import Ignore, WeightsError, lossless
 from ports.weights.layers import LAYERS, LayerRule, Leaf
 from ports.weights.lazy import Array
-from ports.weights.networks import Layer, Shape, layers
 
 Path = tuple[str, ...]
 TARGETS = ("torch", "nnx", "linen")
@@ -163,9 +164,9 @@ class Entry:
         return self.leaf.to_hub(tuple(np.asarray(array) for array in arrays)).astype(self.leaf.dtype)
 
 
-def mapping(spec: ResNetSpec | Iterable[Layer], dialect: Dialect) -> list[Entry]:
-    """Where a file of this dialect keeps every tensor of a network, or of some layers."""
-    rows = layers(spec) if isinstance(spec, ResNetSpec) else spec
+def mapping(spec: Any, dialect: Dialect) -> list[Entry]:
+    """Return where a file of this dialect keeps every tensor of a described network, or of some `Layer`s."""
+    rows: Iterable[Layer] = layers(spec) if is_description(spec) else spec
     return [entry for layer in rows for entry in entries(layer, dialect)]
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ports.errors import printable
-from ports.weights.networks import Shape
+from ports.family import Shape
 from ports.weights.recognise import in_flax, normal
 
 ALIKE = ("linear", "embedding")  # PyTorch's names do not tell one from the other

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from ports.family import Layer
 from ports.weights.hub import WeightsError
-from ports.weights.networks import Layer
 
 EPSILON = 1e-5  # of every BatchNorm in these networks
 

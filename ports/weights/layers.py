@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from ports.errors import UserError
-
-COUNTER = "num_batches_tracked"
+from ports.family import COUNTER
 
 Arrays = tuple[np.ndarray, ...]
 

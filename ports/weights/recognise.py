@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from ports.resnet.spec import ResNetSpec
+from ports.families import KNOWN, family_of, layers
+from ports.family import Layer, Shape
 from ports.weights.dialects import DIALECTS, Dialect, Entry, mapping
 from ports.weights.hub import WeightsError, _matches
 from ports.weights.layers import COUNTER
 from ports.weights.near import LONGEST, Near
-from ports.weights.networks import Layer, Shape, known, layers
 
 Shapes = Mapping[str, Shape]
 WRAPPER, COMPILED = "module", "_orig_mod"
@@ -39,16 +39,18 @@ class Found:
         raw: the file's own names by their normal ones.
         notes: what is unusual, a line each.
         warning: what is not the same network although its weights fit.
+        headless: the network has no classifier.
         counters: BatchNorm's, where the file keeps them apart (its metadata).
     """
 
     network: str
-    spec: ResNetSpec | None
+    spec: Any
     dialect: str
     entries: list[Entry]
     raw: dict[str, str]
     notes: list[str] = field(default_factory=list)
     warning: str = ""
+    headless: bool = False
     counters: dict[str, int] = field(default_factory=dict)
 
     def read(self, tensors: Mapping[str, Any], parameters: bool = False) -> dict[str, Any]:
@@ -133,9 +135,15 @@ def in_flax(names: Iterable[str]) -> bool:
     return bool(ends & {"kernel", "embedding"}) and "weight" not in ends
 
 
+def _spec(network: str, features: bool) -> Any:
+    """The description, or that of the network without its classifier; None where there is none."""
+    return family_of(KNOWN[network]).headless(KNOWN[network]) if features else KNOWN[network]
+
+
 @functools.cache
 def _layers(network: str, features: bool) -> list[Layer]:
-    return layers(dataclasses.replace(known()[network], features_only=features))
+    spec = _spec(network, features)
+    return [] if spec is None else layers(spec)
 
 
 @functools.cache
@@ -151,8 +159,8 @@ def require(model: str | None) -> None:
     Raises:
         WeightsError: with the nearest names.
     """
-    if model is not None and model not in known():
-        near = difflib.get_close_matches(model[:LONGEST], known(), n=3, cutoff=0.5) or list(known())
+    if model is not None and model not in KNOWN:
+        near = difflib.get_close_matches(model[:LONGEST], KNOWN, n=3, cutoff=0.5) or list(KNOWN)
         raise WeightsError(f"unknown network {model[:LONGEST]!r}; nearest: {', '.join(near)}")
 
 
@@ -219,7 +227,7 @@ def _fitting(shapes: Shapes, raw: dict[str, str], model: str | None) -> Iterator
         if dialect.ignore and not all(any(_matches(n, r.pattern) for n in given) for r in dialect.ignore):
             continue
         size = sum(not name.endswith(COUNTER) for name in given - ignored)
-        for network in [model] if model else dialect.networks or known():
+        for network in [model] if model else dialect.networks or KNOWN:
             for features in (False, True):
                 if _size(network, features) != size or (dialect.networks and network not in dialect.networks):
                     continue
@@ -227,37 +235,33 @@ def _fitting(shapes: Shapes, raw: dict[str, str], model: str | None) -> Iterator
                 rest = given - ignored - names
                 if not names <= given or (rest and rest != counters):
                     continue
-                spec = _resized(dataclasses.replace(known()[network], features_only=features), dialect, shapes)
+                spec = _resized(_spec(network, features), dialect, shapes)
                 rows = mapping(spec, dialect)
                 if all(shapes.get(n, s) == s for e in rows for n, s in zip(e.names, e.shapes, strict=True)):
-                    yield Found(
-                        network, spec, dialect.name, rows, raw, _notes(spec, dialect, rest, ignored), dialect.warning
-                    )
+                    notes = _notes(spec, features, dialect, rest, ignored)
+                    yield Found(network, spec, dialect.name, rows, raw, notes, dialect.warning, features)
 
 
-def _resized(spec: ResNetSpec, dialect: Dialect, shapes: Shapes) -> ResNetSpec:
-    """The description with the file's number of classes and of input channels."""
+def _resized(spec: Any, dialect: Dialect, shapes: Shapes) -> Any:
+    """The description with the file's sizes: its number of classes, of input channels."""
     rows = {entry.hub: entry for entry in mapping(spec, dialect)}
-
-    def size(hub: str, axis: int) -> int | None:
-        if hub not in rows or (shape := shapes.get(rows[hub].names[0])) is None or not shape:
-            return None
-        last = len(rows[hub].shape) - 1
-        return shape[axis if dialect.tensors == "torch" else last - axis] if len(shape) == last + 1 else None
-
-    first = next(iter(rows))
-    classes, channels = size("fc.weight", 0), size(first, 1)
-    changes = {"num_classes": classes or spec.num_classes, "in_channels": channels or spec.in_channels}
+    changes = {}
+    for size in family_of(spec).sizes(spec):
+        shape = shapes.get(rows[size.tensor].names[0]) if size.tensor in rows else None
+        if shape and len(shape) == len(rows[size.tensor].shape):
+            axis = size.axis if dialect.tensors == "torch" else len(shape) - 1 - size.axis
+            changes[size.option] = shape[axis] or getattr(spec, size.option)
     return dataclasses.replace(spec, **changes)
 
 
-def _notes(spec: ResNetSpec, dialect: Dialect, counters: set[str], ignored: set[str]) -> list[str]:
-    base, notes = known()[spec.name], []
-    if spec.num_classes != base.num_classes and not spec.features_only:
-        notes.append(f"{spec.num_classes} classes, {spec.name} has {base.num_classes}")
-    if spec.in_channels != base.in_channels:
-        notes.append(f"{spec.in_channels} input channels, {spec.name} has {base.in_channels}")
-    if spec.features_only:
+def _notes(spec: Any, features: bool, dialect: Dialect, counters: set[str], ignored: set[str]) -> list[str]:
+    base, notes = KNOWN[spec.name], []
+    tensors = {f"{layer.hub}.{name}" for layer in layers(spec) for name in layer.shapes}
+    for size in family_of(spec).sizes(spec):
+        found, usual = getattr(spec, size.option), getattr(base, size.option)
+        if found != usual and size.tensor in tensors:
+            notes.append(f"{found} {size.text}, {spec.name} has {usual}")
+    if features:
         notes.append("no classifier: the network gives features")
     if not counters:
         notes.append(f"no {COUNTER}: taken as 0")
@@ -275,7 +279,7 @@ def _misfit(shapes: Shapes, model: str | None) -> list[str]:
         return len(given & (names | counters)) / len(given | names)
 
     # Of sets that are that different in size no large part can be the same, whatever the names are.
-    near = [n for n in known() if LEAST / 2 < _size(n, False) / max(len(given), 1) < 2 / LEAST]
+    near = [n for n in KNOWN if LEAST / 2 < _size(n, False) / max(len(given), 1) < 2 / LEAST]
     pairs = [(n, d) for n in ([model] if model else near) for d in DIALECTS if not DIALECTS[d].ignore]
     ranked = sorted(pairs, key=lambda pair: -overlap(*pair))[:6]
     if not model and (not ranked or overlap(*ranked[0]) < LEAST):
@@ -299,7 +303,7 @@ def _misfits(shapes: Shapes, wanted: Shapes) -> tuple[int, int, int]:
 
 def _wanted(shapes: Shapes, network: str, dialect: str) -> dict[str, Shape]:
     """The tensors of a network in a dialect; without counters where the file has none."""
-    spec = _resized(known()[network], DIALECTS[dialect], shapes)
+    spec = _resized(KNOWN[network], DIALECTS[dialect], shapes)
     wanted = {n: s for e in mapping(spec, DIALECTS[dialect]) for n, s in zip(e.names, e.shapes, strict=True)}
     counters = [name for name in wanted if name.endswith(COUNTER)]
     if not any(name in shapes for name in counters):

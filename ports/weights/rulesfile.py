@@ -27,11 +27,11 @@ from typing import Any
 
 import numpy as np
 
+from ports.family import Shape
 from ports.weights.dialects import TARGETS, Entry
 from ports.weights.hub import WeightsError, _matches, describe
 from ports.weights.layers import COUNTER, LAYERS, Leaf
 from ports.weights.near import SUGGESTIONS, closest
-from ports.weights.networks import Shape
 from ports.weights.patterns import Names, misplaced, parse
 from ports.weights.recognise import Found, normal
 

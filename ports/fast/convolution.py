@@ -1,4 +1,4 @@
-"""The convolution of both Flax ports: XLA's, and on CPUs what XLA's own does not find there.
+"""XLA's convolution, computed on CPUs in ways that XLA's own CPU backend does not find.
 
 Two thirds of ResNet-50's convolutions have a window of one pixel. They are products of matrices, which Eigen and
 YNNPACK take faster than the same as a convolution. And in a step of training XLA's CPU backend turns the large operand
@@ -7,11 +7,11 @@ one with fewer channels (`product`), or one that is computed already (`kept`). A
 of its products (`winograd`). Small images, as in ResNet-18's last stage at 64 or 96 pixels, are slow with a window too:
 one that has more pixels than the image XLA exchanges with it, and has no fast code for what it gets (`unrolled`). Nor
 has it any for the gradients of convolutions in groups, as in ResNeXt, which take a hundred times as long as those of a
-few without groups (`grouped`). What it is worth is measured:
-`python -m benchmarks resnet50 --batch 8 --subjects linen,linen-lax`.
+few without groups (`grouped`). `python -m benchmarks resnet50 --batch 8 --subjects linen,linen-fast` measures what it
+is worth.
 
-`product` and `winograd.convolve` have gradients of their own, and so no forward mode (`jax.jvp`, `jax.hessian`): where
-that is wanted, `ports.resnet.convolution.tuned = False` before the network is traced.
+`product` and `winograd.convolve` have gradients of their own, and so no forward mode (`jax.jvp`, `jax.jacfwd`,
+`jax.hessian`): use the plain network for it.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ports.resnet import winograd
-
-tuned = True  # False: XLA's convolutions everywhere
+from ports.errors import UserError
+from ports.fast import winograd
 
 FEW = 6  # windows: an image of fewer is small
 PARTS, WIDE = 8, 32  # of a convolution in groups: at most so many, each of at least so many channels
+
+UNDERSTOOD = ("dimension_numbers", "feature_group_count", "precision", "lhs_dilation", "rhs_dilation")
 
 PIXELS = ((0, 1, 2), (0, 1, 2))  # batch, height and width, summed over
 
@@ -39,44 +40,66 @@ def conv_general_dilated(
     kernel: Float[Array, "window_height window_width channels_per_group out_channels"],
     strides: Sequence[int],
     padding: Any,
+    **options: Any,
+) -> Float[Array, "batch out_height out_width out_channels"]:
+    """`jax.lax.conv_general_dilated` as Flax's layers call it: by `on_cpu` on CPUs, by XLA elsewhere.
+
+    Raises:
+        UserError: forward mode is asked for.
+    """
+    fast = partial(on_cpu, strides=strides, padding=padding, **options)
+    usual = partial(jax.lax.conv_general_dilated, window_strides=strides, padding=padding, **options)
+    others = {name for name, value in options.items() if value is not None} - set(UNDERSTOOD)
+    if others or x.ndim != 4 or any(apart != 1 for apart in options.get("lhs_dilation") or ()):
+        return usual(x, kernel)
+    try:
+        return jax.lax.platform_dependent(x, kernel, cpu=fast, default=usual)
+    except TypeError as error:
+        if "forward-mode" not in str(error):
+            raise
+        said = "ports.fast has no forward mode (jvp, jacfwd, hessian): use the plain network for it"
+        raise UserError(said) from error
+
+
+def on_cpu(
+    x: Float[Array, "batch height width channels"],
+    kernel: Float[Array, "window_height window_width channels_per_group out_channels"],
+    strides: Sequence[int],
+    padding: Any,
     *,
     dimension_numbers: Any = None,
     feature_group_count: int = 1,
     precision: Any = None,
-    **kw: Any,
+    **options: Any,
 ) -> Float[Array, "batch out_height out_width out_channels"]:
-    """`jax.lax.conv_general_dilated` as Flax's layers call it: (batch, height, width, channels), no dilated input."""
-    if tuned and jax.default_backend() == "cpu":
-        if feature_group_count > 1:
-            how = partial(
-                conv_general_dilated,
-                strides=strides,
-                padding=padding,
-                dimension_numbers=dimension_numbers,
-                precision=precision,
-                **kw,
-            )
-            return grouped(x, kernel, feature_group_count, how)
-        if kernel.shape[:2] == (1, 1):
-            return product(x[:, :: strides[0], :: strides[1]], kernel[0, 0], precision)
-        dilation = kw.get("rhs_dilation") or (1, 1)
-        pads = explicit(padding, x, kernel, strides, dilation)
-        small = x.shape[1] * x.shape[2] < FEW * kernel.shape[0] * kernel.shape[1]
-        if winograd.can(x, kernel, strides, pads, dilation) and winograd.pays(x, kernel, pads, small):
-            return winograd.convolve(kept(x), kernel, pads, precision)
-        if small:
-            return unrolled(x, kernel, strides, pads, dilation, precision)
-        x = kept(x)
+    """Convolve (batch, height, width, channels) without dilating the input."""
+    if feature_group_count > 1:
+        each = partial(
+            on_cpu,
+            strides=strides,
+            padding=padding,
+            dimension_numbers=dimension_numbers,
+            precision=precision,
+            **options,
+        )
+        return grouped(x, kernel, feature_group_count, each)
+    if kernel.shape[:2] == (1, 1) and not _padded(padding):
+        return product(x[:, :: strides[0], :: strides[1]], kernel[0, 0], precision)
+    dilation = options.get("rhs_dilation") or (1, 1)
+    pads = explicit(padding, x, kernel, strides, dilation)
+    small = x.shape[1] * x.shape[2] < FEW * kernel.shape[0] * kernel.shape[1]
+    if winograd.can(x, kernel, strides, pads, dilation) and winograd.pays(x, kernel, pads, small):
+        return winograd.convolve(kept(x), kernel, pads, precision)
+    if small:
+        return unrolled(x, kernel, strides, pads, dilation, precision)
     return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        strides,
-        padding,
-        dimension_numbers=dimension_numbers,
-        feature_group_count=feature_group_count,
-        precision=precision,
-        **kw,
+        kept(x), kernel, strides, padding, dimension_numbers=dimension_numbers, precision=precision, **options
     )
+
+
+def _padded(padding: Any) -> bool:
+    """Whether a window of one pixel would see padding: words never pad it."""
+    return not isinstance(padding, str) and any(any(pad) for pad in padding)
 
 
 def explicit(padding: Any, x: Any, kernel: Any, strides: Sequence[int], dilation: Sequence[int]) -> winograd.Pads:
@@ -96,7 +119,7 @@ def grouped(
 ) -> Float[Array, "batch out_height out_width out_channels"]:
     """A few convolutions without groups, whose filters are zero where a group's channels meet another's output.
 
-    A number that is infinite or none reaches what else is computed in its part.
+    An inf or NaN reaches what else is computed in its part.
     """
     channels = x.shape[-1]
     parts = max(n for n in range(1, PARTS + 1) if groups % n == 0 and (n == 1 or channels // n >= WIDE))

@@ -1,0 +1,39 @@
+"""Makes Linen networks of any family."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from ports.building.classes import network_class
+from ports.building.dtypes import computing_dtype
+
+
+def create(spec: Any, *, seed: int | None = 0, dtype: str = "float32") -> tuple[nn.Module, Any]:
+    """Return a module and its variables (`params`, `batch_stats`), the weights drawn from `seed`.
+
+    Args:
+        spec: a description of some family (`ports.families`).
+        seed: None leaves every weight zero, for a network whose weights are written next.
+        dtype: type of the activations; weights have it too, but with bfloat16 they are float32.
+
+    Raises:
+        UserError: unknown dtype; float64 while JAX's x64 mode is off.
+    """
+    compute = computing_dtype(spec.name, dtype)
+    module = network_class(spec, "linen")(spec, dtype=compute)
+    images = jnp.zeros((1, spec.input_size, spec.input_size, spec.in_channels), compute)
+    if seed is not None:
+        return module, initial(module, jax.random.key(seed), images)
+    shapes = jax.eval_shape(partial(module.init, train=False), jax.random.key(0), images)
+    return module, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+
+
+@partial(jax.jit, static_argnums=0)
+def initial(module: nn.Module, key: Any, images: Any) -> Any:
+    """Compiled once per network, where `jax.jit(module.init)` would be compiled again at every call."""
+    return module.init(key, images, train=False)

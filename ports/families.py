@@ -1,0 +1,57 @@
+"""Every family of networks, and the named networks of all: to add a family, add its folder and a line here."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from ports.errors import UserError
+from ports.family import Family, Layer
+from ports.resnet.family import RESNET_FAMILY
+from ports.tutorial.family import TUTORIAL_FAMILY
+
+FAMILIES: tuple[Family, ...] = (RESNET_FAMILY, TUTORIAL_FAMILY)
+
+NETWORKS: dict[str, Any] = {name: spec for family in FAMILIES for name, spec in family.networks.items()}
+VARIANTS: dict[str, Any] = {name: spec for family in FAMILIES for name, spec in family.variants.items()}
+KNOWN: dict[str, Any] = {**NETWORKS, **VARIANTS}
+"""Every description that a checkpoint may be recognised as."""
+
+
+def is_description(value: object) -> bool:
+    """Return whether a value describes a network of some family."""
+    return any(isinstance(value, family.description) for family in FAMILIES)
+
+
+def family_of(spec: object) -> Family:
+    """Return the family of a description.
+
+    Raises:
+        UserError: it describes no network.
+    """
+    for family in FAMILIES:
+        if isinstance(spec, family.description):
+            return family
+    names = " or ".join(family.description.__name__ for family in FAMILIES)
+    raise UserError(f"got {type(spec).__name__}, expected the name of a network or its description ({names})")
+
+
+def get(name: Any, **changes: Any) -> Any:
+    """Return the description of a named network (or the one given), with fields changed.
+
+    `get("resnet50", num_classes=10)`; fields of a part may be given too: `get("resnet50", residual=False)`.
+
+    Raises:
+        UserError: no such network or field, or a value that the field cannot take.
+    """
+    if isinstance(name, str):
+        if name not in NETWORKS:
+            near = difflib.get_close_matches(name, NETWORKS, n=3, cutoff=0.5) or NETWORKS
+            raise UserError(f"unknown network {name!r}; nearest: {', '.join(near)} (`parity models` lists all)")
+        name = NETWORKS[name]
+    return family_of(name).changed(name, changes)
+
+
+def layers(spec: Any) -> list[Layer]:
+    """Return all layers with tensors, in the order of PyTorch's state_dict."""
+    return list(family_of(spec).layers(spec))

@@ -1,0 +1,140 @@
+"""What a family of networks says of itself: `Family`, and `Layer`, a layer with tensors under its PyTorch name.
+
+A family is a folder in `ports`: `spec.py` describes its networks as data, and `pytorch.py`, `nnx.py` and `linen.py`
+build them. `ports.families` lists all families. No framework is imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ports.errors import UserError
+
+Shape = tuple[int, ...]
+
+COUNTER = "num_batches_tracked"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer with tensors.
+
+    Attributes:
+        role: what it is in the network, as dialects name it: `stem.conv`, `conv`, `shortcut.bn`, `fc`, …
+        hub: its PyTorch name.
+        type: whose rule in `ports.weights.layers` it has.
+        shapes: of its tensors in the hub form.
+        fields: what a dialect's template may use: `at` (the block's PyTorch name), `stage` and `block` (from 0), `n`
+            (blocks through the network, from 0), `i` (layers of this role in the block, from 0), `kind` (of block, as
+            Flax's example calls it).
+        ends_branch: what it gives is added to a shortcut.
+    """
+
+    role: str
+    hub: str
+    type: str
+    shapes: dict[str, Shape]
+    fields: dict[str, Any] = field(default_factory=dict)
+    ends_branch: bool = False
+
+
+class Convolution(Protocol):
+    """What `conv_layer` reads of a description of a convolution."""
+
+    @property
+    def in_channels(self) -> int: ...
+    @property
+    def out_channels(self) -> int: ...
+    @property
+    def kernel_size(self) -> int: ...
+    @property
+    def groups(self) -> int: ...
+    @property
+    def bias(self) -> bool: ...
+
+
+def conv_layer(role: str, name: str, conv: Convolution, **fields: Any) -> Layer:
+    window = (conv.kernel_size, conv.kernel_size)
+    shapes: dict[str, Shape] = {"weight": (conv.out_channels, conv.in_channels // conv.groups, *window)}
+    return Layer(role, name, "Conv", shapes | ({"bias": (conv.out_channels,)} if conv.bias else {}), fields)
+
+
+def batch_norm_layer(role: str, name: str, channels: int, *, ends_branch: bool = False, **fields: Any) -> Layer:
+    names = ("weight", "bias", "running_mean", "running_var")
+    return Layer(role, name, "BatchNorm", {**dict.fromkeys(names, (channels,)), COUNTER: ()}, fields, ends_branch)
+
+
+def linear_layer(role: str, name: str, in_features: int, out_features: int, **fields: Any) -> Layer:
+    return Layer(role, name, "Linear", {"weight": (out_features, in_features), "bias": (out_features,)}, fields)
+
+
+class Description(Protocol):
+    """What the description of a network of any family has: a frozen dataclass."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Size:
+    """An option of a network that a checkpoint may have otherwise, and where its shapes say so.
+
+    Attributes:
+        option: the field of the description.
+        text: what it counts, as in "7 classes".
+        tensor: the PyTorch name of a tensor that shows it, and `axis` of that tensor in PyTorch's layout.
+    """
+
+    option: str
+    text: str
+    tensor: str
+    axis: int
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family.
+
+    Attributes:
+        name: of its folder in `ports`.
+        description: the class of its descriptions.
+        network: gives the name of the class that builds a description, the same in each port's file.
+        networks: the named networks.
+        layers: gives the layers with tensors of a description, in the order of PyTorch's state_dict.
+        variants: networks whose checkpoints circulate but which have no port of their own name.
+        parts: fields of a description that are descriptions themselves, whose fields may be changed by their names.
+        sizes: gives what a checkpoint of a description may have otherwise.
+        headless: gives the description without its classifier; None where there is no such network.
+    """
+
+    name: str
+    description: type
+    network: Callable[[Any], str]
+    networks: dict[str, Any]
+    layers: Callable[[Any], Iterable[Layer]]
+    variants: Mapping[str, Any] = field(default_factory=dict)
+    parts: tuple[str, ...] = ()
+    sizes: Callable[[Any], tuple[Size, ...]] = lambda spec: ()
+    headless: Callable[[Any], Any] = lambda spec: None
+
+    def changed(self, spec: Any, changes: Mapping[str, Any]) -> Any:
+        """Return a description with other values of its fields, and of those of its `parts`.
+
+        Raises:
+            UserError: no such field, or a value that it cannot take.
+        """
+        options = {f.name for f in dataclasses.fields(spec)}
+        inner = {part: {f.name for f in dataclasses.fields(getattr(spec, part))} for part in self.parts}
+        known = options.union(*inner.values())
+        if unknown := sorted(set(changes) - known):
+            raise UserError(f"{spec.name}: no option {', '.join(unknown)}; expected one of {', '.join(sorted(known))}")
+        own = {name: value for name, value in changes.items() if name in options}
+        for part, names in inner.items():
+            if given := {name: value for name, value in changes.items() if name in names}:
+                own[part] = dataclasses.replace(own.get(part, getattr(spec, part)), **given)
+        return dataclasses.replace(spec, **own)

@@ -1,0 +1,1 @@
+"""Layers and initial distributions that Flax has otherwise than PyTorch: shared by the networks of every family."""

@@ -1,0 +1,24 @@
+"""PyTorch's initial distributions, for Flax."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.nn.initializers import Initializer, variance_scaling
+
+kaiming_fan_out = variance_scaling(2.0, "fan_out", "normal")
+"""`torch.nn.init.kaiming_normal_(mode="fan_out", nonlinearity="relu")`: torchvision's for convolutions."""
+
+torch_kernel = variance_scaling(1 / 3, "fan_in", "uniform")
+"""PyTorch's default for the weights of convolutions and linear layers: uniform in ±1/√fan_in."""
+
+
+def torch_bias(fan_in: int) -> Initializer:
+    """PyTorch's default for the biases of convolutions and linear layers: uniform in ±1/√fan_in."""
+
+    def draw(key: Any, shape: Any, dtype: Any = None, out_sharding: Any = None) -> Any:
+        return jax.random.uniform(key, shape, jnp.float32 if dtype is None else dtype, -1, 1) / fan_in**0.5
+
+    return draw

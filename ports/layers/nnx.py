@@ -1,0 +1,72 @@
+"""PyTorch's BatchNorm and linear layer in NNX. Read beside linen.py.
+
+The running variance is unbiased, the variance is computed in two passes, and statistics are float32 at least.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ports.errors import UserError
+from ports.layers.initializers import torch_bias, torch_kernel
+
+
+def param_dtype(dtype: Any) -> Any:
+    """The type of the parameters of a layer that computes in `dtype`: float32 at least."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+class BatchNorm(nnx.BatchNorm):
+    """PyTorch's BatchNorm over the last axis; `train()` and `eval()` on any module above it choose the mode.
+
+    Computes in float32 at least, whatever the type of the input, and gives the input's type back.
+    """
+
+    def __init__(self, num_features: int, *, param_dtype: Any = jnp.float32, rngs: nnx.Rngs, **options: Any) -> None:
+        super().__init__(num_features, momentum=0.9, epsilon=1e-5, param_dtype=param_dtype, rngs=rngs, **options)
+        dtype = jnp.promote_types(param_dtype, jnp.float32)
+        self.mean = nnx.BatchStat(jnp.zeros(num_features, dtype))
+        self.var = nnx.BatchStat(jnp.ones(num_features, dtype))
+        self.num_batches_tracked = nnx.BatchStat(jnp.zeros((), jnp.int32))
+
+    def __call__(self, x: Any, use_running_average: bool | None = None, **_: Any) -> Any:
+        eval_mode = self.use_running_average if use_running_average is None else use_running_average
+        assert self.scale is not None
+        assert self.bias is not None
+        dtype, x = x.dtype, x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if eval_mode:
+            mean, var = self.mean[...], self.var[...]
+        else:
+            axes, n = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
+            if n == 1:
+                raise UserError(one_value_message(x.shape))
+            mean = x.mean(axes)
+            var = jnp.square(x - mean).mean(axes)
+            old, new = self.momentum, 1 - self.momentum
+            self.mean[...] = (old * self.mean[...] + new * mean).astype(self.mean.dtype)
+            unbiased = new * (n / (n - 1)) * var
+            self.var[...] = (old * self.var[...] + unbiased).astype(self.var.dtype)
+            self.num_batches_tracked[...] += 1
+        y = (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * self.scale[...]) + self.bias[...]
+        return y.astype(dtype)
+
+
+def one_value_message(shape: tuple[int, ...]) -> str:
+    return f"BatchNorm in train mode: got input {shape}, one value a channel; expected two or more (a larger batch)"
+
+
+def linear(in_features: int, out_features: int, *, dtype: Any, rngs: nnx.Rngs) -> nnx.Linear:
+    """A linear layer with PyTorch's initial distributions."""
+    return nnx.Linear(
+        in_features,
+        out_features,
+        kernel_init=torch_kernel,
+        bias_init=torch_bias(in_features),
+        dtype=dtype,
+        param_dtype=param_dtype(dtype),
+        rngs=rngs,
+    )

@@ -1,0 +1,29 @@
+"""The two tutorial networks. No framework is imported."""
+
+from __future__ import annotations
+
+from ports.family import Family, Size
+from ports.tutorial.spec import TutorialSpec, layers
+
+NETWORKS: dict[str, TutorialSpec] = {
+    spec.name: spec
+    for spec in (
+        TutorialSpec("tutorial_net", "TutorialNet", (64, 128, 256), source="a first tutorial on residual networks"),
+        TutorialSpec("tutorial_resnet", "TutorialResNet", (64, 128), source="a second tutorial on residual networks"),
+    )
+}
+
+
+def sizes(spec: TutorialSpec) -> tuple[Size, ...]:
+    first = next(iter(layers(spec))).hub
+    return (Size("num_classes", "classes", "fc.weight", 0), Size("in_channels", "input channels", f"{first}.weight", 1))
+
+
+TUTORIAL_FAMILY = Family(
+    name="tutorial",
+    description=TutorialSpec,
+    network=lambda spec: spec.network,
+    networks=NETWORKS,
+    layers=layers,
+    sizes=sizes,
+)

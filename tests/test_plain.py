@@ -1,0 +1,242 @@
+"""The networks are plain: what a framework offers for its own layers works on every named network.
+
+Most tests trace and compute nothing, so that every network is cheap; small networks of each kind compute, too.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx, traverse_util
+from networks import NETWORKS as KINDS
+from networks import forward, images, randomised, twin
+from torch import nn
+
+import ports
+from ports import NETWORKS
+from ports.building.classes import network_class
+from ports.building.pytorch import skeleton
+from ports.families import get, layers
+from ports.weights.fold import pairs
+
+FLAX = ["nnx", "linen"]
+IMAGES = jax.ShapeDtypeStruct((1, 33, 32, 3), jnp.float32)
+
+# SHA-256 of the names, shapes and types of every network's tensors at commit 23b2a9d.
+TREES: dict[str, dict[str, str]] = json.loads((Path(__file__).parent / "data" / "trees.json").read_text())
+
+# One of each kind of block, shortcut and stem.
+FEW = ["basic", "bottleneck", "preact", "preact_bottleneck", "basic-zero_pad", "basic-pooled_projection", "stem-deep"]
+FEW += ["dilated-bottleneck", "tutorial_net", "tutorial_resnet-four_convs", "features_only"]
+
+
+# ---- names
+
+
+def digest(lines: list[str]) -> str:
+    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
+
+
+def tree(name: str, port: str) -> list[str]:
+    net = ports.create(name, port, seed=None) if port != "nnx" else abstract_nnx(name)
+    if port == "pytorch":
+        state = net.state_dict().items()
+        return [f"{k} {tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for k, t in state]
+    if port == "nnx":
+        flat = nnx.to_flat_state(nnx.state(net))
+        return sorted(f"{'.'.join(map(str, k))} {v.shape} {v.dtype} {type(v).__name__}" for k, v in flat)
+    arrays: Any = traverse_util.flatten_dict(net[1], sep=".")
+    return sorted(f"{k} {a.shape} {a.dtype}" for k, a in arrays.items())
+
+
+@pytest.mark.parametrize("port", ports.PORTS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_has_the_tensors_that_it_always_had(name: str, port: str) -> None:
+    """Checkpoints of the first releases load."""
+    assert digest(tree(name, port)) == TREES[name][port]
+
+
+# ---- PyTorch
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_fx_traces_and_layers_fuse(name: str) -> None:
+    spec = get(name)
+    net = skeleton(spec).eval()
+    x = torch.empty(2, spec.in_channels, 33, 32, device="meta")
+    assert torch.fx.symbolic_trace(net)(x).shape == (2, spec.num_classes)
+    found = [[conv, norm] for norm, conv in pairs(layers(spec)).items()]
+    fused = torch.ao.quantization.fuse_modules(net, found)
+    left = [m for m in fused.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(left) == sum(layer.type == "BatchNorm" for layer in layers(spec)) - len(found)
+    assert fused(x).shape == (2, spec.num_classes)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_torch_export_takes_it(name: str) -> None:
+    spec = get(name)
+    x = torch.empty(2, spec.in_channels, 33, 32, device="meta")
+    program = torch.export.export(skeleton(spec).eval(), (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    convolutions = sum("conv2d" in str(node.target) for node in program.graph.nodes)
+    assert convolutions == sum(layer.type == "Conv" for layer in layers(spec))
+
+
+@pytest.mark.parametrize("kind", FEW)
+def test_what_fx_traces_and_what_is_fused_computes_the_same(kind: str) -> None:
+    net = randomised(KINDS[kind], "float64")
+    x = torch.from_numpy(images(KINDS[kind])).double()
+    found = [[conv, norm] for norm, conv in pairs(layers(KINDS[kind])).items()]
+    with torch.no_grad():
+        expected = outputs(net(x))
+        for other in (torch.fx.symbolic_trace(net), torch.ao.quantization.fuse_modules(net, found)):
+            for got, wanted in zip(outputs(other(x)), expected, strict=True):
+                torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+
+
+def outputs(result: Any) -> tuple[Any, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
+def test_they_are_the_frameworks_own_layers() -> None:
+    """By their exact classes: tools look for these."""
+    for name in ("resnet50", "resnet50d", "preact_resnet110", "tutorial_net"):
+        modules = list(skeleton(get(name)).modules())
+        assert {type(m) for m in modules if isinstance(m, nn.Conv2d)} == {nn.Conv2d}
+        convs = [m for _, m in nnx.iter_modules(abstract_nnx(name)) if isinstance(m, nnx.Conv)]
+        assert {type(m) for m in convs} == {nnx.Conv}
+        assert {m.conv_general_dilated for m in convs} == {jax.lax.conv_general_dilated}
+
+
+# ---- Flax
+
+
+@functools.cache
+def abstract_nnx(name: str) -> Any:
+    return nnx.eval_shape(lambda: ports.create(name, "nnx", seed=None))
+
+
+def abstract(name: str, port: str) -> tuple[Callable[[Any, Any], Any], Any]:
+    """A network in eval mode as a function of its variables and images, and the shapes of the variables."""
+    if port == "nnx":
+        net = nnx.eval_shape(lambda: ports.create(name, "nnx", seed=None))
+        net.eval()
+        graphdef, state = nnx.split(net)
+        return lambda state, x: nnx.merge(graphdef, state)(x), state
+    module = network_class(get(name), "linen")(get(name))
+    key = jax.eval_shape(jax.random.key, 0)
+    return module.apply, jax.eval_shape(module.init, key, IMAGES)
+
+
+@pytest.mark.parametrize("port", FLAX)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_jax_differentiates_and_maps_it(name: str, port: str) -> None:
+    call, variables = abstract(name, port)
+    classes = get(name).num_classes
+
+    def forward_mode(v: Any, x: Any) -> Any:
+        return jax.jacfwd(lambda scale: call(v, x * scale))(1.0)
+
+    def hessian_vector(v: Any, x: Any) -> Any:
+        return jax.jvp(jax.grad(lambda x: call(v, x).sum()), (x,), (x,))[1]
+
+    assert jax.eval_shape(forward_mode, variables, IMAGES).shape == (1, classes)
+    assert jax.eval_shape(hessian_vector, variables, IMAGES).shape == IMAGES.shape
+    stacked = jax.ShapeDtypeStruct((3, *IMAGES.shape), IMAGES.dtype)
+    assert jax.eval_shape(jax.vmap(call, (None, 0)), variables, stacked).shape == (3, 1, classes)
+
+
+@pytest.mark.parametrize("port", FLAX)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_one_program_is_lowered_for_two_platforms(name: str, port: str) -> None:
+    call, variables = abstract(name, port)
+    exported = jax.export.export(jax.jit(call), platforms=("cpu", "cuda"))(variables, IMAGES)
+    assert exported.platforms == ("cpu", "cuda")
+    convolutions = sum(layer.type == "Conv" for layer in layers(get(name)))
+    assert exported.mlir_module().count("stablehlo.convolution") % convolutions == 0
+
+
+@pytest.mark.parametrize("port", FLAX)
+@pytest.mark.parametrize("kind", ["basic", "preact_bottleneck", "bottleneck-groups", "tutorial_resnet"])
+def test_forward_mode_is_reverse_mode(kind: str, port: str) -> None:
+    with jax.enable_x64(True):
+        net = twin(randomised(KINDS[kind], "float64"), port, dtype="float64")
+        x = jnp.array(images(KINDS[kind]).transpose(0, 2, 3, 1), jnp.float64)
+        v = jnp.array(np.random.default_rng(1).standard_normal(x.shape))
+        if port == "nnx":
+            net.eval()
+        call: Any = net if port == "nnx" else (lambda x: net[0].apply(net[1], x))
+        loss = lambda x: jnp.sin(call(x)).sum()  # noqa: E731
+
+        @jax.jit
+        def both(x: Any) -> Any:
+            gradient = jax.grad(loss)
+            forward_over_reverse = jax.jvp(gradient, (x,), (v,))[1]
+            reverse_over_reverse = jax.grad(lambda x: (gradient(x) * v).sum())(x)
+            each = jax.vmap(lambda one: call(one[None])[0])(x)
+            return (
+                jax.jvp(loss, (x,), (v,))[1],
+                (gradient(x) * v).sum(),
+                forward_over_reverse,
+                reverse_over_reverse,
+                each,
+            )
+
+        directional, product, hvp, expected, each = both(x)
+        np.testing.assert_allclose(directional, product, rtol=1e-10)
+        np.testing.assert_allclose(hvp, expected, rtol=1e-8, atol=1e-10 * float(jnp.abs(expected).max()))
+        assert float(jnp.abs(expected).max()) > 0
+        np.testing.assert_allclose(each, call(x), rtol=1e-9, atol=1e-12)
+
+
+# ---- ports.fast
+
+
+@pytest.mark.parametrize("port", ports.PORTS)
+def test_fast_networks_compute_the_same_under_the_same_names(port: str) -> None:
+    """1x1 convolutions with a stride, groups, and 3x3 convolutions that are large enough for Winograd's filtering."""
+    spec = get("resnet50", base_width=64, groups=2, num_classes=7, stages=get("resnet50").stages[:2])
+    spec = get(spec, stages=tuple(type(s)(s.channels, 1, s.stride) for s in spec.stages))
+    with jax.enable_x64(True):
+        plain = twin(randomised(spec, "float64"), port, dtype="float64")
+        x = images(spec, size=(65, 64))
+        expected, _ = forward(plain, x, dtype="float64")
+        names = list(ports.weights.read(plain))
+        fast = ports.fast.use(plain)
+        found, _ = forward(fast, x, dtype="float64")
+        assert list(ports.weights.read(fast)) == names
+        np.testing.assert_allclose(found[0], expected[0], rtol=1e-11, atol=1e-12)
+        again = ports.fast.use(fast)
+        assert type(again) is type(fast)
+        zeros: Any = jnp.zeros((2, 65, 64, 3))
+        if port == "linen":
+            program = str(jax.make_jaxpr(lambda x: fast[0].apply(fast[1], x))(zeros))
+        elif port == "nnx":
+            program = str(jax.make_jaxpr(fast)(zeros))
+        else:
+            program = "platform_index" if any(type(m).__name__ == "FastConv2d" for m in fast.modules()) else ""
+    assert "platform_index" in program
+
+
+def test_fast_refuses_what_is_not_a_network() -> None:
+    with pytest.raises(ports.UserError, match=r"got builtins\.dict, expected a torch\.nn\.Module"):
+        ports.fast.use({})
+
+
+def test_fast_leaves_a_convolution_of_ones_own_alone() -> None:
+    class Own(nn.Conv2d):
+        pass
+
+    net = ports.fast.use(nn.Sequential(Own(3, 4, 1), nn.Conv2d(4, 5, 1)))
+    assert [type(m).__name__ for m in net] == ["Own", "FastConv2d"]
+    layer: Any = nnx.Conv(3, 4, (1, 1), conv_general_dilated=jax.lax.conv, rngs=nnx.Rngs(0))
+    assert ports.fast.use(layer).conv_general_dilated is jax.lax.conv
