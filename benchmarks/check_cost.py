@@ -24,6 +24,8 @@ import ports
 from benchmarks.memory import Peak
 from parity import checker, probe, run_flax, run_pytorch, terminal
 from parity.bounds import DRAWS
+from parity.flax_ports import FLAX_PORTS
+from parity.quantities import Probe
 from parity.taps import Tap
 from ports import families
 
@@ -74,21 +76,18 @@ def measure(name: str) -> dict[str, Any]:
         begin = time.perf_counter()
         report = parity.check(name, ports=PORTS, steps=STEPS, batch=BATCH)
         check = time.perf_counter() - begin
-    size = probe.default_size(spec.input_size)
-    fed = probe.make(
-        probe.photographs(), batch=BATCH, size=size, channels=spec.in_channels, classes=spec.num_classes, seed=0
-    )
+    fed = probe.of_spec(spec, batch=BATCH, size=probe.default_size(spec), seed=0)
     net = ports.create(spec, "pytorch", seed=0, dtype="float64")
     passes, compiling = torch_passes(net, fed) * (1 + DRAWS), 0.0
     with jax.enable_x64(True):
         for port in PORTS:
             built = ports.create(spec, port, seed=None, dtype="float64")
             variables = ports.weights.write(built, ports.weights.read(net))
-            functional = checker.FLAX_PORTS[port].functional(built if variables is None else (built[0], variables))
+            functional = FLAX_PORTS[port].functional(built if variables is None else (built[0], variables))
             seconds, compile_seconds = flax_passes(functional, fed)
             passes, compiling = passes + seconds, compiling + compile_seconds
             del built, variables, functional
-    activations = _activations(spec, size)
+    activations = _activations(spec, fed)
     return {
         "model": name,
         "ok": report.ok,
@@ -102,12 +101,12 @@ def measure(name: str) -> dict[str, Any]:
     }
 
 
-def _activations(spec: Any, size: tuple[int, int]) -> int:
+def _activations(spec: Any, fed: Probe) -> int:
     """Bytes of the outputs of all recorded layers of one network in one mode, in float64."""
     net = ports.create(spec, "pytorch", seed=None, dtype="float64").eval()
     record = run_pytorch.Outputs(copies=False)
     with torch.no_grad(), run_pytorch.tapped(net, record):
-        net(torch.zeros(BATCH, spec.in_channels, *size, dtype=torch.float64))
+        run_pytorch.run(net, fed, run_pytorch.inputs_of(fed))
     return sum(t.numel() * t.element_size() for t in record.outputs.values())
 
 

@@ -84,21 +84,14 @@ def prepare(setting: Setting, changes: Mapping[str, Any], folder: Path, seed: in
     if is_prepared(place):
         return
     place.mkdir(parents=True, exist_ok=True)
-    images = photographs(setting, spec, folder, seed)
+    images = input_sets(setting, spec, folder, seed)
     labels = np.stack(
         [np.random.default_rng([seed, i]).integers(0, spec.num_classes, setting.batch) for i in range(SETS)]
     )
     weights_file = folder / f"{setting.network}.npz"
     if not weights_file.exists():
         net = ports.create(spec, "pytorch", seed=seed, dtype="float64")
-        small = probe.make(
-            probe.photographs(),
-            batch=2,
-            size=setting.size,
-            channels=spec.in_channels,
-            classes=spec.num_classes,
-            seed=seed,
-        )
+        small = probe.of_spec(spec, batch=2, size=setting.size, seed=seed)
         with torch.no_grad():
             randomise(net, small, seed)
         weights = {n: a.astype(np.float32) if a.dtype == np.float64 else a for n, a in ports.weights.read(net).items()}
@@ -120,8 +113,11 @@ def prepare(setting: Setting, changes: Mapping[str, Any], folder: Path, seed: in
     (place / BOUNDS).write_text(json.dumps(bounds))
 
 
-def photographs(setting: Setting, spec: Any, folder: Path, seed: int) -> np.ndarray:
-    """Return the input sets (sets, batch, channels, height, width); all modes and precisions have the same."""
+def input_sets(setting: Setting, spec: Any, folder: Path, seed: int) -> np.ndarray:
+    """Return the input sets (sets, batch, …): photographs, or what else the network takes.
+
+    All modes and precisions have the same.
+    """
     from parity import probe
 
     file = images_file(setting, spec, folder)
@@ -129,15 +125,8 @@ def photographs(setting: Setting, spec: Any, folder: Path, seed: int) -> np.ndar
         return np.load(file)
 
     def one(number: int) -> np.ndarray:
-        fed = probe.make(
-            probe.photographs(),
-            batch=setting.batch,
-            size=setting.size,
-            channels=spec.in_channels,
-            classes=spec.num_classes,
-            seed=seed + number,
-        )
-        return fed.inputs[0].astype(np.float32)
+        (array,) = probe.of_spec(spec, batch=setting.batch, size=setting.size, seed=seed + number).inputs
+        return array.astype(np.float32) if array.dtype.kind == "f" else array
 
     with ThreadPoolExecutor(SETS) as pool:  # 1,024 photographs take a while
         images = np.stack([*pool.map(one, range(SETS))])
@@ -149,8 +138,9 @@ def photographs(setting: Setting, spec: Any, folder: Path, seed: int) -> np.ndar
 
 def images_file(setting: Setting, spec: Any, folder: Path) -> Path:
     """Return where the input sets of a setting are."""
-    shape = f"{setting.batch}x{spec.in_channels}x{setting.size[0]}x{setting.size[1]}-{spec.num_classes}"
-    return folder / f"images-{shape}.npy"
+    inputs = families.inputs_of(spec, setting.batch, setting.size)
+    shapes = "-".join("x".join(map(str, one.shape)) for one in inputs)
+    return folder / f"images-{shapes}-{spec.num_classes}.npy"
 
 
 def exact_file(setting: Setting, changes: Mapping[str, Any], folder: Path) -> Path:
@@ -199,7 +189,8 @@ def run(
     ports.weights.write(net, weights)
     device = torch_steps.device(setting.device)
     net = net.to(device)
-    x = torch.from_numpy(images).to(device, getattr(torch, dtype))
+    x = torch.from_numpy(images).to(device)
+    x = x.to(getattr(torch, dtype)) if x.is_floating_point() else x
     with torch_steps.policy(precision, setting.device):
         if setting.mode == "inference":
             with torch.no_grad():
@@ -218,7 +209,10 @@ def changes(after: Mapping[str, np.ndarray], before: Mapping[str, np.ndarray]) -
 
 @dataclass(frozen=True)
 class Case:
-    """What a subject is built from; `place` is the folder that it was read from."""
+    """What a subject is built from; `place` is the folder that it was read from.
+
+    `images` are the input sets, of networks that take something else too.
+    """
 
     setting: Setting
     spec: Any

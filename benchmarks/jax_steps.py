@@ -48,6 +48,12 @@ def cross_entropy(logits: Any, labels: Any) -> Any:
     return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels).mean()
 
 
+def laid_out(inputs: np.ndarray, dtype: Any) -> jax.Array:
+    """An input in Flax's layout: images have their channels last; whole numbers keep their type."""
+    array = inputs.transpose(0, 2, 3, 1) if inputs.ndim == 4 else inputs
+    return jnp.array(array, dtype if array.dtype.kind == "f" else jnp.int32)
+
+
 def donated(case: Case, *arguments: int) -> tuple[int, ...]:
     """What a step may overwrite: on a GPU, where memory is short. On CPUs a step then takes longer."""
     return arguments if case.setting.device == "gpu" else ()
@@ -58,7 +64,7 @@ class JaxRun:
 
     Args:
         begin: starts a step on images (batch, height, width, channels) and labels, and gives logits or loss.
-        read: the weights now, in the hub form.
+        read: the weights now, in the torch form.
         program: with the arguments of a step, for what XLA says of it.
         wide: whether it takes images in float32 in every precision, and narrows them itself.
     """
@@ -75,7 +81,7 @@ class JaxRun:
         wide: bool = False,
     ) -> None:
         narrow = jnp.bfloat16 if case.setting.precision == "bfloat16" and not wide else jnp.float32
-        self.images = [jnp.array(one.transpose(0, 2, 3, 1), narrow) for one in case.images]
+        self.images = [laid_out(one, narrow) for one in case.images]
         self.labels = [jnp.array(one) for one in case.labels]
         self.begin, self.read, self.program, self.result = begin, read, program, RESULT[case.setting.mode]
 
@@ -245,7 +251,7 @@ def stateless(
 
     Args:
         forward: from parameters, what else it holds, images and whether it is trained to logits and what it holds then.
-        read: the weights in the hub form.
+        read: the weights in the torch form.
         tune: see `compiled_for`.
     """
     if case.setting.mode == "inference":

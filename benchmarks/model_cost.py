@@ -59,7 +59,7 @@ def cost(spec: Any, setting: Setting) -> Cost:
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.register_forward_hook(seen)  # pyright: ignore[reportArgumentType]
-    net(torch.empty(setting.batch, spec.in_channels, *setting.size, device="meta"))
+    net(*pytorch.meta_inputs(spec, setting.batch, setting.size))
     blocks = spec.number_of_blocks
     parameters = sum(p.numel() for p in net.parameters())
     shortcuts = (

@@ -202,13 +202,12 @@ class OwnFlax(JaxRun):
         import jax.numpy as jnp
         import optax
 
-        from parity import run_linen, run_nnx
+        from parity.flax_ports import FLAX_PORTS, port_of
         from parity.taps import Tap
 
         other, model, inputs, options = made(case.setting.network)
         _, model = kept(case.place, other, model)
-        linen = isinstance(model, tuple)
-        net = run_linen.functional(model, {}, dtype="float32") if linen else run_nnx.functional(model, {})
+        net = FLAX_PORTS[port_of(model)].functional(model, {}, dtype="float32")
         keywords, given = options.get("keywords") or {}, options.get("layouts") or {}
         train = case.setting.mode == "training"
 

@@ -30,8 +30,8 @@ def build_transformers(case: Case, **options: Any) -> Any:
 
     config: Any = ResNetConfig
     net = ResNetForImageClassification(config(num_labels=case.spec.num_classes))
-    names = {entry.names[0]: entry.hub for entry in mapping(case.spec, DIALECTS["transformers"])}
-    net.load_state_dict({name: torch.from_numpy(np.array(case.weights[hub])) for name, hub in names.items()})
+    names = {entry.names[0]: entry.torch for entry in mapping(case.spec, DIALECTS["transformers"])}
+    net.load_state_dict({name: torch.from_numpy(np.array(case.weights[own])) for name, own in names.items()})
 
     def read() -> Mapping[str, np.ndarray]:
         return {names[name]: to_numpy(tensor) for name, tensor in net.state_dict().items()}
@@ -104,14 +104,14 @@ def build_haiku(case: Case, tune: bool = False) -> Any:
     )
     rows = layers(case.spec)
     for layer in rows:
-        own, hub = haiku_name(layer, network), layer.hub
+        own, torch_name = haiku_name(layer, network), layer.torch
         for name, leaf, turned in _haiku_leaves(layer):
-            array = case.weights[f"{hub}.{leaf}"]
+            array = case.weights[f"{torch_name}.{leaf}"]
             params[own][name] = jnp.array(turned(array).reshape(params[own][name].shape))
         if layer.type == "BatchNorm":
             for kind, leaf in (("mean_ema", "running_mean"), ("var_ema", "running_var")):
                 average = state[f"{own}/~/{kind}"]
-                value = jnp.array(case.weights[f"{hub}.{leaf}"]).reshape(average["average"].shape)
+                value = jnp.array(case.weights[f"{torch_name}.{leaf}"]).reshape(average["average"].shape)
                 average.update(average=value, hidden=value, counter=jnp.array(10_000, average["counter"].dtype))
 
     def read(params: Any, _: Any) -> Mapping[str, np.ndarray]:
@@ -120,7 +120,7 @@ def build_haiku(case: Case, tune: bool = False) -> Any:
             own = haiku_name(layer, network)
             for name, leaf, turned in _haiku_leaves(layer):
                 value = np.asarray(params[own][name])
-                found[f"{layer.hub}.{leaf}"] = turned(value, back=True).reshape(layer.shapes[leaf])
+                found[f"{layer.torch}.{leaf}"] = turned(value, back=True).reshape(layer.shapes[leaf])
         return found
 
     return stateless(

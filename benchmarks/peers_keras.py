@@ -65,14 +65,14 @@ def made(case: Case, backend: str, channels: str) -> tuple[Any, Any]:
     rows = [(layer, model.get_layer(keras_name(layer))) for layer in layers(case.spec)]
     for layer, own in rows:
         for name, leaf, turned in LEAVES[layer.type]:
-            getattr(own, name).assign(np.ascontiguousarray(turned(case.weights[f"{layer.hub}.{leaf}"])))
+            getattr(own, name).assign(np.ascontiguousarray(turned(case.weights[f"{layer.torch}.{leaf}"])))
 
     def read() -> Mapping[str, np.ndarray]:
         found = dict(case.weights)
         for layer, own in rows:
             for name, leaf, turned in LEAVES[layer.type]:
                 value = keras.ops.convert_to_numpy(getattr(own, name))
-                found[f"{layer.hub}.{leaf}"] = turned(value, back=True)
+                found[f"{layer.torch}.{leaf}"] = turned(value, back=True)
         return found
 
     return model, read

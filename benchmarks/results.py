@@ -111,7 +111,7 @@ def ratio(row: Row, base: Row, seed: int = 0) -> tuple[float, float, float]:
     """How many times faster `row` is than `base`, and the bootstrap's 95 % interval.
 
     Starts are drawn, and within a start its rounds: blocks of one process are more alike than those of two. Where both
-    rows are of one run, a draw takes the same starts and rounds of both, for they were timed in turn.
+    rows are of one run, the ratio and a draw take the same starts and rounds of both, for they were timed in turn.
     """
     rng, a, b = np.random.default_rng(seed), _table(row), _table(base)
     shared = {start: rounds for start in a if start in b and (rounds := sorted(set(a[start]) & set(b[start])))}
@@ -119,7 +119,8 @@ def ratio(row: Row, base: Row, seed: int = 0) -> tuple[float, float, float]:
         return _unpaired(row, base, rng)
     ours, theirs = ([[table[start][number] for number in shared[start]] for start in shared] for table in (a, b))
     drawn = _drawn(rng, ours)
-    return _interval(median(base) / median(row), _medians(theirs, drawn) / _medians(ours, drawn))
+    mine, other = (statistics.median(ms for start in starts for ms in start) for starts in (ours, theirs))
+    return _interval(other / mine, _medians(theirs, drawn) / _medians(ours, drawn))
 
 
 def across(row: Row, base: Row, seed: int = 0) -> tuple[float, float, float]:

@@ -33,31 +33,32 @@ LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 1e-2, 0.9, 1e-4
 
 @dataclass(frozen=True)
 class Setting:
-    """One configuration; `size` is height and width of the images."""
+    """One configuration; `size` is height and width of the images, or what else the family's size is."""
 
     network: str
     mode: str
     batch: int
     precision: str
-    size: tuple[int, int]
+    size: tuple[int, ...]
     device: str = "cpu"
 
     @property
     def name(self) -> str:
         name = re.sub(r"[^\w.]+", "_", self.network)[-100:]
-        return f"{name}-{self.mode}-{self.batch}-{self.precision}-{self.size[0]}x{self.size[1]}"
+        return f"{name}-{self.mode}-{self.batch}-{self.precision}-{'x'.join(map(str, self.size))}"
 
     def __str__(self) -> str:
         if OWN in self.network:
             return f"{self.network}, {self.mode}"
-        return f"{self.network}, {self.mode}, batch {self.batch}, {self.precision}, {self.size[0]}x{self.size[1]}"
+        size = "x".join(map(str, self.size))
+        return f"{self.network}, {self.mode}, batch {self.batch}, {self.precision}, {size}"
 
     def asdict(self) -> dict[str, Any]:
         return asdict(self) | {"size": list(self.size)}
 
     @classmethod
     def of(cls, found: dict[str, Any]) -> Setting:
-        return cls(**{**found, "size": (found["size"][0], found["size"][1])})
+        return cls(**{**found, "size": tuple(found["size"])})
 
 
 def settings(
@@ -96,10 +97,13 @@ def settings(
         network, at, batch = given.partition("@")
         if network.endswith(".py"):
             raise UserError(f"{given}: got a file, expected the function in it that gives the pair: {given}:make")
-        own = families.get(network).input_size
-        own = own + 1 if odd and own == 224 else own
+        spec = families.get(network)
+        own = families.example_size(spec)
+        own = (225, 225) if odd and own == (224, 224) else own
+        if size and not families.takes_images(spec):
+            raise UserError(f"--image-size: {network} takes no images; leave it out")
         for mode, number, precision in product(modes, numbers(given, batch) if at else batches, precisions):
-            found.append(Setting(network, mode, number, precision, size or (own, own), device))
+            found.append(Setting(network, mode, number, precision, size or own, device))
     return list(dict.fromkeys(found))
 
 

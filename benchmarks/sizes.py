@@ -31,9 +31,8 @@ def _most(setting: Setting, width: int, copies: float) -> float:
     """Estimate the bytes where a number in an activation has `width` bytes."""
     if OWN in setting.network:
         return START
-    outputs, largest, parameters = _sizes(setting.network, setting.size)
-    pixels = setting.size[0] * setting.size[1] * 3
-    inputs = SETS * setting.batch * pixels * 4
+    given, outputs, largest, parameters = _sizes(setting.network, setting.size)
+    inputs = SETS * setting.batch * given * 4
     if setting.mode == "inference":
         return START + inputs + 4 * parameters + setting.batch * largest * width * 4
     return START + inputs + 16 * parameters + setting.batch * outputs * width * copies
@@ -47,15 +46,16 @@ def rest(setting: Setting, subject: Subject) -> float:
     graphs = (subject.options.get("compile") or {}).get("mode")
     if subject.framework == "jax" or graphs or OWN in setting.network:
         return need(setting)
-    parameters = _sizes(setting.network, setting.size)[2]
-    pixels = setting.size[0] * setting.size[1] * 3
-    return min(need(setting), START + SETS * setting.batch * pixels * 4 + 16 * parameters)
+    given, _, _, parameters = _sizes(setting.network, setting.size)
+    return min(need(setting), START + SETS * setting.batch * given * 4 + 16 * parameters)
 
 
 @cache
-def _sizes(network: str, size: tuple[int, int]) -> tuple[int, int, int]:
-    """Count, for one image: numbers in all outputs of convolutions, in the largest, and the parameters."""
-    import torch
+def _sizes(network: str, size: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """Count, for one example: numbers in its inputs, in all layers' outputs, in the largest, and the parameters.
+
+    Layers are convolutions and linear ones.
+    """
     from torch import nn
 
     from ports.building import pytorch
@@ -64,7 +64,9 @@ def _sizes(network: str, size: tuple[int, int]) -> tuple[int, int, int]:
     net = pytorch.skeleton(spec).eval()
     outputs: list[int] = []
     for module in net.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d | nn.Linear):
             module.register_forward_hook(lambda _, __, output: outputs.append(output.numel()))
-    net(torch.empty(1, spec.in_channels, *size, device="meta"))
-    return sum(outputs), max(outputs), sum(p.numel() for p in net.parameters())
+    inputs = pytorch.meta_inputs(spec, 1, size)
+    net(*inputs)
+    given = sum(one.numel() for one in inputs)
+    return given, sum(outputs), max(outputs), sum(p.numel() for p in net.parameters())

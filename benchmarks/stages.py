@@ -151,9 +151,9 @@ def pairs(groups: tuple[Group, ...], device: str) -> list[tuple[Setting, str]]:
     found: dict[tuple[Setting, str], None] = {}
     for group in groups:
         for network, mode, batch in product(group.networks, group.modes, group.batches):
-            size = group.size or families.get(network).input_size
-            height, width = size if isinstance(size, tuple) else (size, size)
-            setting = Setting(network, mode, batch, group.precision, (height, width), device)
+            size = group.size or families.example_size(families.get(network))
+            shape = size if isinstance(size, tuple) else (size, size)
+            setting = Setting(network, mode, batch, group.precision, shape, device)
             for subject in group.subjects:
                 if SUBJECTS[subject].suits(network, mode, "gpu"):
                     found[setting, subject] = None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.settings import OWN
+from ports import families
 
 FAST = "-fast"  # at the end of a subject's name: the port with `ports.fast`
 SWEPT = ":"  # in a subject's name, between what it is and the variable that its process has (`--flags`)
@@ -28,6 +29,7 @@ class Subject:
         swept: runs with `--flags`.
         folded: its network has its BatchNorms folded into convolutions; it is held against the whole one.
         environment: variables of its process.
+        images: for networks that take images alone.
         own: for somebody's own pair of models.
         changes: what its network has otherwise, as fields of the description; it is held against PyTorch's of that.
     """
@@ -46,12 +48,18 @@ class Subject:
     own: bool = False
     swept: bool = False
     folded: bool = False
+    images: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
     changes: Mapping[str, Any] = field(default_factory=dict)
 
     def suits(self, network: str, mode: str, device: str) -> bool:
         pairs = ((self.networks, network), (self.modes, mode), (self.devices, device))
-        return self.own == (OWN in network) and all(not allowed or given in allowed for allowed, given in pairs)
+        if self.own != (OWN in network) or not all(not allowed or given in allowed for allowed, given in pairs):
+            return False
+        if self.own or network not in families.NETWORKS:
+            return True
+        family = families.family_of(families.NETWORKS[network])
+        return (not self.folded or family.has_option("folded")) and (not self.images or family.takes_images)
 
     def missing(self) -> str | None:
         """The package that it lacks here."""

@@ -56,7 +56,8 @@ KEPT = (
 def fast(plain: str, framework: str, build: str, options: Mapping[str, Any] = MappingProxyType({})) -> Subject:
     """A row that is this package's own: a port with `ports.fast`."""
     about = f"as {plain}, with ports.fast"
-    return Subject(f"{plain}{FAST}", framework, build, about, {**options, "fast": True}, devices=("cpu",), quick=False)
+    options = {**options, "fast": True}
+    return Subject(f"{plain}{FAST}", framework, build, about, options, devices=("cpu",), quick=False, images=True)
 
 
 SUBJECTS = {

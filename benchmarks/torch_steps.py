@@ -76,7 +76,8 @@ class TorchRun:
         kept = torch.channels_last if channels_last else torch.contiguous_format
         self.net = net.to(self.device).to(memory_format=kept)  # pyright: ignore[reportCallIssue]
         self.net.train(setting.mode == "training")
-        self.images = [torch.from_numpy(one).to(self.device).contiguous(memory_format=kept) for one in case.images]
+        images = [torch.from_numpy(one).to(self.device) for one in case.images]
+        self.images = [one.contiguous(memory_format=kept) if one.ndim == 4 else one for one in images]
         self.labels = [torch.from_numpy(one).to(self.device) for one in case.labels]
         forward: Callable[[Tensor], Tensor] = call or self.net
         if compile is not None:

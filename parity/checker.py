@@ -13,22 +13,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import flax.linen
 import numpy as np
 import torch
-from flax import nnx
 
 import ports as networks
 from parity import device as devices
-from parity import isolation, memory, pairs, precision, probe, run_linen, run_nnx, run_pytorch, training
+from parity import isolation, memory, pairs, precision, probe, run_pytorch, training
 from parity.bounds import MULTIPLE
 from parity.compare import Progress, compare
+from parity.flax_ports import FLAX_PORTS, is_flax, port_of
 from parity.quantities import Probe
 from parity.report import Model, Report
 from ports import families
 from ports.errors import UserError
-
-FLAX_PORTS = {"nnx": run_nnx, "linen": run_linen}
 
 PORTS, BATCH = ("nnx", "linen"), 2
 
@@ -90,7 +87,7 @@ def check(
         batch: number of images; by default 2.
         steps: of training.
         seed: of initial weights, labels and the signs of the perturbation.
-        weights: the hub form, or a file of them; by default initial weights with random BatchNorm parameters and
+        weights: the torch form, or a file of them; by default initial weights with random BatchNorm parameters and
             statistics. (Given weights are used as they are.)
         names: Flax's layer names by PyTorch's, where they cannot be paired with certainty (`parity.pairing.pair`).
         loss: what is differentiated, in PyTorch and in JAX: two functions from a model's output to a number. By default
@@ -145,7 +142,7 @@ def check(
                 model,
                 candidates[0],
                 candidates[1:],
-                port=_port(candidates[0]),
+                port=port_of(candidates[0]),
                 names=names,
                 loss=loss,
                 layouts=layouts,
@@ -166,7 +163,7 @@ def _kind(model: Any, candidates: Sequence[Any], keywords: Any) -> str:
     """Return which kind of check the arguments ask for."""
     if not isinstance(model, torch.nn.Module):
         return NAMED
-    return PAIR if (len(candidates) > 1 and not _is_net(candidates[1])) or keywords else LIVE
+    return PAIR if (len(candidates) > 1 and not is_flax(candidates[1])) or keywords else LIVE
 
 
 def _require_used(kind: str, given: Mapping[str, Any]) -> None:
@@ -217,7 +214,7 @@ def move(
             do not fit in shape or type. Nothing was written then.
     """
     with isolation.isolated():
-        return pairs.move(torch_model, flax_model, inputs, _port(flax_model), names, layouts, keywords)
+        return pairs.move(torch_model, flax_model, inputs, port_of(flax_model), names, layouts, keywords)
 
 
 def _named(
@@ -236,21 +233,10 @@ def _named(
     """The check of networks of this package."""
     begin = time.monotonic()
     spec = _spec(model)
-    size = image_size or probe.default_size(spec.input_size)
-    if min(size) < 1 or max(size) > LARGEST:
-        raise UserError(f"image size: got {size[0]}x{size[1]}, expected 1 to {LARGEST} pixels")
-    if spec.in_channels not in (1, 3):
-        raise UserError(f"{spec.name}: photographs have 1 or 3 channels, the network takes {spec.in_channels}")
+    size = _size(spec, images, image_size)
     memory.require(spec, batch, size)
     reference, live = _networks(model, spec, candidates, ports, seed, weights)
-    fed = probe.make(
-        probe.photographs(images),
-        batch=batch,
-        size=size,
-        channels=spec.in_channels,
-        classes=spec.num_classes,
-        seed=seed,
-    )
+    fed = probe.of_spec(spec, batch=batch, size=size, seed=seed, images=images)
     # This package's networks, as they are created here, change nothing in place; a live one may have been changed.
     fed = replace(fed, in_place=isinstance(model, torch.nn.Module))
     if not isinstance(model, torch.nn.Module) and weights is None:
@@ -261,12 +247,31 @@ def _named(
     builders = live or {port: partial(_built, spec, port, state) for port in dict.fromkeys(ports)}
     result = compare(reference, builders, fed, train(reference, fed), seed=seed, progress=progress)
     if live:
-        in_type = {_port(net): partial(_live, net) for net in candidates}
+        in_type = {port_of(net): partial(_live, net) for net in candidates}
     else:
         in_type = {port: lambda dtype, state, port=port: _built(spec, port, state, dtype) for port in builders}
     result["precision"] = working(reference, in_type, fed)
-    note = f"{batch} image{'s' if batch > 1 else ''} of {size[0]}x{size[1]}, seed {seed}"
+    what, of = ("image" if families.takes_images(spec) else "input"), "x".join(map(str, size))
+    note = f"{batch} {what}{'s' if batch > 1 else ''} of {of}, seed {seed}"
     return Model(spec.name, note=note, seconds=round(time.monotonic() - begin, 2), **result)
+
+
+def _size(spec: Any, images: Any, image_size: tuple[int, int] | None) -> tuple[int, ...]:
+    """Return the size of the probe.
+
+    Raises:
+        UserError: an image that is too small or too large; images for a network that takes none, or of other channels.
+    """
+    size = image_size or probe.default_size(spec)
+    if not families.takes_images(spec):
+        if images is not None or image_size is not None:
+            raise UserError(f"{spec.name}: takes no images; leave out images and image_size")
+        return size
+    if min(size) < 1 or max(size) > LARGEST:
+        raise UserError(f"image size: got {size[0]}x{size[1]}, expected 1 to {LARGEST} pixels")
+    if spec.in_channels not in (1, 3):
+        raise UserError(f"{spec.name}: photographs have 1 or 3 channels, the network takes {spec.in_channels}")
+    return size
 
 
 def require(ports: Sequence[str], batch: int, steps: int, seed: int) -> None:
@@ -319,7 +324,7 @@ def _networks(
     if isinstance(model, torch.nn.Module):
         if not candidates:
             raise UserError("got a PyTorch network alone, expected one or more Flax networks behind it")
-        builders = {_port(net): partial(_promoted, net) for net in candidates}
+        builders = {port_of(net): partial(_promoted, net) for net in candidates}
         return run_pytorch.promote(model), builders
     if candidates:
         raise UserError("got the name of a network and live networks; expected a live PyTorch network first")
@@ -333,49 +338,36 @@ def _networks(
 def _built(spec: Any, port: str, state: Mapping[str, np.ndarray], dtype: str = "float64") -> Any:
     net = networks.create(spec, port, seed=None, dtype=dtype)
     variables = networks.weights.write(net, dict(state))
-    return _functional(port, net if variables is None else (net[0], variables), dtype)
+    return FLAX_PORTS[port].functional(net if variables is None else (net[0], variables), dtype=dtype)
 
 
 def _live(net: Any, dtype: str, state: Mapping[str, np.ndarray]) -> Any:
     """A live network in a working precision, with these weights."""
-    port = _port(net)
+    port = port_of(net)
     net = FLAX_PORTS[port].promote(net, dtype)
     variables = networks.weights.write(net, dict(state))
-    return _functional(port, net if variables is None else (net[0], variables), dtype)
-
-
-def _functional(port: str, net: Any, dtype: str) -> Any:
-    return run_nnx.functional(net) if port == "nnx" else run_linen.functional(net, dtype=dtype)
+    return FLAX_PORTS[port].functional(net if variables is None else (net[0], variables), dtype=dtype)
 
 
 def _promoted(net: Any) -> Any:
-    port = FLAX_PORTS[_port(net)]
+    port = FLAX_PORTS[port_of(net)]
     return port.functional(port.promote(net))
 
 
-def _is_net(value: Any) -> bool:
-    pair = isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], flax.linen.Module)
-    return pair or isinstance(value, nnx.Module)
-
-
-def _port(net: Any) -> str:
-    if isinstance(net, nnx.Module):
-        return "nnx"
-    if isinstance(net, tuple) and len(net) == 2 and isinstance(net[0], flax.linen.Module):
-        return "linen"
-    raise UserError(f"got {type(net).__name__}, expected an nnx.Module or Linen's (module, variables)")
-
-
 def randomise(net: Any, fed: Probe, seed: int) -> None:
-    """Gives every BatchNorm random parameters, and random statistics around those that it has on the probe."""
-    ends = {layer.hub for layer in families.layers(net.spec) if layer.ends_branch}
+    """Give every BatchNorm random parameters, and random statistics around those that it has on the probe.
+
+    Other tensors whose numbers are all equal, as those of a fresh LayerNorm, get random ones (`probe.varied`).
+    """
+    ends = {layer.torch for layer in families.layers(net.spec) if layer.ends_branch}
     seen = run_pytorch.promote(net)
     for module in seen.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0
     run_pytorch.statistics(seen, fed)
     statistics = {name: buffer.numpy() for name, buffer in seen.named_buffers()}
-    networks.weights.write(net, probe.randomised(networks.weights.read(net), statistics, ends, seed))
+    state = probe.randomised(networks.weights.read(net), statistics, ends, seed)
+    networks.weights.write(net, probe.varied(state, set(state), seed))
 
 
 def _finite(state: Mapping[str, np.ndarray]) -> None:

@@ -52,9 +52,6 @@ Pairs = Annotated[
     bool, typer.Option("--pairs", help="Show which layer of a pair of your own was taken for which, and why.")
 ]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result there.")]
-Every = Annotated[bool, typer.Option("--all", help="Every mistake, and 1000 faithful runs.")]
-Workers = Annotated[int, typer.Option(metavar="N", help="Processes that share the work.")]
-Faithful = Annotated[int | None, typer.Option(metavar="N", help="Number of faithful runs.")]
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page to look at there.")]
 Before = Annotated[Path, typer.Argument(metavar="BEFORE", help="A file of `parity check --json`.")]
 After = Annotated[Path, typer.Argument(metavar="AFTER", help="A later one.")]
@@ -72,8 +69,9 @@ def models() -> int:
     table.add_column("source")
     for name, spec in families.NETWORKS.items():
         parameters = sum(p.numel() for p in pytorch.skeleton(spec).parameters())
-        blocks, size = spec.number_of_blocks, f"{spec.in_channels}x{spec.input_size}x{spec.input_size}"
-        table.add_row(name, f"{parameters:,}", str(blocks), size, spec.source)
+        taken = families.inputs_of(spec, 1, families.example_size(spec))
+        size = ", ".join("x".join(map(str, one.shape[1:])) for one in taken)
+        table.add_row(name, f"{parameters:,}", str(spec.number_of_blocks), size, spec.source)
     terminal.console().print(table)
     return 0
 
@@ -209,32 +207,6 @@ def diff(before: Before, after: After, times: Times = 10.0) -> int:
     changes = diffs.compare(old, new, times)
     diffs.show(terminal.console(), old, new, changes)
     return int(any(change.judgement == diffs.WORSE for change in changes))
-
-
-@app.command()
-def score(every: Every = False, faithful: Faithful = None, workers: Workers = 1, json_file: Json = None) -> int:
-    """Plant known mistakes in Flax ports, run faithful ones, and count what the check makes of them.
-
-    A sample of the mistakes, or with --all every one and 1000 faithful runs. Exit 0 where the targets are met, else 1.
-    """
-    terminal.writable("--json", json_file)
-    if faithful is not None and not 0 <= faithful <= 10**6:
-        raise UserError(f"--faithful: got {faithful}, expected 0 to 1000000")
-    if not 1 <= workers <= 256:
-        raise UserError(f"--workers: got {workers}, expected 1 to 256 processes")
-
-    from parity import score as scores
-
-    runs = faithful if faithful is not None else 1000 if every else 0
-    with _progress("score") as tell:
-        found = scores.measure(every, runs, workers, progress=tell)
-    console = terminal.console()
-    console.print(scores.table(found))
-    for line in scores.lines(found):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if json_file is not None:
-        terminal.write("--json", json_file, json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n")
-    return 0 if found.ok else 1
 
 
 cli_weights.register(app)

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 import ports
+from parity import probe
+from ports import families
 from ports.errors import UserError
 from ports.families import layers
 from ports.weights import fold, formats, training
@@ -37,7 +39,7 @@ def verify(held: Checkpoint, path: Path, to: str, row: Format) -> None:
     if not all(name in tensors for entry in mapping(held.found.spec, TARGET[to]) for name in entry.names):
         _folded(held, tensors, to)
         return
-    wrong = [name for name, array in _hub(held, tensors, to).items() if not _same(array, weights[name])]
+    wrong = [name for name, array in _torch_form(held, tensors, to).items() if not _same(array, weights[name])]
     if wrong:
         raise UserError(f"--check: {wrong[0]} and {len(wrong) - 1} more differ from the source; nothing was written")
     from parity.checker import check
@@ -47,7 +49,7 @@ def verify(held: Checkpoint, path: Path, to: str, row: Format) -> None:
     kind = "linen" if to == "linen" else "nnx"
     port = ports.create(held.found.spec, kind, seed=None)
     if to == "torch":
-        ports.weights.write(port, _hub(held, tensors, to))
+        ports.weights.write(port, _torch_form(held, tensors, to))
     else:
         port = live(port, path if row.name == "orbax" else tensors, kind)
     report = check(reference, port, steps=1)
@@ -61,11 +63,11 @@ def _same(a: Array, b: Array) -> bool:
     return (a.dtype, a.shape, np.asarray(a).tobytes()) == (b.dtype, b.shape, np.asarray(b).tobytes())
 
 
-def _hub(held: Checkpoint, tensors: Mapping[str, Any], to: str) -> dict[str, Any]:
+def _torch_form(held: Checkpoint, tensors: Mapping[str, Any], to: str) -> dict[str, Any]:
     assert held.found is not None
     assert held.found.spec is not None
     rows = mapping(held.found.spec, TARGET[to])
-    return {entry.hub: entry.to_hub(tuple(tensors[name] for name in entry.names)) for entry in rows}
+    return {entry.torch: entry.to_torch(tuple(tensors[name] for name in entry.names)) for entry in rows}
 
 
 def live(port: Any, source: Path | Mapping[str, np.ndarray], kind: str) -> Any:
@@ -110,14 +112,14 @@ def _folded(held: Checkpoint, tensors: Mapping[str, np.ndarray], to: str) -> Non
     folded: Any = ports.create(spec, "pytorch", seed=None, dtype="float64", folded=True)
     ports.weights.write(folded, exact)
     entries = mapping(fold.folded(rows), TARGET[to])
-    given = {e.hub: e.to_hub(tuple(tensors[name] for name in e.names)) for e in entries}
+    given = {e.torch: e.to_torch(tuple(tensors[name] for name in e.names)) for e in entries}
     if wrong := [name for name, array in expected.items() if not _same(given[name], array)]:
         raise UserError(f"--check: {wrong[0]} is not what folding gives; nothing was written")
-    size = (2, spec.in_channels, spec.input_size, spec.input_size - 3)
-    images = torch.from_numpy(np.random.default_rng(0).standard_normal(size))
+    rng, size = np.random.default_rng(0), probe.default_size(spec)
+    inputs = [torch.from_numpy(one.draw(rng)) for one in families.inputs_of(spec, 2, size)]
     with torch.no_grad():
-        reference = whole.eval()(images)
-        distance = torch.linalg.norm(folded.eval()(images) - reference) / torch.linalg.norm(reference)
+        reference = whole.eval()(*inputs)
+        distance = torch.linalg.norm(folded.eval()(*inputs) - reference) / torch.linalg.norm(reference)
     if not float(distance) < FOLDED:
         raise UserError(
             f"--check: the folded network differs by {float(distance):.1e}, bound {FOLDED}; nothing was written"

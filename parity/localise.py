@@ -43,8 +43,8 @@ class Run:
         inputs, outputs: by call, in PyTorch's layout.
         input_gradients, output_gradients: of the loss, through this call alone for inputs.
         values: the network's outputs.
-        parameters: gradients of the loss, by hub name.
-        statistics: running statistics after the run, by hub name.
+        parameters: gradients of the loss, by PyTorch name.
+        statistics: running statistics after the run, by PyTorch name.
         loss: of the outputs, in train mode.
         events: (`enter` or `leave`, call, calls around it from the outside in), in order.
     """
@@ -232,10 +232,10 @@ def of_port(net: Functional, probe: Probe, reference: Run, train: bool) -> Run:
     run.values = run_flax.outputs(values, reference.values)
     run.loss = float(own)
     if train:
-        hub = net.to_hub(grads, stats)
-        run.parameters = {name: array for name, array in hub.items() if name in reference.parameters}
-        hub = net.to_hub(net.params, stats)
-        run.statistics = {name: array for name, array in hub.items() if name in reference.statistics}
+        torch_form = net.to_torch(grads, stats)
+        run.parameters = {name: array for name, array in torch_form.items() if name in reference.parameters}
+        torch_form = net.to_torch(net.params, stats)
+        run.statistics = {name: array for name, array in torch_form.items() if name in reference.statistics}
     return run
 
 

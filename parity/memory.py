@@ -9,6 +9,7 @@ from typing import Any
 import psutil
 import torch
 
+from ports import families
 from ports.building import pytorch
 from ports.errors import UserError
 from ports.weights.budget import usable
@@ -23,7 +24,7 @@ WEIGHTS = 13
 WORTHWHILE = 2.5e9
 
 
-def required(spec: Any, batch: int, size: tuple[int, int]) -> float:
+def required(spec: Any, batch: int, size: tuple[int, ...]) -> float:
     """Bytes that the check of a network takes in float64."""
     elements = 0
 
@@ -35,12 +36,12 @@ def required(spec: Any, batch: int, size: tuple[int, int]) -> float:
     for module in net.modules():
         if not isinstance(module, torch.nn.Sequential):
             module.register_forward_hook(count)
-    net(torch.empty(1, spec.in_channels, *size, device="meta"))
+    net(*pytorch.meta_inputs(spec, 1, size))
     weights = sum(p.numel() for p in net.parameters())
     return FRAMEWORKS + 8 * (ACTIVATIONS * elements * batch + WEIGHTS * weights)
 
 
-def require(spec: Any, batch: int, size: tuple[int, int]) -> None:
+def require(spec: Any, batch: int, size: tuple[int, ...]) -> None:
     """Raises where there is not enough memory.
 
     Raises:
@@ -48,8 +49,9 @@ def require(spec: Any, batch: int, size: tuple[int, int]) -> None:
     """
     need, free = required(spec, batch, size), usable()
     if need > free:
+        what = "images" if families.takes_images(spec) else "inputs"
         raise UserError(
-            f"{spec.name}: {batch} images of {size[0]}x{size[1]} need about {need / 1e9:.1f} GB of memory, "
+            f"{spec.name}: {batch} {what} of {'x'.join(map(str, size))} need about {need / 1e9:.1f} GB of memory, "
             f"{free / 1e9:.1f} GB are free; take a smaller --batch or --image-size, or a smaller network"
         )
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import torch
-from flax import linen, nnx
+from flax import linen
 
 from parity import (
     compare,
@@ -21,12 +21,11 @@ from parity import (
     probe,
     roles,
     run_flax,
-    run_linen,
-    run_nnx,
     run_pytorch,
     training,
     transfer,
 )
+from parity.flax_ports import FLAX_PORTS
 from parity.layouts import LAYOUTS, axes, leaves, mapped
 from parity.pairing import OPTIONAL, SECOND, Pairing, pair
 from parity.quantities import Loss, Probe
@@ -35,9 +34,6 @@ from parity.run_flax import Functional
 from parity.taps import Recorder, layer_of
 from parity.traps.layers import accepted
 from ports import UserError, weights
-from ports.weights import flax as flax_weights
-from ports.weights import linen as linen_weights
-from ports.weights import nnx as nnx_weights
 
 Progress = Callable[[str], None]
 
@@ -93,7 +89,7 @@ class Pair:
 
     def moved(self, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return what is written into the Flax model when it is given PyTorch's weights."""
-        return {own: state[hub] for own, hub in (self.tensors | self.second).items()}
+        return {own: state[torch_name] for own, torch_name in (self.tensors | self.second).items()}
 
     def functional(self, state: Mapping[str, np.ndarray], names: Mapping[str, str], second: bool = False) -> Functional:
         """The Flax model with these weights.
@@ -101,11 +97,10 @@ class Pair:
         Args:
             second: whether what is left of second biases is written, too.
         """
-        own = self.moved(state) if second else {own: state[hub] for own, hub in self.tensors.items()}
-        new = _written(self.port, nnx.clone(self.flax) if self.port == "nnx" else self.flax, own, self.layers)
-        if self.port == "nnx":
-            return run_nnx.functional(new, names, self.tensors)
-        return run_linen.functional(new, names, self.tensors, self.layers, self.dtype)
+        own = self.moved(state) if second else {own: state[torch_name] for own, torch_name in self.tensors.items()}
+        port = FLAX_PORTS[self.port]
+        new = port.written(port.copied(self.flax), own, self.layers)
+        return port.functional(new, names, self.tensors, self.layers, self.dtype)
 
 
 def check(
@@ -159,7 +154,7 @@ def check(
     memory.release()
 
     def in_type(dtype: str, state: Mapping[str, np.ndarray]) -> Functional:
-        flax = run_nnx.promote(other, dtype) if port == "nnx" else run_linen.promote(other, dtype)
+        flax = FLAX_PORTS[port].promote(other, dtype)
         return replace(both, flax=flax, dtype=dtype).functional(state, {})
 
     result["precision"] = working(both.reference, {port: in_type}, fed)
@@ -181,7 +176,7 @@ def move(
     if problems := [f.text for f in found if f.trap in (transfer.STRUCTURE, transfer.BIAS)]:
         raise weights.WeightsError(problems)
 
-    places = _places(port, other, both.layers)
+    places = FLAX_PORTS[port].places(other, both.layers)
     _fitting(both.moved(both.state), places)
     state = probe.varied(both.state, {*both.tensors.values()}, 0)
     _write(both.reference, state)
@@ -192,8 +187,8 @@ def move(
     both = replace(both, pairing=ordering.settled(both.pairing, build, both.reference, fed))
     own = both.moved(both.state)
     _fitting(own, places)
-    moved = _written(port, other, own, both.layers)
-    _read_back(own, _places(port, moved, both.layers))
+    moved = FLAX_PORTS[port].written(other, own, both.layers)
+    _read_back(own, FLAX_PORTS[port].places(moved, both.layers))
     return moved
 
 
@@ -223,28 +218,6 @@ def _read_back(own: Mapping[str, np.ndarray], places: Mapping[str, Any]) -> None
     for name, array in own.items():
         if np.asarray(places[name].read()).tobytes() != array.astype(places[name].dtype).tobytes():
             raise RuntimeError(f"{name}: the Flax model does not hold what was written into it")
-
-
-def _places(port: str, net: Any, layers: Any) -> Mapping[str, Any]:
-    return nnx_weights.places(net, bare=True) if port == "nnx" else linen_weights.places(net, layers)
-
-
-def _written(port: str, net: Any, own: Mapping[str, np.ndarray], layers: Any) -> Any:
-    """The Flax model with these tensors, in its own types: NNX's itself, of Linen's a copy of the variables."""
-    places = _places(port, net, layers)
-    values = {n: own[n].astype(p.dtype) if n in own else p.read() for n, p in places.items()}
-    new: Any = flax_weights.plan(places, values, ())  # pyright: ignore[reportArgumentType]
-    if port == "nnx":
-        nnx_weights.set_all(new)
-        return net
-    variables = jax.tree.map(lambda a: a, dict(net[1]))
-    for slot, array in new:
-        node = variables
-        for part in slot.path[:-1]:
-            node = node.get(part, {})
-        if slot.path[-1] in node:
-            node[slot.path[-1]] = jax.numpy.array(array)
-    return net[0], variables
 
 
 def feed(
@@ -294,15 +267,10 @@ def paired(model: torch.nn.Module, other: Any, fed: Probe, port: str, names: Map
     _write(reference, state)
     with inventory.raising("PyTorch"):
         ours = inventory.of_torch(reference, fed, state)
-    if port == "nnx":
-        with inventory.raising():
-            flax, layers = run_nnx.promote(other), None
-        theirs = inventory.of_nnx(flax, fed)
-    else:
-        with inventory.raising():
-            flax = run_linen.promote(other)
-        layers = inventory.linen_layers(flax, fed)
-        theirs = inventory.of_linen(flax, fed, layers)
+    with inventory.raising():
+        flax = FLAX_PORTS[port].promote(other)
+    layers = FLAX_PORTS[port].modules(flax, fed)
+    theirs = FLAX_PORTS[port].inventory(flax, fed, layers)
     return Pair(reference, flax, port, state, pair(ours, theirs, names, port), layers)
 
 

@@ -50,7 +50,7 @@ DRAWS = 3
 
 ONCE = Training(0, dict, None)  # one pass, no step
 
-# From a type and weights in the hub form to a Flax network in that type.
+# From a type and weights in the torch form to a Flax network in that type.
 Build = Callable[[str, Mapping[str, np.ndarray]], Functional]
 # From weights and a probe to what a side gives, and which of its ReLUs are on.
 Side = Callable[[Mapping[str, np.ndarray], Probe], tuple[Observation, Sequence[Any] | None]]
@@ -265,13 +265,13 @@ def _compiled(net: Functional, fed: Probe, exact: Observation, parameters: Seque
         arrays = run_flax.moving(run_flax.inputs_of(fed)[0])
         found = {"output.eval": run_flax.outputs(evaluate(net.params, net.stats, arrays), exact["output.eval"])}
         (loss, (values, on, stats)), (grads, input_grads) = gradient(net.params, arrays, net.stats)
-        hub = net.to_hub(grads, stats)
+        torch_form = net.to_torch(grads, stats)
         found["output.train"] = run_flax.outputs(values, exact["output.train"])
         found["loss"] = {"loss": np.asarray(loss)}
-        found["gradient.parameter"] = {name: hub[name] for name in parameters if name in hub}
+        found["gradient.parameter"] = {name: torch_form[name] for name in parameters if name in torch_form}
         found["gradient.input"] = run_flax.input_gradients(fed, input_grads)
-        hub = net.to_hub(net.params, stats)
-        found["statistics"] = {name: array for name, array in hub.items() if name in exact["statistics"]}
+        torch_form = net.to_torch(net.params, stats)
+        found["statistics"] = {name: array for name, array in torch_form.items() if name in exact["statistics"]}
         return found, None if any(lost) else [np.asarray(part) for part in on]
 
     return run

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import stat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from parity import losses
 from parity.quantities import Probe
+from ports import families
 from ports.errors import UserError
 
 MEAN = np.array([0.485, 0.456, 0.406])
@@ -25,9 +27,10 @@ PHOTOGRAPHS = Path(__file__).parent / "photographs"
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
-def default_size(input_size: int) -> tuple[int, int]:
-    """Height and width of the probe for a network made for `input_size`: its height, and an odd width."""
-    return input_size, input_size * 6 // 7 | 1
+def default_size(spec: Any) -> tuple[int, ...]:
+    """Return the size of the probe: of images the network's height and an odd width, else what it was made for."""
+    size = families.example_size(spec)
+    return (size[0], size[0] * 6 // 7 | 1) if families.takes_images(spec) else size
 
 
 def photographs(path: str | Path | None = None) -> list[Image.Image]:
@@ -59,6 +62,30 @@ def _open(file: Path) -> Image.Image:
         raise UserError(f"images {file}: not an image that Pillow can read") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"images {file}: cannot be read: {error}") from None
+
+
+def of_spec(spec: Any, *, batch: int, size: tuple[int, ...], seed: int, images: str | Path | None = None) -> Probe:
+    """Return a batch for a described network: photographs where it takes images, else random inputs; random labels.
+
+    Args:
+        images: a file or a folder of photographs; by default two of this package.
+
+    Raises:
+        UserError: photographs that cannot be read.
+    """
+    if families.takes_images(spec):
+        height, width = size
+        return make(
+            photographs(images),
+            batch=batch,
+            size=(height, width),
+            channels=spec.in_channels,
+            classes=spec.num_classes,
+            seed=seed,
+        )
+    rng = np.random.default_rng([seed, 2])
+    inputs = tuple(one.draw(rng) for one in families.inputs_of(spec, batch, size))
+    return Probe(inputs, losses.classification(rng.integers(0, spec.num_classes, batch)))
 
 
 def make(

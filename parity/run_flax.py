@@ -46,13 +46,13 @@ class Functional:
         params: the tree of parameters.
         stats: the tree of everything else: running statistics.
         forward: (params, stats, inputs, keywords, train, tap) to (output, new stats).
-        to_hub: (params, stats) to the hub form; gradients may stand in for the parameters.
+        to_torch: (params, stats) to the torch form; gradients may stand in for the parameters.
     """
 
     params: Any
     stats: Any
     forward: Callable[[Any, Any, Any, Any, bool, Tap], tuple[Any, Any]]
-    to_hub: Callable[[Any, Any], dict[str, np.ndarray]]
+    to_torch: Callable[[Any, Any], dict[str, np.ndarray]]
 
 
 def placed(arrays: Any) -> Any:
@@ -191,7 +191,7 @@ def observe(
     """All quantities of `parity.quantities.QUANTITIES`, one after the other; those of training in several parts.
 
     Args:
-        parameters: the hub names of what is trained; the rest is statistics.
+        parameters: the PyTorch names of what is trained; the rest is statistics.
         reference: what PyTorch gave, whose layouts the results get.
     """
     inputs, keywords = inputs_of(probe)
@@ -227,26 +227,29 @@ def observe(
             yield "loss", {"loss": np.asarray(loss)}
         del values, record
         if number == 0:
-            hub = net.to_hub(grads, stats)
-            yield "gradient.parameter", {n: hub[n] for n in parameters if n in hub and n not in probe.fixed}
-            del hub
+            torch_form = net.to_torch(grads, stats)
+            yield (
+                "gradient.parameter",
+                {n: torch_form[n] for n in parameters if n in torch_form and n not in probe.fixed},
+            )
+            del torch_form
             yield "gradient.input", input_gradients(probe, input_grads)
-            hub = net.to_hub(params, stats)
-            wanted = {*hub} if probe.tensors is None else {*probe.tensors}
-            yield "statistics", {name: array for name, array in hub.items() if name in wanted - {*parameters}}
-            del hub
+            torch_form = net.to_torch(params, stats)
+            wanted = {*torch_form} if probe.tensors is None else {*probe.tensors}
+            yield "statistics", {name: array for name, array in torch_form.items() if name in wanted - {*parameters}}
+            del torch_form
         if not training.steps:
             break
         changes, state = tx.update(grads, state, params)
         params = optax.apply_updates(params, _without(idle, changes, grads))
         del grads, changes
         if step := training.done(number):
-            old, new = net.to_hub(start, net.stats), net.to_hub(params, net.stats)
+            old, new = net.to_torch(start, net.stats), net.to_torch(params, net.stats)
             updates = {n: new[n] - old[n] for n in (*parameters, *probe.idle) if n in new}
             del old, new
             yield "training.parameter", after(step, updates)
             del updates
-            held = optimizer_tensors(state, lambda tree: net.to_hub(tree, net.stats), jax.tree.structure(params))
+            held = optimizer_tensors(state, lambda tree: net.to_torch(tree, net.stats), jax.tree.structure(params))
             both = {*parameters} - {*probe.fixed, *probe.idle}
             yield "training.state", after(step, {n: t for n, t in held.items() if n.partition("/")[2] in both})
             del held
@@ -256,7 +259,7 @@ def parameter_leaves(net: Functional) -> dict[str, set[int]]:
     """Return the places, among the leaves of the parameters, that a tensor is made of; by name, parameters alone."""
     leaves, tree = jax.tree.flatten(net.params)
     marks = [jnp.full_like(leaf, i) for i, leaf in enumerate(leaves, 1)]
-    marked, blank = (net.to_hub(tree.unflatten(new), net.stats) for new in (marks, [0 * mark for mark in marks]))
+    marked, blank = (net.to_torch(tree.unflatten(new), net.stats) for new in (marks, [0 * mark for mark in marks]))
     found = {
         name: np.flatnonzero(np.bincount((a.astype(float) - blank[name].astype(float)).astype(int).ravel()))
         for name, a in marked.items()
@@ -290,7 +293,7 @@ STATES = {
 }
 
 
-def optimizer_tensors(state: Any, to_hub: Callable[[Any], Tensors], structure: Any) -> Tensors:
+def optimizer_tensors(state: Any, to_torch: Callable[[Any], Tensors], structure: Any) -> Tensors:
     """The tensors of an optax state by PyTorch's names, those that have one: `exp_avg/conv1.weight`."""
     found: Tensors = {}
     if isinstance(state, State):
@@ -302,10 +305,10 @@ def optimizer_tensors(state: Any, to_hub: Callable[[Any], Tensors], structure: A
             if name := STATES.get((type(state).__name__, str(field))):
                 trees[name] = value
             else:
-                found |= optimizer_tensors(value, to_hub, structure)
+                found |= optimizer_tensors(value, to_torch, structure)
     else:
         return found
     for name, tree in trees.items():
         if jax.tree.structure(tree) == structure:
-            found |= {f"{name}/{hub}": array for hub, array in to_hub(tree).items()}
+            found |= {f"{name}/{parameter}": array for parameter, array in to_torch(tree).items()}
     return found

@@ -89,7 +89,7 @@ def functional(
             )
         return values, {**stats, **new} if train else stats
 
-    def to_hub(params: Any, stats: Any) -> dict[str, np.ndarray]:
+    def to_torch(params: Any, stats: Any) -> dict[str, np.ndarray]:
         placed = places((module, {"params": params, **stats}), layers)
         return {
             (tensors or {}).get(own, own): p.read() for own, p in placed.items() if tensors is None or own in tensors
@@ -97,4 +97,4 @@ def functional(
 
     stats = {name: tree for name, tree in variables.items() if name != "params"}
     params, stats = placed((variables["params"], stats))
-    return Functional(params, stats, forward, to_hub)
+    return Functional(params, stats, forward, to_torch)

@@ -131,11 +131,11 @@ def functional(
             values = call(*inputs, **{**modes, **keywords})
         return values, nnx.state(copy, nnx.Not(nnx.Param))
 
-    def to_hub(params: Any, stats: Any) -> dict[str, np.ndarray]:
+    def to_torch(params: Any, stats: Any) -> dict[str, np.ndarray]:
         found = places(nnx.merge(definitions[True], params, stats), bare=tensors is not None)
         return {
             (tensors or {}).get(own, own): p.read() for own, p in found.items() if tensors is None or own in tensors
         }
 
     params, stats = placed((params, stats))
-    return Functional(params, stats, forward, to_hub)
+    return Functional(params, stats, forward, to_torch)

@@ -6,11 +6,12 @@ import difflib
 from typing import Any
 
 from ports.errors import UserError
-from ports.family import Family, Layer
+from ports.family import Family, Input, Layer, Shape
 from ports.resnet.family import RESNET_FAMILY
+from ports.transformer.family import TRANSFORMER_FAMILY
 from ports.tutorial.family import TUTORIAL_FAMILY
 
-FAMILIES: tuple[Family, ...] = (RESNET_FAMILY, TUTORIAL_FAMILY)
+FAMILIES: tuple[Family, ...] = (RESNET_FAMILY, TUTORIAL_FAMILY, TRANSFORMER_FAMILY)
 
 NETWORKS: dict[str, Any] = {name: spec for family in FAMILIES for name, spec in family.networks.items()}
 VARIANTS: dict[str, Any] = {name: spec for family in FAMILIES for name, spec in family.variants.items()}
@@ -50,6 +51,21 @@ def get(name: Any, **changes: Any) -> Any:
             raise UserError(f"unknown network {name!r}; nearest: {', '.join(near)} (`parity models` lists all)")
         name = NETWORKS[name]
     return family_of(name).changed(name, changes)
+
+
+def example_size(spec: Any) -> Shape:
+    """Return the size that a network was made for: height and width of an image, or the length of a text."""
+    return family_of(spec).size(spec)
+
+
+def inputs_of(spec: Any, batch: int, size: Shape) -> tuple[Input, ...]:
+    """Return what a network takes, in PyTorch's layout."""
+    return family_of(spec).inputs(spec, batch, size)
+
+
+def takes_images(spec: Any) -> bool:
+    """Return whether a network takes images, so that photographs can be given."""
+    return family_of(spec).takes_images
 
 
 def layers(spec: Any) -> list[Layer]:

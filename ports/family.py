@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
+
 from ports.errors import UserError
 
 Shape = tuple[int, ...]
@@ -24,21 +26,23 @@ class Layer:
 
     Attributes:
         role: what it is in the network, as dialects name it: `stem.conv`, `conv`, `shortcut.bn`, `fc`, …
-        hub: its PyTorch name.
+        torch: its PyTorch name.
         type: whose rule in `ports.weights.layers` it has.
-        shapes: of its tensors in the hub form.
+        shapes: of its tensors in the torch form.
         fields: what a dialect's template may use: `at` (the block's PyTorch name), `stage` and `block` (from 0), `n`
             (blocks through the network, from 0), `i` (layers of this role in the block, from 0), `kind` (of block, as
             Flax's example calls it).
         ends_branch: what it gives is added to a shortcut.
+        options: settings of the layer that its rule reads, as `(("num_heads", 4),)`.
     """
 
     role: str
-    hub: str
+    torch: str
     type: str
     shapes: dict[str, Shape]
     fields: dict[str, Any] = field(default_factory=dict)
     ends_branch: bool = False
+    options: tuple[tuple[str, Any], ...] = ()
 
 
 class Convolution(Protocol):
@@ -78,6 +82,38 @@ class Description(Protocol):
     def name(self) -> str: ...
     @property
     def source(self) -> str: ...
+    @property
+    def num_classes(self) -> int: ...
+    @property
+    def number_of_blocks(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Input:
+    """An input of a network: an array in PyTorch's layout.
+
+    Attributes:
+        shape: with the batch first.
+        below: of whole numbers, the first that is too large; None for real numbers.
+    """
+
+    shape: Shape
+    below: int | None = None
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        """Return random values: float64, normally distributed; or int64."""
+        if self.below is None:
+            return rng.standard_normal(self.shape)
+        return rng.integers(0, self.below, self.shape)
+
+
+def image_inputs(spec: Any, batch: int, size: Shape) -> tuple[Input, ...]:
+    """The input of a network that takes a batch of images."""
+    return (Input((batch, spec.in_channels, *size)),)
+
+
+def image_size(spec: Any) -> Shape:
+    return spec.input_size, spec.input_size
 
 
 @dataclass(frozen=True)
@@ -105,6 +141,9 @@ class Family:
         description: the class of its descriptions.
         network: gives the name of the class that builds a description, the same in each port's file.
         networks: the named networks.
+        size: gives the size of an example: height and width of an image, or the length of a text.
+        inputs: gives the inputs of a batch of examples of a size.
+        takes_images: the input is images (batch, channels, height, width), so that photographs can be given.
         layers: gives the layers with tensors of a description, in the order of PyTorch's state_dict.
         variants: networks whose checkpoints circulate but which have no port of their own name.
         parts: fields of a description that are descriptions themselves, whose fields may be changed by their names.
@@ -117,10 +156,19 @@ class Family:
     network: Callable[[Any], str]
     networks: dict[str, Any]
     layers: Callable[[Any], Iterable[Layer]]
+    size: Callable[[Any], Shape]
+    inputs: Callable[[Any, int, Shape], tuple[Input, ...]]
+    takes_images: bool = False
     variants: Mapping[str, Any] = field(default_factory=dict)
     parts: tuple[str, ...] = ()
     sizes: Callable[[Any], tuple[Size, ...]] = lambda spec: ()
     headless: Callable[[Any], Any] = lambda spec: None
+
+    def has_option(self, name: str) -> bool:
+        """Return whether descriptions have a field of this name, or a part that has."""
+        some = next(iter(self.networks.values()))
+        owners = [some, *(getattr(some, part) for part in self.parts)]
+        return any(field.name == name for owner in owners for field in dataclasses.fields(owner))
 
     def changed(self, spec: Any, changes: Mapping[str, Any]) -> Any:
         """Return a description with other values of its fields, and of those of its `parts`.

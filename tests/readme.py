@@ -1,4 +1,4 @@
-"""README's tables, made from what `parity check`, `parity score` and `benchmarks.check_cost` wrote with `--json`.
+"""README's tables, made from what `parity check`, `make score` and `benchmarks.check_cost` wrote with `--json`.
 
 python tests/readme.py     writes the tables into README.md
 """

@@ -46,14 +46,7 @@ def reference(spec: ResNetSpec, seed: int = 0, fresh: bool = False) -> torch.nn.
     """A PyTorch network in float64; with random BatchNorm parameters and statistics unless `fresh`."""
     net = ports.create(spec, "pytorch", seed=seed, dtype="float64")
     if not fresh:
-        fed = probe.make(
-            probe.photographs(),
-            batch=2,
-            size=probe.default_size(spec.input_size),
-            channels=3,
-            classes=spec.num_classes,
-            seed=seed,
-        )
+        fed = probe.of_spec(spec, batch=2, size=probe.default_size(spec), seed=seed)
         randomise(net, fed, seed)
     return net
 

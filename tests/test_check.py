@@ -77,14 +77,7 @@ def rate(pair: tuple[Any, Any]) -> float:
     """The learning rate that the check takes for this network and its default probe."""
     from parity import probe, run_pytorch
 
-    fed = probe.make(
-        probe.photographs(),
-        batch=2,
-        size=probe.default_size(OPTION_A_NET.input_size),
-        channels=3,
-        classes=OPTION_A_NET.num_classes,
-        seed=0,
-    )
+    fed = probe.of_spec(OPTION_A_NET, batch=2, size=probe.default_size(OPTION_A_NET), seed=0)
     return run_pytorch.learning_rate(pair[0], fed)
 
 

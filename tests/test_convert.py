@@ -45,7 +45,7 @@ def noise(name: str = NAME, seed: int = 0) -> Weights:
             count = int(np.prod(shape))
             bits = np.frombuffer(rng.bytes(4 * count), np.float32).reshape(shape).copy()
             counter = leaf == "num_batches_tracked"
-            weights[f"{layer.hub}.{leaf}"] = np.array(rng.integers(2**31)) if counter else bits
+            weights[f"{layer.torch}.{leaf}"] = np.array(rng.integers(2**31)) if counter else bits
     return weights
 
 
@@ -156,7 +156,7 @@ def test_the_layers_of_a_description(name: str) -> None:
     from ports.building import pytorch
 
     state = pytorch.skeleton(NETWORKS[name]).state_dict()
-    found = {f"{x.hub}.{leaf}": shape for x in layers(NETWORKS[name]) for leaf, shape in x.shapes.items()}
+    found = {f"{x.torch}.{leaf}": shape for x in layers(NETWORKS[name]) for leaf, shape in x.shapes.items()}
     assert list(found.items()) == [(n, tuple(t.shape)) for n, t in state.items()]
 
 
@@ -205,13 +205,13 @@ def test_other_classes_and_channels_are_recognised(name: str, dialect: str, chan
 
 
 @pytest.mark.parametrize("dialect", ["cifar", "transformers", "flax-imagenet", "torchvision-hwio", "tutorial"])
-def test_dialects_into_the_hub_form(dialect: str, tmp_path: Path) -> None:
+def test_dialects_into_the_torch_form(dialect: str, tmp_path: Path) -> None:
     name = {"cifar": "cifar_resnet20_b", "tutorial": NAME, "torchvision-hwio": "cifar_resnet20"}.get(
         dialect, "resnet18"
     )
     weights = noise(name)
     rows = mapping(KNOWN[name], DIALECTS[dialect])
-    file = {n: np.array(a) for e in rows for n, a in zip(e.names, e.from_hub(weights[e.hub]), strict=True)}
+    file = {n: np.array(a) for e in rows for n, a in zip(e.names, e.from_torch(weights[e.torch]), strict=True)}
     if dialect == "flax-imagenet":
         file = {n: a for n, a in file.items() if not n.endswith("num_batches_tracked")}
     if dialect == "tutorial":

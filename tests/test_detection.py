@@ -9,13 +9,14 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import meta as score
 import pytest
+from meta import __main__ as command
+from meta import faithful
+from meta.planted import Case
 
 import parity
-from parity import cli, score
 from parity.report import Finding, Model, Report, Row
-from parity.score import faithful
-from parity.score.planted import Case
 from parity.traps import catalogue
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -147,7 +148,7 @@ def test_command_turns_red_with_a_check_that_passes_everything(
     monkeypatch.setattr(parity, "check", lambda *_, **__: report(ok=True), raising=False)
     monkeypatch.setattr(score, "SAMPLE", 3)
     file = tmp_path / "score.json"
-    assert cli.main(["score", "--json", str(file)]) == 1
+    assert command.main(["--json", str(file)]) == 1
     said = json.loads(file.read_text())
     assert said["caught"] == 0
     assert said["cases"] > 0
@@ -157,5 +158,5 @@ def test_command_turns_red_with_a_check_that_passes_everything(
 
 @pytest.mark.parametrize("arguments", [["--faithful", "-1"], ["--json", "/nowhere/at/all.json"]])
 def test_bad_options_are_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["score", *arguments]) == 2
+    assert command.main([*arguments]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1

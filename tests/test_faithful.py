@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-
-from parity.score import faithful
+from meta import faithful
 
 # A run of every kind of network and of every type of weights.
 SEEDS = {0: ("resnet", "float32"), 56: ("unet", "float64"), 64: ("encoder", "bfloat16"), 73: ("lstm", "bfloat16")}

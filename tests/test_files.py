@@ -1,4 +1,4 @@
-"""Weights files into the hub form, and files that are not what they should be."""
+"""Weights files into the torch form, and files that are not what they should be."""
 
 from __future__ import annotations
 

@@ -172,7 +172,7 @@ def unflipped(_: Any) -> tuple[Leaf, ...]:
         "weight",
         ("kernel",),
         to_flax=lambda w: (np.moveaxis(w, (0, 1), (-2, -1)),),
-        to_hub=lambda k: np.moveaxis(k[0], (-2, -1), (0, 1)),
+        to_torch=lambda k: np.moveaxis(k[0], (-2, -1), (0, 1)),
     )
     return weight, layers.same("bias", "bias")
 

@@ -15,6 +15,7 @@ from generated import verdict
 
 import parity
 from parity import pairs, trials
+from parity.flax_ports import FlaxPort
 from ports import UserError
 from ports.weights import WeightsError
 
@@ -186,14 +187,14 @@ def test_too_many_layers_to_try_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_what_is_written_is_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """A defect of ours, planted: a bit of one tensor is lost on its way."""
-    written = pairs._written
+    written = FlaxPort.written
 
-    def wrong(port: str, net: Any, own: Any, layers: Any) -> Any:
+    def wrong(self: FlaxPort, net: Any, own: Any, layers: Any) -> Any:
         name = next(iter(own))
-        return written(port, net, {**own, name: np.nextafter(own[name], np.inf, dtype=np.float32)}, layers)
+        return written(self, net, {**own, name: np.nextafter(own[name], np.inf, dtype=np.float32)}, layers)
 
     torch.manual_seed(0)
-    monkeypatch.setattr(pairs, "_written", wrong)
+    monkeypatch.setattr(FlaxPort, "written", wrong)
     with pytest.raises(RuntimeError, match="does not hold what was written"):
         moved(TorchAttention(), Attention())
 

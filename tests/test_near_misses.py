@@ -16,9 +16,9 @@ import pytest
 
 from parity.cli import main
 from ports.weights import Ignore, WeightsError, draft, near, patterns, recognise, rulesfile, save
-from ports.weights.hub import _matches, match
 from ports.weights.near import Near, closest
 from ports.weights.rulesfile import load
+from ports.weights.torch_form import _matches, match
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_near_misses_cost_the_same_for_any_file(count: int, length: int, compare
 
 
 def test_what_does_not_fit_a_model_is_bounded_too(compared: list[int]) -> None:
-    from ports.weights.hub import Target
+    from ports.weights.torch_form import Target
 
     weights = {name: np.zeros(shape, np.float32) for name, shape in foreign(20_000).items()}
     targets = {f"model.{name}": Target(a.shape, a.dtype) for name, a in weights.items()}

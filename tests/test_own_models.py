@@ -11,9 +11,9 @@ import pytest
 import torch
 from flax import linen as nn
 from flax import nnx
+from meta import examples as own
 
 import parity
-from parity.score import examples as own
 from ports import UserError
 
 pytestmark = pytest.mark.usefixtures("quick")

@@ -199,7 +199,7 @@ def test_flips_are_those_counted_by_hand(relu: Callable[[Any], Any], counted: bo
 
 
 def held(net: Any) -> dict[str, str]:
-    """The types of the tensors, by hub name."""
+    """The types of the tensors, by PyTorch name."""
     return {name: array.dtype.name for name, array in ports.weights.read(net).items() if array.dtype.kind != "i"}
 
 

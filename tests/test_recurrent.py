@@ -97,7 +97,7 @@ def test_folding_keeps_the_function() -> None:
 def test_exchanged_gates_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(cell: Any) -> Any:
         weight_ih, *rest = layers.lstm(cell)
-        return layers.gates(weight_ih.hub, (*weight_ih.flax[1:], weight_ih.flax[0])), *rest
+        return layers.gates(weight_ih.torch, (*weight_ih.flax[1:], weight_ih.flax[0])), *rest
 
     monkeypatch.setitem(layers.LAYERS, "LSTMCell", wrong)
     case = "linen-LSTMCell"

@@ -47,6 +47,7 @@ PARAMETERS = {
     "wrn_40_4": 8_949_210,
     "tutorial_net": 5_027_210,
     "tutorial_resnet": 602_698,
+    "encoder_small": 930_826,
 }
 
 RESNETS = [name for name, spec in NETWORKS.items() if isinstance(spec, ResNetSpec)]

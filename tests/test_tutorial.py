@@ -35,7 +35,7 @@ GRADIENT = [
 
 @dataclass
 class Step:
-    """One training step in train mode; gradients and parameters in the hub form."""
+    """One training step in train mode; gradients and parameters in the torch form."""
 
     logits: np.ndarray
     loss: float
@@ -100,8 +100,8 @@ def linen_step(weights: dict[str, np.ndarray], x: torch.Tensor, dtype: str) -> S
 
     images = jnp.array(x.numpy().transpose(0, 2, 3, 1))
     loss, logits, gradients, params, new = step(params, stats, tx.init(params), images)
-    hub = [read((module, {"params": tree, "batch_stats": new})) for tree in (gradients, params)]
-    return Step(np.asarray(logits), float(loss), *hub)
+    torch_form = [read((module, {"params": tree, "batch_stats": new})) for tree in (gradients, params)]
+    return Step(np.asarray(logits), float(loss), *torch_form)
 
 
 STEPS = {"pytorch": pytorch, "nnx": nnx_step, "linen": linen_step}

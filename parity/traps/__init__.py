@@ -8,5 +8,5 @@
 | `losses.py`                                      | in the loss                    | functions that the loss calls |
 | `training.py`                                    | in optimizer, schedule, clipping | PyTorch's training        |
 
-`catalogue.py` lists them all; `parity/score` plants each in a Flax port and asks the check what it is.
+`catalogue.py` lists them all; `tests/meta` plants each in a Flax port and asks the check what it is.
 """

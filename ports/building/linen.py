@@ -11,6 +11,8 @@ from flax import linen as nn
 
 from ports.building.classes import network_class
 from ports.building.dtypes import computing_dtype
+from ports.families import example_size, inputs_of
+from ports.family import Input
 
 
 def create(spec: Any, *, seed: int | None = 0, dtype: str = "float32") -> tuple[nn.Module, Any]:
@@ -26,14 +28,20 @@ def create(spec: Any, *, seed: int | None = 0, dtype: str = "float32") -> tuple[
     """
     compute = computing_dtype(spec.name, dtype)
     module = network_class(spec, "linen")(spec, dtype=compute)
-    images = jnp.zeros((1, spec.input_size, spec.input_size, spec.in_channels), compute)
+    inputs = [_zeros(one, compute) for one in inputs_of(spec, 1, example_size(spec))]
     if seed is not None:
-        return module, initial(module, jax.random.key(seed), images)
-    shapes = jax.eval_shape(partial(module.init, train=False), jax.random.key(0), images)
+        return module, initial(module, jax.random.key(seed), *inputs)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
     return module, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
 
 
 @partial(jax.jit, static_argnums=0)
-def initial(module: nn.Module, key: Any, images: Any) -> Any:
+def initial(module: nn.Module, key: Any, *inputs: Any) -> Any:
     """Compiled once per network, where `jax.jit(module.init)` would be compiled again at every call."""
-    return module.init(key, images, train=False)
+    return module.init(key, *inputs)
+
+
+def _zeros(one: Input, dtype: Any) -> jax.Array:
+    """An input in Flax's layout: images have their channels last."""
+    shape = one.shape if len(one.shape) < 4 else (one.shape[0], *one.shape[2:], one.shape[1])
+    return jnp.zeros(shape, dtype if one.below is None else jnp.int32)

@@ -10,21 +10,34 @@ from torch.overrides import TorchFunctionMode
 
 from ports.building.classes import network_class
 from ports.errors import UserError
+from ports.families import inputs_of
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 
 class WithoutNormalDraws(TorchFunctionMode):
-    """Skips `Tensor.normal_`: on the meta device PyTorch loads its compiler for the first of them, for a second."""
+    """Skips normal draws: on the meta device PyTorch loads its compiler for the first of them, for a second."""
+
+    DRAWS = ("normal_", "kaiming_normal_")
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return args[0] if getattr(func, "__name__", "") == "normal_" else func(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") in self.DRAWS:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def skeleton(spec: Any) -> nn.Module:
     """Return the network without memory for its weights (on the meta device): to count and to look at shapes."""
     with torch.device("meta"), WithoutNormalDraws():
         return network_class(spec, "pytorch")(spec)
+
+
+def meta_inputs(spec: Any, batch: int, size: tuple[int, ...]) -> list[torch.Tensor]:
+    """Return inputs for a `skeleton`: tensors without memory."""
+    dtypes = {True: torch.float32, False: torch.int64}
+    return [
+        torch.empty(one.shape, dtype=dtypes[one.below is None], device="meta") for one in inputs_of(spec, batch, size)
+    ]
 
 
 def create(spec: Any, *, seed: int | None = 0, dtype: str = "float32") -> nn.Module:

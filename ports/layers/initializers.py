@@ -6,13 +6,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.nn.initializers import Initializer, variance_scaling
+from jax.nn.initializers import Initializer, normal, variance_scaling
 
 kaiming_fan_out = variance_scaling(2.0, "fan_out", "normal")
 """`torch.nn.init.kaiming_normal_(mode="fan_out", nonlinearity="relu")`: torchvision's for convolutions."""
 
 torch_kernel = variance_scaling(1 / 3, "fan_in", "uniform")
 """PyTorch's default for the weights of convolutions and linear layers: uniform in ±1/√fan_in."""
+
+torch_embedding = normal(1.0)
+"""PyTorch's default for embeddings."""
+
+torch_attention = variance_scaling(0.5, "fan_avg", "uniform")
+"""Of query, key and value in `nn.MultiheadAttention`: Xavier's uniform over the three together."""
 
 
 def torch_bias(fan_in: int) -> Initializer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from ports.family import Family, Size
+from ports.family import Family, Size, image_inputs, image_size
 from ports.resnet.spec import BASIC, BOTTLENECK, PREACT_BASIC, PREACT_BOTTLENECK, Block, ResNetSpec, Stage, Stem, layers
 
 IMAGENET_STEM = Stem(convs=((64, 7, 2),), max_pool=True)
@@ -97,7 +97,7 @@ VARIANTS: dict[str, ResNetSpec] = {
 
 
 def sizes(spec: ResNetSpec) -> tuple[Size, ...]:
-    first = next(iter(layers(spec))).hub
+    first = next(iter(layers(spec))).torch
     return (Size("num_classes", "classes", "fc.weight", 0), Size("in_channels", "input channels", f"{first}.weight", 1))
 
 
@@ -107,6 +107,9 @@ RESNET_FAMILY = Family(
     network=lambda spec: "ResNet",
     networks=NETWORKS,
     layers=layers,
+    size=image_size,
+    inputs=image_inputs,
+    takes_images=True,
     variants=VARIANTS,
     parts=("block",),
     sizes=sizes,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ports.family import Family, Size
+from ports.family import Family, Size, image_inputs, image_size
 from ports.tutorial.spec import TutorialSpec, layers
 
 NETWORKS: dict[str, TutorialSpec] = {
@@ -15,7 +15,7 @@ NETWORKS: dict[str, TutorialSpec] = {
 
 
 def sizes(spec: TutorialSpec) -> tuple[Size, ...]:
-    first = next(iter(layers(spec))).hub
+    first = next(iter(layers(spec))).torch
     return (Size("num_classes", "classes", "fc.weight", 0), Size("in_channels", "input channels", f"{first}.weight", 1))
 
 
@@ -25,5 +25,8 @@ TUTORIAL_FAMILY = Family(
     network=lambda spec: spec.network,
     networks=NETWORKS,
     layers=layers,
+    size=image_size,
+    inputs=image_inputs,
+    takes_images=True,
     sizes=sizes,
 )

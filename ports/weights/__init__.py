@@ -1,4 +1,4 @@
-"""Weights of live models through one hub form: `dict[str, numpy.ndarray]` with PyTorch's names and layouts.
+"""Weights of live models through one torch form: `dict[str, numpy.ndarray]` with PyTorch's names and layouts.
 
     weights = ports.weights.read(net)      # torch.nn.Module, nnx.Module, or Linen's (module, variables)
     ports.weights.write(net, weights)      # all or nothing; for Linen it returns the new variables
@@ -7,12 +7,12 @@ Each framework has one reader and one writer, so six directions come out of thre
 
 | file         | what stands there                                                                             |
 |--------------|-----------------------------------------------------------------------------------------------|
-| `hub.py`     | the strict matching of names, shapes and types; the rules that a caller may add                 |
+| `torch_form.py` | the strict matching of names, shapes and types; the rules that a caller may add                 |
 | `layers.py`  | a rule per Flax layer type: which of its variables is which PyTorch tensor, in which layout     |
 | `pytorch.py` | read and write a `torch.nn.Module`                                                              |
 | `nnx.py`     | read and write an `nnx.Module`                                                                  |
 | `linen.py`   | read and write a Linen `(module, variables)`                                                    |
-| `files.py`   | files into the hub form, and the way back; `formats/` has a module for each format              |
+| `files.py`   | files into the torch form, and the way back; `formats/` has a module for each format              |
 | `convert.py` | a file into another; `checkpoint.py` reads one, `training.py` takes it apart                      |
 | `recognise.py` | which network it is and whose names it has: `networks.py` and `dialects.py` are the tables      |
 | `rulesfile.py` | rules for other networks in TOML; `draft.py` writes a first one                                |
@@ -35,8 +35,8 @@ from ports.frameworks import framework_of
 from ports.weights.checkpoint import open_checkpoint
 from ports.weights.convert import convert
 from ports.weights.files import load, save
-from ports.weights.hub import Default, Ignore, Rename, Rule, WeightsError, fold_recurrent_biases
 from ports.weights.layers import Leaf, register
+from ports.weights.torch_form import Default, Ignore, Rename, Rule, WeightsError, fold_recurrent_biases
 
 __all__ = [
     "Default",
@@ -78,7 +78,7 @@ def write(net: Any, weights: dict[str, np.ndarray], *, rules: Sequence[Rule] = (
 
     Args:
         net: as in `read`.
-        weights: the hub form, as `read` gives it.
+        weights: the torch form, as `read` gives it.
         rules: what is ignored, renamed or filled in on purpose, each with its reason.
         copy: False puts the arrays themselves into a Flax model (through dlpack, the axes permuted, nothing moved)
             where JAX computes on the CPU and can take them. They are aliased: JAX takes its arrays to be constant, so

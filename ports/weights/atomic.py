@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import IO
 
 from ports.weights import destination
-from ports.weights.hub import WeightsError
+from ports.weights.torch_form import WeightsError
 
 try:
     import fcntl

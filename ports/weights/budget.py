@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ports.weights.hub import WeightsError
+from ports.weights.torch_form import WeightsError
 
 TIMES, BASE = 20, 64 << 20
 JSON = 24  # bytes of objects that a byte of JSON can become: `{},` is 72

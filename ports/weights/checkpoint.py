@@ -1,4 +1,4 @@
-"""A file in the hub form: read, taken apart, recognised; with the state of its optimizer."""
+"""A file in the torch form: read, taken apart, recognised; with the state of its optimizer."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy as np
 
 from ports.weights import formats, optimizer_table, states, stored, training
 from ports.weights.guard import faults_of
-from ports.weights.hub import WeightsError, describe, lossless
 from ports.weights.layers import COUNTER
 from ports.weights.optimizer_table import STEP, WEIGHTS_ONLY, whole_number
 from ports.weights.recognise import Found, recognise
 from ports.weights.source import Source
+from ports.weights.torch_form import WeightsError, describe, lossless
 
 
 @dataclass
 class Checkpoint:
-    """A file in the hub form.
+    """A file in the torch form.
 
     Attributes:
         weights: PyTorch's names and layouts. A tensor of safetensors stays in the file: `numpy.asarray` reads it.
@@ -53,7 +53,7 @@ def open_checkpoint(
     bare: bool = False,
     max_memory: int | None = None,
 ) -> Checkpoint:
-    """A file in the hub form, with the state of its optimizer.
+    """A file in the torch form, with the state of its optimizer.
 
     Args:
         format: of the file, where its name does not tell.
@@ -114,28 +114,30 @@ def _opened(
 
 def _uncounted(found: Found, weights: Mapping[str, Any]) -> list[str]:
     """The BatchNorms' counters that the file has no tensor for."""
-    rows = [entry for entry in found.entries if entry.leaf.hub == COUNTER]
-    return [row.hub for row in rows if not all(found.raw.get(name, name) in weights for name in row.names)]
+    rows = [entry for entry in found.entries if entry.leaf.torch == COUNTER]
+    return [row.torch for row in rows if not all(found.raw.get(name, name) in weights for name in row.names)]
 
 
 def _state(
     parts: training.Parts, found: Found, weights: Mapping[str, Any], steps: int | None, notes: list[str]
 ) -> tuple[dict[str, Any], list[dict[str, Any]] | None]:
-    """The optimizer's state in the hub form, and its options."""
-    hub = {found.raw.get(name, name): entry.hub for entry in found.entries if entry.parameter for name in entry.names}
-    hub = {name: hub[name] for name in parts.weights if name in hub}
-    resolved = stored.resolve(parts, list(hub))
+    """The optimizer's state in the torch form, and its options."""
+    torch_names = {
+        found.raw.get(name, name): entry.torch for entry in found.entries if entry.parameter for name in entry.names
+    }
+    torch_names = {name: torch_names[name] for name in parts.weights if name in torch_names}
+    resolved = stored.resolve(parts, list(torch_names))
     if resolved.groups is None:
         resolved.options, resolved.stateless = states.about(parts.metadata)
-    bare = {raw.removeprefix("params."): raw for raw in hub}
-    bare |= {name: raw for name, raw in found.raw.items() if raw in hub}  # of a model that was not wrapped yet
-    tensors = {slot: _moved(slot, arrays, found, parts, hub, bare) for slot, arrays in resolved.slots.items()}
-    groups, parameters = states.groups_of(resolved, hub, bare), list(dict.fromkeys(hub.values()))
+    bare = {raw.removeprefix("params."): raw for raw in torch_names}
+    bare |= {name: raw for name, raw in found.raw.items() if raw in torch_names}  # of a model that was not wrapped yet
+    tensors = {slot: _moved(slot, arrays, found, parts, torch_names, bare) for slot, arrays in resolved.slots.items()}
+    groups, parameters = states.groups_of(resolved, torch_names, bare), list(dict.fromkeys(torch_names.values()))
     if strange := [name for name in resolved.stateless if name not in parameters]:
         raise WeightsError(f"metadata stateless: {describe(strange)}: the network has no such parameter")
     if resolved.groups is None:
         tensors = states.without_fillers(tensors, groups, set(resolved.stateless))
-    states.complete(tensors, groups, parameters, _excused(resolved, hub, bare, parts, tensors, notes))
+    states.complete(tensors, groups, parameters, _excused(resolved, torch_names, bare, parts, tensors, notes))
     notes += resolved.notes
     step = _steps(resolved.step, steps, notes)
     if wide := _wider(tensors, weights):
@@ -161,10 +163,10 @@ def _moved(
     arrays: Mapping[str, Any],
     found: Found,
     parts: training.Parts,
-    hub: Mapping[str, str],
+    torch_names: Mapping[str, str],
     bare: Mapping[str, str],
 ) -> dict[str, np.ndarray]:
-    """One kind of the optimizer's tensors in the hub form.
+    """One kind of the optimizer's tensors in the torch form.
 
     Raises:
         WeightsError: a tensor that is not like its parameter, or a part of a tensor.
@@ -173,7 +175,7 @@ def _moved(
     problems: list[str] = []
     for name, array in arrays.items():
         raw = bare.get(name.removesuffix(".value"), name)
-        if raw not in hub:
+        if raw not in torch_names:
             problems.append(f"{slot}/{name}: the network has no such parameter")
         elif raw in known:
             problems.append(f"{slot}/{name}: is there twice, under another name too")
@@ -181,7 +183,7 @@ def _moved(
             problems.append(f"{slot}/{name}: got shape {array.shape}, expected {parts.weights[raw].shape}")
         known[raw] = array
     moved = {} if problems else found.read(known, parameters=True)
-    parted = [] if problems else sorted({hub[raw] for raw in known} - moved.keys())
+    parted = [] if problems else sorted({torch_names[raw] for raw in known} - moved.keys())
     problems += [f"{slot}/{name}: a part of it is missing" for name in parted]
     if problems:
         raise WeightsError(f"optimizer: {describe(problems)}; {WEIGHTS_ONLY}")
@@ -190,7 +192,7 @@ def _moved(
 
 def _excused(
     resolved: stored.Resolved,
-    hub: Mapping[str, str],
+    torch_names: Mapping[str, str],
     bare: Mapping[str, str],
     parts: training.Parts,
     tensors: Mapping[str, Mapping[str, Any]],
@@ -199,12 +201,12 @@ def _excused(
     """The parameters that may have no state, because they never got a gradient."""
     if resolved.groups is not None:  # PyTorch makes a parameter's state with its first gradient; Adagrad's at once
         row = optimizer_table.of_groups(resolved.groups, resolved.slots)
-        return set() if row is not None and row.eager else set(hub.values())
+        return set() if row is not None and row.eager else set(torch_names.values())
     excused = set(resolved.stateless)
     for begin in resolved.masked:
-        excused |= {hub[raw] for name, raw in bare.items() if f"{name}.".startswith(f"{begin}.")}
+        excused |= {torch_names[raw] for name, raw in bare.items() if f"{name}.".startswith(f"{begin}.")}
     if resolved.named and not parts.metadata:  # msgpack has no room for the record
-        without = sorted(set(hub.values()) - excused - {n for arrays in tensors.values() for n in arrays})
+        without = sorted(set(torch_names.values()) - excused - {n for arrays in tensors.values() for n in arrays})
         excused |= set(without)
         if tensors and without:
             notes.append(f"optimizer: no tensors for {describe(without)}: taken as never having had a gradient")

@@ -1,4 +1,4 @@
-"""From one file to another: read, recognised, brought into the hub form, laid out for the target, written whole.
+"""From one file to another: read, recognised, brought into the torch form, laid out for the target, written whole.
 
     ports.weights.convert("resnet50.pth", "resnet50", to="nnx")       # an Orbax folder
     ports.weights.convert("resnet50", "back.safetensors")             # PyTorch's names and layouts
@@ -27,10 +27,10 @@ from ports.weights.atomic import publish
 from ports.weights.checkpoint import Checkpoint, open_checkpoint
 from ports.weights.dialects import TARGET, TARGETS, Entry, mapping
 from ports.weights.formats import Content, Format
-from ports.weights.hub import WeightsError, describe
 from ports.weights.lazy import Array
 from ports.weights.optimizer import STEP
 from ports.weights.rulesfile import RulesFound
+from ports.weights.torch_form import WeightsError, describe
 from ports.weights.training import check_names
 
 Leaves = dict[tuple[str, ...], Array]
@@ -183,11 +183,11 @@ def _leaves(weights: Mapping[str, Array], rows: Iterable[Entry], parameters: boo
     """The output's arrays by their paths."""
     leaves: Leaves = {}
     for entry in rows:
-        if parameters and (not entry.parameter or entry.hub not in weights):
+        if parameters and (not entry.parameter or entry.torch not in weights):
             continue
-        for at, array in zip(entry.paths, entry.from_hub(weights[entry.hub]), strict=True):
+        for at, array in zip(entry.paths, entry.from_torch(weights[entry.torch]), strict=True):
             if at in leaves:
-                raise WeightsError(f"{'.'.join(at)}: is set twice, the second time by {entry.hub}")
+                raise WeightsError(f"{'.'.join(at)}: is set twice, the second time by {entry.torch}")
             leaves[at] = array
     return leaves
 
@@ -212,7 +212,7 @@ def _tree(
         return {".".join(at): a for at, a in leaves.items()} | states.flat_state(trees, step)
     whole = formats.nested(leaves.items())
     if to == "torch" and row.name == "torch":
-        parameters = [entry.hub for entry in rows if entry.parameter]
+        parameters = [entry.torch for entry in rows if entry.parameter]
         state = states.torch_state(held.optimizer, parameters, held.options)
         return {"model": whole, "optimizer": state, STEP: step}
     if to == "torch":
@@ -231,7 +231,7 @@ def _state_trees(held: Checkpoint, rows: Sequence[Entry], to: str, about: dict[s
         if key != STEP:
             slot, _, name = key.partition("/")
             slots.setdefault(slot, {})[name] = array
-    parameters = {entry.hub for entry in rows if entry.parameter}
+    parameters = {entry.torch for entry in rows if entry.parameter}
     given = {name for arrays in slots.values() for name in arrays}
     if slots and (without := sorted(parameters - given)):
         about["stateless"] = json.dumps(without)
@@ -264,7 +264,7 @@ def _metadata(source: Path, held: Checkpoint, to: str, rows: Sequence[Entry] | N
         about |= {"network": held.found.network, "dialect": held.found.dialect}
     if folded:
         about["folded"] = "batchnorm"
-    if rows is not None and (lost := set(held.weights) - {entry.hub for entry in rows}) and not folded:
+    if rows is not None and (lost := set(held.weights) - {entry.torch for entry in rows}) and not folded:
         about["counters"] = json.dumps({name: states.counter(name, held.weights[name]) for name in sorted(lost)})
     if held.options:
         about["optimizer"] = json.dumps(held.options, sort_keys=True)

@@ -12,8 +12,8 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from ports.weights.hub import WeightsError, describe
 from ports.weights.source import Source, kind_of
+from ports.weights.torch_form import WeightsError, describe
 
 SYSTEM = ("/dev", "/proc", "/sys")
 SHARED_MEMORY = "/dev/shm"

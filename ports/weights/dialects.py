@@ -14,6 +14,7 @@ import functools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,9 @@ import numpy as np
 from ports.families import is_description, layers
 from ports.family import Layer, Shape
 from ports.weights import lazy
-from ports.weights.hub import Ignore, WeightsError, lossless
 from ports.weights.layers import LAYERS, LayerRule, Leaf
 from ports.weights.lazy import Array
+from ports.weights.torch_form import Ignore, WeightsError, lossless
 
 Path = tuple[str, ...]
 TARGETS = ("torch", "nnx", "linen")
@@ -61,7 +62,7 @@ class Dialect:
         name = self.names.get(layer.role)
         if name is not None:
             return name.format(**layer.fields)
-        return re.sub(r"\.(?=\d)", self.number, layer.hub)
+        return re.sub(r"\.(?=\d)", self.number, layer.torch)
 
 
 HUGGING_FACE = {
@@ -124,7 +125,7 @@ TARGET = {"torch": DIALECTS["torchvision"], "nnx": DIALECTS["nnx"], "linen": DIA
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of the hub form and where a file keeps it.
+    """One tensor of the torch form and where a file keeps it.
 
     Attributes:
         leaf: how it becomes the file's arrays, and how they become it.
@@ -132,7 +133,7 @@ class Entry:
         parameter: it is trained; statistics are not.
     """
 
-    hub: str
+    torch: str
     shape: Shape
     leaf: Leaf
     paths: tuple[Path, ...]
@@ -147,21 +148,21 @@ class Entry:
         """Of the file's arrays."""
         return tuple(a.shape for a in self.leaf.to_flax(np.broadcast_to(np.int8(0), self.shape)))
 
-    def from_hub(self, array: Array) -> list[Array]:
+    def from_torch(self, array: Array) -> list[Array]:
         """Return the file's arrays: views where possible."""
         if self.leaf.dtype is None or not self.leaf.flax:
             return lazy.mapped(lambda arrays: self.leaf.to_flax(arrays[0]), (array,))
         made = self.leaf.to_flax(np.asarray(array))
         cast = [lossless(a, np.dtype("int32")) for a in made]
         if any(a is None for a in cast):
-            raise WeightsError(f"{self.hub}: got {np.asarray(array)}, which does not fit Flax's int32")
+            raise WeightsError(f"{self.torch}: got {np.asarray(array)}, which does not fit Flax's int32")
         return [a for a in cast if a is not None]
 
-    def to_hub(self, arrays: tuple[Array, ...]) -> Array:
-        """Return the tensor in the hub form: a view where possible."""
+    def to_torch(self, arrays: tuple[Array, ...]) -> Array:
+        """Return the tensor in the torch form: a view where possible."""
         if self.leaf.dtype is None:
-            return lazy.mapped(lambda arrays: (self.leaf.to_hub(arrays),), arrays)[0]
-        return self.leaf.to_hub(tuple(np.asarray(array) for array in arrays)).astype(self.leaf.dtype)
+            return lazy.mapped(lambda arrays: (self.leaf.to_torch(arrays),), arrays)[0]
+        return self.leaf.to_torch(tuple(np.asarray(array) for array in arrays)).astype(self.leaf.dtype)
 
 
 def mapping(spec: Any, dialect: Dialect) -> list[Entry]:
@@ -173,26 +174,30 @@ def mapping(spec: Any, dialect: Dialect) -> list[Entry]:
 def entries(layer: Layer, dialect: Dialect) -> list[Entry]:
     """The tensors of one layer."""
     base, found = dialect.layer(layer), {}
-    for leaf, kept, names in _kept(LAYERS[layer.type], dialect.tensors):
-        if leaf.hub not in layer.shapes:
+    for leaf, kept, names in kept_leaves(LAYERS[layer.type], dialect.tensors, layer.options):
+        if leaf.torch not in layer.shapes:
             continue
         paths = []
         for name in names:
             path = tuple(f"{base}.{name}".split(".")) if dialect.nested else (f"{base}.{name}",)
             paths.append((leaf.collection, *path) if dialect.collections else path)
-        hub, shape = f"{layer.hub}.{leaf.hub}", layer.shapes[leaf.hub]
-        found[leaf.hub] = Entry(hub, shape, kept, tuple(paths), leaf.collection == "params")
+        torch_name, shape = f"{layer.torch}.{leaf.torch}", layer.shapes[leaf.torch]
+        found[leaf.torch] = Entry(torch_name, shape, kept, tuple(paths), leaf.collection == "params")
     return [found[name] for name in layer.shapes if name in found]
 
 
 @functools.cache
-def _kept(rule: LayerRule, tensors: str) -> list[tuple[Leaf, Leaf, Path]]:
+def kept_leaves(rule: LayerRule, tensors: str, options: tuple[tuple[str, Any], ...]) -> list[tuple[Leaf, Leaf, Path]]:
     """Of each tensor of a layer: its leaf, how a dialect lays it out, and what it is called there."""
     rows = []
-    for leaf in rule(None):
+    for leaf in rule(SimpleNamespace(**dict(options))):
         if tensors == "flax":
             rows.append((leaf, leaf, leaf.flax))
         else:
-            kept = Leaf(leaf.hub, (), leaf.to_flax, leaf.to_hub) if tensors == "hwio" else Leaf(leaf.hub, ())
-            rows.append((leaf, kept, (leaf.hub,)))
+            kept = (
+                Leaf(leaf.torch, (), leaf.to_flax, leaf.to_torch)
+                if tensors == "hwio" and len(leaf.flax) == 1
+                else Leaf(leaf.torch, ())
+            )
+            rows.append((leaf, kept, (leaf.torch,)))
     return rows

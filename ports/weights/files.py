@@ -1,4 +1,4 @@
-"""Weights files and the hub form: `load` and `save` of every format in `ports.weights.formats`.
+"""Weights files and the torch form: `load` and `save` of every format in `ports.weights.formats`.
 
 Of a training checkpoint the weights are taken (under `state_dict`, `model`, …), and the parts of names that
 DataParallel and torch.compile write are removed. A file in Flax's layouts is brought into PyTorch's, for which its
@@ -16,8 +16,8 @@ from ports.weights import formats, training
 from ports.weights.atomic import publish
 from ports.weights.formats import Content
 from ports.weights.guard import faults_of
-from ports.weights.hub import WeightsError, _arrays
 from ports.weights.recognise import in_flax, recognise, stripped
+from ports.weights.torch_form import WeightsError, _arrays
 
 
 def load(

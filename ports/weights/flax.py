@@ -1,4 +1,4 @@
-"""What the NNX and the Linen writer have in common: from places in a model to the hub form and back.
+"""What the NNX and the Linen writer have in common: from places in a model to the torch form and back.
 
 A place is a layer's leaf rule with the slots that hold it. A slot has `shape`, `dtype` and `get()`.
 """
@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ports.weights.hub import Rule, Target, WeightsError, lossless, match
 from ports.weights.layers import Leaf
+from ports.weights.torch_form import Rule, Target, WeightsError, lossless, match
 
 
 class Slot(Protocol):
@@ -47,22 +47,24 @@ class Place(Generic[S]):
 
     @property
     def dtype(self) -> np.dtype:
-        """The tensor's type in the hub form."""
+        """The tensor's type in the torch form."""
         return np.dtype(self.leaf.dtype or (self.slots[0] if self.slots else self.like).dtype)  # pyright: ignore
 
     def read(self, copy: bool = True) -> np.ndarray:
         if any(slot.get().dtype == object for slot in self.slots):
-            raise WeightsError(f"{self.leaf.hub}: holds no array: the network is abstract, or its variables are boxed")
-        array = self.leaf.to_hub(tuple(slot.get() for slot in self.slots))
+            raise WeightsError(
+                f"{self.leaf.torch}: holds no array: the network is abstract, or its variables are boxed"
+            )
+        array = self.leaf.to_torch(tuple(slot.get() for slot in self.slots))
         array = np.array(array, order="C") if copy else array
         return array.astype(self.dtype) if self.leaf.dtype or not self.slots else array
 
     @property
     def target(self) -> Target:
-        """Shape and type in the hub form."""
-        if self.leaf.to_hub is Leaf.to_hub:  # the layout is the same; most are
+        """Shape and type in the torch form."""
+        if self.leaf.to_torch is Leaf.to_torch:  # the layout is the same; most are
             return Target(self.slots[0].shape, self.dtype)
-        shape = self.leaf.to_hub(tuple(np.broadcast_to(np.int8(0), slot.shape) for slot in self.slots)).shape
+        shape = self.leaf.to_torch(tuple(np.broadcast_to(np.int8(0), slot.shape) for slot in self.slots)).shape
         return Target(shape, self.dtype)
 
 

@@ -16,19 +16,19 @@ from typing import Any
 import numpy as np
 
 from ports.family import Layer
-from ports.weights.hub import WeightsError
+from ports.weights.torch_form import WeightsError
 
 EPSILON = 1e-5  # of every BatchNorm in these networks
 
 
 def pairs(layers: Sequence[Layer]) -> dict[str, str]:
-    """The convolution before each BatchNorm that has one directly before it, by their hub names."""
+    """The convolution before each BatchNorm that has one directly before it, by their PyTorch names."""
     found = {}
     for conv, bn in itertools.pairwise(layers):
         behind = conv.type == "Conv" and bn.type == "BatchNorm" and bn.role != "last.bn"
         shortcuts = (conv.role == "shortcut.conv") == (bn.role == "shortcut.bn")
         if behind and shortcuts and conv.fields.get("at") == bn.fields.get("at"):
-            found[bn.hub] = conv.hub
+            found[bn.torch] = conv.torch
     return found
 
 
@@ -37,10 +37,10 @@ def folded(layers: Sequence[Layer]) -> list[Layer]:
     found = pairs(layers)
     result = []
     for layer in layers:
-        if layer.hub in found.values():
+        if layer.torch in found.values():
             shapes = {"weight": layer.shapes["weight"], "bias": layer.shapes["weight"][:1]}
             result.append(dataclasses.replace(layer, shapes=shapes))
-        elif layer.hub not in found:
+        elif layer.torch not in found:
             result.append(layer)
     return result
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ports.errors import UserError
-from ports.weights.hub import WeightsError
+from ports.weights.torch_form import WeightsError
 
 LONGEST = 160
 DEBUG = "PARITY_DEBUG"

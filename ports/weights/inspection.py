@@ -16,8 +16,8 @@ import numpy as np
 
 from ports.weights import formats, stored, training
 from ports.weights.guard import faults_of
-from ports.weights.hub import WeightsError, describe
 from ports.weights.recognise import recognise, require
+from ports.weights.torch_form import WeightsError, describe
 
 LISTED = 3
 

@@ -25,18 +25,18 @@ class Leaf:
     """One PyTorch tensor of a layer.
 
     Attributes:
-        hub: its PyTorch name within the layer.
+        torch: its PyTorch name within the layer.
         flax: the Flax variables that hold it, as paths within the layer (`kernel`, `query.kernel`).
-        to_flax, to_hub: between the PyTorch tensor and the values of those variables; views where possible.
+        to_flax, to_torch: between the PyTorch tensor and the values of those variables; views where possible.
         dtype: PyTorch's type where it is fixed.
         collection: Linen's collection.
         like: where `flax` is empty: the Flax variable whose type the tensor has. Such a tensor has one value only.
     """
 
-    hub: str
+    torch: str
     flax: tuple[str, ...]
     to_flax: Callable[[np.ndarray], Arrays] = lambda a: (a,)
-    to_hub: Callable[[Arrays], np.ndarray] = lambda arrays: arrays[0]
+    to_torch: Callable[[Arrays], np.ndarray] = lambda arrays: arrays[0]
     dtype: str | None = None
     collection: str = "params"
     like: str | None = None
@@ -45,9 +45,9 @@ class Leaf:
 LayerRule = Callable[[Any], tuple[Leaf, ...]]
 
 
-def same(hub: str, flax: str, **kw: Any) -> Leaf:
+def same(torch_name: str, flax: str, **kw: Any) -> Leaf:
     """A tensor that has the same layout in both."""
-    return Leaf(hub, (flax,), **kw)
+    return Leaf(torch_name, (flax,), **kw)
 
 
 def conv(_: Any) -> tuple[Leaf, ...]:
@@ -57,7 +57,7 @@ def conv(_: Any) -> tuple[Leaf, ...]:
             "weight",
             ("kernel",),
             to_flax=lambda w: (np.moveaxis(w, (0, 1), (-1, -2)),),
-            to_hub=lambda k: np.moveaxis(k[0], (-1, -2), (0, 1)),
+            to_torch=lambda k: np.moveaxis(k[0], (-1, -2), (0, 1)),
         ),
         same("bias", "bias"),
     )
@@ -76,7 +76,7 @@ def conv_transpose(layer: Any) -> tuple[Leaf, ...]:
             "weight",
             ("kernel",),
             to_flax=lambda w: (np.moveaxis(flip(w, range(2, w.ndim)), (0, 1), (-2, -1)),),
-            to_hub=lambda k: np.moveaxis(flip(k[0], range(k[0].ndim - 2)), (-2, -1), (0, 1)),
+            to_torch=lambda k: np.moveaxis(flip(k[0], range(k[0].ndim - 2)), (-2, -1), (0, 1)),
         ),
         same("bias", "bias"),
     )
@@ -85,7 +85,7 @@ def conv_transpose(layer: Any) -> tuple[Leaf, ...]:
 def linear(_: Any) -> tuple[Leaf, ...]:
     """(out, in) and (in, out)."""
     return (
-        Leaf("weight", ("kernel",), to_flax=lambda w: (w.T,), to_hub=lambda k: k[0].T),
+        Leaf("weight", ("kernel",), to_flax=lambda w: (w.T,), to_torch=lambda k: k[0].T),
         same("bias", "bias"),
     )
 
@@ -117,39 +117,39 @@ def attention(layer: Any) -> tuple[Leaf, ...]:
             "in_proj_weight",
             tuple(f"{n}.kernel" for n in names),
             to_flax=lambda w: tuple(part.T.reshape(part.shape[1], heads, -1) for part in np.split(w, 3)),
-            to_hub=lambda kernels: np.concatenate([k.reshape(k.shape[0], -1).T for k in kernels]),
+            to_torch=lambda kernels: np.concatenate([k.reshape(k.shape[0], -1).T for k in kernels]),
         ),
         Leaf(
             "in_proj_bias",
             tuple(f"{n}.bias" for n in names),
             to_flax=lambda b: tuple(part.reshape(heads, -1) for part in np.split(b, 3)),
-            to_hub=lambda biases: np.concatenate([b.reshape(-1) for b in biases]),
+            to_torch=lambda biases: np.concatenate([b.reshape(-1) for b in biases]),
         ),
         Leaf(
             "out_proj.weight",
             ("out.kernel",),
             to_flax=lambda w: (w.T.reshape(heads, -1, w.shape[0]),),
-            to_hub=lambda k: k[0].reshape(-1, k[0].shape[-1]).T,
+            to_torch=lambda k: k[0].reshape(-1, k[0].shape[-1]).T,
         ),
         same("out_proj.bias", "out.bias"),
     )
 
 
-def gates(hub: str, kernels: tuple[str, ...]) -> Leaf:
+def gates(torch_name: str, kernels: tuple[str, ...]) -> Leaf:
     """The kernels of a cell's gates, (in, hidden) each, as PyTorch stacks them: (gates x hidden, in)."""
     return Leaf(
-        hub,
+        torch_name,
         kernels,
         to_flax=lambda w: tuple(part.T for part in np.split(w, len(kernels))),
-        to_hub=lambda parts: np.concatenate([k.T for k in parts]),
+        to_torch=lambda parts: np.concatenate([k.T for k in parts]),
     )
 
 
-def gate_biases(hub: str, biases: tuple[str, ...]) -> Leaf:
-    return Leaf(hub, biases, to_flax=lambda b: tuple(np.split(b, len(biases))), to_hub=np.concatenate)
+def gate_biases(torch_name: str, biases: tuple[str, ...]) -> Leaf:
+    return Leaf(torch_name, biases, to_flax=lambda b: tuple(np.split(b, len(biases))), to_torch=np.concatenate)
 
 
-def no_bias(hub: str, like: str, size: int, kept: tuple[str, ...] = ()) -> Leaf:
+def no_bias(torch_name: str, like: str, size: int, kept: tuple[str, ...] = ()) -> Leaf:
     """PyTorch's second bias, of which Flax has the last part (`kept`) or nothing: the rest must be zero."""
 
     def to_flax(b: np.ndarray) -> Arrays:
@@ -160,10 +160,10 @@ def no_bias(hub: str, like: str, size: int, kept: tuple[str, ...] = ()) -> Leaf:
             )
         return (b[len(rest) :],) if kept else ()
 
-    def to_hub(parts: Arrays) -> np.ndarray:
+    def to_torch(parts: Arrays) -> np.ndarray:
         return np.concatenate([np.zeros(2 * len(parts[0]), parts[0].dtype), parts[0]]) if kept else np.zeros(size)
 
-    return Leaf(hub, kept, to_flax, to_hub, like=like)
+    return Leaf(torch_name, kept, to_flax, to_torch, like=like)
 
 
 def lstm(cell: Any) -> tuple[Leaf, ...]:

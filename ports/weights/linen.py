@@ -15,8 +15,8 @@ from flax import linen as nn
 from flax import traverse_util
 
 from ports.weights import flax
-from ports.weights.hub import Rule, WeightsError, describe
 from ports.weights.layers import COUNTER, Leaf, rule_for
+from ports.weights.torch_form import Rule, WeightsError, describe
 
 Net = tuple[nn.Module, Mapping[str, Any]]
 Path = tuple[str, ...]
@@ -76,7 +76,7 @@ def _walk(node: Any, path: str) -> Iterator[tuple[str, nn.Module]]:
 
 
 def places(net: Net, layers: Mapping[str, nn.Module] | None = None) -> dict[str, flax.Place[Variable]]:
-    """Every tensor of the network under its hub name.
+    """Every tensor of the network under its PyTorch name.
 
     Args:
         layers: its modules by name where the attributes do not tell (`nn.compact`); then variables of one's own
@@ -103,7 +103,7 @@ def places(net: Net, layers: Mapping[str, nn.Module] | None = None) -> dict[str,
                 place = (leaf.collection, *module.path, *(leaf.like or "").split("."))
                 like = Variable(place, arrays[place]) if place in arrays else None
                 if slots or like:
-                    found[f"{path}.{leaf.hub}" if path else leaf.hub] = flax.Place(leaf, slots, like)
+                    found[f"{path}.{leaf.torch}" if path else leaf.torch] = flax.Place(leaf, slots, like)
     covered = {slot.path for place in found.values() for slot in place.slots}
     if left := [".".join(path) for path in arrays if path not in covered]:
         raise WeightsError(

@@ -11,8 +11,8 @@ import numpy as np
 from flax import nnx
 
 from ports.weights import flax
-from ports.weights.hub import Rule, WeightsError
 from ports.weights.layers import COUNTER, Leaf, rule_for
+from ports.weights.torch_form import Rule, WeightsError
 
 # Variables that PyTorch has no tensor for.
 NO_WEIGHTS = (nnx.RngState, nnx.Cache, nnx.Intermediate)
@@ -84,7 +84,7 @@ def _walk(node: Any, path: str) -> Iterator[tuple[str, nnx.Module]]:
 
 
 def places(net: nnx.Module, bare: bool = False) -> dict[str, flax.Place[Variable | Counter]]:
-    """Every tensor of the network under its hub name.
+    """Every tensor of the network under its PyTorch name.
 
     Args:
         bare: take variables of one's own modules, which have no rule, as they are.
@@ -113,7 +113,7 @@ def places(net: nnx.Module, bare: bool = False) -> dict[str, flax.Place[Variable
             if len(slots) == len(leaf.flax):
                 like = _slot(module, leaf.like) if leaf.like else None
                 if slots or like:
-                    found[f"{path}.{leaf.hub}" if path else leaf.hub] = flax.Place(leaf, slots, like)
+                    found[f"{path}.{leaf.torch}" if path else leaf.torch] = flax.Place(leaf, slots, like)
     covered = {slot.key for place in found.values() for slot in place.slots} | {id(v) for v in reported}
     if any(id(variable) not in covered for variable in _variables(net)):
         left = [(at, v) for at, v in nnx.iter_graph(net) if isinstance(v, nnx.Variable)]

@@ -1,4 +1,4 @@
-"""Optimizer states in the hub form: `exp_avg/conv1.weight` with PyTorch's names and layouts, and `step`.
+"""Optimizer states in the torch form: `exp_avg/conv1.weight` with PyTorch's names and layouts, and `step`.
 
     state = optimizer.read(torch_optimizer, torch_net)
     opt_state = optimizer.write(tx.init(params), nnx_net, state)    # tx of `ports.optim`; and the other way round
@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from ports.weights.hub import WeightsError, lossless
 from ports.weights.optimizer_table import STEP, KnownOptimizer, of_torch, problems, shown, whole_number
+from ports.weights.torch_form import WeightsError, lossless
 
 Tensors = dict[str, dict[str, np.ndarray]]
 
 
 class OptimizerState(dict[str, np.ndarray]):
-    """The hub form.
+    """The torch form.
 
     Attributes:
         stateless: the network's parameters that never got a gradient, so that the state has no tensors for them.
@@ -52,7 +52,7 @@ def read(state: Any, net: Any, steps: int | None = None) -> OptimizerState:
 
 
 def write(state: Any, net: Any, values: Mapping[str, Any], stateless: Collection[str] | None = None) -> Any:
-    """Put a state in the hub form into an optimizer: all of it, or nothing where it does not fit.
+    """Put a state in the torch form into an optimizer: all of it, or nothing where it does not fit.
 
     Args:
         state: as in `read`; for optax a state of the right transform: `tx.init(params)`.
@@ -78,7 +78,7 @@ def write(state: Any, net: Any, values: Mapping[str, Any], stateless: Collection
 
 
 def by_slot(values: Mapping[str, Any]) -> Tensors:
-    """The tensors of a state in the hub form by their name in the state, then by parameter."""
+    """The tensors of a state in the torch form by their name in the state, then by parameter."""
     tensors: Tensors = {}
     for key, array in values.items():
         if key != STEP:

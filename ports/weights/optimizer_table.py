@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ports.weights.hub import WeightsError, describe
+from ports.weights.torch_form import WeightsError, describe
 
 STEP = "step"
 LARGEST = 2**63 - 1

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ports.weights.hub import WeightsError
+from ports.weights.torch_form import WeightsError
 
 HF, TORCHVISION = "hf://", "torchvision://"
 HF_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "flax_model.msgpack")

@@ -1,4 +1,4 @@
-"""Reads and writes a `torch.nn.Module`: its state_dict is the hub form, but for numpy's types."""
+"""Reads and writes a `torch.nn.Module`: its state_dict is the torch form, but for numpy's types."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ports.weights.hub import Rule, Target, WeightsError, match
+from ports.weights.torch_form import Rule, Target, WeightsError, match
 
 # Types that numpy has from ml_dtypes only: they travel as integers of the same width.
 EXTENDED = {

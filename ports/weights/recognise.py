@@ -17,10 +17,10 @@ import numpy as np
 
 from ports.families import KNOWN, family_of, layers
 from ports.family import Layer, Shape
-from ports.weights.dialects import DIALECTS, Dialect, Entry, mapping
-from ports.weights.hub import WeightsError, _matches
-from ports.weights.layers import COUNTER
+from ports.weights.dialects import DIALECTS, Dialect, Entry, kept_leaves, mapping
+from ports.weights.layers import COUNTER, LAYERS
 from ports.weights.near import LONGEST, Near
+from ports.weights.torch_form import WeightsError, _matches
 
 Shapes = Mapping[str, Shape]
 WRAPPER, COMPILED = "module", "_orig_mod"
@@ -54,7 +54,7 @@ class Found:
     counters: dict[str, int] = field(default_factory=dict)
 
     def read(self, tensors: Mapping[str, Any], parameters: bool = False) -> dict[str, Any]:
-        """Tensors in the hub form: views where possible.
+        """Tensors in the torch form: views where possible.
 
         Args:
             parameters: take those only, and of them those that are there (the state of an optimizer).
@@ -64,10 +64,10 @@ class Found:
             raw = [self.raw.get(name, name) for name in entry.names]
             if parameters and (not entry.parameter or not all(name in tensors for name in raw)):
                 continue
-            if entry.leaf.hub == COUNTER and not all(name in tensors for name in raw):
-                weights[entry.hub] = np.array(self.counters.get(entry.hub, 0), np.int64)
+            if entry.leaf.torch == COUNTER and not all(name in tensors for name in raw):
+                weights[entry.torch] = np.array(self.counters.get(entry.torch, 0), np.int64)
             else:
-                weights[entry.hub] = entry.to_hub(tuple(tensors[name] for name in raw))
+                weights[entry.torch] = entry.to_torch(tuple(tensors[name] for name in raw))
         return weights
 
 
@@ -149,7 +149,9 @@ def _layers(network: str, features: bool) -> list[Layer]:
 @functools.cache
 def _names(network: str, dialect: str, features: bool) -> tuple[frozenset[str], frozenset[str]]:
     """The names of a network's tensors in a dialect, but for counters, and those of its counters."""
-    rows = [(n, e.leaf.hub == COUNTER) for e in mapping(_layers(network, features), DIALECTS[dialect]) for n in e.names]
+    rows = [
+        (n, e.leaf.torch == COUNTER) for e in mapping(_layers(network, features), DIALECTS[dialect]) for n in e.names
+    ]
     return frozenset(n for n, counter in rows if not counter), frozenset(n for n, counter in rows if counter)
 
 
@@ -209,15 +211,20 @@ def _prefixes(plain: dict[str, str]) -> Iterator[tuple[dict[str, str], list[str]
 
 def _same(a: Found, b: Found) -> bool:
     def told(found: Found) -> list[tuple[str, tuple[str, ...], Shape]]:
-        return [(e.hub, e.names, e.shape) for e in found.entries]
+        return [(e.torch, e.names, e.shape) for e in found.entries]
 
     return told(a) == told(b) and a.dialect.partition("-hwio")[1:] == b.dialect.partition("-hwio")[1:]
 
 
 @functools.cache
-def _size(network: str, features: bool) -> int:
-    """The number of a network's tensors, but for counters."""
-    return sum(len(set(layer.shapes) - {COUNTER}) for layer in _layers(network, features))
+def _size(network: str, tensors: str, features: bool) -> int:
+    """The number of arrays that a file of a network holds in dialects of a kind, but for counters."""
+    return sum(
+        len(names)
+        for layer in _layers(network, features)
+        for leaf, _, names in kept_leaves(LAYERS[layer.type], tensors, layer.options)
+        if leaf.torch in layer.shapes and leaf.torch != COUNTER
+    )
 
 
 def _fitting(shapes: Shapes, raw: dict[str, str], model: str | None) -> Iterator[Found]:
@@ -229,7 +236,9 @@ def _fitting(shapes: Shapes, raw: dict[str, str], model: str | None) -> Iterator
         size = sum(not name.endswith(COUNTER) for name in given - ignored)
         for network in [model] if model else dialect.networks or KNOWN:
             for features in (False, True):
-                if _size(network, features) != size or (dialect.networks and network not in dialect.networks):
+                if _size(network, dialect.tensors, features) != size or (
+                    dialect.networks and network not in dialect.networks
+                ):
                     continue
                 names, counters = _names(network, dialect.name, features)
                 rest = given - ignored - names
@@ -244,19 +253,25 @@ def _fitting(shapes: Shapes, raw: dict[str, str], model: str | None) -> Iterator
 
 def _resized(spec: Any, dialect: Dialect, shapes: Shapes) -> Any:
     """The description with the file's sizes: its number of classes, of input channels."""
-    rows = {entry.hub: entry for entry in mapping(spec, dialect)}
+    rows = {entry.torch: entry for entry in mapping(spec, dialect)}
     changes = {}
     for size in family_of(spec).sizes(spec):
-        shape = shapes.get(rows[size.tensor].names[0]) if size.tensor in rows else None
-        if shape and len(shape) == len(rows[size.tensor].shape):
-            axis = size.axis if dialect.tensors == "torch" else len(shape) - 1 - size.axis
-            changes[size.option] = shape[axis] or getattr(spec, size.option)
+        if size.tensor in rows and (shape := _torch_shape(rows[size.tensor], shapes)):
+            changes[size.option] = shape[size.axis] or getattr(spec, size.option)
     return dataclasses.replace(spec, **changes)
+
+
+def _torch_shape(entry: Entry, shapes: Shapes) -> Shape | None:
+    """The shape in PyTorch of a tensor of the file; None where the file has it not, or with other dimensions."""
+    given = [shapes.get(name) for name in entry.names]
+    if any(a is None or len(a) != len(b) for a, b in zip(given, entry.shapes, strict=True)):
+        return None
+    return entry.leaf.to_torch(tuple(np.broadcast_to(np.int8(0), shape or ()) for shape in given)).shape
 
 
 def _notes(spec: Any, features: bool, dialect: Dialect, counters: set[str], ignored: set[str]) -> list[str]:
     base, notes = KNOWN[spec.name], []
-    tensors = {f"{layer.hub}.{name}" for layer in layers(spec) for name in layer.shapes}
+    tensors = {f"{layer.torch}.{name}" for layer in layers(spec) for name in layer.shapes}
     for size in family_of(spec).sizes(spec):
         found, usual = getattr(spec, size.option), getattr(base, size.option)
         if found != usual and size.tensor in tensors:
@@ -279,7 +294,7 @@ def _misfit(shapes: Shapes, model: str | None) -> list[str]:
         return len(given & (names | counters)) / len(given | names)
 
     # Of sets that are that different in size no large part can be the same, whatever the names are.
-    near = [n for n in KNOWN if LEAST / 2 < _size(n, False) / max(len(given), 1) < 2 / LEAST]
+    near = [n for n in KNOWN if LEAST / 2 < _size(n, "torch", False) / max(len(given), 1) < 2 / LEAST]
     pairs = [(n, d) for n in ([model] if model else near) for d in DIALECTS if not DIALECTS[d].ignore]
     ranked = sorted(pairs, key=lambda pair: -overlap(*pair))[:6]
     if not model and (not ranked or overlap(*ranked[0]) < LEAST):

@@ -29,11 +29,11 @@ import numpy as np
 
 from ports.family import Shape
 from ports.weights.dialects import TARGETS, Entry
-from ports.weights.hub import WeightsError, _matches, describe
 from ports.weights.layers import COUNTER, LAYERS, Leaf
 from ports.weights.near import SUGGESTIONS, closest
 from ports.weights.patterns import Names, misplaced, parse
 from ports.weights.recognise import Found, normal
+from ports.weights.torch_form import WeightsError, _matches, describe
 
 TYPES = {
     "conv": "Conv",
@@ -124,9 +124,9 @@ class Rules:
             for layer, parts in layers.items():
                 for leaf in row.leaves():
                     entry = _entry(tensors, layer, leaf, style)
-                    if entry is None and leaf.hub == COUNTER and {style, other} - {"torch"} == {style}:
+                    if entry is None and leaf.torch == COUNTER and {style, other} - {"torch"} == {style}:
                         found.entries += (own := _counter(layer, theirs.format(*parts), leaf, style))
-                        found.others += [replace(e, leaf=Leaf(COUNTER, ()), paths=((e.hub,),)) for e in own]
+                        found.others += [replace(e, leaf=Leaf(COUNTER, ()), paths=((e.torch,),)) for e in own]
                     if entry is None or any(name in ignored for name in entry.names):
                         continue
                     for name in entry.names:
@@ -134,17 +134,17 @@ class Rules:
                             problems.append(f"{name}: taken by two rules, {taken[name]} and {mine}")
                         taken[name] = mine
                     base = theirs.format(*parts)
-                    hub = _joined(base if reverse and other == "torch" else layer, leaf.hub)
+                    torch_name = _joined(base if reverse and other == "torch" else layer, leaf.torch)
                     paths = _paths(base, leaf, other)
-                    found.entries.append(Entry(hub, entry.shape, entry.leaf, entry.paths, entry.parameter))
-                    if leaf.hub == COUNTER and other != "torch":
+                    found.entries.append(Entry(torch_name, entry.shape, entry.leaf, entry.paths, entry.parameter))
+                    if leaf.torch == COUNTER and other != "torch":
                         continue
                     for at in paths:
                         if at in targets:
                             problems.append(f"{'.'.join(at)}: set twice, by {targets[at]} and {layer}")
                         targets[at] = layer
-                    kept = Leaf(leaf.hub, ()) if other == "torch" else leaf
-                    found.others.append(Entry(hub, entry.shape, kept, paths, entry.parameter))
+                    kept = Leaf(leaf.torch, ()) if other == "torch" else leaf
+                    found.others.append(Entry(torch_name, entry.shape, kept, paths, entry.parameter))
         left = {name: shape for name, shape in tensors.items() if name not in taken and name not in ignored}
         for i, (name, shape) in enumerate(left.items()):
             near = closest(name.rpartition(".")[0], patterns, 0.6) if i < SUGGESTIONS else None
@@ -174,7 +174,7 @@ class Rules:
 
 def _counter(layer: str, base: str, leaf: Leaf, style: str) -> list[Entry]:
     """BatchNorm's counter, for which stock Flax has no variable: from the metadata, or 0."""
-    return [Entry(_joined(base, leaf.hub), (), leaf, _paths(layer, leaf, style), False)]
+    return [Entry(_joined(base, leaf.torch), (), leaf, _paths(layer, leaf, style), False)]
 
 
 def _joined(base: str, leaf: str) -> str:
@@ -183,14 +183,14 @@ def _joined(base: str, leaf: str) -> str:
 
 def _paths(base: str, leaf: Leaf, style: str) -> tuple[tuple[str, ...], ...]:
     if style == "torch":
-        return ((_joined(base, leaf.hub),),)
+        return ((_joined(base, leaf.torch),),)
     names = [tuple(_joined(base, name).split(".")) for name in leaf.flax]
     return tuple((leaf.collection, *name) if style == "linen" else name for name in names)
 
 
 def _layers(names: Names, pattern: str, row: Row, style: str) -> dict[str, tuple[str, ...]]:
     """The layers that a row takes, each with the parts of its name that stand in the holes."""
-    ends = {f".{end}" for leaf in row.leaves() for end in ((leaf.hub,) if style == "torch" else leaf.flax)}
+    ends = {f".{end}" for leaf in row.leaves() for end in ((leaf.torch,) if style == "torch" else leaf.flax)}
     ends = {""} if row.type == "tensor" else ends
     return {layer: holes for layer, end, holes in names.starting(parse(pattern)) if end in ends}
 
@@ -204,12 +204,12 @@ def _bare(tensors: Mapping[str, Shape], style: str) -> list[str]:
 
 def _entry(tensors: Mapping[str, Shape], layer: str, leaf: Leaf, style: str) -> Entry | None:
     """One tensor of a layer, where the file has it."""
-    kept = Leaf(leaf.hub, ()) if style == "torch" else leaf
+    kept = Leaf(leaf.torch, ()) if style == "torch" else leaf
     paths = _paths(layer, leaf, style)
     names = [".".join(at) for at in paths]
     if not names or not all(name in tensors for name in names):
         return None
-    shape = kept.to_hub(tuple(np.broadcast_to(np.int8(0), tensors[name]) for name in names)).shape
+    shape = kept.to_torch(tuple(np.broadcast_to(np.int8(0), tensors[name]) for name in names)).shape
     return Entry("", shape, kept, paths, leaf.collection == "params")
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ports.weights.budget import Budget
-from ports.weights.hub import WeightsError
+from ports.weights.torch_form import WeightsError
 
 PIECE = 1 << 22
 KINDS = (

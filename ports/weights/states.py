@@ -1,4 +1,4 @@
-"""Optimizer states between the hub form and files: what the metadata say, what may be missing, and how to lay one out.
+"""Optimizer states between the torch form and files: what metadata say, what may be missing, and how to lay one out.
 
 `stored.py` reads a state out of a file.
 """
@@ -13,9 +13,9 @@ import numpy as np
 
 from ports.weights import optimizer_table
 from ports.weights.formats import Tree, nested
-from ports.weights.hub import WeightsError, describe
 from ports.weights.optimizer_table import LARGEST, STEP, WEIGHTS_ONLY, KnownOptimizer, exact, shown
 from ports.weights.stored import DEPTH, Group, Resolved, are_names, is_array
+from ports.weights.torch_form import WeightsError, describe
 from ports.weights.training import PREFIX
 
 
@@ -79,11 +79,11 @@ def _unlike(key: str, expected: str, got: Any, hint: str = f"; {WEIGHTS_ONLY}") 
     return WeightsError(f"metadata {key}: got {shown(got)}, expected {expected}{hint}")
 
 
-def groups_of(resolved: Resolved, hub: Mapping[str, str], bare: Mapping[str, str]) -> list[Group] | None:
-    """The optimizer's groups for the metadata: options, and the hub names of their parameters.
+def groups_of(resolved: Resolved, torch_names: Mapping[str, str], bare: Mapping[str, str]) -> list[Group] | None:
+    """The optimizer's groups for the metadata: options, and the PyTorch names of their parameters.
 
     Args:
-        hub: hub names by the file's.
+        torch_names: PyTorch names by the file's.
         bare: the file's names by what else they may be called.
     """
     if resolved.groups is None:
@@ -91,7 +91,7 @@ def groups_of(resolved: Resolved, hub: Mapping[str, str], bare: Mapping[str, str
     groups = []
     for group in resolved.groups:
         plain = {key: _plain(value) for key, value in group.items() if key not in ("params", "param_names")}
-        names = [hub.get(bare.get(name, name), name) for name in group["param_names"]]
+        names = [torch_names.get(bare.get(name, name), name) for name in group["param_names"]]
         groups.append({**plain, "param_names": names})
     return groups
 
@@ -113,8 +113,8 @@ def complete(
     """Refuse a state that lacks a tensor.
 
     Args:
-        tensors: by the optimizer's name for them, then by the parameter's hub name.
-        groups: with hub names; None where the file does not tell them.
+        tensors: by the optimizer's name for them, then by the parameter's PyTorch name.
+        groups: with PyTorch names; None where the file does not tell them.
         parameters: the network's.
         excused: parameters that never got a gradient, as far as that is known: they may lack all of their tensors.
 
@@ -136,7 +136,7 @@ def without_fillers(
     """The tensors without the zeros that Flax's trees, which have no holes, hold where PyTorch has no tensor.
 
     Args:
-        groups: with hub names; options that switch a tensor off, and parameters in no group, have none in PyTorch.
+        groups: with PyTorch names; options that switch a tensor off, and parameters in no group, have none in PyTorch.
         stateless: parameters that never got a gradient.
     """
     named = any(group.get("param_names") for group in groups or [])
@@ -167,7 +167,7 @@ def _wanted(row: KnownOptimizer, group: Group) -> set[str]:
 
 
 def torch_state(state: Mapping[str, np.ndarray], parameters: list[str], options: list[Group] | None) -> Tree:
-    """`torch.optim`'s state_dict of a state in the hub form.
+    """`torch.optim`'s state_dict of a state in the torch form.
 
     Args:
         parameters: in the network's order.

@@ -1,7 +1,7 @@
 """Read the state of an optimizer out of a file: `torch.optim`'s numbers, names, `nnx.Optimizer`'s or optax's trees.
 
 `training.split` finds the state. Here each tensor gets the name of its parameter as the file has it; `checkpoint.py`
-brings it into the hub form.
+brings it into the torch form.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 
 from ports.weights import optimizer_table
 from ports.weights.formats import flat
-from ports.weights.hub import WeightsError, describe
 from ports.weights.optimizer_table import NODES, STEP, WEIGHTS_ONLY, shown, whole_number
+from ports.weights.torch_form import WeightsError, describe
 from ports.weights.training import Parts
 
 Group = dict[str, Any]
@@ -29,8 +29,8 @@ class Resolved:
         slots: the tensors by the optimizer's name for them (`exp_avg`), then by parameter.
         step: the steps done, where the file says it.
         groups: `torch.optim`'s, with the parameters' names.
-        options: the same from the metadata, where the names are those of the hub form.
-        stateless: parameters that never got a gradient, in the hub form.
+        options: the same from the metadata, where the names are those of the torch form.
+        stateless: parameters that never got a gradient, in the torch form.
         masked: names, or the beginnings of names, of parameters that optax has masked.
         named: whether each tensor stands under the name of its parameter, as in PyTorch's layout.
     """

@@ -1,7 +1,7 @@
 """Take a file's content apart: the weights, the state of an optimizer, and what else a training checkpoint holds.
 
-Optimizer states move in the hub form of `ports.weights.optimizer`: `exp_avg/conv1.weight`, and `step`. This module only
-finds a state; `states.py` reads it. Where a state is, by kind of file:
+Optimizer states move in the torch form of `ports.weights.optimizer`: `exp_avg/conv1.weight`, and `step`. This module
+only finds a state; `states.py` reads it. Where a state is, by kind of file:
 
 | file                     | weights                  | state of the optimizer                              |
 |--------------------------|--------------------------|-----------------------------------------------------|
@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from ports.weights.formats import Content, Format, Tree, flat, nested
-from ports.weights.hub import WeightsError
 from ports.weights.lazy import is_array
 from ports.weights.optimizer_table import STEP
+from ports.weights.torch_form import WeightsError
 
 NESTED = ("state_dict", "model", "module", "ema", "model_state_dict", "model_state", "state_dict_ema", "net")
 OPTIMIZER = ("optimizer", "opt_state", "optimizer_state_dict", "optimizer_states")

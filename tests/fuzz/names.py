@@ -13,7 +13,7 @@ from parity import html, terminal
 from parity.report import Finding, Model, Report, Row
 from ports.weights import formats
 from ports.weights.formats import FORMATS, Content
-from ports.weights.hub import WeightsError
+from ports.weights.torch_form import WeightsError
 
 from . import judge, runs, seeds
 from .runs import Plan, Table

@@ -10,7 +10,7 @@ import numpy as np
 
 from ports.weights import formats
 from ports.weights.formats import FORMATS, Content
-from ports.weights.hub import WeightsError
+from ports.weights.torch_form import WeightsError
 
 from . import judge, runs, seeds
 from .runs import Plan, Table

@@ -32,9 +32,9 @@ import ml_dtypes
 import numpy as np
 
 from ports.weights.guard import faults_of
-from ports.weights.hub import WeightsError
 from ports.weights.lazy import Array, is_array, pieces
 from ports.weights.source import Source
+from ports.weights.torch_form import WeightsError
 
 Tree = dict[str, Any]
 INDEX, SUM = ".index.json", "crc32"

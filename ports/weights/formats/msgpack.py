@@ -15,9 +15,9 @@ import numpy as np
 
 from ports.weights.formats import Content, Tree
 from ports.weights.formats.msgpacked import ARRAY, CHUNKED, Decoder
-from ports.weights.hub import WeightsError
 from ports.weights.lazy import is_array
 from ports.weights.source import Source
+from ports.weights.torch_form import WeightsError
 
 CHUNK = 2**30
 

@@ -20,8 +20,8 @@ from numpy.lib import format as npy
 
 from ports.weights.formats import EXTENDED, Content, arrays, dtype_of
 from ports.weights.formats.zips import Archive
-from ports.weights.hub import WeightsError
 from ports.weights.source import Source
+from ports.weights.torch_form import WeightsError
 
 SUFFIX = ".npy"
 LARGEST_COMMENT = 65535

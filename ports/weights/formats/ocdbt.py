@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ports.weights.formats.compressed import most
-from ports.weights.hub import WeightsError
 from ports.weights.source import OpenFile, Source
+from ports.weights.torch_form import WeightsError
 
 MANIFEST = "manifest.ocdbt"
 MAGIC = re.compile(rb"\x0c\xdb(\x3a\x2a|\x20\xde|\x12\x34)")  # manifest, node of keys, node of versions

@@ -28,9 +28,9 @@ from ports.weights.formats.jsons import table
 from ports.weights.formats.ocdbt import MANIFEST as OCDBT
 from ports.weights.formats.ocdbt import is_unicode, opened
 from ports.weights.formats.zarr import Get, Reader
-from ports.weights.hub import WeightsError
 from ports.weights.lazy import is_array
 from ports.weights.source import OpenFile, Source
+from ports.weights.torch_form import WeightsError
 
 ABOUT, TREE = "_CHECKPOINT_METADATA", "_METADATA"
 TIMES = ("init_timestamp_nsecs", "commit_timestamp_nsecs")

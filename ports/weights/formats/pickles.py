@@ -19,8 +19,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ports.weights.hub import WeightsError
 from ports.weights.source import Source
+from ports.weights.torch_form import WeightsError
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ import numpy as np
 
 from ports.weights.budget import JSON
 from ports.weights.formats import SUM, Content, arrays, checked, checksum, dtype_of, unique
-from ports.weights.hub import WeightsError
 from ports.weights.lazy import Stored, pieces
 from ports.weights.source import Source
+from ports.weights.torch_form import WeightsError
 
 DTYPES = {
     "BOOL": "bool",

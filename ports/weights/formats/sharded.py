@@ -13,8 +13,8 @@ from pathlib import Path
 from ports.weights import destination
 from ports.weights.budget import JSON
 from ports.weights.formats import INDEX, SUFFIXES, Content, arrays, guarded, safetensors, unique
-from ports.weights.hub import WeightsError, describe
 from ports.weights.source import Source
+from ports.weights.torch_form import WeightsError, describe
 
 SHARD_SIZE = 5 * 10**9
 NAME = "model.safetensors"

@@ -25,9 +25,9 @@ from ports.weights.formats.pickles import Machine
 from ports.weights.formats.torchcalls import CALLS, NAMES, Storage, View, storage
 from ports.weights.formats.torchtree import Builder, Plan
 from ports.weights.formats.zips import Archive, Member, is_zip
-from ports.weights.hub import WeightsError
 from ports.weights.lazy import is_array
 from ports.weights.source import Source
+from ports.weights.torch_form import WeightsError
 
 EXTRA = "archive/extra/ports.json"
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001

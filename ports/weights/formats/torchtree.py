@@ -16,8 +16,8 @@ import numpy as np
 from ports.weights.formats import dtype_of
 from ports.weights.formats.pickles import OBJECT, PAIR, SLOT, Name
 from ports.weights.formats.torchcalls import Made, Storage, Unknown, View
-from ports.weights.hub import WeightsError
 from ports.weights.source import Source
+from ports.weights.torch_form import WeightsError
 
 DEEPEST = 100  # tables within tables
 DIMENSIONS = 64  # what numpy allows

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 from flax import linen, nnx
 from torch import nn
 
-from parity.score import weights
-from parity.score.planted import Case, images, layer, moved, reading, returning
-from parity.score.sequences import PADDED, Attention, Future, Masked, Recurrent, attends
-from parity.score.weights import TOKENS
 from ports.layers.nnx import BatchNorm
+
+from . import weights
+from .planted import Case, images, layer, moved, reading, returning
+from .sequences import PADDED, Attention, Future, Masked, Recurrent, attends
+from .weights import TOKENS
 
 SECOND = "block.second"
 

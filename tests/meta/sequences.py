@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from flax import linen, nnx
 from torch import Tensor, nn
 
-from parity.score.planted import images, moved
+from .planted import images, moved
 
 
 class Attention(nn.Module):

@@ -14,9 +14,10 @@ import torch
 from flax import nnx
 from torch import Tensor, nn
 
-from parity.score.planted import Block, Case, NNXBlock, between, images, layer, moved, sequence, tampered
-from parity.score.sequences import Attention, NNXAttention, Recurrent
 from ports.layers.nnx import BatchNorm
+
+from .planted import Block, Case, NNXBlock, between, images, layer, moved, sequence, tampered
+from .sequences import Attention, NNXAttention, Recurrent
 
 CONVS = between(torch.tanh, jnp.tanh)
 DENSE = sequence(torch.tanh, jnp.tanh)

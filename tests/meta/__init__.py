@@ -22,14 +22,15 @@ from rich.table import Table
 
 from parity.bounds import MULTIPLE
 from parity.report import finite
-from parity.score import faithful
-from parity.score.between import BETWEEN
-from parity.score.layers import LAYERS
-from parity.score.losses import LOSSES
-from parity.score.planted import Case
-from parity.score.training import TRAINING
-from parity.score.weights import WEIGHTS
 from parity.traps import catalogue
+
+from . import faithful
+from .between import BETWEEN
+from .layers import LAYERS
+from .losses import LOSSES
+from .planted import Case
+from .training import TRAINING
+from .weights import WEIGHTS
 
 # By family; a family of the catalogue is a table of its own.
 CASES: dict[str, tuple[Case, ...]] = {

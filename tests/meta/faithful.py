@@ -24,8 +24,9 @@ import parity
 import ports
 from parity import probe, run_linen, run_nnx, training
 from parity.checker import randomise
-from parity.score import examples
 from ports.resnet.spec import SHORTCUTS, Block, ResNetSpec, Stage, Stem
+
+from . import examples
 
 REPEATS = 8
 OPTIMIZERS = tuple(training.OPTIMIZERS)
@@ -95,14 +96,7 @@ def resnet(group: int, seed: int, dtype: str) -> tuple[tuple[Any, ...], dict[str
     """A network of this package in PyTorch and in one of the ports, with random BatchNorm parameters."""
     spec, options = network(group)
     exact = ports.create(spec, "pytorch", seed=seed, dtype="float64")
-    fed = probe.make(
-        probe.photographs(),
-        batch=options["batch"],
-        size=options["image_size"],
-        channels=spec.in_channels,
-        classes=spec.num_classes,
-        seed=group,
-    )
+    fed = probe.of_spec(spec, batch=options["batch"], size=options["image_size"], seed=group)
     port = ("nnx", "linen")[seed // REPEATS % 2 ^ seed % 2]
     with jax.enable_x64(True):
         randomise(exact, fed, seed)

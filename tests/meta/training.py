@@ -15,8 +15,9 @@ from torch import nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, RMSprop
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR
 
-from parity.score.planted import Case, moved
 from ports import optim, schedules
+
+from .planted import Case, moved
 
 LR, GAMMA, WD, CLIP, T_MAX = 0.02, 0.8, 0.05, 0.05, 3
 X = np.random.default_rng(0).standard_normal((6, 5))

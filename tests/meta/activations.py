@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from flax import nnx
 
-from parity.score.planted import Case, between, sequence
+from .planted import Case, between, sequence
 
 BLOCK = "block"
 

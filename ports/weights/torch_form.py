@@ -1,4 +1,4 @@
-"""The strict matching between weights in the hub form and the tensors that a model wants.
+"""The strict matching between weights in the torch form and the tensors that a model wants.
 
 Every source tensor is used exactly once and every target is set exactly once; what is dropped, renamed or filled in on
 purpose needs a rule with its reason. All problems are reported at once.
@@ -80,7 +80,7 @@ Rule = Ignore | Default | Rename
 
 @dataclass(frozen=True)
 class Target:
-    """What a model wants under one hub name."""
+    """What a model wants under one PyTorch name."""
 
     shape: tuple[int, ...]
     dtype: np.dtype

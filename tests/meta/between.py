@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from flax import nnx
 from torch import nn
 
-from parity.score.activations import ACTIVATIONS
-from parity.score.planted import Block, Case, NNXBlock, NNXWhole, between, images, moved, sequence
-from parity.score.sequences import BAND, BAND_TORCH, LOWER_TORCH, attended, attending, bidirectional
+from .activations import ACTIVATIONS
+from .planted import Block, Case, NNXBlock, NNXWhole, between, images, moved, sequence
+from .sequences import BAND, BAND_TORCH, LOWER_TORCH, attended, attending, bidirectional
 
 BLOCK, NETWORK = "block", "(the network)"
 INTERPOLATE: Any = F.interpolate

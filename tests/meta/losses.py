@@ -13,9 +13,10 @@ import optax
 import torch
 import torch.nn.functional as F
 
-from parity.score.planted import Case
-from parity.score.training import mlp
 from ports import losses
+
+from .planted import Case
+from .training import mlp
 
 RNG = np.random.default_rng(1)
 CLASSES = 3
