@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import ports
-from benchmarks.gate import Case
+from benchmarks.cases import Case
 
 
 def build_torch(case: Case, **options: Any) -> Any:

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.cases import Case, Numbers
 from benchmarks.settings import SETS, UNITS, Setting
 from parity.bounds import distance, norm, one_ulp
 from ports import families
@@ -30,7 +31,6 @@ from ports.weights.layers import COUNTER
 
 DRAWS = 4
 BOUNDS = "bounds.json"  # is written last
-Numbers = dict[str, np.ndarray]
 STATISTICS = ("running_mean", "running_var", COUNTER)
 
 
@@ -205,23 +205,6 @@ def changes(after: Mapping[str, np.ndarray], before: Mapping[str, np.ndarray]) -
     names = [name for name in before if not name.endswith(STATISTICS)]
     moved = [(after[name].astype(np.float64) - before[name]).ravel() for name in names]
     return {"parameters' change": np.concatenate(moved)}
-
-
-@dataclass(frozen=True)
-class Case:
-    """What a subject is built from; `place` is the folder that it was read from.
-
-    `images` are the input sets, of networks that take something else too.
-    """
-
-    setting: Setting
-    spec: Any
-    weights: Numbers
-    images: np.ndarray
-    labels: np.ndarray
-    expected: Numbers
-    bounds: dict[str, float]
-    place: Path
 
 
 def case(setting: Setting, changes: Mapping[str, Any], folder: Path, folded: bool = False) -> Case:

@@ -14,7 +14,7 @@ from flax import nnx
 
 import ports
 from benchmarks import memory
-from benchmarks.gate import Case
+from benchmarks.cases import Case
 from benchmarks.packed import Packed
 from benchmarks.quickest import Quickest
 from benchmarks.settings import LEARNING_RATE, MOMENTUM, RESULT, WEIGHT_DECAY, Setting

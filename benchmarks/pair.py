@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gate import DRAWS, Case, place_of
+from benchmarks.cases import Case
+from benchmarks.gate import DRAWS, place_of
 from benchmarks.jax_steps import JaxRun, compiled_for
 from benchmarks.settings import SETS, UNITS, Setting
 from benchmarks.torch_steps import TorchRun, device, policy

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gate import Case
+from benchmarks.cases import Case
 from ports.families import layers
 from ports.family import Layer
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gate import Case
+from benchmarks.cases import Case
 from benchmarks.peers import kernel, same
 from ports.families import layers
 from ports.family import Layer

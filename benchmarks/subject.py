@@ -20,7 +20,7 @@ class Subject:
 
     Attributes:
         framework: `pytorch` or `jax`: what the process loads, and whose ratio it counts in.
-        build: `module:function` within `benchmarks`, from a `benchmarks.gate.Case` and the options to a `Run`.
+        build: `module:function` within `benchmarks`, from a `benchmarks.cases.Case` and the options to a `Run`.
         about: for somebody who reads the table.
         peer: not of this package; runs with `--peers`.
         needs: packages beyond those that this package needs anyway.

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import memory
-from benchmarks.gate import Case
+from benchmarks.cases import Case
 from benchmarks.settings import LEARNING_RATE, MOMENTUM, RESULT, WEIGHT_DECAY
 from parity.tf32 import products
 

@@ -112,6 +112,12 @@ def image_inputs(spec: Any, batch: int, size: Shape) -> tuple[Input, ...]:
     return (Input((batch, spec.in_channels, *size)),)
 
 
+def image_sizes(layers: Iterable[Layer]) -> tuple[Size, ...]:
+    """What a checkpoint of an image classifier may have otherwise: classes, and channels of the first convolution."""
+    first = next(iter(layers)).torch
+    return (Size("num_classes", "classes", "fc.weight", 0), Size("in_channels", "input channels", f"{first}.weight", 1))
+
+
 def image_size(spec: Any) -> Shape:
     return spec.input_size, spec.input_size
 
@@ -134,11 +140,11 @@ class Size:
 
 @dataclass(frozen=True)
 class Family:
-    """One family.
+    """One family of networks that classify: the loss is the cross-entropy of their outputs.
 
     Attributes:
         name: of its folder in `ports`.
-        description: the class of its descriptions.
+        description: the class of its descriptions, which have what `Description` says.
         network: gives the name of the class that builds a description, the same in each port's file.
         networks: the named networks.
         size: gives the size of an example: height and width of an image, or the length of a text.
@@ -168,7 +174,7 @@ class Family:
         """Return whether descriptions have a field of this name, or a part that has."""
         some = next(iter(self.networks.values()))
         owners = [some, *(getattr(some, part) for part in self.parts)]
-        return any(field.name == name for owner in owners for field in dataclasses.fields(owner))
+        return any(f.name == name for owner in owners for f in dataclasses.fields(owner))
 
     def changed(self, spec: Any, changes: Mapping[str, Any]) -> Any:
         """Return a description with other values of its fields, and of those of its `parts`.

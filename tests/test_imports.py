@@ -148,8 +148,55 @@ def _modules(node: ast.AST) -> Iterator[str]:
         yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+def circles(root: Path) -> list[str]:
+    """Modules that import each other, directly or through others; imports in functions count, too."""
+    files = {
+        ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): file
+        for package in PACKAGES
+        for file in sorted((root / package).rglob("*.py"))
+    }
+    edges: dict[str, set[str]] = {}
+    for module, file in files.items():
+        tree = ast.parse(file.read_text())
+        typed = {id(inner) for node in ast.walk(tree) if _is_for_types(node) for inner in ast.walk(node)}
+        names = {name for node in ast.walk(tree) if id(node) not in typed for name in _modules(node)}
+        edges[module] = {_module_of(name, files) for name in names} - {module, ""}
+    found = []
+    for module in edges:
+        ways = reached(edges, module)
+        found += [f"{module} <-> {other}" for other in ways if module < other and module in reached(edges, other)]
+    return sorted(found)
+
+
+def _is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def _module_of(name: str, files: dict[str, Path]) -> str:
+    """The module that a dotted name is of: itself, or what holds it."""
+    while name and name not in files:
+        name = name.rpartition(".")[0]
+    return name
+
+
 def test_directions() -> None:
     assert violations(ROOT) == []
+
+
+def test_no_two_modules_import_each_other() -> None:
+    assert circles(ROOT) == []
+
+
+def test_a_planted_circle_is_found(tmp_path: Path) -> None:
+    for file, text in {
+        "ports/a.py": "from ports import b",
+        "ports/b.py": "from ports.c import name",
+        "ports/c.py": "def f():\n    import ports.a",
+        "ports/d.py": "import ports.a",
+    }.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text)
+    assert circles(tmp_path) == ["ports.a <-> ports.b", "ports.a <-> ports.c", "ports.b <-> ports.c"]
 
 
 def test_families_are_known_by_their_record_alone() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from ports.family import Family, Size, image_inputs, image_size
+from ports.family import Family, image_inputs, image_size, image_sizes
 from ports.resnet.spec import BASIC, BOTTLENECK, PREACT_BASIC, PREACT_BOTTLENECK, Block, ResNetSpec, Stage, Stem, layers
 
 IMAGENET_STEM = Stem(convs=((64, 7, 2),), max_pool=True)
@@ -95,12 +95,6 @@ VARIANTS: dict[str, ResNetSpec] = {
     )
 }
 
-
-def sizes(spec: ResNetSpec) -> tuple[Size, ...]:
-    first = next(iter(layers(spec))).torch
-    return (Size("num_classes", "classes", "fc.weight", 0), Size("in_channels", "input channels", f"{first}.weight", 1))
-
-
 RESNET_FAMILY = Family(
     name="resnet",
     description=ResNetSpec,
@@ -112,6 +106,6 @@ RESNET_FAMILY = Family(
     takes_images=True,
     variants=VARIANTS,
     parts=("block",),
-    sizes=sizes,
+    sizes=lambda spec: image_sizes(layers(spec)),
     headless=lambda spec: dataclasses.replace(spec, features_only=True),
 )

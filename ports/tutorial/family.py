@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ports.family import Family, Size, image_inputs, image_size
+from ports.family import Family, image_inputs, image_size, image_sizes
 from ports.tutorial.spec import TutorialSpec, layers
 
 NETWORKS: dict[str, TutorialSpec] = {
@@ -13,12 +13,6 @@ NETWORKS: dict[str, TutorialSpec] = {
     )
 }
 
-
-def sizes(spec: TutorialSpec) -> tuple[Size, ...]:
-    first = next(iter(layers(spec))).torch
-    return (Size("num_classes", "classes", "fc.weight", 0), Size("in_channels", "input channels", f"{first}.weight", 1))
-
-
 TUTORIAL_FAMILY = Family(
     name="tutorial",
     description=TutorialSpec,
@@ -28,5 +22,5 @@ TUTORIAL_FAMILY = Family(
     size=image_size,
     inputs=image_inputs,
     takes_images=True,
-    sizes=sizes,
+    sizes=lambda spec: image_sizes(layers(spec)),
 )

@@ -16,7 +16,7 @@ import optax
 from jax import tree_util
 
 from ports.weights.flax import Place, plan, to_jax
-from ports.weights.optimizer import OptimizerState, Tensors, agreed
+from ports.weights.optimizer_form import OptimizerState, Tensors, agreed
 from ports.weights.optimizer_table import STEP, Node, node_of, problems, whole_number
 from ports.weights.torch_form import WeightsError, describe, lossless
 
