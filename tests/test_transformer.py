@@ -153,6 +153,7 @@ def test_what_is_timed_is_proved_equal(mode: str, tmp_path: Path) -> None:
             found |= gate.changes(run.weights(), case.weights)
         verdict = gate.judge(found, case.expected, case.bounds)
         assert verdict.ok, f"{build.__name__}: {verdict}"
+        assert verdict.worst < 0.9, "a right subject that is near its bound is refused on another machine"
 
 
 def test_which_subjects_suit_it() -> None:
