@@ -6,7 +6,7 @@
 Weights, their names and their values stay. On other devices than CPUs nothing changes: the Flax networks choose by
 `jax.lax.platform_dependent`, so that a program for several platforms can still be exported. What changes:
 
-| framework | convolutions | where it helps |
+| framework | convolutions | meant for |
 |---|---|---|
 | PyTorch | a strided window of one pixel, its pixels taken first | training |
 | PyTorch | 3 by 3 in fewer products (`ports.fast.filtering`) | inference with Inductor's freezing |
