@@ -19,7 +19,7 @@ from rich.table import Table
 from benchmarks import results
 from benchmarks.settings import OWN, numbers, settings
 from benchmarks.subjects import SUBJECTS
-from parity import terminal
+from parity.reports import terminal
 from ports.errors import UserError
 
 measure = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -84,11 +84,11 @@ def run(
     """Time the ports of networks in the frameworks, each proved equal before it is timed."""
     from benchmarks.run import Plan
     from benchmarks.run import run as measured
-    from parity.progress import progress
+    from parity.reports.progress import progress
 
     where = device or _device()
     if where != "cpu":
-        from parity import device as devices
+        from parity.running import device as devices
 
         devices.require(where, None, ())
     networks = networks or (["resnet18"] if quick else ["resnet50"])
@@ -190,7 +190,7 @@ def _subjects(only: list[str] | None, peers: bool, flags: bool, quick: bool) -> 
 
 def _device() -> str:
     """The GPU where both frameworks see one."""
-    from parity.device import jax_gpu, torch_gpu
+    from parity.running.device import jax_gpu, torch_gpu
 
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     return "gpu" if torch_gpu() is not None and jax_gpu() is not None else "cpu"

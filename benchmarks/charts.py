@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks import model_cost, results
 from benchmarks.results import Row
 from benchmarks.settings import Setting
-from parity import terminal
+from parity.reports import terminal
 from ports import families
 from ports.errors import UserError
 from ports.families import NETWORKS

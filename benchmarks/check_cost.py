@@ -22,11 +22,15 @@ import torch
 import parity
 import ports
 from benchmarks.memory import Peak
-from parity import checker, probe, run_flax, run_pytorch, terminal
-from parity.bounds import DRAWS
-from parity.flax_ports import FLAX_PORTS
-from parity.quantities import Probe
-from parity.taps import Tap
+from parity import api as checker
+from parity.numerics.bounds import DRAWS
+from parity.numerics.quantities import Probe
+from parity.reports import terminal
+from parity.running import flax as run_flax
+from parity.running import probes as probe
+from parity.running import pytorch as run_pytorch
+from parity.running.flax_ports import FLAX_PORTS
+from parity.running.taps import Tap
 from ports import families
 
 STEPS, BATCH, PORTS = 3, 2, ("nnx", "linen")

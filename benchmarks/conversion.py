@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.memory import Peak
-from parity import terminal
+from parity.reports import terminal
 
 LARGEST = 256 * 2**20  # bytes of the largest tensor
 ALLOWED = 64e6  # beside 1.5 times the largest tensor
@@ -191,7 +191,7 @@ def main() -> int:
         streamed = files(Path(folder), size, arguments.shard_size)
     print(json.dumps(streamed))
     if arguments.json:
-        from parity.checker import environment
+        from parity.api import environment
 
         whole = {"schema": 1, "live": models, "files": streamed, "environment": environment()}
         terminal.write("--json", arguments.json, json.dumps(whole, indent=1) + "\n")

@@ -25,7 +25,7 @@ import numpy as np
 
 from benchmarks.cases import Case, Numbers
 from benchmarks.settings import SETS, UNITS, Setting
-from parity.bounds import distance, norm, one_ulp
+from parity.numerics.bounds import distance, norm, one_ulp
 from ports import families
 from ports.families import layers
 from ports.weights.fold import fold
@@ -79,8 +79,8 @@ def prepare(setting: Setting, changes: Mapping[str, Any], folder: Path, seed: in
     import torch
 
     import ports
-    from parity import probe
-    from parity.checker import randomise
+    from parity.api import randomise
+    from parity.running import probes as probe
 
     spec, place = families.get(setting.network, **changes), place_of(setting, changes, folder)
     if is_prepared(place):
@@ -124,7 +124,7 @@ def input_sets(setting: Setting, spec: Any, folder: Path, seed: int) -> np.ndarr
 
     All modes and precisions have the same.
     """
-    from parity import probe
+    from parity.running import probes as probe
 
     file = images_file(setting, spec, folder)
     if file.exists():

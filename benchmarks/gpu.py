@@ -36,8 +36,8 @@ from benchmarks.run import Measurement
 from benchmarks.stages import DEFAULT, SMALL, STAGES, Stage, pairs, rehearsed
 from benchmarks.subjects import SUBJECTS
 from benchmarks.together import Command, Ended, together
-from parity import terminal
-from parity.progress import progress
+from parity.reports import terminal
+from parity.reports.progress import progress
 from ports.errors import UserError
 
 MEMORY = 0.92  # part of the GPU's memory that programs may share; drivers and fragments take the rest

@@ -20,16 +20,16 @@ from benchmarks.gate import DRAWS, place_of
 from benchmarks.jax_steps import JaxRun, compiled_for
 from benchmarks.settings import SETS, UNITS, Setting
 from benchmarks.torch_steps import TorchRun, device, policy
-from parity import losses
-from parity.bounds import distance, norm, one_ulp
-from parity.layouts import default_layout, leaves, mapped, to_flax
-from parity.layouts import to_reference as back
+from parity.numerics.bounds import distance, norm, one_ulp
+from parity.numerics.layouts import default_layout, leaves, mapped, to_flax
+from parity.numerics.layouts import to_reference as back
+from parity.running import losses
 from ports.errors import UserError
 
 
 def made(path: str) -> tuple[Any, Any, tuple[Any, ...], dict[str, Any]]:
     """The models, the inputs as numpy arrays, and options."""
-    from parity.cli import pair
+    from parity.commands.cli import pair
 
     values, options = pair(path)
     inputs = tuple(np.asarray(v.detach().numpy() if hasattr(v, "detach") else v) for v in values[2:])
@@ -203,8 +203,8 @@ class OwnFlax(JaxRun):
         import jax.numpy as jnp
         import optax
 
-        from parity.flax_ports import FLAX_PORTS, port_of
-        from parity.taps import Tap
+        from parity.running.flax_ports import FLAX_PORTS, port_of
+        from parity.running.taps import Tap
 
         other, model, inputs, options = made(case.setting.network)
         _, model = kept(case.place, other, model)

@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks import machine
 from benchmarks.settings import PRECISIONS, Setting
 from benchmarks.subject import FAST, SWEPT
-from parity.terminal import write
+from parity.reports.terminal import write
 from ports.errors import UserError
 
 SCHEMA, KIND = 1, "speed"

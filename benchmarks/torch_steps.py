@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from benchmarks import memory
 from benchmarks.cases import Case
 from benchmarks.settings import LEARNING_RATE, MOMENTUM, RESULT, WEIGHT_DECAY
-from parity.tf32 import products
+from parity.running.tf32 import products
 
 
 def device(name: str) -> torch.device:

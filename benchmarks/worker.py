@@ -145,7 +145,7 @@ def described(error: BaseException) -> str:
 def answer(worker: Worker, command: dict[str, Any]) -> dict[str, Any]:
     """One command; what goes wrong with a subject is its answer, not the end of the run."""
     from benchmarks.clock import ClockError
-    from parity.terminal import OUT_OF_MEMORY
+    from parity.reports.terminal import OUT_OF_MEMORY
     from ports.errors import UserError
 
     try:

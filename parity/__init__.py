@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from parity.checker import assert_parity, check, move
-    from parity.report import Report
+    from parity.api import assert_parity, check, move
+    from parity.reports.report import Report
 
 __all__ = ["Report", "assert_parity", "check", "move"]
 
@@ -21,4 +21,4 @@ def __getattr__(name: str) -> Any:
 
     if name not in __all__:
         raise AttributeError(f"module 'parity' has no attribute {name!r}")
-    return getattr(importlib.import_module("parity.report" if name == "Report" else "parity.checker"), name)
+    return getattr(importlib.import_module("parity.reports.report" if name == "Report" else "parity.api"), name)

@@ -2,6 +2,7 @@
 
 import sys
 
-from parity.cli import main
+from parity.commands.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

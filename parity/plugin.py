@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from parity.report import Report
+    from parity.reports.report import Report
 
 # A file's name without its ending: as much of the test's as any file system takes.
 LONGEST = 150
@@ -34,7 +34,7 @@ SECTION = "parity"
 
 
 def _page(report: Report) -> str:
-    from parity.html import page
+    from parity.reports.html import page
 
     return page(report)
 
@@ -113,7 +113,7 @@ def _problem(report: Report, ending: str, path: Path) -> str | None:
     from ports.errors import UserError
 
     try:
-        from parity.terminal import write
+        from parity.reports.terminal import write
 
         write(f"--parity-{ending}", path, FORMATS[ending](report))
     except UserError as error:

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from test_convert import noise
 from test_formats import digest, same, suffix, written
 
-from parity.cli import main
+from parity.commands.cli import main
 from ports.weights import WeightsError, atomic, convert, formats, load, save
 from ports.weights.formats import FORMATS
 
@@ -478,7 +478,7 @@ def run(code: str, *arguments: str, **options: Any) -> subprocess.CompletedProce
 
 LIMITED = """
 import resource, signal, sys
-from parity.cli import main
+from parity.commands.cli import main
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, 10**5))
 sys.exit(main(sys.argv[1:]))

@@ -325,7 +325,7 @@ def test_a_users_mistake_is_one_line(arguments: list[str], said: str, capsys: py
 
 
 def test_a_gpu_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
-    from parity.device import jax_gpu, torch_gpu
+    from parity.running.device import jax_gpu, torch_gpu
 
     if torch_gpu() is not None and jax_gpu() is not None:
         pytest.skip("there is one")

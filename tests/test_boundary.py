@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-import parity.cli_weights
-from parity import terminal
-from parity.cli import main
-from parity.probe import photographs
+import parity.commands.weights
+from parity.commands.cli import main
+from parity.reports import terminal
+from parity.running.probes import photographs
 from ports import export
 from ports.errors import UserError
 from ports.weights import WeightsError, guard, inspection, load, open_checkpoint, save, training
@@ -43,7 +43,7 @@ def test_a_defect_of_ours_is_called_so(
     error: Exception, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path / "w.npz", {"a": np.ones(2)})
-    monkeypatch.setattr(parity.cli_weights, "_print", raising(error))
+    monkeypatch.setattr(parity.commands.weights, "_print", raising(error))
     assert main(["inspect", str(tmp_path / "w.npz")]) == 2
     said = one_line(capsys)
     assert said.startswith("parity: this is a defect of this package, not of your input: ")
@@ -57,7 +57,7 @@ def test_a_defect_of_ours_is_called_so(
 def test_memory_that_is_out(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / "w.npz", {"a": np.ones(2)})
     for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
-        monkeypatch.setattr(parity.cli_weights, "_print", raising(error))
+        monkeypatch.setattr(parity.commands.weights, "_print", raising(error))
         assert main(["inspect", str(tmp_path / "w.npz")]) == 2
         assert "out of memory" in one_line(capsys)
 

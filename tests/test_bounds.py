@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from parity import bounds, losses, run_pytorch
-from parity.bounds import DECIDES, MULTIPLE, Responses, distance, norm, one_ulp
-from parity.quantities import Probe
+from parity.numerics import bounds
+from parity.numerics.bounds import DECIDES, MULTIPLE, Responses, distance, norm, one_ulp
+from parity.numerics.quantities import Probe
+from parity.running import losses
+from parity.running import pytorch as run_pytorch
 
 FLOATS = st.sampled_from([np.float32, np.float64])
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from test_formats import suffix, written
 
-from parity.cli import main
+from parity.commands.cli import main
 from ports.weights import WeightsError, budget, convert, formats, lazy, load, open_checkpoint, save
 from ports.weights.formats import FORMATS
 from ports.weights.source import OpenFile, Source
@@ -76,7 +76,7 @@ def test_a_source_that_is_truncated_is_an_error_and_no_signal(name: str, tmp_pat
     path = written(tmp_path / f"w{suffix(FORMATS[name])}", large, FORMATS[name])
     largest = max(files_of(path), key=lambda file: file.stat().st_size)
     script = (
-        "import sys\nfrom parity.cli import main\nfrom ports.weights import formats\nwrite = formats.write\n"
+        "import sys\nfrom parity.commands.cli import main\nfrom ports.weights import formats\nwrite = formats.write\n"
         "def changed(*a, **k):\n    open(sys.argv[3], 'r+b').truncate(4096)\n    write(*a, **k)\n"
         "formats.write = changed\nsys.exit(main(['convert', *sys.argv[1:3], '--source-format', sys.argv[4]]))"
     )

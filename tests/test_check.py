@@ -15,8 +15,8 @@ from small import BASIC_NET, BOTTLENECK_NET, OPTION_A_NET, reference, twin
 
 import parity
 import ports
-from parity.quantities import QUANTITIES
-from parity.training import DECAY, OPTIMIZERS, transform
+from parity.numerics.quantities import QUANTITIES
+from parity.running.training import DECAY, OPTIMIZERS, transform
 from ports import UserError
 from ports.families import get
 
@@ -75,7 +75,8 @@ def test_training_mistake_is_found_and_named(name: str | None, pair: tuple[Any, 
 @pytest.fixture(scope="module")
 def rate(pair: tuple[Any, Any]) -> float:
     """The learning rate that the check takes for this network and its default probe."""
-    from parity import probe, run_pytorch
+    from parity.running import probes as probe
+    from parity.running import pytorch as run_pytorch
 
     fed = probe.of_spec(OPTION_A_NET, batch=2, size=probe.default_size(OPTION_A_NET), seed=0)
     return run_pytorch.learning_rate(pair[0], fed)

@@ -14,7 +14,7 @@ import pytest
 
 import parity
 import ports
-from parity.probe import MEAN, STD
+from parity.running.probes import MEAN, STD
 from ports.weights import Default, Rename
 
 RULES = (

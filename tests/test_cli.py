@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 
 import ports
-from parity import checker, cli
-from parity.cli import main
-from parity.quantities import QUANTITIES
+from parity import api as checker
+from parity.commands import cli
+from parity.commands.cli import main
+from parity.numerics.quantities import QUANTITIES
 from ports.resnet.spec import BASIC, ResNetSpec, Stage, Stem
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,7 +21,7 @@ from small import BASIC_NET, GROUPED_NET, POOLED_NET, PREACT_NET
 from test_formats import digest, same, suffix
 
 import ports
-from parity.cli import main
+from parity.commands.cli import main
 from ports import optim
 from ports.families import KNOWN, NETWORKS, layers
 from ports.resnet.spec import Stage
@@ -297,7 +297,7 @@ def test_a_network_of_ones_own_keeps_its_names(tmp_path: Path) -> None:
 
 def test_the_published_network_in_plain_orbax(shared_data: Path, tmp_path: Path) -> None:
     """827 of 10,000 wrong, through `parity convert` without further options and Orbax's own loading."""
-    from parity.probe import MEAN, STD
+    from parity.running.probes import MEAN, STD
 
     data = np.load(shared_data / "cifar10_test.npz")
     images, labels = ((data["images"] / 255 - MEAN) / STD).astype(np.float32), data["labels"]

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from test_formats import same, suffix, written
 
-from parity import terminal
-from parity.cli import main
+from parity.commands.cli import main
+from parity.reports import terminal
 from ports.errors import UserError
 from ports.weights import WeightsError, convert, destination, formats, load, save
 from ports.weights.formats import FORMATS

@@ -16,7 +16,7 @@ from meta import faithful
 from meta.planted import Case
 
 import parity
-from parity.report import Finding, Model, Report, Row
+from parity.reports.report import Finding, Model, Report, Row
 from parity.traps import catalogue
 
 pytestmark = pytest.mark.usefixtures("quick")

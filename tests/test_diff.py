@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from parity import diff
-from parity.cli import main
-from parity.report import Divergence, Finding, Model, Point, Report, Row
+from parity.commands.cli import main
+from parity.reports import diff
+from parity.reports.report import Divergence, Finding, Model, Point, Report, Row
 
 JSON = dict[str, Any]
 PORTS, ROWS = ("nnx", "linen"), ("output.eval", "layer.eval", "loss")

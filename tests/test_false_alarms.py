@@ -14,10 +14,10 @@ import torch
 from flax import linen, nnx
 
 import parity
-from parity import run_pytorch
-from parity.layouts import first, with_first
-from parity.taps import Recorder
-from parity.training import OPTIMIZERS
+from parity.numerics.layouts import first, with_first
+from parity.running import pytorch as run_pytorch
+from parity.running.taps import Recorder
+from parity.running.training import OPTIMIZERS
 from parity.traps.layers import TRAPS, plant_in
 from ports import UserError, optim
 

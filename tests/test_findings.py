@@ -23,7 +23,7 @@ from test_planted import (
 )
 
 import parity
-from parity.between import OPERATIONS
+from parity.diagnosis.between import OPERATIONS
 from parity.traps.layers import TRAPS
 from ports import UserError
 from ports.resnet.spec import ResNetSpec

@@ -224,7 +224,7 @@ def test_what_a_kill_should_not_leave_is_a_fault(way: str, tmp_path: Path) -> No
 
 def test_a_name_that_is_printed_raw_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names.reported(tmp_path, "a\x1b\n") == []
-    monkeypatch.setattr("parity.html.printable", lambda text: text)
+    monkeypatch.setattr("parity.reports.html.printable", lambda text: text)
     assert names.reported(tmp_path, "a\x1b\n") != []
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from test_formats import suffix, written
 
-from parity import terminal
-from parity.cli import main
-from parity.html import page
-from parity.progress import progress
-from parity.report import Finding, Model, Report, Row
+from parity.commands.cli import main
+from parity.reports import terminal
+from parity.reports.html import page
+from parity.reports.progress import progress
+from parity.reports.report import Finding, Model, Report, Row
 from ports.errors import printable
 from ports.weights import WeightsError, convert, draft, formats, load, open_checkpoint, rulesfile, save
 from ports.weights.formats import FORMATS, Content

@@ -11,9 +11,9 @@ from itertools import pairwise
 import pytest
 from markup import Elements, loads
 
-from parity import drawing
-from parity.html import page, parts
-from parity.report import Divergence, Finding, Model, Point, Precision, Report, Row
+from parity.reports import drawing
+from parity.reports.html import page, parts
+from parity.reports.report import Divergence, Finding, Model, Point, Precision, Report, Row
 
 LAYERS = ("conv1", "bn1", *(f"layer{i}.{j}.conv1" for i in (1, 2) for j in range(4)), "fc")
 QUANTITIES = ("layer.eval", "layer.train", "gradient.parameter")

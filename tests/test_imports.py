@@ -17,13 +17,9 @@ PACKAGES = {"ports": {"parity", "benchmarks"}, "parity": {"benchmarks"}, "benchm
 JAX, TORCH = {"jax", "jaxlib", "flax", "optax"}, {"torch", "torchvision"}
 FRAMEWORKS = {
     "pytorch.py": JAX,
-    "run_pytorch.py": JAX,
     "nnx.py": TORCH,
     "linen.py": TORCH,
     "flax.py": TORCH,
-    "run_nnx.py": TORCH,
-    "run_linen.py": TORCH,
-    "run_flax.py": TORCH,
     "optim.py": TORCH,
     "schedules.py": TORCH,
     "spec.py": JAX | TORCH,
@@ -224,7 +220,7 @@ def test_a_planted_import_of_a_family_is_found(tmp_path: Path) -> None:
 
 def test_no_file_loads_another_framework_through_others() -> None:
     assert indirect(ROOT) == []
-    assert "torch" in reached(graph(ROOT), "parity.checker")
+    assert "torch" in reached(graph(ROOT), "parity.api")
 
 
 def test_a_planted_way_to_another_framework_is_found(tmp_path: Path) -> None:
@@ -245,13 +241,13 @@ def test_the_files_that_the_rules_are_about_are_there() -> None:
         file.relative_to(ROOT).as_posix() for package in ("ports", "parity") for file in (ROOT / package).rglob("*.py")
     }
     for port in ("pytorch", "nnx", "linen"):
-        assert {f"ports/resnet/{port}.py", f"ports/weights/{port}.py", f"parity/run_{port}.py"} <= found
+        assert {f"ports/resnet/{port}.py", f"ports/weights/{port}.py", f"parity/running/{port}.py"} <= found
     assert [end for end in FRAMEWORKS if not any(name.endswith(f"/{end}") for name in found)] == []
     assert "torch" in set(imported(ROOT / "ports/resnet/pytorch.py"))
     assert {"jax", "flax"} <= set(imported(ROOT / "ports/resnet/nnx.py")) & set(
         imported(ROOT / "ports/resnet/linen.py")
     )
-    assert "ports" in set(imported(ROOT / "parity/checker.py"))
+    assert "ports" in set(imported(ROOT / "parity/api.py"))
 
 
 @pytest.mark.parametrize(
@@ -259,17 +255,17 @@ def test_the_files_that_the_rules_are_about_are_there() -> None:
     [
         (
             "ports/weights/torch_form.py",
-            "def f():\n    import parity.checker",
+            "def f():\n    import parity.api",
             "ports/weights/torch_form.py imports parity",
         ),
-        ("parity/cli.py", "from benchmarks import run", "parity/cli.py imports benchmarks"),
+        ("parity/commands/cli.py", "from benchmarks import run", "parity/commands/cli.py imports benchmarks"),
         ("ports/resnet/nnx.py", "import torch.nn", "ports/resnet/nnx.py imports torch"),
         ("ports/resnet/pytorch.py", "from jax import numpy", "ports/resnet/pytorch.py imports jax"),
         ("ports/weights/linen.py", "if x:\n    import torch as t", "ports/weights/linen.py imports torch"),
-        ("parity/run_pytorch.py", "def f():\n    from flax import nnx", "parity/run_pytorch.py imports flax"),
+        ("parity/running/pytorch.py", "def f():\n    from flax import nnx", "parity/running/pytorch.py imports flax"),
         ("ports/new/pytorch.py", "import os, optax", "ports/new/pytorch.py imports optax"),
-        ("ports/a.py", "import importlib\nimportlib.import_module('parity.cli')", "ports/a.py imports parity"),
-        ("ports/b.py", "from parity import cli", "ports/b.py imports parity"),
+        ("ports/a.py", "import importlib\nimportlib.import_module('parity.commands.cli')", "ports/a.py imports parity"),
+        ("ports/b.py", "from parity.commands import cli", "ports/b.py imports parity"),
     ],
 )
 def test_a_planted_violation_is_found(file: str, code: str, said: str, tmp_path: Path) -> None:
@@ -301,9 +297,9 @@ LIGHT = (
     "ports.fast",
     "ports.weights",
     "parity",
-    "parity.cli",
+    "parity.commands.cli",
     "parity.plugin",
-    "parity.diff",
+    "parity.reports.diff",
 )
 
 

@@ -20,8 +20,9 @@ from flax import linen, nnx
 from networks import quick_compilation
 
 import parity
-from parity import flips, run_flax
-from parity.isolation import WAITING
+from parity.running import flax as run_flax
+from parity.running.isolation import WAITING
+from parity.verdict import flips
 from ports import UserError
 
 pytestmark = pytest.mark.usefixtures("quick")

@@ -15,7 +15,7 @@ import torch
 from flax import linen, nnx
 
 import parity
-from parity import trials
+from parity.pairing import trials
 from ports import UserError
 from ports.weights import WeightsError
 
@@ -301,7 +301,7 @@ def test_without_the_parts_of_the_proof_weights_would_be_wrong(planted: str, mon
     """The mistakes that the proof is there for, planted."""
     if planted == "nothing follows":
         monkeypatch.setattr(trials._Following, "_exchange", lambda *_: None)
-        monkeypatch.setattr("parity.ordering._by_parts", lambda pairing, _: pairing)
+        monkeypatch.setattr("parity.pairing.ordering._by_parts", lambda pairing, _: pairing)
         assert difference(randomised(TorchTwo()), started(Two("bbaa"), X), X) > 0.1
     else:
         monkeypatch.setattr(trials.Trial, "exchangeable", lambda *_: None)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from parity.cli import main
+from parity.commands.cli import main
 from ports.weights import Ignore, WeightsError, draft, near, patterns, recognise, rulesfile, save
 from ports.weights.near import Near, closest
 from ports.weights.rulesfile import load

@@ -26,7 +26,7 @@ from test_formats import same, suffix
 from test_optimizer_states import BAD_STEPS
 
 import ports
-from parity.cli import main
+from parity.commands.cli import main
 from ports import optim
 from ports.errors import UserError
 from ports.weights import convert, formats, optimizer, save

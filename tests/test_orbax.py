@@ -15,7 +15,7 @@ import pytest
 import tensorstore as ts
 from test_formats import random_bits, same, written
 
-from parity.cli import main
+from parity.commands.cli import main
 from ports import weights
 from ports.weights import WeightsError, formats
 from ports.weights.formats import FORMATS, flat

@@ -48,7 +48,7 @@ def test_a_full_disk_is_one_line(name: str, full: Path, tmp_path: Path) -> None:
 INTERRUPTED = """
 import os, signal, sys
 import orbax.checkpoint as ocp
-from parity.cli import main
+from parity.commands.cli import main
 write, calls = ocp.type_handlers.NumpyHandler._open_and_write, []
 
 async def interrupting(*arguments, **options):

@@ -211,7 +211,7 @@ def test_live_networks_take_no_option_of_named_ones() -> None:
 
 
 def test_the_command_refuses_what_a_pair_does_not_use(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    from parity.cli import main
+    from parity.commands.cli import main
 
     file = tmp_path / "pair.py"
     file.write_text(

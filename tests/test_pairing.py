@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from parity.pairing import Layer, Pairing, pair
+from parity.pairing.matching import Layer, Pairing, pair
 from ports import UserError
 
 RNG = np.random.default_rng(0)

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch._dynamo  # before an inner run loads it: pytester takes that out again, and PyTorch cannot load it twice
 from flax import nnx
 
 import parity
-from parity.html import page
 from parity.plugin import FORMATS, LONGEST, Files, stem
-from parity.report import Divergence, Finding, Model, Report, Row
+from parity.reports.html import page
+from parity.reports.report import Divergence, Finding, Model, Report, Row
 from ports import UserError
 
 pytest_plugins = ["pytester"]
@@ -216,7 +217,7 @@ def test_a_name_does_not_depend_on_the_order_of_tests() -> None:
 
 FAILS = """
 import parity
-from parity.report import Model, Report, Row
+from parity.reports.report import Model, Report, Row
 
 WRONG = Report((Model("net", (Row("nnx", "loss", "loss", 1e-3, 1e-14, False),)),))
 parity.check = lambda *_: WRONG

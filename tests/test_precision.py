@@ -25,10 +25,17 @@ from small import OPTION_A_NET, reference, twin
 
 import parity
 import ports
-from parity import bounds, cli, device, localise, losses, precision, run_linen, run_nnx, run_pytorch
-from parity.quantities import QUANTITIES, Probe, Training
-from parity.report import Model
-from parity.tf32 import PARTS, products
+from parity.commands import cli
+from parity.diagnosis import localise
+from parity.numerics import bounds
+from parity.numerics.quantities import QUANTITIES, Probe, Training
+from parity.reports.report import Model
+from parity.running import device, losses
+from parity.running import linen as run_linen
+from parity.running import nnx as run_nnx
+from parity.running import pytorch as run_pytorch
+from parity.running.tf32 import PARTS, products
+from parity.verdict import precision
 from ports import UserError
 from ports.resnet.spec import Stage
 
@@ -380,7 +387,7 @@ ON_THE_SECOND = """
 import jax, torch, numpy as np, jax.numpy as jnp
 from flax import nnx, linen as nn
 from parity import device, run_flax, run_linen, run_nnx
-from parity.quantities import QUANTITIES, Probe, Training
+from parity.numerics.quantities import QUANTITIES, Probe, Training
 net, module = nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nn.Dense(3)
 variables = jax.device_put(module.init(jax.random.key(0), jnp.ones((1, 2))), jax.devices()[0])
 nnx.update(net, jax.device_put(nnx.state(net), jax.devices()[0]))

@@ -14,7 +14,7 @@ from PIL import Image
 
 import parity
 import ports
-from parity.probe import MEAN, STD
+from parity.running.probes import MEAN, STD
 
 FILE = Path(__file__).parent / "data" / "cifar10.npz"
 STEPS, BATCH = 30, 50
@@ -77,7 +77,7 @@ def test_a_network_is_checked_on_images_of_ones_own(
 
 
 def test_the_photographs_of_the_check_come_with_the_package() -> None:
-    from parity.probe import PHOTOGRAPHS, photographs
+    from parity.running.probes import PHOTOGRAPHS, photographs
 
     assert [image.size for image in photographs()] == [(640, 427), (640, 427)]
     licence = (PHOTOGRAPHS / "LICENCE.md").read_text()

@@ -20,7 +20,7 @@ from test_convert import noise
 from test_formats import same
 from torch import nn
 
-from parity.cli import main
+from parity.commands.cli import main
 from ports.weights import WeightsError, convert, formats, load, rulesfile, save
 from ports.weights.pretrained import DIGITS, fetched
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from benchmarks import charts
-from parity import terminal
+from parity.reports import terminal
 from ports.errors import UserError
 
 

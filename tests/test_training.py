@@ -12,9 +12,9 @@ import torch
 from flax import nnx
 
 import parity
-from parity import spill
-from parity.quantities import after, parameter_of
-from parity.training import OPTIMIZERS
+from parity.numerics.quantities import after, parameter_of
+from parity.running import on_disk as spill
+from parity.running.training import OPTIMIZERS
 from ports import UserError, optim
 
 pytestmark = pytest.mark.usefixtures("quick")

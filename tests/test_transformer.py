@@ -16,7 +16,7 @@ import ports
 from benchmarks import gate, jax_steps, torch_steps
 from benchmarks.settings import Setting
 from benchmarks.subjects import SUBJECTS
-from parity.cli import main
+from parity.commands.cli import main
 from ports import UserError, families
 from ports.transformer.spec import EncoderSpec
 from ports.weights.checkpoint import open_checkpoint

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from parity import between
+from parity.diagnosis import between
 from parity.traps import layers as traps
 from parity.traps import losses as loss_traps
 from parity.traps import sources

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from parity import run_pytorch
-from parity.between import Planted
-from parity.localise import FORWARD
-from parity.quantities import Probe
+from parity.diagnosis.between import Planted
+from parity.diagnosis.localise import FORWARD
+from parity.numerics.quantities import Probe
+from parity.running import pytorch as run_pytorch
 from parity.traps.planting import Operation
 
 CE, NLL, MSE = ("cross_entropy",), ("nll_loss",), ("mse_loss",)

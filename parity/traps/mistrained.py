@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parity.quantities import Training
+from parity.numerics.quantities import Training
 
 Params = Mapping[str, Any]
 Held = dict[str, Tensor]

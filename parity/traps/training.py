@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from parity import bounds, run_pytorch
-from parity.bounds import Responses
-from parity.layouts import Tensors
-from parity.quantities import Probe, Training
+from parity.numerics import bounds
+from parity.numerics.bounds import Responses
+from parity.numerics.layouts import Tensors
+from parity.numerics.quantities import Probe, Training
+from parity.running import pytorch as run_pytorch
 from parity.traps import mistrained
 from parity.traps.mistrained import adagrad, adam, formula, prepared, rmsprop, scheduled, setting, sgd
 

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import typer.main
 
-from parity import cli
+from parity.commands import cli
 from ports.weights import budget, checkpoint, formats, guard
 from ports.weights.formats import FORMATS
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from parity import html, terminal
-from parity.report import Finding, Model, Report, Row
+from parity.reports import html, terminal
+from parity.reports.report import Finding, Model, Report, Row
 from ports.weights import formats
 from ports.weights.formats import FORMATS, Content
 from ports.weights.torch_form import WeightsError

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from parity.bounds import MULTIPLE
-from parity.report import finite
+from parity.numerics.bounds import MULTIPLE
+from parity.reports.report import finite
 from parity.traps import catalogue
 
 from . import faithful

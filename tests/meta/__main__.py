@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from parity import terminal
-from parity.progress import progress
+from parity.reports import terminal
+from parity.reports.progress import progress
 from ports.errors import UserError
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)

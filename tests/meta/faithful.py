@@ -22,8 +22,11 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import parity
 import ports
-from parity import probe, run_linen, run_nnx, training
-from parity.checker import randomise
+from parity.api import randomise
+from parity.running import linen as run_linen
+from parity.running import nnx as run_nnx
+from parity.running import probes as probe
+from parity.running import training
 from ports.resnet.spec import SHORTCUTS, Block, ResNetSpec, Stage, Stem
 
 from . import examples

@@ -1,0 +1,266 @@
+"""The command `parity`: exit 0 parity, 1 mismatch, 2 the question could not be put (one line on stderr says why)."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from parity.commands import weights as cli_weights
+from parity.reports import terminal
+from parity.reports.progress import progress as _progress
+from ports import families
+from ports.errors import UserError
+
+app = typer.Typer(
+    help="Residual networks in PyTorch, Flax NNX and Flax Linen, proved equal in float64.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="NAME...", help="Networks (`parity models` lists them), or package.module:function."),
+]
+All = Annotated[bool, typer.Option("--all", help="Every named network.")]
+Ports = Annotated[str | None, typer.Option(help="Which ports to hold against PyTorch. By default nnx,linen.")]
+Images = Annotated[Path | None, typer.Option(help="A photograph or a folder of them; else two of this package.")]
+ImageSize = Annotated[str | None, typer.Option(metavar="HxW", help="Else the network's height and an odd width.")]
+Batch = Annotated[int | None, typer.Option(help="Number of images. By default 2.")]
+Steps = Annotated[int, typer.Option(help="Steps of training.")]
+Optimizer = Annotated[
+    str, typer.Option(help="What trains: sgd, nesterov, dampened, adam, amsgrad, adamw, rmsprop, adagrad.")
+]
+Seed = Annotated[int, typer.Option(help="Of initial weights, labels and perturbations.")]
+Weights = Annotated[Path | None, typer.Option(help="A PyTorch or safetensors file; else initial weights.")]
+Accept = Annotated[
+    list[str] | None, typer.Option(metavar="TRAP", help="A difference that is meant; `parity traps` lists them.")
+]
+Dtypes = Annotated[
+    list[str] | None,
+    typer.Option("--dtype", metavar="DTYPE", help="Measure in float32 or bfloat16 besides; may be given twice."),
+]
+Tf32 = Annotated[str | None, typer.Option(metavar="on|off", help="TF32 in both frameworks; else as each has it.")]
+Device = Annotated[str, typer.Option(help="Where both frameworks run: cpu or gpu.")]
+Pairs = Annotated[
+    bool, typer.Option("--pairs", help="Show which layer of a pair of your own was taken for which, and why.")
+]
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result there.")]
+Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page to look at there.")]
+Before = Annotated[Path, typer.Argument(metavar="BEFORE", help="A file of `parity check --json`.")]
+After = Annotated[Path, typer.Argument(metavar="AFTER", help="A later one.")]
+Times = Annotated[float, typer.Option(help="Show a distance that changes by this factor or more.")]
+
+
+@app.command()
+def models() -> int:
+    """The named networks: parameters, blocks, where they come from."""
+    from ports.building import pytorch
+
+    table = Table("name", box=None, pad_edge=False)
+    for heading in ("parameters", "blocks", "input"):
+        table.add_column(heading, justify="right")
+    table.add_column("source")
+    for name, spec in families.NETWORKS.items():
+        parameters = sum(p.numel() for p in pytorch.skeleton(spec).parameters())
+        taken = families.inputs_of(spec, 1, families.example_size(spec))
+        size = ", ".join("x".join(map(str, one.shape[1:])) for one in taken)
+        table.add_row(name, f"{parameters:,}", str(spec.number_of_blocks), size, spec.source)
+    terminal.console().print(table)
+    return 0
+
+
+@app.command()
+def check(
+    names: Names = None,
+    every: All = False,
+    ports: Ports = None,
+    images: Images = None,
+    image_size: ImageSize = None,
+    batch: Batch = None,
+    steps: Steps = 3,
+    optimizer: Optimizer = "sgd",
+    seed: Seed = 0,
+    weights: Weights = None,
+    accept: Accept = None,
+    dtype: Dtypes = None,
+    tf32: Tf32 = None,
+    device: Device = "cpu",
+    pairs: Pairs = False,
+    json_file: Json = None,
+    html_file: Html = None,
+) -> int:
+    """Check in float64 that the Flax ports are the same as the PyTorch port.
+
+    `package.module:function` names a function that returns a pair of your own and its inputs:
+    (torch_model, flax_model, *inputs), or a dict of `parity.check`'s arguments besides: (…, {"names": …}).
+    The verdict is float64's; --dtype measures what each side's error in float32 or bfloat16 is, and decides nothing.
+    """
+    if bool(names) == every:
+        raise UserError(
+            "check: got both names and --all, expected one of them" if every else "check: name a network, or --all"
+        )
+    chosen = list(families.NETWORKS) if every else list(dict.fromkeys(names or []))
+    if weights is not None and len(chosen) > 1:
+        raise UserError(f"--weights: got {len(chosen)} networks, expected one")
+    for option, file in (("--json", json_file), ("--html", html_file)):
+        terminal.writable(option, file)
+    size = terminal.size(image_size)
+    for name in chosen:
+        if ":" not in name:
+            families.get(name)
+
+    from parity.api import BATCH, PORTS, environment, require
+    from parity.api import check as run
+    from parity.reports import report as reports
+    from parity.running import device as devices
+    from parity.running import probes as probe
+    from parity.running.training import require as require_optimizer
+    from parity.verdict import precision
+
+    chosen_ports = None if ports is None else [port.strip() for port in ports.split(",") if port.strip()]
+    require(PORTS if chosen_ports is None else chosen_ports, BATCH if batch is None else batch, steps, seed)
+    dtypes = tuple(part.strip() for given in dtype or () for part in given.split(",") if part.strip())
+    if dtype and not dtypes:
+        raise UserError(f"--dtype: got {dtype[0]!r}, expected {' or '.join(precision.DTYPES)}")
+    precision.require(dtypes)
+    if tf32 not in (None, *devices.TF32):
+        raise UserError(f"--tf32: got {tf32!r}, expected {' or '.join(devices.TF32)}")
+    policy = {"dtypes": dtypes, "tf32": None if tf32 is None else devices.TF32[tf32], "device": device}
+    devices.require(**policy)
+    require_optimizer(optimizer)
+    if images is not None:
+        probe.photographs(images)
+    console, found = terminal.console(), []
+    for name in chosen:
+        try:
+            own, options = pair(name) if ":" in name else ((name,), {})
+            options = {**options, "accept": accept} if accept else options
+            with _progress(name) as tell:
+                result = run(
+                    *own,
+                    **{
+                        "ports": chosen_ports,
+                        "images": images,
+                        "image_size": size,
+                        "batch": batch,
+                        "steps": steps,
+                        "optimizer": optimizer,
+                        "seed": seed,
+                        "weights": weights,
+                        **policy,
+                        **options,
+                    },
+                    progress=tell,
+                )
+        except UserError as error:
+            if len(chosen) == 1:
+                raise
+            terminal.complain("parity", error)
+            found.append(reports.Model(name, (), undecided=str(error)))
+            continue
+        found += result.models
+        for line in result.models[0].pairing if pairs else ():
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        result.print(console)
+    whole = reports.Report(tuple(found), environment(device))
+    if len(found) > 1:
+        equal = sum(model.ok for model in found)
+        console.print(f"{equal} of {len(found)} networks: parity in every port", highlight=False)
+    if json_file is not None:
+        terminal.write("--json", json_file, json.dumps(whole.to_json(), indent=1, allow_nan=False) + "\n")
+    if html_file is not None:
+        from parity.reports.html import page
+
+        terminal.write("--html", html_file, page(whole))
+    for model in whole.models:
+        if model.undecided and model.rows:
+            terminal.complain("parity", f"{model.model}: cannot tell: {model.undecided}")
+    return whole.exit_code
+
+
+@app.command()
+def traps() -> int:
+    """The known mistakes that a finding can name: where they are made, what they do, how to mend them."""
+    from parity.traps import catalogue
+
+    table = Table("name", "where", "what the port does", "mend", "source", box=None, pad_edge=False)
+    for entry in catalogue.entries():
+        table.add_row(entry.name, entry.where, entry.text, entry.mend, entry.source)
+    terminal.console().print(table)
+    return 0
+
+
+@app.command()
+def diff(before: Before, after: After, times: Times = 10.0) -> int:
+    """What changed between two results of `check --json`: exit 1 where something got worse."""
+    from parity.reports import diff as diffs
+
+    if not 1 < times < float("inf"):
+        raise UserError(f"--times: got {times}, expected a number above 1, such as 10")
+    old, new = diffs.load(before), diffs.load(after)
+    changes = diffs.compare(old, new, times)
+    diffs.show(terminal.console(), old, new, changes)
+    return int(any(change.judgement == diffs.WORSE for change in changes))
+
+
+cli_weights.register(app)
+
+
+def pair(path: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The models, inputs and options that a user's function returns: `package.module:function`, `file.py:function`.
+
+    Raises:
+        UserError: it cannot be loaded, raises, or returns something else.
+    """
+    module, _, function = path.rpartition(":")
+    folders = [str(Path.cwd()), *([str(Path(module).resolve().parent)] if module.endswith(".py") else [])]
+    sys.path[:0] = folders
+    try:
+        made = getattr(_module(module), function)()
+    except UserError:
+        raise
+    except Exception as error:  # whatever somebody's module raises
+        said = f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0]
+        expected = "a function that returns (torch_model, flax_model, *inputs)"
+        raise UserError(f"{path}: {said}; expected {expected}") from error
+    finally:
+        for folder in folders:
+            sys.path.remove(folder)
+    if not isinstance(made, tuple) or len(made) < 2:
+        raise UserError(f"{path}: returned {type(made).__name__}, expected (torch_model, flax_model, *inputs)")
+    known = {"names", "loss", "layouts", "keywords", "accept", "steps", "seed", "dtypes", "tf32", "device"}
+    known |= {"optimizer", "tx", "clip_grad_norm", "accumulate"}
+    last = made[-1]
+    if isinstance(last, dict) and last and set(last) <= known:
+        return made[:-1], last
+    return made, {}
+
+
+def _module(name: str) -> Any:
+    """By its name, or from a file."""
+    if not name.endswith(".py"):
+        return importlib.import_module(name)
+    found = importlib.util.spec_from_file_location(Path(name).stem, name)
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules[found.name] = module
+    found.loader.exec_module(module)
+    return module
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; a user's mistake is one line on stderr and exit code 2."""
+    return terminal.run(app, "parity", arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

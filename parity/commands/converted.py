@@ -1,0 +1,126 @@
+"""Proves that a converted file is right: read as its user would read it, and held against its source in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import ports
+from parity.running import probes as probe
+from ports import families
+from ports.errors import UserError
+from ports.families import layers
+from ports.weights import fold, formats, training
+from ports.weights.checkpoint import Checkpoint
+from ports.weights.dialects import TARGET, mapping
+from ports.weights.formats import Format
+from ports.weights.lazy import Array
+
+FOLDED = 1e-10  # relative L2 distance in float64: a folded network is the same function, summed in another order
+
+
+def verify(held: Checkpoint, path: Path, to: str, row: Format) -> None:
+    """Refuses an output that is not its source.
+
+    Raises:
+        UserError: the two differ, with the first finding; or the network cannot be checked.
+    """
+    if held.found is None or held.found.spec is None or held.found.headless:
+        raise UserError(
+            "--check: needs a network with a classifier that is known here; for your own pair of models use "
+            "`parity check package.module:function`"
+        )
+    weights = held.weights
+    content = formats.read(path, row.name)
+    tensors = training.split(path, content, row).weights
+    if not all(name in tensors for entry in mapping(held.found.spec, TARGET[to]) for name in entry.names):
+        _folded(held, tensors, to)
+        return
+    wrong = [name for name, array in _torch_form(held, tensors, to).items() if not _same(array, weights[name])]
+    if wrong:
+        raise UserError(f"--check: {wrong[0]} and {len(wrong) - 1} more differ from the source; nothing was written")
+    from parity.api import check
+
+    reference = ports.create(held.found.spec, "pytorch", seed=None)
+    ports.weights.write(reference, weights)
+    kind = "linen" if to == "linen" else "nnx"
+    port = ports.create(held.found.spec, kind, seed=None)
+    if to == "torch":
+        ports.weights.write(port, _torch_form(held, tensors, to))
+    else:
+        port = live(port, path if row.name == "orbax" else tensors, kind)
+    report = check(reference, port, steps=1)
+    if report.exit_code:
+        model = report.models[0]
+        said = "; ".join(str(f.text) for f in model.findings[:2]) or str(model.undecided or "see `parity check`")
+        raise UserError(f"--check: the converted network is not the source: {said}; nothing was written")
+
+
+def _same(a: Array, b: Array) -> bool:
+    return (a.dtype, a.shape, np.asarray(a).tobytes()) == (b.dtype, b.shape, np.asarray(b).tobytes())
+
+
+def _torch_form(held: Checkpoint, tensors: Mapping[str, Any], to: str) -> dict[str, Any]:
+    assert held.found is not None
+    assert held.found.spec is not None
+    rows = mapping(held.found.spec, TARGET[to])
+    return {entry.torch: entry.to_torch(tuple(tensors[name] for name in entry.names)) for entry in rows}
+
+
+def live(port: Any, source: Path | Mapping[str, np.ndarray], kind: str) -> Any:
+    """A Flax network with what stands in a file, put there by Flax's and Orbax's own functions alone."""
+    import jax.numpy as jnp
+
+    if isinstance(source, Path):
+        import orbax.checkpoint as ocp
+
+        with ocp.StandardCheckpointer() as checkpointer:
+            tree = checkpointer.restore(source.absolute())
+        tree = tree.get("model", tree) if kind == "nnx" else tree
+    else:
+        tree = formats.nested((tuple(name.split(".")), array) for name, array in source.items())
+    if kind == "linen":
+        module, variables = port
+        import jax
+
+        return module, jax.tree.map(
+            lambda old, new: jnp.asarray(new, old.dtype), variables, {n: tree[n] for n in variables}
+        )
+    from flax import nnx
+
+    state = nnx.state(port)
+    nnx.replace_by_pure_dict(state, nnx.restore_int_paths(tree))
+    nnx.update(port, state)
+    return port
+
+
+def _folded(held: Checkpoint, tensors: Mapping[str, np.ndarray], to: str) -> None:
+    """The folded network against the whole one, both in PyTorch and in float64."""
+    import torch
+
+    assert held.found is not None
+    spec = held.found.spec
+    assert spec is not None
+    whole: Any = ports.create(spec, "pytorch", seed=None, dtype="float64")
+    ports.weights.write(whole, held.weights)
+    rows = layers(spec)
+    exact, _ = fold.fold(held.weights, rows, "float64")
+    expected, _ = fold.fold(held.weights, rows)
+    folded: Any = ports.create(spec, "pytorch", seed=None, dtype="float64", folded=True)
+    ports.weights.write(folded, exact)
+    entries = mapping(fold.folded(rows), TARGET[to])
+    given = {e.torch: e.to_torch(tuple(tensors[name] for name in e.names)) for e in entries}
+    if wrong := [name for name, array in expected.items() if not _same(given[name], array)]:
+        raise UserError(f"--check: {wrong[0]} is not what folding gives; nothing was written")
+    rng, size = np.random.default_rng(0), probe.default_size(spec)
+    inputs = [torch.from_numpy(one.draw(rng)) for one in families.inputs_of(spec, 2, size)]
+    with torch.no_grad():
+        reference = whole.eval()(*inputs)
+        distance = torch.linalg.norm(folded.eval()(*inputs) - reference) / torch.linalg.norm(reference)
+    if not float(distance) < FOLDED:
+        raise UserError(
+            f"--check: the folded network differs by {float(distance):.1e}, bound {FOLDED}; nothing was written"
+        )

@@ -1,0 +1,1 @@
+"""Finds the layer that is wrong by itself, and the known mistake behind it."""

@@ -1,0 +1,1 @@
+"""What a run gives, in which layout, and how far rounding may move it."""

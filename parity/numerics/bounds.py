@@ -1,0 +1,229 @@
+"""Distances between tensors, and the bounds that they are held against.
+
+The reference is run again with inputs, weights and outputs moved by one unit in the last place, with random signs, and
+with images in memory as Flax keeps them, so that sums are taken in another order. How far each tensor moves is its
+rounding response: the size of the differences that rounding alone can make in it. A port passes where every tensor's
+distance from the reference is at most `MULTIPLE` times that.
+
+The order of sums matters by itself: added one after the other, as XLA does, n numbers that cancel carry √n times the
+rounding of their parts. With it left out, one random network in forty stood at 47 times its response in the gradient
+of a BatchNorm's weight, a sum over 2,184 numbers; with it, at 2. PyTorch never adds one after the other, so where
+numbers are equal (the gradient of a bias before a global mean: 2,268 numbers, five values) its response stays below one
+unit in the last place, and such a sum rounds the same way each time: 38 units. A parameter's gradient that is a sum of
+n numbers therefore has a response of √n units at least.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+from torch.utils._pytree import tree_map
+
+from parity.numerics.layouts import Tensors, mapped
+from parity.numerics.quantities import Loss, Observation, Probe, parameter_of
+
+# A right port stands at 0.5 to 12 times the response (README has the table); the smallest known mistake at 1e5 times.
+MULTIPLE = 32
+
+# A bound above this part of a tensor's natural size decides nothing: mistakes known to us stand at 6e-7 and more.
+DECIDES = 1e-7
+
+# Rounding of the weights hides an update that is smaller than this part of them: then its bound decides nothing.
+SEEN = MULTIPLE * np.finfo(np.float64).eps / DECIDES
+
+# The response of one draw of signs may be small by chance, for a scalar above all: the root mean square of several.
+DRAWS = 5
+
+
+def floating(array: np.ndarray) -> bool:
+    """Whether the numbers are floating: numpy's own types, or bfloat16, of which numpy knows no kind."""
+    return array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16
+
+
+def one_ulp(array: np.ndarray, rng: np.random.Generator, units: int = 1) -> np.ndarray:
+    """Every number moved to one of its two neighbours in its own type; integers and zeros as they are.
+
+    A zero carries no rounding: what is exactly zero (a zero-initialised BatchNorm) is so in every right port, and
+    moving it off zero would move all that stands at a ReLU's kink behind it.
+
+    Args:
+        units: how many of its last places a number moves.
+    """
+    if not floating(array):
+        return array
+    towards = np.where(rng.random(array.shape) < 0.5, -np.inf, np.inf).astype(array.dtype)
+    if units == 1:
+        return np.where(array == 0, array, np.nextafter(array, towards))
+    step = (units * np.spacing(np.abs(array))).astype(array.dtype)
+    return np.where(array == 0, array, array + np.copysign(step, towards))
+
+
+def perturbed(
+    weights: Mapping[str, np.ndarray], probe: Probe, seed: int, units: int = 1
+) -> tuple[dict[str, np.ndarray], Probe]:
+    """Return weights, inputs and outputs moved by so many units in the last place, and images channels last.
+
+    The outputs move on their way into the loss. Without that nothing would move the gradient of a last bias: it is a
+    sum of the loss's own slopes, which rounds like all others.
+    """
+    rng = np.random.default_rng([seed, 1])
+    moved = {name: one_ulp(array, rng, units) for name, array in weights.items()}
+    inputs = mapped(probe.inputs, lambda _, array: one_ulp(array, rng, units))
+    loss = Loss(lambda values: probe.loss.torch(_moved_outputs(values, seed, units)), probe.loss.flax)
+    return moved, replace(probe, inputs=inputs, loss=loss, channels_last=True)
+
+
+def _moved_outputs(values: Any, seed: int, units: int) -> Any:
+    """Return PyTorch's outputs moved by so many units, the same way at every pass."""
+    rng = np.random.default_rng([seed, 6])
+
+    def moved(value: Any) -> Any:
+        if not (isinstance(value, torch.Tensor) and value.is_floating_point()):
+            return value
+        signs = torch.as_tensor(rng.choice([-1.0, 1.0], tuple(value.shape))).to(value)
+        return value * (1 + units * torch.finfo(value.dtype).eps * signs)
+
+    return tree_map(moved, values)
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    """‖a − b‖₂; infinite where shapes, or the places and signs of what is not finite, are not the same."""
+    if a.shape != b.shape:
+        return np.inf
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    finite = np.isfinite(b)
+    if not finite.all():
+        if not np.array_equal(a[~finite], b[~finite], equal_nan=True) or not np.isfinite(a[finite]).all():
+            return np.inf
+        a, b = a[finite], b[finite]
+    if not np.isfinite(a).all():
+        return np.inf
+    with np.errstate(over="ignore"):
+        difference = a - b
+    return norm(difference) if np.isfinite(difference).all() else np.inf
+
+
+def norm(array: np.ndarray) -> float:
+    """‖array‖₂ over what is finite in it, without overflow."""
+    array = np.asarray(array, np.float64).ravel()
+    array = array[np.isfinite(array)] if not np.isfinite(array).all() else array
+    largest = float(np.abs(array).max(initial=0))
+    return largest * float(np.linalg.norm(array / largest)) if largest > 0 else 0.0
+
+
+def _terms(name: str, parameter: np.ndarray, outputs: Tensors) -> int:
+    """Return how many numbers the gradient of a parameter sums: examples and positions of its layer's output.
+
+    Where the record lacks the layer, the sum is taken to be as long as the largest output allows.
+    """
+    layer = name.rpartition(".")[0]
+    size = sum(y.size for call, y in outputs.items() if call.partition("#")[0] == layer)
+    size = size or max((y.size for y in outputs.values()), default=0)
+    return max(1, size // max(1, len(parameter) if parameter.ndim else 1))
+
+
+class Responses:
+    """The rounding responses of a reference, gathered from runs of its perturbed copies."""
+
+    def __init__(
+        self, reference: Observation, parameters: Mapping[str, np.ndarray], idle: Collection[str] = ()
+    ) -> None:
+        self.reference = reference
+        self.parameters = parameters
+        self.idle = idle
+        self.terms = {name: _terms(name, p, reference.get("layer.train", {})) for name, p in parameters.items()}
+        self.distances: dict[str, dict[str, float]] = {q: dict.fromkeys(t, 0.0) for q, t in reference.items()}
+        self.draws = 0
+
+    def add(self, run: Iterable[tuple[str, Tensors]]) -> None:
+        """One run of a perturbed copy."""
+        self.draws += 1
+        for quantity, tensors in run:
+            for name, tensor in tensors.items():
+                far = distance(tensor, self.reference[quantity][name])
+                self.distances[quantity][name] = math.hypot(self.distances[quantity][name], far)
+
+    def response(self, quantity: str, name: str) -> float:
+        """How far rounding moves this tensor (absolute), at least one unit in the last place of each number in it.
+
+        The gradient of a parameter is a sum over positions and examples: there it is at least √n units, for n terms;
+        of its square, which an optimizer keeps, twice that. An update carries the rounding of `_of_update`.
+        """
+        far = self.distances[quantity][name] / self.draws**0.5
+        if quantity == "training.parameter":
+            return max(far, self._of_update(name))
+        base, units = self.reference[quantity][name], 1.0
+        if quantity == "gradient.parameter":
+            units = self.terms[name] ** 0.5
+        elif quantity == "training.state":
+            units = 2 * self.terms[parameter_of(quantity, name)] ** 0.5
+        return max(far, units * norm(ulp(base)))
+
+    def _of_update(self, name: str) -> float:
+        """Return the least rounding of an update p_new − p_old.
+
+        Adding it to p rounds to a unit in the last place of the larger of the two. What is added is made of gradients,
+        sums of n terms, and has their √n units. For a number that starts at zero only the second counts: a unit of zero
+        is no bound at all.
+        """
+        parameter = parameter_of("training.parameter", name)
+        update, p = self.reference["training.parameter"][name], self.parameters[parameter]
+        if parameter in self.idle:  # nothing is added, so nothing is rounded
+            return norm(ulp(update))
+        added = norm(ulp(np.maximum(np.abs(p), np.abs(p + update))))
+        return math.hypot(added, self.terms[parameter] ** 0.5 * norm(ulp(update)))
+
+    def bound(self, quantity: str, name: str) -> float:
+        """The largest distance (absolute) that a right port may have."""
+        return MULTIPLE * self.response(quantity, name)
+
+    def zero_in_exact_arithmetic(self, quantity: str, name: str) -> bool:
+        """Whether the tensor has no right digit: all it holds is rounding (the gradient of a bias before BatchNorm)."""
+        return self.response(quantity, name) > 1e-3 * norm(self.reference[quantity][name])
+
+    def sizes(self, quantity: str) -> dict[str, float]:
+        """The natural size of every tensor of a quantity: its norm, or what its number of elements lets expect.
+
+        A gradient that is zero in exact arithmetic has a norm of rounding alone; what can be seen in it is measured
+        against the other gradients. A tensor of zeros (a frozen parameter's update) says nothing of the others' size.
+        """
+        tensors = self.reference[quantity]
+        norms = {name: norm(t) for name, t in tensors.items()}
+        count = sum(t.size for name, t in tensors.items() if norms[name])
+        rms = math.hypot(*norms.values()) / max(count, 1) ** 0.5
+        return {name: max(norms[name], rms * tensors[name].size ** 0.5) for name in tensors}
+
+    def undecided(self, quantity: str) -> list[str]:
+        """The tensors whose bound is too wide to decide anything, and those without a finite number.
+
+        Not the training of a parameter whose gradient is zero in exact arithmetic: an optimizer that divides by the
+        gradient's size makes steps of its rounding, and they change nothing.
+        """
+        sizes = self.sizes(quantity)
+        return [
+            name
+            for name, tensor in self.reference[quantity].items()
+            if (self.bound(quantity, name) > DECIDES * sizes[name] > 0 and not self._noise(quantity, name))
+            or (tensor.size and not np.isfinite(tensor).any())
+        ]
+
+    def _noise(self, quantity: str, name: str) -> bool:
+        if (
+            not quantity.startswith("training.")
+            or (name := parameter_of(quantity, name)) not in self.reference["gradient.parameter"]
+        ):
+            return False
+        return self.zero_in_exact_arithmetic("gradient.parameter", name)
+
+
+def ulp(array: np.ndarray) -> np.ndarray:
+    """One unit in the last place of every number (0 for integers), as float64."""
+    if not floating(array):
+        return np.zeros(array.shape)
+    return np.spacing(np.abs(np.where(np.isfinite(array), array, 0))).astype(np.float64)

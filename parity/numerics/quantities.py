@@ -1,0 +1,119 @@
+"""The quantities that are compared, and what one run of a network gives: a table of tensors a quantity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from parity.numerics.layouts import Tensors
+
+# In the order of the table; all are measured for every port.
+QUANTITIES = {
+    "output.eval": "the network's output with running statistics",
+    "layer.eval": "every layer's output with running statistics, in execution order",
+    "output.train": "the network's output with the batch's statistics",
+    "layer.train": "every layer's output with the batch's statistics, in execution order",
+    "loss": "mean cross-entropy in train mode",
+    "gradient.parameter": "the loss's gradient with respect to every parameter",
+    "gradient.input": "the loss's gradient with respect to the images",
+    "statistics": "BatchNorm's running statistics after one batch",
+    "training.parameter": "what the first step, three steps and all steps of training add to every parameter",
+    "training.state": "the optimizer's tensors after them (where the ports' optimizer keeps the same ones)",
+}
+
+Observation = dict[str, Tensors]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a network is fed.
+
+    Attributes:
+        inputs: arrays, or nested tuples and dicts of them, in PyTorch's layout; numbers that are not whole in float64.
+        loss: what is differentiated.
+        layouts: by the name of an input (`input.0`), its layout in Flax (`numerics.layouts.LAYOUTS`).
+        keywords: what is passed by name.
+        channels_last: whether PyTorch keeps images in memory as Flax does, so that it adds their numbers in another
+            order.
+        tensors: the parameters and statistics that are compared; by default all of the reference's.
+        idle: parameters of the port that get no gradient in PyTorch, and must stay what they are in training.
+        fixed: parameters of PyTorch's that are trained, and that are not parameters of the port.
+        in_place: whether PyTorch's layers may change their input, so that what is recorded must be copied.
+    """
+
+    inputs: tuple[Any, ...]
+    loss: Loss
+    layouts: Mapping[str, str] = field(default_factory=dict)
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+    channels_last: bool = False
+    tensors: Collection[str] | None = None
+    idle: Collection[str] = ()
+    fixed: Collection[str] = ()
+    in_place: bool = True
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A function from a network's output to a number, written in both frameworks.
+
+    Attributes:
+        torch: from PyTorch's output.
+        flax: from the layouts of the outputs (by their names) to the function of Flax's output.
+    """
+
+    torch: Callable[[Any], Any]
+    flax: Callable[[Mapping[str, str]], Callable[[Any], Any]]
+
+
+@dataclass(frozen=True)
+class Training:
+    """The training that is compared, in both frameworks.
+
+    Parameters and the optimizer's state are compared after one step, after three (one cannot show a weight decay in the
+    wrong place) and at the end.
+
+    Attributes:
+        steps: of the optimizer.
+        optimizer: from the trained parameters by name to what updates PyTorch's: an optimizer of `torch.optim`, or
+            (optimizer, scheduler); the scheduler is stepped after every step of the optimizer.
+        transform: the optax transform that updates the ports' parameters.
+        clip_grad_norm: the norm that PyTorch's gradients are clipped to before a step, if any; the ports' clipping is
+            part of `transform`.
+        own: whether `transform` is the caller's.
+        prepare: what PyTorch does with its parameters' gradients before a step: clips them.
+        accumulate: of how many backward passes PyTorch sums the gradients before a step; the ports' is part of
+            `transform`, which is told every gradient.
+    """
+
+    steps: int
+    optimizer: Callable[[Mapping[str, Any]], Any]
+    transform: Any
+    clip_grad_norm: float | None = None
+    accumulate: int = 1
+    own: bool = False
+    prepare: Callable[[Mapping[str, Any]], None] = lambda _: None
+
+    @property
+    def passes(self) -> int:
+        """Forward and backward passes; one at least, for the gradients."""
+        return max(self.steps * self.accumulate, 1)
+
+    def done(self, number: int) -> int | None:
+        """The steps that are done after this pass (from 0), where they are compared then."""
+        steps, rest = divmod(number + 1, self.accumulate)
+        return steps if not rest and steps in {1, 3, self.steps} and steps <= self.steps else None
+
+
+def after(step: int, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors under the names that say after how many steps they are so: `conv1.weight@3`."""
+    return {f"{name}@{step}": tensor for name, tensor in tensors.items()}
+
+
+def parameter_of(quantity: str, name: str) -> str:
+    """Return the parameter that a tensor of training belongs to: `conv1.weight` of `exp_avg/conv1.weight@3`.
+
+    A state's tensor begins with the optimizer's name for it; a module's own name may hold `/` and `@` too.
+    """
+    tensor = name.rpartition("@")[0]
+    return tensor.partition("/")[2] if quantity == "training.state" else tensor

@@ -1,0 +1,1 @@
+"""Finds which of the port's layers is which of the reference's."""

@@ -1,0 +1,283 @@
+"""Whether layers were paired rightly: decided by what both models compute.
+
+A name is a hint, and so are a shape and the order of calls: fc1 of one model is fc0 of another, and the query of an
+attention may be called first or last. So both models run, with weights that hide nothing.
+
+First a proof is looked for. The Flax model runs with PyTorch's outputs handed on where a layer got what its counterpart
+gets in PyTorch. A layer that gets what another one gets is paired with that one. Layers that all get the same (the
+query and the key of an attention, two towers) are exchanged, and so are parameters whose use is not seen. Where both
+models give the same outputs, and these outputs would be others if two layers were exchanged, the pairing is right.
+
+Where the outputs differ whatever is tried, the port holds a mistake, and each place is judged on its own: PyTorch's
+outputs are handed on at every layer, and the inputs of two layers, or what comes of them, say which is which.
+
+What nothing of this tells is an error, never a guess. So is a name that another layer has in the other model. Where
+both models have the same names and use them otherwise, the port holds that mistake: equal names win, and the check
+names it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from parity.numerics.layouts import Tensors
+from parity.numerics.quantities import Probe
+from parity.pairing.matching import NAMES, VALUES, Pair, Pairing
+from parity.pairing.trials import NOISE, TOLD, Build, Run, Trial, Unit, distance, equal_part, exchanged, units
+from parity.running import inventory
+from ports.errors import UserError
+
+PART = 0.05  # of a site's numbers that must agree, where all ways are far off
+NOWHERE = (float("inf"), 0.0)  # distance and part of what one way does not have
+SEARCHED, CONTRARY = 300, 60  # runs of a search for a proof; of one that goes against names
+LEAVES = 30  # pairs of parameters of one module that are tried the other way round
+TOGETHER = 6  # pairs that one message names
+MOST = 4  # layers that are tried in every order; of more, two at a time are exchanged
+
+Free = Callable[[Pair], bool]
+
+
+def settled(pairing: Pairing, build: Build, reference: torch.nn.Module, fed: Probe) -> Pairing:
+    """Return the pairing, with layers exchanged where computing says so.
+
+    Raises:
+        UserError: two layers that neither their inputs nor what comes of them tells apart; layers whose names say one
+            thing and whose use says another.
+    """
+    told = all(_named(p) or not _possible(p) for p in pairing.pairs)
+    if told or not (_twins(units(pairing, _possible)) or _leaves(pairing)):
+        return pairing
+    trial = Trial(build, reference, fed)
+    best = _searched(pairing, trial, _unnamed)
+    if best.agrees:
+        _told(best, trial)
+        return best.pairing
+    other = _searched(pairing, trial, _possible)
+    changed = [(p, q) for p, q in zip(pairing.pairs, other.pairing.pairs, strict=True) if p.flax.name != q.flax.name]
+    if other.agrees and not all(_named(p) for p, _ in changed):
+        raise UserError(_contradicted(changed))
+    pairing = _by_parts(best.pairing, trial)
+    _agreeing(pairing, trial)
+    return pairing
+
+
+def _possible(p: Pair) -> bool:
+    """Whether anything could be exchanged with it: it was not given by the caller, and not found by its values."""
+    return not p.why.startswith("given") and p.why != VALUES
+
+
+def _unnamed(p: Pair) -> bool:
+    """Whether something else than a name says what it is."""
+    return _possible(p) and p.why != NAMES
+
+
+def _named(p: Pair) -> bool:
+    """Whether the names of both say that they are one: of a module's own parameters those within the module."""
+    return p.why == NAMES or bool(p.torch.mark and p.torch.mark == p.flax.mark)
+
+
+def _twins(some: Iterable[Unit]) -> list[tuple[Unit, Unit]]:
+    """Units that could be exchanged without any shape telling."""
+    pairs = itertools.combinations(some, 2)
+    return [(a, b) for a, b in pairs if a.signature == b.signature and a.content != b.content]
+
+
+def _searched(pairing: Pairing, trial: Trial, free: Free) -> Run:
+    """Return the run in which the most agrees.
+
+    Units that get the same input are exchanged, and so are those whose use is not seen.
+    """
+    last = trial.trials + (CONTRARY if free is _possible else SEARCHED)
+    best, before = trial.follow(pairing, free), None
+    while not best.agrees and best is not before:
+        before = best
+        for group in _open(best.pairing, trial, free):
+            if best.agrees or not best.reaches(group):
+                continue
+            for way in _ways(best.pairing, [unit.under(best.pairing) for unit in group]):
+                if trial.trials >= last:
+                    return best
+                tried = trial.follow(way, free)
+                best = tried if tried.score > best.score else best
+    return best
+
+
+def _open(pairing: Pairing, trial: Trial, free: Free) -> list[list[Unit]]:
+    """Units that may have to be exchanged, since their inputs do not tell them apart."""
+    modules = Counter(unit.torch for unit in units(pairing, lambda _: True))
+    # The input of a module whose parameters stand in several modules of Flax's says nothing of them.
+    scattered = {name for name, count in modules.items() if count > 1}
+    twins = _twins(units(pairing, free))
+    found = _groups(two for two in twins if trial.alike(*two) or scattered & {u.torch for u in two})
+    if free is _possible:  # contrary to their names, which is wanted only where one has none
+        found += map(list, _units(_leaves(pairing)[:LEAVES]))
+        found = [group for group in found if not all(_named(p) for unit in group for p in unit.pairs)]
+    return found
+
+
+def _ways(pairing: Pairing, group: list[Unit]) -> Iterator[Pairing]:
+    """The pairing with the units of a group in other orders: all, or of many units those of two exchanged."""
+    if len(group) <= MOST:
+        yield from (exchanged(pairing, group, order) for order in itertools.permutations(group) if [*order] != group)
+        return
+    for two in itertools.combinations(group, 2):
+        yield exchanged(pairing, two, two[::-1])
+
+
+def _told(run: Run, trial: Trial) -> None:
+    """Raise where the outputs agree, and would agree as well with two units exchanged."""
+    named = {p.torch.name for p in run.pairing.pairs if not _unnamed(p)}
+    twins = _twins(units(run.pairing, _possible))
+    open_ = [twin for twin in twins if not ({u.torch for u in twin} <= run.seen) or trial.alike(*twin)]
+    for group in _groups(open_):
+        group = [unit for unit in group if not {p.torch.name for p in unit.pairs} <= named]
+        _raise_exchangeable(group, run, trial)
+    alone = [two for two in _leaves(run.pairing) if not any(map(_named, two))]  # of two, one name tells both
+    for group in _groups(_units(alone)):
+        _raise_exchangeable(group, run, trial)
+
+
+def _raise_exchangeable(group: list[Unit], run: Run, trial: Trial) -> None:
+    if len(group) > 1 and (two := trial.exchangeable(group, max(NOISE, TOLD * run.distance))):
+        raise UserError(_undecided(two))
+
+
+def _contradicted(pairs: list[tuple[Pair, Pair]]) -> str:
+    """The error for layers that computing pairs otherwise than their names."""
+    more = f", and {len(pairs) - TOGETHER} more" if len(pairs) > TOGETHER else ""
+    said = ", ".join(f"{p.torch.name} = {p.flax.name}" for p, _ in pairs[:TOGETHER])
+    kept, other = (
+        ", ".join(f"{p.torch.name!r}: {q.flax.name!r}" for p, q in some[:TOGETHER]) + ", …" * bool(more)
+        for some in ([(p, p) for p, _ in pairs], pairs)
+    )
+    return (
+        f"{said}{more}: their names say so, but the models agree only if these are exchanged; say which is right: "
+        f"names={{{other}}} exchanges them, names={{{kept}}} keeps them; nothing was written"
+    )
+
+
+def _by_parts(pairing: Pairing, trial: Trial) -> Pairing:
+    """Return the pairing with each place judged on its own, PyTorch's outputs handed on at every layer.
+
+    Raises:
+        UserError: two layers that neither their inputs nor what comes of them tells apart.
+    """
+    twins = _twins(units(pairing, _unnamed))
+    # First those that get the same input: what comes of them is the input of others.
+    siblings = [twin for twin in twins if trial.alike(*twin)]
+    for group in _groups(siblings):
+        pairing = _decided(pairing, group, trial)
+    if others := [twin for twin in twins if twin not in siblings]:
+        tap, _ = trial.taken(pairing)
+        inputs = {name: np.asarray(x) for name, x in tap.inputs.items()}
+        for group in _groups([twin for twin in others if not _arrives(*twin, inputs, trial.given)]):
+            pairing = _decided(pairing, group, trial)
+    return pairing
+
+
+def _arrives(a: Unit, b: Unit, inputs: Tensors, given: Tensors) -> bool:
+    """Return whether the inputs of two layers say that each was paired with its own counterpart."""
+    mine, other = (inventory.module_of(u.torch) for u in (a, b))
+    if not all(name in side for name in (mine, other) for side in (inputs, given)):
+        return False
+    right = max(distance(inputs[mine], given[mine]), distance(inputs[other], given[other]))
+    wrong = min(distance(inputs[other], given[mine]), distance(inputs[mine], given[other]))
+    return right * TOLD < wrong
+
+
+def _leaves(pairing: Pairing) -> list[tuple[Pair, Pair]]:
+    """Two parameters of one module that could be exchanged."""
+    own = [p for p in pairing.pairs if p.torch.leaf and not p.why.startswith("given")]
+    return [
+        (a, b)
+        for a, b in itertools.combinations(own, 2)
+        if (a.torch.owner, a.flax.owner, a.torch.values["value"].shape)
+        == (b.torch.owner, b.flax.owner, b.torch.values["value"].shape)
+        and not np.array_equal(a.torch.values["value"], b.torch.values["value"])
+    ]
+
+
+def _units(leaves: Iterable[tuple[Pair, Pair]]) -> list[tuple[Unit, Unit]]:
+    """Parameters of a module, each as a unit of its own."""
+    single = {p.torch.name: Unit(p.torch.name, p.flax.name, (p,)) for two in leaves for p in two}
+    return [(single[a.torch.name], single[b.torch.name]) for a, b in leaves]
+
+
+def _agreeing(pairing: Pairing, trial: Trial) -> None:
+    """Raise where the models agree only if two parameters of a module are exchanged."""
+    leaves = [two for two in _leaves(pairing) if not all(map(_named, two))]
+    here = _sites(pairing, trial) if leaves else {}
+    for a, b in leaves:
+        new = {a.torch.name: replace(a, flax=b.flax), b.torch.name: replace(b, flax=a.flax)}
+        there = _sites(replace(pairing, pairs=tuple(new.get(p.torch.name, p) for p in pairing.pairs)), trial)
+        moving = [site for site in here if here[site] != there.get(site)]
+        if moving and max(there.get(s, NOWHERE)[0] for s in moving) * TOLD < max(here[s][0] for s in moving):
+            raise UserError(
+                f"{a} and {b}: their names say so, but the models agree only if the two are exchanged; if the names "
+                f"are right, say so with names={{{a.torch.name!r}: {a.flax.name!r}}}; nothing was written"
+            )
+
+
+def _groups(twins: Iterable[tuple[Unit, Unit]]) -> list[list[Unit]]:
+    """Units that are to be told apart, those together that hang together."""
+    groups: list[dict[tuple[str, ...], Unit]] = []
+    for a, b in twins:
+        joined = {a.key: a, b.key: b}
+        for group in [group for group in groups if joined.keys() & group.keys()]:
+            joined = group | joined
+            groups.remove(group)
+        groups.append(joined)
+    return [list(group.values()) for group in groups]
+
+
+def _decided(pairing: Pairing, group: list[Unit], trial: Trial) -> Pairing:
+    """The pairing with the units of a group in the one order that computing accepts."""
+    if len(group) > MOST:
+        for two in itertools.combinations(group, 2):
+            pairing = _decided(pairing, list(two), trial)
+        return pairing
+    group = [unit.under(pairing) for unit in group]
+    # What stands behind an exchanged layer follows it: of two chains that are exchanged neither looks wrong by itself.
+    ways = [
+        trial.follow(exchanged(pairing, group, order), _unnamed, always=True).pairing
+        for order in itertools.permutations(group)
+    ]
+    sites = [_sites(way, trial) for way in ways]
+    moving = [site for site in sites[0] if len({one.get(site) for one in sites}) > 1]
+    far = sorted((max((one.get(site, NOWHERE)[0] for site in moving), default=0.0), i) for i, one in enumerate(sites))
+    if moving and far[0][0] * TOLD < far[1][0]:
+        return ways[far[0][1]]
+    # Behind a mistake every way is far off; the right one may still agree in a part, such as one direction of two.
+    alike = sorted(
+        ((sum(one.get(site, NOWHERE)[1] for site in moving), i) for i, one in enumerate(sites)), reverse=True
+    )
+    if alike[0][0] >= PART and alike[1][0] * TOLD < alike[0][0]:
+        return ways[alike[0][1]]
+    raise UserError(_undecided(group))
+
+
+def _sites(pairing: Pairing, trial: Trial) -> Mapping[str, tuple[float, float]]:
+    """Return how far each layer's input and output and each output of the model are off, and which part agrees."""
+    tap, values = trial.taken(pairing)
+    sides = (("into", tap.inputs, trial.given), ("out of", tap.outputs, trial.handed), ("", values, trial.values))
+    return {
+        f"{side} {name}": (distance(np.asarray(got), expected[name]), equal_part(np.asarray(got), expected[name]))
+        for side, found, expected in sides
+        for name, got in found.items()
+        if name in expected
+    }
+
+
+def _undecided(group: Iterable[Unit]) -> str:
+    pairs = ", ".join(f"{u.torch!r}: {u.flax!r}" for u in group)
+    mine, theirs = (", ".join(getattr(u, side) for u in group) for side in ("torch", "flax"))
+    return (
+        f"PyTorch's {mine} have the same shapes as Flax's {theirs}; only the order of calls says which is which, and "
+        f"computing does not decide it. Say it with names={{{pairs}}}, or in another order; nothing was written"
+    )

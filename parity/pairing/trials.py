@@ -1,0 +1,365 @@
+"""Runs of two models under a pairing: what arrives at each layer, what it gives, and how far that is from PyTorch's.
+
+The weights that both models run with hide nothing (`running.probes.varied`), so that a layer which a fresh model keeps
+silent is heard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from parity.numerics.layouts import Tensors, aligned, layout_of, to_flax
+from parity.numerics.quantities import Probe
+from parity.pairing.matching import Layer, Pair, Pairing
+from parity.running import flax as run_flax
+from parity.running import inventory
+from parity.running import pytorch as run_pytorch
+from parity.running.flax import Functional
+from parity.running.taps import Recorder, layer_of
+from ports.errors import UserError
+
+TOLD = 10.0  # so many times as far must every other way be
+AGREES = 1e-6  # a distance, relative to its size, that is no difference: some models compute in float32 somewhere
+NOISE = 1e-12  # of the outputs of one model that computes in float64
+SKETCH = 4096  # numbers of an array that are looked at
+TRIALS = 600  # runs under other pairings, before it is given up
+ROUNDS = 8  # runs in which layers follow what arrives at them
+
+# Gives the Flax model with PyTorch's weights under a pairing; the names that its modules are recorded under.
+Build = Callable[[Pairing, Mapping[str, str]], Functional]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A module of each model, with all pairs of tensors that are exchanged together where the two are exchanged."""
+
+    torch: str
+    flax: str
+    pairs: tuple[Pair, ...]
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What tells it from all other units, whatever it is paired with."""
+        return tuple(p.torch.name for p in self.pairs)
+
+    @property
+    def ordered(self) -> list[Pair]:
+        """The pairs, in an order that is the same for all units of a signature."""
+        return sorted(self.pairs, key=lambda p: str(p.torch.signature))
+
+    @property
+    def signature(self) -> tuple[str, ...]:
+        """What another unit must have to be exchanged with this one."""
+        return tuple(str(p.torch.signature) for p in self.ordered)
+
+    @property
+    def content(self) -> list[bytes]:
+        """The numbers: between units that hold the same ones nothing can be exchanged."""
+        return [p.torch.values[leaf].tobytes() for p in self.pairs for leaf in sorted(p.torch.values)]
+
+    @property
+    def tensors(self) -> list[str]:
+        """PyTorch's names of the tensors, in an order that is the same for all units of a signature."""
+        return [p.torch.tensors[leaf] for p in self.ordered for leaf in sorted(p.torch.tensors)]
+
+    def under(self, pairing: Pairing) -> Unit:
+        """The same modules of PyTorch under another pairing."""
+        pairs = tuple(p for p in pairing.pairs if p.torch.name in self.key)
+        return Unit(self.torch, module(pairs[0].flax), pairs)
+
+
+def units(pairing: Pairing, chosen: Callable[[Pair], bool]) -> list[Unit]:
+    """The modules of the chosen pairs."""
+    found: dict[tuple[str, str], list[Pair]] = {}
+    for p in pairing.pairs:
+        if chosen(p):
+            found.setdefault((module(p.torch), module(p.flax)), []).append(p)
+    return [Unit(*names, tuple(pairs)) for names, pairs in found.items()]
+
+
+def module(layer: Layer) -> str:
+    """The module that is exchanged with a layer: the owner of a module's own parameter."""
+    return layer.owner if layer.leaf else layer.name
+
+
+def exchanged(pairing: Pairing, group: Iterable[Unit], order: Iterable[Unit]) -> Pairing:
+    """The pairing with the Flax layers of some units in another order."""
+    new = {}
+    for mine, other in zip(group, order, strict=True):
+        pairs = zip(mine.ordered, other.ordered, strict=True)
+        new |= {p.torch.name: replace(p, flax=q.flax) for p, q in pairs}
+    return replace(pairing, pairs=tuple(new.get(p.torch.name, p) for p in pairing.pairs))
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run of the Flax model says of a pairing.
+
+    Attributes:
+        pairing: with the layers that followed what arrived at them.
+        sites: how far each input and output of a layer and each output of the model is, in the order of the run.
+        distance: of the outputs of the model, the largest.
+        seen: PyTorch's modules whose counterpart got the same input.
+    """
+
+    pairing: Pairing
+    sites: Mapping[str, float]
+    distance: float
+    seen: frozenset[str]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether both models give the same outputs."""
+        return self.distance <= AGREES
+
+    @property
+    def score(self) -> int:
+        """How many sites agree."""
+        return sum(far <= AGREES for far in self.sites.values())
+
+    def reaches(self, group: Iterable[Unit]) -> bool:
+        """Whether a unit of a group is called before the first site that differs, or it is not seen when it is."""
+        names = list(self.sites)
+        first = next((i for i, name in enumerate(names) if self.sites[name] > AGREES), len(names))
+        places = {name.removeprefix("into "): i for i, name in enumerate(names) if name.startswith("into ")}
+        return any(places.get(unit.flax, -1) < first for unit in group)
+
+
+class _Handing(Recorder):
+    """Keeps what arrives at the layers and what they give, and hands on what PyTorch's layers gave."""
+
+    def __init__(self, outputs: Tensors) -> None:
+        super().__init__(inputs=True)
+        self.expected = outputs
+
+    def leave(self, name: str, y: Any) -> Any:
+        super().leave(name, y)
+        return handed(y, self.expected.get(name))
+
+
+class _Following(Recorder):
+    """Pairs layers by what arrives at them, and hands on what PyTorch's layers gave.
+
+    Args:
+        always: also where something else arrived.
+    """
+
+    def __init__(self, trial: Trial, known: Sequence[Unit], free: Collection[str], always: bool) -> None:
+        super().__init__()
+        self.trial, self.free, self.always = trial, free, always
+        self.mine = {unit.flax: unit.torch for unit in known}
+        self.theirs = {unit.torch: unit.flax for unit in known}
+        self.signature = {unit.torch: unit.signature for unit in known}
+        self.layers = {unit.flax for unit in known if not unit.pairs[0].torch.leaf}
+        self.entered: dict[str, bool] = {}
+        self.sites: dict[str, float] = {}
+
+    def _parts(self, call: str) -> tuple[str, str]:
+        """The module of a call, and what says which call of it this is."""
+        name = call if call in self.mine else layer_of(call)
+        return name, call.removeprefix(name)
+
+    def enter(self, name: str, x: Any) -> Any:
+        own, count = self._parts(name)
+        array = np.asarray(x)
+        if not count and self.mine[own] in self.free and not self._arrived(self.mine[own], array):
+            self._exchange(own, array)
+        far = self._far(self.trial.given.get(self.mine[own] + count), array)
+        self.entered[name] = far <= AGREES
+        self.sites[f"into {name}"] = far
+        return x
+
+    def _exchange(self, own: str, x: np.ndarray) -> None:
+        mine = self.mine[own]
+        for other in self.theirs:
+            alike = other in self.free and self.signature[other] == self.signature[mine]
+            if alike and self.theirs[other] not in self.entered and self._arrived(other, x):
+                self.mine[own], self.mine[self.theirs[other]] = other, mine
+                self.theirs[mine], self.theirs[other] = self.theirs[other], own
+                return
+
+    def _arrived(self, mine: str, x: np.ndarray) -> bool:
+        return self._far(self.trial.given.get(mine), x) <= AGREES
+
+    @staticmethod
+    def _far(expected: np.ndarray | None, got: np.ndarray) -> float:
+        return float("inf") if expected is None else distance(got, expected)
+
+    def leave(self, name: str, y: Any) -> Any:
+        own, count = self._parts(name)
+        expected = self.trial.handed.get(self.mine[own] + count)
+        self.sites[f"out of {name}"] = self._far(expected, np.asarray(y))
+        return handed(y, expected) if (self.always or self.entered.get(name)) and own in self.layers else y
+
+
+def handed(y: Any, expected: np.ndarray | None) -> Any:
+    """PyTorch's output of a layer in place of Flax's, where the shapes are the same but for their layout."""
+    layout = None if expected is None else layout_of(np.asarray(y), expected)
+    return y if expected is None or layout is None else jnp.asarray(to_flax(expected, layout), y.dtype)
+
+
+@dataclass
+class Trial:
+    """The models, run with the layers paired one way or another.
+
+    Attributes:
+        reference: PyTorch's model in float64.
+        given, handed: what PyTorch gives its modules, and what they give, by the names of the calls.
+        values: PyTorch's outputs.
+    """
+
+    build: Build
+    reference: torch.nn.Module
+    fed: Probe
+    trials: int = 0
+    given: Tensors = field(default_factory=dict)
+    handed: Tensors = field(default_factory=dict)
+    values: Tensors = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        record = run_pytorch.Outputs(copies=True, inputs=True)
+        self.reference = run_pytorch.promote(self.reference).eval()
+        self.values = self._outputs(record)
+        self.given, self.handed = run_pytorch.numpy(record.inputs), run_pytorch.numpy(record.outputs)
+
+    def _outputs(self, record: run_pytorch.Outputs | None = None) -> Tensors:
+        names = {name for name, _ in self.reference.named_modules() if name} if record else set()
+        tap = run_pytorch.Tap() if record is None else record
+        with inventory.raising("PyTorch"), torch.no_grad(), run_pytorch.tapped(self.reference, tap, names):
+            values = run_pytorch.run(self.reference, self.fed, run_pytorch.inputs_of(self.fed))
+        return run_pytorch.outputs(values)
+
+    def run(self, pairing: Pairing, names: Mapping[str, str], tap: Recorder) -> Tensors:
+        """The Flax model's outputs, in PyTorch's layouts.
+
+        Args:
+            names: what its modules are called in `tap`.
+
+        Raises:
+            UserError: too many ways were tried.
+        """
+        self.trials += 1
+        if self.trials > TRIALS:
+            raise UserError(
+                f"too many layers could be exchanged to try each way (more than {TRIALS}); say which is which with "
+                "names=, or give the layers of both models the same names; nothing was written"
+            )
+        net = self.build(pairing, names)
+        inputs, keywords = run_flax.inputs_of(self.fed)
+        with inventory.raising():
+            values, _ = net.forward(net.params, net.stats, inputs, keywords, False, tap)
+        return run_flax.outputs(values, self.values)
+
+    def follow(self, pairing: Pairing, free: Callable[[Pair], bool], always: bool = False) -> Run:
+        """Run until no free layer gets what another layer gets in PyTorch; such a layer is paired with that one.
+
+        Args:
+            always: hand on PyTorch's outputs also where another input arrived, so that no mistake reaches what follows.
+        """
+        for _ in range(ROUNDS):
+            known = self._seen(pairing)
+            movable = {unit.torch for unit in known if all(map(free, unit.pairs))}
+            tap = _Following(self, known, movable, always)
+            values = self.run(pairing, {unit.flax: unit.flax for unit in known}, tap)
+            moved = [unit for unit in known if tap.theirs[unit.torch] != unit.flax]
+            if not moved:
+                far = {name: distance(got, self.values[name]) for name, got in values.items() if name in self.values}
+                seen = frozenset(unit.torch for unit in known if tap.entered.get(unit.flax))
+                return Run(pairing, {**tap.sites, **far}, max(far.values(), default=float("inf")), seen)
+            by_flax = {unit.flax: unit for unit in known}
+            pairing = exchanged(pairing, moved, [by_flax[tap.theirs[unit.torch]] for unit in moved])
+        return Run(pairing, {}, float("inf"), frozenset())
+
+    def _seen(self, pairing: Pairing) -> list[Unit]:
+        """The modules that are called as one in both models."""
+        found = [
+            unit
+            for unit in units(pairing, lambda _: True)
+            if unit.torch and unit.flax and inventory.module_of(unit.torch) == unit.torch
+        ]
+        mine, theirs = ([getattr(unit, side) for unit in found] for side in ("torch", "flax"))
+        return [unit for unit in found if mine.count(unit.torch) == theirs.count(unit.flax) == 1]
+
+    def taken(self, pairing: Pairing) -> tuple[_Handing, Tensors]:
+        """Run with PyTorch's outputs handed on at every layer: the layers by PyTorch's names, and the outputs."""
+        names = {
+            module(p.flax): module(p.torch)
+            for p in pairing.pairs
+            if module(p.flax) and module(p.torch) and inventory.module_of(p.torch.name) == p.torch.name
+        }
+        tap = _Handing(self.handed)
+        return tap, self.run(pairing, names, tap)
+
+    def alike(self, a: Unit, b: Unit) -> bool:
+        """Return whether PyTorch gives two layers the same input, or it is not seen what it gives them."""
+        mine, other = (self.given.get(unit.torch) for unit in (a, b))
+        return mine is None or other is None or distance(mine, other) <= TOLD * AGREES
+
+    def exchangeable(self, group: Sequence[Unit], floor: float) -> tuple[Unit, Unit] | None:
+        """Return two units that PyTorch's outputs do not tell apart.
+
+        All units of the group get the same numbers, and each in turn other ones. Where the outputs are the same
+        whichever of two it was, nothing that comes out of the model says which is which.
+
+        Args:
+            floor: a distance of outputs that is no difference.
+        """
+        state = self.reference.state_dict()
+        old = {name: state[name].clone() for unit in group for name in unit.tensors}
+        same = [old[name] for name in group[0].tensors]
+        rng = np.random.default_rng(0)
+        other = [
+            a * torch.from_numpy(rng.uniform(0.75, 1.25, tuple(a.shape))).to(a) if a.is_floating_point() else a
+            for a in same
+        ]
+        outputs = []
+        try:
+            _put(state, group, same)
+            for unit in group:
+                _put(state, [unit], other)
+                outputs.append(self._outputs())
+                _put(state, [unit], same)
+        finally:
+            with torch.no_grad():
+                for name, array in old.items():
+                    state[name].copy_(array)
+        for i, a in enumerate(group):
+            for j, b in enumerate(group[:i]):
+                far = [distance(outputs[i][name], array) for name, array in outputs[j].items()]
+                if a.content != b.content and not any(floor < one < float("inf") for one in far):
+                    return b, a
+        return None
+
+
+def _put(state: Mapping[str, torch.Tensor], group: Iterable[Unit], arrays: Sequence[torch.Tensor]) -> None:
+    with torch.no_grad():
+        for unit in group:
+            for name, array in zip(unit.tensors, arrays, strict=True):
+                state[name].copy_(array)
+
+
+def distance(got: np.ndarray, expected: np.ndarray) -> float:
+    """The distance of two arrays, relative to the second: of at most `SKETCH` of their numbers."""
+    got = aligned(got, expected)
+    if got.size != expected.size:
+        return float("inf")
+    step = max(1, expected.size // SKETCH)
+    a, b = (array.reshape(-1)[::step].astype(np.float64) for array in (got, expected))
+    far = float(np.linalg.norm(a - b)) / (float(np.linalg.norm(b)) or 1.0)
+    return far if np.isfinite(far) else float("inf")
+
+
+def equal_part(got: np.ndarray, expected: np.ndarray) -> float:
+    """The part of an array's numbers that are another's, but for rounding."""
+    got = aligned(got, expected)
+    if got.size != expected.size or not expected.size:
+        return 0.0
+    size = float(np.sqrt(np.mean(np.square(expected, dtype=np.float64))))
+    near = np.abs(got.reshape(-1).astype(np.float64) - expected.reshape(-1)) < 1e-6 * size
+    return float(np.mean(near))

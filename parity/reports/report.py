@@ -1,0 +1,260 @@
+"""The result of a check: rows, a verdict, and how they are shown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from parity.reports.terminal import SafeConsole
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One quantity of one port: its worst tensor, the one nearest to its bound or farthest beyond it.
+
+    `distance` and `bound` are ‖port − reference‖ and the largest that it may be, both divided by ‖reference‖.
+    """
+
+    port: str
+    quantity: str
+    tensor: str
+    distance: float
+    bound: float
+    ok: bool
+    dtype: str = "float64"
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The first layer whose result leaves its bound: in execution order for outputs, from the end for gradients."""
+
+    port: str
+    layer: str
+    quantity: str
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One mistake: where it stands, and what it is.
+
+    Attributes:
+        layer: by its PyTorch name; a module where the mistake lies between its layers.
+        trap: the name of the entry of `parity.traps.layers` that it is; None where no known mistake explains it.
+        text: one line: what was found, what PyTorch does, how to mend it.
+    """
+
+    port: str
+    layer: str
+    trap: str | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Point:
+    """One layer in the drawing of a network's depth: relative distance and bound of one quantity of one port."""
+
+    layer: str
+    distance: float
+    bound: float
+    ok: bool
+
+
+@dataclass(frozen=True)
+class Precision:
+    """One quantity of one side in working precision, against PyTorch in float64: measured, no verdict.
+
+    Attributes:
+        side: `pytorch`, or a port.
+        tensor: the one whose error is the largest multiple of its response.
+        error: its distance from float64, relative to its size.
+        response: how far one unit in the last place of weights and inputs moves it, in this type and on this side.
+        multiple: error / response.
+        largest: the largest relative error of any tensor of the quantity.
+        flips: how many ReLUs are on in one and off in the other of this side and float64, in train mode; None where the
+            side's ReLUs could not be told one by one. The same in every row of a side in a type.
+        units: of how many.
+    """
+
+    side: str
+    dtype: str
+    quantity: str
+    tensor: str
+    error: float
+    response: float
+    multiple: float
+    largest: float
+    flips: int | None
+    units: int
+
+
+@dataclass(frozen=True)
+class Model:
+    """The check of one network.
+
+    Attributes:
+        undecided: why the check cannot tell: a bound is too wide to decide anything, or it could not be run.
+        largest: by port and quantity, the largest distance of a tensor that is not zero in exact arithmetic.
+        multiple: by port and quantity, the worst tensor's distance as a multiple of its rounding response.
+        findings: every mistake, in execution order.
+        profile: by port and quantity, the layers one by one: forward in execution order, gradients in their own.
+        precision: what was measured in working precision; it decides nothing.
+        pairing: of somebody's own models, which layer is which, and what that rests on; a line a pair.
+    """
+
+    model: str
+    rows: tuple[Row, ...]
+    first_divergence: Divergence | None = None
+    undecided: str | None = None
+    note: str = ""
+    largest: dict[str, dict[str, float]] = field(default_factory=dict)
+    multiple: dict[str, dict[str, float]] = field(default_factory=dict)
+    seconds: float = 0.0
+    findings: tuple[Finding, ...] = ()
+    profile: dict[str, dict[str, tuple[Point, ...]]] = field(default_factory=dict)
+    precision: tuple[Precision, ...] = ()
+    pairing: tuple[str, ...] = ()
+
+    @property
+    def matches(self) -> bool:
+        return all(row.ok for row in self.rows)
+
+    @property
+    def ok(self) -> bool:
+        return self.matches and self.undecided is None
+
+
+@dataclass(frozen=True)
+class Report:
+    """The checks of one or more networks. True where all are equal."""
+
+    models: tuple[Model, ...]
+    environment: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        return all(model.ok for model in self.models)
+
+    @property
+    def exit_code(self) -> int:
+        """0 parity, 1 mismatch, 2 the check cannot tell."""
+        return 0 if self.ok else 2 if all(model.matches for model in self.models) else 1
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def to_json(self) -> dict[str, Any]:
+        """Schema 1. A distance that is not finite is null."""
+        models = []
+        for model in self.models:
+            entry = {"model": model.model, "ok": model.ok, **asdict(model)}
+            first = model.first_divergence
+            entry["first_divergence"] = asdict(first) if first else None
+            models.append(entry)
+        return finite({"schema": SCHEMA, "ok": self.ok, "models": models, "environment": self.environment})
+
+    def __str__(self) -> str:
+        console = SafeConsole(width=160, color_system=None, force_terminal=False)
+        with console.capture() as capture:
+            self.print(console)
+        return capture.get()
+
+    def failure(self) -> str:
+        """What an assertion says: in the first line, which summaries of tests show, what it comes to; then all."""
+        said = [line for model in self.models if not model.ok for line in verdict(model)[:2]]
+        return f"{'; '.join(said)}\n\n{self}".rstrip()
+
+    def print(self, console: Console) -> None:
+        """The table of every network and the line that says what it means."""
+        for model in self.models:
+            console.print(table(model))
+            for line in verdict(model):
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+            if model.precision:
+                console.print(precision_table(model))
+                for line in flips(model):
+                    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def table(model: Model) -> Table:
+    result = Table(title=escape(f"{model.model}  {model.note}".strip()), title_justify="left")
+    for heading in ("port", "quantity", "worst tensor"):
+        result.add_column(heading, overflow="fold")
+    for heading in ("distance", "bound"):
+        result.add_column(heading, justify="right", no_wrap=True)
+    result.add_column("verdict", no_wrap=True)
+    for i, row in enumerate(model.rows):
+        first = i == 0 or model.rows[i - 1].port != row.port
+        if first and i:
+            result.add_section()
+        said = "[green]ok[/]" if row.ok else "[bold red]DIFFERS[/]"
+        result.add_row(row.port, row.quantity, escape(row.tensor), f"{row.distance:.1e}", f"{row.bound:.1e}", said)
+    return result
+
+
+def precision_table(model: Model) -> Table:
+    """Errors in working precision; a section a side and type."""
+    title = f"{model.model}  working precision: distance from PyTorch in float64 (measured, no verdict)"
+    result = Table(title=title, title_justify="left")
+    for heading in ("side", "dtype", "quantity", "worst tensor"):
+        result.add_column(heading, overflow="fold")
+    for heading in ("error", "response", "multiple", "largest error"):
+        result.add_column(heading, justify="right", no_wrap=True)
+    for i, row in enumerate(model.precision):
+        if i and (model.precision[i - 1].side, model.precision[i - 1].dtype) != (row.side, row.dtype):
+            result.add_section()
+        numbers = f"{row.error:.1e}", f"{row.response:.1e}", f"{row.multiple:.3g}", f"{row.largest:.1e}"
+        result.add_row(row.side, row.dtype, row.quantity, row.tensor, *numbers)
+    return result
+
+
+def flips(model: Model) -> Sequence[str]:
+    """A line a side and type that ran: its ReLUs that are not as in float64."""
+    lines = []
+    for side, dtype in dict.fromkeys((row.side, row.dtype) for row in model.precision):
+        row = next(row for row in model.precision if (row.side, row.dtype) == (side, dtype))
+        if row.flips is not None and row.units:
+            share = f"{row.flips:,} of {row.units:,} ReLUs ({row.flips / row.units:.1e})"
+            lines.append(f"{side} in {dtype}: {share} are on where float64's are off, or off where they are on")
+        elif row.units:
+            lines.append(
+                f"{side} in {dtype}: ReLUs that are not as in float64: not counted (other calls than PyTorch's)"
+            )
+    return lines
+
+
+def verdict(model: Model) -> Sequence[str]:
+    ports = dict.fromkeys(row.port for row in model.rows)
+    if model.ok:
+        return [f"{model.model}: parity in float64: PyTorch = {' = '.join(ports)} ({model.seconds:.0f} s)"]
+    lines = []
+    if not model.matches:
+        wrong = dict.fromkeys(row.port for row in model.rows if not row.ok)
+        lines.append(
+            f"{model.model}: NO parity: {', '.join(wrong)} differ{'s' if len(wrong) == 1 else ''} from PyTorch"
+        )
+        if first := model.first_divergence:
+            lines.append(f"first divergence: {first.port}: {first.quantity} at {first.layer}{first.text}")
+        for i, finding in enumerate(model.findings, 1):
+            name = f" [{finding.trap}]" if finding.trap else ""
+            lines.append(f"{i}. {finding.port}: {finding.layer}{name}: {finding.text}")
+    if model.undecided:
+        lines.append(f"{model.model}: cannot tell: {model.undecided}")
+    return lines
+
+
+def finite(value: Any) -> Any:
+    """JSON has no infinities."""
+    if isinstance(value, dict):
+        return {key: finite(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,137 @@
+"""Where a check runs, and whether GPUs may round products to TF32: one choice for both frameworks, put back afterwards.
+
+PyTorch gets a default device, on which everything that is made from numpy arrays appears, and `Crossing` brings results
+back; JAX gets a default device, to which `Functional`s are moved. No other file knows of devices.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+from torch.overrides import TorchFunctionMode
+
+from parity.running.tf32 import products as tf32_products
+from ports.errors import UserError
+from ports.weights.pytorch import to_numpy, to_torch
+
+DEVICES = ("cpu", "gpu")
+TF32 = {"on": True, "off": False}
+
+# What a GPU needs to be told before it is used: memory is shared by two frameworks, and sums are taken in one order.
+ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+
+# TF32's products have 10 bits behind the point, float32's 23.
+TF32_UNITS = 2**13
+
+_CONFIG: Any = jax.config
+IN_JAX = {True: "tensorfloat32", False: "highest"}
+
+
+def torch_gpu() -> torch.device | None:
+    return torch.device("cuda") if torch.cuda.is_available() else None
+
+
+def jax_gpu() -> Any:
+    try:
+        return jax.devices("gpu")[0]
+    except RuntimeError:  # this is how JAX says that there is none
+        return None
+
+
+def has_tf32() -> bool:
+    """Whether the GPU has TF32: NVIDIA's since compute capability 8."""
+    return torch.version.cuda is not None and torch.cuda.get_device_capability()[0] >= 8
+
+
+def require(device: str, tf32: bool | None, dtypes: Sequence[str]) -> None:
+    """Raises where a check cannot run there.
+
+    Raises:
+        UserError: an unknown device, a GPU that one of the frameworks does not see, TF32 where there is none.
+    """
+    if device not in DEVICES:
+        raise UserError(f"device: got {device!r}, expected {' or '.join(DEVICES)}")
+    if tf32 not in (None, True, False):
+        raise UserError(f"tf32: got {tf32!r}, expected True, False or None")
+    if device == "gpu":
+        with _variables(ENVIRONMENT):
+            seen = {"PyTorch": torch_gpu(), "JAX": jax_gpu()}
+        if blind := [name for name, found in seen.items() if found is None]:
+            says = " and ".join(blind)
+            raise UserError(
+                f"device: got gpu, expected one that is there: {says} see{'s' if len(blind) == 1 else ''} none; "
+                "install the frameworks' GPU builds, or take the device cpu"
+            )
+    if tf32 and device == "cpu":
+        raise UserError("tf32 on: got the device cpu, expected a GPU: only NVIDIA's have TF32; take the device gpu")
+    if tf32 and not has_tf32():
+        raise UserError("tf32 on: got a GPU without TF32, expected NVIDIA's of compute capability 8 or more; leave it")
+    if tf32 is not None and "float32" not in dtypes:
+        raise UserError(
+            "tf32: got no run in float32, expected one: TF32 rounds float32's products; add the dtype float32"
+        )
+
+
+@contextmanager
+def using(device: str, tf32: bool | None = None) -> Iterator[None]:
+    """Both frameworks on this device, with this policy, for the time of the block."""
+    gpu = device == "gpu"
+    with ExitStack() as stack:
+        if gpu:
+            stack.enter_context(_variables(ENVIRONMENT))
+        in_torch = torch_gpu() if gpu else torch.device("cpu")
+        in_jax = jax_gpu() if gpu else _jax_cpu()
+        if in_torch is not None and in_torch != torch.get_default_device():
+            stack.enter_context(in_torch)
+        if in_jax is not None:
+            stack.enter_context(jax.default_device(in_jax))
+        if gpu:
+            stack.enter_context(Crossing())
+        if tf32 is not None:
+            stack.enter_context(tf32_products(tf32))
+            stack.enter_context(jax.default_matmul_precision(IN_JAX[tf32]))
+        yield
+
+
+def described(device: str) -> str:
+    """The device's name for a report."""
+    return torch.cuda.get_device_name() if device == "gpu" and torch_gpu() else device
+
+
+class Crossing(TorchFunctionMode):
+    """Between PyTorch and numpy, whatever the device and the type: numpy has bfloat16 from `ml_dtypes` only."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.numpy:
+            return to_numpy(args[0])
+        if func in (torch.tensor, torch.as_tensor) and isinstance(args[0], np.ndarray) and args[0].dtype.kind == "V":
+            return to_torch(args[0]).to(torch.get_default_device())
+        return func(*args, **(kwargs or {}))
+
+
+def _jax_cpu() -> Any:
+    """None where JAX was told to have no CPU, or where it is the default anyway."""
+    if _CONFIG.jax_default_device is None and jax.default_backend() == "cpu":
+        return None
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
+
+
+@contextmanager
+def _variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables that are not set already."""
+    own = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(own)
+    try:
+        yield
+    finally:
+        for name in own:
+            os.environ.pop(name, None)

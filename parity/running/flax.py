@@ -1,0 +1,314 @@
+"""Runs a Flax network, NNX or Linen, and records every quantity in PyTorch's names and layouts.
+
+`run_nnx.py` and `run_linen.py` give a network as pure functions (`Functional`); what is done with them stands here.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from parity.numerics.layouts import (
+    Tensors,
+    aligned,
+    default_layout,
+    first,
+    layout_of,
+    leaves,
+    mapped,
+    to_flax,
+    to_reference,
+    with_first,
+)
+from parity.numerics.quantities import Observation, Probe, Training, after
+from parity.running.taps import Calls, Recorder, Tap
+from ports.optim import State
+
+# Names that a network's call may give to its mode, and what they are in train mode.
+MODES = {"train": True, "training": True, "is_training": True, "deterministic": False, "use_running_average": False}
+
+
+@dataclass(frozen=True)
+class Functional:
+    """A network as pure functions.
+
+    Attributes:
+        params: the tree of parameters.
+        stats: the tree of everything else: running statistics.
+        forward: (params, stats, inputs, keywords, train, tap) to (output, new stats).
+        to_torch: (params, stats) to the torch form; gradients may stand in for the parameters.
+    """
+
+    params: Any
+    stats: Any
+    forward: Callable[[Any, Any, Any, Any, bool, Tap], tuple[Any, Any]]
+    to_torch: Callable[[Any, Any], dict[str, np.ndarray]]
+
+
+def placed(arrays: Any) -> Any:
+    """Return JAX's arrays on the device of the check (`running.device`), wherever they were."""
+    config: Any = jax.config
+    return jax.device_put(arrays, config.jax_default_device)
+
+
+class Listener:
+    """Tells a tap of the calls of layers, for one run.
+
+    Layers inside a transformation of its own (`scan`, an inner `jit`) are passed by: their values end there.
+    """
+
+    def __init__(self, tap: Tap) -> None:
+        self.tap, self.calls, self.trace = tap, Calls(), _trace()
+
+    def around(self, name: str, call: Callable[..., Any], args: tuple[Any, ...], kw: Mapping[str, Any]) -> Any:
+        if _trace() != self.trace:
+            return call(*args, **kw)
+        name = self.calls.next(name)
+        if (x := first(args)) is not None:
+            new = self.tap.enter(name, x)
+            args = tuple(new if arg is x else arg for arg in args)
+        output = call(*args, **kw)
+        if (y := first(output)) is None:
+            return output
+        new = self.tap.leave(name, y)
+        return output if new is y else with_first(output, new)
+
+
+def _trace() -> Any:
+    return jax.extend.core.get_opaque_trace_state(convention="nnx")
+
+
+def mode_keywords(call: Callable[..., Any], train: bool) -> dict[str, bool]:
+    """What a network's call must be told to be in train or eval mode."""
+    return {name: train is on for name, on in MODES.items() if name in inspect.signature(call).parameters}
+
+
+@contextmanager
+def float64_attention() -> Iterator[None]:
+    """Let this thread's calls of `jax.nn.dot_product_attention` compute their softmax in float64, not in float32.
+
+    NNX's attention calls it. Other threads share the module, and get what JAX computes.
+    """
+    original, thread = jax.nn.dot_product_attention, threading.get_ident()
+
+    def chosen(query: Any, *args: Any, **kw: Any) -> Any:
+        ours = query.dtype == jnp.float64 and threading.get_ident() == thread
+        return (attention if ours else original)(query, *args, **kw)
+
+    jax.nn.dot_product_attention = chosen
+    try:
+        yield
+    finally:
+        jax.nn.dot_product_attention = original
+
+
+def attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    bias: Any = None,
+    mask: Any = None,
+    *,
+    scale: Any = None,
+    is_causal: bool = False,
+    **_: Any,
+) -> Any:
+    """(batch, length, heads, depth) in the type of the inputs; a mask is true where there is attention."""
+    groups = query.shape[-2] // key.shape[-2]
+    key, value = (jnp.repeat(a, groups, axis=-2) for a in (key, value))
+    scores = jnp.einsum("...qhd,...khd->...hqk", query, key) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    scores = scores if bias is None else scores + bias
+    allowed = jnp.tril(jnp.ones(scores.shape[-2:], bool)) if is_causal else jnp.ones((), bool)
+    allowed = allowed if mask is None else allowed & mask
+    scores = jnp.where(allowed, scores, jnp.finfo(scores.dtype).min)
+    return jnp.einsum("...hqk,...khd->...qhd", jax.nn.softmax(scores, axis=-1), value)
+
+
+def inputs_of(probe: Probe) -> tuple[Any, Any]:
+    """The probe's inputs and keywords in Flax's layouts."""
+
+    def change(name: str, array: Any) -> Any:
+        return jnp.array(to_flax(array, probe.layouts.get(name) or default_layout(array)))
+
+    return mapped(probe.inputs, change), mapped(dict(probe.keywords), change, "keyword")
+
+
+def moving(inputs: Any) -> dict[str, Any]:
+    """Return the floating arrays of the inputs by name: gradients reach these.
+
+    JAX sorts the keys of a dict, and Python keeps them as they were written. So arrays pass through JAX by name.
+    """
+    return {name: a for name, a in leaves(inputs, "input") if jnp.issubdtype(a.dtype, jnp.floating)}
+
+
+def with_moving(inputs: Any, arrays: Mapping[str, Any]) -> Any:
+    """Return the inputs as they were given, with these arrays in the places of the same names."""
+    return mapped(inputs, lambda name, a: arrays.get(name, a))
+
+
+def input_gradients(probe: Probe, gradients: Mapping[str, Any]) -> Tensors:
+    """Return the gradients of the inputs by name, in the layouts of the reference."""
+
+    def back(name: str, gradient: Any) -> np.ndarray:
+        return to_reference(np.asarray(gradient), probe.layouts.get(name) or default_layout(gradient))
+
+    return {name: back(name, gradient) for name, gradient in gradients.items()}
+
+
+def outputs(values: Any, expected: Tensors) -> Tensors:
+    return {name: aligned(value, expected.get(name)) for name, value in leaves(values, "output")}
+
+
+def records(record: Mapping[str, Any], expected: Tensors) -> Tensors:
+    return {name: aligned(value, expected.get(name)) for name, value in record.items()}
+
+
+def output_layouts(values: Any, expected: Tensors) -> dict[str, str]:
+    """The layout of every output."""
+    return {
+        name: (layout_of(value, expected[name]) if name in expected else None) or "same"
+        for name, value in leaves(values, "output")
+    }
+
+
+def observe(
+    net: Functional,
+    probe: Probe,
+    training: Training,
+    parameters: list[str],
+    reference: Observation,
+) -> Iterator[tuple[str, Tensors]]:
+    """All quantities of `numerics.quantities.QUANTITIES`, one after the other; those of training in several parts.
+
+    Args:
+        parameters: the PyTorch names of what is trained; the rest is statistics.
+        reference: what PyTorch gave, whose layouts the results get.
+    """
+    inputs, keywords = inputs_of(probe)
+
+    def evaluate(params: Any, stats: Any, arrays: Any) -> Any:
+        record = Recorder()
+        values, _ = net.forward(params, stats, with_moving(inputs, arrays), keywords, False, record)
+        return values, record.outputs
+
+    values, record = jax.jit(evaluate)(net.params, net.stats, moving(inputs))
+    yield "output.eval", outputs(values, reference["output.eval"])
+    yield "layer.eval", records(record, reference["layer.eval"])
+    loss_of = probe.loss.flax(output_layouts(values, reference["output.eval"]))
+    del values, record
+
+    def objective(params: Any, arrays: Any, stats: Any) -> Any:
+        record = Recorder()
+        values, stats = net.forward(params, stats, with_moving(inputs, arrays), keywords, True, record)
+        return loss_of(values), (values, record.outputs, stats)
+
+    gradient = jax.jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True))
+    tx, start, params, stats = training.transform, net.params, net.params, net.stats
+    state = tx.init(start) if training.steps else None
+    # PyTorch's optimizers leave a parameter without a gradient as it is. So does the check's own training here; what a
+    # transform of the caller's does is what is judged.
+    idle = set() if training.own or not probe.idle else _leaves_of(net, probe.idle)
+
+    for number in range(training.passes):
+        (loss, (values, record, stats)), (grads, input_grads) = gradient(params, moving(inputs), stats)
+        if number == 0:
+            yield "output.train", outputs(values, reference["output.train"])
+            yield "layer.train", records(record, reference["layer.train"])
+            yield "loss", {"loss": np.asarray(loss)}
+        del values, record
+        if number == 0:
+            torch_form = net.to_torch(grads, stats)
+            yield (
+                "gradient.parameter",
+                {n: torch_form[n] for n in parameters if n in torch_form and n not in probe.fixed},
+            )
+            del torch_form
+            yield "gradient.input", input_gradients(probe, input_grads)
+            torch_form = net.to_torch(params, stats)
+            wanted = {*torch_form} if probe.tensors is None else {*probe.tensors}
+            yield "statistics", {name: array for name, array in torch_form.items() if name in wanted - {*parameters}}
+            del torch_form
+        if not training.steps:
+            break
+        changes, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, _without(idle, changes, grads))
+        del grads, changes
+        if step := training.done(number):
+            old, new = net.to_torch(start, net.stats), net.to_torch(params, net.stats)
+            updates = {n: new[n] - old[n] for n in (*parameters, *probe.idle) if n in new}
+            del old, new
+            yield "training.parameter", after(step, updates)
+            del updates
+            held = optimizer_tensors(state, lambda tree: net.to_torch(tree, net.stats), jax.tree.structure(params))
+            both = {*parameters} - {*probe.fixed, *probe.idle}
+            yield "training.state", after(step, {n: t for n, t in held.items() if n.partition("/")[2] in both})
+            del held
+
+
+def parameter_leaves(net: Functional) -> dict[str, set[int]]:
+    """Return the places, among the leaves of the parameters, that a tensor is made of; by name, parameters alone."""
+    leaves, tree = jax.tree.flatten(net.params)
+    marks = [jnp.full_like(leaf, i) for i, leaf in enumerate(leaves, 1)]
+    marked, blank = (net.to_torch(tree.unflatten(new), net.stats) for new in (marks, [0 * mark for mark in marks]))
+    found = {
+        name: np.flatnonzero(np.bincount((a.astype(float) - blank[name].astype(float)).astype(int).ravel()))
+        for name, a in marked.items()
+    }
+    return {name: {int(i) - 1 for i in places if i} for name, places in found.items() if places.any()}
+
+
+def _leaves_of(net: Functional, names: Collection[str]) -> set[int]:
+    """Return the places of the parameters that make up these tensors and no others."""
+    leaves = parameter_leaves(net)
+    others = {i for name, places in leaves.items() if name not in names for i in places}
+    return {i for name in names for i in leaves.get(name, ())} - others
+
+
+def _without(idle: Collection[int], changes: Any, grads: Any) -> Any:
+    """Return the changes, zeros in the idle places where the gradient is zero: decay must not move what stays."""
+    if not idle:
+        return changes
+    new, tree = jax.tree.flatten(changes)
+    slopes = tree.flatten_up_to(grads)
+    stay = (i in idle and not jnp.any(slope) for i, slope in enumerate(slopes))
+    return tree.unflatten([jnp.zeros_like(c) if still else c for c, still in zip(new, stay, strict=True)])
+
+
+# PyTorch's names for the tensors of optax's states.
+STATES = {
+    ("ScaleByAdamState", "mu"): "exp_avg",
+    ("ScaleByAdamState", "nu"): "exp_avg_sq",
+    ("ScaleByRmsState", "nu"): "square_avg",
+    ("ScaleByRssState", "sum_of_squares"): "sum",
+}
+
+
+def optimizer_tensors(state: Any, to_torch: Callable[[Any], Tensors], structure: Any) -> Tensors:
+    """The tensors of an optax state by PyTorch's names, those that have one: `exp_avg/conv1.weight`."""
+    found: Tensors = {}
+    if isinstance(state, State):
+        trees = state.tensors
+    elif isinstance(state, tuple):
+        fields = zip(getattr(state, "_fields", range(len(state))), state, strict=True)
+        trees = {}
+        for field, value in fields:
+            if name := STATES.get((type(state).__name__, str(field))):
+                trees[name] = value
+            else:
+                found |= optimizer_tensors(value, to_torch, structure)
+    else:
+        return found
+    for name, tree in trees.items():
+        if jax.tree.structure(tree) == structure:
+            found |= {f"{name}/{parameter}": array for parameter, array in to_torch(tree).items()}
+    return found

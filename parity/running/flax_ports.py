@@ -1,0 +1,116 @@
+"""Flax's two interfaces as the check sees them: one record each. No other module asks which of the two a model is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from parity.numerics.quantities import Probe
+from parity.pairing.matching import Layer
+from parity.running import inventory
+from parity.running import linen as run_linen
+from parity.running import nnx as run_nnx
+from parity.running.flax import Functional
+from ports.errors import UserError
+from ports.frameworks import framework_of
+from ports.weights import flax as flax_weights
+from ports.weights import linen as linen_weights
+from ports.weights import nnx as nnx_weights
+
+
+@dataclass(frozen=True)
+class FlaxPort:
+    """One of Flax's interfaces. A model is an `nnx.Module`, or Linen's `(module, variables)`.
+
+    Attributes:
+        promote: gives a copy of a model in a type, which drops nothing.
+        copied: gives a model that may be written into.
+        modules: gives the modules by the names of their scopes, where only a run tells them.
+        inventory: gives the layers with tensors, from a model, what it is fed, and its `modules`.
+        functional: gives the pure functions that are run; from a model, PyTorch's names of the layers that are recorded
+            and of its tensors, its `modules`, and the type that it computes in.
+        places: gives where a model keeps each tensor.
+        put: writes arrays to their slots; gives the model.
+    """
+
+    promote: Callable[..., Any]
+    copied: Callable[[Any], Any]
+    modules: Callable[[Any, Probe], Any]
+    inventory: Callable[[Any, Probe, Any], list[Layer]]
+    functional: Callable[..., Functional]
+    places: Callable[[Any, Any], Mapping[str, Any]]
+    put: Callable[[Any, Sequence[tuple[Any, np.ndarray]]], Any]
+
+    def written(self, net: Any, own: Mapping[str, np.ndarray], modules: Any) -> Any:
+        """Return the model with these tensors, in its own types: NNX's itself, of Linen's a copy of the variables."""
+        places = self.places(net, modules)
+        values = {n: own[n].astype(p.dtype) if n in own else p.read() for n, p in places.items()}
+        new: Any = flax_weights.plan(places, values, ())  # pyright: ignore[reportArgumentType]
+        return self.put(net, new)
+
+
+def _nnx_functional(net: Any, names: Any = None, tensors: Any = None, modules: Any = None, dtype: str = "") -> Any:
+    """The layers of an NNX model hold their types themselves, and its modules."""
+    return run_nnx.functional(net, names, tensors)
+
+
+def _put_nnx(net: Any, new: Any) -> Any:
+    nnx_weights.set_all(new)
+    return net
+
+
+def _put_linen(net: Any, new: Any) -> Any:
+    variables = jax.tree.map(lambda a: a, dict(net[1]))
+    for slot, array in new:
+        node = variables
+        for part in slot.path[:-1]:
+            node = node.get(part, {})
+        if slot.path[-1] in node:
+            node[slot.path[-1]] = jax.numpy.array(array)
+    return net[0], variables
+
+
+FLAX_PORTS = {
+    "nnx": FlaxPort(
+        promote=run_nnx.promote,
+        copied=nnx.clone,
+        modules=lambda net, fed: None,
+        inventory=lambda net, fed, modules: inventory.of_nnx(net, fed),
+        functional=_nnx_functional,
+        places=lambda net, modules: nnx_weights.places(net, bare=True),
+        put=_put_nnx,
+    ),
+    "linen": FlaxPort(
+        promote=run_linen.promote,
+        copied=lambda net: net,
+        modules=inventory.linen_layers,
+        inventory=inventory.of_linen,
+        functional=run_linen.functional,
+        places=linen_weights.places,
+        put=_put_linen,
+    ),
+}
+
+
+def port_of(net: Any) -> str:
+    """Return `nnx` or `linen`.
+
+    Raises:
+        UserError: `net` is not a Flax model.
+    """
+    if not is_flax(net):
+        raise UserError(f"got {type(net).__name__}, expected an nnx.Module or Linen's (module, variables)")
+    return framework_of(net)
+
+
+def is_flax(net: Any) -> bool:
+    """Return whether `net` is an `nnx.Module` or Linen's `(module, variables)`."""
+    try:
+        return framework_of(net) in FLAX_PORTS
+    except UserError:
+        return False

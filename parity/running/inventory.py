@@ -1,0 +1,243 @@
+"""The layers with tensors of somebody's model, in each framework, as `pairing.matching` wants them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import flax.linen
+import flax.nnx
+import jax
+import numpy as np
+import torch
+from torch import nn
+
+from parity.numerics.quantities import Probe
+from parity.pairing.matching import Layer
+from parity.running import flax as run_flax
+from parity.running import linen as run_linen
+from parity.running import nnx as run_nnx
+from parity.running import pytorch as run_pytorch
+from parity.running.taps import Recorder, layer_of
+from ports.errors import UserError
+from ports.weights import layers as layer_rules
+from ports.weights import linen, nnx
+from ports.weights.flax import Place
+from ports.weights.layers import rule_for
+
+OWN = "own"
+
+# The rule of `ports.weights.layers` that PyTorch's layers stand under; a subclass stands under its base class.
+KINDS: dict[type[nn.Module], str] = {
+    **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), "conv"),
+    **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), "conv_transpose"),
+    nn.Linear: "linear",
+    nn.modules.batchnorm._BatchNorm: "batch_norm",
+    **dict.fromkeys((nn.LayerNorm, nn.GroupNorm, nn.RMSNorm), "affine"),
+    nn.modules.instancenorm._InstanceNorm: "affine",
+    nn.Embedding: "embedding",
+    nn.MultiheadAttention: "attention",
+    **dict.fromkeys((nn.LSTM, nn.LSTMCell), "lstm"),
+    **dict.fromkeys((nn.GRU, nn.GRUCell), "gru"),
+}
+
+
+def of_torch(net: nn.Module, probe: Probe, state: Mapping[str, np.ndarray]) -> list[Layer]:
+    """PyTorch's layers with tensors.
+
+    Args:
+        state: the tensors by name; those that are one tensor in the model are one array.
+    """
+    layers: list[Layer] = []
+    inside: list[str] = []
+    for name, module in net.named_modules():
+        if any(name.startswith(f"{outer}.") for outer in inside):
+            continue
+        kind = next((KINDS[cls] for cls in type(module).__mro__ if cls in KINDS), None)
+        if kind is None:
+            for own, _ in (*module.named_parameters(recurse=False), *_buffers(module)):
+                full = f"{name}.{own}" if name else own
+                layers.append(Layer(full, OWN, {"value": full}, {"value": state[full]}))
+            continue
+        inside.append(name)
+        tensors = [*module.state_dict()]
+        if isinstance(module, nn.RNNBase):
+            layers += _recurrent(name, kind, tensors, state)
+        elif tensors:
+            whole = {n: f"{name}.{n}" if name else n for n in tensors}
+            layers.append(Layer(name, kind, whole, {n: state[full] for n, full in whole.items()}))
+    record = Recorder(inputs=True)
+    names = {module_of(layer.name) for layer in layers}
+    names |= {outer for layer in layers if layer.kind == OWN for outer in _prefixes(layer.name) if outer}
+    with torch.no_grad(), run_pytorch.tapped(net.eval(), record, names):
+        run_pytorch.run(net, probe, run_pytorch.inputs_of(probe))
+    ranks = _ranks(record, names)
+    for i, layer in enumerate(layers):
+        at = ranks.get(module_of(layer.name))
+        # When a module of one's own uses its own tensors is not seen: behind all others, in the modules' order.
+        layer.rank = None if at is None and layer.kind != OWN else 1000 * (len(ranks) if at is None else at) + i
+    _owned(layers, ranks)
+    return layers
+
+
+def _ranks(record: Recorder, modules: Container[str]) -> dict[str, int]:
+    """Return when each module is called first."""
+    names = (call if call in modules else layer_of(call) for call in record.outputs)
+    return {name: i for i, name in enumerate(dict.fromkeys(names))}
+
+
+def _owned(layers: Iterable[Layer], ranks: Mapping[str, int]) -> None:
+    """Say of each module's own parameter which module it belongs to, and when that is called."""
+    for layer in layers:
+        if layer.kind == OWN and layer.tensors.keys() == {"value"}:
+            layer.owner = next((outer for outer in _prefixes(layer.name) if outer in ranks), "")
+            layer.leaf = layer.name.removeprefix(f"{layer.owner}.") if layer.owner else layer.name
+            layer.owner_rank = ranks.get(layer.owner, len(ranks))
+
+
+def _buffers(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from ((n, b) for n, b in module.named_buffers(recurse=False) if n not in module._non_persistent_buffers_set)
+
+
+def _recurrent(name: str, kind: str, tensors: Iterable[str], state: Mapping[str, np.ndarray]) -> list[Layer]:
+    """A layer for each level and direction: `lstm@l0`, `lstm@l0_reverse`; `lstm` where there is one."""
+    levels: dict[str, Layer] = {}
+    for tensor in tensors:
+        match = re.fullmatch(r"(\w+?)_(l\d+(?:_reverse)?)", tensor)
+        leaf, level = match.groups() if match else (tensor, "")
+        layer = levels.setdefault(level, Layer(f"{name}@{level}", kind))
+        layer.tensors[leaf] = f"{name}.{tensor}" if name else tensor
+        layer.values[leaf] = state[layer.tensors[leaf]]
+    if len(levels) == 1:
+        next(iter(levels.values())).name = name
+    return [*levels.values()]
+
+
+def module_of(name: str) -> str:
+    """Return the PyTorch module of a layer: that of a level of an LSTM (`lstm@l0`) is the LSTM."""
+    return re.sub(r"@l\d+(_reverse)?$", "", name)
+
+
+def of_nnx(net: Any, probe: Probe) -> list[Layer]:
+    """NNX's layers with tensors."""
+    modules, seen = {}, set()
+    for name, module in nnx.modules(net).items():
+        if id(module) not in seen:
+            seen.add(id(module))
+            modules[name] = module
+    record = Recorder(inputs=True)
+    functional = run_nnx.functional(net)
+    _trace(functional, probe, record)
+    cells = {name: f"{name}.cell" for name, m in modules.items() if isinstance(m, flax.nnx.RNN)}
+    return _of_flax(modules, nnx.places(net, bare=True), record, cells)
+
+
+def linen_layers(net: run_linen.Net, probe: Probe) -> dict[str, flax.linen.Module]:
+    """Linen's modules under the names of their scopes, found by running it: those made in `nn.compact` too."""
+    module, variables = net
+    found: dict[tuple[str, ...], flax.linen.Module] = {}
+
+    def seen(call: Any, args: Any, kw: Any, context: Any) -> Any:
+        run_linen.plain(context.module)
+        if isinstance(context.module, flax.linen.RNN):
+            run_linen.plain(context.module.cell)
+        if context.module.scope is not None:
+            found.setdefault(tuple(context.module.path), context.module)
+        return call(*args, **kw)
+
+    inputs, keywords = run_flax.inputs_of(probe)
+    modes = run_flax.mode_keywords(type(module).__call__, False)
+
+    def run() -> None:
+        jax.eval_shape(lambda v: module.apply(v, *inputs, **{**modes, **keywords}), dict(variables))
+
+    with flax.linen.intercept_methods(seen), raising():
+        run()
+        if run_linen.jitted(found.values()):
+            with jax.disable_jit():
+                run()
+    for other in linen.modules(net).values():
+        if other.scope is not None:
+            found.setdefault(tuple(other.path), other)
+    ruled = [path for path, m in found.items() if rule_for(m)]
+    return {
+        ".".join(path): m
+        for path, m in found.items()
+        if not any(path[: len(outer)] == outer and path != outer for outer in ruled)
+    }
+
+
+def of_linen(net: run_linen.Net, probe: Probe, layers: Mapping[str, flax.linen.Module]) -> list[Layer]:
+    """Linen's layers with tensors."""
+    record = Recorder(inputs=True)
+    _trace(run_linen.functional(net, layers=layers), probe, record)
+    cells = {
+        name: ".".join(m.cell.path) for name, m in layers.items() if isinstance(m, flax.linen.RNN) and m.cell.scope
+    }
+    return _of_flax(layers, linen.places(net, layers), record, cells)
+
+
+def _trace(functional: run_flax.Functional, probe: Probe, record: Recorder) -> None:
+    """Runs a Flax model for its calls alone: shapes, no numbers."""
+    inputs, keywords = run_flax.inputs_of(probe)
+
+    def forward(params: Any, stats: Any) -> Any:
+        return functional.forward(params, stats, inputs, keywords, False, record)[0]
+
+    with raising():
+        jax.eval_shape(forward, functional.params, functional.stats)
+
+
+@contextmanager
+def raising(side: str = "Flax") -> Iterator[None]:
+    """Whatever somebody's model raises is a question that cannot be put."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        said = str(error).strip().partition("\n")[0]
+        text = f"the {side} model raises {type(error).__name__}: {said}; expected it to run on these inputs"
+        raise UserError(text) from error
+
+
+def _of_flax(
+    modules: Mapping[str, Any], places: Mapping[str, Place[Any]], record: Recorder, cells: Mapping[str, str]
+) -> list[Layer]:
+    """Layers in the order of their modules.
+
+    Args:
+        cells: the names of recurrent cells by those of the layers that run them.
+    """
+    layers = {}
+    for own, place in places.items():
+        name = next(n for n in _prefixes(own) if n in modules)
+        rule = rule_for(modules[name])
+        kind = layer_rules.KINDS.get(rule) if rule else None
+        if kind is None:  # PyTorch's side tells nothing of a rule that somebody registered: tensors pair one by one
+            layers[own] = Layer(own, OWN, {"value": own}, {"value": place.read()})
+            continue
+        layer = layers.setdefault(name, Layer(name, kind))
+        leaf = own.removeprefix(f"{name}.") if name else own
+        layer.tensors[leaf], layer.values[leaf] = own, place.read()
+    ranks = _ranks(record, modules)
+    for runner, cell in cells.items():
+        if runner in ranks:
+            ranks.setdefault(cell, ranks[runner])
+    for i, layer in enumerate(layers.values()):
+        at = ranks.get(layer.name)
+        layer.rank = None if at is None and layer.kind != OWN else 1000 * (len(ranks) if at is None else at) + i
+    _owned(layers.values(), ranks)
+    return [*layers.values()]
+
+
+def _prefixes(name: str) -> Iterator[str]:
+    """The longest first: `a.b.weight` stands in `a.b`, or in `a`, or in the network itself."""
+    parts = name.split(".")
+    for i in range(len(parts) - 1, -1, -1):
+        yield ".".join(parts[:i])
+
+
+OF: dict[str, Callable[..., list[Layer]]] = {"nnx": of_nnx, "linen": of_linen}

@@ -1,0 +1,100 @@
+"""A Linen network as the pure functions that `run_flax.py` runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from parity.running.flax import Functional, Listener, float64_attention, mode_keywords, placed
+from parity.running.nnx import parts, settings
+from parity.running.taps import Tap
+from ports.weights.linen import modules, places
+
+Net = tuple[nn.Module, Mapping[str, Any]]
+
+
+def promote(net: Net, dtype: str = "float64") -> Net:
+    """The variables in a type, by default float64 with running statistics too; `functional` sets the layers to it.
+
+    In bfloat16 statistics, and parameters of the modules that have them, are float32.
+    """
+    module, variables = net
+    paths = [parts(path) for path, _ in jax.tree.leaves_with_path(dict(variables))]
+    norms = {path[1:-1] for path in paths if path[0] == "batch_stats"}
+    wide = jnp.promote_types(dtype, jnp.float32)
+
+    def cast(path: Any, a: Any) -> Any:
+        floating = jnp.issubdtype(jnp.asarray(a).dtype, jnp.floating)
+        return jnp.array(a, (wide if parts(path)[1:-1] in norms else dtype) if floating else None)
+
+    return module, jax.tree.map_with_path(cast, dict(variables))
+
+
+def plain(module: nn.Module, dtype: str = "float64") -> None:
+    """Makes a module compute in a type and drop nothing: a copy that lives for one call."""
+    for name, value in settings(module, dtype).items():
+        object.__setattr__(module, name, value)
+
+
+def jitted(modules: Iterable[nn.Module]) -> bool:
+    """Whether one is under `nn.jit`, which runs the Python of its layers once and never tells of them again."""
+    return any(type(module).__name__.startswith("Jit") for module in modules)
+
+
+def functional(
+    net: Net,
+    names: Mapping[str, str] | None = None,
+    tensors: Mapping[str, str] | None = None,
+    layers: Mapping[str, nn.Module] | None = None,
+    dtype: str = "float64",
+) -> Functional:
+    """`net` in eval and train mode, as its `__call__` names them.
+
+    Args:
+        names: PyTorch's names of the modules that are recorded, by their own; by default all under their own.
+        tensors: PyTorch's names of its tensors, by their own; by default all are taken, under their own.
+        layers: its modules by name, where they were found by running it.
+        dtype: the type that its layers compute in.
+    """
+    module, variables = net
+    found = modules(net) if layers is None else layers
+    if names is None:
+        names = {name: name for name, m in found.items() if name and not isinstance(m, nn.Sequential)}
+    named = {found[own].path: name for own, name in names.items() if own in found}
+    inlined = jitted(found.values())
+    cells = {m.cell.path: m.path for m in found.values() if isinstance(m, nn.RNN)}
+    named = {cells.get(path, path): name for path, name in named.items()}
+
+    def forward(params: Any, stats: Any, inputs: Any, keywords: Any, train: bool, tap: Tap) -> tuple[Any, Any]:
+        listener = Listener(tap)
+
+        def listening(call: Any, args: Any, kw: Any, context: nn.module.InterceptorContext) -> Any:
+            plain(context.module, dtype)
+            if isinstance(context.module, nn.RNN):
+                plain(context.module.cell, dtype)
+            if context.method_name != "__call__" or context.module.path not in named:
+                return call(*args, **kw)
+            return listener.around(named[context.module.path], call, args, kw)
+
+        modes = mode_keywords(type(module).__call__, train)
+        with nn.intercept_methods(listening), float64_attention(), jax.disable_jit() if inlined else nullcontext():
+            values, new = module.apply(
+                {"params": params, **stats}, *inputs, mutable=list(stats), **{**modes, **keywords}
+            )
+        return values, {**stats, **new} if train else stats
+
+    def to_torch(params: Any, stats: Any) -> dict[str, np.ndarray]:
+        placed = places((module, {"params": params, **stats}), layers)
+        return {
+            (tensors or {}).get(own, own): p.read() for own, p in placed.items() if tensors is None or own in tensors
+        }
+
+    stats = {name: tree for name, tree in variables.items() if name != "params"}
+    params, stats = placed((variables["params"], stats))
+    return Functional(params, stats, forward, to_torch)

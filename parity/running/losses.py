@@ -1,0 +1,70 @@
+"""Losses in both frameworks: what is differentiated to compare gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import torch
+import torch.nn.functional as F
+
+from parity.numerics.layouts import leaves, to_flax, to_reference
+from parity.numerics.quantities import Loss
+
+
+def classification(labels: np.ndarray) -> Loss:
+    """Mean cross-entropy of logits; for feature maps the sum of their mean squares.
+
+    Args:
+        labels: int64 (batch,).
+    """
+
+    def in_torch(values: Any) -> Any:
+        if isinstance(values, torch.Tensor):
+            return F.cross_entropy(values, torch.as_tensor(labels))
+        return torch.stack([value.square().mean() for value in values]).sum()
+
+    def in_flax(values: Any) -> Any:
+        if isinstance(values, jax.Array):
+            return optax.softmax_cross_entropy_with_integer_labels(values, jnp.array(labels)).mean()
+        return sum((jnp.square(value).mean() for value in values), jnp.zeros(()))
+
+    return Loss(in_torch, lambda _: in_flax)
+
+
+def projection(seed: int) -> Loss:
+    """The mean of every output times fixed random numbers: every element of every output counts, and none alike."""
+
+    def weights(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        return np.random.default_rng([seed, 4, *name.encode()]).standard_normal(shape)
+
+    def in_torch(values: Any) -> Any:
+        parts = [
+            (value * torch.as_tensor(weights(name, tuple(value.shape))).to(value.dtype)).mean()
+            for name, value in leaves(values, "output")
+            if value.is_floating_point()
+        ]
+        return torch.stack(parts).sum()
+
+    def in_flax(layouts: Mapping[str, str]) -> Callable[[Any], Any]:
+        def loss(values: Any) -> Any:
+            total = jnp.zeros(())
+            for name, value in leaves(values, "output"):
+                if jnp.issubdtype(value.dtype, jnp.floating):
+                    layout = layouts[name]
+                    shape = to_reference(np.broadcast_to(0.0, value.shape), layout).shape
+                    total += (value * jnp.array(to_flax(weights(name, shape), layout))).mean()
+            return total
+
+        return loss
+
+    return Loss(in_torch, in_flax)
+
+
+def given(in_torch: Callable[[Any], Any], in_flax: Callable[[Any], Any]) -> Loss:
+    """A user's own."""
+    return Loss(in_torch, lambda _: in_flax)

@@ -1,0 +1,141 @@
+"""A Flax NNX network as the pure functions that `run_flax.py` runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from parity.running.flax import Functional, Listener, float64_attention, mode_keywords, placed
+from parity.running.taps import Tap
+from ports.weights.nnx import modules, places
+
+# Settings of layers that are fixed to a type, by the type of the run: what becomes of them. With None a layer computes
+# in the type of its inputs and weights.
+TYPES: dict[str, dict[str, Callable[[Any], Any]]] = {
+    "float64": {"dtype": lambda _: None, "param_dtype": lambda _: jnp.float64},
+    "float32": {
+        "dtype": lambda old: None if old is None or jnp.dtype(old) == np.float64 else old,
+        "param_dtype": lambda _: jnp.float32,
+    },
+    "bfloat16": {"dtype": lambda _: jnp.bfloat16, "param_dtype": lambda _: jnp.bfloat16},
+}
+# Settings that drop values at random, and what drops none.
+DROPPING: dict[str, Callable[[Any], Any]] = {"rate": lambda _: 0.0, "dropout_rate": lambda _: 0.0}
+
+
+def settings(module: Any, dtype: str) -> dict[str, Any]:
+    """What a layer is set to, so that it computes in a type (`verdict.precision.POLICIES`) and drops nothing."""
+    library = type(module).__module__.startswith("flax.")
+    chosen = {**TYPES[dtype], **(DROPPING if library else {})}
+    given = {name: getattr(module, name) for name in chosen if hasattr(module, name)}
+    return {name: chosen[name](old) for name, old in given.items() if old is not None or (library and name == "dtype")}
+
+
+def parts(path: Any) -> tuple[Any, ...]:
+    """The names in a path of `jax.tree`."""
+    return tuple(getattr(part, "key", getattr(part, "name", None)) for part in path)
+
+
+def promote(net: nnx.Module, dtype: str = "float64") -> nnx.Module:
+    """A copy in a type, by default float64 with its running statistics too, that drops nothing.
+
+    In bfloat16 the parameters and statistics of BatchNorm are float32.
+    """
+    norms = {path for path, module in nnx.iter_modules(net) if isinstance(module, nnx.BatchNorm)}
+    wide = jnp.promote_types(dtype, jnp.float32)
+
+    def cast(path: Any, a: Any) -> Any:
+        if not jnp.issubdtype(a.dtype, jnp.floating):
+            return a
+        within = parts(path)
+        return jnp.array(a, wide if any(within[: len(norm)] == norm for norm in norms) else dtype)
+
+    graphdef, state = nnx.split(net)
+    net = nnx.merge(graphdef, jax.tree.map_with_path(cast, state))
+    for _, module in nnx.iter_modules(net):
+        for name, value in settings(module, dtype).items():
+            setattr(module, name, value)
+    return net
+
+
+@contextmanager
+def tapped(net: nnx.Module, tap: Tap, names: Mapping[str, str] | None) -> Iterator[None]:
+    """`tap` listens at the layers: their classes have their `__call__` replaced for the time of the call.
+
+    Args:
+        names: PyTorch's names by those in `net`; by default all modules but Sequentials, under their own.
+    """
+    found = modules(net)
+    if names is None:
+        names = {name: name for name, m in found.items() if name and not isinstance(m, nnx.Sequential)}
+    named = {id(found[own]): name for own, name in names.items() if own in found}
+    for module in found.values():
+        if isinstance(module, nnx.RNN) and id(module.cell) in named:  # the cell's own calls stand inside a scan
+            named[id(module)] = named.pop(id(module.cell))
+    classes = {type(m) for m in found.values() if id(m) in named}
+    originals = {cls: (cls.__call__, "__call__" in vars(cls)) for cls in classes}
+    listener = Listener(tap)
+
+    inside: list[int] = []
+
+    def listening(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: nnx.Module, *args: Any, **kw: Any) -> Any:
+            if id(self) not in named or id(self) in inside:  # a subclass that calls its base class is entered once
+                return original(self, *args, **kw)
+            inside.append(id(self))
+            try:
+                return listener.around(named[id(self)], lambda *args, **kw: original(self, *args, **kw), args, kw)
+            finally:
+                inside.pop()
+
+        return call
+
+    try:
+        for cls, (original, _) in originals.items():
+            cls.__call__ = listening(original)
+        yield
+    finally:
+        for cls, (original, own) in originals.items():
+            if own:
+                cls.__call__ = original
+            elif "__call__" in vars(cls):  # an interrupt may come before it is set
+                del cls.__call__
+
+
+def functional(
+    net: nnx.Module, names: Mapping[str, str] | None = None, tensors: Mapping[str, str] | None = None
+) -> Functional:
+    """`net`, which is left as it was.
+
+    Args:
+        names: PyTorch's names of the modules that are recorded, by their own; by default all under their own.
+        tensors: PyTorch's names of its tensors, by their own; by default all are taken, under their own.
+    """
+    net = nnx.clone(net)
+    definitions = {}
+    for train in (False, True):
+        net.train() if train else net.eval()
+        definitions[train], params, stats = nnx.split(net, nnx.Param, ...)
+
+    def forward(params: Any, stats: Any, inputs: Any, keywords: Any, train: bool, tap: Tap) -> tuple[Any, Any]:
+        copy = nnx.merge(definitions[train], params, stats, copy=True)
+        call: Any = copy
+        modes = mode_keywords(type(copy).__call__, train)
+        with tapped(copy, tap, names), float64_attention():
+            values = call(*inputs, **{**modes, **keywords})
+        return values, nnx.state(copy, nnx.Not(nnx.Param))
+
+    def to_torch(params: Any, stats: Any) -> dict[str, np.ndarray]:
+        found = places(nnx.merge(definitions[True], params, stats), bare=tensors is not None)
+        return {
+            (tensors or {}).get(own, own): p.read() for own, p in found.items() if tensors is None or own in tensors
+        }
+
+    params, stats = placed((params, stats))
+    return Functional(params, stats, forward, to_torch)

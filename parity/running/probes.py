@@ -1,0 +1,152 @@
+"""What the networks are fed: photographs, and weights that hide nothing.
+
+Photographs are resized to the network's height and an odd width (224x193, 32x27) with Pillow's bilinear filter, which
+averages when it shrinks, and normalised with ImageNet's mean and standard deviation: an even and an odd side show
+both kinds of padding mistakes, a non-square image shows exchanged axes.
+"""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from parity.numerics.quantities import Probe
+from parity.running import losses
+from ports import families
+from ports.errors import UserError
+
+MEAN = np.array([0.485, 0.456, 0.406])
+STD = np.array([0.229, 0.224, 0.225])
+BRANCH = 0.25
+
+PHOTOGRAPHS = Path(__file__).resolve().parents[1] / "photographs"
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+def default_size(spec: Any) -> tuple[int, ...]:
+    """Return the size of the probe: of images the network's height and an odd width, else what it was made for."""
+    size = families.example_size(spec)
+    return (size[0], size[0] * 6 // 7 | 1) if families.takes_images(spec) else size
+
+
+def photographs(path: str | Path | None = None) -> list[Image.Image]:
+    """Return the photographs of a file or of a folder (by name), or the two of this package.
+
+    Raises:
+        UserError: no such path, a file that is no image, a folder without any.
+    """
+    path = PHOTOGRAPHS if path is None else Path(path)
+    try:
+        folder = stat.S_ISDIR(path.stat().st_mode)
+        files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if folder else [path]
+    except FileNotFoundError:
+        raise UserError(f"images {path}: no such file or folder") from None
+    except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL; a folder that is not ours to read
+        raise UserError(f"images {path}: {getattr(error, 'strerror', None) or error}") from None
+    if not files:
+        raise UserError(
+            f"images {path}: no image in this folder; expected files ending in {' '.join(sorted(SUFFIXES))}"
+        )
+    return [_open(file) for file in files]
+
+
+def _open(file: Path) -> Image.Image:
+    try:
+        with Image.open(file) as image:
+            return image.convert("RGB")
+    except UnidentifiedImageError:
+        raise UserError(f"images {file}: not an image that Pillow can read") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"images {file}: cannot be read: {error}") from None
+
+
+def of_spec(spec: Any, *, batch: int, size: tuple[int, ...], seed: int, images: str | Path | None = None) -> Probe:
+    """Return a batch for a described network: photographs where it takes images, else random inputs; random labels.
+
+    Args:
+        images: a file or a folder of photographs; by default two of this package.
+
+    Raises:
+        UserError: photographs that cannot be read.
+    """
+    if families.takes_images(spec):
+        height, width = size
+        return make(
+            photographs(images),
+            batch=batch,
+            size=(height, width),
+            channels=spec.in_channels,
+            classes=spec.num_classes,
+            seed=seed,
+        )
+    rng = np.random.default_rng([seed, 2])
+    inputs = tuple(one.draw(rng) for one in families.inputs_of(spec, batch, size))
+    return Probe(inputs, losses.classification(rng.integers(0, spec.num_classes, batch)))
+
+
+def make(
+    images: list[Image.Image], *, batch: int, size: tuple[int, int], channels: int, classes: int, seed: int
+) -> Probe:
+    """A batch of photographs with random labels. Beyond the number of photographs, random crops of them follow."""
+    rng = np.random.default_rng([seed, 2])
+    arrays = []
+    for i in range(batch):
+        image = images[i % len(images)].convert("L" if channels == 1 else "RGB")
+        box = None
+        if i >= len(images):
+            width, height = image.size
+            left, top = rng.uniform(0, 0.5, 2) * (width, height)
+            box = (left, top, left + width / 2, top + height / 2)
+        arrays.append(np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box), np.float64))
+    pixels = np.stack(arrays).reshape(batch, *size, channels) / 255
+    mean, std = (MEAN, STD) if channels == 3 else (MEAN.mean(), STD.mean())
+    nchw = np.ascontiguousarray(((pixels - mean) / std).transpose(0, 3, 1, 2))
+    return Probe((nchw,), losses.classification(rng.integers(0, classes, batch)))
+
+
+def randomised(
+    weights: dict[str, np.ndarray], statistics: dict[str, np.ndarray], ends: set[str], seed: int
+) -> dict[str, np.ndarray]:
+    """The weights of a fresh network with random BatchNorm parameters and statistics.
+
+    A fresh network hides mistakes: every BatchNorm is the identity, or zero, which cuts a residual branch off.
+
+    Args:
+        statistics: the running statistics that the network has on the probe; the random ones are drawn around them.
+        ends: the last BatchNorm of every residual branch. They are `BRANCH` times smaller than the others: branches as
+            strong as their shortcuts let rounding grow from block to block (in ResNet-152, beyond what can be decided).
+    """
+    rng = np.random.default_rng([seed, 3])
+    result = dict(weights)
+    for mean in (name for name in weights if name.endswith("running_mean")):
+        layer, channels = mean.removesuffix("running_mean"), weights[mean].shape
+        var = statistics[f"{layer}running_var"]
+        gain = BRANCH if layer.removesuffix(".") in ends else 1.0
+        result[f"{layer}weight"] = gain * rng.uniform(0.5, 1.5, channels)
+        result[f"{layer}bias"] = gain * rng.normal(0, 0.3, channels)
+        result[mean] = statistics[mean] + rng.normal(0, 0.3, channels) * np.sqrt(var)
+        result[f"{layer}running_var"] = var * rng.uniform(0.5, 1.5, channels)
+    return result
+
+
+def varied(state: dict[str, np.ndarray], names: set[str], seed: int) -> dict[str, np.ndarray]:
+    """Weights that hide nothing: tensors whose numbers are all equal, as fresh norms and biases have, get random ones.
+
+    A scale of ones hides a missing scale, a bias of zeros a missing bias, a variance of ones a wrong epsilon less well
+    than others do. Tensors that are one array stay one.
+
+    Args:
+        names: of the tensors that may change: those that both models have.
+    """
+    rng, done = np.random.default_rng([seed, 5]), {}
+    for name, array in state.items():
+        if name not in names or id(array) in done or array.dtype.kind != "f" or array.size < 2 or np.ptp(array) > 0:
+            continue
+        value = float(array.flat[0])
+        spread = rng.uniform(0.75, 1.25, array.shape) * value if value else rng.normal(0, 0.1, array.shape)
+        done[id(array)] = spread
+    return {name: done.get(id(array), array) for name, array in state.items()}

@@ -1,0 +1,309 @@
+"""Runs a PyTorch network and records every quantity."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from parity.numerics import bounds
+from parity.numerics.layouts import Tensors, first, leaves, mapped, with_first
+from parity.numerics.quantities import Probe, Training, after
+from parity.running.taps import Calls, Recorder, Tap
+from ports.errors import UserError
+
+
+def promote(net: nn.Module) -> nn.Module:
+    """A copy in float64 on the device of the check, running statistics too, whose dropout keeps everything.
+
+    An RMSNorm without an epsilon of its own keeps the one that it has in the type of its weights.
+    """
+    net = copy.deepcopy(net)
+    for module in net.modules():
+        if isinstance(module, nn.RMSNorm) and module.eps is None:
+            module.eps = torch.finfo(torch.float32 if module.weight is None else module.weight.dtype).eps
+    net = net.to(torch.get_default_device(), torch.float64)
+    for module in net.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        elif isinstance(module, nn.MultiheadAttention | nn.RNNBase):
+            module.dropout = 0.0
+    return net
+
+
+class NoDropout(TorchFunctionMode):
+    """Dropout that is called as a function keeps everything, too."""
+
+    NAMES = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "").rstrip("_") in self.NAMES:
+            return args[0] if args else (kwargs or {})["input"]
+        return func(*args, **(kwargs or {}))
+
+
+def parameters(net: nn.Module, probe: Probe) -> dict[str, nn.Parameter]:
+    """What is trained and compared."""
+    return {n: p for n, p in net.named_parameters() if probe.tensors is None or n in probe.tensors}
+
+
+def updated(net: nn.Module, probe: Probe) -> dict[str, Tensor]:
+    """Return what training is compared of: what is trained, and what must stay."""
+    tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    return {**parameters(net, probe), **{n: t for n, t in tensors.items() if n in probe.idle}}
+
+
+def backward(loss: Tensor) -> None:
+    """Run the backward pass where there is one: not of a network whose inputs and parameters need no gradient."""
+    if loss.requires_grad:
+        loss.backward()
+
+
+def tied(net: nn.Module) -> dict[str, str]:
+    """The names under which a tensor stands once more, and its first name."""
+    found: dict[str, str] = {}
+    seen: dict[object, str] = {}
+    for name, tensor in net.state_dict(keep_vars=True).items():
+        first = seen.setdefault((tensor.data_ptr(), tensor.shape) if tensor.numel() else name, name)
+        if first != name:
+            found[name] = first
+    return found
+
+
+def with_parameters(net: nn.Module) -> list[str]:
+    """The modules that are recorded by default: all but Sequentials that have parameters in them."""
+    return [
+        n
+        for n, m in net.named_modules()
+        if n and not isinstance(m, nn.Sequential) and any(True for _ in m.parameters())
+    ]
+
+
+@contextmanager
+def tapped(net: nn.Module, tap: Tap, names: Collection[str] | None = None) -> Iterator[None]:
+    """`tap` listens at the modules of these names."""
+    names = set(with_parameters(net) if names is None else names)
+    calls, running, hooks = Calls(), [], []
+
+    def enter(name: str) -> Any:
+        def hook(_: nn.Module, args: Any, kwargs: Any) -> Any:
+            running.append(calls.next(name))
+            if (x := first(args)) is None:
+                return None
+            new = tap.enter(running[-1], x)
+            return None if new is x else (tuple(new if arg is x else arg for arg in args), kwargs)
+
+        return hook
+
+    def leave(_: nn.Module, args: Any, output: Any) -> Any:
+        name = running.pop()
+        if (y := first(output)) is None:
+            return None
+        new = tap.leave(name, y)
+        return None if new is y else with_first(output, new)
+
+    def count(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if module.training and args[0].numel() == args[0].shape[1]:
+                raise UserError(
+                    f"{name}: BatchNorm in train mode would see one value a channel (input {tuple(args[0].shape)}); "
+                    "expected two or more: give a larger batch or larger images"
+                )
+
+        return hook
+
+    for name, module in net.named_modules():
+        if name in names:
+            hooks.append(module.register_forward_pre_hook(enter(name), with_kwargs=True))
+            hooks.append(module.register_forward_hook(leave))
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            hooks.append(module.register_forward_pre_hook(count(name)))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class Outputs(Recorder):
+    """Keeps detached outputs; copies, where what follows may change them in place."""
+
+    def __init__(self, copies: bool, inputs: bool = False) -> None:
+        super().__init__(inputs)
+        self.copies = copies
+
+    def _kept(self, tensor: Tensor) -> Tensor:
+        return tensor.detach().clone() if self.copies else tensor.detach()
+
+    def enter(self, name: str, x: Tensor) -> Tensor:
+        super().enter(name, self._kept(x) if self.wants_inputs else x)
+        return x
+
+    def leave(self, name: str, y: Tensor) -> Tensor:
+        super().leave(name, self._kept(y))
+        return y
+
+
+def inputs_of(probe: Probe, grad: bool = False) -> tuple[Any, ...]:
+    """The probe's inputs as tensors of their own."""
+
+    def tensor(_: str, array: np.ndarray) -> Tensor:
+        new = torch.tensor(array)
+        if probe.channels_last and new.ndim == 4:
+            new = new.to(memory_format=torch.channels_last)
+        return new.requires_grad_(grad and new.is_floating_point())
+
+    return mapped(probe.inputs, tensor)
+
+
+def run(net: nn.Module, probe: Probe, inputs: tuple[Any, ...]) -> Any:
+    keywords = mapped(dict(probe.keywords), lambda _, a: torch.tensor(a))
+    with NoDropout():
+        return net(*inputs, **keywords)
+
+
+def outputs(values: Any) -> Tensors:
+    return {name: value.detach().numpy() for name, value in leaves(values, "output") if isinstance(value, Tensor)}
+
+
+def numpy(tensors: dict[str, Tensor]) -> Tensors:
+    return {name: tensor.detach().numpy() for name, tensor in tensors.items()}
+
+
+def statistics(net: nn.Module, probe: Probe) -> None:
+    """Runs the network once in train mode, for its running statistics."""
+    net.train()
+    with torch.no_grad(), tapped(net, Tap(), ()):
+        run(net, probe, inputs_of(probe))
+
+
+def sizes(params: Sequence[Tensor], moves: float) -> list[float]:
+    """Return the norm of every parameter, as steps that move it by the part `moves` of that count it.
+
+    Steps of the part `moves` are as large as may be, or rounding grows; steps of `bounds.SEEN` are as small as may be,
+    or rounding hides them. One tiny tensor, as a bias of 1e-6, would take all others below the second limit. So each
+    tensor counts as least a part of what its number of elements lets expect: the part in the middle of the two limits.
+    """
+    norms = [float(p.detach().norm()) for p in params]
+    rms = math.hypot(*norms) / max(1, sum(p.numel() for p in params)) ** 0.5
+    least = rms * (bounds.SEEN / moves) ** 0.5
+    return [max(norm, least * p.numel() ** 0.5) if norm else 0.0 for norm, p in zip(norms, params, strict=True)]
+
+
+def learning_rate(net: nn.Module, probe: Probe, moves: float = 1e-3) -> float:
+    """Return the rate at which one step of gradient descent moves no parameter by more than this part of its size.
+
+    Larger steps let rounding grow from step to step; of much smaller ones the rounding of the weights is seen alone.
+    """
+    net = copy.deepcopy(net).train()
+    with tapped(net, Tap(), ()):
+        values = run(net, probe, inputs_of(probe))
+    backward(probe.loss.torch(values))
+    params = [p for p in net.parameters() if p.grad is not None]
+    slopes = [float(p.grad.norm()) for p in params if p.grad is not None]
+    pairs = zip(sizes(params, moves), slopes, strict=True)
+    return moves * min((size / slope for size, slope in pairs if size > 0 and slope > 0), default=1.0)
+
+
+def observe(
+    net: nn.Module, probe: Probe, training: Training, names: Collection[str] | None = None
+) -> Iterator[tuple[str, Tensors]]:
+    """All quantities of `numerics.quantities.QUANTITIES`, one after the other; those of training in several parts.
+
+    `net` is left as it was.
+
+    Args:
+        names: the modules whose outputs are recorded.
+    """
+    net = copy.deepcopy(net)
+    if probe.channels_last:
+        net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    record = Outputs(probe.in_place)
+    with torch.no_grad(), tapped(net.eval(), record, names):
+        values = run(net, probe, inputs_of(probe))
+    yield "output.eval", outputs(values)
+    yield "layer.eval", numpy(record.outputs)
+    del values, record
+
+    net.train()
+    trained = parameters(net, probe)
+    loop = Loop(updated(net, probe), training)
+    for number in range(training.passes):
+        images, record = inputs_of(probe, grad=True), Outputs(probe.in_place)
+        with tapped(net, record, names if number == 0 else ()):
+            values = run(net, probe, images)
+        loss = probe.loss.torch(values)
+        if number == 0:
+            yield "output.train", {name: array.copy() for name, array in outputs(values).items()}
+            yield "layer.train", numpy(record.outputs)
+            yield "loss", {"loss": loss.detach().numpy()}
+        del values, record
+        backward(loss)
+        if number == 0:
+            both = {name: p for name, p in trained.items() if name not in probe.fixed}
+            grads = ((name, torch.zeros_like(p) if p.grad is None else p.grad) for name, p in both.items())
+            yield "gradient.parameter", {name: grad.numpy().copy() for name, grad in grads}
+            floating = ((name, x) for name, x in leaves(images, "input") if x.requires_grad)
+            yield (
+                "gradient.input",
+                {n: np.zeros(x.shape) if x.grad is None else x.grad.numpy() for n, x in floating},
+            )
+            buffers = ((n, b) for n, b in net.named_buffers() if probe.tensors is None or n in probe.tensors)
+            yield "statistics", {name: b.numpy().copy() for name, b in buffers}
+        yield from loop.advance(number)
+
+
+def trained(net: nn.Module, probe: Probe, training: Training) -> Tensors:
+    """The training alone: what it adds to every parameter (`training.parameter`); `net` is left as it was."""
+    net, found = copy.deepcopy(net).train(), {}
+    loop = Loop(updated(net, probe), training)
+    for number in range(training.passes):
+        with tapped(net, Tap(), ()):
+            values = run(net, probe, inputs_of(probe))
+        backward(probe.loss.torch(values))
+        for quantity, tensors in loop.advance(number):
+            found |= tensors if quantity == "training.parameter" else {}
+    return found
+
+
+class Loop:
+    """PyTorch's training of a network, told of every backward pass."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], training: Training) -> None:
+        self.tensors, self.training = tensors, training
+        self.params = {name: t for name, t in tensors.items() if isinstance(t, nn.Parameter)}
+        if training.steps:
+            self.start = {name: t.detach().clone() for name, t in tensors.items()}
+            made = training.optimizer(self.params)
+            self.optimizer, self.scheduler = made if isinstance(made, tuple) else (made, None)
+
+    def advance(self, number: int) -> Iterator[tuple[str, Tensors]]:
+        """What stands behind the backward pass of this number, from 0; the tensors, where they are compared then."""
+        if not self.training.steps or (number + 1) % self.training.accumulate:
+            return
+        self.training.prepare(self.params)
+        self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        self.optimizer.zero_grad()
+        if step := self.training.done(number):
+            updates = {name: (t.detach() - self.start[name]).numpy() for name, t in self.tensors.items()}
+            yield "training.parameter", after(step, updates)
+            del updates
+            yield "training.state", after(step, self._state())
+
+    def _state(self) -> Tensors:
+        held = getattr(self.optimizer, "state", {})
+        return {
+            f"{key}/{name}": tensor.detach().numpy().copy()
+            for name, p in self.params.items()
+            for key, tensor in held.get(p, {}).items()
+            if isinstance(tensor, Tensor) and tensor.shape == p.shape and key != "step"
+        }

@@ -1,0 +1,1 @@
+"""Holds every tensor of a port against its bound."""

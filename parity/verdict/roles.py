@@ -1,0 +1,96 @@
+"""Which tensors are trained on which side, and what the check compares of those that only one side trains.
+
+A gradient is compared where both sides have one. PyTorch has none for a buffer and a frozen parameter; Flax has none
+for what is not a parameter (an `nnx.Variable` of another type, a collection other than `params`). Their values are
+compared all the same, and training must leave as it is what PyTorch leaves as it is.
+
+A parameter that PyTorch does not freeze and that gets no gradient (`detach`, a layer that is never called) has a
+gradient of zeros: the port's must be zeros too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from parity.numerics.quantities import Probe, parameter_of
+from parity.reports.report import Finding
+from parity.running import pytorch as run_pytorch
+from parity.running.taps import Tap
+from ports.errors import UserError
+
+LEAVE = "stop its gradient, keep it in a variable that is not a parameter, or pass tx= with an optimizer that leaves it"
+TRAIN = "make it a parameter (nnx.Param, Linen's collection params), or freeze PyTorch's with requires_grad_(False)"
+GRADIENT = "gradient.parameter"
+NAMED = 3  # so many names stand in a note
+
+
+def _gradients(net: torch.nn.Module, fed: Probe, tensors: Collection[str]) -> dict[str, bool]:
+    """Return which parameters get a gradient from a backward pass, of those that PyTorch does not freeze.
+
+    Raises:
+        UserError: the loss is not one number.
+    """
+    copy = run_pytorch.promote(net).train()
+    with run_pytorch.tapped(copy, Tap(), ()):
+        values = run_pytorch.run(copy, fed, run_pytorch.inputs_of(fed))
+    loss = fed.loss.torch(values)
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+        raise UserError(f"loss: got {type(loss).__name__} {tuple(getattr(loss, 'shape', ()))}, expected one number")
+    run_pytorch.backward(loss)
+    return {n: p.grad is not None for n, p in copy.named_parameters() if n in tensors and p.requires_grad}
+
+
+def assigned(net: torch.nn.Module, fed: Probe, tensors: Collection[str], in_port: Collection[str]) -> Probe:
+    """Return the probe with what is compared of every tensor. Freeze the parameters of `net` without a gradient.
+
+    Args:
+        tensors: that both models have.
+        in_port: those of them that are parameters of the port.
+    """
+    got = _gradients(net, fed, tensors)
+    trained, without = ({name for name, on in got.items() if on is wanted} for wanted in (True, False))
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(name in trained)
+    buffers = {n for n, _ in net.named_buffers()} & {*tensors}
+    parameters = {n for n, _ in net.named_parameters()} & {*tensors}
+    return replace(
+        fed,
+        tensors=frozenset(trained | (without & {*in_port}) | buffers),
+        idle=frozenset((parameters | buffers) - trained) & {*in_port},
+        fixed=frozenset(trained - {*in_port}),
+    )
+
+
+def note(net: torch.nn.Module, fed: Probe) -> str:
+    """Return what the report says of gradients that only one side may have; empty where there are no such tensors."""
+    buffers = {n for n, _ in net.named_buffers()}
+    names = sorted({*fed.fixed} | {n for n in fed.idle if n in buffers or n not in (fed.tensors or ())})
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f", gradients not compared: {', '.join(names[:NAMED])}{more} (not trained on both sides)" if names else ""
+
+
+def findings(
+    port: str, net: torch.nn.Module, fed: Probe, outside: Mapping[str, Sequence[str]], own: bool
+) -> list[Finding]:
+    """Return a finding for every tensor that one side trains and the other does not.
+
+    Args:
+        outside: by quantity, the tensors of gradients and training beyond their bounds.
+        own: whether the transform is the caller's. What it does to a parameter without a gradient is its own mistake.
+    """
+    buffers = {n for n, _ in net.named_buffers()}
+    moved = dict.fromkeys(parameter_of(q, name) for q, names in outside.items() if q != GRADIENT for name in names)
+    found = []
+    for name in dict.fromkeys((*outside.get(GRADIENT, ()), *moved)):
+        if name in fed.fixed:
+            text = f"{name}: PyTorch trains it; in the port it is not a parameter and stays what it is; {TRAIN}"
+        elif name in fed.idle and (not own or name not in moved):
+            what = "is a buffer" if name in buffers else "gets no gradient"
+            text = f"{name}: PyTorch's {what} and training leaves it; the port's gets a gradient; {LEAVE}"
+        else:
+            continue
+        found.append(Finding(port, name.rpartition(".")[0] or name, None, text))
+    return found
