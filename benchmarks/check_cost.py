@@ -78,7 +78,7 @@ def measure(name: str) -> dict[str, Any]:
     spec = families.get(name)
     with Peak() as peak:
         begin = time.perf_counter()
-        report = parity.check(name, ports=PORTS, steps=STEPS, batch=BATCH)
+        report = parity.check_network(name, ports=PORTS, steps=STEPS, batch=BATCH)
         check = time.perf_counter() - begin
     fed = probe.of_spec(spec, batch=BATCH, size=probe.default_size(spec), seed=0)
     net = ports.create(spec, "pytorch", seed=0, dtype="float64")

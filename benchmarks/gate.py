@@ -79,8 +79,8 @@ def prepare(setting: Setting, changes: Mapping[str, Any], folder: Path, seed: in
     import torch
 
     import ports
-    from parity.api import randomise
     from parity.running import probes as probe
+    from parity.subjects import randomise
 
     spec, place = families.get(setting.network, **changes), place_of(setting, changes, folder)
     if is_prepared(place):

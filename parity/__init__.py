@@ -9,16 +9,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from parity.api import assert_parity, check, move
+    from parity.api import assert_parity, check, check_network, move
+    from parity.options import NetworkOptions, PairOptions
     from parity.reports.report import Report
 
-__all__ = ["Report", "assert_parity", "check", "move"]
+HOMES = {
+    **dict.fromkeys(("assert_parity", "check", "check_network", "move"), "parity.api"),
+    **dict.fromkeys(("NetworkOptions", "PairOptions"), "parity.options"),
+    "Report": "parity.reports.report",
+}
+
+__all__ = ["NetworkOptions", "PairOptions", "Report", "assert_parity", "check", "check_network", "move"]
 
 
 def __getattr__(name: str) -> Any:
     """The frameworks are loaded with the first check, not with the package: `parity --help` answers at once."""
     import importlib
 
-    if name not in __all__:
+    if name not in HOMES:
         raise AttributeError(f"module 'parity' has no attribute {name!r}")
-    return getattr(importlib.import_module("parity.reports.report" if name == "Report" else "parity.api"), name)
+    return getattr(importlib.import_module(HOMES[name]), name)

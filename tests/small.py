@@ -9,8 +9,8 @@ import jax
 import torch
 
 import ports
-from parity.api import randomise
 from parity.running import probes as probe
+from parity.subjects import randomise
 from ports.resnet.spec import BASIC, BOTTLENECK, PREACT_BASIC, ResNetSpec, Stage, Stem
 
 SEVEN = Stem(convs=((8, 7, 2),), max_pool=True)

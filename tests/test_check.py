@@ -97,7 +97,7 @@ def test_the_transform_is_torch_sgd(rate: float) -> None:
 
 
 def test_report_of_a_named_network() -> None:
-    report = parity.check(OPTION_A_NET, ports=["nnx"], seed=5)
+    report = parity.check_network(OPTION_A_NET, ports=["nnx"], seed=5)
     assert report
     assert [row.quantity for row in report.models[0].rows] == list(QUANTITIES)
     assert all(0 <= row.distance <= row.bound < 1e-7 for row in report.models[0].rows)
@@ -108,7 +108,9 @@ def test_report_of_a_named_network() -> None:
 
 
 def test_other_seeds_are_other_probes() -> None:
-    first, second = (parity.check(OPTION_A_NET, ports=["linen"], seed=seed, steps=0).models[0] for seed in (1, 2))
+    first, second = (
+        parity.check_network(OPTION_A_NET, ports=["linen"], seed=seed, steps=0).models[0] for seed in (1, 2)
+    )
     assert [row.bound for row in first.rows] != [row.bound for row in second.rows]
     assert "training.parameter" not in {row.quantity for row in first.rows}
 
@@ -135,7 +137,7 @@ def test_networks_of_float32_are_promoted() -> None:
 
 
 def test_features_are_compared() -> None:
-    report = parity.check(get(BASIC_NET, features_only=True), ports=["linen"])
+    report = parity.check_network(get(BASIC_NET, features_only=True), ports=["linen"])
     assert report, str(report)
 
 
@@ -157,7 +159,7 @@ def test_a_bound_that_decides_nothing_is_not_a_pass() -> None:
     weights["bn1.weight"] = weights["bn1.weight"] * 1e-6
     weights["bn1.bias"] = np.abs(weights["bn1.bias"]) + 1e3
     weights["layer1.0.bn1.weight"] = weights["layer1.0.bn1.weight"] * 1e6
-    report = parity.check(BOTTLENECK_NET, ports=["nnx"], weights=weights)
+    report = parity.check_network(BOTTLENECK_NET, ports=["nnx"], weights=weights)
     assert report.exit_code == 2, str(report)
     assert "cannot tell: output.train" in str(report)
     assert "rounding grows most at layer1.0.bn1" in str(report)
@@ -186,4 +188,4 @@ def test_nan_in_the_weights() -> None:
     weights = ports.weights.read(reference(OPTION_A_NET))
     weights["fc.bias"][2] = np.nan
     with pytest.raises(UserError, match=r"fc\.bias has 1 of 6 numbers"):
-        parity.check(OPTION_A_NET, weights=weights)
+        parity.check_network(OPTION_A_NET, weights=weights)

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import ports
-from parity import api as checker
+from parity import pipeline, subjects
 from parity.commands import cli
 from parity.commands.cli import main
 from parity.numerics.quantities import QUANTITIES
@@ -143,7 +143,7 @@ def test_a_mistake_is_one_line_and_exit_2(
     case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make, said = BAD[case]
-    monkeypatch.setattr(checker, "compare", lambda *_, **__: pytest.fail("the networks were run"))
+    monkeypatch.setattr(pipeline, "run", lambda *_, **__: pytest.fail("the networks were run"))
     arguments = [str(a) for a in make(tmp_path)]
     if "--json" not in arguments and arguments[0] == "check":
         arguments += ["--json", str(tmp_path / "out.json")]
@@ -224,7 +224,7 @@ def test_the_error_comes_behind_the_progress(
 ) -> None:
     """An error late in a run: its line is the last one, and the only one that starts with `parity: `."""
     monkeypatch.setattr(cli._progress, "EVERY", 0)
-    monkeypatch.setattr(checker, "compare", late_error)
+    monkeypatch.setattr(pipeline, "run", late_error)
     assert main(["check", tiny, "--json", str(tmp_path / "out.json")]) == 2
     out, err = capsys.readouterr()
     *progress, last = err.splitlines()
@@ -234,7 +234,7 @@ def test_the_error_comes_behind_the_progress(
     assert not list(tmp_path.iterdir())
 
 
-def late_error(*_: object, progress: Callable[[str], None], **__: object) -> None:
+def late_error(_: object, __: object, progress: Callable[[str], None]) -> None:
     progress("reference in PyTorch")
     raise MemoryError
 
@@ -242,12 +242,12 @@ def late_error(*_: object, progress: Callable[[str], None], **__: object) -> Non
 def test_a_difference_is_exit_1(
     tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build = checker._built
+    build = subjects.built
 
-    def wrong(spec: ResNetSpec, port: str, state: dict[str, np.ndarray]) -> object:
+    def wrong(spec: ResNetSpec, port: str, state: dict[str, np.ndarray], *_: object) -> object:
         return build(spec, port, {**state, "fc.bias": state["fc.bias"] + 1e-6})
 
-    monkeypatch.setattr(checker, "_built", wrong)
+    monkeypatch.setattr(subjects, "built", wrong)
     result, page = tmp_path / "out.json", tmp_path / "out.html"
     files = ["--json", str(result), "--html", str(page)]
     assert main(["check", tiny, "--ports", "nnx", "--steps", "1", *files]) == 1

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import ports
-from parity.api import randomise
 from parity.commands.cli import main
 from parity.running import probes as probe
+from parity.subjects import randomise
 from ports import families
 from ports.families import layers
 from ports.resnet.spec import ResNetSpec

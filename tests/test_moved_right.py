@@ -14,7 +14,8 @@ from flax import linen, nnx
 from generated import verdict
 
 import parity
-from parity.pairing import pairs, trials
+from parity import moving
+from parity.pairing import trials
 from parity.running.flax_ports import FlaxPort
 from ports import UserError
 from ports.weights import WeightsError
@@ -143,7 +144,7 @@ def test_layers_on_one_input_are_told_by_what_comes_of_them(order: str) -> None:
 def test_without_computing_the_order_of_calls_would_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """The mistake that `parity.pairing.ordering` is there for, planted."""
     torch.manual_seed(0)
-    monkeypatch.setattr(pairs.ordering, "settled", lambda pairing, *_: pairing)
+    monkeypatch.setattr(moving.ordering, "settled", lambda pairing, *_: pairing)
     assert moved(TorchAttention(), Attention("kqv")) > 1e-2
 
 

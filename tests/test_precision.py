@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,13 @@ from parity.commands import cli
 from parity.diagnosis import localise
 from parity.numerics import bounds
 from parity.numerics.quantities import QUANTITIES, Probe, Training
+from parity.options import quiet
 from parity.reports.report import Model
 from parity.running import device, losses
 from parity.running import linen as run_linen
 from parity.running import nnx as run_nnx
 from parity.running import pytorch as run_pytorch
+from parity.running.subject import Candidate, Subject
 from parity.running.tf32 import PARTS, products
 from parity.verdict import precision
 from ports import UserError
@@ -44,7 +47,10 @@ pytestmark = pytest.mark.usefixtures("quick")
 # A right port stands at 6 at most in the networks that were measured, a layer in a narrower type at hundreds and more.
 FEW, MANY = 16, 100
 
-BOTH: Any = {"dtypes": list(precision.DTYPES), "seed": 0, "progress": lambda _: None}
+
+def measured(reference: torch.nn.Module, candidates: dict[str, Candidate], fed: Probe) -> Any:
+    subject = Subject("net", reference, candidates, fed, Training(0, dict, None))
+    return precision.measure(subject, precision.Policy((*precision.DTYPES,)), quiet)
 
 
 def worst(model: Model, side: str, dtype: str = "float32") -> dict[str, float]:
@@ -193,7 +199,7 @@ def test_flips_are_those_counted_by_hand(relu: Callable[[Any], Any], counted: bo
         return run_nnx.functional(net, {}, {"up.weight": "0.weight", "up.bias": "0.bias"})
 
     fed, torch_net = Probe((np.ones((3, 1)),), losses.projection(0)), torch.nn.Sequential(up, torch.nn.ReLU())
-    rows = precision.measure(run_pytorch.promote(torch_net), {"nnx": build}, fed, **BOTH)
+    rows = measured(run_pytorch.promote(torch_net), {"nnx": Candidate(partial(build, "float64", {}), build)}, fed)
     found = {(r.side, r.dtype): (r.flips, r.units) for r in rows}
     assert found["pytorch", "float32"] == (0, 12)
     assert found["pytorch", "bfloat16"] == (6, 12)
@@ -247,7 +253,7 @@ class NotInBfloat16(torch.nn.Linear):
 
 def test_side_that_does_not_run_in_a_type_says_so() -> None:
     net = run_pytorch.promote(NotInBfloat16(2, 3))
-    rows = precision.measure(net, {}, Probe((np.ones((2, 2)),), losses.projection(0)), **BOTH)
+    rows = measured(net, {}, Probe((np.ones((2, 2)),), losses.projection(0)))
     assert [row.dtype for row in rows] == ["float32"] * 5 + ["bfloat16"]
     assert rows[-1].tensor == "(does not run: RuntimeError: not implemented for 'BFloat16')"
     entry = parity.Report((Model("linear", (), precision=rows),)).to_json()["models"][0]["precision"][-1]
@@ -257,7 +263,7 @@ def test_side_that_does_not_run_in_a_type_says_so() -> None:
 def test_model_with_tied_weights_runs() -> None:
     layers = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)).double()
     layers[1].weight = layers[0].weight
-    rows = precision.measure(layers, {}, Probe((np.ones((2, 3)),), losses.projection(0)), **BOTH)
+    rows = measured(layers, {}, Probe((np.ones((2, 3)),), losses.projection(0)))
     assert len(rows) == 10
     assert all(row.multiple < FEW for row in rows)
 
@@ -386,8 +392,9 @@ def test_all_of_pytorch_runs_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None
 ON_THE_SECOND = """
 import jax, torch, numpy as np, jax.numpy as jnp
 from flax import nnx, linen as nn
-from parity import device, run_flax, run_linen, run_nnx
 from parity.numerics.quantities import QUANTITIES, Probe, Training
+from parity.running import device
+from parity.running import flax as run_flax, linen as run_linen, nnx as run_nnx
 net, module = nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nn.Dense(3)
 variables = jax.device_put(module.init(jax.random.key(0), jnp.ones((1, 2))), jax.devices()[0])
 nnx.update(net, jax.device_put(nnx.state(net), jax.devices()[0]))

@@ -73,7 +73,9 @@ def test_a_network_is_checked_on_images_of_ones_own(
     for number, pixels in enumerate(np.load(FILE)["images"][:3]):
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
     weights = ports.weights.read(trained)
-    parity.assert_parity("cifar_resnet20", ports=("nnx",), images=tmp_path, batch=3, weights=weights, steps=1)
+    options: Any = {"ports": ("nnx",), "images": tmp_path, "batch": 3, "weights": weights, "steps": 1}
+    report = parity.check_network("cifar_resnet20", **options)
+    assert report, report.failure()
 
 
 def test_the_photographs_of_the_check_come_with_the_package() -> None:

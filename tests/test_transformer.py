@@ -27,7 +27,7 @@ FLAX = ["nnx", "linen"]
 
 @pytest.mark.usefixtures("quick")
 def test_it_is_the_same_in_every_port() -> None:
-    report = parity.check(TINY, batch=3, steps=3, optimizer="adamw")
+    report = parity.check_network(TINY, batch=3, steps=3, optimizer="adamw")
     assert report.ok, str(report)
     assert {row.port for row in report.models[0].rows} == {"nnx", "linen"}
     assert "3 inputs of 9, seed 0" in str(report)

@@ -117,49 +117,44 @@ def check(
         if ":" not in name:
             families.get(name)
 
-    from parity.api import BATCH, PORTS, environment, require
-    from parity.api import check as run
+    from parity import api
+    from parity.options import NetworkOptions
     from parity.reports import report as reports
     from parity.running import device as devices
-    from parity.running import probes as probe
+    from parity.running import probes
     from parity.running.training import require as require_optimizer
-    from parity.verdict import precision
+    from parity.verdict.precision import DTYPES, Policy
 
-    chosen_ports = None if ports is None else [port.strip() for port in ports.split(",") if port.strip()]
-    require(PORTS if chosen_ports is None else chosen_ports, BATCH if batch is None else batch, steps, seed)
     dtypes = tuple(part.strip() for given in dtype or () for part in given.split(",") if part.strip())
     if dtype and not dtypes:
-        raise UserError(f"--dtype: got {dtype[0]!r}, expected {' or '.join(precision.DTYPES)}")
-    precision.require(dtypes)
+        raise UserError(f"--dtype: got {dtype[0]!r}, expected {' or '.join(DTYPES)}")
     if tf32 not in (None, *devices.TF32):
         raise UserError(f"--tf32: got {tf32!r}, expected {' or '.join(devices.TF32)}")
-    policy = {"dtypes": dtypes, "tf32": None if tf32 is None else devices.TF32[tf32], "device": device}
-    devices.require(**policy)
+    # Options that were not given are left out: a pair of one's own refuses those of named networks.
+    named = {
+        "ports": None if ports is None else [port.strip() for port in ports.split(",") if port.strip()],
+        "images": images,
+        "image_size": size,
+        "batch": batch,
+        "weights": weights,
+    }
+    named = {name: value for name, value in named.items() if value is not None}
+    common = {"steps": steps, "optimizer": optimizer, "seed": seed, "dtypes": dtypes, "device": device}
+    common["tf32"] = None if tf32 is None else devices.TF32[tf32]
+    # What is wrong with an option is said before the first network runs.
+    asked = NetworkOptions(**named, **common)
+    devices.require(device, asked.tf32, Policy(asked.types).dtypes)
     require_optimizer(optimizer)
     if images is not None:
-        probe.photographs(images)
+        probes.photographs(images)
     console, found = terminal.console(), []
     for name in chosen:
         try:
             own, options = pair(name) if ":" in name else ((name,), {})
             options = {**options, "accept": accept} if accept else options
+            run: Any = api.check if ":" in name else api.check_network
             with _progress(name) as tell:
-                result = run(
-                    *own,
-                    **{
-                        "ports": chosen_ports,
-                        "images": images,
-                        "image_size": size,
-                        "batch": batch,
-                        "steps": steps,
-                        "optimizer": optimizer,
-                        "seed": seed,
-                        "weights": weights,
-                        **policy,
-                        **options,
-                    },
-                    progress=tell,
-                )
+                result = run(*own, **{**named, **common, **options}, progress=tell)
         except UserError as error:
             if len(chosen) == 1:
                 raise
@@ -170,7 +165,7 @@ def check(
         for line in result.models[0].pairing if pairs else ():
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         result.print(console)
-    whole = reports.Report(tuple(found), environment(device))
+    whole = reports.Report(tuple(found), api.environment(device))
     if len(found) > 1:
         equal = sum(model.ok for model in found)
         console.print(f"{equal} of {len(found)} networks: parity in every port", highlight=False)

@@ -8,13 +8,16 @@ both kinds of padding mistakes, a non-square image shows exchanged axes.
 from __future__ import annotations
 
 import stat
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, UnidentifiedImageError
 
-from parity.numerics.quantities import Probe
+from parity.numerics.layouts import LAYOUTS, leaves, mapped
+from parity.numerics.quantities import Loss, Probe
 from parity.running import losses
 from ports import families
 from ports.errors import UserError
@@ -106,6 +109,42 @@ def make(
     mean, std = (MEAN, STD) if channels == 3 else (MEAN.mean(), STD.mean())
     nchw = np.ascontiguousarray(((pixels - mean) / std).transpose(0, 3, 1, 2))
     return Probe((nchw,), losses.classification(rng.integers(0, classes, batch)))
+
+
+def given(
+    inputs: Sequence[Any], keywords: Mapping[str, Any] | None, layouts: Mapping[str, str] | None, loss: Loss
+) -> Probe:
+    """Return somebody's inputs as numpy arrays, numbers that are not whole in float64.
+
+    Raises:
+        UserError: no input, an input that is not numbers or not finite, two of one name, an unknown layout.
+    """
+
+    def array(name: str, value: Any) -> np.ndarray:
+        value = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+        if value.dtype.kind not in "biuf" and value.dtype.name != "bfloat16":
+            raise UserError(f"{name}: got an array of {value.dtype}, expected numbers")
+        if value.dtype.kind not in "biu":
+            value = value.astype(np.float64)
+            if count := int((~np.isfinite(value)).sum()):
+                raise UserError(f"{name}: {count} of {value.size} numbers are NaN or infinite, expected none")
+        return value
+
+    if not inputs and not keywords:
+        raise UserError("got two models and no inputs; expected inputs behind them, in PyTorch's layout")
+    arrays = mapped(tuple(inputs), array)
+    named = mapped(dict(keywords or {}), array, "keyword")
+    known = [n for n, _ in (*leaves(arrays, "input"), *leaves(named, "keyword"))]
+    if twice := sorted({name for name in known if known.count(name) > 1}):
+        raise UserError(
+            f"inputs: two arrays are called {twice[0]}, expected one; rename a key that holds a dot or number"
+        )
+    for name, layout in (layouts or {}).items():
+        if name not in known:
+            raise UserError(f"layouts: no input is called {name!r}; expected one of {', '.join(known)}")
+        if layout not in LAYOUTS:
+            raise UserError(f"layouts: {name}: got {layout!r}, expected one of {', '.join(LAYOUTS)}")
+    return Probe(arrays, loss, dict(layouts or {}), named)
 
 
 def randomised(

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -38,6 +38,7 @@ from parity.running import memory
 from parity.running import pytorch as run_pytorch
 from parity.running.device import TF32_UNITS, Crossing
 from parity.running.flax import Functional
+from parity.running.subject import Progress, Subject
 from parity.running.taps import Tap
 from parity.verdict import flips
 from ports import UserError, weights
@@ -60,56 +61,53 @@ Build = Callable[[str, Mapping[str, np.ndarray]], Functional]
 Side = Callable[[Mapping[str, np.ndarray], Probe], tuple[Observation, Sequence[Any] | None]]
 
 
-def require(dtypes: Sequence[str]) -> None:
-    """Raises where a type is no working precision.
+@dataclass(frozen=True)
+class Policy:
+    """The working precisions that are measured.
+
+    Attributes:
+        dtypes: `float32`, `bfloat16`; each once.
+        tf32: with True, inputs and weights of float32 are moved by one unit in the last place of TF32.
+        matmul: JAX's precision of products as the caller set it; `tf32` goes before.
 
     Raises:
         UserError: an unknown type.
     """
-    if unknown := [dtype for dtype in dtypes if dtype not in DTYPES]:
-        expected = " or ".join(DTYPES)
-        raise UserError(f"dtype: got {unknown[0]!r}, expected {expected} (the verdict is float64's at all times)")
+
+    dtypes: tuple[str, ...] = ()
+    tf32: bool | None = None
+    matmul: str | None = None
+
+    def __post_init__(self) -> None:
+        if unknown := [dtype for dtype in self.dtypes if dtype not in DTYPES]:
+            expected = " or ".join(DTYPES)
+            raise UserError(f"dtype: got {unknown[0]!r}, expected {expected} (the verdict is float64's at all times)")
 
 
-def measure(
-    reference: nn.Module,
-    ports: Mapping[str, Build],
-    fed: Probe,
-    dtypes: Sequence[str],
-    *,
-    seed: int,
-    tf32: bool | None = None,
-    matmul: str | None = None,
-    progress: Callable[[str], None],
-) -> tuple[Precision, ...]:
-    """The errors of every side in every type against `reference`, which is in float64.
-
-    Args:
-        ports: by name, what builds a Flax network.
-        tf32: with True, inputs and weights of float32 are moved by one unit in the last place of TF32.
-        matmul: JAX's precision of products as the caller set it; `tf32` goes before.
-    """
-    if not dtypes:
+def measure(subject: Subject, policy: Policy, progress: Progress) -> tuple[Precision, ...]:
+    """Return the errors of every side in every type against the reference, which is in float64."""
+    if not policy.dtypes:
         return ()
+    reference, fed = subject.reference, subject.probe
     progress("working precision: the reference in float64")
     parameters = {name: p.detach() for name, p in run_pytorch.parameters(reference, fed).items()}
     exact, on = _pytorch(reference)({}, fed)
     assert on is not None
     sizes = Responses(exact, {}).sizes
-    products = nullcontext if tf32 is not None else partial(jax.default_matmul_precision, matmul)
+    products = nullcontext if policy.tf32 is not None else partial(jax.default_matmul_precision, policy.matmul)
     rows = []
-    for dtype in dict.fromkeys(dtypes):
+    for dtype in policy.dtypes:
         net = cast(reference, dtype)
         state, probe = weights.read(net), fed_in(fed, dtype)
-        units = TF32_UNITS if tf32 and dtype == "float32" else 1
-        moved = [bounds.perturbed(state, probe, seed * DRAWS + draw, units) for draw in range(DRAWS)]
+        units = TF32_UNITS if policy.tf32 and dtype == "float32" else 1
+        moved = [bounds.perturbed(state, probe, subject.seed * DRAWS + draw, units) for draw in range(DRAWS)]
         for tensors, _ in moved:
             tensors |= {name: tensors[first] for name, first in run_pytorch.tied(net).items()}
-        for side in ("pytorch", *ports):
+        for side in ("pytorch", *subject.candidates):
             progress(f"working precision: {side} in {dtype}")
             try:
                 flax = partial(_flax, dtype=dtype, exact=exact, parameters=list(parameters), products=products)
-                run = _pytorch(net) if side == "pytorch" else flax(ports[side])
+                run = _pytorch(net) if side == "pytorch" else flax(subject.candidates[side].in_type)
                 first, theirs = run(state, probe)
                 responses = Responses(_at_least(dtype, first), {name: state[name] for name in parameters})
                 for draw in moved:

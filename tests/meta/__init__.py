@@ -81,8 +81,9 @@ def run(family: str, case: Case) -> Result:
 
     begin = time.monotonic()
     torch.manual_seed(0)
+    options: Any = {"steps": 1, **case.options}
     try:
-        report = parity.check(*case.make(), **{"steps": 1, **case.options})
+        report = parity.check(*case.make(), **options)
     except Exception as error:  # whatever the check raises, the mistake was not found
         said = f"{type(error).__name__}: {error}"
         return Result(family, case.trap, False, False, False, said, round(time.monotonic() - begin, 2))

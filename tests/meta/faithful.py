@@ -22,11 +22,11 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import parity
 import ports
-from parity.api import randomise
 from parity.running import linen as run_linen
 from parity.running import nnx as run_nnx
 from parity.running import probes as probe
 from parity.running import training
+from parity.subjects import randomise
 from ports.resnet.spec import SHORTCUTS, Block, ResNetSpec, Stage, Stem
 
 from . import examples

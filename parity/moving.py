@@ -1,0 +1,72 @@
+"""Moves PyTorch's weights into a Flax model, once both have been paired and the pairing has been computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from parity.numerics.quantities import Probe
+from parity.pairing import ordering
+from parity.pairing.matching import Pairing
+from parity.pairing.models import pair_models
+from parity.running import probes
+from parity.running.flax import Functional
+from parity.running.flax_ports import FLAX_PORTS
+from parity.verdict import transfer
+from ports import weights
+
+
+def moved(model: torch.nn.Module, other: Any, fed: Probe, names: Mapping[str, str] | None) -> Any:
+    """Return the Flax model with PyTorch's weights. See `parity.move`."""
+    both = pair_models(model, other, fed, names)
+    port = both.port
+    _, found = transfer.judge(port, both.pairing)
+    if problems := [f.text for f in found if f.trap in (transfer.STRUCTURE, transfer.BIAS)]:
+        raise weights.WeightsError(problems)
+
+    places = FLAX_PORTS[port].places(other, both.layers)
+    _fitting(both.moved(both.state), places)
+    state = probes.varied(both.state, {*both.tensors.values()}, 0)
+    weights.write(both.reference, dict(state))
+
+    def build(pairing: Pairing, names: Mapping[str, str]) -> Functional:
+        return replace(both, pairing=pairing).functional(state, names, second=True)
+
+    both = replace(both, pairing=ordering.settled(both.pairing, build, both.reference, fed))
+    own = both.moved(both.state)
+    _fitting(own, places)
+    new = FLAX_PORTS[port].written(other, own, both.layers)
+    _read_back(own, FLAX_PORTS[port].places(new, both.layers))
+    return new
+
+
+def _fitting(own: Mapping[str, np.ndarray], places: Mapping[str, Any]) -> None:
+    """Raise where a tensor loses bits in the Flax model's type, or has no place there."""
+    problems = []
+    for name, array in own.items():
+        place = places[name]
+        with np.errstate(all="ignore"):  # what overflows is refused
+            narrowed = array.astype(place.dtype).astype(array.dtype)
+        if not place.slots and array.any():
+            problems.append(
+                f"{name}: Flax's cell has no bias at the hidden state, which PyTorch's new gate multiplies by its "
+                "reset gate; set that part of PyTorch's bias_hh to zero, or use a cell that has it "
+                "(flax.linen.GRUCell)"
+            )
+        elif not np.array_equal(narrowed, array):
+            problems.append(
+                f"{name}: PyTorch's numbers lose bits in the Flax model's {place.dtype}; give it a wider param_dtype"
+            )
+    if problems:
+        raise weights.WeightsError(problems)
+
+
+def _read_back(own: Mapping[str, np.ndarray], places: Mapping[str, Any]) -> None:
+    """Raise where the Flax model does not hold every bit that was written: a defect of this package."""
+    for name, array in own.items():
+        if np.asarray(places[name].read()).tobytes() != array.astype(places[name].dtype).tobytes():
+            raise RuntimeError(f"{name}: the Flax model does not hold what was written into it")

@@ -1,0 +1,122 @@
+"""Pairs a PyTorch model and a Flax model layer by layer, both in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from flax import linen
+
+from parity.numerics.quantities import Probe
+from parity.pairing.matching import OPTIONAL, SECOND, Pairing, pair
+from parity.running import inventory
+from parity.running import pytorch as run_pytorch
+from parity.running.flax import Functional
+from parity.running.flax_ports import FLAX_PORTS, port_of
+from ports import weights
+from ports.errors import UserError
+
+
+@dataclass(frozen=True)
+class PairedModels:
+    """A PyTorch model and a Flax model in float64, layer by layer.
+
+    Attributes:
+        reference: PyTorch's; the caller's own is left as it is.
+        port: `nnx` or `linen`.
+        state: PyTorch's tensors as they were given, recurrent biases folded, in float64.
+        layers: Linen's modules by the names of their scopes.
+        dtype: the type that the Flax model computes in.
+    """
+
+    reference: torch.nn.Module
+    flax: Any
+    port: str
+    state: dict[str, np.ndarray]
+    pairing: Pairing
+    layers: dict[str, linen.Module] | None
+    dtype: str = "float64"
+
+    @property
+    def tensors(self) -> dict[str, str]:
+        """PyTorch's names of the tensors that are compared, by Flax's."""
+        return {
+            p.flax.tensors[leaf]: p.torch.tensors[leaf]
+            for p in self.pairing.pairs
+            for leaf in p.torch.tensors
+            if leaf in p.flax.tensors and leaf not in OPTIONAL
+        }
+
+    @property
+    def names(self) -> dict[str, str]:
+        """PyTorch's names of the layers that are recorded, by Flax's."""
+        found = {}
+        for p in self.pairing.pairs:
+            module = inventory.module_of(p.torch.name)
+            if p.torch.kind != inventory.OWN and module == p.torch.name:
+                found[p.flax.name] = module
+        return found
+
+    @property
+    def second(self) -> dict[str, str]:
+        """PyTorch's names, by Flax's, of second biases of recurrent layers: what is left of them when they are folded.
+
+        The check does not compare them as tensors of their own.
+        """
+        both = (p for p in self.pairing.pairs if SECOND in p.torch.tensors and SECOND in p.flax.tensors)
+        return {p.flax.tensors[SECOND]: p.torch.tensors[SECOND] for p in both}
+
+    def moved(self, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return what is written into the Flax model when it is given PyTorch's weights."""
+        return {own: state[torch_name] for own, torch_name in (self.tensors | self.second).items()}
+
+    def functional(self, state: Mapping[str, np.ndarray], names: Mapping[str, str], second: bool = False) -> Functional:
+        """The Flax model with these weights.
+
+        Args:
+            second: whether what is left of second biases is written, too.
+        """
+        own = self.moved(state) if second else {own: state[torch_name] for own, torch_name in self.tensors.items()}
+        port = FLAX_PORTS[self.port]
+        new = port.written(port.copied(self.flax), own, self.layers)
+        return port.functional(new, names, self.tensors, self.layers, self.dtype)
+
+
+def pair_models(
+    model: torch.nn.Module, other: object, fed: Probe, names: Mapping[str, str] | None = None
+) -> PairedModels:
+    """Return both models in float64, and which layer is which.
+
+    Raises:
+        UserError: a model that does not run on the inputs, a layer without a rule, layers that cannot be paired.
+    """
+    port = port_of(other)
+    reference = run_pytorch.promote(model)
+    state = _state(model)
+    weights.write(reference, dict(state))
+    with inventory.raising("PyTorch"):
+        ours = inventory.of_torch(reference, fed, state)
+    with inventory.raising():
+        flax = FLAX_PORTS[port].promote(other)
+    layers = FLAX_PORTS[port].modules(flax, fed)
+    theirs = FLAX_PORTS[port].inventory(flax, fed, layers)
+    return PairedModels(reference, flax, port, state, pair(ours, theirs, names, port), layers)
+
+
+def _state(model: torch.nn.Module) -> dict[str, np.ndarray]:
+    """The tensors in float64, recurrent biases folded in the model's own type; tied tensors are one array."""
+    given = weights.fold_recurrent_biases(weights.read(model))
+    state: dict[str, np.ndarray] = {}
+    seen: dict[object, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        array = given[name]
+        if array.dtype.kind == "f" or array.dtype.name == "bfloat16":
+            array = array.astype(np.float64)
+            if count := int((~np.isfinite(array)).sum()):
+                raise UserError(f"weights: {name}: {count} of {array.size} numbers are NaN or infinite, expected none")
+        first = seen.setdefault((tensor.data_ptr(), tensor.shape) if tensor.numel() else name, name)
+        state[name] = state.get(first, array)
+    return state

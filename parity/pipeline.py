@@ -1,0 +1,146 @@
+"""The check itself: runs a subject, judges every tensor, and looks for the mistakes behind what is wrong.
+
+Runs are streams of (quantity, tensors). Of a port only the verdicts are kept, so that one port's activations are in
+memory beside the reference's at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from parity.diagnosis import diagnose, localise
+from parity.diagnosis.divergence import first_divergence
+from parity.numerics.bounds import Responses
+from parity.reports.report import Divergence, Finding, Model
+from parity.running import flax as run_flax
+from parity.running import memory
+from parity.running import pytorch as run_pytorch
+from parity.running.flax import Functional
+from parity.running.responses import responses_of
+from parity.running.subject import Candidate, Progress, Subject
+from parity.traps import training as training_traps
+from parity.verdict import precision, roles
+from parity.verdict.judgement import Judgement, judge, undecided
+from parity.verdict.precision import Policy
+from ports.errors import UserError
+
+OPTIMIZER = "(the optimizer)"
+
+# The quantities that show which tensors are trained.
+TRAINED = ("gradient.parameter", "training.parameter", "training.state")
+
+# The quantities that are drawn layer by layer.
+DRAWN = ("layer.eval", "layer.train", "gradient.parameter")
+
+Judgements = Mapping[str, Judgement]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one port.
+
+    Attributes:
+        judgements: by quantity.
+        first: where it first leaves its bounds; None where it does not.
+    """
+
+    judgements: Judgements
+    findings: tuple[Finding, ...] = ()
+    first: Divergence | None = None
+
+
+def run(subject: Subject, policy: Policy, progress: Progress) -> Model:
+    """Check every port of a subject in float64, and measure the working precisions of the policy."""
+    responses = responses_of(subject, progress)
+    found: dict[str, Outcome] = {}
+    for port, candidate in subject.candidates.items():
+        found[port] = _outcome(port, candidate, subject, responses, progress)
+        memory.release()
+    judged = {port: outcome.judgements for port, outcome in found.items()}
+    return Model(
+        subject.title,
+        rows=tuple(j.row for quantities in judged.values() for j in quantities.values()),
+        first_divergence=next((outcome.first for outcome in found.values() if outcome.first), None),
+        undecided=undecided(responses),
+        note=subject.note,
+        largest={port: {q: j.largest for q, j in quantities.items()} for port, quantities in judged.items()},
+        multiple={port: {q: j.multiple for q, j in quantities.items()} for port, quantities in judged.items()},
+        findings=tuple(finding for outcome in found.values() for finding in outcome.findings),
+        profile={port: {q: qs[q].points for q in DRAWN if q in qs} for port, qs in judged.items()},
+        precision=precision.measure(subject, policy, progress),
+    )
+
+
+def _outcome(port: str, candidate: Candidate, subject: Subject, responses: Responses, progress: Progress) -> Outcome:
+    """Run and judge one port. Look for its mistakes where it is wrong."""
+    progress(f"{port}: compiling and running")
+    functional = candidate.build()
+    judged = _judged(port, functional, subject, responses)
+    wrong = [quantity for quantity, j in judged.items() if j.outside]
+    outside = {quantity: judged[quantity].outside for quantity in TRAINED if quantity in judged}
+    apart = roles.findings(port, subject.reference, subject.probe, outside, subject.training.own)
+    if not wrong:
+        return Outcome(judged, tuple(apart))
+    if apart and all(quantity in TRAINED for quantity in wrong):
+        return Outcome(judged, tuple(apart), first_divergence(port, judged, {}))
+    if all(quantity.startswith("training.") for quantity in wrong):
+        progress(f"{port}: looking for the mistake of the training")
+        mistake = _training(port, subject, judged, responses)
+        return Outcome(judged, (*apart, mistake), first_divergence(port, judged, {}))
+    progress(f"{port}: looking for the layers that are wrong")
+    found, first = _layers(port, functional, subject, judged)
+    told = {finding.layer for finding in apart}
+    return Outcome(judged, (*apart, *(f for f in found if f.trap or f.layer not in told)), first)
+
+
+def _judged(port: str, functional: Functional, subject: Subject, responses: Responses) -> Judgements:
+    """Return the judgement of every quantity of a port.
+
+    Raises:
+        UserError: the port raises.
+    """
+    trained = list(run_pytorch.parameters(subject.reference, subject.probe))
+    stream = run_flax.observe(functional, subject.probe, subject.training, trained, responses.reference)
+    try:
+        return judge(port, stream, responses)
+    except (TypeError, ValueError, IndexError) as error:
+        if isinstance(error, UserError):
+            raise
+        said = str(error).strip().partition("\n")[0]
+        text = f"{port}: the network raises {type(error).__name__}: {said}; expected it to run as PyTorch's does"
+        raise UserError(text) from error
+
+
+def _layers(
+    port: str, functional: Functional, subject: Subject, judged: Judgements
+) -> tuple[list[Finding], Divergence]:
+    """Return every mistake by itself, and the first divergence of the whole run."""
+    reference, fed = subject.reference, subject.probe
+    tapped = run_pytorch.with_parameters(reference) if subject.names is None else list(subject.names)
+    leaf = {name for name in tapped if not any(other.startswith(f"{name}.") for other in tapped)}
+    cases = {}
+    for train in (False, True):
+        expected = localise.of_reference(reference, fed, tapped, train)
+        got = localise.of_port(functional, fed, expected, train)
+        cases[train] = diagnose.Case(expected, got, list(localise.deviations(expected, got, leaf, train)))
+        memory.release()
+    first = first_divergence(port, judged, {train: case.deviations for train, case in cases.items()})
+    found = diagnose.findings(port, reference, fed, cases, leaf)
+    if not found:
+        text = f"{first.quantity} differs, and every layer by itself is right"
+        found = [Finding(port, first.layer, None, text)]
+    return found, first
+
+
+def _training(port: str, subject: Subject, judged: Judgements, responses: Responses) -> Finding:
+    """Return the mistake of a training whose gradients are right."""
+    got = judged["training.parameter"].got
+    if got:
+        trap = training_traps.explain(subject.reference, subject.probe, subject.training, got, responses)
+        if trap:
+            return Finding(port, OPTIMIZER, trap.name, f"{trap.text}; {trap.mend}")
+    quantity = next(q for q in ("training.parameter", "training.state") if q in judged and judged[q].outside)
+    name, _, step = judged[quantity].outside[0].rpartition("@")
+    said = f"the gradients are right, and {quantity} is not: {name} after step {step}"
+    return Finding(port, OPTIMIZER, None, f"{said}; compare the optimizer's options and the order of its parts")

@@ -1,0 +1,52 @@
+"""What a check is about: a reference, its ports, and what they are fed and trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from parity.numerics.quantities import Probe, Training
+from parity.running.flax import Functional
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A port that is held against the reference. It is built when its turn comes, for it takes memory.
+
+    Attributes:
+        build: gives the network in float64.
+        in_type: gives it in a working precision; from the type and weights in the torch form.
+    """
+
+    build: Callable[[], Functional]
+    in_type: Callable[[str, Mapping[str, np.ndarray]], Functional]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A reference and its ports, ready to be run.
+
+    Attributes:
+        title: what the report calls it.
+        reference: in float64.
+        candidates: by port, `nnx` or `linen`.
+        probe: what both are fed.
+        training: what both are trained with.
+        seed: of the perturbations that measure the rounding response.
+        names: the modules that are recorded, by PyTorch's names; by default all but Sequentials that have parameters.
+        note: what the report says of it.
+    """
+
+    title: str
+    reference: nn.Module
+    candidates: Mapping[str, Candidate]
+    probe: Probe
+    training: Training
+    seed: int = 0
+    names: Collection[str] | None = None
+    note: str = ""

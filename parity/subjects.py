@@ -1,0 +1,291 @@
+"""Makes the subject of a check: from networks of this package, or from somebody's own pair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+
+import ports
+from parity.numerics.layouts import LAYOUTS, axes
+from parity.numerics.quantities import Probe, Training
+from parity.options import LARGEST, NetworkOptions, Options, PairOptions
+from parity.pairing.models import PairedModels, pair_models
+from parity.running import flax as run_flax
+from parity.running import losses, memory, probes, training
+from parity.running import pytorch as run_pytorch
+from parity.running.flax import Functional
+from parity.running.flax_ports import FLAX_PORTS, port_of
+from parity.running.subject import Candidate, Subject
+from parity.running.taps import Recorder, layer_of
+from parity.traps.layers import accepted
+from parity.verdict import roles
+from ports import families, weights
+from ports.errors import UserError
+from ports.family import Description
+
+Network = str | Description | torch.nn.Module
+
+
+def of_network(network: Network, live: Sequence[object], options: NetworkOptions) -> Subject:
+    """Return the subject of a named or described network, or of live networks of this package.
+
+    Args:
+        live: Flax networks, where `network` is a live PyTorch network.
+
+    Raises:
+        UserError: an unknown name, a probe that does not fit, no memory for it, weights that do not fit or hold NaN.
+    """
+    spec = _spec(network)
+    size = _size(spec, options)
+    memory.require(spec, options.batch, size)
+    reference = _reference(network, spec, live, options)
+    fed = probes.of_spec(spec, batch=options.batch, size=size, seed=options.seed, images=options.images)
+    # This package's networks, as they are created here, change nothing in place; a live one may have been changed.
+    fed = replace(fed, in_place=isinstance(network, torch.nn.Module))
+    if not isinstance(network, torch.nn.Module) and options.weights is None:
+        options.progress("random BatchNorm parameters and statistics")
+        randomise(reference, fed, options.seed)
+    state = weights.read(reference)
+    _finite(state)
+    if live:
+        candidates = {port_of(net): Candidate(partial(_promoted, net), partial(_live, net)) for net in live}
+    else:
+        candidates = {port: _created(spec, port, state) for port in dict.fromkeys(options.ports)}
+    what, of = ("image" if families.takes_images(spec) else "input"), "x".join(map(str, size))
+    return Subject(
+        spec.name,
+        reference,
+        candidates,
+        fed,
+        _training(reference, fed, options),
+        options.seed,
+        note=f"{options.batch} {what}{'s' if options.batch > 1 else ''} of {of}, seed {options.seed}",
+    )
+
+
+def _training(reference: torch.nn.Module, fed: Probe, options: Options) -> Training:
+    return training.make(
+        reference,
+        fed,
+        steps=options.steps,
+        optimizer=options.optimizer,
+        tx=options.tx,
+        clip_grad_norm=options.clip_grad_norm,
+        accumulate=options.accumulate,
+    )
+
+
+def _spec(network: Network) -> Any:
+    if not isinstance(network, torch.nn.Module):
+        return families.get(network)
+    spec = getattr(network, "spec", None)
+    if not families.is_description(spec):
+        text = "expected inputs behind the two models, or a network of ports.create, or its name"
+        raise UserError(f"got {type(network).__name__} without inputs, {text}")
+    return spec
+
+
+def _size(spec: Any, options: NetworkOptions) -> tuple[int, ...]:
+    """Return the size of the probe.
+
+    Raises:
+        UserError: an image that is too small or too large; images for a network that takes none, or of other channels.
+    """
+    size = options.image_size or probes.default_size(spec)
+    if not families.takes_images(spec):
+        if options.images is not None or options.image_size is not None:
+            raise UserError(f"{spec.name}: takes no images; leave out images and image_size")
+        return size
+    if min(size) < 1 or max(size) > LARGEST:
+        raise UserError(f"image size: got {size[0]}x{size[1]}, expected 1 to {LARGEST} pixels")
+    if spec.in_channels not in (1, 3):
+        raise UserError(f"{spec.name}: photographs have 1 or 3 channels, the network takes {spec.in_channels}")
+    return size
+
+
+def _reference(network: Network, spec: Any, live: Sequence[object], options: NetworkOptions) -> torch.nn.Module:
+    """Return the reference in float64."""
+    if isinstance(network, torch.nn.Module):
+        if not live:
+            raise UserError("got a PyTorch network alone, expected one or more Flax networks behind it")
+        return run_pytorch.promote(network)
+    if live:
+        raise UserError("got the name of a network and live networks; expected a live PyTorch network first")
+    reference = ports.create(spec, "pytorch", seed=options.seed, dtype="float64")
+    if options.weights is not None:
+        given = options.weights if isinstance(options.weights, Mapping) else weights.load(options.weights)
+        weights.write(reference, dict(given))
+    return run_pytorch.promote(reference)
+
+
+def _created(spec: Any, port: str, state: Mapping[str, np.ndarray]) -> Candidate:
+    """Return a network of this package in a port, with weights from `ports.weights`."""
+    return Candidate(lambda: built(spec, port, state), lambda dtype, state: built(spec, port, state, dtype))
+
+
+def built(spec: Any, port: str, state: Mapping[str, np.ndarray], dtype: str = "float64") -> Functional:
+    """Create a network with these weights in a type."""
+    net: Any = ports.create(spec, port, seed=None, dtype=dtype)
+    variables = weights.write(net, dict(state))
+    return FLAX_PORTS[port].functional(net if variables is None else (net[0], variables), dtype=dtype)
+
+
+def _live(net: Any, dtype: str, state: Mapping[str, np.ndarray]) -> Functional:
+    """Return a live network in a working precision, with these weights."""
+    port = port_of(net)
+    net = FLAX_PORTS[port].promote(net, dtype)
+    variables = weights.write(net, dict(state))
+    return FLAX_PORTS[port].functional(net if variables is None else (net[0], variables), dtype=dtype)
+
+
+def _promoted(net: Any) -> Functional:
+    port = FLAX_PORTS[port_of(net)]
+    return port.functional(port.promote(net))
+
+
+def randomise(net: Any, fed: Probe, seed: int) -> None:
+    """Give every BatchNorm random parameters, and random statistics around those that it has on the probe.
+
+    Other tensors whose numbers are all equal, as those of a fresh LayerNorm, get random ones (`probes.varied`).
+    """
+    ends = {layer.torch for layer in families.layers(net.spec) if layer.ends_branch}
+    seen = run_pytorch.promote(net)
+    for module in seen.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    run_pytorch.statistics(seen, fed)
+    statistics = {name: buffer.numpy() for name, buffer in seen.named_buffers()}
+    state = probes.randomised(weights.read(net), statistics, ends, seed)
+    weights.write(net, probes.varied(state, set(state), seed))
+
+
+def _finite(state: Mapping[str, np.ndarray]) -> None:
+    """Raise where a weight is not finite: rounding has no response to measure there."""
+    for name, array in state.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            count = int((~np.isfinite(array)).sum())
+            raise UserError(
+                f"weights: {name} has {count} of {array.size} numbers that are NaN or infinite, expected none"
+            )
+
+
+@dataclass(frozen=True)
+class OwnPair:
+    """Somebody's own models, paired: what is told of them before they run.
+
+    Attributes:
+        title: what the report calls them.
+        both: the models in float64, layer by layer.
+        fed: the inputs.
+        given: PyTorch's tensors as they are, before recurrent biases are folded.
+    """
+
+    title: str
+    both: PairedModels
+    fed: Probe
+    given: Mapping[str, np.ndarray]
+
+
+def own_pair(model: torch.nn.Module, other: object, inputs: Sequence[object], options: PairOptions) -> OwnPair:
+    """Pair somebody's own models layer by layer.
+
+    Raises:
+        UserError: inputs that are not numbers, layers that cannot be paired, a model that raises or is random.
+    """
+    loss = losses.given(*options.loss) if options.loss else losses.projection(options.seed)
+    fed = probes.given(inputs, options.keywords, options.layouts, loss)
+    options.progress("pairing layers")
+    both = pair_models(model, other, fed, options.names)
+    _repeatable(both.reference, fed)
+    return OwnPair(type(model).__name__, both, fed, weights.read(model))
+
+
+def of_pair(own: OwnPair, other: object, options: PairOptions) -> Subject:
+    """Return the subject of somebody's own pair, with PyTorch's weights in both models.
+
+    Numbers are random in tensors whose numbers are all equal, for these hide mistakes.
+
+    Args:
+        other: the Flax model as it was given.
+
+    Raises:
+        UserError: `accept` names no trap, or one that no layer can have; an option of training out of range.
+    """
+    both = own.both
+    state = probes.varied(both.state, {*both.tensors.values()}, options.seed)
+    weights.write(both.reference, dict(state))
+    accepted(both.reference, options.accept)
+    in_port = run_flax.parameter_leaves(both.functional(state, {}))
+    fed = roles.assigned(both.reference, own.fed, {*both.tensors.values()}, in_port)
+    how = _training(both.reference, fed, options)
+    if not how.own and not run_pytorch.parameters(both.reference, fed):
+        # All is frozen: PyTorch has no training that the check's own could be compared with.
+        how = replace(how, steps=0)
+    used = _comparable(both, state, fed)
+
+    def in_type(dtype: str, state: Mapping[str, np.ndarray]) -> Functional:
+        flax = FLAX_PORTS[both.port].promote(other, dtype)
+        return replace(both, flax=flax, dtype=dtype).functional(state, {})
+
+    note = f"{len(both.pairing.pairs)} layers paired, seed {options.seed}" + roles.note(both.reference, fed)
+    return Subject(
+        own.title,
+        both.reference,
+        {both.port: Candidate(lambda: both.functional(state, used), in_type)},
+        fed,
+        how,
+        options.seed,
+        names=[name for name in both.names.values() if name in used.values()],
+        note=note + "".join(f", accepted: {name}" for name in options.accept),
+    )
+
+
+def _repeatable(net: torch.nn.Module, fed: Probe) -> None:
+    """Raise where a second run gives other outputs: nothing could be compared with them."""
+    for train in (False, True):
+        runs = []
+        for _ in range(2):
+            copy = run_pytorch.promote(net).train(train)
+            with torch.no_grad(), run_pytorch.tapped(copy, run_pytorch.Tap(), ()):
+                runs.append(run_pytorch.outputs(run_pytorch.run(copy, fed, run_pytorch.inputs_of(fed))))
+        for name, array in runs[0].items():
+            if not np.array_equal(array, runs[1][name], equal_nan=True):
+                mode = "train" if train else "eval"
+                raise UserError(
+                    f"the PyTorch model is random in {mode} mode: two runs on the same input differ in {name}; "
+                    "expected none but dropout; draw random numbers outside and pass them as inputs"
+                )
+
+
+def _comparable(both: PairedModels, state: Mapping[str, np.ndarray], fed: Probe) -> dict[str, str]:
+    """Return the layers that both models call equally often, with outputs that are the same but for their layout.
+
+    A layer that one of the models calls on a reshaped input is right or wrong by what comes of it.
+    """
+    record = Recorder()
+    copy = run_pytorch.promote(both.reference).eval()
+    with torch.no_grad(), run_pytorch.tapped(copy, record, both.names.values()):
+        run_pytorch.run(copy, fed, run_pytorch.inputs_of(fed))
+    ours = {name: tuple(y.shape) for name, y in record.outputs.items()}
+    net, record = both.functional(state, both.names), Recorder()
+    inputs, keywords = run_flax.inputs_of(fed)
+    jax.eval_shape(lambda p, s: net.forward(p, s, inputs, keywords, False, record)[0], net.params, net.stats)
+    theirs = {name: tuple(y.shape) for name, y in record.outputs.items()}
+
+    def fits(call: str) -> bool:
+        if call not in ours or call not in theirs:
+            return False
+        a, b = ours[call], theirs[call]
+        reshaped = np.prod(a) == np.prod(b) and not any(
+            len(a) == len(b) and tuple(a[i] for i in axes(layout, len(a))) == b for layout in LAYOUTS
+        )
+        return not reshaped
+
+    unfit = {layer_of(call) for call in {*ours, *theirs} if not fits(call)}
+    return {own: name for own, name in both.names.items() if name not in unfit}

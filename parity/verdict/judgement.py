@@ -1,0 +1,116 @@
+"""Holds every tensor of every quantity against its bound."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from parity.numerics import bounds
+from parity.numerics.bounds import MULTIPLE, Responses
+from parity.numerics.layouts import Tensors
+from parity.numerics.quantities import QUANTITIES
+from parity.reports.report import Point, Row
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One quantity of one port.
+
+    Attributes:
+        row: the worst tensor.
+        outside: the tensors beyond their bounds, in the reference's order.
+        largest: the largest relative distance of a tensor that is not zero in exact arithmetic.
+        multiple: the worst tensor's distance as a multiple of its rounding response.
+        points: every tensor, in the reference's order.
+        got: the port's tensors, where a mistake may have to be found from them.
+    """
+
+    row: Row
+    outside: tuple[str, ...]
+    largest: float
+    multiple: float
+    points: tuple[Point, ...] = ()
+    got: Tensors = field(default_factory=dict)
+
+    def and_then(self, other: Judgement) -> Judgement:
+        """Both, of two parts of one quantity."""
+        worst = max(self, other, key=lambda judgement: judgement.multiple)
+        return Judgement(
+            replace(worst.row, ok=self.row.ok and other.row.ok),
+            self.outside + other.outside,
+            max(self.largest, other.largest),
+            worst.multiple,
+            self.points + other.points,
+            self.got | other.got,
+        )
+
+
+def judge(port: str, run: Iterable[tuple[str, Tensors]], responses: Responses) -> dict[str, Judgement]:
+    """Every quantity of a run, in the order of the table."""
+    found: dict[str, Judgement] = {}
+    for quantity, tensors in run:
+        expected = responses.reference[quantity]
+        if quantity.startswith("training."):  # one of several parts
+            steps = {name.rpartition("@")[2] for name in tensors}
+            expected = {name: array for name, array in expected.items() if name.rpartition("@")[2] in steps}
+        if quantity == "training.state":  # optax's own optimizers keep some tensors otherwise, or under no name
+            expected = {name: expected[name] for name in expected if name in tensors}
+            tensors = {name: tensors[name] for name in expected}
+            if not expected:
+                continue
+        part = _judge(port, quantity, tensors, expected, responses)
+        found[quantity] = found[quantity].and_then(part) if quantity in found else part
+    return {quantity: found[quantity] for quantity in QUANTITIES if quantity in found}
+
+
+def _judge(port: str, quantity: str, got: Tensors, expected: Tensors, responses: Responses) -> Judgement:
+    outside, largest, points = [], 0.0, []
+    worst: tuple[float, str, float, float] = (-1.0, "", 0.0, 0.0)
+    for name in dict.fromkeys((*expected, *got)):
+        if name not in got or name not in expected:
+            absent = "the port" if name not in got else "the reference"
+            ratio, label, far, bound = np.inf, f"{name} (absent from {absent})", np.inf, 0.0
+        else:
+            response = responses.response(quantity, name)
+            size = bounds.norm(expected[name]) or 1.0
+            far, bound = bounds.distance(got[name], expected[name]) / size, MULTIPLE * response / size
+            ratio, label = far * MULTIPLE / bound if bound else (np.inf if far else 0.0), name
+            if got[name].shape != expected[name].shape:
+                label = f"{name} (shape {got[name].shape}, expected {expected[name].shape})"
+            if not responses.zero_in_exact_arithmetic(quantity, name):
+                largest = max(largest, far)
+        if ratio > MULTIPLE:
+            outside.append(name)
+        points.append(Point(name, float(far), float(bound), ok=ratio <= MULTIPLE))
+        worst = max(worst, (float(ratio), label, float(far), float(bound)))
+    ratio, label, far, bound = worst
+    row = Row(port, quantity, label if points else "(none)", far, bound, ok=not outside)
+    kept = got if outside and quantity == "training.parameter" else {}
+    return Judgement(row, tuple(outside), float(largest), ratio, tuple(points), kept)
+
+
+def undecided(responses: Responses) -> str | None:
+    """Why the check cannot tell, with the layer that blows the rounding up; None where every bound decides."""
+    for quantity in responses.reference:
+        for name in responses.undecided(quantity):
+            if not np.isfinite(responses.reference[quantity][name]).any():
+                return f"{quantity} {name}: no finite number in the reference's (NaN is equal to NaN in any port)"
+            relative = responses.bound(quantity, name) / responses.sizes(quantity)[name]
+            said = f"{quantity} {name}: a right port may differ by {relative:.0e} of it, more than {bounds.DECIDES:.0e}"
+            return f"{said}; rounding grows most at {_amplifier(responses)}"
+    return None
+
+
+def _amplifier(responses: Responses) -> str:
+    """The layer whose output holds by far more rounding, relative to its size, than the one before it."""
+    found = (0.0, "")
+    for quantity in ("layer.eval", "layer.train"):
+        least = before = float(np.finfo(np.float64).eps)
+        for name, tensor in responses.reference[quantity].items():
+            relative = max(least, responses.response(quantity, name) / (bounds.norm(tensor) or 1.0))
+            times = relative / before
+            found = max(found, (times, f"{name} ({quantity}, {times:.0e} times)"))
+            before = relative
+    return found[1]
