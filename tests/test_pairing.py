@@ -5,17 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from parity.pairing.matching import Layer, Pairing, pair
+from parity.pairing.matching import Pairing, pair
+from parity.running.model_layers import ModelLayer
 from ports import UserError
 
 RNG = np.random.default_rng(0)
 
 
-def layer(name: str, kind: str = "linear", shape: tuple[int, ...] = (3, 3), rank: int | None = 0) -> Layer:
-    return Layer(name, kind, {"weight": f"{name}.weight"}, {"weight": RNG.standard_normal(shape)}, rank)
+def layer(name: str, kind: str = "linear", shape: tuple[int, ...] = (3, 3), rank: int | None = 0) -> ModelLayer:
+    return ModelLayer(name, kind, {"weight": f"{name}.weight"}, {"weight": RNG.standard_normal(shape)}, rank)
 
 
-def chain(*layers: Layer) -> list[Layer]:
+def chain(*layers: ModelLayer) -> list[ModelLayer]:
     for i, one in enumerate(layers):
         one.rank = i
     return list(layers)

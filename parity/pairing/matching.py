@@ -25,64 +25,16 @@ import difflib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
 
+from parity.running.model_layers import OPTIONAL, ModelLayer, normal_name
 from ports.errors import UserError
-from ports.weights.layers import COUNTER
-
-# Tensors that one side may lack: the counter of batches; a recurrent layer's second bias, folded into the first.
-SECOND = "bias_hh"
-OPTIONAL = (COUNTER, SECOND)
 
 NAMES, VALUES = "equal names", "equal values"
 NUMBERED, ORDER, ONLY = "equal names but for numbers", "the order of calls", "the only ones of these shapes"
-
-
-@dataclass
-class Layer:
-    """A layer with tensors of its own.
-
-    Attributes:
-        name: in its own framework.
-        kind: of which rule of `ports.weights.layers` it is: `conv`, `linear`; `own` for a module of the user's.
-        tensors: by its name within the layer (`weight`), the name of each tensor in the whole model.
-        values: by the same names, in PyTorch's layout.
-        rank: when it is called first; None where it is never called.
-        owner: of a module's own parameter: the module, or the one around it, that is called.
-        leaf: its name within the owner.
-        owner_rank: when the owner is called first.
-        mark: its name within the owner, where the other model has it as often.
-        key: its name, where names can tell it: None where its numbers tell nothing.
-        numbered: its name with each number counted among those in its place.
-    """
-
-    name: str
-    kind: str
-    tensors: dict[str, str] = field(default_factory=dict)
-    values: dict[str, np.ndarray] = field(default_factory=dict)
-    rank: int | None = None
-    owner: str = ""
-    leaf: str = ""
-    owner_rank: int = 0
-    mark: str = ""
-    key: str | None = None
-    numbered: str = ""
-
-    @property
-    def signature(self) -> tuple[object, ...]:
-        """Type, and names and shapes of the tensors."""
-        return self.kind, self.mark, *sorted((n, v.shape) for n, v in self.values.items() if n not in OPTIONAL)
-
-    @property
-    def normal(self) -> str:
-        return _normal(self.name)
-
-    def __str__(self) -> str:
-        shapes = ", ".join(f"{n} {v.shape}" for n, v in self.values.items() if n not in OPTIONAL)
-        return f"{self.name} ({self.kind}: {shapes})"
 
 
 @dataclass(frozen=True)
@@ -93,8 +45,8 @@ class Pair:
         why: what the pairing rests on.
     """
 
-    torch: Layer
-    flax: Layer
+    torch: ModelLayer
+    flax: ModelLayer
     why: str
 
     def __str__(self) -> str:
@@ -106,7 +58,7 @@ class Pairing:
     """All pairs in PyTorch's order, and PyTorch's layers that need none."""
 
     pairs: tuple[Pair, ...]
-    unused: tuple[Layer, ...] = ()
+    unused: tuple[ModelLayer, ...] = ()
 
     def __str__(self) -> str:
         lines = [str(pair) for pair in self.pairs]
@@ -115,7 +67,7 @@ class Pairing:
 
 
 def pair(
-    torch: Sequence[Layer], flax: Sequence[Layer], names: Mapping[str, str] | None = None, port: str = "Flax"
+    torch: Sequence[ModelLayer], flax: Sequence[ModelLayer], names: Mapping[str, str] | None = None, port: str = "Flax"
 ) -> Pairing:
     """Pairs the layers of two models.
 
@@ -147,8 +99,8 @@ def pair(
     return Pairing(tuple(sorted(found, key=lambda p: order[p.torch.name])), tuple(unused))
 
 
-def _unique(layers: Iterable[Layer], side: str) -> dict[str, Layer]:
-    found: dict[str, Layer] = {}
+def _unique(layers: Iterable[ModelLayer], side: str) -> dict[str, ModelLayer]:
+    found: dict[str, ModelLayer] = {}
     for layer in layers:
         if layer.name in found:
             raise UserError(f"{side}: two layers are called {layer.name}; expected one")
@@ -156,13 +108,20 @@ def _unique(layers: Iterable[Layer], side: str) -> dict[str, Layer]:
     return found
 
 
-def _take(left: dict[str, Layer], right: dict[str, Layer], a: Layer, b: Layer, why: str, found: list[Pair]) -> None:
+def _take(
+    left: dict[str, ModelLayer], right: dict[str, ModelLayer], a: ModelLayer, b: ModelLayer, why: str, found: list[Pair]
+) -> None:
     found.append(Pair(a, b, why))
     del left[a.name], right[b.name]
 
 
 def _named(
-    pattern: str, replacement: str, left: dict[str, Layer], right: dict[str, Layer], found: list[Pair], port: str
+    pattern: str,
+    replacement: str,
+    left: dict[str, ModelLayer],
+    right: dict[str, ModelLayer],
+    found: list[Pair],
+    port: str,
 ) -> None:
     """Pairs what one entry of `names` says, whole names or the modules that they stand in."""
     expression = re.compile("([^.]+)".join(re.escape(part) for part in pattern.split("*")) + r"(?=\.|$)")
@@ -194,7 +153,7 @@ def _named(
             _take(left, right, a, b, f"given, {one.why}", found)
 
 
-def _paired(left: dict[str, Layer], right: dict[str, Layer], found: list[Pair]) -> None:
+def _paired(left: dict[str, ModelLayer], right: dict[str, ModelLayer], found: list[Pair]) -> None:
     """Move what is certain from both sides to `found`."""
     _name(left.values(), right.values())
     _mark(left.values(), right.values())
@@ -210,9 +169,9 @@ def _paired(left: dict[str, Layer], right: dict[str, Layer], found: list[Pair]) 
         _by(left, right, lambda layer: layer.kind, "the only ones left of this type", found)
 
 
-def _by(left: dict[str, Layer], right: dict[str, Layer], key: object, why: str, found: list[Pair]) -> None:
+def _by(left: dict[str, ModelLayer], right: dict[str, ModelLayer], key: object, why: str, found: list[Pair]) -> None:
     """Pairs the layers whose key one layer on each side has, and no other."""
-    sides: list[dict[object, list[Layer]]] = []
+    sides: list[dict[object, list[ModelLayer]]] = []
     for side in (left, right):
         groups = defaultdict(list)
         for layer in side.values():
@@ -229,19 +188,14 @@ def _or_none(key: str | None) -> object:
     return object() if key is None else key
 
 
-def _normal(name: str) -> str:
-    """A name without `.`, `_` and capitals; `1.1` is not `11`."""
-    return re.sub(r"(?<=\d)[._]+(?=\d)", "-", name).replace(".", "").replace("_", "").lower()
-
-
-def _name(left: Iterable[Layer], right: Iterable[Layer]) -> None:
+def _name(left: Iterable[ModelLayer], right: Iterable[ModelLayer]) -> None:
     """Say of each layer which name of it tells something."""
     sides = [[*left], [*right]]
     telling = _telling(*([layer.name for layer in side] for side in sides))
     for side in sides:
         numbered = _numbered([layer.name for layer in side])
         for layer in side:
-            layer.numbered = _normal(numbered[layer.name])
+            layer.numbered = normal_name(numbered[layer.name])
             layer.key = layer.normal if telling(layer.name) else None
 
 
@@ -280,7 +234,7 @@ def _pieces(name: str) -> list[str]:
 
 def _place(pieces: Sequence[str], i: int) -> str:
     """What stands before a number."""
-    return _normal("".join(pieces[:i]))
+    return normal_name("".join(pieces[:i]))
 
 
 def _places(names: Iterable[Sequence[str]]) -> dict[str, set[int]]:
@@ -292,7 +246,7 @@ def _places(names: Iterable[Sequence[str]]) -> dict[str, set[int]]:
     return places
 
 
-def _content(layer: Layer) -> object:
+def _content(layer: ModelLayer) -> object:
     """The bits of all tensors; of a layer whose numbers are all equal (fresh norms) nothing that could tell it."""
     varied = [v for v in layer.values.values() if v.size > 1 and not np.all(v == v.flat[0])]
     if not varied:
@@ -300,7 +254,7 @@ def _content(layer: Layer) -> object:
     return tuple(sorted((n, v.tobytes()) for n, v in layer.values.items() if n not in OPTIONAL))
 
 
-def _in_order(left: dict[str, Layer], right: dict[str, Layer], found: list[Pair]) -> None:
+def _in_order(left: dict[str, ModelLayer], right: dict[str, ModelLayer], found: list[Pair]) -> None:
     """Pairs what is left by the order of calls, where all that are called have the same shapes in the same order."""
     sides = []
     for side, paired in ((left, [p.torch for p in found]), (right, [p.flax for p in found])):
@@ -314,12 +268,12 @@ def _in_order(left: dict[str, Layer], right: dict[str, Layer], found: list[Pair]
             _take(left, right, a, b, ORDER, found)
 
 
-def _called(layers: Iterable[Layer]) -> list[Layer]:
+def _called(layers: Iterable[ModelLayer]) -> list[ModelLayer]:
     """The layers whose call is seen: a parameter of a module's own has none."""
     return [layer for layer in layers if layer.rank is not None and not layer.leaf]
 
 
-def _mark(left: Iterable[Layer], right: Iterable[Layer]) -> None:
+def _mark(left: Iterable[ModelLayer], right: Iterable[ModelLayer]) -> None:
     """Say which own parameters have a name that tells them: one that both models have, and equally often."""
     sides = [[layer for layer in side if layer.leaf] for side in (left, right)]
     counts = [Counter(map(_name_and_shape, side)) for side in sides]
@@ -329,13 +283,13 @@ def _mark(left: Iterable[Layer], right: Iterable[Layer]) -> None:
         layer.mark = key[0] if counts[0][key] == counts[1][key] and telling(layer.leaf) else ""
 
 
-def _name_and_shape(layer: Layer) -> tuple[str, tuple[int, ...]]:
-    return _normal(layer.leaf), layer.values["value"].shape
+def _name_and_shape(layer: ModelLayer) -> tuple[str, tuple[int, ...]]:
+    return normal_name(layer.leaf), layer.values["value"].shape
 
 
-def _owners_in_order(left: dict[str, Layer], right: dict[str, Layer], found: list[Pair]) -> None:
+def _owners_in_order(left: dict[str, ModelLayer], right: dict[str, ModelLayer], found: list[Pair]) -> None:
     """Pair own parameters by the order in which their modules are called; in a module by names and shapes alone."""
-    sides: list[list[dict[object, Layer]]] = []
+    sides: list[list[dict[object, ModelLayer]]] = []
     for side in (left, right):
         owners = defaultdict(lambda: defaultdict(list))
         for layer in (layer for layer in side.values() if layer.leaf):
@@ -348,13 +302,13 @@ def _owners_in_order(left: dict[str, Layer], right: dict[str, Layer], found: lis
                 _take(left, right, layer, theirs[signature], ORDER, found)
 
 
-def _tied(layer: Layer, found: Sequence[Pair]) -> bool:
+def _tied(layer: ModelLayer, found: Sequence[Pair]) -> bool:
     """Whether its tensors are those of a paired layer (an output layer that shares the embedding's weight)."""
     values = [v for p in found for v in p.torch.values.values()]
     return bool(layer.values) and all(any(v is other for other in values) for v in layer.values.values())
 
 
-def _open(left: Iterable[Layer], right: Iterable[Layer], port: str) -> str:
+def _open(left: Iterable[ModelLayer], right: Iterable[ModelLayer], port: str) -> str:
     """The error for layers that stay open."""
     left, right = list(left), list(right)
     example = next(((a.name, b.name) for a in left for b in right if a.kind == b.kind), None)

@@ -11,11 +11,12 @@ import torch
 from flax import linen
 
 from parity.numerics.quantities import Probe
-from parity.pairing.matching import OPTIONAL, SECOND, Pairing, pair
+from parity.pairing.matching import Pairing, pair
 from parity.running import inventory
 from parity.running import pytorch as run_pytorch
 from parity.running.flax import Functional
 from parity.running.flax_ports import FLAX_PORTS, port_of
+from parity.running.model_layers import OPTIONAL, SECOND
 from ports import weights
 from ports.errors import UserError
 

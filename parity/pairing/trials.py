@@ -16,11 +16,12 @@ import torch
 
 from parity.numerics.layouts import Tensors, aligned, layout_of, to_flax
 from parity.numerics.quantities import Probe
-from parity.pairing.matching import Layer, Pair, Pairing
+from parity.pairing.matching import Pair, Pairing
 from parity.running import flax as run_flax
 from parity.running import inventory
 from parity.running import pytorch as run_pytorch
 from parity.running.flax import Functional
+from parity.running.model_layers import ModelLayer
 from parity.running.taps import Recorder, layer_of
 from ports.errors import UserError
 
@@ -83,7 +84,7 @@ def units(pairing: Pairing, chosen: Callable[[Pair], bool]) -> list[Unit]:
     return [Unit(*names, tuple(pairs)) for names, pairs in found.items()]
 
 
-def module(layer: Layer) -> str:
+def module(layer: ModelLayer) -> str:
     """The module that is exchanged with a layer: the owner of a module's own parameter."""
     return layer.owner if layer.leaf else layer.name
 

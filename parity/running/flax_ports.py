@@ -11,11 +11,11 @@ import numpy as np
 from flax import nnx
 
 from parity.numerics.quantities import Probe
-from parity.pairing.matching import Layer
 from parity.running import inventory
 from parity.running import linen as run_linen
 from parity.running import nnx as run_nnx
 from parity.running.flax import Functional
+from parity.running.model_layers import ModelLayer
 from ports.errors import UserError
 from ports.frameworks import framework_of
 from ports.weights import flax as flax_weights
@@ -41,7 +41,7 @@ class FlaxPort:
     promote: Callable[..., Any]
     copied: Callable[[Any], Any]
     modules: Callable[[Any, Probe], Any]
-    inventory: Callable[[Any, Probe, Any], list[Layer]]
+    inventory: Callable[[Any, Probe, Any], list[ModelLayer]]
     functional: Callable[..., Functional]
     places: Callable[[Any, Any], Mapping[str, Any]]
     put: Callable[[Any, Sequence[tuple[Any, np.ndarray]]], Any]

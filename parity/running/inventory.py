@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from parity.numerics.quantities import Probe
-from parity.pairing.matching import Layer
 from parity.running import flax as run_flax
 from parity.running import linen as run_linen
 from parity.running import nnx as run_nnx
 from parity.running import pytorch as run_pytorch
+from parity.running.model_layers import ModelLayer
 from parity.running.taps import Recorder, layer_of
 from ports.errors import UserError
 from ports.weights import layers as layer_rules
@@ -44,13 +44,13 @@ KINDS: dict[type[nn.Module], str] = {
 }
 
 
-def of_torch(net: nn.Module, probe: Probe, state: Mapping[str, np.ndarray]) -> list[Layer]:
+def of_torch(net: nn.Module, probe: Probe, state: Mapping[str, np.ndarray]) -> list[ModelLayer]:
     """PyTorch's layers with tensors.
 
     Args:
         state: the tensors by name; those that are one tensor in the model are one array.
     """
-    layers: list[Layer] = []
+    layers: list[ModelLayer] = []
     inside: list[str] = []
     for name, module in net.named_modules():
         if any(name.startswith(f"{outer}.") for outer in inside):
@@ -59,7 +59,7 @@ def of_torch(net: nn.Module, probe: Probe, state: Mapping[str, np.ndarray]) -> l
         if kind is None:
             for own, _ in (*module.named_parameters(recurse=False), *_buffers(module)):
                 full = f"{name}.{own}" if name else own
-                layers.append(Layer(full, OWN, {"value": full}, {"value": state[full]}))
+                layers.append(ModelLayer(full, OWN, {"value": full}, {"value": state[full]}))
             continue
         inside.append(name)
         tensors = [*module.state_dict()]
@@ -67,7 +67,7 @@ def of_torch(net: nn.Module, probe: Probe, state: Mapping[str, np.ndarray]) -> l
             layers += _recurrent(name, kind, tensors, state)
         elif tensors:
             whole = {n: f"{name}.{n}" if name else n for n in tensors}
-            layers.append(Layer(name, kind, whole, {n: state[full] for n, full in whole.items()}))
+            layers.append(ModelLayer(name, kind, whole, {n: state[full] for n, full in whole.items()}))
     record = Recorder(inputs=True)
     names = {module_of(layer.name) for layer in layers}
     names |= {outer for layer in layers if layer.kind == OWN for outer in _prefixes(layer.name) if outer}
@@ -88,7 +88,7 @@ def _ranks(record: Recorder, modules: Container[str]) -> dict[str, int]:
     return {name: i for i, name in enumerate(dict.fromkeys(names))}
 
 
-def _owned(layers: Iterable[Layer], ranks: Mapping[str, int]) -> None:
+def _owned(layers: Iterable[ModelLayer], ranks: Mapping[str, int]) -> None:
     """Say of each module's own parameter which module it belongs to, and when that is called."""
     for layer in layers:
         if layer.kind == OWN and layer.tensors.keys() == {"value"}:
@@ -101,13 +101,13 @@ def _buffers(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from ((n, b) for n, b in module.named_buffers(recurse=False) if n not in module._non_persistent_buffers_set)
 
 
-def _recurrent(name: str, kind: str, tensors: Iterable[str], state: Mapping[str, np.ndarray]) -> list[Layer]:
+def _recurrent(name: str, kind: str, tensors: Iterable[str], state: Mapping[str, np.ndarray]) -> list[ModelLayer]:
     """A layer for each level and direction: `lstm@l0`, `lstm@l0_reverse`; `lstm` where there is one."""
-    levels: dict[str, Layer] = {}
+    levels: dict[str, ModelLayer] = {}
     for tensor in tensors:
         match = re.fullmatch(r"(\w+?)_(l\d+(?:_reverse)?)", tensor)
         leaf, level = match.groups() if match else (tensor, "")
-        layer = levels.setdefault(level, Layer(f"{name}@{level}", kind))
+        layer = levels.setdefault(level, ModelLayer(f"{name}@{level}", kind))
         layer.tensors[leaf] = f"{name}.{tensor}" if name else tensor
         layer.values[leaf] = state[layer.tensors[leaf]]
     if len(levels) == 1:
@@ -120,7 +120,7 @@ def module_of(name: str) -> str:
     return re.sub(r"@l\d+(_reverse)?$", "", name)
 
 
-def of_nnx(net: Any, probe: Probe) -> list[Layer]:
+def of_nnx(net: Any, probe: Probe) -> list[ModelLayer]:
     """NNX's layers with tensors."""
     modules, seen = {}, set()
     for name, module in nnx.modules(net).items():
@@ -169,7 +169,7 @@ def linen_layers(net: run_linen.Net, probe: Probe) -> dict[str, flax.linen.Modul
     }
 
 
-def of_linen(net: run_linen.Net, probe: Probe, layers: Mapping[str, flax.linen.Module]) -> list[Layer]:
+def of_linen(net: run_linen.Net, probe: Probe, layers: Mapping[str, flax.linen.Module]) -> list[ModelLayer]:
     """Linen's layers with tensors."""
     record = Recorder(inputs=True)
     _trace(run_linen.functional(net, layers=layers), probe, record)
@@ -205,7 +205,7 @@ def raising(side: str = "Flax") -> Iterator[None]:
 
 def _of_flax(
     modules: Mapping[str, Any], places: Mapping[str, Place[Any]], record: Recorder, cells: Mapping[str, str]
-) -> list[Layer]:
+) -> list[ModelLayer]:
     """Layers in the order of their modules.
 
     Args:
@@ -217,9 +217,9 @@ def _of_flax(
         rule = rule_for(modules[name])
         kind = layer_rules.KINDS.get(rule) if rule else None
         if kind is None:  # PyTorch's side tells nothing of a rule that somebody registered: tensors pair one by one
-            layers[own] = Layer(own, OWN, {"value": own}, {"value": place.read()})
+            layers[own] = ModelLayer(own, OWN, {"value": own}, {"value": place.read()})
             continue
-        layer = layers.setdefault(name, Layer(name, kind))
+        layer = layers.setdefault(name, ModelLayer(name, kind))
         leaf = own.removeprefix(f"{name}.") if name else own
         layer.tensors[leaf], layer.values[leaf] = own, place.read()
     ranks = _ranks(record, modules)
@@ -240,4 +240,4 @@ def _prefixes(name: str) -> Iterator[str]:
         yield ".".join(parts[:i])
 
 
-OF: dict[str, Callable[..., list[Layer]]] = {"nnx": of_nnx, "linen": of_linen}
+OF: dict[str, Callable[..., list[ModelLayer]]] = {"nnx": of_nnx, "linen": of_linen}

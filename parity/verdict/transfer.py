@@ -10,8 +10,9 @@ from dataclasses import replace
 import numpy as np
 
 from parity.numerics import bounds
-from parity.pairing.matching import OPTIONAL, Pair, Pairing
+from parity.pairing.matching import Pair, Pairing
 from parity.reports.report import Finding, Row
+from parity.running.model_layers import OPTIONAL
 from parity.traps.weights import (
     BIAS,
     EXCHANGED,

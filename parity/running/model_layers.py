@@ -1,0 +1,63 @@
+"""The record of a layer with tensors, of either framework's model."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ports.weights.layers import COUNTER
+
+# Tensors that one side may lack: the counter of batches; a recurrent layer's second bias, folded into the first.
+SECOND = "bias_hh"
+OPTIONAL = (COUNTER, SECOND)
+
+
+def normal_name(name: str) -> str:
+    """Return a name without `.`, `_` and capitals; `1.1` is not `11`."""
+    return re.sub(r"(?<=\d)[._]+(?=\d)", "-", name).replace(".", "").replace("_", "").lower()
+
+
+@dataclass
+class ModelLayer:
+    """A layer with tensors of its own.
+
+    Attributes:
+        name: in its own framework.
+        kind: of which rule of `ports.weights.layers` it is: `conv`, `linear`; `own` for a module of the user's.
+        tensors: by its name within the layer (`weight`), the name of each tensor in the whole model.
+        values: by the same names, in PyTorch's layout.
+        rank: when it is called first; None where it is never called.
+        owner: of a module's own parameter: the module, or the one around it, that is called.
+        leaf: its name within the owner.
+        owner_rank: when the owner is called first.
+        mark: its name within the owner, where the other model has it as often.
+        key: its name, where names can tell it: None where its numbers tell nothing.
+        numbered: its name with each number counted among those in its place.
+    """
+
+    name: str
+    kind: str
+    tensors: dict[str, str] = field(default_factory=dict)
+    values: dict[str, np.ndarray] = field(default_factory=dict)
+    rank: int | None = None
+    owner: str = ""
+    leaf: str = ""
+    owner_rank: int = 0
+    mark: str = ""
+    key: str | None = None
+    numbered: str = ""
+
+    @property
+    def signature(self) -> tuple[object, ...]:
+        """Type, and names and shapes of the tensors."""
+        return self.kind, self.mark, *sorted((n, v.shape) for n, v in self.values.items() if n not in OPTIONAL)
+
+    @property
+    def normal(self) -> str:
+        return normal_name(self.name)
+
+    def __str__(self) -> str:
+        shapes = ", ".join(f"{n} {v.shape}" for n, v in self.values.items() if n not in OPTIONAL)
+        return f"{self.name} ({self.kind}: {shapes})"
