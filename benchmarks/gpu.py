@@ -236,7 +236,7 @@ def _code(card: Any) -> str:
     What compilers keep is beside it. They look at the program themselves, so that it stays when the code changes.
     """
     code = hashlib.sha256(repr((machine.described()["versions"], card and card["name"])).encode())
-    own = [ROOT / "benchmarks" / f"{name}.py" for name in ("gate", "settings", "torch_steps")]
+    own = [ROOT / "benchmarks" / f"{name}.py" for name in ("gate", "expected", "settings", "torch_steps")]
     for file in sorted([*own, *(ROOT / "ports").rglob("*.py"), *(ROOT / "parity").rglob("*.py")]):
         code.update(file.read_bytes())
     return code.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""The process that makes what the subjects are fed with and must give (`gate.prepare`).
+"""The process that makes what the subjects are fed with and must give (`expected.prepare`).
 
 A line of JSON in is a case: a setting, and what its network has otherwise. Lines of JSON out say what somebody's own
 pair has the check accept, and for every case that it is done, or the error.
@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gate, pair
+from benchmarks import expected, own_expected
 from benchmarks.plan import case_of
 from benchmarks.settings import OWN, Setting
 from ports.errors import UserError
@@ -47,10 +47,10 @@ def main(folder: str) -> int:
 
 def one(setting: Setting, changes: dict[str, Any], folder: Path) -> None:
     if OWN in setting.network:
-        if accepted := pair.prepare(setting, folder):
+        if accepted := own_expected.prepare(setting, folder):
             say(network=setting.network, accepted=accepted)
     else:
-        gate.prepare(setting, changes, folder)
+        expected.prepare(setting, changes, folder)
 
 
 def rest(device: str) -> None:

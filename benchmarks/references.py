@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gate, sizes
+from benchmarks import expected, sizes
 from benchmarks.plan import case_of
 from benchmarks.process import Process, World
 from benchmarks.settings import OWN, Setting
@@ -36,7 +36,7 @@ class References:
         for setting, subject in asked:
             changes = dict(SUBJECTS[subject].changes)
             case = case_of(setting, changes)
-            if OWN not in setting.network and gate.is_prepared(gate.place_of(setting, changes, folder)):
+            if OWN not in setting.network and expected.is_prepared(expected.place_of(setting, changes, folder)):
                 self.ready.add(case)
             else:
                 self.pending[case] = setting, changes
@@ -57,7 +57,7 @@ class References:
     def need(self) -> float:
         """Return the bytes of device memory that the next one takes."""
         setting, changes = next(iter(self.pending.values()))
-        is_known = gate.exact_file(setting, changes, self.folder).exists()
+        is_known = expected.exact_file(setting, changes, self.folder).exists()
         return sizes.reference(setting, 4 if is_known else 8)
 
     def says(self, answer: dict[str, Any]) -> None:

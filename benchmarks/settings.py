@@ -14,7 +14,7 @@ MODES = ("inference", "training")
 RESULT = {"inference": "logits", "training": "loss"}  # of a step
 
 # Units in the last place of float32 by which weights and inputs are moved to find out how far right results may stand
-# from one another (`gate.py`): many of the type itself. The policies are the same in both frameworks.
+# from one another (`expected.py`): many of the type itself. The policies are the same in both frameworks.
 UNITS = {"float32": 64, "tf32": 4 * 2**13, "bfloat16": 4 * 2**16}
 PRECISIONS = {
     "float32": "everything in float32, no TF32",

@@ -43,7 +43,7 @@ class Worker:
 
     def prepare(self, setting: dict[str, Any]) -> dict[str, Any]:
         """Builds it, takes its first step and has that judged."""
-        from benchmarks import events, gate, memory
+        from benchmarks import events, expected, gate, memory
         from benchmarks.settings import OWN, Setting
 
         memory.forget()
@@ -52,11 +52,11 @@ class Worker:
         if chosen.device == "gpu" and self.subject.framework == "jax":
             require_gpu()
         if OWN in chosen.network:
-            from benchmarks import pair
+            from benchmarks import own_expected
 
-            case = pair.case(chosen, self.folder)
+            case = own_expected.read_case(chosen, self.folder)
         else:
-            case = gate.case(chosen, self.subject.changes, self.folder, self.subject.folded)
+            case = expected.read_case(chosen, self.subject.changes, self.folder, self.subject.folded)
         begin = time.perf_counter()
         run = self.build(case, **self.subject.options)
         built = time.perf_counter() - begin
@@ -66,7 +66,7 @@ class Worker:
         first = time.perf_counter() - begin
         found = run.numbers(result)
         if case.weights and chosen.mode == "training":
-            found |= gate.changes(run.weights(), case.weights)
+            found |= gate.parameter_change(run.weights(), case.weights)
         verdict = gate.judge(found, case.expected, case.bounds)
         answer = {
             "import_seconds": self.imported,

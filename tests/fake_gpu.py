@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gate, sizes
+from benchmarks import expected, sizes
 from benchmarks.plan import case_of
 from benchmarks.process import Process, World
 from benchmarks.settings import Setting
@@ -135,12 +135,12 @@ class FakeWorld(World):
 
     def _reference(self, process: FakeProcess, setting: Setting, changes: dict[str, Any]) -> None:
         others = sum(one.taken for one in self.processes if one is not process)
-        exact = gate.exact_file(setting, changes, self.folder)
+        exact = expected.exact_file(setting, changes, self.folder)
         process.taken = sizes.reference(setting, 4 if exact.exists() else 8)
         assert others + process.taken <= self.memory, "the reference would not fit"
-        place = gate.place_of(setting, changes, self.folder)
+        place = expected.place_of(setting, changes, self.folder)
         place.mkdir(parents=True)
-        (place / gate.BOUNDS).touch()
+        (place / expected.BOUNDS).touch()
         exact.touch()
         seconds = max(0.0, self.imported - self.time) + REFERENCE
         self.computed += 1

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from fake_gpu import FakeWorld
 
-from benchmarks import gate, model_cost, results, tables
+from benchmarks import expected, model_cost, results, tables
 from benchmarks.__main__ import main
 from benchmarks.plan import Plan
 from benchmarks.process import World
@@ -198,7 +198,7 @@ def test_a_wrong_subject_is_not_timed(tmp_path: Path, monkeypatch: pytest.Monkey
     planted: Any = types.ModuleType("benchmarks.planted")
     planted.build = build
     monkeypatch.setitem(sys.modules, "benchmarks.planted", planted)
-    gate.prepare(SETTING, {}, tmp_path)
+    expected.prepare(SETTING, {}, tmp_path)
     for epsilon, ok in ((1e-5, True), (1e-3, False)):
         row = Subject("planted", "pytorch", "planted:build", "", {"epsilon": epsilon})
         monkeypatch.setitem(SUBJECTS, "planted", row)
@@ -526,7 +526,7 @@ def test_the_fastest_is_no_row_of_a_sweep(measured: Path) -> None:
 
 
 def test_a_flag_that_is_not_known_ends_its_subject_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate.prepare(SETTING, {}, tmp_path)
+    expected.prepare(SETTING, {}, tmp_path)
     monkeypatch.setenv("XLA_FLAGS", "--xla_no_such_flag=1")
     world = World(tmp_path, "cpu", tmp_path / "log")
     process = world.launch("nnx")
@@ -540,8 +540,8 @@ def test_a_flag_that_is_not_known_ends_its_subject_alone(tmp_path: Path, monkeyp
 
 def test_a_folded_subject_is_held_against_the_whole_network(tmp_path: Path) -> None:
     setting = Setting("cifar_resnet20", "inference", 2, "float32", (16, 16))
-    gate.prepare(setting, {}, tmp_path)
-    case = gate.case(setting, {}, tmp_path, folded=True)
+    expected.prepare(setting, {}, tmp_path)
+    case = expected.read_case(setting, {}, tmp_path, folded=True)
     assert "conv1.bias" in case.weights
     assert "bn1.weight" not in case.weights
     assert Worker("nnx-folded", tmp_path).prepare(setting.asdict())["gate"]["ok"]
@@ -550,7 +550,7 @@ def test_a_folded_subject_is_held_against_the_whole_network(tmp_path: Path) -> N
 def test_an_exported_subject_runs_in_bfloat16(tmp_path: Path) -> None:
     """Its file takes images in the type of its parameters, float32."""
     setting = Setting("cifar_resnet20", "inference", 2, "bfloat16", (16, 16))
-    gate.prepare(setting, {}, tmp_path)
+    expected.prepare(setting, {}, tmp_path)
     assert Worker("nnx-export", tmp_path).prepare(setting.asdict())["gate"]["ok"]
 
 
