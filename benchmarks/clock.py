@@ -59,7 +59,7 @@ class Run(Protocol):
         """Give memory of the device back that others need while this subject waits."""
 
     def memory(self) -> int:
-        """Return the most bytes that it has taken."""
+        """Return the most bytes of device memory that it has taken; 0 where it has none besides its process's."""
         ...
 
 

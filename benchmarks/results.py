@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import machine
 from benchmarks.settings import PRECISIONS, Setting
 from benchmarks.subject import FAST, SWEPT
 from parity.terminal import write
@@ -26,15 +25,15 @@ DRAWS = 2000  # of the bootstrap
 Row = dict[str, Any]
 
 
-def fresh(plan: Any) -> dict[str, Any]:
-    """An empty file for a run of this plan."""
+def fresh(machine: dict[str, Any], settings: Sequence[Setting], plan: dict[str, Any]) -> dict[str, Any]:
+    """Return the results of a run that has measured nothing yet."""
     return {
         "schema": SCHEMA,
         "kind": KIND,
-        "machine": machine.described(),
-        "device": plan.settings[0].device,
-        "plan": plan.described(),
-        "policies": {p: PRECISIONS[p] for p in dict.fromkeys(s.precision for s in plan.settings)},
+        "machine": machine,
+        "device": settings[0].device,
+        "plan": plan,
+        "policies": {p: PRECISIONS[p] for p in dict.fromkeys(s.precision for s in settings)},
         "rows": [],
         "refused": [],
         "absent": {},

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import results, tables
+from benchmarks import machine, results, tables
 from benchmarks.crew import Crew
 from benchmarks.plan import Plan, Program, Rows
 from benchmarks.process import Process, World
@@ -55,7 +55,7 @@ class Measurement:
         self.plan, self.folder, self.out, self.tell = plan, folder, out, tell
         self.world = world or World(folder, plan.settings[0].device, (log or folder / "log").absolute())
         self.begun, self.rng, self.rows = self.world.now(), random.Random(plan.seed), Rows()
-        self.found = results.fresh(plan)
+        self.found = results.fresh(machine.described(), plan.settings, plan.described())
         self.start, self.passes, self.is_over = 0, Counter[str](), False
         self.silent = Counter[str]()  # how often a subject gave no answer
 

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks import memory
 from benchmarks.cases import Case
 from benchmarks.settings import LEARNING_RATE, MOMENTUM, RESULT, WEIGHT_DECAY
 from parity.tf32 import products
@@ -119,10 +118,7 @@ class TorchRun:
         return counters["stats"]["unique_graphs"]
 
     def memory(self) -> int:
-        """Peak bytes: of the GPU's memory, or of this process."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated()
-        return memory.peak()
+        return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0
 
     def rest(self) -> None:
         """Give the GPU's memory back that no tensor uses: other processes need it while this one waits."""

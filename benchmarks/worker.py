@@ -107,19 +107,25 @@ class Worker:
             self.timer = None
             found, thrown = clock.again(self.run, steps, self.at, single)
         self.at += steps
-        self.peak = self.run.memory()  # before anything else is measured in this process
+        self.peak = self.memory()  # before anything else is measured in this process
         self.run.rest()
         each = [t * 1e3 for t in found.each]
         return {"steps": steps, "ms": found.ms, "each": each, "thrown": thrown, "events": found.events}
 
     def release(self, cost: bool) -> dict[str, Any]:
         """Lets the setting go; says what memory it took, and, where asked, what the framework tells of the program."""
-        told = {"peak_bytes": self.peak or self.run.memory()} if self.run is not None else {}
+        told = {"peak_bytes": self.peak or self.memory()} if self.run is not None else {}
         if cost and self.run is not None:
             told["cost"] = self.run.cost()
         self.run = None
         gc.collect()
         return told
+
+    def memory(self) -> int:
+        """Return the most bytes that the subject has taken: of the device's memory, or of this process's."""
+        from benchmarks import memory
+
+        return self.run.memory() or memory.peak()
 
     def ceilings(self, device: str, precision: str) -> dict[str, float]:
         return importlib.import_module(f"benchmarks.{CEILINGS[self.subject.framework]}").ceilings(device, precision)

@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 
-from benchmarks import clock, events, gpu
+from benchmarks import clock, events, stage_runs
 from benchmarks.plan import Limits
 from benchmarks.process import Process, World
 from benchmarks.stages import Group, Stage
@@ -202,11 +202,11 @@ def test_inductor_shares_the_cores_with_what_inductor_compiles(
         worlds.append(arguments[-1])
         raise Stopped
 
-    monkeypatch.setattr(gpu, "Measurement", measurement)
+    monkeypatch.setattr(stage_runs, "Measurement", measurement)
     stage = Stage("small", (Group(("resnet50",), ("training",), (256,), subjects),))
-    place = gpu.Place("gpu", "card", tmp_path, tmp_path, 8e10, 14, 16, tmp_path / "kept")
+    place = stage_runs.Place("gpu", "card", tmp_path, tmp_path, 8e10, 14, 16, tmp_path / "kept")
     with pytest.raises(Stopped):
-        gpu.timing("a", stage, place, 10.0)
+        stage_runs.timing("a", stage, place, 10.0)
     compiled = sum(subject != "nnx" for subject in subjects)
     assert worlds[0].threads == {"TORCHINDUCTOR_COMPILE_THREADS": str(32 // max(1, compiled))}
     assert worlds[0].compilers == tmp_path / "kept"
@@ -261,18 +261,20 @@ def test_a_stage_on_this_machine_from_end_to_end(
 ) -> None:
     """Real processes, that compile side by side and are paused while others are timed."""
     monkeypatch.setenv("BENCHMARKS_TRIES", "100")
-    monkeypatch.setattr(gpu, "Limits", functools.partial(Limits, patience=1000, answer=1000))  # however busy it is
+    monkeypatch.setattr(
+        stage_runs, "Limits", functools.partial(Limits, patience=1000, answer=1000)
+    )  # however busy it is
     subjects = {2: ("nnx",), 3: ("pytorch-channels-last",)}
     groups = tuple(
         Group(("cifar_resnet20",), ("inference",), (batch,), some, "float32", (16, 16))
         for batch, some in subjects.items()
     )
     stage = Stage("small", groups, starts=1, build=1000.0)
-    place = gpu.Place("cpu", "card", tmp_path, tmp_path, None, 2, 2)
-    assert gpu.timing("a", stage, place, 3000.0) == 2
+    place = stage_runs.Place("cpu", "card", tmp_path, tmp_path, None, 2, 2)
+    assert stage_runs.timing("a", stage, place, 3000.0) == 2
     text = capsys.readouterr().out
     assert "cifar_resnet20, inference, batch 3, float32, 16x16" in text
     assert "Ended early" not in text
     assert len([*tmp_path.glob("card-a-*.json")]) == 1
-    assert gpu.timing("a", stage, place, 3000.0, ahead="pytorch-channels-last") == 1
+    assert stage_runs.timing("a", stage, place, 3000.0, ahead="pytorch-channels-last") == 1
     assert len([*tmp_path.glob("card-a-*.json")]) == 1

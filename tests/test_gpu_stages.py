@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from fake_gpu import EAGER, INDUCTOR, START, XLA, FakeWorld, Killed
 
-from benchmarks import gpu, results, tables
+from benchmarks import gpu, results, stage_runs, tables
 from benchmarks.plan import Limits, Plan
 from benchmarks.run import Measurement
 from benchmarks.settings import Setting
@@ -35,20 +35,20 @@ class Session:
         """Run a stage; return its results file and the machine."""
         world = self.world(faults, **options)
         stage = STAGES[letter]
-        gpu.timing(letter, stage, self.place(world), stage.seconds)
+        stage_runs.timing(letter, stage, self.place(world), stage.seconds)
         return self.found(letter), world
 
     def ahead(self, letter: str, subject: str) -> FakeWorld:
         world = self.world()
-        gpu.timing(letter, STAGES[letter], self.place(world), STAGES["b"].seconds, subject)
+        stage_runs.timing(letter, STAGES[letter], self.place(world), STAGES["b"].seconds, subject)
         return world
 
     def world(self, faults: dict[str, str] | None = None, **options: Any) -> FakeWorld:
         return FakeWorld(self.folder, BUILDERS, faults, memory=0.95 * self.memory, cache=self.cache, **options)
 
-    def place(self, world: FakeWorld) -> gpu.Place:
-        memory = gpu.MEMORY * self.memory
-        return gpu.Place("gpu", "card", self.folder, self.folder, memory, BUILDERS, 16, None, lambda: world)
+    def place(self, world: FakeWorld) -> stage_runs.Place:
+        memory = stage_runs.MEMORY * self.memory
+        return stage_runs.Place("gpu", "card", self.folder, self.folder, memory, BUILDERS, 16, None, lambda: world)
 
     def found(self, letter: str) -> Answer:
         return results.load(self.folder / self.place(self.world()).file(letter).name)
@@ -388,9 +388,9 @@ def test_a_mistake_in_the_command_is_one_line(
 
 
 def run_stages(session: Session, monkeypatch: pytest.MonkeyPatch, timing: Callable[..., int], **options: Any) -> int:
-    monkeypatch.setattr(gpu, "timing", timing)
+    monkeypatch.setattr(stage_runs, "timing", timing)
     stages = {letter: STAGES[letter] for letter in ("a", "d", "e")}
-    return gpu.run(stages, session.place(session.world()), **options)
+    return stage_runs.run(stages, session.place(session.world()), **options)
 
 
 def test_a_stage_that_fails_does_not_keep_the_next_from_running(
