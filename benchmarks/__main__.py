@@ -16,9 +16,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from benchmarks import results
-from benchmarks.settings import OWN, numbers, settings
-from benchmarks.subjects import SUBJECTS
+from benchmarks.reporting import results
+from benchmarks.subjects.roster import SUBJECTS
+from benchmarks.subjects.settings import OWN, numbers, settings
 from parity import terminal
 from ports.errors import UserError
 
@@ -82,8 +82,8 @@ def run(
     quick: Quick = False,
 ) -> int:
     """Time the ports of networks in the frameworks, each proved equal before it is timed."""
-    from benchmarks.run import Plan
-    from benchmarks.run import run as measured
+    from benchmarks.measure.measurement import Plan
+    from benchmarks.measure.measurement import run as measured
     from parity.progress import progress
 
     where = device or _device()
@@ -117,11 +117,11 @@ def run(
     )
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder, progress("benchmarks") as tell:
         found = measured(plan, Path(folder), out, tell, log)
-    from benchmarks import report
+    from benchmarks.reporting import display
 
-    report.show(found, terminal.console(WIDTH))
+    display.show(found, terminal.console(WIDTH))
     if html is not None:
-        terminal.write("--html", html, report.page([(html.stem, found)]))
+        terminal.write("--html", html, display.page([(html.stem, found)]))
     if found["refused"] and log is None:
         print("benchmarks: something was not timed; --log FILE keeps what the processes wrote", file=sys.stderr)
     return int(bool(found["refused"]))
@@ -130,15 +130,15 @@ def run(
 @stored.command("report")
 def report_command(files: Files, html: Html = None, svg: Svg = None) -> int:
     """Tables and plots from stored results."""
-    from benchmarks import charts, report
+    from benchmarks.reporting import charts, display
 
     found = [(file.stem, results.load(file)) for file in files]
     for title, one in found:
         if len(found) > 1:
             print(title)
-        report.show(one, terminal.console(WIDTH))
+        display.show(one, terminal.console(WIDTH))
     if html is not None:
-        terminal.write("--html", html, report.page(found))
+        terminal.write("--html", html, display.page(found))
     if svg is not None:
         for title, one in found:
             charts.write(one, svg / title if len(found) > 1 else svg)
@@ -148,7 +148,7 @@ def report_command(files: Files, html: Html = None, svg: Svg = None) -> int:
 @stored.command("compare")
 def compare_command(before: Path, after: Path) -> int:
     """What got faster or slower from one results file to another, with its interval."""
-    from benchmarks.compare import compare
+    from benchmarks.reporting.before_after import compare
 
     lines, notes = compare(results.load(before), results.load(after))
     table = Table("setting", "subject", box=None, pad_edge=False)

@@ -4,9 +4,9 @@
     python3 -m benchmarks.gpu --stage c,d
     python3 -m benchmarks.gpu --rehearsal        # all stages on the CPU, with small networks
 
-`stages.py` has the stages. Each writes files of its own, after every block that was timed: a command that is killed
-leaves what it had. Compilers' caches and references stay in a folder for the next stage. Exit 0: every stage gave
-figures; 1: one gave none; 2: the question could not be put.
+`studies/gpu_stages.py` lists the stages. Each writes files of its own, after every block that was timed: a command that
+is killed leaves what it had. Compilers' caches and references stay in a folder for the next stage. Exit 0: every stage
+gave figures; 1: one gave none; 2: the question could not be put.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from typing import Annotated
 
 import typer
 
-from benchmarks import machine, stage_runs
-from benchmarks.process import ROOT
-from benchmarks.stages import DEFAULT, STAGES, rehearsed
+from benchmarks.machine import description
+from benchmarks.machine.checkout import ROOT
+from benchmarks.studies import stage_runs
+from benchmarks.studies.gpu_stages import DEFAULT, STAGES, rehearsed
 from parity import terminal
 from ports.errors import UserError
 
@@ -47,7 +48,7 @@ def gpu(
         raise UserError(f"--minutes: got {minutes:g}, expected more than 0")
     if builders is not None and builders < 1:
         raise UserError(f"--builders: got {builders}, expected 1 or more")
-    card = None if rehearsal else machine.gpu()
+    card = None if rehearsal else description.gpu()
     if card is None and not rehearsal:
         raise UserError(
             "got a machine without an NVIDIA GPU (nvidia-smi finds none), expected one; --rehearsal runs on the CPU"

@@ -1,4 +1,4 @@
-"""README's tables, made from what `parity check`, `make score` and `benchmarks.check_cost` wrote with `--json`.
+"""README's tables, made from what `parity check`, `make score` and `benchmarks.studies.check_cost` wrote with `--json`.
 
 python tests/readme.py     writes the tables into README.md
 """
@@ -15,10 +15,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import results as speeds  # noqa: E402
-from benchmarks import tables  # noqa: E402
-from benchmarks.subject import SWEPT  # noqa: E402
-from benchmarks.subjects import SUBJECTS  # noqa: E402
+from benchmarks.reporting import results as speeds  # noqa: E402
+from benchmarks.reporting import tables  # noqa: E402
+from benchmarks.subjects.roster import SUBJECTS  # noqa: E402
+from benchmarks.subjects.subject import SWEPT  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 Results = dict[str, Any]

@@ -19,14 +19,16 @@ import numpy as np
 import pytest
 from fake_gpu import FakeWorld
 
-from benchmarks import expected, model_cost, results, tables
 from benchmarks.__main__ import main
-from benchmarks.plan import Plan
-from benchmarks.process import World
-from benchmarks.settings import Setting
-from benchmarks.subject import SWEPT, Subject
-from benchmarks.subjects import SUBJECTS
-from benchmarks.worker import Worker
+from benchmarks.measure import expected
+from benchmarks.measure.plan import Plan
+from benchmarks.measure.process import World
+from benchmarks.measure.worker import Worker
+from benchmarks.reporting import results, tables
+from benchmarks.subjects import model_cost, roster
+from benchmarks.subjects.roster import SUBJECTS
+from benchmarks.subjects.settings import Setting
+from benchmarks.subjects.subject import SWEPT, Subject
 from ports import families
 
 QUICKLY = ["--starts", "1", "--rounds", "2", "--seconds", "0.03", "--device", "cpu"]
@@ -119,7 +121,7 @@ def test_what_got_slower(measured: Path, tmp_path: Path, capsys: pytest.CaptureF
 
 def test_what_is_quicker_than_it_can_be_is_refused(measured: Path, tmp_path: Path) -> None:
     """As a subject that keeps the answers of the few inputs that take turns: the gate and the clock see nothing."""
-    from benchmarks.run import Measurement
+    from benchmarks.measure.measurement import Measurement
 
     found = results.load(measured)
     idle = next(row for row in found["rows"] if row["subject"] == "linen")
@@ -186,7 +188,7 @@ def test_a_run_that_is_interrupted_says_so(tmp_path: Path) -> None:
 
 
 def test_a_wrong_subject_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks import torch_steps
+    from benchmarks.subjects import torch_steps
 
     def build(case: Any, epsilon: float) -> Any:
         run = torch_steps.build(case)
@@ -195,9 +197,9 @@ def test_a_wrong_subject_is_not_timed(tmp_path: Path, monkeypatch: pytest.Monkey
                 module.eps = epsilon
         return run
 
-    planted: Any = types.ModuleType("benchmarks.planted")
+    planted: Any = types.ModuleType("benchmarks.subjects.planted")
     planted.build = build
-    monkeypatch.setitem(sys.modules, "benchmarks.planted", planted)
+    monkeypatch.setitem(sys.modules, "benchmarks.subjects.planted", planted)
     expected.prepare(SETTING, {}, tmp_path)
     for epsilon, ok in ((1e-5, True), (1e-3, False)):
         row = Subject("planted", "pytorch", "planted:build", "", {"epsilon": epsilon})
@@ -334,7 +336,7 @@ def test_a_gpu_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_everything_on_a_gpu_that_is_not_there() -> None:
-    from benchmarks.machine import gpu
+    from benchmarks.machine.description import gpu
 
     if gpu() is not None:
         pytest.skip("there is one")
@@ -421,7 +423,7 @@ def test_small_arrays_are_packed_and_nothing_is_lost() -> None:
     import jax
     import jax.numpy as jnp
 
-    from benchmarks.packed import Packed
+    from benchmarks.subjects.packed import Packed
 
     rng = np.random.default_rng(0)
     tree = {
@@ -444,7 +446,7 @@ def test_small_arrays_are_packed_and_nothing_is_lost() -> None:
 def test_the_quickest_program_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     import jax.numpy as jnp
 
-    from benchmarks import quickest
+    from benchmarks.subjects import quickest
 
     first, second = quickest.Candidate({}), quickest.Candidate({"xla_cpu_enable_fast_math": "False"})
     monkeypatch.setitem(quickest.CANDIDATES, "cpu", (first, second))
@@ -461,7 +463,7 @@ def test_the_quickest_program_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_program_is_timed_at_its_second_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks import quickest
+    from benchmarks.subjects import quickest
 
     now, waits = [0.0], iter([0.2, 0.05])
 
@@ -489,7 +491,7 @@ def test_how_many_start_at_a_time_is_said(measured: Path) -> None:
 
 
 def test_a_network_may_have_a_batch_of_its_own() -> None:
-    from benchmarks.settings import settings
+    from benchmarks.subjects.settings import settings
 
     found = settings(
         ["resnet50@8", "cifar_resnet20@128,1", "resnet18"], ["inference"], [2], ["float32"], None, "cpu", True
@@ -504,7 +506,7 @@ def test_a_network_may_have_a_batch_of_its_own() -> None:
 
 def test_flags_are_subjects_that_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks.__main__ import _subjects
-    from benchmarks.process import environment
+    from benchmarks.measure.process import environment
 
     swept = [name for name, row in SUBJECTS.items() if row.swept]
     assert len(swept) > 10
@@ -557,7 +559,7 @@ def test_an_exported_subject_runs_in_bfloat16(tmp_path: Path) -> None:
 def test_every_subject_names_a_builder_that_is_there() -> None:
     for subject in SUBJECTS.values():
         module, _, function = subject.build.partition(":")
-        assert f"def {function}(" in Path(results.__file__).with_name(f"{module}.py").read_text(), subject.name
+        assert f"def {function}(" in Path(roster.__file__).with_name(f"{module}.py").read_text(), subject.name
 
 
 def test_a_table_for_readme(measured: Path) -> None:
@@ -569,13 +571,13 @@ def test_a_table_for_readme(measured: Path) -> None:
 
 
 def test_a_peak_of_memory_is_that_of_one_setting() -> None:
-    from benchmarks import memory
+    from benchmarks.machine import process_memory
 
     large = np.ones(50_000_000)
-    high = memory.peak()
+    high = process_memory.peak()
     del large
-    memory.forget()
-    assert high - memory.peak() > 300e6
-    low, again = memory.peak(), np.ones(25_000_000)
-    assert memory.peak() - low > 150e6
+    process_memory.forget()
+    assert high - process_memory.peak() > 300e6
+    low, again = process_memory.peak(), np.ones(25_000_000)
+    assert process_memory.peak() - low > 150e6
     del again

@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 from fake_gpu import EAGER, INDUCTOR, START, XLA, FakeWorld, Killed
 
-from benchmarks import gpu, results, stage_runs, tables
-from benchmarks.plan import Limits, Plan
-from benchmarks.run import Measurement
-from benchmarks.settings import Setting
-from benchmarks.stages import AUTOTUNED, STAGES, pairs, rehearsed
-from benchmarks.subjects import SUBJECTS
+from benchmarks import gpu
+from benchmarks.measure.measurement import Measurement
+from benchmarks.measure.plan import Limits, Plan
+from benchmarks.reporting import results, tables
+from benchmarks.studies import stage_runs
+from benchmarks.studies.gpu_stages import AUTOTUNED, STAGES, pairs, rehearsed
+from benchmarks.subjects.roster import SUBJECTS
+from benchmarks.subjects.settings import Setting
 
 H100, H200 = 85.5e9, 150.8e9  # bytes of their memory, as nvidia-smi tells
 BUILDERS = 14  # of 16 cores

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import charts
+from benchmarks.reporting import charts
 from parity import terminal
 from ports.errors import UserError
 
@@ -134,7 +134,7 @@ def test_scripts_say_in_one_line_that_their_result_cannot_be_written(
     """Before they measure anything."""
     import importlib
 
-    module = importlib.import_module(f"benchmarks.{script}")
+    module = importlib.import_module(f"benchmarks.studies.{script}")
     networks = ["resnet18"] if script == "check_cost" else []
     monkeypatch.setattr("sys.argv", [script, *networks, "--json", "/nowhere/at/all.json"])
     assert terminal.script(script, module.main) == 2

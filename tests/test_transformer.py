@@ -13,9 +13,10 @@ from flax import nnx
 
 import parity
 import ports
-from benchmarks import expected, gate, jax_steps, torch_steps
-from benchmarks.settings import Setting
-from benchmarks.subjects import SUBJECTS
+from benchmarks.measure import expected, gate
+from benchmarks.subjects import jax_steps, torch_steps
+from benchmarks.subjects.roster import SUBJECTS
+from benchmarks.subjects.settings import Setting
 from parity.cli import main
 from ports import UserError, families
 from ports.transformer.spec import EncoderSpec

@@ -1,0 +1,194 @@
+"""Results files: what was measured, with where and how; and the figures that follow from it.
+
+A file holds measurements, never a figure that was rounded for a table: a row a setting and subject, with every block
+that was timed. What tables and plots show is computed here from these, the same way every time.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.subjects.settings import PRECISIONS, Setting
+from benchmarks.subjects.subject import FAST, SWEPT
+from parity.terminal import write
+from ports.errors import UserError
+
+SCHEMA, KIND = 1, "speed"
+DRAWS = 2000  # of the bootstrap
+
+Row = dict[str, Any]
+
+
+def fresh(machine: dict[str, Any], settings: Sequence[Setting], plan: dict[str, Any]) -> dict[str, Any]:
+    """Return the results of a run that has measured nothing yet."""
+    return {
+        "schema": SCHEMA,
+        "kind": KIND,
+        "machine": machine,
+        "device": settings[0].device,
+        "plan": plan,
+        "policies": {p: PRECISIONS[p] for p in dict.fromkeys(s.precision for s in settings)},
+        "rows": [],
+        "refused": [],
+        "absent": {},
+        "ceilings": [],
+        "readings": [],
+        "gpu": [],
+    }
+
+
+def save(found: Mapping[str, Any], path: Path) -> None:
+    """The file appears whole or not at all."""
+    write("--out", path, json.dumps(found, indent=1) + "\n")
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A results file.
+
+    Raises:
+        UserError: no such file, none of this kind, or of another schema.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"results {path}: cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise UserError(f"results {path}: got no JSON, expected a file of `python -m benchmarks --out`") from None
+    if not isinstance(found, dict) or found.get("kind") != KIND:
+        raise UserError(f"results {path}: got another kind of file, expected one of `python -m benchmarks --out`")
+    if found.get("schema") != SCHEMA:
+        raise UserError(f"results {path}: got schema {found.get('schema')!r}, expected {SCHEMA}; measure again")
+    return found
+
+
+def settings_of(found: Mapping[str, Any]) -> list[Setting]:
+    """In the order of the file."""
+    return list(dict.fromkeys(Setting.of(row["setting"]) for row in (*found["rows"], *found["refused"])))
+
+
+def rows_of(found: Mapping[str, Any], setting: Setting) -> list[Row]:
+    """Its rows that have measurements, the fastest first."""
+    rows = [row for row in found["rows"] if Setting.of(row["setting"]) == setting and row["rounds"]]
+    return sorted(rows, key=median)
+
+
+def blocks(row: Row) -> list[list[float]]:
+    """Milliseconds a step of every block, by start."""
+    by_start: dict[int, list[float]] = {}
+    for one in row["rounds"]:
+        by_start.setdefault(one["start"], []).append(one["ms"])
+    return [by_start[start] for start in sorted(by_start)]
+
+
+def median(row: Row) -> float:
+    """Milliseconds a step: the median of all blocks."""
+    return statistics.median(ms for start in blocks(row) for ms in start)
+
+
+def quartiles(row: Row) -> tuple[float, float]:
+    low, high = np.percentile([ms for start in blocks(row) for ms in start], [25, 75])
+    return float(low), float(high)
+
+
+def p99(row: Row) -> float | None:
+    """The 99th percentile of single steps, where each was waited for."""
+    return float(np.percentile(row["each"], 99)) if row["each"] else None
+
+
+def throughput(row: Row) -> float:
+    """Images a second."""
+    return row["setting"]["batch"] / median(row) * 1e3
+
+
+def ratio(row: Row, base: Row, seed: int = 0) -> tuple[float, float, float]:
+    """How many times faster `row` is than `base`, and the bootstrap's 95 % interval.
+
+    Starts are drawn, and within a start its rounds: blocks of one process are more alike than those of two. Where both
+    rows are of one run, the ratio and a draw take the same starts and rounds of both, for they were timed in turn.
+    """
+    rng, a, b = np.random.default_rng(seed), _table(row), _table(base)
+    shared = {start: rounds for start in a if start in b and (rounds := sorted(set(a[start]) & set(b[start])))}
+    if not shared:
+        return _unpaired(row, base, rng)
+    ours, theirs = ([[table[start][number] for number in shared[start]] for start in shared] for table in (a, b))
+    drawn = _drawn(rng, ours)
+    mine, other = (statistics.median(ms for start in starts for ms in start) for starts in (ours, theirs))
+    return _interval(other / mine, _medians(theirs, drawn) / _medians(ours, drawn))
+
+
+def across(row: Row, base: Row, seed: int = 0) -> tuple[float, float, float]:
+    """`ratio` of rows of two runs: nothing is paired."""
+    return _unpaired(row, base, np.random.default_rng(seed))
+
+
+def _unpaired(row: Row, base: Row, rng: np.random.Generator) -> tuple[float, float, float]:
+    a, b = (_medians(starts, _drawn(rng, starts)) for starts in (blocks(row), blocks(base)))
+    return _interval(median(base) / median(row), b / a)
+
+
+def _table(row: Row) -> dict[int, dict[int, float]]:
+    table: dict[int, dict[int, float]] = {}
+    for one in row["rounds"]:
+        table.setdefault(one["start"], {})[one["round"]] = one["ms"]
+    return table
+
+
+def _drawn(rng: np.random.Generator, starts: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Draws of starts, and of as many rounds as there are in each: (draw, start) and (draw, start, round), -1: none."""
+    lengths = np.array([len(rounds) for rounds in starts])
+    chosen = rng.integers(0, len(starts), (DRAWS, len(starts)))
+    length = lengths[chosen][:, :, None]
+    rounds = (rng.random((DRAWS, len(starts), lengths.max())) * length).astype(int)
+    return chosen, np.where(np.arange(lengths.max()) < length, rounds, -1)
+
+
+def _medians(starts: Sequence[Sequence[float]], drawn: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Of every draw the median of its blocks."""
+    chosen, rounds = drawn
+    table = np.full((len(starts), rounds.shape[2] + 1), np.nan)  # its last column is "none"
+    for at, values in enumerate(starts):
+        table[at, : len(values)] = values
+    return np.nanmedian(table[chosen[:, :, None], rounds].reshape(DRAWS, -1), axis=1)
+
+
+def _interval(value: float, drawn: np.ndarray) -> tuple[float, float, float]:
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return value, float(low), float(high)
+
+
+def ceiling(found: Mapping[str, Any], precision: str) -> dict[str, float] | None:
+    """The device's own: the most that either framework reached in this run, FLOP/s and bytes/s."""
+    seen = [one for one in found["ceilings"] if one["precision"] == precision]
+    return {what: max(one[what] for one in seen) for what in ("flops", "bytes")} if seen else None
+
+
+def first_step(row: Row, cold: bool = True) -> float | None:
+    """Seconds from starting the process to the end of the first step; `cold`: with nothing compiled before."""
+    seconds = [
+        s["start_seconds"] + s["build_seconds"] + s["first_step_seconds"] for s in row["starts"] if s["cold"] == cold
+    ]
+    return statistics.median(seconds) if seconds else None
+
+
+def host(row: Row) -> float | None:
+    """Milliseconds of the host's part of a step."""
+    times = [start["host_ms"] for start in row["starts"] if start.get("host_ms") is not None]
+    return statistics.median(times) if times else None
+
+
+def best(rows: Sequence[Row], framework: str, peer: bool | None = None, fast: bool = False) -> Row | None:
+    """Return the fastest of a framework, of those that ran as everybody's process does: no flag of a sweep.
+
+    Args:
+        peer: of peers alone, or of the ports alone.
+        fast: of the ports with `ports.fast` instead of those without.
+    """
+    some = [row for row in rows if row["framework"] == framework and (peer is None or row["peer"] == peer)]
+    some = [row for row in some if row["subject"].endswith(FAST) == fast and SWEPT not in row["subject"]]
+    return min(some, key=median, default=None)
