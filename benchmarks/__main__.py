@@ -82,7 +82,7 @@ def run(
     quick: Quick = False,
 ) -> int:
     """Time the ports of networks in the frameworks, each proved equal before it is timed."""
-    from benchmarks.measure.measurement import Plan
+    from benchmarks.measure.measurement import RunPlan
     from benchmarks.measure.measurement import run as measured
     from parity.progress import progress
 
@@ -105,7 +105,7 @@ def run(
         terminal.writable(option, file, again=option == "--log")
     if log is not None:
         terminal.write("--log", log, "")
-    plan = Plan(
+    plan = RunPlan(
         chosen,
         subjects,
         _counted("--starts", starts, 5),

@@ -18,7 +18,7 @@ from benchmarks.measure import clock
 from benchmarks.measure.plan import Limits
 from benchmarks.measure.process import Process, World
 from benchmarks.studies import stage_runs
-from benchmarks.studies.gpu_stages import Group, Stage
+from benchmarks.studies.gpu_stages import GpuStage, Group
 from benchmarks.studies.side_by_side import Command, Ended, together
 
 # A process that answers every line with its own number of steps, and has a child that sleeps.
@@ -205,8 +205,8 @@ def test_inductor_shares_the_cores_with_what_inductor_compiles(
         raise Stopped
 
     monkeypatch.setattr(stage_runs, "Measurement", measurement)
-    stage = Stage("small", (Group(("resnet50",), ("training",), (256,), subjects),))
-    place = stage_runs.Place("gpu", "card", tmp_path, tmp_path, 8e10, 14, 16, tmp_path / "kept")
+    stage = GpuStage("small", (Group(("resnet50",), ("training",), (256,), subjects),))
+    place = stage_runs.StagePlace("gpu", "card", tmp_path, tmp_path, 8e10, 14, 16, tmp_path / "kept")
     with pytest.raises(Stopped):
         stage_runs.timing("a", stage, place, 10.0)
     compiled = sum(subject != "nnx" for subject in subjects)
@@ -271,8 +271,8 @@ def test_a_stage_on_this_machine_from_end_to_end(
         Group(("cifar_resnet20",), ("inference",), (batch,), some, "float32", (16, 16))
         for batch, some in subjects.items()
     )
-    stage = Stage("small", groups, starts=1, build=1000.0)
-    place = stage_runs.Place("cpu", "card", tmp_path, tmp_path, None, 2, 2)
+    stage = GpuStage("small", groups, starts=1, build=1000.0)
+    place = stage_runs.StagePlace("cpu", "card", tmp_path, tmp_path, None, 2, 2)
     assert stage_runs.timing("a", stage, place, 3000.0) == 2
     text = capsys.readouterr().out
     assert "cifar_resnet20, inference, batch 3, float32, 16x16" in text

@@ -21,7 +21,7 @@ from fake_gpu import FakeWorld
 
 from benchmarks.__main__ import main
 from benchmarks.measure import expected
-from benchmarks.measure.plan import Plan
+from benchmarks.measure.plan import RunPlan
 from benchmarks.measure.process import World
 from benchmarks.measure.worker import Worker
 from benchmarks.reporting import results, tables
@@ -128,7 +128,7 @@ def test_what_is_quicker_than_it_can_be_is_refused(measured: Path, tmp_path: Pat
     for one in idle["rounds"]:
         one["ms"] = 0.0001
     world = FakeWorld(tmp_path, 1)
-    measurement = Measurement(Plan([SETTING], ["linen"], starts=0), tmp_path, None, lambda _: None, world=world)
+    measurement = Measurement(RunPlan([SETTING], ["linen"], starts=0), tmp_path, None, lambda _: None, world=world)
     measurement.found["ceilings"] = found["ceilings"]
     measurement.rows.rows = {(json.dumps(row["setting"]), row["subject"]): row for row in found["rows"]}
     told = measurement.run()
@@ -485,7 +485,7 @@ def test_what_was_kept_is_said(measured: Path) -> None:
 def test_how_many_start_at_a_time_is_said(measured: Path) -> None:
     found = results.load(measured)
     for builders in (1, 2):
-        plan = Plan([SETTING], ["pytorch"], builders=builders)
+        plan = RunPlan([SETTING], ["pytorch"], builders=builders)
         said = [line for line in tables.below({**found, "plan": plan.described()}) if "first step" in line]
         assert len(said) == builders - 1
 

@@ -15,7 +15,7 @@ from fake_gpu import EAGER, INDUCTOR, START, XLA, FakeWorld, Killed
 
 from benchmarks import gpu
 from benchmarks.measure.measurement import Measurement
-from benchmarks.measure.plan import Limits, Plan
+from benchmarks.measure.plan import Limits, RunPlan
 from benchmarks.reporting import results, tables
 from benchmarks.studies import stage_runs
 from benchmarks.studies.gpu_stages import AUTOTUNED, STAGES, pairs, rehearsed
@@ -48,9 +48,9 @@ class Session:
     def world(self, faults: dict[str, str] | None = None, **options: Any) -> FakeWorld:
         return FakeWorld(self.folder, BUILDERS, faults, memory=0.95 * self.memory, cache=self.cache, **options)
 
-    def place(self, world: FakeWorld) -> stage_runs.Place:
+    def place(self, world: FakeWorld) -> stage_runs.StagePlace:
         memory = stage_runs.MEMORY * self.memory
-        return stage_runs.Place("gpu", "card", self.folder, self.folder, memory, BUILDERS, 16, None, lambda: world)
+        return stage_runs.StagePlace("gpu", "card", self.folder, self.folder, memory, BUILDERS, 16, None, lambda: world)
 
     def found(self, letter: str) -> Answer:
         return results.load(self.folder / self.place(self.world()).file(letter).name)
@@ -225,7 +225,7 @@ def test_one_reference_that_fails_costs_its_own_programs_alone_without_limits(
     fault: str, ended: str, tmp_path: Path
 ) -> None:
     world = FakeWorld(tmp_path, 2, {"reference": fault}, memory=float("inf"))
-    found = Measurement(Plan(SMALL, ["pytorch", "nnx"], starts=2), tmp_path, None, lambda _: None, world=world).run()
+    found = Measurement(RunPlan(SMALL, ["pytorch", "nnx"], starts=2), tmp_path, None, lambda _: None, world=world).run()
     assert {name for name, _ in timed(found)} == {SMALL[0].name}
     assert all(ended in next(iter(whys)) for whys in refused(found).values())
 
@@ -300,7 +300,7 @@ def test_a_planner_that_starts_again_too_early_is_seen(session: Session, monkeyp
 # Without limits: a setting after the other.
 
 
-def plain(tmp_path: Path, plan: Plan) -> tuple[Answer, FakeWorld]:
+def plain(tmp_path: Path, plan: RunPlan) -> tuple[Answer, FakeWorld]:
     world = FakeWorld(tmp_path, max(plan.builders, plan.later_builders), memory=float("inf"))
     return Measurement(plan, tmp_path, None, lambda _: None, world=world).run(), world
 
@@ -310,7 +310,7 @@ SMALL = [Setting("cifar_resnet20", mode, 2, "float32", (16, 16)) for mode in ("i
 
 @pytest.mark.parametrize("builders", [1, 2])
 def test_without_limits_one_setting_follows_the_other(builders: int, tmp_path: Path) -> None:
-    plan = Plan(SMALL, ["pytorch", "nnx", "linen"], starts=1, rounds=2, builders=builders)
+    plan = RunPlan(SMALL, ["pytorch", "nnx", "linen"], starts=1, rounds=2, builders=builders)
     found, world = plain(tmp_path, plan)
     assert [name for _, name, _ in world.rounds] == [SMALL[0].name] * 6 + [SMALL[1].name] * 6
     assert world.most == builders
@@ -319,7 +319,7 @@ def test_without_limits_one_setting_follows_the_other(builders: int, tmp_path: P
 
 
 def test_processes_that_do_not_fit_together_go_in_groups(tmp_path: Path) -> None:
-    plan = Plan(SMALL, ["pytorch", "nnx", "linen"], starts=1, rounds=2, alive=2)
+    plan = RunPlan(SMALL, ["pytorch", "nnx", "linen"], starts=1, rounds=2, alive=2)
     found, world = plain(tmp_path, plan)
     assert all(len(row["rounds"]) == 2 for row in found["rows"])
     assert len(found["rows"]) == 6
@@ -329,13 +329,13 @@ def test_processes_that_do_not_fit_together_go_in_groups(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(("starts", "ended"), [(1, None), (2, "after 1 s, in start 2 of 2")])
 def test_a_run_ended_early_where_something_was_left(starts: int, ended: str | None, tmp_path: Path) -> None:
-    found, _ = plain(tmp_path, Plan(SMALL[:1], ["pytorch"], starts=starts, budget=1.0))
+    found, _ = plain(tmp_path, RunPlan(SMALL[:1], ["pytorch"], starts=starts, budget=1.0))
     assert found.get("ended") == ended
     assert len(found["rows"][0]["rounds"]) == 5
 
 
 def test_a_budget_that_is_over_begins_no_other_setting(tmp_path: Path) -> None:
-    found, _ = plain(tmp_path, Plan(SMALL, ["pytorch", "nnx"], starts=2, budget=1.0))
+    found, _ = plain(tmp_path, RunPlan(SMALL, ["pytorch", "nnx"], starts=2, budget=1.0))
     assert {row["setting"]["mode"] for row in found["rows"]} == {"inference"}
     assert found["ended"] == "after 1 s, in start 1 of 2"
 
@@ -418,5 +418,5 @@ def test_a_stage_for_which_no_time_is_left_is_said(
 
 
 def test_limits_are_in_the_results_file(tmp_path: Path) -> None:
-    plan = Plan(SMALL, ["pytorch"], limits=Limits(10.0, 5.0, memory=1e9))
+    plan = RunPlan(SMALL, ["pytorch"], limits=Limits(10.0, 5.0, memory=1e9))
     assert json.loads(json.dumps(plan.described()))["limits"]["memory"] == 1e9

@@ -20,7 +20,7 @@ class DriverError(Exception):
     """A call of CUDA's driver failed."""
 
 
-class Timer:
+class CudaTimer:
     """Two events in the context that the frameworks use, the device's primary one.
 
     They are recorded in the legacy default stream. At both times the device is idle, or is waited for.
@@ -66,10 +66,10 @@ class Timer:
         return between.value / 1e3, late
 
 
-def timer(driver: Any = None) -> tuple[Timer | None, str | None]:
+def timer(driver: Any = None) -> tuple[CudaTimer | None, str | None]:
     """Return a timer, or None and why there is no such timer: figures are then those of the host's clock alone."""
     try:
-        return Timer(driver or _driver()), None
+        return CudaTimer(driver or _driver()), None
     except DriverError as error:
         return None, str(error)
 

@@ -38,7 +38,7 @@ class ClockError(Exception):
     """A figure that would not be one; the message says why."""
 
 
-class Run(Protocol):
+class BuiltSubject(Protocol):
     """A subject, built for one setting."""
 
     def step(self, which: int) -> Any:
@@ -63,7 +63,7 @@ class Run(Protocol):
         ...
 
 
-class Timer(Protocol):
+class DeviceClock(Protocol):
     """A clock of the device; see `benchmarks.machine.cuda_events`."""
 
     def begin(self) -> None: ...
@@ -72,7 +72,7 @@ class Timer(Protocol):
 
 
 @dataclass
-class Block:
+class TimedBlock:
     """Steps that were timed together; `each` where every one was waited for, `events` by the device's clock."""
 
     steps: int
@@ -90,7 +90,9 @@ class Block:
         return None if self.device_seconds is None else self.device_seconds / self.steps * 1e3
 
 
-def block(run: Run, steps: int, first: int = 0, single: bool = False, timer: Timer | None = None) -> Block:
+def block(
+    run: BuiltSubject, steps: int, first: int = 0, single: bool = False, timer: DeviceClock | None = None
+) -> TimedBlock:
     """Times so many steps.
 
     Args:
@@ -127,10 +129,10 @@ def block(run: Run, steps: int, first: int = 0, single: bool = False, timer: Tim
         raise ClockError(f"it compiled {compiled} program{'s' if compiled > 1 else ''} while it was timed")
     if not all(np.isfinite(array).all() for value in values for array in value.values()):
         raise ClockError("its results are not finite any more")
-    return Block(steps, seconds, each, elapsed)
+    return TimedBlock(steps, seconds, each, elapsed)
 
 
-def agreed(timer: Timer, seconds: float, steps: int) -> float:
+def agreed(timer: DeviceClock, seconds: float, steps: int) -> float:
     """Return the seconds that the device's clock saw.
 
     Raises:
@@ -150,8 +152,13 @@ def agreed(timer: Timer, seconds: float, steps: int) -> float:
 
 
 def again(
-    run: Run, steps: int, first: int = 0, single: bool = False, times: int = TRIES, timer: Timer | None = None
-) -> tuple[Block, int]:
+    run: BuiltSubject,
+    steps: int,
+    first: int = 0,
+    single: bool = False,
+    times: int = TRIES,
+    timer: DeviceClock | None = None,
+) -> tuple[TimedBlock, int]:
     """A block, and how many were thrown away before it: another program's turn on the processor looks like lateness.
 
     Raises:
@@ -166,7 +173,7 @@ def again(
     raise AssertionError
 
 
-def warm(run: Run, seconds: float = WARM, most: int = MOST) -> tuple[int, bool, float]:
+def warm(run: BuiltSubject, seconds: float = WARM, most: int = MOST) -> tuple[int, bool, float]:
     """Runs until three blocks agree: the number of steps that it took, whether they do, and seconds a step.
 
     Raises:
@@ -190,7 +197,7 @@ def count(step: float, seconds: float) -> int:
     return max(1, min(10_000, round(seconds / max(step, 1e-7))))
 
 
-def host(run: Run, steps: int = 9, most: float = 0.3) -> float:
+def host(run: BuiltSubject, steps: int = 9, most: float = 0.3) -> float:
     """Milliseconds until the call of a step returns: the host's own part, where the rest is not waited for.
 
     Args:

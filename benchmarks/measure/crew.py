@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure.device_memory import DeviceMemory
-from benchmarks.measure.plan import Limits, Plan, Program, Rows
+from benchmarks.measure.plan import Limits, Program, Rows, RunPlan
 from benchmarks.measure.process import Process, World
 from benchmarks.measure.references import References
 from benchmarks.subjects.settings import Setting
@@ -36,7 +36,7 @@ class Crew:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: RunPlan,
         folder: Path,
         world: World,
         rows: Rows,

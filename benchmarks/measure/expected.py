@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure.gate import parameter_change
-from benchmarks.subjects.case import Case, Numbers
+from benchmarks.subjects.case import Numbers, SubjectCase
 from benchmarks.subjects.settings import SETS, UNITS, Setting
 from parity.bounds import distance, norm, one_ulp
 from ports import families
@@ -190,13 +190,13 @@ def run(
     return {"loss": loss.double().cpu().numpy(), **parameter_change(ports.weights.read(net), weights)}
 
 
-def read_case(setting: Setting, changes: Mapping[str, Any], folder: Path, folded: bool = False) -> Case:
+def read_case(setting: Setting, changes: Mapping[str, Any], folder: Path, folded: bool = False) -> SubjectCase:
     """Read what `prepare` wrote; `folded` gives network and weights without the BatchNorms behind convolutions."""
     place = place_of(setting, changes, folder)
     spec, weights = families.get(setting.network, **changes), dict(np.load(folder / f"{setting.network}.npz"))
     if folded:
         spec, weights = families.get(spec, folded=True), fold(weights, layers(spec))[0]
-    return Case(
+    return SubjectCase(
         setting,
         spec,
         weights,

@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.machine import description
 from benchmarks.measure.crew import Crew
-from benchmarks.measure.plan import Plan, Program, Rows
+from benchmarks.measure.plan import Program, Rows, RunPlan
 from benchmarks.measure.process import Process, World
 from benchmarks.measure.references import References
 from benchmarks.reporting import results, tables
@@ -35,7 +35,7 @@ ANOTHER = 20.0  # seconds that starting everything again takes, with compilers' 
 
 
 def run(
-    plan: Plan, folder: Path, out: Path | None, tell: Callable[[str], None], log: Path | None = None
+    plan: RunPlan, folder: Path, out: Path | None, tell: Callable[[str], None], log: Path | None = None
 ) -> dict[str, Any]:
     """Measure, and return the results; `out` has them after every block, `log` what the processes wrote."""
     return Measurement(plan, folder, out, tell, log).run()
@@ -46,7 +46,7 @@ class Measurement:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: RunPlan,
         folder: Path,
         out: Path | None,
         tell: Callable[[str], None],

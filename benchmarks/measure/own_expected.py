@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from benchmarks.measure.expected import BOUNDS, DRAWS, distances, is_prepared, place_of
-from benchmarks.subjects.case import Case, Numbers
+from benchmarks.subjects.case import Numbers, SubjectCase
 from benchmarks.subjects.own_pair import OwnPair, OwnTorch, keep, load_pair, narrow
 from benchmarks.subjects.settings import UNITS, Setting
 from benchmarks.subjects.torch_steps import device, policy
@@ -97,9 +97,9 @@ class OwnReference:
         return {name: value.double().cpu().numpy() for name, value in leaves(values, "output")}
 
 
-def read_case(setting: Setting, folder: Path) -> Case:
+def read_case(setting: Setting, folder: Path) -> SubjectCase:
     """Read what `prepare` wrote; the subject makes the models itself."""
     place = place_of(setting, {}, folder)
     absent: Any = None  # the pair's file has the network, its weights and its inputs
     bounds = json.loads((place / BOUNDS).read_text())
-    return Case(setting, absent, {}, absent, absent, dict(np.load(place / "expected.npz")), bounds, place)
+    return SubjectCase(setting, absent, {}, absent, absent, dict(np.load(place / "expected.npz")), bounds, place)

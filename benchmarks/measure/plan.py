@@ -1,4 +1,4 @@
-"""What a run measures (`Plan`), what it has measured so far (`Rows`), and one subject in one setting (`Program`)."""
+"""What a run measures (`RunPlan`), what it has measured so far (`Rows`), and one subject in one setting (`Program`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.subjects.settings import Setting
 
 
 @dataclass
-class Plan:
+class RunPlan:
     """What a run does, and within which limits.
 
     Attributes:

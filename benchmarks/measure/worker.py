@@ -23,7 +23,7 @@ CONTEXT = 1 << 29  # bytes of device memory that a framework takes besides its a
 
 
 class Worker:
-    """Holds a subject's `Run` for one setting at a time, and the device's clock where there is one."""
+    """Holds a subject built for one setting at a time, and the device's clock where there is one."""
 
     timer: Any = None
     peak = 0

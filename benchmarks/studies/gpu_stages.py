@@ -29,7 +29,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Check:
+class StageCheck:
     """One call of `parity check`; `name` is part of its file's name."""
 
     name: str
@@ -37,7 +37,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Stage:
+class GpuStage:
     """A stage of `make gpu`.
 
     Attributes:
@@ -52,7 +52,7 @@ class Stage:
 
     about: str
     groups: tuple[Group, ...] = ()
-    checks: tuple[Check, ...] = ()
+    checks: tuple[StageCheck, ...] = ()
     ahead: tuple[tuple[str, str], ...] = ()
     starts: int = 5
     seconds: float = SECONDS
@@ -72,19 +72,19 @@ FLAGS = ("nnx", *(name for name, row in SUBJECTS.items() if row.swept and "gpu" 
 ON_GPU = ("resnet50", "--device", "gpu")
 
 STAGES = {
-    "a": Stage("ResNet-50 in bfloat16, batch 256: PyTorch and NNX", (Group(("resnet50",), BOTH, (256,), BASE),)),
-    "b": Stage(
+    "a": GpuStage("ResNet-50 in bfloat16, batch 256: PyTorch and NNX", (Group(("resnet50",), BOTH, (256,), BASE),)),
+    "b": GpuStage(
         "the check on the GPU: float64, and float32 with TF32 off and on",
         checks=(
-            Check("float64-nnx", (*ON_GPU, "--ports", "nnx")),
-            Check("float64-linen", (*ON_GPU, "--ports", "linen")),
-            Check("float32", (*ON_GPU, "--ports", "nnx", "--dtype", "float32", "--tf32", "off")),
-            Check("tf32", (*ON_GPU, "--ports", "nnx", "--dtype", "float32", "--tf32", "on")),
-            Check("small", ("cifar_resnet20", "--device", "gpu")),
+            StageCheck("float64-nnx", (*ON_GPU, "--ports", "nnx")),
+            StageCheck("float64-linen", (*ON_GPU, "--ports", "linen")),
+            StageCheck("float32", (*ON_GPU, "--ports", "nnx", "--dtype", "float32", "--tf32", "off")),
+            StageCheck("tf32", (*ON_GPU, "--ports", "nnx", "--dtype", "float32", "--tf32", "on")),
+            StageCheck("small", ("cifar_resnet20", "--device", "gpu")),
         ),
         ahead=(("c", AUTOTUNED),),
     ),
-    "c": Stage(
+    "c": GpuStage(
         "the other subjects, batch 32 and 1, and TF32",
         (
             Group(("resnet50",), ("inference",), (256,), INFERRED),
@@ -96,7 +96,7 @@ STAGES = {
         starts=2,
         build=200.0,
     ),
-    "d": Stage(
+    "d": GpuStage(
         "other networks",
         (
             Group(("cifar_resnet20", "resnet18"), BOTH, (256,), BASE),
@@ -105,7 +105,7 @@ STAGES = {
         starts=3,
         build=180.0,
     ),
-    "e": Stage("flags of XLA", (Group(("resnet50",), ("training",), (128,), FLAGS),), starts=3),
+    "e": GpuStage("flags of XLA", (Group(("resnet50",), ("training",), (128,), FLAGS),), starts=3),
 }
 DEFAULT = ("a", "b")
 
@@ -116,7 +116,7 @@ BATCHES = {1: 1, 32: 2, 64: 2, 128: 4, 256: 4}
 REHEARSED = {"a": 95.0, "b": 125.0, "c": 222.0, "d": 62.0, "e": 85.0}  # seconds a stage
 
 
-def rehearsed(letter: str, stage: Stage) -> Stage:
+def rehearsed(letter: str, stage: GpuStage) -> GpuStage:
     """Return a stage as a CPU rehearses it."""
     groups = tuple(
         replace(

@@ -21,10 +21,10 @@ import psutil
 from benchmarks.machine import description
 from benchmarks.machine.checkout import ROOT
 from benchmarks.measure.measurement import Measurement
-from benchmarks.measure.plan import Limits, Plan
+from benchmarks.measure.plan import Limits, RunPlan
 from benchmarks.measure.process import World, environment
 from benchmarks.reporting import display
-from benchmarks.studies.gpu_stages import SMALL, Stage, pairs
+from benchmarks.studies.gpu_stages import SMALL, GpuStage, pairs
 from benchmarks.studies.side_by_side import Command, Ended, together
 from benchmarks.subjects.roster import SUBJECTS
 from parity import terminal
@@ -40,7 +40,7 @@ WIDTH = 220  # of the tables
 
 
 @dataclass(frozen=True)
-class Place:
+class StagePlace:
     """Where stages run and what they may use."""
 
     device: str
@@ -58,7 +58,7 @@ class Place:
         return self.out / f"{self.name}-{stage}-{day}.{ending}"
 
 
-def place_on(card: dict[str, str] | None, out: Path, root: Path, builders: int | None) -> Place:
+def place_on(card: dict[str, str] | None, out: Path, root: Path, builders: int | None) -> StagePlace:
     cores = os.cpu_count() or 1
     fitting = int(psutil.virtual_memory().available / HOST)
     # Some virtual machines have more memory than they tell at first.
@@ -69,7 +69,7 @@ def place_on(card: dict[str, str] | None, out: Path, root: Path, builders: int |
     cache = root / _code(card)
     for folder in (cache, root / "compilers"):
         folder.mkdir(parents=True, exist_ok=True)
-    return Place("gpu" if card else "cpu", name, out, cache, memory, count, cores, root / "compilers")
+    return StagePlace("gpu" if card else "cpu", name, out, cache, memory, count, cores, root / "compilers")
 
 
 def _code(card: Any) -> str:
@@ -84,7 +84,7 @@ def _code(card: Any) -> str:
     return code.hexdigest()[:16]
 
 
-def run(stages: dict[str, Stage], place: Place, minutes: float | None = None, ahead: str | None = None) -> int:
+def run(stages: dict[str, GpuStage], place: StagePlace, minutes: float | None = None, ahead: str | None = None) -> int:
     """Run stages one after the other; return the exit code."""
     begun, empty = time.monotonic(), []
     for letter, stage in stages.items():
@@ -113,7 +113,7 @@ def run(stages: dict[str, Stage], place: Place, minutes: float | None = None, ah
     return int(bool(empty))
 
 
-def timing(letter: str, stage: Stage, place: Place, seconds: float, ahead: str | None = None) -> int:
+def timing(letter: str, stage: GpuStage, place: StagePlace, seconds: float, ahead: str | None = None) -> int:
     """Time the groups of a stage; return how many rows have figures.
 
     Args:
@@ -121,7 +121,7 @@ def timing(letter: str, stage: Stage, place: Place, seconds: float, ahead: str |
     """
     programs = [pair for pair in pairs(stage.groups, place.device) if ahead in (None, pair[1])]
     file, log = place.file(f"{letter}-ahead" if ahead else letter), place.file(letter, "log")
-    plan = Plan(
+    plan = RunPlan(
         [*dict.fromkeys(setting for setting, _ in programs)],
         [*dict.fromkeys(subject for _, subject in programs)],
         starts=1 if ahead else stage.starts,
@@ -150,7 +150,7 @@ def timing(letter: str, stage: Stage, place: Place, seconds: float, ahead: str |
     return sum(bool(row["rounds"]) for row in found["rows"])
 
 
-def checks(letter: str, stage: Stage, place: Place, seconds: float) -> int:
+def checks(letter: str, stage: GpuStage, place: StagePlace, seconds: float) -> int:
     """Run the checks of a stage side by side; return how many came to a verdict.
 
     A results file and a log have those of all; the file is written anew whenever a check has ended.

@@ -14,7 +14,7 @@ Numbers = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Case:
+class SubjectCase:
     """What a subject is built from; `place` is the folder that it was read from.
 
     `images` are the input sets, of networks that take something else too.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import ports
-from benchmarks.subjects.case import Case
+from benchmarks.subjects.case import SubjectCase
 
 
-def build_torch(case: Case, **options: Any) -> Any:
+def build_torch(case: SubjectCase, **options: Any) -> Any:
     """`torch.export`'s file of the PyTorch port, under `torch.compile`."""
     import torch
 
@@ -27,7 +27,7 @@ def build_torch(case: Case, **options: Any) -> Any:
     )
 
 
-def build_nnx(case: Case) -> Any:
+def build_nnx(case: SubjectCase) -> Any:
     """`jax.export`'s file of the NNX port: its weights are constants of the program."""
     from benchmarks.subjects.jax_steps import JaxRun, dtype, policy
 
@@ -38,7 +38,7 @@ def build_nnx(case: Case) -> Any:
     return JaxRun(case, lambda images, _: run(images), lambda: ports.weights.read(net), wide=True)
 
 
-def _through_a_file(net: Any, case: Case, name: str) -> Any:
+def _through_a_file(net: Any, case: SubjectCase, name: str) -> Any:
     path = case.place / name
     ports.export.save(net, path, case.setting.size, batch=case.setting.batch, force=True)
     return ports.export.load(path)

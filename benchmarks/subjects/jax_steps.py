@@ -13,7 +13,7 @@ import optax
 from flax import nnx
 
 import ports
-from benchmarks.subjects.case import Case
+from benchmarks.subjects.case import SubjectCase
 from benchmarks.subjects.packed import Packed
 from benchmarks.subjects.quickest import Quickest
 from benchmarks.subjects.settings import LEARNING_RATE, MOMENTUM, RESULT, WEIGHT_DECAY, Setting
@@ -53,7 +53,7 @@ def laid_out(inputs: np.ndarray, dtype: Any) -> jax.Array:
     return jnp.array(array, dtype if array.dtype.kind == "f" else jnp.int32)
 
 
-def donated(case: Case, *arguments: int) -> tuple[int, ...]:
+def donated(case: SubjectCase, *arguments: int) -> tuple[int, ...]:
     """What a step may overwrite: on a GPU, where memory is short. On CPUs a step then takes longer."""
     return arguments if case.setting.device == "gpu" else ()
 
@@ -73,7 +73,7 @@ class JaxRun:
 
     def __init__(
         self,
-        case: Case,
+        case: SubjectCase,
         begin: Callable[[jax.Array, jax.Array], Any],
         read: Callable[[], Mapping[str, np.ndarray]],
         program: Callable[[jax.Array, jax.Array], tuple[Any, ...]] | None = None,
@@ -130,7 +130,7 @@ class JaxRun:
         return {name: float(value) for name, value in told.items() if value is not None}
 
 
-def compiled_for(case: Case, function: Callable[..., Any], tune: bool, donate: Sequence[int] = ()) -> Any:
+def compiled_for(case: SubjectCase, function: Callable[..., Any], tune: bool, donate: Sequence[int] = ()) -> Any:
     """A function under `jax.jit`; `tune`: under those of XLA's options that are measured to be quickest here."""
     given = donated(case, *donate)
     if tune:
@@ -138,7 +138,7 @@ def compiled_for(case: Case, function: Callable[..., Any], tune: bool, donate: S
     return jax.jit(function, donate_argnums=given)
 
 
-def build_nnx(case: Case, plain: bool = False, tune: bool = False, fast: bool = False) -> JaxRun:
+def build_nnx(case: SubjectCase, plain: bool = False, tune: bool = False, fast: bool = False) -> JaxRun:
     """This package's NNX port: model and optimizer are taken apart once, and a step is given a list of their arrays.
 
     A list is all that JAX has to look through at each call, and a short one (`Packed`): `nnx.jit` takes the objects
@@ -208,7 +208,7 @@ def build_nnx(case: Case, plain: bool = False, tune: bool = False, fast: bool = 
     return JaxRun(case, begin, read, lambda images, labels: (jitted, held[0], images, labels))
 
 
-def build_linen(case: Case, tune: bool = False, fast: bool = False) -> JaxRun:
+def build_linen(case: SubjectCase, tune: bool = False, fast: bool = False) -> JaxRun:
     """This package's Linen port: variables and the optimizer's state go in and come out.
 
     Args:
@@ -238,7 +238,7 @@ def build_linen(case: Case, tune: bool = False, fast: bool = False) -> JaxRun:
 
 
 def stateless(
-    case: Case,
+    case: SubjectCase,
     forward: Callable[[Any, Any, Any, bool], tuple[Any, Any]],
     params: Any,
     rest: Any,

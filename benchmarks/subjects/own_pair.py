@@ -18,7 +18,7 @@ import torch
 from flax import nnx
 from torch import Tensor, nn
 
-from benchmarks.subjects.case import Case
+from benchmarks.subjects.case import SubjectCase
 from benchmarks.subjects.jax_steps import JaxRun, compiled_for
 from benchmarks.subjects.settings import SETS
 from benchmarks.subjects.torch_steps import TorchRun, device, policy
@@ -117,7 +117,7 @@ def input_sets(inputs: tuple[np.ndarray, ...]) -> list[tuple[np.ndarray, ...]]:
 class OwnTorch(TorchRun):
     """The PyTorch side."""
 
-    def __init__(self, case: Case, compile: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, case: SubjectCase, compile: Mapping[str, Any] | None = None) -> None:
         setting = case.setting
         self.setting, self.device = setting, device(setting.device)
         pair = load_pair(setting.network)
@@ -152,7 +152,7 @@ class OwnTorch(TorchRun):
 class OwnFlax(JaxRun):
     """The Flax side: NNX or Linen, as pure functions under `jax.jit`; `tune` as in `compiled_for`."""
 
-    def __init__(self, case: Case, tune: bool = False) -> None:
+    def __init__(self, case: SubjectCase, tune: bool = False) -> None:
         import jax.numpy as jnp
         import optax
 
@@ -215,9 +215,9 @@ def _layout(value: Any) -> str:
     return "channels_last" if value.ndim > 3 else "same"
 
 
-def build_torch(case: Case, **options: Any) -> OwnTorch:
+def build_torch(case: SubjectCase, **options: Any) -> OwnTorch:
     return OwnTorch(case, **options)
 
 
-def build_flax(case: Case, **options: Any) -> OwnFlax:
+def build_flax(case: SubjectCase, **options: Any) -> OwnFlax:
     return OwnFlax(case, **options)

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.subjects.case import Case
+from benchmarks.subjects.case import SubjectCase
 from ports.families import layers
 from ports.family import Layer
 
 
-def build_transformers(case: Case, **options: Any) -> Any:
+def build_transformers(case: SubjectCase, **options: Any) -> Any:
     """Hugging Face's `ResNetForImageClassification`, whose defaults are ResNet-50."""
     import torch
     from transformers import ResNetConfig, ResNetForImageClassification
@@ -39,7 +39,7 @@ def build_transformers(case: Case, **options: Any) -> Any:
     return TorchRun(case, net, read, call=lambda images: net(images).logits, **options)
 
 
-def _same_names(case: Case, net: Any, options: Mapping[str, Any]) -> Any:
+def _same_names(case: SubjectCase, net: Any, options: Mapping[str, Any]) -> Any:
     """A network that has torchvision's names."""
     import ports
     from benchmarks.subjects.torch_steps import TorchRun
@@ -48,13 +48,13 @@ def _same_names(case: Case, net: Any, options: Mapping[str, Any]) -> Any:
     return TorchRun(case, net, lambda: ports.weights.read(net), **options)
 
 
-def build_torchvision(case: Case, **options: Any) -> Any:
+def build_torchvision(case: SubjectCase, **options: Any) -> Any:
     import torchvision
 
     return _same_names(case, torchvision.models.get_model(case.setting.network, weights=None), options)
 
 
-def build_timm(case: Case, **options: Any) -> Any:
+def build_timm(case: SubjectCase, **options: Any) -> Any:
     import timm
 
     return _same_names(case, timm.create_model(case.setting.network, pretrained=False), options)
@@ -75,7 +75,7 @@ def haiku_name(layer: Layer, network: str) -> str:
     return names[layer.role].format(**fields)
 
 
-def build_haiku(case: Case, tune: bool = False) -> Any:
+def build_haiku(case: SubjectCase, tune: bool = False) -> Any:
     """dm-haiku's `hk.nets.ResNet50` (or 18, or 152), transformed, under `jax.jit`."""
     import haiku as hk
     import jax

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.subjects.case import Case
+from benchmarks.subjects.case import SubjectCase
 from benchmarks.subjects.peers import kernel, same
 from ports.families import layers
 from ports.family import Layer
@@ -49,7 +49,7 @@ LEAVES = {
 }
 
 
-def made(case: Case, backend: str, channels: str) -> tuple[Any, Any]:
+def made(case: SubjectCase, backend: str, channels: str) -> tuple[Any, Any]:
     """The model with the case's weights, and what reads them."""
     os.environ["KERAS_BACKEND"] = backend
     import keras
@@ -78,7 +78,7 @@ def made(case: Case, backend: str, channels: str) -> tuple[Any, Any]:
     return model, read
 
 
-def build_torch(case: Case, **options: Any) -> Any:
+def build_torch(case: SubjectCase, **options: Any) -> Any:
     """On PyTorch, channels first, which it takes without turning."""
     from benchmarks.subjects.torch_steps import TorchRun
 
@@ -87,7 +87,7 @@ def build_torch(case: Case, **options: Any) -> Any:
     return TorchRun(case, model, read, call=lambda images: model(images, training=train), **options)
 
 
-def build_jax(case: Case, tune: bool = False) -> Any:
+def build_jax(case: SubjectCase, tune: bool = False) -> Any:
     """On JAX, with the stateless call that Keras has for one's own loop, under `jax.jit`."""
     import jax
 

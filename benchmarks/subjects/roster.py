@@ -1,8 +1,8 @@
 """Who is timed: a row a subject. A peer is what somebody would take instead of the ports of this package.
 
 To add one: a row here (`subject.py` says what its fields are), and a function in the module that it names which
-gives a `benchmarks.measure.clock.Run` (most are a few lines around `TorchRun` or `JaxRun`). The gate refuses a subject
-whose numbers are not PyTorch's, whoever wrote it.
+gives a `benchmarks.measure.clock.BuiltSubject` (most are a few lines around `TorchRun` or `JaxRun`). The gate refuses a
+subject whose numbers are not PyTorch's, whoever wrote it.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ class Subject:
 
     Attributes:
         framework: `pytorch` or `jax`: what the process loads, and whose ratio it counts in.
-        build: `module:function` within `benchmarks.subjects`, from a `case.Case` and the options to a `Run`.
+        build: `module:function` within `benchmarks.subjects`, from a `SubjectCase` and the options to a `BuiltSubject`.
         about: for somebody who reads the table.
         peer: not of this package; runs with `--peers`.
         needs: packages beyond those that this package needs anyway.

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.subjects.case import Case
+from benchmarks.subjects.case import SubjectCase
 from benchmarks.subjects.settings import LEARNING_RATE, MOMENTUM, RESULT, WEIGHT_DECAY
 from parity.tf32 import products
 
@@ -58,7 +58,7 @@ class TorchRun:
 
     def __init__(
         self,
-        case: Case,
+        case: SubjectCase,
         net: nn.Module,
         read: Callable[[], Mapping[str, np.ndarray]],
         call: Callable[[Tensor], Tensor] | None = None,
@@ -137,7 +137,7 @@ class TorchRun:
     asynchronous = property(lambda self: self.device.type == "cuda")
 
 
-def build(case: Case, fast: bool = False, **options: Any) -> TorchRun:
+def build(case: SubjectCase, fast: bool = False, **options: Any) -> TorchRun:
     """This package's PyTorch port; `fast`: with `ports.fast`."""
     import ports
 
