@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,7 @@ import typer
 
 from benchmarks.machine import description
 from benchmarks.machine.checkout import ROOT
+from benchmarks.options import options_of, positive
 from benchmarks.studies import stage_runs
 from benchmarks.studies.gpu_stages import DEFAULT, STAGES, rehearsed
 from parity import terminal
@@ -32,36 +34,45 @@ REHEARSALS = Path("build", "rehearsal")
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
+@dataclass(frozen=True)
+class GpuOptions:
+    """The options of `python -m benchmarks.gpu`."""
+
+    stage: Annotated[str | None, typer.Option(help="Letters of stages, with commas. By default a,b.")] = None
+    out: Annotated[Path | None, typer.Option(help="Folder of the results.", show_default=str(RESULTS))] = None
+    minutes: Annotated[float | None, typer.Option(help="Time for all stages together.")] = None
+    cache: Annotated[Path | None, typer.Option(help="Folder of compilers' caches and references.")] = None
+    builders: Annotated[int | None, typer.Option(help="Programs that compile at a time.")] = None
+    rehearsal: Annotated[bool, typer.Option("--rehearsal", help="All stages on the CPU, with small networks.")] = False
+    ahead: Annotated[str | None, typer.Option(help="Only compile this subject of the stage.")] = None
+
+    def __post_init__(self) -> None:
+        positive("--minutes", self.minutes)
+        if self.builders is not None and self.builders < 1:
+            raise UserError(f"--builders: got {self.builders}, expected 1 or more")
+
+
 @app.command(epilog="Stages: " + "; ".join(f"{letter}: {stage.about}" for letter, stage in STAGES.items()))
-def gpu(
-    stage: Annotated[str | None, typer.Option(help="Letters of stages, with commas. By default a,b.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the results.", show_default=str(RESULTS))] = None,
-    minutes: Annotated[float | None, typer.Option(help="Time for all stages together.")] = None,
-    cache: Annotated[Path | None, typer.Option(help="Folder of compilers' caches and references.")] = None,
-    builders: Annotated[int | None, typer.Option(help="Programs that compile at a time.")] = None,
-    rehearsal: Annotated[bool, typer.Option("--rehearsal", help="All stages on the CPU, with small networks.")] = False,
-    ahead: Annotated[str | None, typer.Option(help="Only compile this subject of the stage.")] = None,
-) -> int:
+@options_of(GpuOptions)
+def gpu(options: GpuOptions) -> int:
     """Check and time everything on an NVIDIA GPU, stage by stage."""
-    letters = _letters(stage, rehearsal)
-    if minutes is not None and minutes <= 0:
-        raise UserError(f"--minutes: got {minutes:g}, expected more than 0")
-    if builders is not None and builders < 1:
-        raise UserError(f"--builders: got {builders}, expected 1 or more")
+    rehearsal = options.rehearsal
+    letters = _letters(options.stage, rehearsal)
     card = None if rehearsal else description.gpu()
     if card is None and not rehearsal:
         raise UserError(
             "got a machine without an NVIDIA GPU (nvidia-smi finds none), expected one; --rehearsal runs on the CPU"
         )
-    out = out or ROOT / (REHEARSALS if rehearsal else RESULTS)
+    out = options.out or ROOT / (REHEARSALS if rehearsal else RESULTS)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out}: cannot be made: {error.strerror}") from None
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder:
-        place = stage_runs.place_on(card, out, cache or (Path(folder) if rehearsal else _home()), builders)
+        cache = options.cache or (Path(folder) if rehearsal else _home())
+        place = stage_runs.place_on(card, out, cache, options.builders)
         stages = {letter: rehearsed(letter, STAGES[letter]) if rehearsal else STAGES[letter] for letter in letters}
-        return stage_runs.run(stages, place, minutes, ahead)
+        return stage_runs.run(stages, place, options.minutes, options.ahead)
 
 
 def _letters(stage: str | None, rehearsal: bool) -> list[str]:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from fake_gpu import FakeWorld
 
-from benchmarks.__main__ import main
+from benchmarks.__main__ import SpeedOptions, main
 from benchmarks.measure import expected
 from benchmarks.measure.plan import RunPlan
 from benchmarks.measure.process import World
@@ -27,7 +27,7 @@ from benchmarks.measure.worker import Worker
 from benchmarks.reporting import results, tables
 from benchmarks.subjects import model_cost, roster
 from benchmarks.subjects.roster import SUBJECTS
-from benchmarks.subjects.settings import Setting
+from benchmarks.subjects.settings import Setting, SettingGrid
 from benchmarks.subjects.subject import SWEPT, Subject
 from ports import families
 
@@ -491,11 +491,8 @@ def test_how_many_start_at_a_time_is_said(measured: Path) -> None:
 
 
 def test_a_network_may_have_a_batch_of_its_own() -> None:
-    from benchmarks.subjects.settings import settings
-
-    found = settings(
-        ["resnet50@8", "cifar_resnet20@128,1", "resnet18"], ["inference"], [2], ["float32"], None, "cpu", True
-    )
+    networks = ["resnet50@8", "cifar_resnet20@128,1", "resnet18"]
+    found = SettingGrid(networks, ["inference"], [2], ["float32"], "cpu", odd=True).settings()
     assert [(one.network, one.batch, one.size) for one in found] == [
         ("resnet50", 8, (225, 225)),
         ("cifar_resnet20", 128, (32, 32)),
@@ -505,14 +502,13 @@ def test_a_network_may_have_a_batch_of_its_own() -> None:
 
 
 def test_flags_are_subjects_that_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks.__main__ import _subjects
     from benchmarks.measure.process import environment
 
     swept = [name for name, row in SUBJECTS.items() if row.swept]
     assert len(swept) > 10
     assert swept == [name for name in SUBJECTS if SWEPT in name]
-    assert not any(SUBJECTS[name].swept for name in _subjects(None, True, False, False))
-    assert {row.name for row in SUBJECTS.values() if row.swept} <= set(_subjects(None, False, True, True))
+    assert not any(SUBJECTS[name].swept for name in SpeedOptions(peers=True).subjects())
+    assert {row.name for row in SUBJECTS.values() if row.swept} <= set(SpeedOptions(flags=True, quick=True).subjects())
     monkeypatch.setenv("XLA_FLAGS", "--xla_one=1")
     own = SUBJECTS["nnx:fast-math"].environment
     assert environment(tmp_path, "cpu", own)["XLA_FLAGS"] == "--xla_one=1 --xla_cpu_enable_fast_math=true"

@@ -37,14 +37,13 @@ class Crew:
     def __init__(
         self,
         plan: RunPlan,
-        folder: Path,
         world: World,
         rows: Rows,
         references: References,
         tell: Callable[[str], None],
         begun: float,
     ) -> None:
-        self.plan, self.folder, self.world, self.rows = plan, folder, world, rows
+        self.plan, self.world, self.rows = plan, world, rows
         self.references, self.tell, self.begun = references, tell, begun
         self.start = 0
         self.programs: list[Program] = []

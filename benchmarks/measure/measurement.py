@@ -68,7 +68,7 @@ class Measurement:
         asked = [(setting, subject) for setting, subject in asked if subject not in found["absent"]]
         found["readings"].append({"start": 0, **self.world.readings()})
         self.references = References(asked, self.folder, self.world, self.tell)
-        self.crew = Crew(plan, self.folder, self.world, self.rows, self.references, self.tell, self.begun)
+        self.crew = Crew(plan, self.world, self.rows, self.references, self.tell, self.begun)
         try:
             for start in range(plan.starts):
                 if self.ends_before(start):

@@ -12,7 +12,7 @@ def build_torch(case: SubjectCase, **options: Any) -> Any:
     """`torch.export`'s file of the PyTorch port, under `torch.compile`."""
     import torch
 
-    from benchmarks.subjects.torch_steps import TorchRun, device
+    from benchmarks.subjects.torch_steps import TorchOptions, TorchRun, device
 
     net = ports.create(case.spec, "pytorch", seed=None)
     ports.weights.write(net, case.weights)
@@ -22,8 +22,8 @@ def build_torch(case: SubjectCase, **options: Any) -> Any:
         case,
         net,
         lambda: ports.weights.read(net),
+        TorchOptions(**options),
         call=_through_a_file(net.to(device(case.setting.device)), case, "net.pt2"),
-        **options,
     )
 
 

@@ -24,7 +24,7 @@ def build_transformers(case: SubjectCase, **options: Any) -> Any:
     import torch
     from transformers import ResNetConfig, ResNetForImageClassification
 
-    from benchmarks.subjects.torch_steps import TorchRun
+    from benchmarks.subjects.torch_steps import TorchOptions, TorchRun
     from ports.weights.dialects import DIALECTS, mapping
     from ports.weights.pytorch import to_numpy
 
@@ -36,16 +36,16 @@ def build_transformers(case: SubjectCase, **options: Any) -> Any:
     def read() -> Mapping[str, np.ndarray]:
         return {names[name]: to_numpy(tensor) for name, tensor in net.state_dict().items()}
 
-    return TorchRun(case, net, read, call=lambda images: net(images).logits, **options)
+    return TorchRun(case, net, read, TorchOptions(**options), call=lambda images: net(images).logits)
 
 
 def _same_names(case: SubjectCase, net: Any, options: Mapping[str, Any]) -> Any:
     """A network that has torchvision's names."""
     import ports
-    from benchmarks.subjects.torch_steps import TorchRun
+    from benchmarks.subjects.torch_steps import TorchOptions, TorchRun
 
     ports.weights.write(net, case.weights)
-    return TorchRun(case, net, lambda: ports.weights.read(net), **options)
+    return TorchRun(case, net, lambda: ports.weights.read(net), TorchOptions(**options))
 
 
 def build_torchvision(case: SubjectCase, **options: Any) -> Any:

@@ -80,11 +80,11 @@ def made(case: SubjectCase, backend: str, channels: str) -> tuple[Any, Any]:
 
 def build_torch(case: SubjectCase, **options: Any) -> Any:
     """On PyTorch, channels first, which it takes without turning."""
-    from benchmarks.subjects.torch_steps import TorchRun
+    from benchmarks.subjects.torch_steps import TorchOptions, TorchRun
 
     model, read = made(case, "torch", "channels_first")
     train = case.setting.mode == "training"
-    return TorchRun(case, model, read, call=lambda images: model(images, training=train), **options)
+    return TorchRun(case, model, read, TorchOptions(**options), lambda images: model(images, training=train))
 
 
 def build_jax(case: SubjectCase, tune: bool = False) -> Any:

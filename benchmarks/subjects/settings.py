@@ -61,54 +61,67 @@ class Setting:
         return cls(**{**found, "size": tuple(found["size"])})
 
 
-def settings(
-    networks: Sequence[str],
-    modes: Sequence[str],
-    batches: Sequence[int],
-    precisions: Sequence[str],
-    size: tuple[int, int] | None,
-    device: str,
-    odd: bool = False,
-) -> list[Setting]:
-    """Every combination, in the order of the networks.
+@dataclass(frozen=True)
+class SettingGrid:
+    """Every combination of networks, modes, batches and precisions.
 
-    Args:
+    Attributes:
         networks: `resnet50@8` has a batch of its own, 8, instead of `batches`.
         size: height and width; else what each network was made for.
         odd: 225 pixels where that is 224: see `benchmarks.subjects.peers`.
 
     Raises:
-        UserError: an unknown network, mode or precision; a number out of range; TF32 without a GPU.
+        UserError: an unknown mode or precision; TF32 without a GPU.
     """
-    from ports import families
 
-    for name, given, known in (("mode", modes, MODES), ("precision", precisions, tuple(PRECISIONS))):
-        if unknown := [value for value in given if value not in known]:
-            raise UserError(f"--{name}: got {unknown[0]!r}, expected {', '.join(known)}")
-        if not given:
-            raise UserError(f"--{name}: got none, expected {', '.join(known)}")
-    if "tf32" in precisions and device == "cpu":
-        raise UserError("--precision tf32: got the device cpu, expected an NVIDIA GPU; take float32")
-    found = []
-    for given in networks:
+    networks: Sequence[str]
+    modes: Sequence[str]
+    batches: Sequence[int]
+    precisions: Sequence[str]
+    device: str
+    size: tuple[int, int] | None = None
+    odd: bool = False
+
+    def __post_init__(self) -> None:
+        for name, given, known in (("mode", self.modes, MODES), ("precision", self.precisions, tuple(PRECISIONS))):
+            if unknown := [value for value in given if value not in known]:
+                raise UserError(f"--{name}: got {unknown[0]!r}, expected {', '.join(known)}")
+            if not given:
+                raise UserError(f"--{name}: got none, expected {', '.join(known)}")
+        if "tf32" in self.precisions and self.device == "cpu":
+            raise UserError("--precision tf32: got the device cpu, expected an NVIDIA GPU; take float32")
+
+    def settings(self) -> list[Setting]:
+        """List them, in the order of the networks.
+
+        Raises:
+            UserError: an unknown network, or a batch that is out of range.
+        """
+        return list(dict.fromkeys(setting for given in self.networks for setting in self._of(given)))
+
+    def _of(self, given: str) -> list[Setting]:
+        """List the settings of one network."""
+        from ports import families
+
         if OWN in given:
-            found += [Setting(given, mode, 0, "float32", (0, 0), device) for mode in modes]
-            continue
+            return [Setting(given, mode, 0, "float32", (0, 0), self.device) for mode in self.modes]
         network, at, batch = given.partition("@")
         if network.endswith(".py"):
             raise UserError(f"{given}: got a file, expected the function in it that gives the pair: {given}:make")
         spec = families.get(network)
         own = families.example_size(spec)
-        own = (225, 225) if odd and own == (224, 224) else own
-        if size and not families.takes_images(spec):
+        own = (225, 225) if self.odd and own == (224, 224) else own
+        if self.size and not families.takes_images(spec):
             raise UserError(f"--image-size: {network} takes no images; leave it out")
-        for mode, number, precision in product(modes, numbers(given, batch) if at else batches, precisions):
-            found.append(Setting(network, mode, number, precision, size or own, device))
-    return list(dict.fromkeys(found))
+        batches = numbers(given, batch) if at else self.batches
+        return [
+            Setting(network, mode, number, precision, self.size or own, self.device)
+            for mode, number, precision in product(self.modes, batches, self.precisions)
+        ]
 
 
 def numbers(owner: str, text: str) -> list[int]:
-    """Numbers of images.
+    """Read numbers of images.
 
     Raises:
         UserError: `owner` says whose they are.

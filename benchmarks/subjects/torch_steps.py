@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -45,15 +46,28 @@ def training_step(
     return step
 
 
+@dataclass(frozen=True)
+class TorchOptions:
+    """How a network is run.
+
+    Attributes:
+        channels_last: images and filters in memory as (batch, height, width, channels).
+        compile: options of `torch.compile`; None runs it as it is.
+        freeze: Inductor takes the weights for constants (inference alone).
+    """
+
+    channels_last: bool = False
+    compile: Mapping[str, Any] | None = None
+    freeze: bool = False
+
+
 class TorchRun:
     """A PyTorch network as a subject.
 
     Args:
         net: in the mode of the setting, with the case's weights.
+        read: the weights now, in the torch form.
         call: what gives its logits, where calling it does not.
-        channels_last: images and filters in memory as (batch, height, width, channels).
-        compile: options of `torch.compile`; None runs it as it is.
-        freeze: Inductor takes the weights for constants (inference alone).
     """
 
     def __init__(
@@ -61,10 +75,8 @@ class TorchRun:
         case: SubjectCase,
         net: nn.Module,
         read: Callable[[], Mapping[str, np.ndarray]],
+        options: TorchOptions,
         call: Callable[[Tensor], Tensor] | None = None,
-        channels_last: bool = False,
-        compile: Mapping[str, Any] | None = None,
-        freeze: bool = False,
     ) -> None:
         setting = case.setting
         self.setting, self.read = setting, read
@@ -72,21 +84,21 @@ class TorchRun:
         if setting.device == "gpu":
             torch.backends.cudnn.benchmark = True
             torch.cuda.reset_peak_memory_stats()
-        kept = torch.channels_last if channels_last else torch.contiguous_format
+        kept = torch.channels_last if options.channels_last else torch.contiguous_format
         self.net = net.to(self.device).to(memory_format=kept)  # pyright: ignore[reportCallIssue]
         self.net.train(setting.mode == "training")
         images = [torch.from_numpy(one).to(self.device) for one in case.images]
         self.images = [one.contiguous(memory_format=kept) if one.ndim == 4 else one for one in images]
         self.labels = [torch.from_numpy(one).to(self.device) for one in case.labels]
         forward: Callable[[Tensor], Tensor] = call or self.net
-        if compile is not None:
-            if freeze and setting.mode == "inference":
+        if options.compile is not None:
+            if options.freeze and setting.mode == "inference":
                 import torch._inductor.config as inductor
 
                 inductor.freezing = True
-            forward = torch.compile(forward, **compile)
+            forward = torch.compile(forward, **options.compile)
         self.forward = forward
-        fused = self.device.type == "cuda" or compile is not None
+        fused = self.device.type == "cuda" or options.compile is not None
         self.train = training_step(forward, self.net.parameters(), fused) if setting.mode == "training" else None
 
     def step(self, which: int) -> Tensor:
@@ -145,7 +157,7 @@ def build(case: SubjectCase, fast: bool = False, **options: Any) -> TorchRun:
     if fast:
         ports.fast.use(net)
     ports.weights.write(net, case.weights)
-    return TorchRun(case, net, lambda: ports.weights.read(net), **options)
+    return TorchRun(case, net, lambda: ports.weights.read(net), TorchOptions(**options))
 
 
 def ceilings(where: str, precision: str) -> dict[str, float]:
