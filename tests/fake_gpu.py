@@ -36,8 +36,8 @@ def compiling(subject: str) -> float:
     row = SUBJECTS[subject]
     if row.framework == "jax":
         return XLA
-    options = row.options.get("compile")
-    return EAGER if options is None else AUTOTUNE if options.get("mode") == "max-autotune" else INDUCTOR
+    options = row.options.compile
+    return EAGER if options is None else AUTOTUNE if options == "max-autotune" else INDUCTOR
 
 
 @dataclass(eq=False)

@@ -28,7 +28,7 @@ from benchmarks.reporting import results, tables
 from benchmarks.subjects import model_cost, roster
 from benchmarks.subjects.roster import SUBJECTS
 from benchmarks.subjects.settings import Setting, SettingGrid
-from benchmarks.subjects.subject import SWEPT, Subject
+from benchmarks.subjects.subject import SWEPT, Subject, SubjectOptions
 from ports import families
 
 QUICKLY = ["--starts", "1", "--rounds", "2", "--seconds", "0.03", "--device", "cpu"]
@@ -190,19 +190,19 @@ def test_a_run_that_is_interrupted_says_so(tmp_path: Path) -> None:
 def test_a_wrong_subject_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks.subjects import torch_steps
 
-    def build(case: Any, epsilon: float) -> Any:
-        run = torch_steps.build(case)
+    def build(case: Any, options: SubjectOptions) -> Any:
+        run = torch_steps.build(case, options)
         for module in run.net.modules():
             if hasattr(module, "eps"):
-                module.eps = epsilon
+                module.eps = 1e-5 if options == SubjectOptions() else 1e-3
         return run
 
     planted: Any = types.ModuleType("benchmarks.subjects.planted")
     planted.build = build
     monkeypatch.setitem(sys.modules, "benchmarks.subjects.planted", planted)
     expected.prepare(SETTING, {}, tmp_path)
-    for epsilon, ok in ((1e-5, True), (1e-3, False)):
-        row = Subject("planted", "pytorch", "planted:build", "", {"epsilon": epsilon})
+    for options, ok in ((SubjectOptions(), True), (SubjectOptions(channels_last=True), False)):
+        row = Subject("planted", "pytorch", "planted:build", "", options)
         monkeypatch.setitem(SUBJECTS, "planted", row)
         worker = Worker("planted", tmp_path)
         answer = worker.prepare(SETTING.asdict())

@@ -38,7 +38,7 @@ class CudaTimer:
         for event in self.events:
             self.call("cuEventCreate", byref(event), 0)
 
-    def call(self, name: str, *arguments: Any) -> None:
+    def call(self, name: str, *arguments: object) -> None:
         function = getattr(self.driver, name, None)
         code = -1 if function is None else function(*arguments)
         if code:

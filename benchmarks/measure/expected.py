@@ -24,11 +24,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure.gate import parameter_change
-from benchmarks.subjects.case import Numbers, SubjectCase
+from benchmarks.subjects.case import NetworkCase, Numbers
 from benchmarks.subjects.settings import SETS, UNITS, Setting
 from parity.bounds import distance, norm, one_ulp
 from ports import families
 from ports.families import layers
+from ports.family import Description
 from ports.weights.fold import fold
 
 DRAWS = 4
@@ -71,13 +72,13 @@ def prepare(setting: Setting, changes: Mapping[str, Any], folder: Path, seed: in
     (place / BOUNDS).write_text(json.dumps(bounds))
 
 
-def class_labels(setting: Setting, spec: Any, seed: int) -> np.ndarray:
+def class_labels(setting: Setting, spec: Description, seed: int) -> np.ndarray:
     """Draw the labels of all input sets: (sets, batch)."""
     draws = (np.random.default_rng([seed, number]) for number in range(SETS))
     return np.stack([rng.integers(0, spec.num_classes, setting.batch) for rng in draws])
 
 
-def initial_weights(setting: Setting, spec: Any, folder: Path, seed: int) -> Numbers:
+def initial_weights(setting: Setting, spec: Description, folder: Path, seed: int) -> Numbers:
     """Return a network's weights in the torch form; all settings of the network have the same."""
     import torch
 
@@ -102,7 +103,7 @@ def distances(found: Numbers, expected: Numbers) -> dict[str, float]:
     return {n: distance(found[n], value) / sizes[n] if sizes[n] else 0.0 for n, value in expected.items()}
 
 
-def input_sets(setting: Setting, spec: Any, folder: Path, seed: int) -> np.ndarray:
+def input_sets(setting: Setting, spec: Description, folder: Path, seed: int) -> np.ndarray:
     """Return the input sets (sets, batch, …): photographs, or what else the network takes.
 
     All modes and precisions have the same.
@@ -126,7 +127,7 @@ def input_sets(setting: Setting, spec: Any, folder: Path, seed: int) -> np.ndarr
     return images
 
 
-def images_file(setting: Setting, spec: Any, folder: Path) -> Path:
+def images_file(setting: Setting, spec: Description, folder: Path) -> Path:
     """Return where the input sets of a setting are."""
     inputs = families.inputs_of(spec, setting.batch, setting.size)
     shapes = "-".join("x".join(map(str, one.shape)) for one in inputs)
@@ -138,7 +139,9 @@ def exact_file(setting: Setting, changes: Mapping[str, Any], folder: Path) -> Pa
     return place_of(replace(setting, precision="float64"), changes, folder).with_suffix(".npz")
 
 
-def exact(spec: Any, setting: Setting, weights: Numbers, images: np.ndarray, labels: np.ndarray, file: Path) -> Numbers:
+def exact(
+    spec: Description, setting: Setting, weights: Numbers, images: np.ndarray, labels: np.ndarray, file: Path
+) -> Numbers:
     """Return what PyTorch gives in float64; on the CPU where the GPU's memory does not suffice."""
     import torch
 
@@ -166,7 +169,7 @@ def whole(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def run(
-    spec: Any, setting: Setting, weights: Numbers, images: np.ndarray, labels: np.ndarray, precision: str
+    spec: Description, setting: Setting, weights: Numbers, images: np.ndarray, labels: np.ndarray, precision: str
 ) -> Numbers:
     """Return what PyTorch's eager network gives: logits; or the loss, and the parameters' change in one step."""
     import torch
@@ -190,19 +193,19 @@ def run(
     return {"loss": loss.double().cpu().numpy(), **parameter_change(ports.weights.read(net), weights)}
 
 
-def read_case(setting: Setting, changes: Mapping[str, Any], folder: Path, folded: bool = False) -> SubjectCase:
+def read_case(setting: Setting, changes: Mapping[str, Any], folder: Path, folded: bool = False) -> NetworkCase:
     """Read what `prepare` wrote; `folded` gives network and weights without the BatchNorms behind convolutions."""
     place = place_of(setting, changes, folder)
     spec, weights = families.get(setting.network, **changes), dict(np.load(folder / f"{setting.network}.npz"))
     if folded:
         spec, weights = families.get(spec, folded=True), fold(weights, layers(spec))[0]
-    return SubjectCase(
+    return NetworkCase(
         setting,
+        dict(np.load(place / "expected.npz")),
+        json.loads((place / BOUNDS).read_text()),
+        place,
         spec,
         weights,
         np.load(images_file(setting, spec, folder)),
         np.load(place / "labels.npy"),
-        dict(np.load(place / "expected.npz")),
-        json.loads((place / BOUNDS).read_text()),
-        place,
     )

@@ -218,7 +218,7 @@ class Measurement:
             self.rows.row(program.setting, program.subject)["starts"][-1].update(answer)
         return "error" not in answer
 
-    def ask(self, program: Program, do: str, **arguments: Any) -> dict[str, Any]:
+    def ask(self, program: Program, do: str, **arguments: object) -> dict[str, Any]:
         """Give a command and wait for its answer; where it is an error, the program is refused."""
         process, limits = self.crew.lane(program).process, self.plan.limits
         if process.failed:

@@ -6,7 +6,6 @@ import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -100,6 +99,5 @@ class OwnReference:
 def read_case(setting: Setting, folder: Path) -> SubjectCase:
     """Read what `prepare` wrote; the subject makes the models itself."""
     place = place_of(setting, {}, folder)
-    absent: Any = None  # the pair's file has the network, its weights and its inputs
     bounds = json.loads((place / BOUNDS).read_text())
-    return SubjectCase(setting, absent, {}, absent, absent, dict(np.load(place / "expected.npz")), bounds, place)
+    return SubjectCase(setting, dict(np.load(place / "expected.npz")), bounds, place)

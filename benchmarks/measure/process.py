@@ -63,7 +63,7 @@ class Process:
                 cwd=ROOT,
             )
 
-    def send(self, do: str, **arguments: Any) -> None:
+    def send(self, do: str, **arguments: object) -> None:
         """Give it a command, and do not wait for the answer."""
         assert self.process.stdin is not None
         with contextlib.suppress(OSError):  # it has died: the answer says how

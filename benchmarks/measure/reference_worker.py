@@ -61,7 +61,7 @@ def rest(device: str) -> None:
         torch.cuda.empty_cache()
 
 
-def say(**line: Any) -> None:
+def say(**line: object) -> None:
     print(json.dumps(line), flush=True)
 
 

@@ -37,7 +37,7 @@ class Worker:
         begin = time.perf_counter()
         module, _, function = self.subject.build.partition(":")
         self.build = getattr(importlib.import_module(f"benchmarks.subjects.{module}"), function)
-        for name in IMPORTED[self.subject.framework]["compile" in self.subject.options]:
+        for name in IMPORTED[self.subject.framework][self.subject.options.compile is not None]:
             importlib.import_module(name)  # several processes do so at a time, where building is one at a time
         self.imported = time.perf_counter() - begin
 
@@ -45,6 +45,7 @@ class Worker:
         """Builds it, takes its first step and has that judged."""
         from benchmarks.machine import cuda_events, process_memory
         from benchmarks.measure import expected, gate
+        from benchmarks.subjects.case import NetworkCase
         from benchmarks.subjects.settings import OWN, Setting
 
         process_memory.forget()
@@ -59,14 +60,14 @@ class Worker:
         else:
             case = expected.read_case(chosen, self.subject.changes, self.folder, self.subject.folded)
         begin = time.perf_counter()
-        run = self.build(case, **self.subject.options)
+        run = self.build(case, self.subject.options)
         built = time.perf_counter() - begin
         begin = time.perf_counter()
         result = run.step(0)
         run.wait(result)
         first = time.perf_counter() - begin
         found = run.numbers(result)
-        if case.weights and chosen.mode == "training":
+        if isinstance(case, NetworkCase) and chosen.mode == "training":
             found |= gate.parameter_change(run.weights(), case.weights)
         verdict = gate.judge(found, case.expected, case.bounds)
         answer = {

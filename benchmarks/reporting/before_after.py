@@ -44,7 +44,7 @@ def _rows(found: Mapping[str, Any]) -> dict[tuple[Setting, str], results.Row]:
     return {(s, row["subject"]): row for s in results.settings_of(found) for row in results.rows_of(found, s)}
 
 
-def _text(a: Any, b: Any) -> str:
+def _text(a: object, b: object) -> str:
     if isinstance(a, dict) and isinstance(b, dict):
         names = [name for name in {**a, **b} if a.get(name) != b.get(name)]
         return ", ".join(f"{name} {a.get(name, 'absent')}, then {b.get(name, 'absent')}" for name in names)

@@ -6,7 +6,7 @@ import io
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.reporting import results
 from benchmarks.reporting.results import Row
@@ -16,6 +16,11 @@ from parity import terminal
 from ports import families
 from ports.errors import UserError
 from ports.families import NETWORKS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which people who see few colours can tell apart; a framework has a family of marks.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
@@ -64,7 +69,7 @@ def write(found: Found, folder: Path) -> list[Path]:
     return paths
 
 
-def _figure(panels: int, height: float = 2.6, width: float = 4.6) -> tuple[Any, list[Any]]:
+def _figure(panels: int, height: float = 2.6, width: float = 4.6) -> tuple[Figure, list[Axes]]:
     from matplotlib.figure import Figure
 
     columns = min(panels, 2)
@@ -76,7 +81,7 @@ def _figure(panels: int, height: float = 2.6, width: float = 4.6) -> tuple[Any, 
     return figure, axes[:panels]
 
 
-def _svg(figure: Any) -> str:
+def _svg(figure: Figure) -> str:
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
     svg = text.getvalue()
@@ -232,7 +237,7 @@ def time(found: Found) -> str | None:
     return _svg(figure)
 
 
-def _plain(axis: Any) -> None:
+def _plain(axis: Axis) -> None:
     """Numbers on a logarithmic axis as one writes them, and few enough."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -241,7 +246,7 @@ def _plain(axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _legend(figure: Any, axis: Any) -> None:
+def _legend(figure: Figure, axis: Axes) -> None:
     """One for all panels, below them."""
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=7, frameon=False)

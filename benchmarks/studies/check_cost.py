@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import torch
+from jaxtyping import PyTree
 
 import parity
 import ports
@@ -28,11 +29,12 @@ from parity.flax_ports import FLAX_PORTS
 from parity.quantities import Probe
 from parity.taps import Tap
 from ports import families
+from ports.family import Description
 
 STEPS, BATCH, PORTS = 3, 2, ("nnx", "linen")
 
 
-def torch_passes(net: torch.nn.Module, fed: Any) -> float:
+def torch_passes(net: torch.nn.Module, fed: Probe) -> float:
     """Seconds of one run in PyTorch: a pass in eval mode, and the training's."""
     begin = time.perf_counter()
     with torch.no_grad(), run_pytorch.tapped(net.eval(), Tap(), ()):
@@ -44,15 +46,15 @@ def torch_passes(net: torch.nn.Module, fed: Any) -> float:
     return time.perf_counter() - begin
 
 
-def flax_passes(net: Any, fed: Any) -> tuple[float, float]:
+def flax_passes(net: run_flax.Functional, fed: Probe) -> tuple[float, float]:
     """Seconds of one run of a port, and of compiling it."""
     inputs, keywords = run_flax.inputs_of(fed)
     loss = fed.loss.flax({"output": "same"})
 
-    def evaluate(params: Any, stats: Any) -> Any:
+    def evaluate(params: PyTree, stats: PyTree) -> PyTree:
         return net.forward(params, stats, inputs, keywords, False, Tap())[0]
 
-    def objective(params: Any, x: Any, stats: Any) -> Any:
+    def objective(params: PyTree, x: PyTree, stats: PyTree) -> tuple[jax.Array, PyTree]:
         values, stats = net.forward(params, stats, x, keywords, True, Tap())
         return loss(values), stats
 
@@ -101,7 +103,7 @@ def measure(name: str) -> dict[str, Any]:
     }
 
 
-def _activations(spec: Any, fed: Probe) -> int:
+def _activations(spec: Description, fed: Probe) -> int:
     """Bytes of the outputs of all recorded layers of one network in one mode, in float64."""
     net = ports.create(spec, "pytorch", seed=None, dtype="float64").eval()
     record = run_pytorch.Outputs(copies=False)

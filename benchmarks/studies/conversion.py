@@ -22,12 +22,16 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks.machine.process_memory import Peak
 from parity import terminal
+
+if TYPE_CHECKING:
+    import jax
+    from flax import nnx
 
 NAME = "benchmarks.studies.conversion"
 LARGEST = 256 * 2**20  # bytes of the largest tensor
@@ -139,7 +143,7 @@ def live(name: str = "resnet50") -> dict[str, Any]:
     net, port = ports.create(name, "pytorch", seed=0), ports.create(name, "nnx", seed=None)
     arrays = list(ports.weights.read(net, copy=False).values())
 
-    def moved(copy: bool) -> Any:
+    def moved(copy: bool) -> None:
         ports.weights.write(port, ports.weights.read(net, copy=False), copy=copy)
 
     ways: dict[str, Callable[[], Any]] = {
@@ -163,7 +167,7 @@ def live(name: str = "resnet50") -> dict[str, Any]:
     return result
 
 
-def _values(port: Any) -> list[Any]:
+def _values(port: nnx.Module) -> list[jax.Array]:
     """The arrays of an NNX model: as long as somebody has them their memory is not used again."""
     import jax
     from flax import nnx

@@ -72,7 +72,7 @@ def place_on(card: dict[str, str] | None, out: Path, root: Path, builders: int |
     return StagePlace("gpu" if card else "cpu", name, out, cache, memory, count, cores, root / "compilers")
 
 
-def _code(card: Any) -> str:
+def _code(card: dict[str, str] | None) -> str:
     """Return the name of the folder of references: for these networks, packages and this GPU.
 
     What compilers keep is beside it. They look at the program themselves, so that it stays when the code changes.
@@ -134,7 +134,7 @@ def timing(letter: str, stage: GpuStage, place: StagePlace, seconds: float, ahea
         limits=Limits(seconds, seconds if ahead else stage.build, memory=place.memory),
     )
     # Inductor compiles each program in several processes: as many as the cores hold of those that compile at a time.
-    compiled = sum(SUBJECTS[subject].options.get("compile") is not None for _, subject in programs)
+    compiled = sum(SUBJECTS[subject].options.compile is not None for _, subject in programs)
     threads = max(1, 2 * place.cores // max(1, min(place.builders, compiled)))
     with progress(NAME) as tell:
         world = (

@@ -11,18 +11,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.stages import Wrapped as JitWrapped
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 import ports
-from benchmarks.subjects.case import SubjectCase
+from benchmarks.subjects.case import NetworkCase, SubjectCase
 from benchmarks.subjects.packed import Packed
 from benchmarks.subjects.quickest import Quickest
 from benchmarks.subjects.settings import LEARNING_RATE, MOMENTUM, RESULT, WEIGHT_DECAY, Setting
+from benchmarks.subjects.subject import SubjectOptions
 from ports.optim import sgd
 
+Tree = PyTree[jax.Array]
+USUAL = SubjectOptions()
 compiled = 0
 
 
-def _count(event: str, *_: Any, **__: Any) -> None:
+def _count(event: str, *_: object, **__: object) -> None:
     global compiled
     compiled += event == "/jax/core/compile/backend_compile_duration"
 
@@ -43,11 +49,11 @@ def optimizer() -> optax.GradientTransformation:
     return sgd(LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
 
 
-def cross_entropy(logits: Any, labels: Any) -> Any:
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels).mean()
 
 
-def laid_out(inputs: np.ndarray, dtype: Any) -> jax.Array:
+def laid_out(inputs: np.ndarray, dtype: DTypeLike) -> jax.Array:
     """An input in Flax's layout: images have their channels last; whole numbers keep their type."""
     array = inputs.transpose(0, 2, 3, 1) if inputs.ndim == 4 else inputs
     return jnp.array(array, dtype if array.dtype.kind == "f" else jnp.int32)
@@ -73,7 +79,7 @@ class JaxRun:
 
     def __init__(
         self,
-        case: SubjectCase,
+        case: NetworkCase,
         begin: Callable[[jax.Array, jax.Array], Any],
         read: Callable[[], Mapping[str, np.ndarray]],
         program: Callable[[jax.Array, jax.Array], tuple[Any, ...]] | None = None,
@@ -84,13 +90,13 @@ class JaxRun:
         self.labels = [jnp.array(one) for one in case.labels]
         self.begin, self.read, self.program, self.result = begin, read, program, RESULT[case.setting.mode]
 
-    def step(self, which: int) -> Any:
+    def step(self, which: int) -> Tree:
         return self.begin(self.images[which], self.labels[which])
 
-    def wait(self, result: Any) -> None:
+    def wait(self, result: Tree) -> None:
         jax.block_until_ready(result)
 
-    def numbers(self, result: Any) -> dict[str, np.ndarray]:
+    def numbers(self, result: Tree) -> dict[str, np.ndarray]:
         return {self.result: np.asarray(result).astype(np.float64)}
 
     def weights(self) -> Mapping[str, np.ndarray]:
@@ -130,7 +136,9 @@ class JaxRun:
         return {name: float(value) for name, value in told.items() if value is not None}
 
 
-def compiled_for(case: SubjectCase, function: Callable[..., Any], tune: bool, donate: Sequence[int] = ()) -> Any:
+def compiled_for(
+    case: SubjectCase, function: Callable[..., Any], tune: bool, donate: Sequence[int] = ()
+) -> Quickest | JitWrapped:
     """A function under `jax.jit`; `tune`: under those of XLA's options that are measured to be quickest here."""
     given = donated(case, *donate)
     if tune:
@@ -138,31 +146,27 @@ def compiled_for(case: SubjectCase, function: Callable[..., Any], tune: bool, do
     return jax.jit(function, donate_argnums=given)
 
 
-def build_nnx(case: SubjectCase, plain: bool = False, tune: bool = False, fast: bool = False) -> JaxRun:
-    """This package's NNX port: model and optimizer are taken apart once, and a step is given a list of their arrays.
+def build_nnx(case: NetworkCase, options: SubjectOptions = USUAL) -> JaxRun:
+    """Build this package's NNX port.
 
+    Model and optimizer are taken apart once, and a step is given a list of their arrays.
     A list is all that JAX has to look through at each call, and a short one (`Packed`): `nnx.jit` takes the objects
     apart and puts them together, `nnx.jit_partial` looks through variables. After training the arrays go back into
     the model (`nnx.update`).
-
-    Args:
-        plain: under `nnx.jit` instead, as most write it: it takes the model apart and puts it together each step.
-        tune: see `compiled_for`.
-        fast: with `ports.fast`.
     """
     policy(case.setting)
     model = ports.create(case.spec, "nnx", seed=None, dtype=dtype(case.setting))
     ports.weights.write(model, case.weights)
-    if fast:
+    if options.fast:
         ports.fast.use(model)
 
-    def infer(model: Any, images: Any) -> Any:
+    def infer(model: Callable[[jax.Array], jax.Array], images: jax.Array) -> jax.Array:
         return model(images)
 
-    def train(model: Any, optimizer: Any, images: Any, labels: Any) -> Any:
+    def train(model: nnx.Module, optimizer: nnx.Optimizer, images: jax.Array, labels: jax.Array) -> jax.Array:
         graphdef, params, rest = nnx.split(model, nnx.Param, ...)
 
-        def objective(params: Any) -> Any:
+        def objective(params: nnx.State) -> tuple[jax.Array, nnx.State]:
             model = nnx.merge(graphdef, params, rest, copy=True)
             return cross_entropy(model(images), labels), nnx.state(model, nnx.Not(nnx.Param))
 
@@ -176,7 +180,7 @@ def build_nnx(case: SubjectCase, plain: bool = False, tune: bool = False, fast: 
     bound: tuple[Any, ...] = (model,)
     if training:
         bound += (nnx.Optimizer(model, optimizer(), wrt=nnx.Param),)
-    if plain:
+    if options.plain:
         step: Any = nnx.jit(train) if training else nnx.jit(infer)
         return JaxRun(
             case,
@@ -187,15 +191,15 @@ def build_nnx(case: SubjectCase, plain: bool = False, tune: bool = False, fast: 
     packed = Packed(state)
     pack, unpack = jax.jit(packed.pack), jax.jit(packed.unpack)
 
-    def functional(arrays: list[jax.Array], images: Any, labels: Any) -> Any:
+    def functional(arrays: list[jax.Array], images: jax.Array, labels: jax.Array) -> Tree:
         parts: Any = nnx.merge(graphdef, packed.unpack(arrays))
         if not training:
             return infer(parts[0], images)
         return train(parts[0], parts[1], images, labels), packed.pack(nnx.state(parts))
 
-    jitted, held = compiled_for(case, functional, tune, [0] if training else []), [pack(state)]
+    jitted, held = compiled_for(case, functional, options.tune, [0] if training else []), [pack(state)]
 
-    def begin(images: Any, labels: Any) -> Any:
+    def begin(images: jax.Array, labels: jax.Array) -> jax.Array:
         if not training:
             return jitted(held[0], images, labels)
         loss, held[0] = jitted(held[0], images, labels)
@@ -208,23 +212,18 @@ def build_nnx(case: SubjectCase, plain: bool = False, tune: bool = False, fast: 
     return JaxRun(case, begin, read, lambda images, labels: (jitted, held[0], images, labels))
 
 
-def build_linen(case: SubjectCase, tune: bool = False, fast: bool = False) -> JaxRun:
-    """This package's Linen port: variables and the optimizer's state go in and come out.
-
-    Args:
-        tune: see `compiled_for`.
-        fast: with `ports.fast`.
-    """
+def build_linen(case: NetworkCase, options: SubjectOptions = USUAL) -> JaxRun:
+    """Build this package's Linen port: variables and the optimizer's state go in and come out."""
     policy(case.setting)
     module, variables = ports.create(case.spec, "linen", seed=None, dtype=dtype(case.setting))
     variables = ports.weights.write((module, variables), case.weights)
-    if fast:
+    if options.fast:
         module, variables = ports.fast.use((module, variables))
 
     rest, params = dict(variables), variables["params"]
     del rest["params"]
 
-    def forward(params: Any, rest: Any, images: Any, train: bool) -> Any:
+    def forward(params: Tree, rest: Tree, images: jax.Array, train: bool) -> tuple[jax.Array, Tree]:
         given = {"params": params, **rest}
         return (
             module.apply(given, images, train=True, mutable=list(rest))
@@ -232,17 +231,18 @@ def build_linen(case: SubjectCase, tune: bool = False, fast: bool = False) -> Ja
             else (module.apply(given, images), rest)
         )
 
-    return stateless(
-        case, forward, params, rest, lambda params, rest: ports.weights.read((module, {"params": params, **rest})), tune
-    )
+    def read(params: Tree, rest: Tree) -> Mapping[str, np.ndarray]:
+        return ports.weights.read((module, {"params": params, **rest}))
+
+    return stateless(case, forward, params, rest, read, options.tune)
 
 
 def stateless(
-    case: SubjectCase,
-    forward: Callable[[Any, Any, Any, bool], tuple[Any, Any]],
-    params: Any,
-    rest: Any,
-    read: Callable[[Any, Any], Mapping[str, np.ndarray]],
+    case: NetworkCase,
+    forward: Callable[[Tree, Tree, jax.Array, bool], tuple[jax.Array, Tree]],
+    params: Tree,
+    rest: Tree,
+    read: Callable[[Tree, Tree], Mapping[str, np.ndarray]],
     tune: bool = False,
 ) -> JaxRun:
     """A network that is a function, under `jax.jit`.
@@ -262,8 +262,10 @@ def stateless(
         )
     tx = optimizer()
 
-    def train(params: Any, rest: Any, state: Any, images: Any, labels: Any) -> Any:
-        def objective(params: Any) -> Any:
+    def train(
+        params: Tree, rest: Tree, state: Tree, images: jax.Array, labels: jax.Array
+    ) -> tuple[Tree, Tree, Tree, jax.Array]:
+        def objective(params: Tree) -> tuple[jax.Array, Tree]:
             logits, changed = forward(params, rest, images, True)
             return cross_entropy(logits, labels), changed
 
@@ -274,7 +276,7 @@ def stateless(
     step = compiled_for(case, train, tune, [0, 1, 2])
     held: list[Any] = [params, rest, tx.init(params)]
 
-    def begin(images: Any, labels: Any) -> Any:
+    def begin(images: jax.Array, labels: jax.Array) -> jax.Array:
         *held[:], loss = step(*held, images, labels)
         return loss
 

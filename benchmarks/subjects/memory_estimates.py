@@ -43,7 +43,7 @@ def rest(setting: Setting, subject: Subject) -> float:
 
     PyTorch gives memory back between its blocks, but for what its CUDA graphs use. XLA's allocator keeps everything.
     """
-    graphs = (subject.options.get("compile") or {}).get("mode")
+    graphs = subject.options.compile not in (None, "default")
     if subject.framework == "jax" or graphs or OWN in setting.network:
         return need(setting)
     given, _, _, parameters = _sizes(setting.network, setting.size)

@@ -19,9 +19,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 from benchmarks.subjects.settings import Setting
+from ports.family import Description
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Cost:
 
 
 @cache
-def cost(spec: Any, setting: Setting) -> Cost:
+def cost(spec: Description, setting: Setting) -> Cost:
     """Of a step of this setting."""
     import torch
     from torch import nn

@@ -16,17 +16,20 @@ import jax
 import numpy as np
 import torch
 from flax import nnx
+from jaxtyping import PyTree
 from torch import Tensor, nn
 
-from benchmarks.subjects.case import SubjectCase
+from benchmarks.subjects.case import Numbers, SubjectCase
 from benchmarks.subjects.jax_steps import JaxRun, compiled_for
 from benchmarks.subjects.settings import SETS
+from benchmarks.subjects.subject import SubjectOptions
 from benchmarks.subjects.torch_steps import TorchRun, device, policy
 from parity import losses
 from parity.layouts import default_layout, leaves, mapped, to_flax
 from parity.layouts import to_reference as back
 from ports.errors import UserError
 
+Tree = PyTree[jax.Array]
 FlaxModel = nnx.Module | tuple[Any, Any]  # a Linen model is its module and its variables
 RATE = 1e-4  # of learning: small, so that the numbers of anybody's model stay finite
 
@@ -117,12 +120,12 @@ def input_sets(inputs: tuple[np.ndarray, ...]) -> list[tuple[np.ndarray, ...]]:
 class OwnTorch(TorchRun):
     """The PyTorch side."""
 
-    def __init__(self, case: SubjectCase, compile: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, case: SubjectCase, options: SubjectOptions) -> None:
         setting = case.setting
         self.setting, self.device = setting, device(setting.device)
         pair = load_pair(setting.network)
         model = load_torch(case.place, pair).to(self.device).train(setting.mode == "training")
-        call = model if compile is None else torch.compile(model, **compile)
+        call = model if options.compile is None else torch.compile(model, mode=options.compile)
         self.fed = [self.inputs_of(one, None, setting.device) for one in input_sets(pair.inputs)]
         self.call = lambda which: call(*self.fed[which], **pair.keywords)
         self.loss = losses.projection(0).torch
@@ -150,9 +153,9 @@ class OwnTorch(TorchRun):
 
 
 class OwnFlax(JaxRun):
-    """The Flax side: NNX or Linen, as pure functions under `jax.jit`; `tune` as in `compiled_for`."""
+    """The Flax side: NNX or Linen, as pure functions under `jax.jit`."""
 
-    def __init__(self, case: SubjectCase, tune: bool = False) -> None:
+    def __init__(self, case: SubjectCase, options: SubjectOptions) -> None:
         import jax.numpy as jnp
         import optax
 
@@ -172,11 +175,11 @@ class OwnFlax(JaxRun):
         self.images = self.labels = [None] * SETS
         self.read = dict
 
-        def forward(params: Any, stats: Any, fed: Any) -> Any:
+        def forward(params: Tree, stats: Tree, fed: Tree) -> tuple[Tree, Tree]:
             return net.forward(params, stats, fed, pair.keywords, train, Tap())
 
         if not train:
-            apply = compiled_for(case, lambda params, stats, fed: forward(params, stats, fed)[0], tune)
+            apply = compiled_for(case, lambda params, stats, fed: forward(params, stats, fed)[0], options.tune)
             self.which = lambda which: apply(net.params, net.stats, self.fed[which])
             self.program = lambda *_: (apply, net.params, net.stats, self.fed[0])
             return
@@ -184,8 +187,8 @@ class OwnFlax(JaxRun):
         loss = losses.projection(0).flax({name: _layout(value) for name, value in leaves(shapes, "output")})
         tx = optax.sgd(RATE)
 
-        def step(params: Any, stats: Any, state: Any, fed: Any) -> Any:
-            def objective(params: Any) -> Any:
+        def step(params: Tree, stats: Tree, state: Tree, fed: Tree) -> tuple[Tree, Tree, Tree, jax.Array]:
+            def objective(params: Tree) -> tuple[jax.Array, Tree]:
                 values, changed = forward(params, stats, fed)
                 return loss(values), changed
 
@@ -193,31 +196,31 @@ class OwnFlax(JaxRun):
             updates, state = tx.update(grads, state, params)
             return optax.apply_updates(params, updates), changed, state, value
 
-        run, held = compiled_for(case, step, tune, [0, 2]), [net.params, net.stats, tx.init(net.params)]
+        run, held = compiled_for(case, step, options.tune, [0, 2]), [net.params, net.stats, tx.init(net.params)]
 
-        def begin(which: int) -> Any:
+        def begin(which: int) -> jax.Array:
             *held[:], value = run(*held, self.fed[which])
             return value
 
         self.which = begin
         self.program = lambda *_: (run, *held, self.fed[0])
 
-    def step(self, which: int) -> Any:
+    def step(self, which: int) -> Tree:
         return self.which(which)
 
-    def numbers(self, result: Any) -> dict[str, np.ndarray]:
+    def numbers(self, result: Tree) -> Numbers:
         found = {name: np.asarray(value).astype(np.float64) for name, value in leaves(result, "output")}
         return {name: back(value, _layout(value)) for name, value in found.items()}
 
 
-def _layout(value: Any) -> str:
-    """Of an output: maps have their channels last."""
+def _layout(value: np.ndarray | jax.ShapeDtypeStruct) -> str:
+    """Return the layout of an output: maps have their channels last."""
     return "channels_last" if value.ndim > 3 else "same"
 
 
-def build_torch(case: SubjectCase, **options: Any) -> OwnTorch:
-    return OwnTorch(case, **options)
+def build_torch(case: SubjectCase, options: SubjectOptions) -> OwnTorch:
+    return OwnTorch(case, options)
 
 
-def build_flax(case: SubjectCase, **options: Any) -> OwnFlax:
-    return OwnFlax(case, **options)
+def build_flax(case: SubjectCase, options: SubjectOptions) -> OwnFlax:
+    return OwnFlax(case, options)

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 SMALL = 2**18  # numbers in an array that is packed
 
@@ -24,7 +25,7 @@ class Packed:
     Both ways are for use within `jax.jit`, and no number changes.
     """
 
-    def __init__(self, tree: Any) -> None:
+    def __init__(self, tree: PyTree[jax.Array]) -> None:
         leaves, self.tree = jax.tree.flatten(tree)
         self.shapes = [leaf.shape for leaf in leaves]
         self.large = [i for i, leaf in enumerate(leaves) if leaf.size > SMALL]
@@ -33,12 +34,12 @@ class Packed:
             if leaf.size <= SMALL:
                 self.small.setdefault(leaf.dtype, []).append(i)
 
-    def pack(self, tree: Any) -> list[jax.Array]:
+    def pack(self, tree: PyTree[jax.Array]) -> list[jax.Array]:
         leaves = jax.tree.leaves(tree)
         vectors = [jnp.concatenate([leaves[i].reshape(-1) for i in group]) for group in self.small.values()]
         return [*vectors, *(leaves[i] for i in self.large)]
 
-    def unpack(self, arrays: Sequence[jax.Array]) -> Any:
+    def unpack(self, arrays: Sequence[jax.Array]) -> PyTree[jax.Array]:
         leaves: dict[int, jax.Array] = dict(zip(self.large, arrays[len(self.small) :], strict=True))
         for group, vector in zip(self.small.values(), arrays, strict=False):
             ends = list(accumulate(int(np.prod(self.shapes[i])) for i in group))

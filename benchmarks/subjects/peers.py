@@ -10,21 +10,29 @@ PyTorch's padding where every size that is halved is odd: with images of 225 pix
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import PyTree
 
-from benchmarks.subjects.case import SubjectCase
-from ports.families import layers
+from benchmarks.subjects.case import NetworkCase
+from benchmarks.subjects.subject import SubjectOptions
+from ports.families import inputs_of, layers
 from ports.family import Layer
 
+if TYPE_CHECKING:
+    from torch import nn
 
-def build_transformers(case: SubjectCase, **options: Any) -> Any:
+    from benchmarks.subjects.jax_steps import JaxRun
+    from benchmarks.subjects.torch_steps import TorchRun
+
+
+def build_transformers(case: NetworkCase, options: SubjectOptions) -> TorchRun:
     """Hugging Face's `ResNetForImageClassification`, whose defaults are ResNet-50."""
     import torch
     from transformers import ResNetConfig, ResNetForImageClassification
 
-    from benchmarks.subjects.torch_steps import TorchOptions, TorchRun
+    from benchmarks.subjects.torch_steps import TorchRun
     from ports.weights.dialects import DIALECTS, mapping
     from ports.weights.pytorch import to_numpy
 
@@ -36,25 +44,25 @@ def build_transformers(case: SubjectCase, **options: Any) -> Any:
     def read() -> Mapping[str, np.ndarray]:
         return {names[name]: to_numpy(tensor) for name, tensor in net.state_dict().items()}
 
-    return TorchRun(case, net, read, TorchOptions(**options), call=lambda images: net(images).logits)
+    return TorchRun(case, net, read, options, call=lambda images: net(images).logits)
 
 
-def _same_names(case: SubjectCase, net: Any, options: Mapping[str, Any]) -> Any:
+def _same_names(case: NetworkCase, net: nn.Module, options: SubjectOptions) -> TorchRun:
     """A network that has torchvision's names."""
     import ports
-    from benchmarks.subjects.torch_steps import TorchOptions, TorchRun
+    from benchmarks.subjects.torch_steps import TorchRun
 
     ports.weights.write(net, case.weights)
-    return TorchRun(case, net, lambda: ports.weights.read(net), TorchOptions(**options))
+    return TorchRun(case, net, lambda: ports.weights.read(net), options)
 
 
-def build_torchvision(case: SubjectCase, **options: Any) -> Any:
+def build_torchvision(case: NetworkCase, options: SubjectOptions) -> TorchRun:
     import torchvision
 
     return _same_names(case, torchvision.models.get_model(case.setting.network, weights=None), options)
 
 
-def build_timm(case: SubjectCase, **options: Any) -> Any:
+def build_timm(case: NetworkCase, options: SubjectOptions) -> TorchRun:
     import timm
 
     return _same_names(case, timm.create_model(case.setting.network, pretrained=False), options)
@@ -75,7 +83,7 @@ def haiku_name(layer: Layer, network: str) -> str:
     return names[layer.role].format(**fields)
 
 
-def build_haiku(case: SubjectCase, tune: bool = False) -> Any:
+def build_haiku(case: NetworkCase, options: SubjectOptions) -> JaxRun:
     """dm-haiku's `hk.nets.ResNet50` (or 18, or 152), transformed, under `jax.jit`."""
     import haiku as hk
     import jax
@@ -91,12 +99,13 @@ def build_haiku(case: SubjectCase, tune: bool = False) -> Any:
     number = case.setting.network.removeprefix("resnet")
     network = f"res_net{number}"
 
-    def forward(images: Any, train: bool) -> Any:
+    def forward(images: jax.Array, train: bool) -> jax.Array:
         settings = {"decay_rate": 0.9, "eps": 1e-5}
         return getattr(hk.nets, f"ResNet{number}")(case.spec.num_classes, bn_config=settings)(images, is_training=train)
 
     net = hk.without_apply_rng(hk.transform_with_state(forward))
-    one = jnp.zeros((1, *case.setting.size, case.spec.in_channels))
+    (images,) = inputs_of(case.spec, 1, case.setting.size)
+    one = jnp.zeros((1, *images.shape[2:], images.shape[1]))
     shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), one, train=True))
     params, state = (
         {module: {n: jnp.zeros(a.shape, a.dtype) for n, a in own.items()} for module, own in tree.items()}
@@ -114,7 +123,7 @@ def build_haiku(case: SubjectCase, tune: bool = False) -> Any:
                 value = jnp.array(case.weights[f"{torch_name}.{leaf}"]).reshape(average["average"].shape)
                 average.update(average=value, hidden=value, counter=jnp.array(10_000, average["counter"].dtype))
 
-    def read(params: Any, _: Any) -> Mapping[str, np.ndarray]:
+    def read(params: PyTree[jax.Array], _: PyTree[jax.Array]) -> Mapping[str, np.ndarray]:
         found = dict(case.weights)
         for layer in rows:
             own = haiku_name(layer, network)
@@ -123,9 +132,10 @@ def build_haiku(case: SubjectCase, tune: bool = False) -> Any:
                 found[f"{layer.torch}.{leaf}"] = turned(value, back=True).reshape(layer.shapes[leaf])
         return found
 
-    return stateless(
-        case, lambda params, state, x, train: net.apply(params, state, x, train=train), params, state, read, tune
-    )
+    def apply(params: PyTree, state: PyTree, x: jax.Array, train: bool) -> tuple[jax.Array, PyTree]:
+        return net.apply(params, state, x, train=train)
+
+    return stateless(case, apply, params, state, read, options.tune)
 
 
 def jmp_policy() -> Any:

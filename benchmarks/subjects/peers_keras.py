@@ -11,14 +11,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import PyTree
 
-from benchmarks.subjects.case import SubjectCase
+from benchmarks.subjects.case import NetworkCase
 from benchmarks.subjects.peers import kernel, same
-from ports.families import layers
+from benchmarks.subjects.subject import SubjectOptions
+from ports.families import inputs_of, layers
 from ports.family import Layer
+
+if TYPE_CHECKING:
+    from benchmarks.subjects.jax_steps import JaxRun
+    from benchmarks.subjects.torch_steps import TorchRun
 
 
 def keras_name(layer: Layer) -> str:
@@ -49,15 +55,15 @@ LEAVES = {
 }
 
 
-def made(case: SubjectCase, backend: str, channels: str) -> tuple[Any, Any]:
-    """The model with the case's weights, and what reads them."""
+def keras_model(case: NetworkCase, backend: str, channels: str) -> tuple[Any, Any]:
+    """Return the model with the case's weights, and what reads them."""
     os.environ["KERAS_BACKEND"] = backend
     import keras
 
     keras.config.set_image_data_format(channels)
     if case.setting.precision == "bfloat16":
         keras.config.set_dtype_policy("mixed_bfloat16")
-    size, depth = case.setting.size, case.spec.in_channels
+    ((_, depth, *size),) = (images.shape for images in inputs_of(case.spec, 1, case.setting.size))
     shape = (*size, depth) if channels == "channels_last" else (depth, *size)
     model = keras.applications.ResNet50(
         weights=None, input_shape=shape, classes=case.spec.num_classes, classifier_activation=None
@@ -78,33 +84,33 @@ def made(case: SubjectCase, backend: str, channels: str) -> tuple[Any, Any]:
     return model, read
 
 
-def build_torch(case: SubjectCase, **options: Any) -> Any:
-    """On PyTorch, channels first, which it takes without turning."""
-    from benchmarks.subjects.torch_steps import TorchOptions, TorchRun
+def build_torch(case: NetworkCase, options: SubjectOptions) -> TorchRun:
+    """Build it on PyTorch, channels first, which it takes without turning."""
+    from benchmarks.subjects.torch_steps import TorchRun
 
-    model, read = made(case, "torch", "channels_first")
+    model, read = keras_model(case, "torch", "channels_first")
     train = case.setting.mode == "training"
-    return TorchRun(case, model, read, TorchOptions(**options), lambda images: model(images, training=train))
+    return TorchRun(case, model, read, options, lambda images: model(images, training=train))
 
 
-def build_jax(case: SubjectCase, tune: bool = False) -> Any:
-    """On JAX, with the stateless call that Keras has for one's own loop, under `jax.jit`."""
+def build_jax(case: NetworkCase, options: SubjectOptions) -> JaxRun:
+    """Build it on JAX, with the stateless call that Keras has for one's own loop, under `jax.jit`."""
     import jax
 
     from benchmarks.subjects.jax_steps import policy, stateless
 
     policy(case.setting)
-    model, read = made(case, "jax", "channels_last")
+    model, read = keras_model(case, "jax", "channels_last")
     groups = (model.trainable_variables, model.non_trainable_variables)
     params, rest = ([jax.numpy.array(variable.value) for variable in group] for group in groups)
 
-    def current(params: Any, rest: Any) -> Mapping[str, np.ndarray]:
+    def current(params: PyTree[jax.Array], rest: PyTree[jax.Array]) -> Mapping[str, np.ndarray]:
         for variables, values in zip(groups, (params, rest), strict=True):
             for variable, value in zip(variables, values, strict=True):
                 variable.assign(value)
         return read()
 
-    def forward(params: Any, rest: Any, images: Any, train: bool) -> Any:
+    def forward(params: PyTree, rest: PyTree, images: jax.Array, train: bool) -> tuple[jax.Array, PyTree]:
         return model.stateless_call(params, rest, images, training=train)
 
-    return stateless(case, forward, params, rest, current, tune)
+    return stateless(case, forward, params, rest, current, options.tune)

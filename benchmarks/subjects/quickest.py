@@ -8,11 +8,12 @@ faster one goes by the network, the batch and the mode, and XLA does not try. An
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
+from jax.stages import Lowered, Wrapped
+from jaxtyping import PyTree
 
 TIMES = 3  # that each is timed, in turn; the least counts
 
@@ -26,8 +27,8 @@ class Candidate:
     def __str__(self) -> str:
         return " ".join(f"--{name}={value}" for name, value in self.options.items()) or "XLA's defaults"
 
-    def jit(self, function: Callable[..., Any], **how: Any) -> Any:
-        return jax.jit(function, compiler_options=dict(self.options), **how)
+    def jit(self, function: Callable[..., PyTree], donate_argnums: Sequence[int] = ()) -> Wrapped:
+        return jax.jit(function, compiler_options=dict(self.options), donate_argnums=donate_argnums)
 
 
 # By device, what is tried; the first is what XLA does by itself. YNNPACK computes convolutions and products of matrices
@@ -42,16 +43,16 @@ class Quickest:
     No argument may be donated where there is more than one candidate.
     """
 
-    def __init__(self, function: Callable[..., Any], device: str, **how: Any) -> None:
-        self.programs = {candidate: candidate.jit(function, **how) for candidate in CANDIDATES[device]}
+    def __init__(self, function: Callable[..., PyTree], device: str, donate_argnums: Sequence[int] = ()) -> None:
+        self.programs = {candidate: candidate.jit(function, donate_argnums) for candidate in CANDIDATES[device]}
 
-    def __call__(self, *arguments: Any) -> Any:
+    def __call__(self, *arguments: PyTree) -> PyTree:
         if len(self.programs) > 1:
             kept = quickest(self.programs, arguments)
             self.programs = {kept: self.programs[kept]}
         return next(iter(self.programs.values()))(*arguments)
 
-    def lower(self, *arguments: Any) -> Any:
+    def lower(self, *arguments: PyTree) -> Lowered:
         return next(iter(self.programs.values())).lower(*arguments)
 
     @property
@@ -59,7 +60,7 @@ class Quickest:
         return str(next(iter(self.programs)))
 
 
-def quickest(programs: Mapping[Candidate, Callable[..., Any]], arguments: tuple[Any, ...]) -> Candidate:
+def quickest(programs: Mapping[Candidate, Callable[..., PyTree]], arguments: tuple[PyTree, ...]) -> Candidate:
     """That whose best call takes the least time; they take turns, so that a slow moment is nobody's alone."""
     for program in programs.values():
         seconds(program, arguments)  # compiles
@@ -67,7 +68,7 @@ def quickest(programs: Mapping[Candidate, Callable[..., Any]], arguments: tuple[
     return min(programs, key=lambda candidate: min(turn[candidate] for turn in times))
 
 
-def seconds(program: Callable[..., Any], arguments: tuple[Any, ...]) -> float:
+def seconds(program: Callable[..., PyTree], arguments: tuple[PyTree, ...]) -> float:
     """Of one call until its results are there, after one that is not timed: memory was another program's."""
     jax.block_until_ready(program(*arguments))
     begin = time.perf_counter()

@@ -7,18 +7,18 @@ subject whose numbers are not PyTorch's, whoever wrote it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from types import MappingProxyType
-from typing import Any
 
-from benchmarks.subjects.subject import FAST, SWEPT, Subject
+from benchmarks.subjects.subject import FAST, SWEPT, Subject, SubjectOptions
 
-COMPILE: dict[str, Any] = {"channels_last": True, "compile": {}}
-MOST: dict[str, Any] = {"channels_last": True, "compile": {"mode": "max-autotune"}, "freeze": True}
-GRAPHS: dict[str, Any] = {"channels_last": True, "compile": {"mode": "reduce-overhead"}}
+USUAL = SubjectOptions()
+CHANNELS_LAST = SubjectOptions(channels_last=True)
+COMPILE = replace(CHANNELS_LAST, compile="default")
+MOST = replace(COMPILE, compile="max-autotune", freeze=True)
+GRAPHS = replace(COMPILE, compile="reduce-overhead")
+TUNE = SubjectOptions(tune=True)
 
-KERAS: dict[str, Any] = {"stride_at": 0}  # of the bottleneck, as He et al. have it
+KERAS = {"stride_at": 0}  # of the bottleneck, as He et al. have it
 
 # Flags of XLA that are worth a try (`--flags`), on the NNX port, whose program is Linen's. One that this XLA does not
 # know ends its process, and the table says so.
@@ -53,10 +53,9 @@ KEPT = (
 )
 
 
-def fast(plain: str, framework: str, build: str, options: Mapping[str, Any] = MappingProxyType({})) -> Subject:
-    """A row that is this package's own: a port with `ports.fast`."""
-    about = f"as {plain}, with ports.fast"
-    options = {**options, "fast": True}
+def fast(plain: str, framework: str, build: str, options: SubjectOptions = USUAL) -> Subject:
+    """Return a row that is this package's own: a port with `ports.fast`."""
+    about, options = f"as {plain}, with ports.fast", replace(options, fast=True)
     return Subject(f"{plain}{FAST}", framework, build, about, options, devices=("cpu",), quick=False, images=True)
 
 
@@ -65,7 +64,11 @@ SUBJECTS = {
     for row in (
         Subject("pytorch", "pytorch", "torch_steps:build", "eager"),
         Subject(
-            "pytorch-channels-last", "pytorch", "torch_steps:build", "eager, channels last", {"channels_last": True}
+            "pytorch-channels-last",
+            "pytorch",
+            "torch_steps:build",
+            "eager, channels last",
+            CHANNELS_LAST,
         ),
         Subject("pytorch-compile", "pytorch", "torch_steps:build", "torch.compile, channels last", COMPILE),
         Subject(
@@ -111,13 +114,13 @@ SUBJECTS = {
             "jax",
             "jax_steps:build_nnx",
             "as nnx, under XLA's options that are quickest here",
-            {"tune": True},
+            TUNE,
             devices=("cpu",),
             quick=False,
         ),
         fast("nnx", "jax", "jax_steps:build_nnx"),
-        fast("nnx-autotune", "jax", "jax_steps:build_nnx", {"tune": True}),
-        Subject("nnx-jit", "jax", "jax_steps:build_nnx", "nnx.jit", {"plain": True}),
+        fast("nnx-autotune", "jax", "jax_steps:build_nnx", TUNE),
+        Subject("nnx-jit", "jax", "jax_steps:build_nnx", "nnx.jit", SubjectOptions(plain=True)),
         Subject(
             "nnx-folded",
             "jax",
@@ -142,7 +145,7 @@ SUBJECTS = {
             "jax",
             "jax_steps:build_linen",
             "as linen, under XLA's options that are quickest here",
-            {"tune": True},
+            TUNE,
             devices=("cpu",),
             quick=False,
         ),
@@ -162,7 +165,7 @@ SUBJECTS = {
             "pytorch",
             "own_pair:build_torch",
             "your PyTorch model, torch.compile",
-            {"compile": {}},
+            SubjectOptions(compile="default"),
             own=True,
         ),
         Subject("own-flax", "jax", "own_pair:build_flax", "your Flax model, jax.jit", own=True),
@@ -171,7 +174,7 @@ SUBJECTS = {
             "jax",
             "own_pair:build_flax",
             "as own-flax, under XLA's options that are quickest here",
-            {"tune": True},
+            TUNE,
             devices=("cpu",),
             own=True,
         ),
@@ -200,7 +203,7 @@ SUBJECTS = {
             "pytorch",
             "peers:build_transformers",
             "Hugging Face's ResNet, eager, channels last",
-            {"channels_last": True},
+            CHANNELS_LAST,
             peer=True,
             needs=("transformers",),
             networks=("resnet50",),
@@ -239,7 +242,7 @@ SUBJECTS = {
             "jax",
             "peers:build_haiku",
             "as haiku, under XLA's options that are quickest here",
-            {"tune": True},
+            TUNE,
             devices=("cpu",),
             peer=True,
             needs=("haiku",),
@@ -260,7 +263,7 @@ SUBJECTS = {
             "jax",
             "peers_keras:build_jax",
             "as keras-jax, under XLA's options that are quickest here",
-            {"tune": True},
+            TUNE,
             devices=("cpu",),
             changes=KERAS,
             peer=True,
@@ -282,7 +285,7 @@ SUBJECTS = {
 
 
 def swept(plain: str, name: str, device: str, variable: str, value: str) -> Subject:
-    """A row of `--flags`: another one, in a process that has a variable."""
+    """Return a row of `--flags`: another one, in a process that has a variable."""
     return replace(
         SUBJECTS[plain],
         name=f"{plain}{SWEPT}{name}",

@@ -15,6 +15,27 @@ SWEPT = ":"  # in a subject's name, between what it is and the variable that its
 
 
 @dataclass(frozen=True)
+class SubjectOptions:
+    """How a subject is run.
+
+    Attributes:
+        fast: with `ports.fast`.
+        channels_last: (PyTorch) images and filters in memory as (batch, height, width, channels).
+        compile: (PyTorch) mode of `torch.compile`; None runs it as it is.
+        freeze: (PyTorch) Inductor takes the weights for constants (inference alone).
+        plain: (NNX) under `nnx.jit`, as most write it: it takes the model apart and puts it together each step.
+        tune: (JAX) under those of XLA's options that are measured to be quickest here.
+    """
+
+    fast: bool = False
+    channels_last: bool = False
+    compile: str | None = None
+    freeze: bool = False
+    plain: bool = False
+    tune: bool = False
+
+
+@dataclass(frozen=True)
 class Subject:
     """One row.
 
@@ -38,7 +59,7 @@ class Subject:
     framework: str
     build: str
     about: str
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: SubjectOptions = SubjectOptions()
     peer: bool = False
     needs: tuple[str, ...] = ()
     modes: tuple[str, ...] = ()

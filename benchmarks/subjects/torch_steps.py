@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -12,9 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.subjects.case import SubjectCase
+from benchmarks.subjects.case import NetworkCase
 from benchmarks.subjects.settings import LEARNING_RATE, MOMENTUM, RESULT, WEIGHT_DECAY
+from benchmarks.subjects.subject import SubjectOptions
 from parity.tf32 import products
+
+EAGER = SubjectOptions()
 
 
 def device(name: str) -> torch.device:
@@ -30,7 +32,7 @@ def policy(precision: str, where: str) -> Iterator[None]:
 
 
 def training_step(
-    net: Callable[[Tensor], Tensor], parameters: Any, fused: bool = False
+    net: Callable[[Tensor], Tensor], parameters: Iterable[Tensor], fused: bool = False
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """A step of SGD on the cross-entropy of the logits; gives the loss."""
     optimizer = torch.optim.SGD(parameters, LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, fused=fused)
@@ -46,21 +48,6 @@ def training_step(
     return step
 
 
-@dataclass(frozen=True)
-class TorchOptions:
-    """How a network is run.
-
-    Attributes:
-        channels_last: images and filters in memory as (batch, height, width, channels).
-        compile: options of `torch.compile`; None runs it as it is.
-        freeze: Inductor takes the weights for constants (inference alone).
-    """
-
-    channels_last: bool = False
-    compile: Mapping[str, Any] | None = None
-    freeze: bool = False
-
-
 class TorchRun:
     """A PyTorch network as a subject.
 
@@ -72,10 +59,10 @@ class TorchRun:
 
     def __init__(
         self,
-        case: SubjectCase,
+        case: NetworkCase,
         net: nn.Module,
         read: Callable[[], Mapping[str, np.ndarray]],
-        options: TorchOptions,
+        options: SubjectOptions,
         call: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         setting = case.setting
@@ -96,7 +83,7 @@ class TorchRun:
                 import torch._inductor.config as inductor
 
                 inductor.freezing = True
-            forward = torch.compile(forward, **options.compile)
+            forward = torch.compile(forward, mode=options.compile)
         self.forward = forward
         fused = self.device.type == "cuda" or options.compile is not None
         self.train = training_step(forward, self.net.parameters(), fused) if setting.mode == "training" else None
@@ -108,7 +95,7 @@ class TorchRun:
             with torch.no_grad():
                 return self.forward(self.images[which])
 
-    def policy(self) -> Any:
+    def policy(self) -> AbstractContextManager[None]:
         """Nothing, where PyTorch's own defaults are the policy."""
         if (self.setting.precision, self.setting.device) == ("float32", "cpu"):
             return nullcontext()
@@ -149,15 +136,15 @@ class TorchRun:
     asynchronous = property(lambda self: self.device.type == "cuda")
 
 
-def build(case: SubjectCase, fast: bool = False, **options: Any) -> TorchRun:
-    """This package's PyTorch port; `fast`: with `ports.fast`."""
+def build(case: NetworkCase, options: SubjectOptions = EAGER) -> TorchRun:
+    """Build this package's PyTorch port."""
     import ports
 
     net = ports.create(case.spec, "pytorch", seed=None)
-    if fast:
+    if options.fast:
         ports.fast.use(net)
     ports.weights.write(net, case.weights)
-    return TorchRun(case, net, lambda: ports.weights.read(net), TorchOptions(**options))
+    return TorchRun(case, net, lambda: ports.weights.read(net), options)
 
 
 def ceilings(where: str, precision: str) -> dict[str, float]:
