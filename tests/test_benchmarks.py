@@ -67,7 +67,7 @@ def test_every_subject_is_judged_and_timed(measured: Path) -> None:
             assert 0 < row["gate"]["worst"] <= 1
             assert [(one["start"], one["round"]) for one in row["rounds"]] == [(0, 0), (0, 1)]
             assert results.median(row) > 0
-            assert row["peak_bytes"] > 1e8
+            assert row.get("peak_bytes", 0) > 1e8
             assert (results.host(row) is not None) == (row["framework"] == "jax")
     assert {one["framework"] for one in found["ceilings"]} == {"pytorch", "jax"}
     assert found["machine"]["cores"] == os.cpu_count()
@@ -139,7 +139,9 @@ def test_what_is_quicker_than_it_can_be_is_refused(measured: Path, tmp_path: Pat
 
 def test_one_block_has_no_interval(measured: Path) -> None:
     found = results.load(measured)
-    row, base = ({**row, "rounds": row["rounds"][:1]} for row in found["rows"][:2])
+    row, base = found["rows"][:2]
+    for one in (row, base):
+        del one["rounds"][1:]
     assert re.fullmatch(r"\d+\.\d\d", tables.times(results.ratio(row, base)))
 
 
@@ -183,7 +185,7 @@ def test_a_run_that_is_interrupted_says_so(tmp_path: Path) -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
     found = results.load(out)
-    assert found["ended"] == "the run was interrupted"
+    assert found.get("ended") == "the run was interrupted"
     assert any(line.startswith(f"{tables.started(found)} start") for line in tables.below(found))
 
 
@@ -273,7 +275,7 @@ def test_a_pair_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     }
     assert all(row["gate"]["ok"] for row in rows)
     assert {row["subject"] for row in rows if "options" in row["starts"][0]} == {"own-flax-autotune"}
-    assert {row["subject"] for row in rows if row["cost"]} == {"own-flax", "own-flax-autotune"}
+    assert {row["subject"] for row in rows if row.get("cost")} == {"own-flax", "own-flax-autotune"}
     file.write_text(OWN.format(approximate=True))
     capsys.readouterr()
     assert main([f"{file}:make", *QUICKLY, *only]) == 2
@@ -369,7 +371,7 @@ def test_results_of_another_kind(
     assert said in capsys.readouterr().err
 
 
-def row(ms: list[list[float]]) -> dict[str, Any]:
+def row(ms: list[list[float]]) -> Any:
     return {
         "rounds": [
             {"start": s, "round": r, "ms": value, "steps": 1}

@@ -17,6 +17,7 @@ from benchmarks import gpu
 from benchmarks.measure.measurement import Measurement
 from benchmarks.measure.plan import Limits, RunPlan
 from benchmarks.reporting import results, tables
+from benchmarks.reporting.schema import BlockRow, Results
 from benchmarks.studies import stage_runs
 from benchmarks.studies.gpu_stages import AUTOTUNED, STAGES, pairs, rehearsed
 from benchmarks.subjects.roster import SUBJECTS
@@ -24,7 +25,6 @@ from benchmarks.subjects.settings import Setting
 
 H100, H200 = 85.5e9, 150.8e9  # bytes of their memory, as nvidia-smi tells
 BUILDERS = 14  # of 16 cores
-Answer = dict[str, Any]
 
 
 class Session:
@@ -33,7 +33,7 @@ class Session:
     def __init__(self, folder: Path, memory: float = H100) -> None:
         self.folder, self.memory, self.cache = folder, memory, set[tuple[str, str]]()
 
-    def stage(self, letter: str, faults: dict[str, str] | None = None, **options: Any) -> tuple[Answer, FakeWorld]:
+    def stage(self, letter: str, faults: dict[str, str] | None = None, **options: Any) -> tuple[Results, FakeWorld]:
         """Run a stage; return its results file and the machine."""
         world = self.world(faults, **options)
         stage = STAGES[letter]
@@ -52,7 +52,7 @@ class Session:
         memory = stage_runs.MEMORY * self.memory
         return stage_runs.StagePlace("gpu", "card", self.folder, self.folder, memory, BUILDERS, 16, None, lambda: world)
 
-    def found(self, letter: str) -> Answer:
+    def found(self, letter: str) -> Results:
         return results.load(self.folder / self.place(self.world()).file(letter).name)
 
 
@@ -61,17 +61,23 @@ def session(tmp_path: Path) -> Session:
     return Session(tmp_path)
 
 
-def timed(found: Answer) -> set[tuple[str, str]]:
+def timed(found: Results) -> set[tuple[str, str]]:
     """List the programs that have figures."""
     return {(Setting.of(row["setting"]).name, row["subject"]) for row in found["rows"] if row["rounds"]}
 
 
-def refused(found: Answer) -> dict[str, set[str]]:
+def refused(found: Results) -> dict[str, set[str]]:
     """Return why programs have none, by subject."""
     whys: dict[str, set[str]] = {}
     for row in found["refused"]:
         whys.setdefault(row["subject"], set()).add(row["why"])
     return whys
+
+
+def began(block: BlockRow) -> float:
+    """Return when a block began."""
+    assert "from" in block
+    return block["from"]
 
 
 def wanted(letter: str) -> set[tuple[str, str]]:
@@ -98,8 +104,8 @@ def test_the_first_stage_repeats_every_program(session: Session) -> None:
 
 def test_every_program_is_timed_once_before_any_is_started_again(session: Session) -> None:
     found, world = session.stage("a")
-    first = [min(one["from"] for one in row["rounds"]) for row in found["rows"]]
-    second = [min(one["from"] for one in row["rounds"] if one["start"] == 1) for row in found["rows"]]
+    first = [min(began(one) for one in row["rounds"]) for row in found["rows"]]
+    second = [min(began(one) for one in row["rounds"] if one["start"] == 1) for row in found["rows"]]
     assert max(first) < min(second)
     assert world.most > 3  # they compile side by side
 
@@ -189,7 +195,7 @@ def test_a_command_that_is_killed_leaves_what_it_had(session: Session) -> None:
     with pytest.raises(Killed):
         session.stage("d", begun=begun, killed=begun + 150)
     found = session.found("d")
-    assert found["ended"] == "the run was interrupted"
+    assert found.get("ended") == "the run was interrupted"
     assert len(timed(found)) >= 7
     assert len(tables.tables(found)) >= 2
 
@@ -256,7 +262,7 @@ def test_without_a_device_clock_it_is_said(session: Session) -> None:
 # The fake must see what it is there to see.
 
 
-def machine(tmp_path: Path, builders: int) -> tuple[FakeWorld, Answer]:
+def machine(tmp_path: Path, builders: int) -> tuple[FakeWorld, dict[str, Any]]:
     world = FakeWorld(tmp_path, builders)
     setting = Setting("resnet50", "training", 256, "bfloat16", (224, 224), "gpu")
     return world, setting.asdict()
@@ -300,7 +306,7 @@ def test_a_planner_that_starts_again_too_early_is_seen(session: Session, monkeyp
 # Without limits: a setting after the other.
 
 
-def plain(tmp_path: Path, plan: RunPlan) -> tuple[Answer, FakeWorld]:
+def plain(tmp_path: Path, plan: RunPlan) -> tuple[Results, FakeWorld]:
     world = FakeWorld(tmp_path, max(plan.builders, plan.later_builders), memory=float("inf"))
     return Measurement(plan, tmp_path, None, lambda _: None, world=world).run(), world
 
@@ -337,7 +343,7 @@ def test_a_run_ended_early_where_something_was_left(starts: int, ended: str | No
 def test_a_budget_that_is_over_begins_no_other_setting(tmp_path: Path) -> None:
     found, _ = plain(tmp_path, RunPlan(SMALL, ["pytorch", "nnx"], starts=2, budget=1.0))
     assert {row["setting"]["mode"] for row in found["rows"]} == {"inference"}
-    assert found["ended"] == "after 1 s, in start 1 of 2"
+    assert found.get("ended") == "after 1 s, in start 1 of 2"
 
 
 # The command.

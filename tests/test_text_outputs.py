@@ -116,15 +116,16 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monk
 
 
 def test_plots_are_written_in_the_same_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: Any = {}
     monkeypatch.setattr(charts, "draw", lambda _: {"latency": "<svg/>"})
-    assert [path.read_text() for path in charts.write({}, tmp_path / "plots")] == ["<svg/>"]
+    assert [path.read_text() for path in charts.write(found, tmp_path / "plots")] == ["<svg/>"]
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"--svg .*file: cannot be made: File exists; expected a folder"):
-        charts.write({}, tmp_path / "file")
+        charts.write(found, tmp_path / "file")
     (tmp_path / "plots" / "latency.svg").unlink()
     (tmp_path / "plots" / "latency.svg").mkdir()
     with pytest.raises(UserError, match=r"--svg .*latency\.svg: is a folder"):
-        charts.write({}, tmp_path / "plots")
+        charts.write(found, tmp_path / "plots")
 
 
 @pytest.mark.parametrize("script", ["conversion", "check_cost"])

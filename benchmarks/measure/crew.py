@@ -7,12 +7,13 @@ import re
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from benchmarks.measure.device_memory import DeviceMemory
 from benchmarks.measure.plan import Limits, Program, Rows, RunPlan
 from benchmarks.measure.process import Process, World
 from benchmarks.measure.references import References
+from benchmarks.reporting.schema import StartRow
 from benchmarks.subjects.settings import Setting
 
 OUT_OF_MEMORY = "out of memory"
@@ -188,17 +189,16 @@ class Crew:
             return
         if memory := answer.get("memory"):
             self.memory.told[program.key] = (memory[0], memory[1])
-        row = self.rows.row(program.setting, program.subject)
-        row["gate"] = verdict
+        row = self.rows.add(program.setting, program.subject, verdict)
         answer["first_step_seconds"] = max(0.0, answer["first_step_seconds"] - program.paused)
-        start = {"start": self.start, "start_seconds": lane.start_seconds, **answer}
+        start = cast("StartRow", {"start": self.start, "start_seconds": lane.start_seconds, **answer})
         cold = self.cold(program, start)
         if cold != start and not row["starts"]:
             row["starts"].append({**cold, "cold": True, "start": -1})  # of an earlier run with this folder
         row["starts"].append({**start, "cold": cold == start})
         program.state = "ready"
 
-    def cold(self, program: Program, start: dict[str, Any]) -> dict[str, Any]:
+    def cold(self, program: Program, start: StartRow) -> StartRow:
         """Return the start in which compilers had to compile a program: this one, or what the folder has of another.
 
         The folder has the compilers' caches too, so that each program is compiled once.

@@ -22,6 +22,7 @@ from benchmarks.measure.plan import Program, Rows, RunPlan
 from benchmarks.measure.process import Process, World
 from benchmarks.measure.references import References
 from benchmarks.reporting import results, tables
+from benchmarks.reporting.schema import BlockRow, CeilingRow, Results
 from benchmarks.subjects.roster import SUBJECTS
 from benchmarks.subjects.settings import Setting
 from ports.errors import UserError
@@ -34,9 +35,7 @@ SILENT = 2  # times that a subject may give no answer
 ANOTHER = 20.0  # seconds that starting everything again takes, with compilers' caches
 
 
-def run(
-    plan: RunPlan, folder: Path, out: Path | None, tell: Callable[[str], None], log: Path | None = None
-) -> dict[str, Any]:
+def run(plan: RunPlan, folder: Path, out: Path | None, tell: Callable[[str], None], log: Path | None = None) -> Results:
     """Measure, and return the results; `out` has them after every block, `log` what the processes wrote."""
     return Measurement(plan, folder, out, tell, log).run()
 
@@ -60,7 +59,7 @@ class Measurement:
         self.start, self.passes, self.is_over = 0, Counter[str](), False
         self.silent = Counter[str]()  # how often a subject gave no answer
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Results:
         plan, found = self.plan, self.found
         found["ended"] = INTERRUPTED  # what a file says that is kept before all was measured
         asked = plan.programs()
@@ -199,13 +198,14 @@ class Measurement:
                     timed.remove(program)
                     continue
                 row = self.rows.row(setting, program.subject)
-                block = {"start": self.start, "round": number, "steps": answer["steps"], "ms": answer["ms"]}
+                block: BlockRow = {"start": self.start, "round": number, "steps": answer["steps"], "ms": answer["ms"]}
                 if setting.device == "gpu":
-                    block |= {"from": round(began, 2), "to": round(self.spent(), 2), "events": answer.get("events")}
+                    block["from"], block["to"] = round(began, 2), round(self.spent(), 2)
+                    block["events"] = answer.get("events")
                 row["rounds"].append(block)
                 row["each"] += answer["each"]
                 if number == first and (seen := self.world.gpu()):  # right behind its block: clocks have not dropped
-                    self.found["gpu"].append({"start": self.start, "setting": setting.name, **seen})
+                    self.found.setdefault("gpu", []).append({"start": self.start, "setting": setting.name, **seen})
                 self.save()
         return timed
 
@@ -215,7 +215,9 @@ class Measurement:
             return False
         answer = self.ask(program, "warm", most=self.plan.warm)
         if "error" not in answer:
-            self.rows.row(program.setting, program.subject)["starts"][-1].update(answer)
+            start = self.rows.row(program.setting, program.subject)["starts"][-1]
+            start["warm_steps"], start["calm"] = answer["warm_steps"], answer["calm"]
+            start["host_ms"] = answer["host_ms"]
         return "error" not in answer
 
     def ask(self, program: Program, do: str, **arguments: object) -> dict[str, Any]:
@@ -260,13 +262,17 @@ class Measurement:
                 program = left.pop(0)
                 process = self.crew.lane(program).process
                 if not process.failed:
-                    process.send("release", cost="cost" not in self.rows.rows.get(program.key, {}))
+                    process.send("release", cost="cost" not in self.rows.row(program.setting, program.subject))
                     waiting[process] = program
             answers = self.world.wait([*waiting], until) if waiting else []
             for process, told in answers:
                 program = waiting.pop(process, None)
                 if program is not None and program in timed and "error" not in told:
-                    self.rows.row(program.setting, program.subject).update(told)
+                    row = self.rows.row(program.setting, program.subject)
+                    if "peak_bytes" in told:
+                        row["peak_bytes"] = told["peak_bytes"]
+                    if "cost" in told:
+                        row["cost"] = told["cost"]
             if waiting and not answers:
                 break
         for process in waiting:
@@ -285,8 +291,8 @@ class Measurement:
         if self.is_over or any(one["start"] == self.start for one in self.found["ceilings"]):
             return
         for framework in ("pytorch", "jax"):
-            able = [p for p in programs if SUBJECTS[p.subject].framework == framework]
-            process = next((lane.process for p in able if not (lane := self.crew.lane(p)).process.failed), None)
+            own = [p for p in programs if SUBJECTS[p.subject].framework == framework]
+            process = next((lane.process for p in own if not (lane := self.crew.lane(p)).process.failed), None)
             for precision in dict.fromkeys(setting.precision for setting in self.plan.settings) if process else ():
                 assert process is not None
                 process.send("ceilings", device=self.plan.settings[0].device, precision=precision)
@@ -294,6 +300,13 @@ class Measurement:
                 if not answers:
                     process.stop("measuring the ceilings took too long")
                     break
-                if "error" not in answers[0][1]:
-                    row = {"start": self.start, "framework": framework, "precision": precision, **answers[0][1]}
+                able = answers[0][1]
+                if "error" not in able:
+                    row: CeilingRow = {
+                        "start": self.start,
+                        "framework": framework,
+                        "precision": precision,
+                        "flops": able["flops"],
+                        "bytes": able["bytes"],
+                    }
                     self.found["ceilings"].append(row)

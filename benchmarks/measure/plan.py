@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.measure.clock import MOST
+from benchmarks.reporting.schema import GateRow, RefusedRow, ResultRow
 from benchmarks.subjects.roster import SUBJECTS
 from benchmarks.subjects.settings import Setting
 
@@ -126,35 +127,42 @@ def case_of(setting: Setting, changes: Mapping[str, Any]) -> str:
 class Rows:
     """Measurements by setting and subject, and what was refused."""
 
-    rows: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
-    refused: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    rows: dict[tuple[str, str], ResultRow] = field(default_factory=dict)
+    refused: dict[tuple[str, str], RefusedRow] = field(default_factory=dict)
 
-    def row(self, setting: Setting, subject: str) -> dict[str, Any]:
+    def add(self, setting: Setting, subject: str, gate: GateRow) -> ResultRow:
+        """Return the row of a subject that the gate let pass, which may have been there before."""
         about = SUBJECTS[subject]
-        return self.rows.setdefault(
-            (setting.name, subject),
-            {
-                "setting": setting.asdict(),
-                "subject": subject,
-                "about": about.about,
-                "framework": about.framework,
-                "peer": about.peer,
-                "rounds": [],
-                "each": [],
-                "starts": [],
-            },
-        )
+        row: ResultRow = {
+            "setting": setting.asdict(),
+            "subject": subject,
+            "about": about.about,
+            "framework": about.framework,
+            "peer": about.peer,
+            "rounds": [],
+            "each": [],
+            "starts": [],
+            "gate": gate,
+        }
+        row = self.rows.setdefault((setting.name, subject), row)
+        row["gate"] = gate
+        return row
+
+    def row(self, setting: Setting, subject: str) -> ResultRow:
+        return self.rows[setting.name, subject]
 
     def refuse(self, setting: Setting, subject: str, why: str) -> None:
-        row = {"setting": setting.asdict(), "subject": subject, "why": why}
+        row: RefusedRow = {"setting": setting.asdict(), "subject": subject, "why": why}
         self.refused.setdefault((setting.name, subject), row)
 
     def has_rounds(self, setting: Setting, subject: str) -> bool:
-        return bool(self.rows.get((setting.name, subject), {}).get("rounds"))
+        row = self.rows.get((setting.name, subject))
+        return row is not None and bool(row["rounds"])
 
     def building(self, setting: Setting, subject: str) -> float:
         """Return the seconds that building took so far."""
-        starts = self.rows.get((setting.name, subject), {}).get("starts", ())
+        row = self.rows.get((setting.name, subject))
+        starts = [] if row is None else row["starts"]
         return sum(start["build_seconds"] + start["first_step_seconds"] for start in starts)
 
     def open(self, setting: Setting, subject: str) -> bool:

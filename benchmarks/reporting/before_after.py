@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from benchmarks.reporting import results, tables
+from benchmarks.reporting.schema import ResultRow, Results
 from benchmarks.subjects.settings import Setting
 from ports.errors import UserError
 
@@ -14,7 +12,7 @@ NOTICED = 0.02
 UNSEEN = "no change seen"
 
 
-def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[list[tuple[str, ...]], list[str]]:
+def compare(before: Results, after: Results) -> tuple[list[tuple[str, ...]], list[str]]:
     """Rows (setting, subject, before ms, after ms, times as fast, verdict), and what stands in one file only."""
     old, new = (_rows(found) for found in (before, after))
     lines, moved = [], []
@@ -40,7 +38,7 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[list[t
     return lines, notes
 
 
-def _rows(found: Mapping[str, Any]) -> dict[tuple[Setting, str], results.Row]:
+def _rows(found: Results) -> dict[tuple[Setting, str], ResultRow]:
     return {(s, row["subject"]): row for s in results.settings_of(found) for row in results.rows_of(found, s)}
 
 

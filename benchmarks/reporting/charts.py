@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.reporting import results
-from benchmarks.reporting.results import Row
+from benchmarks.reporting.schema import ResultRow, Results, StartRow
 from benchmarks.subjects import model_cost
 from benchmarks.subjects.settings import Setting
 from parity import terminal
@@ -26,10 +26,8 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
 MARKS = {"pytorch": "o", "jax": "s"}
 
-Found = Mapping[str, Any]
 
-
-def draw(found: Found) -> dict[str, str]:
+def draw(found: Results) -> dict[str, str]:
     """The plots that these results have something for, by name.
 
     Raises:
@@ -52,7 +50,7 @@ def draw(found: Found) -> dict[str, str]:
     return {name: svg for name, svg in made.items() if svg is not None}
 
 
-def write(found: Found, folder: Path) -> list[Path]:
+def write(found: Results, folder: Path) -> list[Path]:
     """Write the plots as files.
 
     Raises:
@@ -88,12 +86,12 @@ def _svg(figure: Figure) -> str:
     return svg[svg.index("<svg") :]
 
 
-def _colours(found: Found) -> dict[str, str]:
+def _colours(found: Results) -> dict[str, str]:
     names = list(dict.fromkeys(row["subject"] for row in found["rows"]))
     return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
 
 
-def _families(found: Found) -> dict[tuple[str, str, str], list[Setting]]:
+def _families(found: Results) -> dict[tuple[str, str, str], list[Setting]]:
     """Settings that differ in their batch alone."""
     families: dict[tuple[str, str, str], list[Setting]] = {}
     for setting in results.settings_of(found):
@@ -102,7 +100,7 @@ def _families(found: Found) -> dict[tuple[str, str, str], list[Setting]]:
     return families
 
 
-def throughput(found: Found) -> str | None:
+def throughput(found: Results) -> str | None:
     """A line a subject over batches; bars where there is one batch."""
     families, colours = _families(found), _colours(found)
     if not families:
@@ -145,7 +143,7 @@ def throughput(found: Found) -> str | None:
     return _svg(figure)
 
 
-def latency(found: Found) -> str | None:
+def latency(found: Results) -> str | None:
     """Single steps that were waited for: median and 99th percentile."""
     chosen = [
         (s, rows) for s in results.settings_of(found) if (rows := [r for r in results.rows_of(found, s) if r["each"]])
@@ -166,7 +164,7 @@ def latency(found: Found) -> str | None:
     return _svg(figure)
 
 
-def roofline(found: Found) -> str | None:
+def roofline(found: Results) -> str | None:
     """FLOP/s that a subject reaches over the FLOP a byte that its network needs, below the device's own ceilings."""
     precisions = [p for p in found["policies"] if results.ceiling(found, p)]
     rows = [row for row in found["rows"] if row["rounds"] and row["setting"]["network"] in NETWORKS]
@@ -210,14 +208,14 @@ def roofline(found: Found) -> str | None:
     return _svg(figure)
 
 
-PARTS: dict[str, Callable[[dict[str, Any]], float]] = {
+PARTS: dict[str, Callable[[StartRow], float]] = {
     "start and import": lambda start: start["start_seconds"],
     "build": lambda start: start["build_seconds"],
     "first step (traces, compiles)": lambda start: start["first_step_seconds"],
 }
 
 
-def time(found: Found) -> str | None:
+def time(found: Results) -> str | None:
     """Where the time to the first step goes, with nothing compiled before."""
     chosen = [
         (s, rows) for s in results.settings_of(found) if (rows := [r for r in results.rows_of(found, s) if _cold(r)])
@@ -252,11 +250,11 @@ def _legend(figure: Figure, axis: Axes) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=7, frameon=False)
 
 
-def _cold(row: Row) -> Sequence[dict[str, Any]]:
+def _cold(row: ResultRow) -> Sequence[StartRow]:
     return [start for start in row["starts"] if start["cold"]]
 
 
-PLOTS: dict[str, Callable[[Found], str | None]] = {
+PLOTS: dict[str, Callable[[Results], str | None]] = {
     "throughput": throughput,
     "latency": latency,
     "roofline": roofline,

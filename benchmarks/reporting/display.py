@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jinja2
 from rich.console import Console
 from rich.table import Table as RichTable
 
 from benchmarks.reporting import charts, tables
+from benchmarks.reporting.schema import Results
 
 HEADINGS = {
     "throughput": "Throughput",
@@ -20,7 +20,7 @@ HEADINGS = {
 }
 
 
-def page(files: Sequence[tuple[str, dict[str, Any]]]) -> str:
+def page(files: Sequence[tuple[str, Results]]) -> str:
     """One page of one or more results, each with its title."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
@@ -40,7 +40,7 @@ def page(files: Sequence[tuple[str, dict[str, Any]]]) -> str:
     return environment.get_template("report.html").render(files=shown, headings=HEADINGS)
 
 
-def show(found: dict[str, Any], console: Console) -> None:
+def show(found: Results, console: Console) -> None:
     """The tables in a terminal."""
     for one in tables.tables(found):
         shown = RichTable(*one.head[:1], title=str(one.setting), box=None, pad_edge=False, title_justify="left")

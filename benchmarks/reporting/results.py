@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
+from benchmarks.reporting.schema import KIND, SCHEMA, ResultRow, Results
 from benchmarks.subjects.settings import PRECISIONS, Setting
 from benchmarks.subjects.subject import FAST, SWEPT
 from parity.terminal import write
 from ports.errors import UserError
 
-SCHEMA, KIND = 1, "speed"
 DRAWS = 2000  # of the bootstrap
 
-Row = dict[str, Any]
 
-
-def fresh(machine: dict[str, Any], settings: Sequence[Setting], plan: dict[str, Any]) -> dict[str, Any]:
+def fresh(machine: dict[str, Any], settings: Sequence[Setting], plan: dict[str, Any]) -> Results:
     """Return the results of a run that has measured nothing yet."""
     return {
         "schema": SCHEMA,
@@ -43,13 +41,13 @@ def fresh(machine: dict[str, Any], settings: Sequence[Setting], plan: dict[str, 
     }
 
 
-def save(found: Mapping[str, Any], path: Path) -> None:
-    """The file appears whole or not at all."""
+def save(found: Results, path: Path) -> None:
+    """Write a file that appears whole or not at all."""
     write("--out", path, json.dumps(found, indent=1) + "\n")
 
 
-def load(path: Path) -> dict[str, Any]:
-    """A results file.
+def load(path: Path) -> Results:
+    """Read a results file.
 
     Raises:
         UserError: no such file, none of this kind, or of another schema.
@@ -64,21 +62,21 @@ def load(path: Path) -> dict[str, Any]:
         raise UserError(f"results {path}: got another kind of file, expected one of `python -m benchmarks --out`")
     if found.get("schema") != SCHEMA:
         raise UserError(f"results {path}: got schema {found.get('schema')!r}, expected {SCHEMA}; measure again")
-    return found
+    return cast("Results", found)
 
 
-def settings_of(found: Mapping[str, Any]) -> list[Setting]:
+def settings_of(found: Results) -> list[Setting]:
     """In the order of the file."""
     return list(dict.fromkeys(Setting.of(row["setting"]) for row in (*found["rows"], *found["refused"])))
 
 
-def rows_of(found: Mapping[str, Any], setting: Setting) -> list[Row]:
+def rows_of(found: Results, setting: Setting) -> list[ResultRow]:
     """Its rows that have measurements, the fastest first."""
     rows = [row for row in found["rows"] if Setting.of(row["setting"]) == setting and row["rounds"]]
     return sorted(rows, key=median)
 
 
-def blocks(row: Row) -> list[list[float]]:
+def blocks(row: ResultRow) -> list[list[float]]:
     """Milliseconds a step of every block, by start."""
     by_start: dict[int, list[float]] = {}
     for one in row["rounds"]:
@@ -86,27 +84,27 @@ def blocks(row: Row) -> list[list[float]]:
     return [by_start[start] for start in sorted(by_start)]
 
 
-def median(row: Row) -> float:
+def median(row: ResultRow) -> float:
     """Milliseconds a step: the median of all blocks."""
     return statistics.median(ms for start in blocks(row) for ms in start)
 
 
-def quartiles(row: Row) -> tuple[float, float]:
+def quartiles(row: ResultRow) -> tuple[float, float]:
     low, high = np.percentile([ms for start in blocks(row) for ms in start], [25, 75])
     return float(low), float(high)
 
 
-def p99(row: Row) -> float | None:
+def p99(row: ResultRow) -> float | None:
     """The 99th percentile of single steps, where each was waited for."""
     return float(np.percentile(row["each"], 99)) if row["each"] else None
 
 
-def throughput(row: Row) -> float:
+def throughput(row: ResultRow) -> float:
     """Images a second."""
     return row["setting"]["batch"] / median(row) * 1e3
 
 
-def ratio(row: Row, base: Row, seed: int = 0) -> tuple[float, float, float]:
+def ratio(row: ResultRow, base: ResultRow, seed: int = 0) -> tuple[float, float, float]:
     """How many times faster `row` is than `base`, and the bootstrap's 95 % interval.
 
     Starts are drawn, and within a start its rounds: blocks of one process are more alike than those of two. Where both
@@ -122,17 +120,17 @@ def ratio(row: Row, base: Row, seed: int = 0) -> tuple[float, float, float]:
     return _interval(other / mine, _medians(theirs, drawn) / _medians(ours, drawn))
 
 
-def across(row: Row, base: Row, seed: int = 0) -> tuple[float, float, float]:
+def across(row: ResultRow, base: ResultRow, seed: int = 0) -> tuple[float, float, float]:
     """`ratio` of rows of two runs: nothing is paired."""
     return _unpaired(row, base, np.random.default_rng(seed))
 
 
-def _unpaired(row: Row, base: Row, rng: np.random.Generator) -> tuple[float, float, float]:
+def _unpaired(row: ResultRow, base: ResultRow, rng: np.random.Generator) -> tuple[float, float, float]:
     a, b = (_medians(starts, _drawn(rng, starts)) for starts in (blocks(row), blocks(base)))
     return _interval(median(base) / median(row), b / a)
 
 
-def _table(row: Row) -> dict[int, dict[int, float]]:
+def _table(row: ResultRow) -> dict[int, dict[int, float]]:
     table: dict[int, dict[int, float]] = {}
     for one in row["rounds"]:
         table.setdefault(one["start"], {})[one["round"]] = one["ms"]
@@ -162,13 +160,13 @@ def _interval(value: float, drawn: np.ndarray) -> tuple[float, float, float]:
     return value, float(low), float(high)
 
 
-def ceiling(found: Mapping[str, Any], precision: str) -> dict[str, float] | None:
+def ceiling(found: Results, precision: str) -> dict[str, float] | None:
     """The device's own: the most that either framework reached in this run, FLOP/s and bytes/s."""
     seen = [one for one in found["ceilings"] if one["precision"] == precision]
     return {what: max(one[what] for one in seen) for what in ("flops", "bytes")} if seen else None
 
 
-def first_step(row: Row, cold: bool = True) -> float | None:
+def first_step(row: ResultRow, cold: bool = True) -> float | None:
     """Seconds from starting the process to the end of the first step; `cold`: with nothing compiled before."""
     seconds = [
         s["start_seconds"] + s["build_seconds"] + s["first_step_seconds"] for s in row["starts"] if s["cold"] == cold
@@ -176,13 +174,13 @@ def first_step(row: Row, cold: bool = True) -> float | None:
     return statistics.median(seconds) if seconds else None
 
 
-def host(row: Row) -> float | None:
+def host(row: ResultRow) -> float | None:
     """Milliseconds of the host's part of a step."""
-    times = [start["host_ms"] for start in row["starts"] if start.get("host_ms") is not None]
+    times = [ms for start in row["starts"] if (ms := start.get("host_ms")) is not None]
     return statistics.median(times) if times else None
 
 
-def best(rows: Sequence[Row], framework: str, peer: bool | None = None, fast: bool = False) -> Row | None:
+def best(rows: Sequence[ResultRow], framework: str, peer: bool | None = None, fast: bool = False) -> ResultRow | None:
     """Return the fastest of a framework, of those that ran as everybody's process does: no flag of a sweep.
 
     Args:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.reporting import results
-from benchmarks.reporting.results import Row
+from benchmarks.reporting.schema import ResultRow, Results
 from benchmarks.subjects import model_cost
 from benchmarks.subjects.settings import Setting
 from ports import families
@@ -34,7 +34,7 @@ class Table:
 class Context:
     """What a column may look at."""
 
-    base: Row | None
+    base: ResultRow | None
     ceiling: dict[str, float] | None
     setting: Setting
 
@@ -49,28 +49,28 @@ def times(value: tuple[float, float, float]) -> str:
     return f"{value[0]:.2f} [{value[1]:.2f}, {value[2]:.2f}]" if value[1] < value[2] else f"{value[0]:.2f}"
 
 
-def _ms(row: Row, _: Context) -> str:
+def _ms(row: ResultRow, _: Context) -> str:
     low, high = results.quartiles(row)
     return f"{number(results.median(row))} ({number(low)}–{number(high)})"
 
 
-def _p99(row: Row, _: Context) -> str:
+def _p99(row: ResultRow, _: Context) -> str:
     value = results.p99(row)
     return "" if value is None else number(value)
 
 
-def _ratio(row: Row, context: Context) -> str:
+def _ratio(row: ResultRow, context: Context) -> str:
     if context.base is None:
         return ""
     return "1" if row is context.base else times(results.ratio(row, context.base))
 
 
-def _bound(row: Row, context: Context) -> str:
+def _bound(row: ResultRow, context: Context) -> str:
     part = roofline(row, context)
     return "" if part is None else f"{100 * part:.0f} %"
 
 
-def roofline(row: Row, context: Context) -> float | None:
+def roofline(row: ResultRow, context: Context) -> float | None:
     """The part of what the device's own ceilings would allow that a subject reaches."""
     if context.ceiling is None or context.setting.network not in NETWORKS:
         return None
@@ -78,29 +78,30 @@ def roofline(row: Row, context: Context) -> float | None:
     return least * 1e3 / results.median(row)
 
 
-def _seconds(cold: bool) -> Callable[[Row, Context], str]:
-    def text(row: Row, _: Context) -> str:
+def _seconds(cold: bool) -> Callable[[ResultRow, Context], str]:
+    def text(row: ResultRow, _: Context) -> str:
         value = results.first_step(row, cold)
         return "" if value is None else f"{value:.1f}"
 
     return text
 
 
-def _host(row: Row, _: Context) -> str:
+def _host(row: ResultRow, _: Context) -> str:
     value = results.host(row)
     return "" if value is None else f"{value:.2g}"
 
 
-def _memory(row: Row, _: Context) -> str:
-    return f"{row['peak_bytes'] / 1e9:.2f}" if row.get("peak_bytes") else ""
+def _memory(row: ResultRow, _: Context) -> str:
+    peak = row.get("peak_bytes")
+    return f"{peak / 1e9:.2f}" if peak else ""
 
 
-def _flops(row: Row, _: Context) -> str:
+def _flops(row: ResultRow, _: Context) -> str:
     told = row.get("cost", {}).get("flops")
     return f"{told / 1e9:.3g}" if told else ""
 
 
-COLUMNS: dict[str, Callable[[Row, Context], str]] = {
+COLUMNS: dict[str, Callable[[ResultRow, Context], str]] = {
     "subject": lambda row, _: row["subject"],
     "parity, of its bound": lambda row, _: f"{row['gate']['worst']:.2g}",
     "images/s": lambda row, _: f"{results.throughput(row):.4g}" if row["setting"]["batch"] else "",
@@ -116,13 +117,13 @@ COLUMNS: dict[str, Callable[[Row, Context], str]] = {
 }
 
 
-def context(found: Mapping[str, Any], setting: Setting) -> Context:
+def context(found: Results, setting: Setting) -> Context:
     rows = results.rows_of(found, setting)
     base = next((row for name in BASES for row in rows if row["subject"] == name), None)
     return Context(base, results.ceiling(found, setting.precision), setting)
 
 
-def table(found: Mapping[str, Any], setting: Setting) -> Table:
+def table(found: Results, setting: Setting) -> Table:
     """The fastest first; columns that no row fills are left out."""
     rows, about = results.rows_of(found, setting), context(found, setting)
     cells = [[text(row, about) for text in COLUMNS.values()] for row in rows]
@@ -131,7 +132,7 @@ def table(found: Mapping[str, Any], setting: Setting) -> Table:
     return Table(setting, head, [[line[i] for i in kept] for line in cells], notes(found, setting, rows))
 
 
-def tables(found: Mapping[str, Any]) -> list[Table]:
+def tables(found: Results) -> list[Table]:
     return [table(found, setting) for setting in results.settings_of(found)]
 
 
@@ -146,7 +147,7 @@ COMPARISONS: tuple[tuple[str, dict[str, Any], str, dict[str, Any]], ...] = (
 )
 
 
-def notes(found: Mapping[str, Any], setting: Setting, rows: Sequence[Row]) -> list[str]:
+def notes(found: Results, setting: Setting, rows: Sequence[ResultRow]) -> list[str]:
     """The comparisons that people look for, and what was refused."""
     lines = []
     for ours, which, theirs, other in COMPARISONS:
@@ -171,12 +172,12 @@ def notes(found: Mapping[str, Any], setting: Setting, rows: Sequence[Row]) -> li
     return lines
 
 
-def _apart(row: Row) -> float:
+def _apart(row: ResultRow) -> float:
     times = [ms for start in results.blocks(row) for ms in start]
     return max(times) / min(times)
 
 
-def below(found: Mapping[str, Any]) -> list[str]:
+def below(found: Results) -> list[str]:
     """What is said of the whole run."""
     machine, plan = found["machine"], found["plan"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
@@ -215,12 +216,12 @@ def below(found: Mapping[str, Any]) -> list[str]:
             "this run was. Such figures can be wrong by any factor; measure again on an idle machine."
         )
     lines += [*_gpu(found), *_clocks(found)]
-    if found.get("ended"):
-        lines.append(f"Ended early: {found['ended']}.")
+    if ended := found.get("ended"):
+        lines.append(f"Ended early: {ended}.")
     return lines
 
 
-def _gpu(found: Mapping[str, Any]) -> list[str]:
+def _gpu(found: Results) -> list[str]:
     """Say what the GPU's clocks, power and temperature were right behind the blocks."""
     seen = found.get("gpu", ())
     ranges = {
@@ -241,14 +242,15 @@ def _range(texts: Iterable[str]) -> str:
     return f"{min(values):g} to {max(values):g}" if values else ""
 
 
-def _clocks(found: Mapping[str, Any]) -> list[str]:
+def _clocks(found: Results) -> list[str]:
     """Say by how much the GPU's clock and the host's differ, and who had no such clock."""
-    both = [(one["ms"], one["events"]) for row in found["rows"] for one in row["rounds"] if one.get("events")]
+    blocks = [one for row in found["rows"] for one in row["rounds"]]
+    both = [(one["ms"], events) for one in blocks if (events := one.get("events"))]
     lines = []
     if both:
         apart = max(abs(events / ms - 1) for ms, events in both)
         lines.append(f"The GPU's event timers and the host's clock differ by at most {100 * apart:.2g} % of a block.")
-    whys = {start["no_events"] for row in found["rows"] for start in row["starts"] if start.get("no_events")}
+    whys = {why for row in found["rows"] for start in row["starts"] if (why := start.get("no_events"))}
     return lines + [f"Some blocks have the host's clock alone: {why}." for why in sorted(whys)]
 
 
@@ -256,7 +258,7 @@ def _counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def started(found: Mapping[str, Any]) -> int:
+def started(found: Results) -> int:
     """Starts that there were: fewer than planned where a run ended early."""
     return 1 + max((one["start"] for row in found["rows"] for one in row["rounds"]), default=-1)
 
