@@ -93,7 +93,7 @@ class TimedBlock:
 def block(
     run: BuiltSubject, steps: int, first: int = 0, single: bool = False, timer: DeviceClock | None = None
 ) -> TimedBlock:
-    """Times so many steps.
+    """Time so many steps.
 
     Args:
         first: the input set of the first.
@@ -104,19 +104,23 @@ def block(
         ClockError: the time is not that of the work.
     """
     programs = run.programs()
+    # All results are kept until the end: reading one within the block would make the clock wait for it.
     results, each = [], []
     if timer is not None:
         timer.begin()
     begin = time.perf_counter()
     for i in range(steps):
         at = time.perf_counter() if single else 0.0
+        # Input sets take turns: repeating the last answer is not enough.
         results.append(run.step((first + i) % SETS))
         if single:
             run.wait(results[-1])
             each.append(time.perf_counter() - at)
+    # A device works in order, so that the last result is there after all others.
     run.wait(results[-1])
     seconds = time.perf_counter() - begin
     elapsed = agreed(timer, seconds, steps) if timer is not None else None
+    # Results that are there are read at once. What is late here was not done when the clock stopped.
     begin = time.perf_counter()
     values = [run.numbers(result) for result in results]
     late = time.perf_counter() - begin
@@ -125,8 +129,10 @@ def block(
             f"{steps} steps were said to be done after {seconds * 1e3:.1f} ms, their results came {late * 1e3:.1f} ms "
             "later: it returns before its work is done"
         )
+    # A compilation takes longer than thousands of steps; its block says nothing about them.
     if compiled := run.programs() - programs:
         raise ClockError(f"it compiled {compiled} program{'s' if compiled > 1 else ''} while it was timed")
+    # Arithmetic on NaN or inf may take another time than that on numbers.
     if not all(np.isfinite(array).all() for value in values for array in value.values()):
         raise ClockError("its results are not finite any more")
     return TimedBlock(steps, seconds, each, elapsed)
@@ -144,6 +150,7 @@ def agreed(timer: DeviceClock, seconds: float, steps: int) -> float:
             f"{steps} steps were said to be done after {seconds * 1e3:.1f} ms, the device worked {late * 1e3:.1f} ms "
             "longer: it returns before its work is done"
         )
+    # The device's clock also ran while it was late; without that, both clocks saw the same block.
     if abs(elapsed - late - seconds) > max(APART * seconds, LEAST_APART):
         raise ClockError(
             f"the host's clock saw {seconds * 1e3:.2f} ms, the device's {(elapsed - late) * 1e3:.2f} ms: they disagree"
@@ -159,7 +166,9 @@ def again(
     times: int = TRIES,
     timer: DeviceClock | None = None,
 ) -> tuple[TimedBlock, int]:
-    """A block, and how many were thrown away before it: another program's turn on the processor looks like lateness.
+    """Time a block, and return it with the number of blocks that were thrown away before it.
+
+    Another program's turn on the processor looks like lateness.
 
     Raises:
         ClockError: so many times in a row.
@@ -174,7 +183,7 @@ def again(
 
 
 def warm(run: BuiltSubject, seconds: float = WARM, most: int = MOST) -> tuple[int, bool, float]:
-    """Runs until three blocks agree: the number of steps that it took, whether they do, and seconds a step.
+    """Run until three blocks agree; return the steps that it took, whether they agree, and seconds a step.
 
     Raises:
         ClockError: as `again`.
@@ -183,8 +192,10 @@ def warm(run: BuiltSubject, seconds: float = WARM, most: int = MOST) -> tuple[in
     done, steps = 0, 1
     for _ in range(most):
         found, thrown = again(run, steps, done)
+        # Blocks that were thrown away have warmed it, too; the next block goes on with the following input set.
         done += (thrown + 1) * steps
         times.append(found.seconds / steps)
+        # The first steps are slow, so that each block is sized by the one before.
         steps = count(times[-1], seconds)
         if len(times) >= 3 and max(times[-3:]) <= (1 + CALM) * min(times[-3:]):
             break
@@ -193,12 +204,12 @@ def warm(run: BuiltSubject, seconds: float = WARM, most: int = MOST) -> tuple[in
 
 
 def count(step: float, seconds: float) -> int:
-    """Steps that fill this time; one at least."""
+    """Return how many steps fill this time; one at least."""
     return max(1, min(10_000, round(seconds / max(step, 1e-7))))
 
 
 def host(run: BuiltSubject, steps: int = 9, most: float = 0.3) -> float:
-    """Milliseconds until the call of a step returns: the host's own part, where the rest is not waited for.
+    """Return the milliseconds until the call of a step returns: the host's own part.
 
     Args:
         most: seconds after which three steps are enough.
@@ -210,5 +221,6 @@ def host(run: BuiltSubject, steps: int = 9, most: float = 0.3) -> float:
         begin = time.perf_counter()
         result = run.step(i % SETS)
         times.append(time.perf_counter() - begin)
+        # Otherwise calls queue up, and a full queue makes the host wait for the device within the call.
         run.wait(result)
     return statistics.median(times) * 1e3

@@ -68,10 +68,13 @@ class Crew:
 
     def begin(self) -> None:
         """Start, build and compute what there is room for."""
+        # Without limits a process stays for all settings of its subject. Where no waiting program can use any of them,
+        # they make room for the next group.
         if self.plan.limits is None and not self.active():
             waiting = [p.subject for p in self.programs if p.state == "waiting"]
-            if not any(subject in self.lanes for subject in waiting):  # the next group of processes
+            if not any(subject in self.lanes for subject in waiting):
                 self.close([*self.lanes])
+        # A program without a reference could never be judged.
         for case, why in self.references.failed.items():
             for program in self.programs:
                 if program.case == case and program.state in ("waiting", "started"):
@@ -91,12 +94,14 @@ class Crew:
     def may_start(self, program: Program) -> bool:
         """Return whether a process may be started for a program, or be given it."""
         limits, active = self.plan.limits, self.active()
+        # What is ready only waits for its turn; everything else uses a core.
         unbuilt = sum(p.state != "ready" for p in active)
         if limits is not None:  # some more than build at a time: importing needs little
             return unbuilt < self.builders + max(1, self.builders // 2)
         lane = self.lanes.get(program.subject)
         if unbuilt >= self.builders or (lane.program if lane else len(self.lanes) >= self.plan.alive):
             return False
+        # Nothing computes beside what is timed: references first, and one setting at a time.
         return self.references.process is None and all(p.setting == program.setting for p in active)
 
     def may_build(self, program: Program) -> bool:
@@ -105,6 +110,7 @@ class Crew:
         if program.case not in self.references.ready or building >= self.builders:
             return False
         using = [p for p in self.programs if p.uses_memory]
+        # A program that ran out of memory beside others gets the whole device, and nobody joins it there.
         if program.alone or any(p.alone for p in using):
             return not using and not self.references.is_busy
         most, _ = self.memory.need(program)
@@ -190,6 +196,7 @@ class Crew:
         if memory := answer.get("memory"):
             self.memory.told[program.key] = (memory[0], memory[1])
         row = self.rows.add(program.setting, program.subject, verdict)
+        # The process cannot see that it was paused while another program was timed.
         answer["first_step_seconds"] = max(0.0, answer["first_step_seconds"] - program.paused)
         start = cast("StartRow", {"start": self.start, "start_seconds": lane.start_seconds, **answer})
         cold = self.cold(program, start)
@@ -235,11 +242,13 @@ class Crew:
 
     def due(self) -> Setting | None:
         """Return the setting to time now: nothing of it compiles, or nothing can compile before it is timed."""
+        # The programs of a setting are timed in turn. So it waits for those that still compile, until patience ends.
         fresh = [p for p in self.programs if p.compiles and self.has_patience(p)]
         is_busy = bool(fresh) or self.references.is_busy
         for setting in dict.fromkeys(p.setting for p in self.programs if p.state == "ready"):
             ours = [p for p in self.programs if p.setting == setting]
             open_ones = [p for p in ours if p.state in ("waiting", "started")]
+            # Those that have not begun are waited for only while something runs that will give them a core or memory.
             waits = is_busy and any(not self.is_blocked(p) for p in open_ones)
             if not waits and not any(p in fresh for p in ours):
                 return setting
@@ -267,6 +276,7 @@ class Crew:
 
     def compile_until(self, limits: Limits) -> float:
         """Return when compiling ends, so that the rest of the time suffices to time what is ready."""
+        # At least three fifths of the time are for compiling: otherwise a slow compiler's programs are never timed.
         left = self.timing([p for p in self.programs if p.state in ("building", "ready")])
         return self.begun + limits.total - min(left, 0.4 * limits.total)
 
@@ -301,6 +311,7 @@ class Crew:
         if not self.rows.has_rounds(program.setting, program.subject):
             before = f"{OUT_OF_MEMORY} beside others; alone: " if program.alone else ""
             self.rows.refuse(program.setting, program.subject, before + why)
+        # Its lane may already work on another setting of the subject, which must go on.
         lane = self.lanes.get(self.key(program))
         if lane is not None and lane.program is program:
             del self.lanes[self.key(program)]

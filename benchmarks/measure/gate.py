@@ -39,9 +39,11 @@ def judge(
     """Compare a subject's numbers with those expected; distances are relative L2."""
     worst = GateVerdict(True, -1.0, "", 0.0, 0.0)
     for name, value in expected.items():
+        # A result that is missing, or that should be zero throughout, cannot be compared: it is infinitely far off.
         size = norm(value)
         far = distance(found[name], value) / size if name in found and size else float("inf")
         bound = bounds[name]
+        # Some results are exact in every working precision; then nothing but the same number is right.
         times = far / bound if bound else (0.0 if far == 0 else float("inf"))
         # Written so that NaN, which no comparison finds larger, counts as the worst.
         if not times <= worst.worst:
@@ -51,6 +53,7 @@ def judge(
 
 def parameter_change(after: Mapping[str, np.ndarray], before: Mapping[str, np.ndarray]) -> Numbers:
     """Return how much the parameters have changed, as one vector."""
+    # The forward pass changes the statistics, not the optimizer.
     names = [name for name in before if not name.endswith(STATISTICS)]
     moved = [(after[name].astype(np.float64) - before[name]).ravel() for name in names]
     return {"parameters' change": np.concatenate(moved)}

@@ -300,13 +300,13 @@ class Measurement:
                 if not answers:
                     process.stop("measuring the ceilings took too long")
                     break
-                able = answers[0][1]
-                if "error" not in able:
+                reached = answers[0][1]
+                if "error" not in reached:
                     row: CeilingRow = {
                         "start": self.start,
                         "framework": framework,
                         "precision": precision,
-                        "flops": able["flops"],
-                        "bytes": able["bytes"],
+                        "flops": reached["flops"],
+                        "bytes": reached["bytes"],
                     }
                     self.found["ceilings"].append(row)

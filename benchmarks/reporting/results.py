@@ -66,18 +66,18 @@ def load(path: Path) -> Results:
 
 
 def settings_of(found: Results) -> list[Setting]:
-    """In the order of the file."""
+    """List the settings, in the order of the file."""
     return list(dict.fromkeys(Setting.of(row["setting"]) for row in (*found["rows"], *found["refused"])))
 
 
 def rows_of(found: Results, setting: Setting) -> list[ResultRow]:
-    """Its rows that have measurements, the fastest first."""
+    """List the rows of a setting that have measurements, the fastest first."""
     rows = [row for row in found["rows"] if Setting.of(row["setting"]) == setting and row["rounds"]]
     return sorted(rows, key=median)
 
 
 def blocks(row: ResultRow) -> list[list[float]]:
-    """Milliseconds a step of every block, by start."""
+    """Return the milliseconds a step of every block, by start."""
     by_start: dict[int, list[float]] = {}
     for one in row["rounds"]:
         by_start.setdefault(one["start"], []).append(one["ms"])
@@ -85,7 +85,7 @@ def blocks(row: ResultRow) -> list[list[float]]:
 
 
 def median(row: ResultRow) -> float:
-    """Milliseconds a step: the median of all blocks."""
+    """Return the milliseconds a step: the median of all blocks."""
     return statistics.median(ms for start in blocks(row) for ms in start)
 
 
@@ -95,33 +95,35 @@ def quartiles(row: ResultRow) -> tuple[float, float]:
 
 
 def p99(row: ResultRow) -> float | None:
-    """The 99th percentile of single steps, where each was waited for."""
+    """Return the 99th percentile of single steps, where each was waited for."""
     return float(np.percentile(row["each"], 99)) if row["each"] else None
 
 
 def throughput(row: ResultRow) -> float:
-    """Images a second."""
+    """Return the images a second."""
     return row["setting"]["batch"] / median(row) * 1e3
 
 
 def ratio(row: ResultRow, base: ResultRow, seed: int = 0) -> tuple[float, float, float]:
-    """How many times faster `row` is than `base`, and the bootstrap's 95 % interval.
+    """Return how many times faster `row` is than `base`, and the bootstrap's 95 % interval.
 
     Starts are drawn, and within a start its rounds: blocks of one process are more alike than those of two. Where both
     rows are of one run, the ratio and a draw take the same starts and rounds of both, for they were timed in turn.
     """
     rng, a, b = np.random.default_rng(seed), _table(row), _table(base)
+    # A run that was stopped has rounds of one subject that the other lacks: only what both have is a pair.
     shared = {start: rounds for start in a if start in b and (rounds := sorted(set(a[start]) & set(b[start])))}
     if not shared:
         return _unpaired(row, base, rng)
     ours, theirs = ([[table[start][number] for number in shared[start]] for start in shared] for table in (a, b))
+    # The same draws for both: a slow moment of the machine is in both medians, and cancels in their ratio.
     drawn = _drawn(rng, ours)
     mine, other = (statistics.median(ms for start in starts for ms in start) for starts in (ours, theirs))
     return _interval(other / mine, _medians(theirs, drawn) / _medians(ours, drawn))
 
 
 def across(row: ResultRow, base: ResultRow, seed: int = 0) -> tuple[float, float, float]:
-    """`ratio` of rows of two runs: nothing is paired."""
+    """Return the `ratio` of rows of two runs: nothing is paired."""
     return _unpaired(row, base, np.random.default_rng(seed))
 
 
@@ -138,8 +140,12 @@ def _table(row: ResultRow) -> dict[int, dict[int, float]]:
 
 
 def _drawn(rng: np.random.Generator, starts: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray]:
-    """Draws of starts, and of as many rounds as there are in each: (draw, start) and (draw, start, round), -1: none."""
+    """Draw starts, and in each as many rounds as it has: (draw, start) and (draw, start, round).
+
+    Starts may have different numbers of rounds; -1 fills up the shorter ones.
+    """
     lengths = np.array([len(rounds) for rounds in starts])
+    # All draws at once, in arrays: one by one they take seconds for every figure of a table.
     chosen = rng.integers(0, len(starts), (DRAWS, len(starts)))
     length = lengths[chosen][:, :, None]
     rounds = (rng.random((DRAWS, len(starts), lengths.max())) * length).astype(int)
@@ -147,9 +153,10 @@ def _drawn(rng: np.random.Generator, starts: Sequence[Sequence[float]]) -> tuple
 
 
 def _medians(starts: Sequence[Sequence[float]], drawn: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """Of every draw the median of its blocks."""
+    """Return the median of the blocks of every draw."""
     chosen, rounds = drawn
-    table = np.full((len(starts), rounds.shape[2] + 1), np.nan)  # its last column is "none"
+    # The last column stays NaN: index -1 points there, and `nanmedian` leaves it out.
+    table = np.full((len(starts), rounds.shape[2] + 1), np.nan)
     for at, values in enumerate(starts):
         table[at, : len(values)] = values
     return np.nanmedian(table[chosen[:, :, None], rounds].reshape(DRAWS, -1), axis=1)
@@ -161,13 +168,17 @@ def _interval(value: float, drawn: np.ndarray) -> tuple[float, float, float]:
 
 
 def ceiling(found: Results, precision: str) -> dict[str, float] | None:
-    """The device's own: the most that either framework reached in this run, FLOP/s and bytes/s."""
+    """Return the most that either framework reached in this run: FLOP/s and bytes/s."""
     seen = [one for one in found["ceilings"] if one["precision"] == precision]
     return {what: max(one[what] for one in seen) for what in ("flops", "bytes")} if seen else None
 
 
 def first_step(row: ResultRow, cold: bool = True) -> float | None:
-    """Seconds from starting the process to the end of the first step; `cold`: with nothing compiled before."""
+    """Return the seconds from starting the process to the end of the first step.
+
+    Args:
+        cold: with nothing compiled before; else with compilers' caches.
+    """
     seconds = [
         s["start_seconds"] + s["build_seconds"] + s["first_step_seconds"] for s in row["starts"] if s["cold"] == cold
     ]
@@ -175,7 +186,7 @@ def first_step(row: ResultRow, cold: bool = True) -> float | None:
 
 
 def host(row: ResultRow) -> float | None:
-    """Milliseconds of the host's part of a step."""
+    """Return the milliseconds of the host's part of a step."""
     times = [ms for start in row["starts"] if (ms := start.get("host_ms")) is not None]
     return statistics.median(times) if times else None
 
