@@ -10,15 +10,18 @@ import difflib
 import os
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from benchmarks import results
-from benchmarks.settings import OWN, numbers, settings
-from benchmarks.subjects import SUBJECTS
+from benchmarks.measure.plan import RunPlan
+from benchmarks.options import options_of, positive
+from benchmarks.reporting import results
+from benchmarks.subjects.roster import SUBJECTS
+from benchmarks.subjects.settings import OWN, Setting, SettingGrid, numbers
 from parity.reports import terminal
 from ports.errors import UserError
 
@@ -26,9 +29,25 @@ measure = typer.Typer(add_completion=False, rich_markup_mode=None)
 stored = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
 WIDTH = 220  # of a table that goes into a file
 
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured where no option says it, and with which plan."""
+
+    network: str = "resnet50"
+    batch: str | None = None  # else by the device
+    size: str | None = None
+    starts: int = 5
+    rounds: int = 5
+    seconds: float = 1.0
+    budget: float | None = None
+    builders: int = RunPlan.builders
+    warm: int = RunPlan.warm
+
+
+USUAL = Effort()
 # --quick: small images and batches, for a look at a new machine.
-QUICK: dict[str, Any] = {"batch": "4", "size": "96", "rounds": 1, "seconds": 0.25, "budget": 270}
-BRIEF: dict[str, Any] = {"builders": 2, "warm": 4}  # of its plan
+QUICK = Effort("resnet18", "4", "96", rounds=1, seconds=0.25, budget=270, builders=2, warm=4)
 
 Networks = Annotated[
     list[str] | None,
@@ -61,68 +80,131 @@ Files = Annotated[list[Path], typer.Argument(metavar="RESULTS...")]
 Svg = Annotated[Path | None, typer.Option(metavar="DIR", help="Write the plots as SVG there.")]
 
 
+@dataclass(frozen=True)
+class SpeedOptions:
+    """The options of `python -m benchmarks`."""
+
+    networks: Networks = None
+    mode: Mode = "inference,training"
+    batch: Batch = None
+    precision: Precision = "float32"
+    size: Size = None
+    device: Device = None
+    only: Only = None
+    peers: Peers = False
+    flags: Flags = False
+    starts: Starts = None
+    rounds: Rounds = None
+    seconds: Seconds = None
+    budget: Budget = None
+    out: Out = None
+    html: Html = None
+    log: Log = None
+    quick: Quick = False
+
+    def __post_init__(self) -> None:
+        for name in ("starts", "rounds", "seconds", "budget"):
+            positive(f"--{name}", getattr(self, name))
+
+    @property
+    def effort(self) -> Effort:
+        return QUICK if self.quick else USUAL
+
+    def settings(self, device: str) -> list[Setting]:
+        """List what is timed, on this device.
+
+        Raises:
+            UserError: an option of it is unknown, or does not go with another.
+        """
+        effort, networks = self.effort, self.networks or [self.effort.network]
+        own = [name for name in networks if OWN in name]
+        if own and (self.batch or self.size or self.precision != "float32"):
+            raise UserError(
+                f"{own[0]}: got --batch, --image-size or --precision, expected none: its own inputs are timed"
+            )
+        # A GPU has time for whole images, and some peers take those of 225 pixels alone.
+        size = self.size or (effort.size if device == "cpu" and not self.peers else None)
+        batch = self.batch or effort.batch or ("1,32,256" if device == "gpu" else "1,8")
+        return SettingGrid(
+            networks,
+            _words(self.mode),
+            numbers("--batch", batch),
+            _words(self.precision),
+            device,
+            terminal.size(size),
+            odd=self.peers,
+        ).settings()
+
+    def subjects(self) -> list[str]:
+        """List who is timed.
+
+        Raises:
+            UserError: there is no such subject.
+        """
+        if self.only is None:
+            asked = {"peer": self.peers, "swept": self.flags}
+            left = {name for name, row in SUBJECTS.items() if any(getattr(row, k) and not asked[k] for k in asked)}
+            return [
+                name
+                for name, row in SUBJECTS.items()
+                if name not in left and (row.quick or row.swept or not self.quick)
+            ]
+        only = _words(self.only)
+        if unknown := [name for name in only if name not in SUBJECTS]:
+            known = [name for name, row in SUBJECTS.items() if not row.swept]
+            near = difflib.get_close_matches(unknown[0], SUBJECTS, n=1)
+            meant = f" (did you mean {near[0]!r}?)" if near else ""
+            raise UserError(f"--subjects: got {unknown[0]!r}{meant}, expected some of {', '.join(known)}")
+        return only
+
+    def plan(self, device: str) -> RunPlan:
+        """Return what a run does.
+
+        Raises:
+            UserError: nobody of these subjects suits one of these settings.
+        """
+        settings, subjects, effort = self.settings(device), self.subjects(), self.effort
+        if not any(SUBJECTS[subject].suits(s.network, s.mode, s.device) for subject in subjects for s in settings):
+            raise UserError(
+                f"--subjects: got {', '.join(subjects)}, none of which is for {settings[0]} on the {device}"
+            )
+        return RunPlan(
+            settings,
+            subjects,
+            self.starts or effort.starts,
+            self.rounds or effort.rounds,
+            self.seconds or effort.seconds,
+            alive=_alive(device),
+            builders=effort.builders,
+            warm=effort.warm,
+            budget=self.budget or effort.budget,
+        )
+
+
 @measure.command(epilog="Stored results: python -m benchmarks report RESULTS..., python -m benchmarks compare A B")
-def run(
-    networks: Networks = None,
-    mode: Mode = "inference,training",
-    batch: Batch = None,
-    precision: Precision = "float32",
-    size: Size = None,
-    device: Device = None,
-    only: Only = None,
-    peers: Peers = False,
-    flags: Flags = False,
-    starts: Starts = None,
-    rounds: Rounds = None,
-    seconds: Seconds = None,
-    budget: Budget = None,
-    out: Out = None,
-    html: Html = None,
-    log: Log = None,
-    quick: Quick = False,
-) -> int:
+@options_of(SpeedOptions)
+def run(options: SpeedOptions) -> int:
     """Time the ports of networks in the frameworks, each proved equal before it is timed."""
-    from benchmarks.run import Plan
-    from benchmarks.run import run as measured
+    from benchmarks.measure.measurement import run as measured
+    from benchmarks.reporting import display
     from parity.reports.progress import progress
 
-    where = device or _device()
-    if where != "cpu":
+    device = options.device or _device()
+    if device != "cpu":
         from parity.running import device as devices
 
-        devices.require(where, None, ())
-    networks = networks or (["resnet18"] if quick else ["resnet50"])
-    batches = numbers("--batch", batch or (QUICK["batch"] if quick else "1,32,256" if where == "gpu" else "1,8"))
-    image = terminal.size(size or (QUICK["size"] if quick and where == "cpu" and not peers else None))
-    chosen = settings(networks, _words(mode), batches, _words(precision), image, where, odd=peers)
-    subjects = _subjects(_words(only) if only else None, peers, flags, quick)
-    if not any(SUBJECTS[subject].suits(s.network, s.mode, s.device) for subject in subjects for s in chosen):
-        raise UserError(f"--subjects: got {', '.join(subjects)}, none of which is for {chosen[0]} on the {where}")
-    own = [name for name in networks if OWN in name]
-    if own and (batch or size or precision != "float32"):
-        raise UserError(f"{own[0]}: got --batch, --image-size or --precision, expected none: its own inputs are timed")
-    for option, file in (("--out", out), ("--html", html), ("--log", log)):
+        devices.require(device, None, ())
+    plan = options.plan(device)
+    for option, file in (("--out", options.out), ("--html", options.html), ("--log", options.log)):
         terminal.writable(option, file, again=option == "--log")
-    if log is not None:
-        terminal.write("--log", log, "")
-    plan = Plan(
-        chosen,
-        subjects,
-        _counted("--starts", starts, 5),
-        _counted("--rounds", rounds, QUICK["rounds"] if quick else 5),
-        _counted("--seconds", seconds, QUICK["seconds"] if quick else 1.0),
-        alive=_alive(where),
-        budget=_counted("--budget", budget, QUICK["budget"] if quick else None),
-        **(BRIEF if quick else {}),
-    )
+    if options.log is not None:
+        terminal.write("--log", options.log, "")
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder, progress("benchmarks") as tell:
-        found = measured(plan, Path(folder), out, tell, log)
-    from benchmarks import report
-
-    report.show(found, terminal.console(WIDTH))
-    if html is not None:
-        terminal.write("--html", html, report.page([(html.stem, found)]))
-    if found["refused"] and log is None:
+        found = measured(plan, Path(folder), options.out, tell, options.log)
+    display.show(found, terminal.console(WIDTH))
+    if options.html is not None:
+        terminal.write("--html", options.html, display.page([(options.html.stem, found)]))
+    if found["refused"] and options.log is None:
         print("benchmarks: something was not timed; --log FILE keeps what the processes wrote", file=sys.stderr)
     return int(bool(found["refused"]))
 
@@ -130,15 +212,15 @@ def run(
 @stored.command("report")
 def report_command(files: Files, html: Html = None, svg: Svg = None) -> int:
     """Tables and plots from stored results."""
-    from benchmarks import charts, report
+    from benchmarks.reporting import charts, display
 
     found = [(file.stem, results.load(file)) for file in files]
     for title, one in found:
         if len(found) > 1:
             print(title)
-        report.show(one, terminal.console(WIDTH))
+        display.show(one, terminal.console(WIDTH))
     if html is not None:
-        terminal.write("--html", html, report.page(found))
+        terminal.write("--html", html, display.page(found))
     if svg is not None:
         for title, one in found:
             charts.write(one, svg / title if len(found) > 1 else svg)
@@ -148,7 +230,7 @@ def report_command(files: Files, html: Html = None, svg: Svg = None) -> int:
 @stored.command("compare")
 def compare_command(before: Path, after: Path) -> int:
     """What got faster or slower from one results file to another, with its interval."""
-    from benchmarks.compare import compare
+    from benchmarks.reporting.before_after import compare
 
     lines, notes = compare(results.load(before), results.load(after))
     table = Table("setting", "subject", box=None, pad_edge=False)
@@ -167,27 +249,6 @@ def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def _counted(option: str, value: float | None, default: float | None) -> Any:
-    if value is None:
-        return default
-    if value <= 0:
-        raise UserError(f"{option}: got {value}, expected more than 0")
-    return value
-
-
-def _subjects(only: list[str] | None, peers: bool, flags: bool, quick: bool) -> list[str]:
-    if only is not None:
-        if unknown := [name for name in only if name not in SUBJECTS]:
-            known = [name for name, row in SUBJECTS.items() if not row.swept]
-            near = difflib.get_close_matches(unknown[0], SUBJECTS, n=1)
-            meant = f" (did you mean {near[0]!r}?)" if near else ""
-            raise UserError(f"--subjects: got {unknown[0]!r}{meant}, expected some of {', '.join(known)}")
-        return only
-    asked = {"peer": peers, "swept": flags}
-    extra = {name for name, row in SUBJECTS.items() if any(getattr(row, kind) and not asked[kind] for kind in asked)}
-    return [name for name, row in SUBJECTS.items() if name not in extra and (row.quick or row.swept or not quick)]
-
-
 def _device() -> str:
     """The GPU where both frameworks see one."""
     from parity.running.device import jax_gpu, torch_gpu
@@ -204,7 +265,7 @@ def _alive(device: str) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the command; a user's mistake is one line on stderr and exit code 2."""
+    """Run the command; a user's mistake is one line on stderr and exit code 2."""
     app = stored if arguments[:1] in (["report"], ["compare"]) else measure
     return terminal.run(app, "benchmarks", arguments, "python -m benchmarks")
 

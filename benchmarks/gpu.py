@@ -4,205 +4,75 @@
     python3 -m benchmarks.gpu --stage c,d
     python3 -m benchmarks.gpu --rehearsal        # all stages on the CPU, with small networks
 
-`stages.py` has the stages. Each writes files of its own, after every block that was timed: a command that is killed
-leaves what it had. Compilers' caches and references stay in a folder for the next stage. Exit 0: every stage gave
-figures; 1: one gave none; 2: the question could not be put.
+`studies/gpu_stages.py` lists the stages. Each writes files of its own, after every block that was timed: a command that
+is killed leaves what it had. Compilers' caches and references stay in a folder for the next stage. Exit 0: every stage
+gave figures; 1: one gave none; 2: the question could not be put.
 """
 
 from __future__ import annotations
 
-import datetime
-import hashlib
-import json
 import os
-import re
-import shutil
 import sys
 import tempfile
-import time
-import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import psutil
 import typer
 
-from benchmarks import machine, report
-from benchmarks.plan import Limits, Plan
-from benchmarks.process import ROOT, World, environment
-from benchmarks.run import Measurement
-from benchmarks.stages import DEFAULT, SMALL, STAGES, Stage, pairs, rehearsed
-from benchmarks.subjects import SUBJECTS
-from benchmarks.together import Command, Ended, together
+from benchmarks.machine import description
+from benchmarks.machine.checkout import ROOT
+from benchmarks.options import options_of, positive
+from benchmarks.studies import stage_runs
+from benchmarks.studies.gpu_stages import DEFAULT, STAGES, rehearsed
 from parity.reports import terminal
-from parity.reports.progress import progress
 from ports.errors import UserError
 
-MEMORY = 0.92  # part of the GPU's memory that programs may share; drivers and fragments take the rest
-HOST = 3e9  # bytes of the machine's memory for each program that compiles
 RESULTS = Path("benchmarks", "results")
 REHEARSALS = Path("build", "rehearsal")
-LEAST = 40.0  # seconds in which a stage may give something
-WIDTH = 220  # of the tables
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where stages run and what they may use."""
+class GpuOptions:
+    """The options of `python -m benchmarks.gpu`."""
 
-    device: str
-    name: str
-    out: Path
-    cache: Path
-    memory: float | None
-    builders: int
-    cores: int
-    compilers: Path | None = None  # folder of what compilers keep; by default `cache`
-    world: Callable[[], World] | None = None  # instead of the real one, for a test
+    stage: Annotated[str | None, typer.Option(help="Letters of stages, with commas. By default a,b.")] = None
+    out: Annotated[Path | None, typer.Option(help="Folder of the results.", show_default=str(RESULTS))] = None
+    minutes: Annotated[float | None, typer.Option(help="Time for all stages together.")] = None
+    cache: Annotated[Path | None, typer.Option(help="Folder of compilers' caches and references.")] = None
+    builders: Annotated[int | None, typer.Option(help="Programs that compile at a time.")] = None
+    rehearsal: Annotated[bool, typer.Option("--rehearsal", help="All stages on the CPU, with small networks.")] = False
+    ahead: Annotated[str | None, typer.Option(help="Only compile this subject of the stage.")] = None
 
-    def file(self, stage: str, ending: str = "json") -> Path:
-        day = datetime.datetime.now(datetime.UTC).date().isoformat()
-        return self.out / f"{self.name}-{stage}-{day}.{ending}"
+    def __post_init__(self) -> None:
+        positive("--minutes", self.minutes)
+        if self.builders is not None and self.builders < 1:
+            raise UserError(f"--builders: got {self.builders}, expected 1 or more")
 
 
 @app.command(epilog="Stages: " + "; ".join(f"{letter}: {stage.about}" for letter, stage in STAGES.items()))
-def gpu(
-    stage: Annotated[str | None, typer.Option(help="Letters of stages, with commas. By default a,b.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the results.", show_default=str(RESULTS))] = None,
-    minutes: Annotated[float | None, typer.Option(help="Time for all stages together.")] = None,
-    cache: Annotated[Path | None, typer.Option(help="Folder of compilers' caches and references.")] = None,
-    builders: Annotated[int | None, typer.Option(help="Programs that compile at a time.")] = None,
-    rehearsal: Annotated[bool, typer.Option("--rehearsal", help="All stages on the CPU, with small networks.")] = False,
-    ahead: Annotated[str | None, typer.Option(help="Only compile this subject of the stage.")] = None,
-) -> int:
+@options_of(GpuOptions)
+def gpu(options: GpuOptions) -> int:
     """Check and time everything on an NVIDIA GPU, stage by stage."""
-    letters = _letters(stage, rehearsal)
-    if minutes is not None and minutes <= 0:
-        raise UserError(f"--minutes: got {minutes:g}, expected more than 0")
-    if builders is not None and builders < 1:
-        raise UserError(f"--builders: got {builders}, expected 1 or more")
-    card = None if rehearsal else machine.gpu()
+    rehearsal = options.rehearsal
+    letters = _letters(options.stage, rehearsal)
+    card = None if rehearsal else description.gpu()
     if card is None and not rehearsal:
         raise UserError(
             "got a machine without an NVIDIA GPU (nvidia-smi finds none), expected one; --rehearsal runs on the CPU"
         )
-    out = out or ROOT / (REHEARSALS if rehearsal else RESULTS)
+    out = options.out or ROOT / (REHEARSALS if rehearsal else RESULTS)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out}: cannot be made: {error.strerror}") from None
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder:
-        place = _place(card, out, cache or (Path(folder) if rehearsal else _home()), builders)
+        cache = options.cache or (Path(folder) if rehearsal else _home())
+        place = stage_runs.place_on(card, out, cache, options.builders)
         stages = {letter: rehearsed(letter, STAGES[letter]) if rehearsal else STAGES[letter] for letter in letters}
-        return run(stages, place, minutes, ahead)
-
-
-def run(stages: dict[str, Stage], place: Place, minutes: float | None = None, ahead: str | None = None) -> int:
-    """Run stages one after the other; return the exit code."""
-    begun, empty = time.monotonic(), []
-    for letter, stage in stages.items():
-        left = float("inf") if minutes is None else 60 * minutes - (time.monotonic() - begun)
-        if left < LEAST:
-            print(f"stage {letter}: left out, for its time is over", flush=True)
-            empty.append(letter)
-            continue
-        seconds, at = min(stage.seconds, left), time.monotonic()
-        said = f" (rehearsed with {SMALL})" if place.device == "cpu" else ""
-        print(f"stage {letter}: {stage.about}{said}; within {seconds:.0f} s", flush=True)
-        try:
-            measure = checks if stage.checks else timing
-            figures = timing(letter, stage, place, seconds, ahead) if ahead else measure(letter, stage, place, seconds)
-        except UserError as error:
-            terminal.complain("benchmarks.gpu", error)
-            figures = 0
-        except Exception:  # the next stage may still give its figures
-            traceback.print_exc()
-            figures = 0
-        if not figures:
-            empty.append(letter)
-        print(f"stage {letter}: {figures} figures in {time.monotonic() - at:.0f} s", flush=True)
-    if empty:
-        print(f"benchmarks.gpu: no figures of stage {', '.join(empty)}; see above why", file=sys.stderr)
-    return int(bool(empty))
-
-
-def timing(letter: str, stage: Stage, place: Place, seconds: float, ahead: str | None = None) -> int:
-    """Time the groups of a stage; return how many rows have figures.
-
-    Args:
-        ahead: only compile this subject, so that the stage finds it in the cache.
-    """
-    programs = [pair for pair in pairs(stage.groups, place.device) if ahead in (None, pair[1])]
-    file, log = place.file(f"{letter}-ahead" if ahead else letter), place.file(letter, "log")
-    plan = Plan(
-        [*dict.fromkeys(setting for setting, _ in programs)],
-        [*dict.fromkeys(subject for _, subject in programs)],
-        starts=1 if ahead else stage.starts,
-        rounds=0 if ahead else 3,
-        seconds=0.3 if place.device == "gpu" else 0.1,
-        builders=place.builders,
-        later_builders=place.builders,
-        warm=5,
-        pairs=programs,
-        limits=Limits(seconds, seconds if ahead else stage.build, memory=place.memory),
-    )
-    # Inductor compiles each program in several processes: as many as the cores hold of those that compile at a time.
-    compiled = sum(SUBJECTS[subject].options.get("compile") is not None for _, subject in programs)
-    threads = max(1, 2 * place.cores // max(1, min(place.builders, compiled)))
-    with progress("benchmarks.gpu") as tell:
-        world = (
-            place.world()
-            if place.world is not None
-            else World(place.cache, place.device, log, threads, place.compilers)
-        )
-        found = Measurement(plan, place.cache, None if ahead else file, tell, log, world).run()
-    if ahead:
-        return sum(bool(row["starts"]) for row in found["rows"])
-    report.show(found, terminal.console(WIDTH))
-    print(f"{file}\n{log}: what the processes wrote", flush=True)
-    return sum(bool(row["rounds"]) for row in found["rows"])
-
-
-def checks(letter: str, stage: Stage, place: Place, seconds: float) -> int:
-    """Run the checks of a stage side by side; return how many came to a verdict.
-
-    A results file and a log have those of all; the file is written anew whenever a check has ended.
-    """
-    folder = place.cache / "checks"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    commands, results = [], {check.name: folder / f"{check.name}.json" for check in stage.checks}
-    for check in stage.checks:
-        arguments = ["-m", "parity", "check", *check.arguments, "--json", str(results[check.name])]
-        commands.append(Command(check.name, arguments, folder / f"{check.name}.log"))
-    for other, subject in stage.ahead:
-        arguments = ["-m", "benchmarks.gpu", "--stage", other, "--ahead", subject, "--out", str(folder)]
-        arguments += ["--cache", str(place.cache.parent), "--minutes", f"{seconds / 60:.2f}"]
-        arguments += ["--rehearsal"] if place.device == "cpu" else []
-        commands.append(Command(f"compiling {subject}", arguments, folder / f"{subject}.log", is_later=True))
-    found: dict[str, Any] = {"schema": 1, "kind": "checks", "machine": machine.described(), "checks": {}}
-    file, log = place.file(letter), place.file(letter, "log")
-    terminal.write("--out", log, "")
-
-    def tell(ended: Ended) -> None:
-        text = ended.command.log.read_text(errors="replace")
-        with log.open("a") as every:
-            every.write(f"{ended}\n{text}\n")
-        if (result := results.get(ended.command.name)) is not None:
-            told = json.loads(result.read_text()) if result.exists() else None
-            found["checks"][ended.command.name] = {"code": ended.code, "seconds": ended.seconds, "result": told}
-            terminal.write("--out", file, json.dumps(found, indent=1) + "\n")
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        said = next((line for line in reversed(lines) if "parity in" in line), lines[-1] if lines else "")
-        print(f"{ended}; {said[-300:]}", flush=True)
-
-    ends = together(commands, seconds, environment(place.compilers or place.cache, place.device), tell)
-    print(f"{file}\n{log}: what the checks printed", flush=True)
-    return sum(ended.code in (0, 1) and ended.command.name in results for ended in ends)
+        return stage_runs.run(stages, place, options.minutes, options.ahead)
 
 
 def _letters(stage: str | None, rehearsal: bool) -> list[str]:
@@ -212,39 +82,13 @@ def _letters(stage: str | None, rehearsal: bool) -> list[str]:
     return [*dict.fromkeys(given)]
 
 
-def _place(card: dict[str, str] | None, out: Path, root: Path, builders: int | None) -> Place:
-    cores = os.cpu_count() or 1
-    fitting = int(psutil.virtual_memory().available / HOST)
-    # Some virtual machines have more memory than they tell at first.
-    count = builders or max(1, min(cores - 2, max(cores // 2, fitting)) if card else min(cores, fitting))
-    name = re.sub(r"[^a-z0-9]+", "-", card["name"].lower()).strip("-") if card else "rehearsal"
-    total = re.match(r"\d+", card["memory.total"]) if card else None
-    memory = MEMORY * int(total[0]) * 2**20 if total else None
-    cache = root / _code(card)
-    for folder in (cache, root / "compilers"):
-        folder.mkdir(parents=True, exist_ok=True)
-    return Place("gpu" if card else "cpu", name, out, cache, memory, count, cores, root / "compilers")
-
-
 def _home() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ports-benchmarks"
 
 
-def _code(card: Any) -> str:
-    """Return the name of the folder of references: for these networks, packages and this GPU.
-
-    What compilers keep is beside it. They look at the program themselves, so that it stays when the code changes.
-    """
-    code = hashlib.sha256(repr((machine.described()["versions"], card and card["name"])).encode())
-    own = [ROOT / "benchmarks" / f"{name}.py" for name in ("gate", "settings", "torch_steps")]
-    for file in sorted([*own, *(ROOT / "ports").rglob("*.py"), *(ROOT / "parity").rglob("*.py")]):
-        code.update(file.read_bytes())
-    return code.hexdigest()[:16]
-
-
 def main(arguments: list[str]) -> int:
     """Run the command; a user's mistake is one line on stderr and exit code 2."""
-    return terminal.run(app, "benchmarks.gpu", arguments, "python -m benchmarks.gpu")
+    return terminal.run(app, stage_runs.NAME, arguments, "python -m benchmarks.gpu")
 
 
 if __name__ == "__main__":

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gate, sizes
-from benchmarks.plan import case_of
-from benchmarks.process import Process, World
-from benchmarks.settings import Setting
-from benchmarks.subjects import SUBJECTS
+from benchmarks.measure import expected
+from benchmarks.measure.plan import case_of
+from benchmarks.measure.process import Process, World
+from benchmarks.subjects import memory_estimates
+from benchmarks.subjects.roster import SUBJECTS
+from benchmarks.subjects.settings import Setting
 
 XLA, INDUCTOR, AUTOTUNE = 45.0, 60.0, 180.0  # seconds of compiling
 START, CACHED, EAGER = (
@@ -35,8 +36,8 @@ def compiling(subject: str) -> float:
     row = SUBJECTS[subject]
     if row.framework == "jax":
         return XLA
-    options = row.options.get("compile")
-    return EAGER if options is None else AUTOTUNE if options.get("mode") == "max-autotune" else INDUCTOR
+    options = row.options.compile
+    return EAGER if options is None else AUTOTUNE if options == "max-autotune" else INDUCTOR
 
 
 @dataclass(eq=False)
@@ -135,12 +136,12 @@ class FakeWorld(World):
 
     def _reference(self, process: FakeProcess, setting: Setting, changes: dict[str, Any]) -> None:
         others = sum(one.taken for one in self.processes if one is not process)
-        exact = gate.exact_file(setting, changes, self.folder)
-        process.taken = sizes.reference(setting, 4 if exact.exists() else 8)
+        exact = expected.exact_file(setting, changes, self.folder)
+        process.taken = memory_estimates.reference(setting, 4 if exact.exists() else 8)
         assert others + process.taken <= self.memory, "the reference would not fit"
-        place = gate.place_of(setting, changes, self.folder)
+        place = expected.place_of(setting, changes, self.folder)
         place.mkdir(parents=True)
-        (place / gate.BOUNDS).touch()
+        (place / expected.BOUNDS).touch()
         exact.touch()
         seconds = max(0.0, self.imported - self.time) + REFERENCE
         self.computed += 1
@@ -161,7 +162,7 @@ class FakeWorld(World):
         assert self.most <= self.builders
         key, fault = (process.setting.name, process.subject), self.faults.get(process.subject)
         seconds = CACHED if key in self.cache else self.seconds(process.subject)
-        process.taken = self.factor * sizes.need(process.setting)
+        process.taken = self.factor * memory_estimates.need(process.setting)
         others = [one for one in self.processes if one is not process]
         if fault == "hang":
             return
@@ -171,7 +172,7 @@ class FakeWorld(World):
             process.later(seconds, error="out of memory")
         else:
             self.cache.add(key)
-            at_rest = self.factor * sizes.rest(process.setting, SUBJECTS[process.subject])
+            at_rest = self.factor * memory_estimates.rest(process.setting, SUBJECTS[process.subject])
             told = {"build_seconds": 0.0, "import_seconds": START}
             gate = {"ok": True, "worst": 0.5, "text": "", "tensor": "logits", "distance": 0.0, "bound": 1.0}
             process.later(seconds, gate=gate, memory=[process.taken, at_rest], **told)

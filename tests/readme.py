@@ -1,4 +1,4 @@
-"""README's tables, made from what `parity check`, `make score` and `benchmarks.check_cost` wrote with `--json`.
+"""README's tables, made from what `parity check`, `make score` and `benchmarks.studies.check_cost` wrote with `--json`.
 
 python tests/readme.py     writes the tables into README.md
 """
@@ -15,10 +15,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import results as speeds  # noqa: E402
-from benchmarks import tables  # noqa: E402
-from benchmarks.subject import SWEPT  # noqa: E402
-from benchmarks.subjects import SUBJECTS  # noqa: E402
+from benchmarks.reporting import results as speeds  # noqa: E402
+from benchmarks.reporting import tables  # noqa: E402
+from benchmarks.reporting.schema import ResultRow  # noqa: E402
+from benchmarks.reporting.schema import Results as SpeedResults  # noqa: E402
+from benchmarks.subjects.roster import SUBJECTS  # noqa: E402
+from benchmarks.subjects.subject import SWEPT  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 Results = dict[str, Any]
@@ -115,12 +117,12 @@ def _extra(size: int) -> str:
     return f"{size / 1e6:.0f} MB"
 
 
-def beneath(results: Results) -> list[str]:
+def beneath(results: SpeedResults) -> list[str]:
     """Under a table of speeds: what was measured, where and when."""
     return ["", *tables.below(results), f"Commit `{results['machine']['commit'][:10]}`."]
 
 
-def speed(results: Results) -> list[str]:
+def speed(results: SpeedResults) -> list[str]:
     """A row a subject, a column a setting: images a second, and how many times as fast as eager PyTorch."""
     settings = speeds.settings_of(results)
     measured = {setting: {row["subject"]: row for row in speeds.rows_of(results, setting)} for setting in settings}
@@ -167,7 +169,7 @@ AUTOTUNE = (
 )
 
 
-def means(results: Results, pairs: Sequence[tuple[str, str]] = MEANS) -> list[str]:
+def means(results: SpeedResults, pairs: Sequence[tuple[str, str]] = MEANS) -> list[str]:
     """A row a setting and pair: how many times as fast, and the host's part of a step."""
     lines: list[tuple[object, ...]] = [("setting", "subject", "beside", "times as fast", "host ms", "beside it")]
     for setting in speeds.settings_of(results):
@@ -180,11 +182,11 @@ def means(results: Results, pairs: Sequence[tuple[str, str]] = MEANS) -> list[st
     return rows(*lines)
 
 
-def autotune(results: Results) -> list[str]:
+def autotune(results: SpeedResults) -> list[str]:
     return [*means(results, AUTOTUNE), *beneath(results)]
 
 
-def flags(results: Results) -> list[str]:
+def flags(results: SpeedResults) -> list[str]:
     """A row a variable of the process, a column a setting: how many times as fast a subject is with it."""
     settings = speeds.settings_of(results)
     measured = {setting: {row["subject"]: row for row in speeds.rows_of(results, setting)} for setting in settings}
@@ -208,13 +210,13 @@ def flags(results: Results) -> list[str]:
     return [*rows(*lines), *beneath(results)]
 
 
-def _latency(row: Results) -> str:
+def _latency(row: ResultRow) -> str:
     late = speeds.p99(row)
     return f"{tables.number(speeds.median(row))} ms" + (f", p99 {tables.number(late)} ms" if late else "")
 
 
 # By the name of the place in README: the file, and what is made of it.
-TABLES: dict[str, tuple[str, Callable[[Results], list[str]]]] = {
+TABLES: dict[str, tuple[str, Callable[[Any], list[str]]]] = {
     "parity": ("parity-cpu.json", parity),
     "score": ("score-cpu.json", score),
     "cost": ("check-cost-cpu.json", cost),

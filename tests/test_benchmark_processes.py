@@ -13,11 +13,13 @@ import numpy as np
 import psutil
 import pytest
 
-from benchmarks import clock, events, gpu
-from benchmarks.plan import Limits
-from benchmarks.process import Process, World
-from benchmarks.stages import Group, Stage
-from benchmarks.together import Command, Ended, together
+from benchmarks.machine import cuda_events
+from benchmarks.measure import clock
+from benchmarks.measure.plan import Limits
+from benchmarks.measure.process import Process, World
+from benchmarks.studies import stage_runs
+from benchmarks.studies.gpu_stages import GpuStage, Group
+from benchmarks.studies.side_by_side import Command, Ended, together
 
 # A process that answers every line with its own number of steps, and has a child that sleeps.
 PARENT = """
@@ -74,7 +76,7 @@ def test_a_paused_process_ends_with_the_one_that_started_it(tmp_path: Path) -> N
     """A run that is killed while it times something leaves no process behind, paused or not."""
     text = f"""
 import pathlib, sys
-from benchmarks.process import World
+from benchmarks.measure.process import World
 world = World(pathlib.Path({str(tmp_path)!r}), "cpu", pathlib.Path({str(tmp_path / "log")!r}))
 process = world.launch("pytorch")
 world.wait([process], None)
@@ -148,7 +150,7 @@ def test_the_devices_clock_agrees_with_the_hosts(monkeypatch: pytest.MonkeyPatch
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
-    timer, why = events.timer(Driver())
+    timer, why = cuda_events.timer(Driver())
     assert why is None
     found = clock.block(Sleeper(), 10, timer=timer)
     assert found.ms == pytest.approx(5)
@@ -169,7 +171,7 @@ def test_a_block_is_refused_where_the_device_says_otherwise(
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
-    timer, _ = events.timer(driver)
+    timer, _ = cuda_events.timer(driver)
     with pytest.raises(clock.ClockError, match=said):
         clock.block(Sleeper(), 10, timer=timer)
 
@@ -177,14 +179,14 @@ def test_a_block_is_refused_where_the_device_says_otherwise(
 def test_a_driver_that_does_not_know_a_field_still_tells_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from benchmarks import machine
+    from benchmarks.machine import description
 
     tool = tmp_path / "nvidia-smi"
     refuses = "case \"$1\" in *throttle*) echo 'Field is not valid'; exit 2;; esac"
     tool.write_text(f"#!/bin/sh\n{refuses}\necho 'NVIDIA H100, 580.1, 81559 MiB'\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    assert machine.gpu() == {"name": "NVIDIA H100", "driver_version": "580.1", "memory.total": "81559 MiB"}
+    assert description.gpu() == {"name": "NVIDIA H100", "driver_version": "580.1", "memory.total": "81559 MiB"}
 
 
 @pytest.mark.parametrize(
@@ -202,11 +204,11 @@ def test_inductor_shares_the_cores_with_what_inductor_compiles(
         worlds.append(arguments[-1])
         raise Stopped
 
-    monkeypatch.setattr(gpu, "Measurement", measurement)
-    stage = Stage("small", (Group(("resnet50",), ("training",), (256,), subjects),))
-    place = gpu.Place("gpu", "card", tmp_path, tmp_path, 8e10, 14, 16, tmp_path / "kept")
+    monkeypatch.setattr(stage_runs, "Measurement", measurement)
+    stage = GpuStage("small", (Group(("resnet50",), ("training",), (256,), subjects),))
+    place = stage_runs.StagePlace("gpu", "card", tmp_path, tmp_path, 8e10, 14, 16, tmp_path / "kept")
     with pytest.raises(Stopped):
-        gpu.timing("a", stage, place, 10.0)
+        stage_runs.timing("a", stage, place, 10.0)
     compiled = sum(subject != "nnx" for subject in subjects)
     assert worlds[0].threads == {"TORCHINDUCTOR_COMPILE_THREADS": str(32 // max(1, compiled))}
     assert worlds[0].compilers == tmp_path / "kept"
@@ -215,7 +217,7 @@ def test_inductor_shares_the_cores_with_what_inductor_compiles(
 def test_a_program_that_would_run_on_the_cpu_is_no_gpu_program() -> None:
     import jax
 
-    from benchmarks.worker import require_gpu
+    from benchmarks.measure.worker import require_gpu
     from ports.errors import UserError
 
     if jax.default_backend() == "gpu":
@@ -225,10 +227,10 @@ def test_a_program_that_would_run_on_the_cpu_is_no_gpu_program() -> None:
 
 
 def test_without_a_driver_there_is_no_timer_and_a_reason() -> None:
-    assert events.timer(Driver(fails="cuInit")) == (None, "cuInit of CUDA's driver gave the error 999")
+    assert cuda_events.timer(Driver(fails="cuInit")) == (None, "cuInit of CUDA's driver gave the error 999")
     if Path("/dev/nvidia0").exists():
         pytest.skip("there is a driver")
-    assert events.timer() == (None, "CUDA's driver library is not there (libcuda.so.1 or nvcuda.dll)")
+    assert cuda_events.timer() == (None, "CUDA's driver library is not there (libcuda.so.1 or nvcuda.dll)")
 
 
 def test_commands_side_by_side_end_or_are_stopped(tmp_path: Path) -> None:
@@ -247,7 +249,7 @@ def test_commands_side_by_side_end_or_are_stopped(tmp_path: Path) -> None:
 
 
 def test_a_command_that_does_not_want_to_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.together.GRACE", 0.1)
+    monkeypatch.setattr("benchmarks.studies.side_by_side.GRACE", 0.1)
     mark = tmp_path / "started"
     deaf = "import pathlib, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
     text = f"{deaf}; pathlib.Path({str(mark)!r}).touch(); time.sleep(1000)"
@@ -261,18 +263,20 @@ def test_a_stage_on_this_machine_from_end_to_end(
 ) -> None:
     """Real processes, that compile side by side and are paused while others are timed."""
     monkeypatch.setenv("BENCHMARKS_TRIES", "100")
-    monkeypatch.setattr(gpu, "Limits", functools.partial(Limits, patience=1000, answer=1000))  # however busy it is
+    monkeypatch.setattr(
+        stage_runs, "Limits", functools.partial(Limits, patience=1000, answer=1000)
+    )  # however busy it is
     subjects = {2: ("nnx",), 3: ("pytorch-channels-last",)}
     groups = tuple(
         Group(("cifar_resnet20",), ("inference",), (batch,), some, "float32", (16, 16))
         for batch, some in subjects.items()
     )
-    stage = Stage("small", groups, starts=1, build=1000.0)
-    place = gpu.Place("cpu", "card", tmp_path, tmp_path, None, 2, 2)
-    assert gpu.timing("a", stage, place, 3000.0) == 2
+    stage = GpuStage("small", groups, starts=1, build=1000.0)
+    place = stage_runs.StagePlace("cpu", "card", tmp_path, tmp_path, None, 2, 2)
+    assert stage_runs.timing("a", stage, place, 3000.0) == 2
     text = capsys.readouterr().out
     assert "cifar_resnet20, inference, batch 3, float32, 16x16" in text
     assert "Ended early" not in text
     assert len([*tmp_path.glob("card-a-*.json")]) == 1
-    assert gpu.timing("a", stage, place, 3000.0, ahead="pytorch-channels-last") == 1
+    assert stage_runs.timing("a", stage, place, 3000.0, ahead="pytorch-channels-last") == 1
     assert len([*tmp_path.glob("card-a-*.json")]) == 1

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import clock, gate
-from benchmarks.clock import ClockError
-from benchmarks.worker import Worker, answer
+from benchmarks.measure import clock, gate
+from benchmarks.measure.clock import ClockError
+from benchmarks.measure.worker import Worker, answer
 
 
 class FakeTime:
@@ -86,7 +86,7 @@ class Compiles(Sleeper):
     """A subject under XLA whose input has another shape after a while."""
 
     def __init__(self, after: int) -> None:
-        from benchmarks import jax_steps
+        from benchmarks.subjects import jax_steps
 
         self.run, self.after, self.count = jax.jit(lambda x: (x @ x.T).sum()), after, 0
         self.compiled = lambda: jax_steps.compiled

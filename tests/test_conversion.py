@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks import conversion
-from benchmarks.memory import Peak
+from benchmarks.machine.process_memory import Peak
+from benchmarks.studies import conversion
 
 # Above the file's largest tensor, which the bound of the streaming claim is about.
 SIZE = 300 * 2**20

@@ -13,16 +13,18 @@ from typing import Any
 import pytest
 from fake_gpu import EAGER, INDUCTOR, START, XLA, FakeWorld, Killed
 
-from benchmarks import gpu, results, tables
-from benchmarks.plan import Limits, Plan
-from benchmarks.run import Measurement
-from benchmarks.settings import Setting
-from benchmarks.stages import AUTOTUNED, STAGES, pairs, rehearsed
-from benchmarks.subjects import SUBJECTS
+from benchmarks import gpu
+from benchmarks.measure.measurement import Measurement
+from benchmarks.measure.plan import Limits, RunPlan
+from benchmarks.reporting import results, tables
+from benchmarks.reporting.schema import BlockRow, Results
+from benchmarks.studies import stage_runs
+from benchmarks.studies.gpu_stages import AUTOTUNED, STAGES, pairs, rehearsed
+from benchmarks.subjects.roster import SUBJECTS
+from benchmarks.subjects.settings import Setting
 
 H100, H200 = 85.5e9, 150.8e9  # bytes of their memory, as nvidia-smi tells
 BUILDERS = 14  # of 16 cores
-Answer = dict[str, Any]
 
 
 class Session:
@@ -31,26 +33,26 @@ class Session:
     def __init__(self, folder: Path, memory: float = H100) -> None:
         self.folder, self.memory, self.cache = folder, memory, set[tuple[str, str]]()
 
-    def stage(self, letter: str, faults: dict[str, str] | None = None, **options: Any) -> tuple[Answer, FakeWorld]:
+    def stage(self, letter: str, faults: dict[str, str] | None = None, **options: Any) -> tuple[Results, FakeWorld]:
         """Run a stage; return its results file and the machine."""
         world = self.world(faults, **options)
         stage = STAGES[letter]
-        gpu.timing(letter, stage, self.place(world), stage.seconds)
+        stage_runs.timing(letter, stage, self.place(world), stage.seconds)
         return self.found(letter), world
 
     def ahead(self, letter: str, subject: str) -> FakeWorld:
         world = self.world()
-        gpu.timing(letter, STAGES[letter], self.place(world), STAGES["b"].seconds, subject)
+        stage_runs.timing(letter, STAGES[letter], self.place(world), STAGES["b"].seconds, subject)
         return world
 
     def world(self, faults: dict[str, str] | None = None, **options: Any) -> FakeWorld:
         return FakeWorld(self.folder, BUILDERS, faults, memory=0.95 * self.memory, cache=self.cache, **options)
 
-    def place(self, world: FakeWorld) -> gpu.Place:
-        memory = gpu.MEMORY * self.memory
-        return gpu.Place("gpu", "card", self.folder, self.folder, memory, BUILDERS, 16, None, lambda: world)
+    def place(self, world: FakeWorld) -> stage_runs.StagePlace:
+        memory = stage_runs.MEMORY * self.memory
+        return stage_runs.StagePlace("gpu", "card", self.folder, self.folder, memory, BUILDERS, 16, None, lambda: world)
 
-    def found(self, letter: str) -> Answer:
+    def found(self, letter: str) -> Results:
         return results.load(self.folder / self.place(self.world()).file(letter).name)
 
 
@@ -59,17 +61,23 @@ def session(tmp_path: Path) -> Session:
     return Session(tmp_path)
 
 
-def timed(found: Answer) -> set[tuple[str, str]]:
+def timed(found: Results) -> set[tuple[str, str]]:
     """List the programs that have figures."""
     return {(Setting.of(row["setting"]).name, row["subject"]) for row in found["rows"] if row["rounds"]}
 
 
-def refused(found: Answer) -> dict[str, set[str]]:
+def refused(found: Results) -> dict[str, set[str]]:
     """Return why programs have none, by subject."""
     whys: dict[str, set[str]] = {}
     for row in found["refused"]:
         whys.setdefault(row["subject"], set()).add(row["why"])
     return whys
+
+
+def began(block: BlockRow) -> float:
+    """Return when a block began."""
+    assert "from" in block
+    return block["from"]
 
 
 def wanted(letter: str) -> set[tuple[str, str]]:
@@ -96,8 +104,8 @@ def test_the_first_stage_repeats_every_program(session: Session) -> None:
 
 def test_every_program_is_timed_once_before_any_is_started_again(session: Session) -> None:
     found, world = session.stage("a")
-    first = [min(one["from"] for one in row["rounds"]) for row in found["rows"]]
-    second = [min(one["from"] for one in row["rounds"] if one["start"] == 1) for row in found["rows"]]
+    first = [min(began(one) for one in row["rounds"]) for row in found["rows"]]
+    second = [min(began(one) for one in row["rounds"] if one["start"] == 1) for row in found["rows"]]
     assert max(first) < min(second)
     assert world.most > 3  # they compile side by side
 
@@ -187,7 +195,7 @@ def test_a_command_that_is_killed_leaves_what_it_had(session: Session) -> None:
     with pytest.raises(Killed):
         session.stage("d", begun=begun, killed=begun + 150)
     found = session.found("d")
-    assert found["ended"] == "the run was interrupted"
+    assert found.get("ended") == "the run was interrupted"
     assert len(timed(found)) >= 7
     assert len(tables.tables(found)) >= 2
 
@@ -223,7 +231,7 @@ def test_one_reference_that_fails_costs_its_own_programs_alone_without_limits(
     fault: str, ended: str, tmp_path: Path
 ) -> None:
     world = FakeWorld(tmp_path, 2, {"reference": fault}, memory=float("inf"))
-    found = Measurement(Plan(SMALL, ["pytorch", "nnx"], starts=2), tmp_path, None, lambda _: None, world=world).run()
+    found = Measurement(RunPlan(SMALL, ["pytorch", "nnx"], starts=2), tmp_path, None, lambda _: None, world=world).run()
     assert {name for name, _ in timed(found)} == {SMALL[0].name}
     assert all(ended in next(iter(whys)) for whys in refused(found).values())
 
@@ -254,7 +262,7 @@ def test_without_a_device_clock_it_is_said(session: Session) -> None:
 # The fake must see what it is there to see.
 
 
-def machine(tmp_path: Path, builders: int) -> tuple[FakeWorld, Answer]:
+def machine(tmp_path: Path, builders: int) -> tuple[FakeWorld, dict[str, Any]]:
     world = FakeWorld(tmp_path, builders)
     setting = Setting("resnet50", "training", 256, "bfloat16", (224, 224), "gpu")
     return world, setting.asdict()
@@ -298,7 +306,7 @@ def test_a_planner_that_starts_again_too_early_is_seen(session: Session, monkeyp
 # Without limits: a setting after the other.
 
 
-def plain(tmp_path: Path, plan: Plan) -> tuple[Answer, FakeWorld]:
+def plain(tmp_path: Path, plan: RunPlan) -> tuple[Results, FakeWorld]:
     world = FakeWorld(tmp_path, max(plan.builders, plan.later_builders), memory=float("inf"))
     return Measurement(plan, tmp_path, None, lambda _: None, world=world).run(), world
 
@@ -308,7 +316,7 @@ SMALL = [Setting("cifar_resnet20", mode, 2, "float32", (16, 16)) for mode in ("i
 
 @pytest.mark.parametrize("builders", [1, 2])
 def test_without_limits_one_setting_follows_the_other(builders: int, tmp_path: Path) -> None:
-    plan = Plan(SMALL, ["pytorch", "nnx", "linen"], starts=1, rounds=2, builders=builders)
+    plan = RunPlan(SMALL, ["pytorch", "nnx", "linen"], starts=1, rounds=2, builders=builders)
     found, world = plain(tmp_path, plan)
     assert [name for _, name, _ in world.rounds] == [SMALL[0].name] * 6 + [SMALL[1].name] * 6
     assert world.most == builders
@@ -317,7 +325,7 @@ def test_without_limits_one_setting_follows_the_other(builders: int, tmp_path: P
 
 
 def test_processes_that_do_not_fit_together_go_in_groups(tmp_path: Path) -> None:
-    plan = Plan(SMALL, ["pytorch", "nnx", "linen"], starts=1, rounds=2, alive=2)
+    plan = RunPlan(SMALL, ["pytorch", "nnx", "linen"], starts=1, rounds=2, alive=2)
     found, world = plain(tmp_path, plan)
     assert all(len(row["rounds"]) == 2 for row in found["rows"])
     assert len(found["rows"]) == 6
@@ -327,15 +335,15 @@ def test_processes_that_do_not_fit_together_go_in_groups(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(("starts", "ended"), [(1, None), (2, "after 1 s, in start 2 of 2")])
 def test_a_run_ended_early_where_something_was_left(starts: int, ended: str | None, tmp_path: Path) -> None:
-    found, _ = plain(tmp_path, Plan(SMALL[:1], ["pytorch"], starts=starts, budget=1.0))
+    found, _ = plain(tmp_path, RunPlan(SMALL[:1], ["pytorch"], starts=starts, budget=1.0))
     assert found.get("ended") == ended
     assert len(found["rows"][0]["rounds"]) == 5
 
 
 def test_a_budget_that_is_over_begins_no_other_setting(tmp_path: Path) -> None:
-    found, _ = plain(tmp_path, Plan(SMALL, ["pytorch", "nnx"], starts=2, budget=1.0))
+    found, _ = plain(tmp_path, RunPlan(SMALL, ["pytorch", "nnx"], starts=2, budget=1.0))
     assert {row["setting"]["mode"] for row in found["rows"]} == {"inference"}
-    assert found["ended"] == "after 1 s, in start 1 of 2"
+    assert found.get("ended") == "after 1 s, in start 1 of 2"
 
 
 # The command.
@@ -388,9 +396,9 @@ def test_a_mistake_in_the_command_is_one_line(
 
 
 def run_stages(session: Session, monkeypatch: pytest.MonkeyPatch, timing: Callable[..., int], **options: Any) -> int:
-    monkeypatch.setattr(gpu, "timing", timing)
+    monkeypatch.setattr(stage_runs, "timing", timing)
     stages = {letter: STAGES[letter] for letter in ("a", "d", "e")}
-    return gpu.run(stages, session.place(session.world()), **options)
+    return stage_runs.run(stages, session.place(session.world()), **options)
 
 
 def test_a_stage_that_fails_does_not_keep_the_next_from_running(
@@ -416,5 +424,5 @@ def test_a_stage_for_which_no_time_is_left_is_said(
 
 
 def test_limits_are_in_the_results_file(tmp_path: Path) -> None:
-    plan = Plan(SMALL, ["pytorch"], limits=Limits(10.0, 5.0, memory=1e9))
+    plan = RunPlan(SMALL, ["pytorch"], limits=Limits(10.0, 5.0, memory=1e9))
     assert json.loads(json.dumps(plan.described()))["limits"]["memory"] == 1e9

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import charts
+from benchmarks.reporting import charts
 from parity.reports import terminal
 from ports.errors import UserError
 
@@ -72,7 +72,7 @@ def test_a_device_of_the_tests_own(tmp_path: Path) -> None:
 PRINTED = """
 import sys
 from pathlib import Path
-from parity import terminal
+from parity.reports import terminal
 print("a table")
 terminal.write("--json", Path(sys.argv[1]), "a report\\n")
 print("a note")
@@ -116,15 +116,16 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monk
 
 
 def test_plots_are_written_in_the_same_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: Any = {}
     monkeypatch.setattr(charts, "draw", lambda _: {"latency": "<svg/>"})
-    assert [path.read_text() for path in charts.write({}, tmp_path / "plots")] == ["<svg/>"]
+    assert [path.read_text() for path in charts.write(found, tmp_path / "plots")] == ["<svg/>"]
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"--svg .*file: cannot be made: File exists; expected a folder"):
-        charts.write({}, tmp_path / "file")
+        charts.write(found, tmp_path / "file")
     (tmp_path / "plots" / "latency.svg").unlink()
     (tmp_path / "plots" / "latency.svg").mkdir()
     with pytest.raises(UserError, match=r"--svg .*latency\.svg: is a folder"):
-        charts.write({}, tmp_path / "plots")
+        charts.write(found, tmp_path / "plots")
 
 
 @pytest.mark.parametrize("script", ["conversion", "check_cost"])
@@ -134,7 +135,7 @@ def test_scripts_say_in_one_line_that_their_result_cannot_be_written(
     """Before they measure anything."""
     import importlib
 
-    module = importlib.import_module(f"benchmarks.{script}")
+    module = importlib.import_module(f"benchmarks.studies.{script}")
     networks = ["resnet18"] if script == "check_cost" else []
     monkeypatch.setattr("sys.argv", [script, *networks, "--json", "/nowhere/at/all.json"])
     assert terminal.script(script, module.main) == 2

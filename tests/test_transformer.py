@@ -13,9 +13,10 @@ from flax import nnx
 
 import parity
 import ports
-from benchmarks import gate, jax_steps, torch_steps
-from benchmarks.settings import Setting
-from benchmarks.subjects import SUBJECTS
+from benchmarks.measure import expected, gate
+from benchmarks.subjects import jax_steps, torch_steps
+from benchmarks.subjects.roster import SUBJECTS
+from benchmarks.subjects.settings import Setting
 from parity.commands.cli import main
 from ports import UserError, families
 from ports.transformer.spec import EncoderSpec
@@ -141,8 +142,8 @@ def test_initial_weights_are_pytorchs(port: str) -> None:
 @pytest.mark.parametrize("mode", ["inference", "training"])
 def test_what_is_timed_is_proved_equal(mode: str, tmp_path: Path) -> None:
     setting = Setting("encoder_small", mode, 2, "float32", (64,))
-    gate.prepare(setting, {}, tmp_path)
-    case = gate.case(setting, {}, tmp_path)
+    expected.prepare(setting, {}, tmp_path)
+    case = expected.read_case(setting, {}, tmp_path)
     assert case.images.shape == (4, 2, 64)
     for build in (torch_steps.build, jax_steps.build_nnx, jax_steps.build_linen):
         run = build(case)
@@ -150,7 +151,7 @@ def test_what_is_timed_is_proved_equal(mode: str, tmp_path: Path) -> None:
         run.wait(result)
         found = dict(run.numbers(result))
         if mode == "training":
-            found |= gate.changes(run.weights(), case.weights)
+            found |= gate.parameter_change(run.weights(), case.weights)
         verdict = gate.judge(found, case.expected, case.bounds)
         assert verdict.ok, f"{build.__name__}: {verdict}"
         assert verdict.worst < 0.9, "a right subject that is near its bound is refused on another machine"

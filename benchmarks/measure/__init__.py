@@ -1,0 +1,1 @@
+"""Measuring: references, the gate, the clock, and the processes of a run."""

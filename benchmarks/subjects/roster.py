@@ -1,0 +1,306 @@
+"""Who is timed: a row a subject. A peer is what somebody would take instead of the ports of this package.
+
+To add one: a row here (`subject.py` says what its fields are), and a function in the module that it names which
+gives a `benchmarks.measure.clock.BuiltSubject` (most are a few lines around `TorchRun` or `JaxRun`). The gate refuses a
+subject whose numbers are not PyTorch's, whoever wrote it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from benchmarks.subjects.subject import FAST, SWEPT, Subject, SubjectOptions
+
+USUAL = SubjectOptions()
+CHANNELS_LAST = SubjectOptions(channels_last=True)
+COMPILE = replace(CHANNELS_LAST, compile="default")
+MOST = replace(COMPILE, compile="max-autotune", freeze=True)
+GRAPHS = replace(COMPILE, compile="reduce-overhead")
+TUNE = SubjectOptions(tune=True)
+
+KERAS = {"stride_at": 0}  # of the bottleneck, as He et al. have it
+
+# Flags of XLA that are worth a try (`--flags`), on the NNX port, whose program is Linen's. One that this XLA does not
+# know ends its process, and the table says so.
+FLAGS = {
+    "gpu": {
+        "conv-fusion": "--xla_gpu_experimental_enable_conv_fusion=true",
+        "no-command-buffer": "--xla_gpu_enable_command_buffer=",
+        "triton-gemm-any": "--xla_gpu_triton_gemm_any=true",
+        "cudnn-gemm-fusion": "--xla_gpu_cudnn_gemm_fusion_level=3",
+        "latency-hiding": "--xla_gpu_enable_latency_hiding_scheduler=true",
+        "conv-nhwc": "--xla_gpu_force_conv_nhwc=true",
+        "fusion-autotuner": "--xla_gpu_experimental_enable_fusion_autotuner=true",
+    },
+    "cpu": {
+        "xnnpack": "--xla_cpu_use_xnnpack=true",
+        "onednn": "--xla_cpu_use_onednn=true",
+        "no-ynnpack": "--xla_cpu_experimental_ynn_fusion_type=",
+        "all-ynnpack": "--xla_cpu_experimental_ynn_fusion_type="
+        "DOT,ELTWISE,REDUCE,INDIVIDUAL_DOT,INDIVIDUAL_CONVOLUTION",
+        "fast-math": "--xla_cpu_enable_fast_math=true",
+        "vectors-512": "--xla_cpu_prefer_vector_width=512",
+        "plain-scheduler": "--xla_cpu_enable_concurrency_optimized_scheduler=false",
+        "one-thread": "--xla_cpu_multi_thread_eigen=false",
+    },
+}
+
+# By default glibc gives the memory of large arrays back to the system at every step and takes it anew, page by page;
+# with this variable it keeps it, and the process holds more.
+KEPT = (
+    "glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000"
+    ":glibc.malloc.top_pad=1000000000"
+)
+
+
+def fast(plain: str, framework: str, build: str, options: SubjectOptions = USUAL) -> Subject:
+    """Return a row that is this package's own: a port with `ports.fast`."""
+    about, options = f"as {plain}, with ports.fast", replace(options, fast=True)
+    return Subject(f"{plain}{FAST}", framework, build, about, options, devices=("cpu",), quick=False, images=True)
+
+
+SUBJECTS = {
+    row.name: row
+    for row in (
+        Subject("pytorch", "pytorch", "torch_steps:build", "eager"),
+        Subject(
+            "pytorch-channels-last",
+            "pytorch",
+            "torch_steps:build",
+            "eager, channels last",
+            CHANNELS_LAST,
+        ),
+        Subject("pytorch-compile", "pytorch", "torch_steps:build", "torch.compile, channels last", COMPILE),
+        Subject(
+            "pytorch-max-autotune",
+            "pytorch",
+            "torch_steps:build",
+            "torch.compile(mode='max-autotune'), channels last; in inference Inductor's freezing",
+            MOST,
+        ),
+        fast("pytorch-compile", "pytorch", "torch_steps:build", COMPILE),
+        fast("pytorch-max-autotune", "pytorch", "torch_steps:build", MOST),
+        Subject(
+            "pytorch-cuda-graphs",
+            "pytorch",
+            "torch_steps:build",
+            "torch.compile(mode='reduce-overhead'), channels last",
+            GRAPHS,
+            devices=("gpu",),
+        ),
+        Subject(
+            "pytorch-folded",
+            "pytorch",
+            "torch_steps:build",
+            "torch.compile, channels last, BatchNorm folded",
+            COMPILE,
+            modes=("inference",),
+            quick=False,
+            folded=True,
+        ),
+        Subject(
+            "pytorch-export",
+            "pytorch",
+            "deployed:build_torch",
+            "torch.export's file, BatchNorm folded; torch.compile, channels last",
+            COMPILE,
+            modes=("inference",),
+            quick=False,
+            folded=True,
+        ),
+        Subject("nnx", "jax", "jax_steps:build_nnx", "split once, jax.jit on a list of arrays, small ones packed"),
+        Subject(
+            "nnx-autotune",
+            "jax",
+            "jax_steps:build_nnx",
+            "as nnx, under XLA's options that are quickest here",
+            TUNE,
+            devices=("cpu",),
+            quick=False,
+        ),
+        fast("nnx", "jax", "jax_steps:build_nnx"),
+        fast("nnx-autotune", "jax", "jax_steps:build_nnx", TUNE),
+        Subject("nnx-jit", "jax", "jax_steps:build_nnx", "nnx.jit", SubjectOptions(plain=True)),
+        Subject(
+            "nnx-folded",
+            "jax",
+            "jax_steps:build_nnx",
+            "as nnx, BatchNorm folded",
+            modes=("inference",),
+            quick=False,
+            folded=True,
+        ),
+        Subject(
+            "nnx-export",
+            "jax",
+            "deployed:build_nnx",
+            "jax.export's file of nnx, BatchNorm folded, weights are constants",
+            modes=("inference",),
+            quick=False,
+            folded=True,
+        ),
+        Subject("linen", "jax", "jax_steps:build_linen", "jax.jit"),
+        Subject(
+            "linen-autotune",
+            "jax",
+            "jax_steps:build_linen",
+            "as linen, under XLA's options that are quickest here",
+            TUNE,
+            devices=("cpu",),
+            quick=False,
+        ),
+        Subject(
+            "linen-folded",
+            "jax",
+            "jax_steps:build_linen",
+            "as linen, BatchNorm folded",
+            modes=("inference",),
+            quick=False,
+            folded=True,
+        ),
+        fast("linen", "jax", "jax_steps:build_linen"),
+        Subject("own-pytorch", "pytorch", "own_pair:build_torch", "your PyTorch model, eager", own=True),
+        Subject(
+            "own-pytorch-compile",
+            "pytorch",
+            "own_pair:build_torch",
+            "your PyTorch model, torch.compile",
+            SubjectOptions(compile="default"),
+            own=True,
+        ),
+        Subject("own-flax", "jax", "own_pair:build_flax", "your Flax model, jax.jit", own=True),
+        Subject(
+            "own-flax-autotune",
+            "jax",
+            "own_pair:build_flax",
+            "as own-flax, under XLA's options that are quickest here",
+            TUNE,
+            devices=("cpu",),
+            own=True,
+        ),
+        Subject(
+            "transformers",
+            "pytorch",
+            "peers:build_transformers",
+            "Hugging Face's ResNet, torch.compile, channels last",
+            COMPILE,
+            peer=True,
+            needs=("transformers",),
+            networks=("resnet50",),
+        ),
+        Subject(
+            "transformers-max-autotune",
+            "pytorch",
+            "peers:build_transformers",
+            "Hugging Face's ResNet as pytorch-max-autotune",
+            MOST,
+            peer=True,
+            needs=("transformers",),
+            networks=("resnet50",),
+        ),
+        Subject(
+            "transformers-eager",
+            "pytorch",
+            "peers:build_transformers",
+            "Hugging Face's ResNet, eager, channels last",
+            CHANNELS_LAST,
+            peer=True,
+            needs=("transformers",),
+            networks=("resnet50",),
+        ),
+        Subject(
+            "torchvision",
+            "pytorch",
+            "peers:build_torchvision",
+            "torch.compile, channels last",
+            COMPILE,
+            peer=True,
+            needs=("torchvision",),
+            networks=("resnet18", "resnet50", "resnet152"),
+        ),
+        Subject(
+            "timm",
+            "pytorch",
+            "peers:build_timm",
+            "torch.compile, channels last",
+            COMPILE,
+            peer=True,
+            needs=("timm", "torchvision"),
+            networks=("resnet18", "resnet50", "resnet152"),
+        ),
+        Subject(
+            "haiku",
+            "jax",
+            "peers:build_haiku",
+            "dm-haiku's hk.nets, jax.jit",
+            peer=True,
+            needs=("haiku",),
+            networks=("resnet18", "resnet50", "resnet152"),
+        ),
+        Subject(
+            "haiku-autotune",
+            "jax",
+            "peers:build_haiku",
+            "as haiku, under XLA's options that are quickest here",
+            TUNE,
+            devices=("cpu",),
+            peer=True,
+            needs=("haiku",),
+            networks=("resnet18", "resnet50", "resnet152"),
+        ),
+        Subject(
+            "keras-jax",
+            "jax",
+            "peers_keras:build_jax",
+            "keras.applications on JAX, jax.jit; stride on the first 1x1",
+            changes=KERAS,
+            peer=True,
+            needs=("keras",),
+            networks=("resnet50",),
+        ),
+        Subject(
+            "keras-jax-autotune",
+            "jax",
+            "peers_keras:build_jax",
+            "as keras-jax, under XLA's options that are quickest here",
+            TUNE,
+            devices=("cpu",),
+            changes=KERAS,
+            peer=True,
+            needs=("keras",),
+            networks=("resnet50",),
+        ),
+        Subject(
+            "keras-torch",
+            "pytorch",
+            "peers_keras:build_torch",
+            "keras.applications on PyTorch, eager; stride on the first 1x1",
+            changes=KERAS,
+            peer=True,
+            needs=("keras",),
+            networks=("resnet50",),
+        ),
+    )
+}
+
+
+def swept(plain: str, name: str, device: str, variable: str, value: str) -> Subject:
+    """Return a row of `--flags`: another one, in a process that has a variable."""
+    return replace(
+        SUBJECTS[plain],
+        name=f"{plain}{SWEPT}{name}",
+        about=f"as {plain}, {variable}={value}",
+        devices=(device,),
+        quick=False,
+        swept=True,
+        environment={variable: value},
+    )
+
+
+SUBJECTS |= {
+    row.name: row
+    for row in (
+        *(swept("nnx", name, where, "XLA_FLAGS", flag) for where in FLAGS for name, flag in FLAGS[where].items()),
+        *(swept(plain, "kept-memory", "cpu", "GLIBC_TUNABLES", KEPT) for plain in ("nnx", "pytorch-compile")),
+    )
+}
