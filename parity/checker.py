@@ -96,7 +96,7 @@ def check(
             `channels_last` (the default from four dimensions on), `same` or `batch_second`.
         keywords: what is passed by name to both models.
         accept: names of `parity.traps.layers.TRAPS`: differences that are meant.
-        optimizer: a name of `parity.training.OPTIMIZERS` (SGD with momentum and weight decay, Adam, …); or one's own, a
+        optimizer: a name of `ports.optimizers.VARIANTS` (SGD with momentum and weight decay, Adam, …); or one's own, a
             function from PyTorch's parameters to an optimizer of `torch.optim`, or to (optimizer, scheduler).
         tx: the optax transform that the ports train with, to hold one's own against PyTorch's optimizer; by default
             that of `ports.optim` which computes the same.
@@ -129,10 +129,7 @@ def check(
     devices.require(device, tf32, dtypes)
     matmul = isolation.matmul_precision()
     working = partial(precision.measure, dtypes=dtypes, seed=seed, tf32=tf32, matmul=matmul, progress=progress)
-    training.require(optimizer, tx)
-    train = partial(
-        training.make, steps=steps, optimizer=optimizer, tx=tx, clip_grad_norm=clip_grad_norm, accumulate=accumulate
-    )
+    train = partial(training.make, plan=training.Plan(steps, optimizer, tx, clip_grad_norm, accumulate))
     with isolation.isolated(device, tf32, progress):
         if kind == PAIR:
             if not candidates:

@@ -16,6 +16,7 @@ from parity import cli_weights, terminal
 from parity.progress import progress as _progress
 from ports import families
 from ports.errors import UserError
+from ports.optimizers import VARIANTS
 
 app = typer.Typer(
     help="Residual networks in PyTorch, Flax NNX and Flax Linen, proved equal in float64.",
@@ -34,9 +35,7 @@ Images = Annotated[Path | None, typer.Option(help="A photograph or a folder of t
 ImageSize = Annotated[str | None, typer.Option(metavar="HxW", help="Else the network's height and an odd width.")]
 Batch = Annotated[int | None, typer.Option(help="Number of images. By default 2.")]
 Steps = Annotated[int, typer.Option(help="Steps of training.")]
-Optimizer = Annotated[
-    str, typer.Option(help="What trains: sgd, nesterov, dampened, adam, amsgrad, adamw, rmsprop, adagrad.")
-]
+Optimizer = Annotated[str, typer.Option(help=f"What trains: {', '.join(VARIANTS)}.")]
 Seed = Annotated[int, typer.Option(help="Of initial weights, labels and perturbations.")]
 Weights = Annotated[Path | None, typer.Option(help="A PyTorch or safetensors file; else initial weights.")]
 Accept = Annotated[
@@ -121,7 +120,7 @@ def check(
     from parity import report as reports
     from parity.checker import BATCH, PORTS, environment, require
     from parity.checker import check as run
-    from parity.training import require as require_optimizer
+    from parity.training import Plan
 
     chosen_ports = None if ports is None else [port.strip() for port in ports.split(",") if port.strip()]
     require(PORTS if chosen_ports is None else chosen_ports, BATCH if batch is None else batch, steps, seed)
@@ -133,7 +132,7 @@ def check(
         raise UserError(f"--tf32: got {tf32!r}, expected {' or '.join(devices.TF32)}")
     policy = {"dtypes": dtypes, "tf32": None if tf32 is None else devices.TF32[tf32], "device": device}
     devices.require(**policy)
-    require_optimizer(optimizer)
+    Plan(steps, optimizer)
     if images is not None:
         probe.photographs(images)
     console, found = terminal.console(), []

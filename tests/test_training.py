@@ -14,8 +14,8 @@ from flax import nnx
 import parity
 from parity import spill
 from parity.quantities import after, parameter_of
-from parity.training import OPTIMIZERS
 from ports import UserError, optim
+from ports.optimizers import VARIANTS
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -50,7 +50,7 @@ def pair() -> tuple[Any, ...]:
     return model, parity.move(model, Port(nnx.Rngs(0)), X), X
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", VARIANTS)
 def test_every_named_optimizer_passes(optimizer: str, pair: tuple[Any, ...]) -> None:
     (model,) = parity.check(*pair, optimizer=optimizer, steps=4).models
     assert model.ok, str(model)
@@ -74,13 +74,15 @@ def sgd(params: Any) -> Any:
     return torch.optim.SGD(params, lr=LR, weight_decay=0.1)
 
 
+def used(params: Any) -> Any:
+    """Which parameters get a gradient."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: "spare" not in jax.tree_util.keystr(path), params)
+
+
 def test_a_parameter_without_a_gradient_must_stay(pair: tuple[Any, ...]) -> None:
     tx = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(LR))
     (model,) = parity.check(*pair, optimizer=sgd, tx=tx).models
     assert [f.trap for f in model.findings] == ["idle-parameters-trained"]
-
-    def used(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(lambda path, _: "spare" not in jax.tree_util.keystr(path), params)
 
     parity.assert_parity(*pair, optimizer=sgd, tx=optim.trained(tx, used))
 

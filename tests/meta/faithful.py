@@ -22,14 +22,15 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import parity
 import ports
-from parity import probe, run_linen, run_nnx, training
+from parity import probe, run_linen, run_nnx
 from parity.checker import randomise
+from ports.optimizers import VARIANTS
 from ports.resnet.spec import SHORTCUTS, Block, ResNetSpec, Stage, Stem
 
 from . import examples
 
 REPEATS = 8
-OPTIMIZERS = tuple(training.OPTIMIZERS)
+OPTIMIZERS = tuple(VARIANTS)
 DTYPES = ("float32", "bfloat16", "float64")
 
 
