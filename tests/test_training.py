@@ -14,8 +14,9 @@ from flax import nnx
 import parity
 from parity import spill
 from parity.quantities import after, parameter_of
+from parity.traps.training import TRAPS
 from ports import UserError, optim
-from ports.optimizers import VARIANTS
+from ports.optimizers import CLASSES, VARIANTS
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -91,6 +92,18 @@ def test_an_unknown_mistake_is_a_finding_without_a_name(pair: tuple[Any, ...]) -
     (model,) = parity.check(*pair, optimizer=lambda params: torch.optim.SGD(params, lr=LR), tx=optax.sgd(2 * LR)).models
     assert [(f.layer, f.trap) for f in model.findings] == [("(the optimizer)", None)]
     assert "after step 1" in model.findings[0].text
+
+
+def test_a_mistake_is_not_named_after_another_optimizer(pair: tuple[Any, ...]) -> None:
+    """AdamW alone has 1e-4 as optax's default decay."""
+    tx = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(LR))
+    (model,) = parity.check(*pair, optimizer=sgd, tx=optim.trained(tx, used)).models
+    assert [f.trap for f in model.findings] == [None]
+
+
+def test_traps_are_made_where_the_table_has_the_class() -> None:
+    assert {name for trap in TRAPS for name in trap.classes} <= set(CLASSES)
+    assert {trap.name: trap.where for trap in TRAPS}["momentum-missing"] == "SGD, RMSprop"
 
 
 def test_a_wrong_state_alone_is_found(pair: tuple[Any, ...]) -> None:
