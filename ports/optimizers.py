@@ -173,6 +173,14 @@ OPTIMIZERS = (
         optax=("adagrad",),
         eager=True,
     ),
+    KnownOptimizer(
+        forms=(Form("Adadelta", "adadelta", {"adadelta": {"weight_decay": 5e-4}}),),
+        tensors={"square_avg": None, "acc_delta": None},
+        options=frozenset({"rho", "eps", "weight_decay"}),
+        nodes=(Node("optax.ScaleByAdaDeltaState", {"e_g": "square_avg", "e_x": "acc_delta"}),),
+        optax=("adadelta",),
+        adaptive=False,
+    ),
 )
 
 # Options that only one optimizer has. Some of these optimizers have all options of another row besides.
