@@ -14,8 +14,9 @@ The rows hold names of classes and functions, so that this module loads no frame
 refused: RAdam, NAdam, AdaBelief and others have tensors of the same names that mean something else.
 
 optax's RMSprop keeps its momentum times the learning rate, and its AMSGrad the largest corrected square. PyTorch keeps
-neither of the two, so they have no node. A file does not name optax's class: the fields decide, and a state with
-`count, mu, nu` is read as Adam's, although AdaBelief, RAdam and Yogi have the same fields.
+neither of the two, so they have no node. optax's Adamax and NAdam have the class of Adam's state, so nothing can tell
+them from Adam. A file does not name optax's class: the fields decide, and a state with `count, mu, nu` is read as
+Adam's, although AdaBelief, RAdam and Yogi have the same fields.
 """
 
 from __future__ import annotations
