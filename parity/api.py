@@ -28,7 +28,7 @@ from parity.options import (
 )
 from parity.reports.report import Model, Report
 from parity.running import device as devices
-from parity.running import isolation, losses, memory, probes, training
+from parity.running import isolation, losses, memory, probes
 from parity.running.flax_ports import is_flax
 from parity.verdict import precision, transfer
 from parity.verdict.precision import Policy
@@ -159,7 +159,7 @@ def _report(options: Options, found: Callable[[Policy], Model]) -> Report:
     """Return the report of one check, which runs alone and in known settings."""
     policy = Policy(options.types, options.tf32, isolation.matmul_precision())
     devices.require(options.device, options.tf32, policy.dtypes)
-    training.require(options.optimizer, options.tx)
+    subjects.plan(options)
     with isolation.isolated(options.device, options.tf32, options.progress):
         begin = time.monotonic()
         model = found(policy)

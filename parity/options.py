@@ -26,7 +26,7 @@ LARGEST = 65535
 # The kinds of check, as messages call them.
 NAMED, LIVE, PAIR = "a named network", "live networks of this package", "two live models with inputs behind them"
 
-# A name of `running.training.OPTIMIZERS`; or a function from PyTorch's parameters to an optimizer of `torch.optim`, or
+# A name of `ports.optimizers.VARIANTS`; or a function from PyTorch's parameters to an optimizer of `torch.optim`, or
 # to (optimizer, scheduler).
 Optimizer = str | Callable[..., Any]
 # What is differentiated, in PyTorch and in JAX: from a model's output to a number.

@@ -13,7 +13,7 @@ import torch
 
 import ports
 from parity.numerics.layouts import LAYOUTS, axes
-from parity.numerics.quantities import Probe, Training
+from parity.numerics.quantities import Probe
 from parity.options import LARGEST, NetworkOptions, Options, PairOptions
 from parity.pairing.models import PairedModels, pair_models
 from parity.running import flax as run_flax
@@ -23,6 +23,7 @@ from parity.running.flax import Functional
 from parity.running.flax_ports import FLAX_PORTS, port_of
 from parity.running.subject import Candidate, Subject
 from parity.running.taps import Recorder, layer_of
+from parity.running.training import Plan
 from parity.traps.layers import accepted
 from parity.verdict import roles
 from ports import families, weights
@@ -63,22 +64,19 @@ def of_network(network: Network, live: Sequence[object], options: NetworkOptions
         reference,
         candidates,
         fed,
-        _training(reference, fed, options),
+        training.make(reference, fed, plan(options)),
         options.seed,
         note=f"{options.batch} {what}{'s' if options.batch > 1 else ''} of {of}, seed {options.seed}",
     )
 
 
-def _training(reference: torch.nn.Module, fed: Probe, options: Options) -> Training:
-    return training.make(
-        reference,
-        fed,
-        steps=options.steps,
-        optimizer=options.optimizer,
-        tx=options.tx,
-        clip_grad_norm=options.clip_grad_norm,
-        accumulate=options.accumulate,
-    )
+def plan(options: Options) -> Plan:
+    """Return what the options say of the training.
+
+    Raises:
+        UserError: an unknown optimizer, one of the caller's own without `tx`, an option out of range.
+    """
+    return Plan(options.steps, options.optimizer, options.tx, options.clip_grad_norm, options.accumulate)
 
 
 def _spec(network: Network) -> Any:
@@ -223,7 +221,7 @@ def of_pair(own: OwnPair, other: object, options: PairOptions) -> Subject:
     accepted(both.reference, options.accept)
     in_port = run_flax.parameter_leaves(both.functional(state, {}))
     fed = roles.assigned(both.reference, own.fed, {*both.tensors.values()}, in_port)
-    how = _training(both.reference, fed, options)
+    how = training.make(both.reference, fed, plan(options))
     if not how.own and not run_pytorch.parameters(both.reference, fed):
         # All is frozen: PyTorch has no training that the check's own could be compared with.
         how = replace(how, steps=0)

@@ -14,6 +14,7 @@ A learning rate is a number or a schedule (`ports.schedules`): a function of the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -238,6 +239,29 @@ def adagrad(
         return -rate / (1 + (step - 1) * lr_decay) * g / (jnp.sqrt(total) + eps), {"sum": total}
 
     return from_rule(learning_rate, {"sum": initial_accumulator_value}, rule)
+
+
+def adadelta(
+    learning_rate: LearningRate = 1.0, rho: float = 0.9, eps: float = 1e-6, weight_decay: float = 0.0
+) -> optax.GradientTransformation:
+    """`torch.optim.Adadelta` (Zeiler, arXiv:1212.5701). The learning rate scales the update, not its average.
+
+    Raises:
+        UserError: an option out of range.
+    """
+    up_to_one = math.nextafter(1, 2)  # PyTorch takes 1 itself
+    _require("adadelta", rho=(rho, 0, up_to_one), eps=(eps, 0, INFINITY), weight_decay=(weight_decay, 0, INFINITY))
+
+    def rule(g: Any, p: Any, held: Tensors, rate: Any, step: Any) -> tuple[Any, Tensors]:
+        g = g + weight_decay * p if weight_decay else g
+        square = rho * held["square_avg"] + (1 - rho) * g * g
+        delta = jnp.sqrt(held["acc_delta"] + eps) / jnp.sqrt(square + eps) * g
+        return -rate * delta, {
+            "square_avg": square,
+            "acc_delta": rho * held["acc_delta"] + (1 - rho) * delta * delta,
+        }
+
+    return from_rule(learning_rate, {"square_avg": 0.0, "acc_delta": 0.0}, rule)
 
 
 def clip_grad_norm(max_norm: float, norm_type: float = 2.0) -> optax.GradientTransformation:

@@ -16,9 +16,10 @@ from small import BASIC_NET, BOTTLENECK_NET, OPTION_A_NET, reference, twin
 import parity
 import ports
 from parity.numerics.quantities import QUANTITIES
-from parity.running.training import DECAY, OPTIMIZERS, transform
+from parity.running.training import DECAY, transform
 from ports import UserError
 from ports.families import get
+from ports.optimizers import VARIANTS
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -87,7 +88,7 @@ def test_the_transform_is_torch_sgd(rate: float) -> None:
     with jax.enable_x64(True):
         params, gradient = jnp.arange(1.0, 4.0), jnp.array([0.1, -0.2, 0.3])
         results = []
-        for tx in (transform(OPTIMIZERS["sgd"], rate), chain(decay, momentum, rates)(rate)):
+        for tx in (transform(VARIANTS["sgd"], rate), chain(decay, momentum, rates)(rate)):
             p, state = params, tx.init(params)
             for _ in range(3):
                 updates, state = tx.update(gradient, state, p)

@@ -17,9 +17,9 @@ import parity
 from parity.numerics.layouts import first, with_first
 from parity.running import pytorch as run_pytorch
 from parity.running.taps import Recorder
-from parity.running.training import OPTIMIZERS
 from parity.traps.layers import TRAPS, plant_in
 from ports import UserError, optim
+from ports.optimizers import VARIANTS
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -272,7 +272,7 @@ def test_a_bias_of_one_number_passes(rows: int, bias: float) -> None:
     assert report, str(report)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "nesterov", "adam", "adamw", "rmsprop", "adagrad"])
+@pytest.mark.parametrize("optimizer", VARIANTS)
 def test_a_bias_of_one_number_passes_with_every_optimizer(optimizer: str) -> None:
     report = parity.check(*one_number(50), optimizer=optimizer, steps=4)
     assert report, str(report)
@@ -400,7 +400,7 @@ def constant(layer: nnx.Module) -> None:
             setattr(layer, name, Constant(value.get_value()))
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", VARIANTS)
 def test_a_frozen_layer_stays_with_every_named_optimizer(optimizer: str) -> None:
     pair = moved(Table(frozen="up"), NnxTable(stop="up"))
     report = parity.check(*pair, optimizer=optimizer, steps=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -13,48 +14,51 @@ import pytest
 import torch
 
 from ports import UserError, optim
+from ports.optimizers import OPTIMIZERS, Form, KnownOptimizer
 
 SHAPES = {"kernel": (3, 4), "bias": (4,), "scale": ()}
 STEPS = (1, 3, 20)
+# How PyTorch computes, not what; AdamW's class sets `decoupled_weight_decay`.
+IMPLEMENTATION = {"params", "lr", "maximize", "foreach", "differentiable", "capturable", "fused"}
+IMPLEMENTATION |= {"decoupled_weight_decay"}
 
-# Name: PyTorch's class, ours, and the options of both.
-OPTIMIZERS: dict[str, tuple[Any, Any, list[dict[str, Any]]]] = {
-    "sgd": (
-        torch.optim.SGD,
-        optim.sgd,
-        [
-            {},
-            {"weight_decay": 0.1},
-            {"momentum": 0.9},
-            {"momentum": 0.9, "weight_decay": 0.1},
-            {"momentum": 0.9, "dampening": 0.5},
-            {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
-        ],
-    ),
-    "adam": (
-        torch.optim.Adam,
-        optim.adam,
-        [{}, {"weight_decay": 0.1}, {"amsgrad": True}, {"betas": (0.5, 0.9), "eps": 0.1}],
-    ),
-    "adamw": (torch.optim.AdamW, optim.adamw, [{}, {"weight_decay": 0.3}, {"amsgrad": True}]),
-    "rmsprop": (
-        torch.optim.RMSprop,
-        optim.rmsprop,
-        [
-            {},
-            {"momentum": 0.9},
-            {"centered": True},
-            {"momentum": 0.9, "centered": True, "weight_decay": 0.1, "eps": 0.1},
-        ],
-    ),
-    "adagrad": (
-        torch.optim.Adagrad,
-        optim.adagrad,
-        [{}, {"lr_decay": 0.1, "weight_decay": 0.1}, {"initial_accumulator_value": 0.1}, {"eps": 0.1}],
-    ),
+FORMS = {form.transform: form for row in OPTIMIZERS for form in row.forms}
+# Options that matter together.
+TOGETHER: dict[str, list[dict[str, Any]]] = {
+    "sgd": [
+        {"momentum": 0.9, "weight_decay": 0.1},
+        {"momentum": 0.9, "dampening": 0.5},
+        {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
+    ],
+    "adam": [{"betas": (0.5, 0.9), "eps": 0.1}],
+    "rmsprop": [{"momentum": 0.9, "centered": True, "weight_decay": 0.1, "eps": 0.1}],
+    "adagrad": [{"lr_decay": 0.1, "weight_decay": 0.1}],
 }
-CASES = [(name, options) for name, (*_, all_options) in OPTIMIZERS.items() for options in all_options]
 LR = 0.05
+
+
+def one_by_one(form: Form) -> list[dict[str, Any]]:
+    """Each option of PyTorch's class alone, with another value than its default."""
+    (group,) = made(form, torch.zeros(2, requires_grad=True)).param_groups
+    (row,) = (row for row in OPTIMIZERS if form in row.forms)
+    return [{name: other(group[name])} for name in sorted(row.options) if name not in ("dampening", "nesterov")]
+
+
+def other(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(other(one) for one in value)
+    return not value if isinstance(value, bool) else 0.7 if value > 0.5 else 0.3 if value > 1e-3 else 0.1
+
+
+def made(form: Form, *params: Any, **options: Any) -> torch.optim.Optimizer:
+    return getattr(torch.optim, form.torch)(params, lr=LR, **options)
+
+
+CASES = [
+    (name, options)
+    for name, form in FORMS.items()
+    for options in ({}, *one_by_one(form), *map(dict, form.variants.values()), *TOGETHER.get(name, ()))
+]
 
 Tree = dict[str, np.ndarray]
 
@@ -100,19 +104,29 @@ def error(got: Tree, expected: Tree) -> float:
 
 @pytest.mark.parametrize(("name", "options"), CASES, ids=[f"{n}-{'-'.join(o) or 'default'}" for n, o in CASES])
 def test_optimizer_is_pytorchs(name: str, options: dict[str, Any]) -> None:
-    torch_class, make, _ = OPTIMIZERS[name]
     for steps in STEPS:
-        expected = in_torch(lambda p: torch_class(p, lr=LR, **options), steps)
-        assert error(in_optax(make(LR, **options), steps), expected) < 1e-12
+        expected = in_torch(lambda p: made(FORMS[name], *p, **options), steps)
+        assert error(in_optax(getattr(optim, name)(LR, **options), steps), expected) < 1e-12
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", FORMS)
 def test_defaults_are_pytorchs(name: str) -> None:
-    torch_class, make, _ = OPTIMIZERS[name]
+    torch_class, make = getattr(torch.optim, FORMS[name].torch), getattr(optim, name)
     expected = (
         in_torch(lambda p: torch_class(p), 3) if name != "sgd" else in_torch(lambda p: torch_class(p, lr=1e-3), 3)
     )
     assert error(in_optax(make() if name != "sgd" else make(1e-3), 3), expected) < 1e-12
+
+
+@pytest.mark.parametrize("row", OPTIMIZERS, ids=lambda row: row.name)
+def test_every_row_names_the_options_of_both(row: KnownOptimizer) -> None:
+    """All options that change what is computed: those of PyTorch's groups, and the arguments of the transform."""
+    for form in row.forms:
+        group = made(form, torch.zeros(2, requires_grad=True)).param_groups[0]
+        assert set(group) - IMPLEMENTATION == row.options
+        assert set(inspect.signature(getattr(optim, form.transform)).parameters) - {"learning_rate"} == row.options
+        for options in form.variants.values():
+            assert set(options) <= row.options
 
 
 @pytest.mark.parametrize(

@@ -23,12 +23,13 @@ from flax import nnx
 from test_bad_files import refused
 from test_convert import NAME, noise
 from test_formats import same, suffix
-from test_optimizer_states import BAD_STEPS
+from test_optimizer_states import BAD_STEPS, OTHERS
 
 import ports
 from parity.commands.cli import main
 from ports import optim
 from ports.errors import UserError
+from ports.optimizers import CLASSES, OPTAX, VARIANTS
 from ports.weights import convert, formats, optimizer, save
 from ports.weights.checkpoint import open_checkpoint
 from ports.weights.formats import FORMATS, Content
@@ -144,12 +145,10 @@ def test_many_steps(tmp_path: Path, capsys: Any) -> None:
 # ---- which optimizer
 
 
-@pytest.mark.parametrize(
-    "kind", ["NAdam", "RAdam", "Adamax", "Adadelta", "ASGD", "Rprop", "Adafactor", "LBFGS", "SparseAdam", "timm"]
-)
+@pytest.mark.parametrize("kind", [name for name in (*OTHERS, "timm") if name != "Muon"])  # it takes matrices alone
 def test_other_classes_are_refused(kind: str, tmp_path: Path, capsys: Any) -> None:
     if kind in ("LBFGS", "SparseAdam"):
-        whole = trained("Adadelta")
+        whole = trained("Adam")
         table = {"func_evals": 1, "n_iter": 1} if kind == "LBFGS" else {"step": 1} | dict.fromkeys(TENSORS)
         whole["optimizer"]["state"] = {0: table}
         options = {"lr": 1, "history_size": 3} if kind == "LBFGS" else {"lr": 1, "betas": (0.9, 0.99), "eps": 1e-8}
@@ -161,15 +160,15 @@ def test_other_classes_are_refused(kind: str, tmp_path: Path, capsys: Any) -> No
     else:
         whole = trained(kind)
     torch.save(whole, tmp_path / "w.pt")
-    refused(tmp_path / "w.pt", tmp_path, capsys, said="expected the state of Adam, AdamW, SGD, RMSprop, Adagrad")
+    refused(tmp_path / "w.pt", tmp_path, capsys, said=f"expected the state of {', '.join(CLASSES)}")
     assert main(["inspect", str(tmp_path / "w.pt")]) == 0
     assert main(["convert", str(tmp_path / "w.pt"), str(tmp_path / "out.npz"), OUT]) == 0
 
 
-@pytest.mark.parametrize("kind", ["Adam", "AdamW", "SGD", "RMSprop", "Adagrad"])
+@pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("layout", ["nnx", "linen"])
-def test_known_classes_travel(kind: str, layout: str, tmp_path: Path) -> None:
-    options = {"momentum": 0.9} if kind in ("SGD", "RMSprop") else {}
+def test_known_classes_travel(name: str, layout: str, tmp_path: Path) -> None:
+    kind, options = VARIANTS[name].form.torch, VARIANTS[name].options
     torch.save({**trained(kind, **options), "step": 2}, tmp_path / "w.pt")
     convert(tmp_path / "w.pt", tmp_path / "w.npz", to=layout)
     convert(tmp_path / "w.npz", tmp_path / "back.pt")
@@ -206,7 +205,7 @@ NUMBERS = list(range(26))
         ({"param_groups": [{"params": NUMBERS, "param_names": ["fc.bias"] * 26}]}, "without names"),
         ({"param_groups": [{"params": NUMBERS, "betas": 0, "amsgrad": "no"}]}, "option amsgrad: got str"),
         ({"param_groups": [{"params": NUMBERS, "betas": 0, "amsgrad": True}]}, "max_exp_avg_sq: missing"),
-        ({"param_groups": [{"params": NUMBERS, "lr": 0.1}]}, "expected the state of Adam"),
+        ({"param_groups": [{"params": NUMBERS, "lr": 0.1}]}, f"expected the state of {', '.join(CLASSES)}"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -467,6 +466,7 @@ MAKERS = {
         lambda params: jax.tree.map(lambda p: "a" if p.ndim > 1 else "b", params),
     ),
 }
+MAKERS |= {name: partial(getattr(optax, name), 0.1) for name in OPTAX if " " not in name and name not in MAKERS}
 
 
 @functools.cache
@@ -492,14 +492,11 @@ def test_optax_states_in_msgpack(name: str, tmp_path: Path) -> None:
     assert same(open_checkpoint(tmp_path / "back.pth").optimizer or {}, expected)
 
 
-@pytest.mark.parametrize(
-    "make",
-    [lambda: optax.lion(0.1), lambda: optax.amsgrad(0.1), lambda: optax.rmsprop(0.1, momentum=0.9), optax.adadelta],
-    ids=["lion", "amsgrad", "rmsprop", "adadelta"],
-)
-def test_other_optax_states_in_msgpack(make: Any, tmp_path: Path, capsys: Any) -> None:
+@pytest.mark.parametrize("name", [n for n in ("lion", "amsgrad", "adadelta", "rprop") if n not in OPTAX] + ["rmsprop"])
+def test_other_optax_states_in_msgpack(name: str, tmp_path: Path, capsys: Any) -> None:
     _, tree = variables()
-    state = make().init(tree["params"]) if make is not optax.adadelta else optax.adadelta(0.1).init(tree["params"])
+    tx = optax.rmsprop(0.1, momentum=0.9) if name == "rmsprop" else getattr(optax, name)(0.1)
+    state = tx.init(tree["params"])
     whole = {**tree, "opt_state": flax.serialization.to_state_dict(state), "step": 0}
     (tmp_path / "w.msgpack").write_bytes(flax.serialization.to_bytes(whole))
     refused(tmp_path / "w.msgpack", tmp_path, capsys, said=OUT)

@@ -15,8 +15,9 @@ from flax import linen, nnx
 
 import ports
 from ports import optim
+from ports.optimizers import CLASSES, OPTAX, OPTIMIZERS, VARIANTS, KnownOptimizer, Node, class_of
 from ports.weights import WeightsError, optimizer
-from ports.weights.optimizer_table import OPTIMIZERS, whole_number
+from ports.weights.optimizer_table import KNOWN, node_of, whole_number
 
 NAMES = ("0.weight", "0.bias", "1.weight", "1.bias")
 RNG = np.random.default_rng(0)
@@ -72,11 +73,21 @@ def adam_state(**options: Any) -> optimizer.OptimizerState:
 # ---- which optimizers are known
 
 
-@pytest.mark.parametrize("name", ["NAdam", "RAdam", "Adamax", "Adadelta", "ASGD", "Rprop", "Adafactor", "LBFGS"])
+ALL = {name for name, cls in vars(torch.optim).items() if isinstance(cls, type)} - {"Optimizer"}
+OTHERS = sorted(ALL - set(CLASSES))
+
+
+def test_classes_are_pytorchs() -> None:
+    assert set(CLASSES) < ALL
+    assert "LBFGS" in OTHERS  # its state cannot move: it has no tensor per parameter
+
+
+@pytest.mark.parametrize("name", OTHERS)
 def test_other_classes_are_refused(name: str) -> None:
     net = in_torch()
-    tuned = getattr(torch.optim, name)(net.parameters(), lr=0.1)
-    said = rf"torch\.optim\.(\w+\.)?{name}, expected one of torch.optim's Adam, AdamW"
+    matrices = [p for p in net.parameters() if p.ndim == 2]  # Muon takes no others
+    tuned = getattr(torch.optim, name)(matrices, lr=0.1)
+    said = rf"torch\.optim\.(\w+\.)?{name}, expected one of torch.optim's {KNOWN}"
     for call in (lambda: optimizer.read(tuned, net), lambda: optimizer.write(tuned, net, adam_state())):
         with pytest.raises(WeightsError, match=said):
             call()
@@ -97,21 +108,82 @@ def test_a_subclass_is_known_while_it_computes_the_same() -> None:
         optimizer.read(Other(net.parameters()), net)
 
 
-def test_every_row_names_what_pytorch_keeps() -> None:
+ROWS = pytest.mark.parametrize("row", OPTIMIZERS, ids=lambda row: row.name)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_class_is_not_taken_for_the_class_above_it(name: str) -> None:
+    cls = getattr(torch.optim, name)
+    params = [torch.nn.Parameter(torch.zeros(2))]
+    assert class_of(cls(params, lr=0.1)) == class_of(type("Named", (cls,), {})(params, lr=0.1)) == name
+
+
+@ROWS
+def test_every_row_names_what_pytorch_keeps(row: KnownOptimizer) -> None:
     """Compare the table with PyTorch itself, and with `ports.optim`."""
-    for row in OPTIMIZERS:
-        for name in row.classes:
-            net = in_torch()
-            tuned = getattr(torch.optim, name)(net.parameters(), lr=0.1)
-            group = tuned.param_groups[0]
-            group |= {option: 0.5 for option in row.tensors.values() if option}
-            state = stepped(tuned, net).state[net[0].weight]  # pyright: ignore
-            assert set(state) - {"step"} == set(row.tensors)
-            assert ("step" in state) is row.counts
-            assert row.options <= set(group)
-        for name in row.transforms:
-            options = {option: 0.5 for option in row.tensors.values() if option}
-            assert set(getattr(optim, name)(0.1, **options).init({"a": jnp.ones(2)}).tensors) == set(row.tensors)
+    options = {option: 0.5 for option in row.tensors.values() if option}
+    for form in row.forms:
+        net = in_torch()
+        tuned = getattr(torch.optim, form.torch)(net.parameters(), lr=0.1)
+        assert bool(tuned.state) is row.eager
+        group = tuned.param_groups[0]
+        group |= options
+        state = stepped(tuned, net).state[net[0].weight]  # pyright: ignore
+        assert set(state) - {"step"} == set(row.tensors)
+        assert ("step" in state) is row.counts
+        assert row.options <= set(group)
+        transform = getattr(optim, form.transform)
+        assert set(transform(0.1, **options).init({"a": jnp.ones(2)}).tensors) == set(row.tensors)
+        for option in options:
+            there = {slot for slot, by in row.tensors.items() if by in (None, option)}
+            assert set(transform(0.1, **{option: 0.5}).init({"a": jnp.ones(2)}).tensors) == there
+
+
+def nodes_in(state: Any) -> list[Node]:
+    """The known NamedTuples of a state of optax that hold tensors."""
+    here = [row] if (row := node_of(state)) and row.tensors else []
+    return here + [node for part in state if isinstance(part, tuple) for node in nodes_in(part)]
+
+
+@ROWS
+def test_every_row_names_what_optax_keeps(row: KnownOptimizer) -> None:
+    """Every node has tensors of its row, and the state of every optimizer of optax that is named is known."""
+    assert all(set(node.tensors.values()) <= set(row.tensors) for node in row.nodes)
+    for words in row.optax:
+        name, _, limit = words.partition(" ")
+        state = getattr(optax, name)(0.1).init({"a": jnp.ones(2)})
+        found = nodes_in(state)
+        assert found == [node for node in row.nodes if node in found]
+        assert found or name == "sgd"
+        assert not limit or limit == "without momentum"
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_moves_and_comes_back(name: str) -> None:
+    """From PyTorch to NNX, Linen, `nnx.Optimizer` and back, every bit."""
+    variant = VARIANTS[name]
+    net = in_torch()
+    tuned = getattr(torch.optim, variant.form.torch)(net.parameters(), lr=0.1, **variant.options)
+    state = optimizer.read(stepped(tuned, net), net, 3)
+    assert len(state) > len(NAMES)
+    tx = getattr(optim, variant.form.transform)(0.1, **variant.options)
+    other, flax = in_linen(), in_nnx()
+    kept = nnx.Optimizer(flax, tx, wrt=nnx.Param)
+    for place, model in (
+        (tx.init(other[1]["params"]), other),
+        (tx.init(nnx.state(flax, nnx.Param)), flax),
+        (kept, flax),
+    ):
+        new = optimizer.write(place, model, state)
+        back = optimizer.read(place if new is None else new, model)
+        assert same(back, state)
+        fresh = getattr(torch.optim, variant.form.torch)(net.parameters(), lr=0.1, **variant.options)
+        optimizer.write(fresh, net, back)
+        assert same(optimizer.read(fresh, net, 3), state)
+        lost = {key: array for key, array in state.items() if not key.endswith("/1.bias")}
+        for target, where in ((place, model), (fresh, net)):
+            with pytest.raises(WeightsError, match=r"missing from the state for 1.bias"):
+                optimizer.write(target, where, lost, stateless=())
 
 
 # ---- lossless
@@ -309,6 +381,13 @@ OWN = {
     "multi-steps": (torch.optim.Adam, {}, lambda: optax.MultiSteps(optax.adam(0.1), 1).gradient_transformation()),
     "accumulate": (torch.optim.Adam, {}, lambda: optim.accumulate(optax.adam(0.1), 1)),
 }
+# optax's other optimizers that the table names, by default.
+OWN |= {
+    name: (getattr(torch.optim, row.name), {}, functools.partial(getattr(optax, name), 0.1))
+    for row in OPTIMIZERS
+    for name in row.optax
+    if name.partition(" ")[0] not in {*OWN, "sgd"}
+}
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -361,18 +440,21 @@ def test_the_state_of_nnx_own_optimizer(name: str) -> None:
     assert all(np.allclose(last[n], next_[n], rtol=1e-4, atol=1e-6) for n in last)
 
 
-@pytest.mark.parametrize(
-    ("make", "said"),
-    [
-        (lambda: optax.lion(0.1), "optax's ScaleByLionState"),
-        (lambda: optax.adabelief(0.1), "optax's ScaleByBeliefState"),
-        (lambda: optax.amsgrad(0.1), "optax's ScaleByAmsgradState"),
-        (lambda: optax.adadelta(0.1), "optax's ScaleByAdaDeltaState"),
-        (lambda: optax.rprop(0.1), "optax's ScaleByRpropState"),
-        (lambda: optax.rmsprop(0.1, momentum=0.9), "in two parts of the state"),
-    ],
-)
-def test_optax_states_of_another_meaning_are_refused(make: Any, said: str) -> None:
+UNKNOWN = {
+    "lion": "optax's ScaleByLionState",
+    "adabelief": "optax's ScaleByBeliefState",
+    "amsgrad": "optax's ScaleByAmsgradState",
+    "adadelta": "optax's ScaleByAdaDeltaState",
+    "rprop": "optax's ScaleByRpropState",
+}
+
+
+@pytest.mark.parametrize("name", [*sorted(UNKNOWN.keys() - set(OPTAX)), "rmsprop"])
+def test_optax_states_of_another_meaning_are_refused(name: str) -> None:
+    def make() -> optax.GradientTransformation:
+        return optax.rmsprop(0.1, momentum=0.9) if name == "rmsprop" else getattr(optax, name)(0.1)
+
+    said = UNKNOWN.get(name, "in two parts of the state")
     net = in_nnx()
     state = make().init(nnx.state(net, nnx.Param))
     with pytest.raises(WeightsError, match=said):

@@ -14,8 +14,9 @@ from flax import nnx
 import parity
 from parity.numerics.quantities import after, parameter_of
 from parity.running import on_disk as spill
-from parity.running.training import OPTIMIZERS
+from parity.traps.training import TRAPS
 from ports import UserError, optim
+from ports.optimizers import CLASSES, VARIANTS
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -50,7 +51,7 @@ def pair() -> tuple[Any, ...]:
     return model, parity.move(model, Port(nnx.Rngs(0)), X), X
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", VARIANTS)
 def test_every_named_optimizer_passes(optimizer: str, pair: tuple[Any, ...]) -> None:
     (model,) = parity.check(*pair, optimizer=optimizer, steps=4).models
     assert model.ok, str(model)
@@ -74,13 +75,15 @@ def sgd(params: Any) -> Any:
     return torch.optim.SGD(params, lr=LR, weight_decay=0.1)
 
 
+def used(params: Any) -> Any:
+    """Which parameters get a gradient."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: "spare" not in jax.tree_util.keystr(path), params)
+
+
 def test_a_parameter_without_a_gradient_must_stay(pair: tuple[Any, ...]) -> None:
     tx = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(LR))
     (model,) = parity.check(*pair, optimizer=sgd, tx=tx).models
     assert [f.trap for f in model.findings] == ["idle-parameters-trained"]
-
-    def used(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(lambda path, _: "spare" not in jax.tree_util.keystr(path), params)
 
     parity.assert_parity(*pair, optimizer=sgd, tx=optim.trained(tx, used))
 
@@ -89,6 +92,18 @@ def test_an_unknown_mistake_is_a_finding_without_a_name(pair: tuple[Any, ...]) -
     (model,) = parity.check(*pair, optimizer=lambda params: torch.optim.SGD(params, lr=LR), tx=optax.sgd(2 * LR)).models
     assert [(f.layer, f.trap) for f in model.findings] == [("(the optimizer)", None)]
     assert "after step 1" in model.findings[0].text
+
+
+def test_a_mistake_is_not_named_after_another_optimizer(pair: tuple[Any, ...]) -> None:
+    """AdamW alone has 1e-4 as optax's default decay."""
+    tx = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(LR))
+    (model,) = parity.check(*pair, optimizer=sgd, tx=optim.trained(tx, used)).models
+    assert [f.trap for f in model.findings] == [None]
+
+
+def test_traps_are_made_where_the_table_has_the_class() -> None:
+    assert {name for trap in TRAPS for name in trap.classes} <= set(CLASSES)
+    assert {trap.name: trap.where for trap in TRAPS}["momentum-missing"] == "SGD, RMSprop"
 
 
 def test_a_wrong_state_alone_is_found(pair: tuple[Any, ...]) -> None:

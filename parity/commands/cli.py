@@ -17,6 +17,7 @@ from parity.reports import terminal
 from parity.reports.progress import progress as _progress
 from ports import families
 from ports.errors import UserError
+from ports.optimizers import VARIANTS
 
 app = typer.Typer(
     help="Residual networks in PyTorch, Flax NNX and Flax Linen, proved equal in float64.",
@@ -35,9 +36,7 @@ Images = Annotated[Path | None, typer.Option(help="A photograph or a folder of t
 ImageSize = Annotated[str | None, typer.Option(metavar="HxW", help="Else the network's height and an odd width.")]
 Batch = Annotated[int | None, typer.Option(help="Number of images. By default 2.")]
 Steps = Annotated[int, typer.Option(help="Steps of training.")]
-Optimizer = Annotated[
-    str, typer.Option(help="What trains: sgd, nesterov, dampened, adam, amsgrad, adamw, rmsprop, adagrad.")
-]
+Optimizer = Annotated[str, typer.Option(help=f"What trains: {', '.join(VARIANTS)}.")]
 Seed = Annotated[int, typer.Option(help="Of initial weights, labels and perturbations.")]
 Weights = Annotated[Path | None, typer.Option(help="A PyTorch or safetensors file; else initial weights.")]
 Accept = Annotated[
@@ -122,7 +121,7 @@ def check(
     from parity.reports import report as reports
     from parity.running import device as devices
     from parity.running import probes
-    from parity.running.training import require as require_optimizer
+    from parity.running.training import Plan
     from parity.verdict.precision import DTYPES, Policy
 
     dtypes = tuple(part.strip() for given in dtype or () for part in given.split(",") if part.strip())
@@ -144,7 +143,7 @@ def check(
     # What is wrong with an option is said before the first network runs.
     asked = NetworkOptions(**named, **common)
     devices.require(device, asked.tf32, Policy(asked.types).dtypes)
-    require_optimizer(optimizer)
+    Plan(steps, optimizer)
     if images is not None:
         probes.photographs(images)
     console, found = terminal.console(), []

@@ -33,6 +33,7 @@ from parity.numerics.layouts import (
 from parity.numerics.quantities import Observation, Probe, Training, after
 from parity.running.taps import Calls, Recorder, Tap
 from ports.optim import State
+from ports.optimizers import OPTIMIZERS
 
 # Names that a network's call may give to its mode, and what they are in train mode.
 MODES = {"train": True, "training": True, "is_training": True, "deterministic": False, "use_running_average": False}
@@ -284,12 +285,13 @@ def _without(idle: Collection[int], changes: Any, grads: Any) -> Any:
     return tree.unflatten([jnp.zeros_like(c) if still else c for c, still in zip(new, stay, strict=True)])
 
 
-# PyTorch's names for the tensors of optax's states.
+# PyTorch's names for the tensors of optax's states, by class and field.
 STATES = {
-    ("ScaleByAdamState", "mu"): "exp_avg",
-    ("ScaleByAdamState", "nu"): "exp_avg_sq",
-    ("ScaleByRmsState", "nu"): "square_avg",
-    ("ScaleByRssState", "sum_of_squares"): "sum",
+    (node.name.removeprefix("optax."), field): name
+    for row in OPTIMIZERS
+    for node in row.nodes
+    for field, name in node.tensors.items()
+    if not node.scaled
 }
 
 

@@ -1,4 +1,4 @@
-"""The optimizers that can be compared by name: PyTorch's with its options, and the same from `ports.optim`.
+"""The training that a check compares: an optimizer that `ports.optimizers` knows by name, or the caller's own.
 
 The learning rate falls at every step: a constant one could not show a schedule that is off by one.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import optax
@@ -18,6 +17,7 @@ from parity.numerics.quantities import Probe, Training
 from parity.running import pytorch as run_pytorch
 from ports import optim, schedules
 from ports.errors import UserError
+from ports.optimizers import VARIANTS, Variant
 
 DECAY = 0.8
 # The part of its size that a step may move a parameter by: larger steps let rounding grow from step to step.
@@ -29,87 +29,72 @@ Maker = Callable[[torch.nn.Module, Probe], Training]
 
 
 @dataclass(frozen=True)
-class Optimizer:
-    """An optimizer of `torch.optim` and its counterpart, with options that matter in three steps.
+class Plan:
+    """What the caller of a check says of the training.
 
     Attributes:
-        adaptive: whether a step is as large as the learning rate, whatever the gradient.
-    """
-
-    torch: Callable[..., torch.optim.Optimizer]
-    optax: Callable[..., optax.GradientTransformation]
-    adaptive: bool = False
-
-
-def _row(torch: Any, optax: Any, adaptive: bool = False, **options: Any) -> Optimizer:
-    return Optimizer(partial(torch, **options), partial(optax, **options), adaptive)
-
-
-OPTIMIZERS = {
-    "sgd": _row(torch.optim.SGD, optim.sgd, momentum=0.9, weight_decay=5e-4),
-    "nesterov": _row(torch.optim.SGD, optim.sgd, momentum=0.9, weight_decay=5e-4, nesterov=True),
-    "dampened": _row(torch.optim.SGD, optim.sgd, momentum=0.9, weight_decay=5e-4, dampening=0.5),
-    "adam": _row(torch.optim.Adam, optim.adam, adaptive=True, weight_decay=5e-4),
-    "amsgrad": _row(torch.optim.Adam, optim.adam, adaptive=True, amsgrad=True),
-    "adamw": _row(torch.optim.AdamW, optim.adamw, adaptive=True, weight_decay=5e-2),
-    "rmsprop": _row(torch.optim.RMSprop, optim.rmsprop, adaptive=True, momentum=0.9, weight_decay=5e-4),
-    "adagrad": _row(torch.optim.Adagrad, optim.adagrad, adaptive=True, weight_decay=5e-4),
-}
-
-
-def require(optimizer: str | Callable[..., Any], tx: Any = None) -> None:
-    """Raises where an optimizer cannot be compared.
-
-    Raises:
-        UserError: an unknown name, an optimizer of one's own without `tx`.
-    """
-    if isinstance(optimizer, str) and optimizer not in OPTIMIZERS:
-        near = difflib.get_close_matches(optimizer, OPTIMIZERS, 1, 0)[0]
-        raise UserError(f"optimizer: got {optimizer!r}, expected one of {', '.join(OPTIMIZERS)}; {near} is nearest")
-    if callable(optimizer) and tx is None:
-        raise UserError("optimizer: got PyTorch's alone, expected tx= besides: the port's optax transform")
-
-
-def make(
-    reference: torch.nn.Module,
-    fed: Probe,
-    steps: int,
-    optimizer: str | Callable[..., Any] = "sgd",
-    tx: Any = None,
-    clip_grad_norm: float | None = None,
-    accumulate: int = 1,
-) -> Training:
-    """The training from what the caller of a check says.
-
-    Args:
-        optimizer: a name in `OPTIMIZERS`; or from PyTorch's parameters to their optimizer, or to (optimizer,
-            scheduler), as they are written in a training script; then `tx` is the port's.
+        steps: of the optimizer.
+        optimizer: a name in `ports.optimizers.VARIANTS`; or from PyTorch's parameters to their optimizer, or to
+            (optimizer, scheduler), as they are written in a training script; then `tx` is the port's.
         tx: the port's transform; by default what PyTorch's computes.
+        clip_grad_norm: the norm to which PyTorch clips its gradients before a step.
+        accumulate: the passes whose gradients PyTorch sums before a step.
 
     Raises:
         UserError: an unknown name, an optimizer of one's own without `tx`, an option out of range.
     """
-    if accumulate < 1 or (clip_grad_norm is not None and not clip_grad_norm > 0):
-        got = f"accumulate={accumulate}" if accumulate < 1 else f"clip_grad_norm={clip_grad_norm}"
-        raise UserError(f"{got}: expected 1 or more passes, and a norm above 0")
 
-    def prepare(params: Mapping[str, Any]) -> None:
-        if clip_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_([p for p in params.values() if p.grad is not None], clip_grad_norm)
+    steps: int
+    optimizer: str | Callable[..., Any] = "sgd"
+    tx: Any = None
+    clip_grad_norm: float | None = None
+    accumulate: int = 1
 
-    common = {"clip_grad_norm": clip_grad_norm, "accumulate": accumulate, "own": tx is not None, "prepare": prepare}
-    require(optimizer, tx)
+    def __post_init__(self) -> None:
+        name = self.optimizer
+        if isinstance(name, str) and name not in VARIANTS:
+            near = difflib.get_close_matches(name, VARIANTS, 1, 0)[0]
+            raise UserError(f"optimizer: got {name!r}, expected one of {', '.join(VARIANTS)}; {near} is nearest")
+        if callable(name) and self.tx is None:
+            raise UserError("optimizer: got PyTorch's alone, expected tx= besides: the port's optax transform")
+        if self.accumulate < 1 or (self.clip_grad_norm is not None and not self.clip_grad_norm > 0):
+            wrong = "accumulate" if self.accumulate < 1 else "clip_grad_norm"
+            raise UserError(f"{wrong}={getattr(self, wrong)}: expected 1 or more passes, and a norm above 0")
+
+    def prepare(self, params: Mapping[str, Any]) -> None:
+        """Clip PyTorch's gradients."""
+        if self.clip_grad_norm is not None:
+            grads = [p for p in params.values() if p.grad is not None]
+            torch.nn.utils.clip_grad_norm_(grads, self.clip_grad_norm)
+
+
+def make(reference: torch.nn.Module, fed: Probe, plan: Plan) -> Training:
+    """Return the training that is compared."""
+    optimizer, tx = plan.optimizer, plan.tx
     if callable(optimizer):
-        return Training(steps, lambda params: optimizer([*params.values()]), tx, **common)
-    row = OPTIMIZERS[optimizer]
-    rate = _adaptive_rate(reference) if row.adaptive else run_pytorch.learning_rate(reference, fed, MOVES)
+        return _training(plan, lambda params: optimizer([*params.values()]), tx)
+    variant = VARIANTS[optimizer]
+    rate = _adaptive_rate(reference) if variant.adaptive else run_pytorch.learning_rate(reference, fed, MOVES)
 
     def in_torch(params: Mapping[str, Any]) -> Any:
-        made = row.torch([*params.values()], lr=rate)
+        made = getattr(torch.optim, variant.form.torch)([*params.values()], lr=rate, **variant.options)
         return made, torch.optim.lr_scheduler.ExponentialLR(made, DECAY)
 
-    tx = transform(row, rate, clip_grad_norm, accumulate) if tx is None else tx
-    return Training(steps, in_torch, tx, **common)
+    return _training(
+        plan, in_torch, transform(variant, rate, plan.clip_grad_norm, plan.accumulate) if tx is None else tx
+    )
+
+
+def _training(plan: Plan, optimizer: Callable[[Mapping[str, Any]], Any], tx: Any) -> Training:
+    return Training(
+        plan.steps,
+        optimizer,
+        tx,
+        clip_grad_norm=plan.clip_grad_norm,
+        accumulate=plan.accumulate,
+        own=plan.tx is not None,
+        prepare=plan.prepare,
+    )
 
 
 def _adaptive_rate(net: torch.nn.Module) -> float:
@@ -120,10 +105,10 @@ def _adaptive_rate(net: torch.nn.Module) -> float:
 
 
 def transform(
-    row: Optimizer, rate: float, clip_grad_norm: float | None = None, accumulate: int = 1
+    variant: Variant, rate: float, clip_grad_norm: float | None = None, accumulate: int = 1
 ) -> optax.GradientTransformation:
     """The port's side: gradients are summed, clipped, and taken as PyTorch takes them."""
-    tx = row.optax(schedules.exponential_lr(rate, DECAY))
+    tx = getattr(optim, variant.form.transform)(schedules.exponential_lr(rate, DECAY), **variant.options)
     if clip_grad_norm is not None:
         tx = optax.chain(optim.clip_grad_norm(clip_grad_norm), tx)
     return optim.accumulate(tx, accumulate) if accumulate > 1 else tx

@@ -19,6 +19,7 @@ from parity.numerics.quantities import Probe, Training
 from parity.running import pytorch as run_pytorch
 from parity.traps import mistrained
 from parity.traps.mistrained import adagrad, adam, formula, prepared, rmsprop, scheduled, setting, sgd
+from ports.optimizers import class_of, having
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,12 @@ class TrainingTrap:
     """One known mistake.
 
     Attributes:
-        where: the class of `torch.optim` where it can be made; or what else it is about.
+        where: the classes of `torch.optim` where it can be made; or what else it is about.
         plant: from the training to one with the mistake.
         text: what the port does, and what PyTorch does.
         mend: what to write in the port.
         source: where PyTorch's and optax's sides are written down.
+        classes: those of `where`; empty where any optimizer will do.
     """
 
     name: str
@@ -39,6 +41,7 @@ class TrainingTrap:
     text: str
     mend: str
     source: str
+    classes: tuple[str, ...] = ()
 
 
 ANY = "any optimizer"
@@ -48,17 +51,23 @@ SGD, ADAM, RMSPROP, ADAGRAD = (f"torch.optim.{name}" for name in ("SGD", "Adam",
 TRACE, ADAM_OPTAX, RMS_OPTAX = "optax.trace", "optax.scale_by_adam", "optax.scale_by_rms"
 
 
+# The classes with these options: a formula reads them, a setting changes one.
+OF_SGD, OF_ADAM, OF_RMS, OF_GRAD = (having(name) for name in ("dampening", "amsgrad", "alpha", "lr_decay"))
+
+
 def _row(
-    name: str, where: str, plant: Callable[[Training], Training], text: str, mend: str, *source: str
+    name: str, where: str | tuple[str, ...], plant: Callable[[Training], Training], text: str, mend: str, *source: str
 ) -> TrainingTrap:
-    return TrainingTrap(name, where, plant, text, mend, " and ".join(source))
+    classes = () if isinstance(where, str) else where
+    place = where if isinstance(where, str) else ", ".join(where)
+    return TrainingTrap(name, place, plant, text, mend, " and ".join(source), classes)
 
 
 TRAPS = (
     _row("decay-missing", ANY, setting(weight_decay=0.0), "no weight decay", CHAIN, SGD, "optax.sgd"),
     _row(
         "decay-after-momentum",
-        SGD,
+        OF_SGD,
         formula(sgd(decay="update")),
         "the decay is added behind the momentum; PyTorch adds it to the gradient",
         CHAIN,
@@ -67,7 +76,7 @@ TRAPS = (
     ),
     _row(
         "decay-not-scaled",
-        SGD,
+        OF_SGD,
         formula(sgd(decay="unscaled")),
         "the decay is not multiplied by the learning rate",
         CHAIN,
@@ -85,7 +94,7 @@ TRAPS = (
     ),
     _row(
         "adam-decay-decoupled",
-        "Adam",
+        ("Adam",),
         formula(adam(coupled=False)),
         "the decay is AdamW's; PyTorch's Adam adds it to the gradient",
         "optax.chain(optax.add_decayed_weights(wd), optax.adam(…)), or ports.optim.adam",
@@ -94,7 +103,7 @@ TRAPS = (
     ),
     _row(
         "adamw-decay-coupled",
-        "AdamW",
+        ("AdamW",),
         formula(adam(coupled=True)),
         "the decay is added to the gradient; AdamW's is not",
         "optax.adamw(…, weight_decay=)",
@@ -103,17 +112,19 @@ TRAPS = (
     ),
     _row(
         "adamw-decay-1e-4",
-        "AdamW",
+        ("AdamW",),
         setting(weight_decay=1e-4),
         "the weight decay is optax's default, 1e-4; PyTorch's is 1e-2",
         "pass weight_decay",
         "torch.optim.AdamW",
         "optax.adamw",
     ),
-    _row("momentum-missing", "SGD, RMSprop", setting(momentum=0.0), "no momentum", "pass momentum", SGD, "optax.sgd"),
+    _row(
+        "momentum-missing", having("momentum"), setting(momentum=0.0), "no momentum", "pass momentum", SGD, "optax.sgd"
+    ),
     _row(
         "momentum-is-average",
-        SGD,
+        OF_SGD,
         formula(sgd(momentum="average")),
         "the momentum is an average; PyTorch's is a sum",
         "optax.trace, not optax.ema",
@@ -122,20 +133,26 @@ TRAPS = (
     ),
     _row(
         "momentum-is-corrected-average",
-        SGD,
+        OF_SGD,
         formula(sgd(momentum="corrected")),
         "the momentum is an average corrected for its start; PyTorch's is a sum",
         "optax.trace, not optax.ema",
         SGD,
         "optax.ema",
     ),
-    _row("nesterov-missing", SGD, setting(nesterov=False), "no Nesterov momentum", "nesterov=True", SGD, TRACE),
+    _row("nesterov-missing", OF_SGD, setting(nesterov=False), "no Nesterov momentum", "nesterov=True", SGD, TRACE),
     _row(
-        "nesterov-added", SGD, setting(nesterov=True, dampening=0.0), "Nesterov momentum", "nesterov=False", SGD, TRACE
+        "nesterov-added",
+        OF_SGD,
+        setting(nesterov=True, dampening=0.0),
+        "Nesterov momentum",
+        "nesterov=False",
+        SGD,
+        TRACE,
     ),
     _row(
         "dampening-missing",
-        SGD,
+        OF_SGD,
         setting(dampening=0.0),
         "no dampening, which optax does not have",
         "ports.optim.sgd(dampening=)",
@@ -144,7 +161,7 @@ TRAPS = (
     ),
     _row(
         "dampening-of-first",
-        SGD,
+        OF_SGD,
         formula(sgd(momentum="dampened")),
         "the first gradient is dampened too; PyTorch takes it whole",
         "ports.optim.sgd(dampening=)",
@@ -152,7 +169,7 @@ TRAPS = (
     ),
     _row(
         "rate-before-momentum",
-        SGD,
+        OF_SGD,
         formula(sgd(rate="before")),
         "the learning rate is applied before the momentum: old gradients keep their old rates",
         "scale by the rate last",
@@ -161,7 +178,7 @@ TRAPS = (
     ),
     _row(
         "adam-epsilon-in-root",
-        "Adam, AdamW",
+        OF_ADAM,
         formula(adam(epsilon="inside")),
         "epsilon stands inside of the root (eps_root)",
         "pass eps, not eps_root",
@@ -170,7 +187,7 @@ TRAPS = (
     ),
     _row(
         "adam-epsilon-early",
-        "Adam, AdamW",
+        OF_ADAM,
         formula(adam(epsilon="early")),
         "epsilon is added before the correction of the bias",
         "optax.adam",
@@ -179,28 +196,26 @@ TRAPS = (
     ),
     _row(
         "adam-not-corrected",
-        "Adam, AdamW",
+        OF_ADAM,
         formula(adam(corrected=False)),
         "the averages are not corrected for their start at zero",
         "divide by 1 − β^t, or optax.adam",
         ADAM,
         "Kingma and Ba, arXiv:1412.6980, section 3",
     ),
-    _row("adam-epsilon-1e-8", "Adam, AdamW", setting(eps=1e-8), "epsilon is the default, 1e-8", "pass eps", ADAM),
+    _row("adam-epsilon-1e-8", (*OF_ADAM, *OF_RMS), setting(eps=1e-8), "epsilon is the default, 1e-8", "pass eps", ADAM),
     _row(
         "adam-betas-default",
-        "Adam, AdamW",
+        OF_ADAM,
         setting(betas=(0.9, 0.999)),
         "the betas are the defaults",
         "pass b1, b2",
         ADAM,
     ),
-    _row(
-        "amsgrad-missing", "Adam, AdamW", setting(amsgrad=False), "no AMSGrad", "ports.optim.adam(amsgrad=True)", ADAM
-    ),
+    _row("amsgrad-missing", OF_ADAM, setting(amsgrad=False), "no AMSGrad", "ports.optim.adam(amsgrad=True)", ADAM),
     _row(
         "amsgrad-of-corrected",
-        "Adam, AdamW",
+        OF_ADAM,
         formula(adam(maximum="corrected")),
         "the maximum is taken of the corrected averages; PyTorch takes it of the raw ones",
         "ports.optim.adam(amsgrad=True)",
@@ -209,7 +224,7 @@ TRAPS = (
     ),
     _row(
         "rmsprop-epsilon-in-root",
-        RMSPROP,
+        OF_RMS,
         formula(rmsprop(epsilon="inside")),
         "epsilon stands inside of the root, optax's default",
         "eps_in_sqrt=False",
@@ -218,7 +233,7 @@ TRAPS = (
     ),
     _row(
         "rmsprop-rate-before-momentum",
-        RMSPROP,
+        OF_RMS,
         formula(rmsprop(rate="before")),
         "the learning rate is applied before the momentum, as in optax.rmsprop",
         "optax.chain(scale_by_rms, trace, scale_by_learning_rate)",
@@ -227,18 +242,18 @@ TRAPS = (
     ),
     _row(
         "rmsprop-of-optax",
-        RMSPROP,
+        OF_RMS,
         formula(rmsprop(epsilon="inside", rate="before", alpha=0.9)),
         "it is optax.rmsprop with its defaults: decay 0.9, epsilon inside of the root, the rate before the momentum",
         "ports.optim.rmsprop",
         RMSPROP,
         "optax.rmsprop",
     ),
-    _row("rmsprop-alpha-0.9", RMSPROP, setting(alpha=0.9), "the decay is optax's default, 0.9", "pass decay", RMSPROP),
-    _row("rmsprop-not-centered", RMSPROP, setting(centered=False), "it is not centered", "centered=True", RMSPROP),
+    _row("rmsprop-alpha-0.9", OF_RMS, setting(alpha=0.9), "the decay is optax's default, 0.9", "pass decay", RMSPROP),
+    _row("rmsprop-not-centered", OF_RMS, setting(centered=False), "it is not centered", "centered=True", RMSPROP),
     _row(
         "rmsprop-starts-at-one",
-        RMSPROP,
+        OF_RMS,
         formula(rmsprop(start=1.0)),
         "the average of squares begins at one, as TensorFlow's; PyTorch's at zero",
         "initial_scale=0",
@@ -247,7 +262,7 @@ TRAPS = (
     ),
     _row(
         "adagrad-accumulator-0.1",
-        ADAGRAD,
+        OF_GRAD,
         formula(adagrad(start=0.1)),
         "the sum begins at 0.1, optax's default; PyTorch's at 0",
         "initial_accumulator_value=0",
@@ -256,7 +271,7 @@ TRAPS = (
     ),
     _row(
         "adagrad-of-optax",
-        ADAGRAD,
+        OF_GRAD,
         formula(adagrad(epsilon="inside", start=0.1, eps=1e-7)),
         "it is optax.adagrad with its defaults: the sum begins at 0.1, epsilon is 1e-7 and inside of the root",
         "ports.optim.adagrad",
@@ -265,17 +280,17 @@ TRAPS = (
     ),
     _row(
         "adagrad-epsilon-in-root",
-        ADAGRAD,
+        OF_GRAD,
         formula(adagrad(epsilon="inside")),
         "epsilon stands inside of the root",
         "ports.optim.adagrad",
         ADAGRAD,
         "optax.scale_by_rss",
     ),
-    _row("adagrad-epsilon-1e-7", ADAGRAD, setting(eps=1e-7), "epsilon is optax's default, 1e-7", "pass eps", ADAGRAD),
+    _row("adagrad-epsilon-1e-7", OF_GRAD, setting(eps=1e-7), "epsilon is optax's default, 1e-7", "pass eps", ADAGRAD),
     _row(
         "adagrad-rate-constant",
-        ADAGRAD,
+        OF_GRAD,
         setting(lr_decay=0.0),
         "the learning rate does not fall (lr_decay)",
         "ports.optim.adagrad(lr_decay=)",
@@ -387,7 +402,10 @@ def explain(
             the others it is what the reference's did.
     """
     got = responses.reference["training.parameter"] | got
-    return next((trap for trap in TRAPS if _gives(trap, reference, fed, training, got, responses)), None)
+    loop = run_pytorch.Loop(run_pytorch.updated(reference, fed), training)
+    name = class_of(loop.optimizer)
+    fitting = (trap for trap in TRAPS if name is None or not trap.classes or name in trap.classes)
+    return next((trap for trap in fitting if _gives(trap, reference, fed, training, got, responses)), None)
 
 
 def _gives(
@@ -395,7 +413,7 @@ def _gives(
 ) -> bool:
     try:
         updates = run_pytorch.trained(reference, fed, trap.plant(training))
-    except (KeyError, AttributeError):  # the options of another optimizer
+    except (KeyError, AttributeError):  # the caller's own optimizer has other options
         return False
     return updates.keys() == got.keys() and all(
         bounds.distance(updates[name], got[name]) <= responses.bound("training.parameter", name) for name in got

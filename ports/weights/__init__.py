@@ -17,7 +17,7 @@ Each framework has one reader and one writer, so six directions come out of thre
 | `recognise.py` | which network it is and whose names it has: `networks.py` and `dialects.py` are the tables      |
 | `rulesfile.py` | rules for other networks in TOML; `draft.py` writes a first one                                |
 | `optimizer.py` | states of live optimizers, moved as their parameters are (`transforms.py`: optax's)           |
-| `stored.py`  | states of optimizers in files; `states.py` lays one out, `optimizer_table.py` lists what is known |
+| `stored.py`  | states of optimizers in files; `states.py` lays one out, `optimizer_table.py` finds its row |
 
 Importing this package loads neither torch nor jax.
 """

@@ -4,7 +4,7 @@
     opt_state = optimizer.write(tx.init(params), nnx_net, state)    # tx of `ports.optim`; and the other way round
 
 A tensor of a state has the shape of its parameter and moves as the parameter does (`layers.py`). A parameter that never
-got a gradient has no state in PyTorch and zeros in optax. `optimizer_table.py` lists the optimizers that are known.
+got a gradient has no state in PyTorch and zeros in optax. `ports.optimizers` lists the optimizers that are known.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from ports.optimizers import KnownOptimizer
 from ports.weights.optimizer_form import OptimizerState, Tensors, agreed
-from ports.weights.optimizer_table import STEP, KnownOptimizer, of_torch, problems, shown, whole_number
+from ports.weights.optimizer_table import STEP, expected, of_torch, problems, shown, whole_number
 from ports.weights.torch_form import WeightsError, lossless
 
 
@@ -25,7 +26,7 @@ def read(state: Any, net: Any, steps: int | None = None) -> OptimizerState:
 
     Args:
         state: a `torch.optim.Optimizer`, an `nnx.Optimizer`, or a state of optax: of a transform of `ports.optim`, or
-            of `optax.adam`, `adamw`, `sgd`, `rmsprop` without momentum or `adagrad`; chained, masked or injected.
+            one of optax's that `ports.optimizers.OPTAX` names; chained, masked or injected.
         net: the network that it trains, as in `ports.weights.read`.
         steps: the number of steps done, which SGD does not keep; a schedule goes on from there.
 
@@ -119,7 +120,7 @@ def _unlike(row: KnownOptimizer, name: str, p: Any, own: Mapping[str, Any], grou
     for key, value in own.items():
         if not hasattr(value, "detach") or value.shape != p.shape:
             wrong.append(f"{key}/{name}: got {shown(value)}, expected a tensor {tuple(p.shape)}")
-    lacking = row.expected(group) - set(own) if own or row.eager or (begun and row.counts) else set()
+    lacking = expected(row, group) - set(own) if own or row.eager or (begun and row.counts) else set()
     return wrong + [f"{key}/{name}: missing from the optimizer's state" for key in sorted(lacking)]
 
 
@@ -129,9 +130,9 @@ def _write_torch(optimizer: Any, net: Any, step: int, tensors: Tensors, stateles
     from ports.weights.pytorch import to_numpy, to_torch
 
     row, params = of_torch(optimizer), {name: (p, group) for name, p, group in _named(optimizer, net)}
-    expected = {name: row.expected(group) for name, (_, group) in params.items()}
+    wanted = {name: expected(row, group) for name, (_, group) in params.items()}
     begun = step > 0 or bool(tensors)
-    wrong = problems(tensors, expected, begun, () if row.eager else stateless, f"the optimizer ({row.name})")
+    wrong = problems(tensors, wanted, begun, () if row.eager else stateless, f"the optimizer ({row.name})")
     counted = torch.tensor(float(step))
     if row.counts and int(counted) != step:
         wrong.append(f"{STEP}: got {step:,}, which PyTorch's {counted.dtype} does not hold exactly")

@@ -11,12 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from ports.optimizers import OPTIMIZERS, KnownOptimizer
 from ports.weights import optimizer_table
 from ports.weights.formats import Tree, nested
-from ports.weights.optimizer_table import LARGEST, STEP, WEIGHTS_ONLY, KnownOptimizer, exact, shown
+from ports.weights.optimizer_table import LARGEST, STEP, WEIGHTS_ONLY, exact, shown
 from ports.weights.stored import DEPTH, Group, Resolved, are_names, is_array
 from ports.weights.torch_form import WeightsError, describe
 from ports.weights.training import PREFIX
+
+OPTIONS = frozenset().union(*(row.options for row in OPTIMIZERS))
 
 
 def about(metadata: Mapping[str, str]) -> tuple[list[Group] | None, tuple[str, ...]]:
@@ -163,7 +166,7 @@ def _expected(tensors: Mapping[str, Any], groups: list[Group] | None, parameters
 
 
 def _wanted(row: KnownOptimizer, group: Group) -> set[str]:
-    return row.expected(group) if row.options <= set(group) else row.always
+    return optimizer_table.expected(row, group) if row.own <= set(group) else row.always
 
 
 def torch_state(state: Mapping[str, np.ndarray], parameters: list[str], options: list[Group] | None) -> Tree:
@@ -214,8 +217,8 @@ def _numbered(options: list[Group] | None, parameters: list[str]) -> list[Group]
         group["param_names"] = list(group.get("param_names", []))
         group["params"] = list(range(at, at + len(group["param_names"])))
         at += len(group["param_names"])
-        if isinstance(group.get("betas"), list):
-            group["betas"] = tuple(group["betas"])
+        # JSON has lists alone; PyTorch's options are tuples
+        group.update({key: tuple(value) for key, value in group.items() if key in OPTIONS and isinstance(value, list)})
     return groups
 
 

@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ports.optimizers import NODES
 from ports.weights import optimizer_table
 from ports.weights.formats import flat
-from ports.weights.optimizer_table import NODES, STEP, WEIGHTS_ONLY, shown, whole_number
+from ports.weights.optimizer_table import KNOWN_OPTAX, STEP, WEIGHTS_ONLY, shown, trees_of, whole_number
 from ports.weights.torch_form import WeightsError, describe
 from ports.weights.training import Parts
 
@@ -217,8 +218,7 @@ def _walk(at: tuple[str, ...], node: Any, result: Resolved, counts: list[int], m
         if node is None:
             return
         raise WeightsError(
-            f"optimizer: {'.'.join(at) or shown(node)}: not part of a known state (ports.optim; optax's adam, adamw, "
-            f"sgd, rmsprop without momentum, adagrad); {WEIGHTS_ONLY}"
+            f"optimizer: {'.'.join(at) or shown(node)}: not part of a known state (of {KNOWN_OPTAX}); {WEIGHTS_ONLY}"
         )
     row = next((row for row in NODES if row.fits(map(str, node))), None)
     for name in row.counts if row else ():
@@ -229,9 +229,8 @@ def _walk(at: tuple[str, ...], node: Any, result: Resolved, counts: list[int], m
                 f"optimizer: {waiting} gradients wait for their step, which no other framework has; {WEIGHTS_ONLY}"
             )
     if row and row.tensors:
-        if row.name.startswith("optax.") and "exp_avg" in row.tensors.values():
-            result.notes.append("optimizer: optax's state with mu and nu is taken for Adam's: a file does not name it")
-        trees = {slot: tree for slot, tree in row.trees(node).items() if tree is not None}
+        result.notes += [f"optimizer: {row.note}"] if row.note else []
+        trees = {slot: tree for slot, tree in trees_of(row, node).items() if tree is not None}
         _take({slot: _joined(tree, slot, masked) for slot, tree in trees.items()}, result)
     inner = [name for name in row.inner if name in node] if row else list(node)
     for name in inner:

@@ -7,7 +7,7 @@ only finds a state; `states.py` reads it. Where a state is, by kind of file:
 |--------------------------|--------------------------|-----------------------------------------------------|
 | PyTorch's                | `model`, `state_dict`, … | `optimizer`: `torch.optim`'s own state_dict         |
 | tree of an NNX network   | `model`                  | `opt_state`: `count`, `tensors` (`ports.optim`)     |
-| tree of a Linen network  | `params`, `batch_stats`  | the same, or optax's own (`optimizer_table.NODES`)  |
+| tree of a Linen network  | `params`, `batch_stats`  | the same, or optax's own (`ports.optimizers.NODES`) |
 | flat, or PyTorch's names | all names                | `optimizer/exp_avg/conv1.weight`, `optimizer/step`  |
 """
 

@@ -1,6 +1,6 @@
 """Read and write live states of optax, `nnx.Optimizer`'s among them.
 
-A state is a tree of NamedTuples; `optimizer_table.NODES` says which of their fields hold tensors and step counts. The
+A state is a tree of NamedTuples; `ports.optimizers.NODES` says which of their fields hold tensors and step counts. The
 trees in these fields may have holes (`optax.MaskedNode`) where another part of the state has the parameter.
 """
 
@@ -15,9 +15,10 @@ import numpy as np
 import optax
 from jax import tree_util
 
+from ports.optimizers import Node
 from ports.weights.flax import Place, plan, to_jax
 from ports.weights.optimizer_form import OptimizerState, Tensors, agreed
-from ports.weights.optimizer_table import STEP, Node, node_of, problems, whole_number
+from ports.weights.optimizer_table import KNOWN_OPTAX, STEP, node_of, problems, trees_of, whole_number
 from ports.weights.torch_form import WeightsError, describe, lossless
 
 Path = tuple[Any, ...]
@@ -129,10 +130,7 @@ def _mapped(state: Any, change: Change) -> Any:
         return type(state)(_mapped(part, change) for part in state)
     if jax.tree.leaves(state):
         got = f"{type(state).__module__.partition('.')[0]}'s {type(state).__name__}"
-        raise WeightsError(
-            f"optimizer: got {got}, whose meaning is not known; expected states of ports.optim, or of optax's adam, "
-            "adamw, sgd, rmsprop (without momentum) or adagrad"
-        )
+        raise WeightsError(f"optimizer: got {got}, whose meaning is not known; expected states of {KNOWN_OPTAX}")
     return state
 
 
@@ -156,7 +154,7 @@ def _survey(state: Any, parameters: Mapping[str, Any]) -> tuple[list[Slots], dic
                     "them; take the state after a whole step"
                 )
         if row.tensors:
-            trees = row.trees(values)
+            trees = trees_of(row, values)
             found.append(Slots({slot: _places(tree, parameters, slot)[0] for slot, tree in trees.items()}))
         return node
 

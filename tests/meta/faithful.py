@@ -25,14 +25,14 @@ import ports
 from parity.running import linen as run_linen
 from parity.running import nnx as run_nnx
 from parity.running import probes as probe
-from parity.running import training
 from parity.subjects import randomise
+from ports.optimizers import VARIANTS
 from ports.resnet.spec import SHORTCUTS, Block, ResNetSpec, Stage, Stem
 
 from . import examples
 
 REPEATS = 8
-OPTIMIZERS = tuple(training.OPTIMIZERS)
+OPTIMIZERS = tuple(VARIANTS)
 DTYPES = ("float32", "bfloat16", "float64")
 
 
