@@ -99,7 +99,7 @@ def check(
         layouts: by the name of an input (`input`; of several `input.0`, `input.key`) how Flax holds it:
             `channels_last` (the default from four dimensions on), `same` or `batch_second`.
         keywords: what is passed by name to both models.
-        accept: names of `parity.traps.layers.TRAPS`: differences that are meant.
+        accept: names of `parity.traps.catalogue.LAYERS`: differences that are meant.
         optimizer: a name of `running.training.OPTIMIZERS` (SGD with momentum and weight decay, Adam, …); or one's own,
             a function from PyTorch's parameters to an optimizer of `torch.optim`, or to (optimizer, scheduler).
         tx: the optax transform that the ports train with, to hold one's own against PyTorch's optimizer; by default

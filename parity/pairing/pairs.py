@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from flax import linen
 
+from parity.diagnosis import weights as moving
 from parity.numerics.layouts import LAYOUTS, axes, leaves, mapped
 from parity.numerics.quantities import Loss, Probe
 from parity.pairing import ordering
@@ -24,7 +25,7 @@ from parity.running import pytorch as run_pytorch
 from parity.running.flax import Functional
 from parity.running.flax_ports import FLAX_PORTS
 from parity.running.taps import Recorder, layer_of
-from parity.traps.layers import accepted
+from parity.traps.accepting import accepted
 from parity.verdict import compare, roles, transfer
 from ports import UserError, weights
 
@@ -120,10 +121,11 @@ def check(
     _repeatable(both.reference, fed)
     title = type(model).__name__
     pairs = tuple(str(both.pairing).splitlines())
-    row, found = transfer.judge(port, both.pairing, weights.read(model))
-    if any(finding.trap in (transfer.STRUCTURE, transfer.BIAS) for finding in found):
+    judged = transfer.judge(port, both.pairing)
+    found = moving.findings(port, both.pairing, judged, weights.read(model))
+    if judged.misfits:
         seconds = round(time.monotonic() - begin, 2)
-        return Model(title, (row,), findings=tuple(found), seconds=seconds, pairing=pairs)
+        return Model(title, (judged.row,), findings=tuple(found), seconds=seconds, pairing=pairs)
     state = probe.varied(both.state, {*both.tensors.values()}, seed)
     _write(both.reference, state)
     accepted(both.reference, accept)
@@ -151,9 +153,8 @@ def check(
         return replace(both, flax=flax, dtype=dtype).functional(state, {})
 
     result["precision"] = working(both.reference, {port: in_type}, fed)
-    result["rows"] = (row, *result["rows"])
-    tied = {p.torch.name for a, b, _ in transfer.shared(both.pairing) for p in (a, b)}
-    result["findings"] = (*found, *(f for f in result["findings"] if f.trap or f.layer not in tied))
+    result["rows"] = (judged.row, *result["rows"])
+    result["findings"] = (*found, *(f for f in result["findings"] if f.trap or f.layer not in judged.tied))
     note = f"{len(both.pairing.pairs)} layers paired, seed {seed}" + roles.note(both.reference, fed)
     note += "".join(f", accepted: {name}" for name in accept)
     return Model(title, note=note, seconds=round(time.monotonic() - begin, 2), pairing=pairs, **result)
@@ -165,8 +166,7 @@ def move(
     """See `parity.move`."""
     fed = feed(inputs, keywords, layouts, losses.projection(0))
     both = paired(model, other, fed, port, names)
-    _, found = transfer.judge(port, both.pairing)
-    if problems := [f.text for f in found if f.trap in (transfer.STRUCTURE, transfer.BIAS)]:
+    if problems := [misfit.text for misfit in transfer.judge(port, both.pairing).misfits]:
         raise weights.WeightsError(problems)
 
     places = FLAX_PORTS[port].places(other, both.layers)

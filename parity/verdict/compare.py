@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from parity.diagnosis import diagnose, localise
+from parity.diagnosis import findings as diagnosis
+from parity.diagnosis import forced_runs, localise
+from parity.diagnosis import training as training_diagnosis
 from parity.diagnosis.localise import Deviation
 from parity.numerics import bounds
 from parity.numerics.bounds import DRAWS, MULTIPLE, Responses
@@ -25,7 +27,6 @@ from parity.running import memory
 from parity.running import on_disk as spill
 from parity.running import pytorch as run_pytorch
 from parity.running.flax import Functional
-from parity.traps import training as training_traps
 from parity.verdict import roles
 from ports import UserError, weights
 
@@ -176,12 +177,12 @@ def _findings(
     leaf = {name for name in tapped if not any(other.startswith(f"{name}.") for other in tapped)}
     cases = {}
     for train in (False, True):
-        expected = localise.of_reference(reference, fed, tapped, train)
-        got = localise.of_port(functional, fed, expected, train)
-        cases[train] = diagnose.Case(expected, got, list(localise.deviations(expected, got, leaf, train)))
+        expected = forced_runs.of_reference(reference, fed, tapped, train)
+        got = forced_runs.of_port(functional, fed, expected, train)
+        cases[train] = localise.ForcedRuns(expected, got, list(localise.deviations(expected, got, leaf, train)))
         memory.release()
     first = first_divergence(port, judged, {train: case.deviations for train, case in cases.items()})
-    found = diagnose.findings(port, reference, fed, cases, leaf)
+    found = diagnosis.findings(port, reference, fed, cases, leaf)
     if not found:
         text = f"{first.quantity} differs, and every layer by itself is right"
         found = [Finding(port, first.layer, None, text)]
@@ -198,7 +199,7 @@ def _training(
 ) -> Finding:
     """The mistake of a training whose gradients are right."""
     got = judged["training.parameter"].got
-    if trap := training_traps.explain(reference, fed, training, got, responses) if got else None:
+    if trap := training_diagnosis.explain(reference, fed, training, got, responses) if got else None:
         return Finding(port, OPTIMIZER, trap.name, f"{trap.text}; {trap.mend}")
     quantity = next(q for q in ("training.parameter", "training.state") if q in judged and judged[q].outside)
     name, _, step = judged[quantity].outside[0].rpartition("@")
