@@ -16,13 +16,13 @@ PlantedIn = Literal["weight", "layer", "between", "loss", "training"]
 class Trap:
     """One known mistake, which can be planted, found and named.
 
-    | `place`    | `where` names                      | `plant` takes                       | `plant` returns      |
-    |------------|------------------------------------|-------------------------------------|----------------------|
-    | `weight`   | kinds of `ports.weights.layers`    | a tensor in PyTorch's layout        | its form, or several |
-    | `layer`    | PyTorch's types of layers          | a layer, which it may change        | the layer, or another|
-    | `between`  | PyTorch's functions                | function, arguments, named arguments| another value        |
-    | `loss`     | functions that PyTorch's loss calls| the same                            | another value        |
-    | `training` | optimizers, or a part of training  | a training                          | another training     |
+    | `place`    | `where` names                       | `plant` takes                        | `plant` returns       |
+    |------------|-------------------------------------|--------------------------------------|-----------------------|
+    | `weight`   | kinds of `ports.weights.layers`     | a tensor in PyTorch's layout         | one form, or several  |
+    | `layer`    | PyTorch's types of layers           | a layer, which it may change         | that layer or another |
+    | `between`  | PyTorch's functions                 | function, arguments, named arguments | another value         |
+    | `loss`     | functions that PyTorch's loss calls | function, arguments, named arguments | another value         |
+    | `training` | optimizers, or a part of training   | a training                           | another training      |
 
     Attributes:
         place: what the mistake is planted in.
