@@ -14,6 +14,7 @@ from typing import Any, Unpack
 import torch
 
 from parity import moving, pipeline, subjects
+from parity.diagnosis import weights as weights_diagnosis
 from parity.numerics.bounds import MULTIPLE
 from parity.options import (
     LIVE,
@@ -145,14 +146,14 @@ def _check_pair(
 ) -> Model:
     own = subjects.own_pair(torch_model, flax_model, inputs, options)
     pairing = own.both.pairing
-    row, told = transfer.judge(own.both.port, pairing, own.given)
+    judged = transfer.judge(own.both.port, pairing)
+    told = weights_diagnosis.findings(own.both.port, pairing, judged, own.given)
     lines = tuple(str(pairing).splitlines())
-    if any(finding.trap in (transfer.STRUCTURE, transfer.BIAS) for finding in told):
-        return Model(own.title, (row,), findings=tuple(told), pairing=lines)
+    if judged.misfits:
+        return Model(own.title, (judged.row,), findings=tuple(told), pairing=lines)
     found = pipeline.run(subjects.of_pair(own, flax_model, options), policy, options.progress)
-    tied = {pair.torch.name for a, b, _ in transfer.shared(pairing) for pair in (a, b)}
-    more = (finding for finding in found.findings if finding.trap or finding.layer not in tied)
-    return replace(found, rows=(row, *found.rows), findings=(*told, *more), pairing=lines)
+    more = (finding for finding in found.findings if finding.trap or finding.layer not in judged.tied)
+    return replace(found, rows=(judged.row, *found.rows), findings=(*told, *more), pairing=lines)
 
 
 def _report(options: Options, found: Callable[[Policy], Model]) -> Report:

@@ -24,8 +24,7 @@ def moved(model: torch.nn.Module, other: Any, fed: Probe, names: Mapping[str, st
     """Return the Flax model with PyTorch's weights. See `parity.move`."""
     both = pair_models(model, other, fed, names)
     port = both.port
-    _, found = transfer.judge(port, both.pairing)
-    if problems := [f.text for f in found if f.trap in (transfer.STRUCTURE, transfer.BIAS)]:
+    if problems := [misfit.text for misfit in transfer.judge(port, both.pairing).misfits]:
         raise weights.WeightsError(problems)
 
     places = FLAX_PORTS[port].places(other, both.layers)

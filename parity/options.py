@@ -91,7 +91,7 @@ class PairOptions(Options):
         layouts: by the name of an input (`input`; of several `input.0`, `input.key`) how Flax holds it:
             `channels_last` (the default from four dimensions on), `same` or `batch_second`.
         keywords: what is passed by name to both models.
-        accept: names of layers' traps (`parity traps` lists them): differences that are meant.
+        accept: names of `traps.catalogue.LAYERS` (`parity traps` lists them): differences that are meant.
     """
 
     names: Mapping[str, str] | None = None

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from parity.diagnosis import diagnose, localise
+from parity.diagnosis import findings as diagnosis
+from parity.diagnosis import forced_runs, localise
+from parity.diagnosis import training as training_diagnosis
 from parity.diagnosis.divergence import first_divergence
 from parity.numerics.bounds import Responses
 from parity.reports.report import Divergence, Finding, Model
@@ -19,7 +21,6 @@ from parity.running import pytorch as run_pytorch
 from parity.running.flax import Functional
 from parity.running.responses import responses_of
 from parity.running.subject import Candidate, Progress, Subject
-from parity.traps import training as training_traps
 from parity.verdict import precision, roles
 from parity.verdict.judgement import Judgement, judge, undecided
 from parity.verdict.precision import Policy
@@ -121,12 +122,12 @@ def _layers(
     leaf = {name for name in tapped if not any(other.startswith(f"{name}.") for other in tapped)}
     cases = {}
     for train in (False, True):
-        expected = localise.of_reference(reference, fed, tapped, train)
-        got = localise.of_port(functional, fed, expected, train)
-        cases[train] = diagnose.Case(expected, got, list(localise.deviations(expected, got, leaf, train)))
+        expected = forced_runs.of_reference(reference, fed, tapped, train)
+        got = forced_runs.of_port(functional, fed, expected, train)
+        cases[train] = localise.ForcedRuns(expected, got, list(localise.deviations(expected, got, leaf, train)))
         memory.release()
     first = first_divergence(port, judged, {train: case.deviations for train, case in cases.items()})
-    found = diagnose.findings(port, reference, fed, cases, leaf)
+    found = diagnosis.findings(port, reference, fed, cases, leaf)
     if not found:
         text = f"{first.quantity} differs, and every layer by itself is right"
         found = [Finding(port, first.layer, None, text)]
@@ -137,7 +138,7 @@ def _training(port: str, subject: Subject, judged: Judgements, responses: Respon
     """Return the mistake of a training whose gradients are right."""
     got = judged["training.parameter"].got
     if got:
-        trap = training_traps.explain(subject.reference, subject.probe, subject.training, got, responses)
+        trap = training_diagnosis.explain(subject.reference, subject.probe, subject.training, got, responses)
         if trap:
             return Finding(port, OPTIMIZER, trap.name, f"{trap.text}; {trap.mend}")
     quantity = next(q for q in ("training.parameter", "training.state") if q in judged and judged[q].outside)

@@ -24,7 +24,7 @@ from parity.running.flax_ports import FLAX_PORTS, port_of
 from parity.running.subject import Candidate, Subject
 from parity.running.taps import Recorder, layer_of
 from parity.running.training import Plan
-from parity.traps.layers import accepted
+from parity.traps.accepting import accepted
 from parity.verdict import roles
 from ports import families, weights
 from ports.errors import UserError

@@ -17,7 +17,8 @@ import parity
 from parity.numerics.layouts import first, with_first
 from parity.running import pytorch as run_pytorch
 from parity.running.taps import Recorder
-from parity.traps.layers import TRAPS, plant_in
+from parity.traps.catalogue import LAYERS
+from parity.traps.planting import plant_in
 from ports import UserError, optim
 from ports.optimizers import VARIANTS
 
@@ -110,11 +111,11 @@ def test_three_mistakes_in_one_layer_are_all_named() -> None:
     assert {*named(report)} == {("1", "bn-epsilon-1e-3"), ("1", "bn-momentum-0.99"), BIASED}
 
 
-LAYERS = (torch.nn.Conv2d(2, 3, (2, 3), stride=2, padding=1), torch.nn.BatchNorm2d(2), torch.nn.LayerNorm(5))
+PLANTED_LAYERS = (torch.nn.Conv2d(2, 3, (2, 3), stride=2, padding=1), torch.nn.BatchNorm2d(2), torch.nn.LayerNorm(5))
 PLANTED = {
     trap.name: (trap, layer)
-    for trap in TRAPS
-    for layer in LAYERS
+    for trap in LAYERS
+    for layer in PLANTED_LAYERS
     if isinstance(layer, trap.layers) and plant_in(trap, copy.deepcopy(layer))
 }
 

@@ -23,8 +23,7 @@ from test_planted import (
 )
 
 import parity
-from parity.diagnosis.between import OPERATIONS
-from parity.traps.layers import TRAPS
+from parity.traps.catalogue import LAYERS, OPERATIONS
 from ports import UserError
 from ports.resnet.spec import ResNetSpec
 
@@ -147,7 +146,7 @@ def test_every_mistake_is_found_and_named(case: str) -> None:
 
 def test_names_are_those_of_the_catalogue() -> None:
     named = {trap for _, _, expected in CASES.values() for trap in expected.values()}
-    assert named - {None} <= {trap.name for trap in TRAPS} | {operation.name for operation in OPERATIONS}
+    assert named - {None} <= {trap.name for trap in (*LAYERS, *OPERATIONS)}
 
 
 def test_a_port_that_cannot_be_run_is_a_clear_error() -> None:

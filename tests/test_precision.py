@@ -27,7 +27,7 @@ from small import OPTION_A_NET, reference, twin
 import parity
 import ports
 from parity.commands import cli
-from parity.diagnosis import localise
+from parity.diagnosis import forced_runs
 from parity.numerics import bounds
 from parity.numerics.quantities import QUANTITIES, Probe, Training
 from parity.options import quiet
@@ -376,7 +376,7 @@ def test_all_of_pytorch_runs_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(device, "torch_gpu", lambda: torch.device("meta"))
     monkeypatch.setattr(device, "jax_gpu", lambda: None)
     monkeypatch.setattr(device, "to_numpy", fetch)
-    monkeypatch.setattr(localise, "to_numpy", fetch)
+    monkeypatch.setattr(forced_runs, "to_numpy", fetch)
     net = reference(OPTION_A_NET, fresh=True)
     loss = losses.classification(np.array([1, 2]))
     with device.using("gpu"):
@@ -384,7 +384,7 @@ def test_all_of_pytorch_runs_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None
         promoted = run_pytorch.promote(net)
         train = Training(1, lambda params: torch.optim.SGD(params.values(), lr=0.1, momentum=0.9), None)
         assert set(dict(run_pytorch.observe(promoted, fed, train))) == set(QUANTITIES)
-        assert localise.of_reference(promoted, fed, None, train=True).output_gradients
+        assert forced_runs.of_reference(promoted, fed, None, train=True).output_gradients
         assert run_pytorch.inputs_of(fed)[0].is_meta
     assert set(fetched) == {"meta"}
 

@@ -186,8 +186,8 @@ def traps() -> int:
     from parity.traps import catalogue
 
     table = Table("name", "where", "what the port does", "mend", "source", box=None, pad_edge=False)
-    for entry in catalogue.entries():
-        table.add_row(entry.name, entry.where, entry.text, entry.mend, entry.source)
+    for trap in catalogue.TRAPS:
+        table.add_row(trap.name, trap.listed_where, trap.text, trap.mend, trap.source)
     terminal.console().print(table)
     return 0
 

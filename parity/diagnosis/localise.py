@@ -1,65 +1,22 @@
-"""Every mistake by itself: each layer on the reference's inputs, and what stands between layers on their outputs.
-
-In a forced run of a port every layer gets the reference's input, and hands on the reference's output whatever it
-computed. What a layer computed is then right or wrong by itself; and what arrives at the next layer shows what stands
-between the two (an activation, a sum, a pool). The same backward: a layer gets the reference's gradient at its output,
-and the gradient that arrives there from behind is compared by itself. One run finds all independent mistakes.
-"""
+"""What is wrong by itself: each layer on the reference's inputs, and what stands between layers on their outputs."""
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import torch
 
+from parity.diagnosis.forced_runs import RecordedRun
 from parity.numerics import bounds
-from parity.numerics.layouts import LAYOUTS, Tensors, axes, leaves, to_flax, to_reference
-from parity.numerics.quantities import Probe
-from parity.running import flax as run_flax
-from parity.running import pytorch as run_pytorch
-from parity.running.flax import Functional
-from parity.running.taps import Tap, layer_of
-from ports.weights.pytorch import to_numpy
+from parity.numerics.layouts import Tensors
+from parity.running.taps import layer_of
 
 NETWORK, LOSS = "(the network)", "(the loss)"
 
 # A mistake moves a tensor by more than this part of it, and rounding in a single layer by less.
 FORWARD, BACKWARD = 1e-10, 1e-9
-
-# A program that runs once: what XLA's optimisations take to compile is more than they save.
-QUICK: Any = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
-
-@dataclass
-class Run:
-    """One run in one mode: what entered and left every layer, and the gradients there.
-
-    Attributes:
-        inputs, outputs: by call, in PyTorch's layout.
-        input_gradients, output_gradients: of the loss, through this call alone for inputs.
-        values: the network's outputs.
-        parameters: gradients of the loss, by PyTorch name.
-        statistics: running statistics after the run, by PyTorch name.
-        loss: of the outputs, in train mode.
-        events: (`enter` or `leave`, call, calls around it from the outside in), in order.
-    """
-
-    inputs: Tensors = field(default_factory=dict)
-    outputs: Tensors = field(default_factory=dict)
-    input_gradients: Tensors = field(default_factory=dict)
-    output_gradients: Tensors = field(default_factory=dict)
-    values: Tensors = field(default_factory=dict)
-    parameters: Tensors = field(default_factory=dict)
-    statistics: Tensors = field(default_factory=dict)
-    loss: float = 0.0
-    events: list[tuple[str, str, tuple[str, ...]]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -86,177 +43,13 @@ class Deviation:
     after: str = ""
 
 
-class _Reference(Tap):
-    """Keeps what a PyTorch network does at its layers, gradients too."""
+@dataclass(frozen=True)
+class ForcedRuns:
+    """One mode: the reference, the forced run of the port, and what is wrong by itself."""
 
-    def __init__(self, run: Run) -> None:
-        self.run, self.stack = run, []
-
-    def enter(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        self.run.events.append(("enter", name, tuple(self.stack)))
-        self.stack.append(name)
-        self.run.inputs[name] = to_numpy(x)
-        if not x.requires_grad:
-            return x
-        x = x.view_as(x)
-        x.register_hook(lambda g: self._add(self.run.input_gradients, name, g))
-        return x
-
-    def leave(self, name: str, y: torch.Tensor) -> torch.Tensor:
-        if name in self.stack:
-            del self.stack[self.stack.index(name) :]
-        self.run.events.append(("leave", name, tuple(self.stack)))
-        self.run.outputs[name] = to_numpy(y)
-        if y.requires_grad:
-            y.register_hook(lambda g: self._add(self.run.output_gradients, name, g))
-        return y
-
-    @staticmethod
-    def _add(into: Tensors, name: str, gradient: torch.Tensor) -> None:
-        array = to_numpy(gradient)
-        into[name] = into[name] + array if name in into else array
-
-
-def of_reference(net: torch.nn.Module, probe: Probe, names: Collection[str] | None, train: bool) -> Run:
-    """One run of the PyTorch network; in train mode with gradients."""
-    net, run = copy.deepcopy(net).train(train), Run()
-    inputs = run_pytorch.inputs_of(probe, grad=train)
-    with torch.set_grad_enabled(train), run_pytorch.tapped(net, _Reference(run), names):
-        values = run_pytorch.run(net, probe, inputs)
-    run.values = run_pytorch.outputs(values)
-    if train:
-        loss = probe.loss.torch(values)
-        run.loss = float(to_numpy(loss))
-        run_pytorch.backward(loss)
-        own = ((n, p.grad) for n, p in net.named_parameters() if n not in probe.fixed)
-        run.parameters = {n: grad.numpy() for n, grad in own if grad is not None}
-        run.statistics = {n: b.numpy().copy() for n, b in net.named_buffers()}
-    return run
-
-
-class _Forced(Tap):
-    """Puts the reference's values in at every layer and keeps what came instead.
-
-    `total` gains a term for every value that was taken out, so that its gradient goes into the layer it came from as
-    the reference's would.
-    """
-
-    def __init__(self, reference: Run, layouts: Mapping[tuple[str, str], str], zeros: Mapping[str, Any]) -> None:
-        self.reference, self.layouts, self.zeros = reference, layouts, zeros
-        self.arrived: dict[str, Any] = {}
-        self.computed: dict[str, Any] = {}
-        self.total: Any = 0.0
-
-    def _instead(self, side: str, name: str, value: Any, tensors: Tensors, gradients: Tensors) -> Any:
-        layout = self.layouts.get((side, name))
-        if layout is None:
-            return value
-        if name in gradients and to_flax(tensors[name], layout).shape == value.shape:
-            self.total += jnp.vdot(value, jnp.array(to_flax(gradients[name], layout)))
-        forced = jnp.array(to_flax(tensors[name], layout))
-        zero = self.zeros.get(f"{side} {name}")
-        return forced if zero is None else forced + zero
-
-    def enter(self, name: str, x: Any) -> Any:
-        self.arrived[name] = x
-        return self._instead("enter", name, x, self.reference.inputs, self.reference.input_gradients)
-
-    def leave(self, name: str, y: Any) -> Any:
-        self.computed[name] = y
-        return self._instead("leave", name, y, self.reference.outputs, self.reference.output_gradients)
-
-
-class _Shapes(Tap):
-    def __init__(self) -> None:
-        self.found: dict[tuple[str, str], Any] = {}
-
-    def enter(self, name: str, x: Any) -> Any:
-        self.found["enter", name] = jax.ShapeDtypeStruct(x.shape, x.dtype)
-        return x
-
-    def leave(self, name: str, y: Any) -> Any:
-        self.found["leave", name] = jax.ShapeDtypeStruct(y.shape, y.dtype)
-        return y
-
-
-def _layouts(net: Functional, probe: Probe, reference: Run, train: bool) -> dict[tuple[str, str], str]:
-    """In which layout the port holds the reference's inputs and outputs; none where the number of axes differs."""
-    inputs, keywords = run_flax.inputs_of(probe)
-    shapes = _Shapes()
-    jax.eval_shape(lambda p, s: net.forward(p, s, inputs, keywords, train, shapes)[0], net.params, net.stats)
-    found = {}
-    for (side, name), got in shapes.found.items():
-        expected = (reference.inputs if side == "enter" else reference.outputs).get(name)
-        if expected is None or expected.ndim != got.ndim or not jnp.issubdtype(got.dtype, jnp.floating):
-            continue
-        order = LAYOUTS if got.ndim > 3 else ("same", *LAYOUTS)
-        fitting = (a for a in order if tuple(expected.shape[i] for i in axes(a, expected.ndim)) == got.shape)
-        found[side, name] = next(fitting, next(iter(order)))
-    return found
-
-
-def of_port(net: Functional, probe: Probe, reference: Run, train: bool) -> Run:
-    """The forced run of a port: `inputs` are what arrived, `outputs` what the layers made of the reference's inputs."""
-    inputs, keywords = run_flax.inputs_of(probe)
-    layouts = _layouts(net, probe, reference, train)
-    loss = probe.loss.flax(_output_layouts(net, probe, reference, train))
-    moving = run_flax.moving(inputs)
-
-    def zeros() -> dict[str, Any]:
-        result = {}
-        for (side, name), layout in layouts.items():
-            tensor = (reference.inputs if side == "enter" else reference.outputs)[name]
-            result[f"{side} {name}"] = jnp.zeros(to_flax(tensor, layout).shape)
-        return result
-
-    def objective(params: Any, zeros: Any, moving: Any, stats: Any) -> Any:
-        whole = run_flax.with_moving(inputs, moving)
-        tap = _Forced(reference, layouts, zeros)
-        values, stats = net.forward(params, stats, whole, keywords, train, tap)
-        own = loss(values) if train else jnp.zeros(())
-        return tap.total + own, (values, tap.arrived, tap.computed, stats, own)
-
-    if train:
-        gradient = jax.jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True), compiler_options=QUICK)
-        (_, (values, arrived, computed, stats, own)), (grads, at) = gradient(net.params, zeros(), moving, net.stats)
-    else:
-        _, (values, arrived, computed, stats, own) = jax.jit(objective, compiler_options=QUICK)(
-            net.params, {}, moving, net.stats
-        )
-        grads, at = None, {}
-
-    def back(side: str, tensors: Mapping[str, Any]) -> Tensors:
-        return {n: to_reference(np.asarray(a), layouts[side, n]) for n, a in tensors.items() if (side, n) in layouts}
-
-    run = Run(back("enter", arrived), back("leave", computed))
-    run.input_gradients = back("enter", {n.partition(" ")[2]: g for n, g in at.items() if n.startswith("enter ")})
-    run.output_gradients = back("leave", {n.partition(" ")[2]: g for n, g in at.items() if n.startswith("leave ")})
-    run.values = run_flax.outputs(values, reference.values)
-    run.loss = float(own)
-    if train:
-        torch_form = net.to_torch(grads, stats)
-        run.parameters = {name: array for name, array in torch_form.items() if name in reference.parameters}
-        torch_form = net.to_torch(net.params, stats)
-        run.statistics = {name: array for name, array in torch_form.items() if name in reference.statistics}
-    return run
-
-
-def _output_layouts(net: Functional, probe: Probe, reference: Run, train: bool) -> dict[str, str]:
-    inputs, keywords = run_flax.inputs_of(probe)
-    values, _ = jax.eval_shape(lambda p, s: net.forward(p, s, inputs, keywords, train, Tap()), net.params, net.stats)
-    found = {}
-    for name, value in leaves(values, "output"):
-        expected = reference.values.get(name)
-        order = LAYOUTS if value.ndim > 3 else ("same", *LAYOUTS)
-        fits = (
-            a
-            for a in order
-            if expected is not None
-            and expected.ndim == value.ndim
-            and tuple(expected.shape[i] for i in axes(a, expected.ndim)) == value.shape
-        )
-        found[name] = next(fits, "same")
-    return found
+    reference: RecordedRun
+    port: RecordedRun
+    deviations: list[Deviation]
 
 
 def _wrong(got: Tensors, expected: Tensors, allowed: float) -> set[str]:
@@ -272,7 +65,7 @@ def _wrong(got: Tensors, expected: Tensors, allowed: float) -> set[str]:
     }
 
 
-def deviations(reference: Run, port: Run, leaf: Collection[str], train: bool) -> Iterator[Deviation]:
+def deviations(reference: RecordedRun, port: RecordedRun, leaf: Collection[str], train: bool) -> Iterator[Deviation]:
     """What is wrong by itself in one mode, in execution order; gradients behind, from the end of the network.
 
     Args:

@@ -48,7 +48,7 @@ class Finding:
 
     Attributes:
         layer: by its PyTorch name; a module where the mistake lies between its layers.
-        trap: the name of the entry of `parity.traps.layers` that it is; None where no known mistake explains it.
+        trap: the name of the trap of `parity.traps.catalogue` that it is; None where no known mistake explains it.
         text: one line: what was found, what PyTorch does, how to mend it.
     """
 

@@ -1,51 +1,29 @@
-"""Every known mistake that a finding can name, in one list: of weights, layers, between layers, losses, training."""
+"""Every known mistake that a finding can name, in the order in which they are tried and listed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from parity.traps.layers.convolutions import KERNELS, STRIDES_AND_TRANSPOSED
+from parity.traps.layers.gradients import LAYER_GRADIENTS
+from parity.traps.layers.norms import BATCH_NORMS, OTHER_NORMS
+from parity.traps.layers.sequences import SEQUENCES
+from parity.traps.losses import LOSSES
+from parity.traps.operations.activations import ACTIVATIONS, COMMON_ACTIVATIONS
+from parity.traps.operations.attention_and_inputs import ATTENTION_CALLS, DIRECTIONS_AND_INPUTS
+from parity.traps.operations.gradients import OPERATION_GRADIENTS
+from parity.traps.operations.pools import POOL_SETTINGS, POOLS
+from parity.traps.operations.rearrangements import JOINS_AND_AXES, REARRANGEMENTS
+from parity.traps.operations.resizes_and_means import DEVIATIONS_AND_CORNERS, RESIZES_AND_MEANS
+from parity.traps.operations.sums import LOST_SUMMANDS, SUMS_AND_FACTORS
+from parity.traps.training.optimizers import OPTIMIZERS
+from parity.traps.training.schedules_and_clipping import SCHEDULES_AND_CLIPPING
+from parity.traps.weights import SEVERAL_TENSORS, TENSORS
 
-from parity.diagnosis import between
-from parity.traps import layers as traps
-from parity.traps import losses as loss_traps
-from parity.traps import sources
-from parity.traps import training as training_traps
-from parity.traps import weights as weight_traps
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One known mistake, as it is listed.
-
-    Attributes:
-        family: `weight`, `layer`, `between`, `loss` or `training`: what is planted, and how.
-        where: the layers or operations where it can be made.
-        source: pages of the frameworks' documentation, by the names of what they describe, and papers.
-    """
-
-    name: str
-    family: str
-    where: str
-    text: str
-    mend: str
-    source: str
-
-
-def entries() -> Iterator[Entry]:
-    """All, in the order in which they are tried."""
-    for trap in (*weight_traps.TRAPS, *weight_traps.TOGETHER):
-        yield _entry("weight", trap, f"weights of {', '.join(trap.kinds) or 'any layer'}")
-    for trap in traps.TRAPS:
-        yield _entry("layer", trap, ", ".join(dict.fromkeys(cls.__name__.rstrip("123d") for cls in trap.layers)))
-    for family, table in (("between", between.OPERATIONS), ("loss", loss_traps.TRAPS)):
-        for operation in table:
-            names = dict.fromkeys(name.strip("_").rstrip("123d") for name in operation.functions)
-            yield _entry(family, operation, ", ".join(names))
-    for trap in training_traps.TRAPS:
-        yield _entry("training", trap, trap.where.removeprefix("torch.optim."))
-
-
-def _entry(family: str, trap: Any, where: str) -> Entry:
-    source = getattr(trap, "source", None) or sources.of(trap.name)
-    return Entry(trap.name, family, where, trap.text, trap.mend, source)
+WEIGHTS = (*TENSORS, *SEVERAL_TENSORS)
+LAYERS = (*KERNELS, *BATCH_NORMS, *STRIDES_AND_TRANSPOSED, *OTHER_NORMS, *SEQUENCES, *LAYER_GRADIENTS)
+OPERATIONS = (
+    *(*COMMON_ACTIVATIONS, *LOST_SUMMANDS, *POOLS, *JOINS_AND_AXES, *DEVIATIONS_AND_CORNERS),
+    *(*ACTIVATIONS, *SUMS_AND_FACTORS, *OPERATION_GRADIENTS),
+    *(*POOL_SETTINGS, *REARRANGEMENTS, *ATTENTION_CALLS, *RESIZES_AND_MEANS, *DIRECTIONS_AND_INPUTS),
+)
+TRAINING = (*OPTIMIZERS, *SCHEDULES_AND_CLIPPING)
+TRAPS = (*WEIGHTS, *LAYERS, *OPERATIONS, *LOSSES, *TRAINING)

@@ -1,27 +1,19 @@
-"""Known mistakes of losses, planted in the functions that PyTorch's loss calls.
-
-The loss with the mistake is taken of the reference's outputs; where it is the port's, on the same outputs, that is the
-diagnosis. A new mistake is a new row of `TRAPS`.
-"""
+"""Known mistakes of losses, planted in the functions that PyTorch's loss calls. A new mistake is a new row."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from parity.diagnosis.between import Planted
-from parity.diagnosis.localise import FORWARD
-from parity.numerics.quantities import Probe
-from parity.running import pytorch as run_pytorch
-from parity.traps.planting import Operation
+from parity.traps.trap import Trap
 
 CE, NLL, MSE = ("cross_entropy",), ("nll_loss",), ("mse_loss",)
 MEANS = ("cross_entropy", "nll_loss", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 BINARY = ("binary_cross_entropy", "binary_cross_entropy_with_logits")
+LOSS_PAGES = "torch.nn.functional, optax.losses"
 
 
 def other(**values: Any) -> Callable[..., Any]:
@@ -87,117 +79,167 @@ def huber(_: Any, args: Any, kw: Any) -> Any:
     return F.huber_loss(*args[:2], **options)
 
 
-TRAPS = (
-    Operation("loss-class-weights-missing", CE + NLL, other(weight=None), "no class weights", "weight="),
-    Operation(
+LOSSES = (
+    Trap(
+        "loss-class-weights-missing",
+        "loss",
+        CE + NLL,
+        other(weight=None),
+        "no class weights",
+        "weight=",
+        "torch.nn.CrossEntropyLoss: weight",
+    ),
+    Trap(
         "loss-weighted-mean-over-n",
+        "loss",
         CE + NLL,
         unweighted_mean,
         "the weighted mean is over the number of examples; PyTorch's over the sum of their weights",
         "ports.losses.cross_entropy(weight=)",
+        "torch.nn.CrossEntropyLoss: weight",
     ),
-    Operation("loss-smoothing-missing", CE, other(label_smoothing=0.0), "no label smoothing", "label_smoothing="),
-    Operation(
+    Trap(
+        "loss-smoothing-missing",
+        "loss",
+        CE,
+        other(label_smoothing=0.0),
+        "no label smoothing",
+        "label_smoothing=",
+        "torch.nn.CrossEntropyLoss: label_smoothing",
+    ),
+    Trap(
         "loss-smoothing-weighted-by-own",
+        "loss",
         CE,
         smoothing_weighted_by_own,
         "every example is weighted by its own class; PyTorch weights the smoothed part by each class",
         "ports.losses.cross_entropy(weight=, label_smoothing=)",
+        "torch.nn.CrossEntropyLoss: label_smoothing",
     ),
-    Operation(
+    Trap(
         "loss-ignored-counted",
+        "loss",
         CE + NLL,
         ignored_counted,
         "ignored labels count in the mean; PyTorch's is over the others",
         "ports.losses.cross_entropy(ignore_index=)",
+        "torch.nn.CrossEntropyLoss: ignore_index",
     ),
-    Operation(
+    Trap(
         "loss-ignored-wraps",
+        "loss",
         CE + NLL,
         ignored_wraps,
         "an ignored label is taken as a class counted from the end",
         "ports.losses.cross_entropy(ignore_index=)",
+        "torch.nn.CrossEntropyLoss: ignore_index",
     ),
-    Operation(
+    Trap(
         "loss-softmax-twice",
+        "loss",
         CE,
         twice(lambda x: x.softmax(1 if x.ndim > 1 else 0)),
         "the loss gets probabilities; it expects logits",
         "no softmax before the loss",
+        LOSS_PAGES,
     ),
-    Operation(
+    Trap(
         "loss-sigmoid-twice",
+        "loss",
         ("binary_cross_entropy_with_logits",),
         twice(torch.sigmoid),
         "the loss gets probabilities; it expects logits",
         "no sigmoid before the loss",
+        LOSS_PAGES,
     ),
-    Operation(
+    Trap(
         "loss-pos-weight-missing",
+        "loss",
         ("binary_cross_entropy_with_logits",),
         other(pos_weight=None),
         "no weight of the positive class",
         "multiply the positive part by it",
+        LOSS_PAGES,
     ),
-    Operation(
+    Trap(
         "loss-half-square",
+        "loss",
         MSE,
         lambda function, args, kw: function(*args, **kw) / 2,
         "half of the squared error (optax.l2_loss)",
         "optax.squared_error",
+        LOSS_PAGES,
     ),
-    Operation(
-        "loss-sum-for-mean", MEANS + BINARY, reduced("mean", "sum"), "the sum; PyTorch takes the mean", "take the mean"
+    Trap(
+        "loss-sum-for-mean",
+        "loss",
+        MEANS + BINARY,
+        reduced("mean", "sum"),
+        "the sum; PyTorch takes the mean",
+        "take the mean",
+        LOSS_PAGES,
     ),
-    Operation(
-        "loss-mean-for-sum", MEANS + BINARY, reduced("sum", "mean"), "the mean; PyTorch takes the sum", "take the sum"
+    Trap(
+        "loss-mean-for-sum",
+        "loss",
+        MEANS + BINARY,
+        reduced("sum", "mean"),
+        "the mean; PyTorch takes the sum",
+        "take the sum",
+        LOSS_PAGES,
     ),
-    Operation(
+    Trap(
         "loss-summed-per-example",
+        "loss",
         MEANS + BINARY,
         per_example,
         "summed over each example and averaged over these; PyTorch averages over all numbers",
         "take the mean over all axes",
+        LOSS_PAGES,
     ),
-    Operation(
+    Trap(
         "loss-kl-mean-over-numbers",
+        "loss",
         ("kl_div",),
         reduced("batchmean", "mean"),
         "the divergence is averaged over all numbers; PyTorch's over examples (batchmean)",
         "sum over classes, mean over examples",
+        "torch.nn.KLDivLoss: reduction",
     ),
-    Operation(
+    Trap(
         "loss-kl-mean-over-examples",
+        "loss",
         ("kl_div",),
         reduced("mean", "batchmean"),
         "the divergence is averaged over examples; PyTorch's over all numbers (mean)",
         "take the mean over all axes",
+        "torch.nn.KLDivLoss: reduction",
     ),
-    Operation(
+    Trap(
         "loss-huber-for-smooth-l1",
+        "loss",
         ("smooth_l1_loss",),
         huber,
         "the Huber loss; PyTorch's smooth L1 is that over beta",
         "divide optax.huber_loss by beta",
+        "torch.nn.HuberLoss, optax.huber_loss",
     ),
-    Operation(
-        "loss-smooth-l1-beta-1", ("smooth_l1_loss",), other(beta=1.0), "beta is the default, 1", "pass delta, over beta"
+    Trap(
+        "loss-smooth-l1-beta-1",
+        "loss",
+        ("smooth_l1_loss",),
+        other(beta=1.0),
+        "beta is the default, 1",
+        "pass delta, over beta",
+        "torch.nn.SmoothL1Loss, optax.huber_loss",
     ),
-    Operation("loss-huber-delta-1", ("huber_loss",), other(delta=1.0), "delta is the default, 1", "pass delta"),
+    Trap(
+        "loss-huber-delta-1",
+        "loss",
+        ("huber_loss",),
+        other(delta=1.0),
+        "delta is the default, 1",
+        "pass delta",
+        "torch.nn.HuberLoss, optax.huber_loss",
+    ),
 )
-
-
-def explain(reference: torch.nn.Module, fed: Probe, got: float) -> Operation | None:
-    """The mistake with which PyTorch's loss is `got`, on the reference's outputs in train mode."""
-    net = run_pytorch.promote(reference).train()
-    with torch.no_grad(), run_pytorch.tapped(net, run_pytorch.Tap(), ()):
-        values = run_pytorch.run(net, fed, run_pytorch.inputs_of(fed))
-    for trap in TRAPS:
-        with torch.no_grad(), Planted(trap) as planted:
-            try:
-                loss = float(fed.loss.torch(values))
-            except (RuntimeError, IndexError, ValueError):  # a label that no class has
-                continue
-        if planted.made and (loss == got or math.isclose(loss, got, rel_tol=FORWARD)):
-            return trap
-    return None

@@ -1,38 +1,21 @@
-"""What an entry of the catalogue is, in a layer and in an operation, and what most of them are made with."""
+"""What traps are planted with: other settings, tensors, functions and arguments; and how one is planted in a layer."""
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from parity.traps.trap import Trap
+
 Values = Sequence[Any]
 
 # The name under which a mistake in the network's inputs stands among the functions.
 INPUT = "input"
-
-
-@dataclass(frozen=True)
-class Trap:
-    """One known mistake.
-
-    Attributes:
-        layers: the types of PyTorch's layer where it can be made.
-        plant: makes it in a layer, which it may change; None where this layer cannot have it.
-        text: what the port does, and what PyTorch does.
-        mend: what to write in the port.
-        gradient: whether the outputs are right and the gradients are not.
-    """
-
-    name: str
-    layers: tuple[type[nn.Module], ...]
-    plant: Callable[[Any], nn.Module | None]
-    text: str
-    mend: str
-    gradient: bool = False
 
 
 def setting(**values: Any) -> Callable[[Any], nn.Module | None]:
@@ -62,36 +45,61 @@ def tensor(name: str, change: Callable[[Tensor], Tensor]) -> Callable[[Any], nn.
     return plant
 
 
-@dataclass(frozen=True)
-class Operation:
-    """One known mistake in an operation.
-
-    Attributes:
-        functions: the names of PyTorch's functions where it can be made (`add` stands for `a + b`).
-        plant: from (function, positional and named arguments) to another value; None where this call cannot have it.
-        text: what the port does, and what PyTorch does.
-        mend: what to write in the port.
-        gradient: whether the values are right and the gradients are not.
-    """
-
-    name: str
-    functions: tuple[str, ...]
-    plant: Callable[[Callable[..., Any], Values, dict[str, Any]], Any]
-    text: str
-    mend: str
-    gradient: bool = False
-
-
 def instead(function: Callable[..., Any]) -> Callable[..., Any]:
     """Another function of the first argument."""
     return lambda _, args, kw: function(args[0] if args else kw["input"])
 
 
-def named(**values: Any) -> Callable[..., Any]:
-    """The same function with other settings."""
-    return lambda function, args, kw: function(*args[:1], **{**kw, **values}) if len(args) < 2 else None
+# The function is left out.
+MISSING = instead(lambda x: x)
 
 
 def argument(args: Values, kw: dict[str, Any], i: int, name: str, default: Any) -> Any:
     """A call's argument, by place or by name."""
     return args[i] if len(args) > i else kw.get(name, default)
+
+
+def with_argument(i: int, name: str, default: Any, value: Any) -> Callable[..., Any]:
+    """The same call with another argument; None where it has it already."""
+
+    def plant(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+        old = argument(args, kw, i, name, default)
+        new = value(old) if callable(value) else value
+        if old is new or (not isinstance(old, Tensor) and old == new):
+            return None
+        if len(args) > i:
+            return function(*args[:i], new, *args[i + 1 :], **kw)
+        return function(*args, **{**kw, name: new})
+
+    return plant
+
+
+def plant_in(trap: Trap, layer: nn.Module) -> bool:
+    """Plant `trap` in `layer`, which keeps its name, type and tensors. Return whether the layer can have it."""
+    assert trap.plant is not None
+    plant = trap.plant
+    planted = plant(layer)
+    if planted is None or planted is layer:
+        return planted is not None
+    original: Any = type(layer)
+
+    def forward(self: Any, *args: Any, **kw: Any) -> Any:
+        wrapper: Any = plant(_unhooked(self, original))
+        wrapper.training = self.training
+        return wrapper(*args, **kw)
+
+    layer.__class__ = type(original.__name__, (original,), {"forward": forward})
+    return True
+
+
+def _unhooked(layer: Any, original: type) -> Any:
+    """Return a copy of `layer` that shares its tensors and has its original type and no hooks.
+
+    The wrapper of a trap calls the layer inside the layer's own call. With hooks this would be a second call in the
+    record, which no port has, and the layer would not be compared.
+    """
+    inner = copy.copy(layer)
+    inner.__class__ = original
+    for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+        setattr(inner, hooks, OrderedDict())
+    return inner

@@ -32,7 +32,7 @@ from .planted import Case
 from .training import TRAINING
 from .weights import WEIGHTS
 
-# By family; a family of the catalogue is a table of its own.
+# By family: the place where the catalogue's traps are planted.
 CASES: dict[str, tuple[Case, ...]] = {
     "weight": WEIGHTS,
     "layer": LAYERS,
@@ -104,7 +104,7 @@ def run(family: str, case: Case) -> Result:
 def without_case() -> list[str]:
     """The entries of the catalogue that no case plants."""
     planted = {(family, case.trap) for family, cases in CASES.items() for case in cases}
-    return [f"{e.family}: {e.name}" for e in catalogue.entries() if (e.family, e.name) not in planted]
+    return [f"{t.place}: {t.name}" for t in catalogue.TRAPS if (t.place, t.name) not in planted]
 
 
 def sample(cases: Mapping[str, Sequence[Case]], count: int) -> dict[str, tuple[Case, ...]]:

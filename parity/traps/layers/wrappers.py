@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -80,7 +81,7 @@ class Around(nn.Module):
         return (self.after(y[0]), *y[1:]) if isinstance(y, tuple) else self.after(y)
 
 
-class Instead(nn.Module):
+class AnotherFunction(nn.Module):
     """Another function of the layer's input and the layer."""
 
     def __init__(self, layer: nn.Module, function: Any) -> None:
@@ -89,6 +90,11 @@ class Instead(nn.Module):
 
     def forward(self, *args: Any, **kw: Any) -> Any:
         return self.function(self.layer, *args, **kw)
+
+
+def another_function(function: Callable[..., Any], **settings: Any) -> Callable[[Any], nn.Module]:
+    """What plants `function` of the layer and its input, with these settings."""
+    return lambda layer: AnotherFunction(layer, lambda own, *args, **kw: function(own, *args, **settings, **kw))
 
 
 def same_transposed(layer: Any, x: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""Known mistakes between layers: an activation, a pool, a sum, a reshape that is not PyTorch's.
+"""Name a known mistake between layers: an activation, a pool, a sum, a reshape that is not PyTorch's.
 
-A mistake is planted in the operations that the reference's own code calls, while every layer hands on what it gave
-before. What then arrives at each layer is what a port with this mistake would hand to it; likewise the gradient that
-comes back to each layer, where every layer hands back what it did before. A new mistake is a new row of `OPERATIONS`.
+The experiment: a trap is planted in the operations that the reference's own code calls, while every layer hands on what
+it gave before. What then arrives at each layer is what a port with this mistake would hand to it; likewise the gradient
+that comes back to each layer, where every layer hands back what it did before.
 """
 
 from __future__ import annotations
@@ -18,21 +18,24 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from parity.diagnosis.localise import BACKWARD, FORWARD, Run
+from parity.diagnosis.forced_runs import RecordedRun
+from parity.diagnosis.localise import BACKWARD, FORWARD
+from parity.diagnosis.search import search
 from parity.numerics import bounds
 from parity.numerics.layouts import Tensors, mapped
 from parity.numerics.quantities import Probe
 from parity.running import pytorch as run_pytorch
 from parity.running.taps import Tap
-from parity.traps.operations import OPERATIONS
-from parity.traps.planting import INPUT, Operation
+from parity.traps.catalogue import OPERATIONS
+from parity.traps.planting import INPUT
+from parity.traps.trap import Trap
 
 # Operations whose parts a mistake in the next one may need, and those of them that change their first argument.
 REMEMBERED = ("add", "add_", "__add__", "__iadd__", "__radd__", "relu", "relu_")
 CHANGING = ("add_", "__iadd__", "relu_")
 
 
-class Used(TorchFunctionMode):
+class UsedFunctions(TorchFunctionMode):
     """The names of the functions that are called."""
 
     def __init__(self) -> None:
@@ -44,12 +47,13 @@ class Used(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class Planted(TorchFunctionMode):
-    """One mistake in the calls of an operation: in all of them, or in the one with this number."""
+class PlantedCalls(TorchFunctionMode):
+    """One mistake in the calls of its functions: in all of them, or in the one with this number."""
 
-    def __init__(self, operation: Operation, only: int | None = None) -> None:
+    def __init__(self, trap: Trap, only: int | None = None) -> None:
         super().__init__()
-        self.operation, self.only, self.made = operation, only, 0
+        self.trap, self.functions = trap, frozenset(trap.names)
+        self.only, self.made = only, 0
         self.behind: list[str] = []
         self.tap = _HandsOn(None, False)
 
@@ -57,7 +61,7 @@ class Planted(TorchFunctionMode):
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
         if self.tap.busy:
             return func(*args, **kwargs)
-        if name in self.operation.functions:
+        if name in self.functions:
             self.behind.append(self.tap.left)
             if self.only in (None, len(self.behind) - 1):
                 value = self._made(func, args, kwargs)
@@ -71,8 +75,10 @@ class Planted(TorchFunctionMode):
 
     def _made(self, func: Any, args: Any, kwargs: Any) -> Any:
         """The value with the mistake; None where this call cannot have it."""
+        if self.trap.plant is None:
+            return None
         try:
-            value = self.operation.plant(func, args, kwargs)
+            value = self.trap.plant(func, args, kwargs)
         except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError):
             return None
         self.made += value is not None
@@ -80,7 +86,7 @@ class Planted(TorchFunctionMode):
 
     def inputs(self, given: tuple[Any, ...]) -> tuple[Any, ...]:
         """The network's inputs, where the mistake is made in them."""
-        if INPUT not in self.operation.functions:
+        if INPUT not in self.functions:
             return given
 
         def change(_: str, x: Tensor) -> Tensor:
@@ -93,8 +99,8 @@ class Planted(TorchFunctionMode):
 class _HandsOn(Tap):
     """Every layer hands on what the reference's gave, whatever reaches it; with gradients, backward too."""
 
-    def __init__(self, run: Run | None, gradients: bool) -> None:
-        self.run, self.gradients = run or Run(), gradients
+    def __init__(self, run: RecordedRun | None, gradients: bool) -> None:
+        self.run, self.gradients = run or RecordedRun(), gradients
         self.seen: dict[tuple[str, str], np.ndarray] = {}
         self.handed: dict[str, Tensor] = {}
         self.left, self.terms, self.busy = "", [], False
@@ -141,7 +147,7 @@ class _HandsOn(Tap):
 
 
 @dataclass(frozen=True)
-class Place:
+class DifferingPlace:
     """Where something came out otherwise.
 
     Attributes:
@@ -157,7 +163,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceNetwork:
     """The network that mistakes are planted in.
 
     Attributes:
@@ -168,9 +174,9 @@ class Reference:
     net: nn.Module
     probe: Probe
     names: Collection[str]
-    runs: Mapping[bool, Run]
+    runs: Mapping[bool, RecordedRun]
 
-    def with_mistake(self, planted: Planted, train: bool, gradients: bool) -> dict[tuple[str, str], np.ndarray]:
+    def with_mistake(self, planted: PlantedCalls, train: bool, gradients: bool) -> dict[tuple[str, str], np.ndarray]:
         """What is seen at every place; up to where it ends, where the mistake gives shapes that do not fit."""
         net, tap = copy.deepcopy(self.net).train(train), _HandsOn(self.runs[train], gradients)
         planted.tap, planted.behind = tap, []
@@ -185,38 +191,42 @@ class Reference:
         return tap.seen | {("end", name): value for name, value in run_pytorch.outputs(values).items()}
 
 
-def explain(reference: Reference, places: Sequence[Place], before: str) -> Operation | None:
-    """The operation whose mistake gives what the port has at all `places`: made in all of its calls, or in one.
+def explain(reference: ReferenceNetwork, places: Sequence[DifferingPlace], before: str) -> tuple[Trap, ...]:
+    """Return the trap that gives what the port has at all `places`: planted in all of its calls, or in one.
 
     Args:
         places: all of outputs, or all of gradients.
         before: the call after which the first place stands; only there a single call is looked for.
     """
-    used = Used()
+    used = UsedFunctions()
     with torch.no_grad(), used:
         run_pytorch.run(copy.deepcopy(reference.net).eval(), reference.probe, run_pytorch.inputs_of(reference.probe))
     gradients = places[0].side == "gradient"
-    for operation in OPERATIONS:
-        if operation.gradient is not gradients or used.names.isdisjoint(operation.functions):
-            continue
-        planted = Planted(operation)
-        if _explains(reference, planted, places):
-            return operation
+    known = [t for t in OPERATIONS if t.gradient is gradients and not used.names.isdisjoint(t.names)]
+
+    def differing(traps: tuple[Trap, ...]) -> set[str] | None:
+        (trap,) = traps
+        planted = PlantedCalls(trap)
+        left = _differing(reference, planted, places)
+        if left is not None and not left:
+            return left
         calls = [i for i, behind in enumerate(planted.behind) if behind == before] if planted.made > 1 else []
-        if any(_explains(reference, Planted(operation, only), places) for only in calls):
-            return operation
-    return None
+        single = (_differing(reference, PlantedCalls(trap, only), places) for only in calls)
+        return next((found for found in single if found is not None and not found), left)
+
+    return search(known, differing)
 
 
-def _explains(reference: Reference, planted: Planted, places: Sequence[Place]) -> bool:
+def _differing(reference: ReferenceNetwork, planted: PlantedCalls, places: Sequence[DifferingPlace]) -> set[str] | None:
+    """Return the first place that still differs, or an empty set; None where no call can have the mistake."""
     gradients = places[0].side == "gradient"
     allowed = BACKWARD if gradients else FORWARD
     for train in dict.fromkeys(place.train for place in places):
         seen = reference.with_mistake(planted, train, gradients)
         if not planted.made:
-            return False
+            return None
         for place in (p for p in places if p.train is train):
             have = seen.get((place.side, place.call))
             if have is None or bounds.distance(have, place.got) > allowed * (bounds.norm(place.got) or 1.0):
-                return False
-    return True
+                return {f"{place.side} {place.call}"}
+    return set()

@@ -1,0 +1,131 @@
+"""Name the known mistakes in one layer.
+
+The experiment: traps are planted in the reference's layer, which then runs on the reference's inputs in both modes. Its
+outputs and statistics are compared with the port's; where these are right, its gradients. One layer may have several
+mistakes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from parity.diagnosis.localise import BACKWARD, FORWARD, ForcedRuns
+from parity.diagnosis.search import search
+from parity.numerics import bounds
+from parity.numerics.layouts import first, mapped, with_first
+from parity.numerics.quantities import Probe
+from parity.running import pytorch as run_pytorch
+from parity.traps.catalogue import LAYERS
+from parity.traps.planting import plant_in
+from parity.traps.trap import Trap
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def explain(
+    layer: str, reference: nn.Module, fed: Probe, cases: Mapping[bool, ForcedRuns], gradient: bool
+) -> tuple[Trap, ...]:
+    """Return the known mistakes that make the reference's layer what the port's is; empty where they are not known.
+
+    Args:
+        gradient: whether the outputs and statistics are right, and only the gradients wrong.
+    """
+    module = reference.get_submodule(layer)
+    calls = {train: _call(reference, fed, layer, train) for train in cases}
+    known = [t for t in LAYERS if isinstance(module, t.layers)]
+
+    def differing(traps: tuple[Trap, ...], backward: bool) -> set[str] | None:
+        return _differing(traps, layer, module, calls, cases, backward)
+
+    forward: tuple[Trap, ...] = ()
+    if not gradient:
+        of_values = [t for t in known if not t.gradient]
+        forward = search(of_values, partial(differing, backward=False), together=True)
+        if not forward:
+            return ()
+    backward = partial(differing, backward=True)
+    if not backward(forward):
+        return forward
+    return search([t for t in known if t.gradient], backward, forward, together=True)
+
+
+def _call(reference: nn.Module, fed: Probe, layer: str, train: bool) -> Call:
+    """What the layer is called with, at its first call."""
+    found: list[Call] = []
+    net = copy.deepcopy(reference).train(train)
+    net.get_submodule(layer).register_forward_pre_hook(
+        lambda _, args, kwargs: found.append((mapped(args, _copied), mapped(kwargs, _copied))), with_kwargs=True
+    )
+    with torch.no_grad():
+        run_pytorch.run(net, fed, run_pytorch.inputs_of(fed))
+    return found[0]
+
+
+def _copied(_: str, x: torch.Tensor) -> torch.Tensor:
+    return x.detach().clone()
+
+
+def _differing(
+    traps: Sequence[Trap],
+    layer: str,
+    module: nn.Module,
+    calls: Mapping[bool, Call],
+    cases: Mapping[bool, ForcedRuns],
+    backward: bool,
+) -> set[str] | None:
+    """Return what differs from the port's where the layer has these mistakes; None where it cannot have them.
+
+    Args:
+        backward: compare the gradients in train mode, too.
+    """
+    found: set[str] = set()
+    for train, case in cases.items():
+        if layer not in case.reference.inputs or layer not in case.port.outputs:
+            return None
+        own = copy.deepcopy(module)
+        args, keywords = calls[train]
+        x, grad = first(args), backward and train
+        if grad and x.is_floating_point():
+            args = with_first(args, x := x.clone().requires_grad_())
+        try:
+            if not all(plant_in(trap, own) for trap in traps):
+                return None
+            with torch.set_grad_enabled(grad):
+                y = first(own.train(train)(*args, **keywords))
+            if grad and y.requires_grad:
+                y.backward(torch.as_tensor(case.reference.output_gradients[layer]))
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # a form that it cannot have here
+            return None
+        pairs = [("output", y.detach().numpy(), case.port.outputs[layer], FORWARD)]
+        if train:
+            buffers = {f"{layer}.{name}": b.numpy() for name, b in own.named_buffers() if b.is_floating_point()}
+            theirs = case.port.statistics
+            pairs += [(name, b, theirs[name], FORWARD) for name, b in buffers.items() if name in theirs]
+        if grad:
+            pairs += _gradients(layer, x, own, case)
+        found |= {
+            f"{name} {train}"
+            for name, a, b, allowed in pairs
+            if bounds.distance(a, b) > allowed * (bounds.norm(b) or 1.0)
+        }
+    return found
+
+
+def _gradients(
+    layer: str, x: torch.Tensor, own: nn.Module, case: ForcedRuns
+) -> Iterator[tuple[str, np.ndarray, np.ndarray, float]]:
+    """Yield gradients of the planted layer and of the port's: of the input, and of parameters that one call uses."""
+    pairs = [("input", x, case.port.input_gradients.get(layer))] if x.is_floating_point() else []
+    if f"{layer}#2" not in case.reference.outputs:
+        pairs += [(name, p, case.port.parameters.get(f"{layer}.{name}")) for name, p in own.named_parameters()]
+    for name, tensor, theirs in pairs:
+        if theirs is not None:
+            gradient = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+            yield f"gradient of {name}", gradient.numpy(), theirs, BACKWARD

@@ -1,0 +1,1 @@
+"""Known mistakes in single layers: each is planted in the reference's layer."""

@@ -1,0 +1,270 @@
+"""Known mistakes in norms: their settings, parameters, statistics and axes. A new mistake is a new row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from parity.traps.layers.layer_types import BATCH_NORM, NORM
+from parity.traps.layers.wrappers import Always, Around, BiasedVariance, NotUpdated, another_function, normalised
+from parity.traps.planting import setting, tensor
+from parity.traps.trap import Trap
+
+EPSILON = "pass epsilon explicitly, as PyTorch's layer has it"
+MOMENTUM = "Flax's momentum is the weight of the old value: pass 1 − PyTorch's"
+NORM_PAGES = "torch.nn.LayerNorm, flax.linen.LayerNorm"
+MOMENTUM_PAGE = "flax.linen.BatchNorm: momentum"
+BATCH_NORM_PAGES = "torch.nn.BatchNorm2d, flax.linen.BatchNorm"
+GROUP_NORM_PAGES = "Wu and He 2018; flax.linen.GroupNorm: num_groups"
+
+
+def _rounded(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    return lambda t: t.to(dtype).to(t.dtype)
+
+
+def _groups(number: Callable[[Any], int]) -> Callable[[Any], nn.Module | None]:
+    return lambda norm: setting(num_groups=number(norm))(norm)
+
+
+def _rows(layer: Any) -> nn.Module:
+    """Over the rows, axis 1 of channels-last images, where PyTorch has the channels."""
+    return Around(layer, lambda x: x.transpose(1, 2), lambda y: y.transpose(1, 2))
+
+
+def _cumulative(layer: Any) -> nn.Module | None:
+    return setting(momentum=0.1)(layer) if layer.momentum is None else None
+
+
+BATCH_NORMS = (
+    Trap(
+        "bn-epsilon-1e-3",
+        "layer",
+        BATCH_NORM,
+        setting(eps=1e-3),
+        "epsilon is 1e-3",
+        EPSILON,
+        "flax.linen.BatchNorm: epsilon",
+    ),
+    Trap(
+        "bn-epsilon-1e-6",
+        "layer",
+        BATCH_NORM,
+        setting(eps=1e-6),
+        "epsilon is 1e-6",
+        EPSILON,
+        "flax.linen.BatchNorm: epsilon",
+    ),
+    Trap(
+        "norm-epsilon-1e-6",
+        "layer",
+        NORM,
+        setting(eps=1e-6),
+        "epsilon is 1e-6, which is Flax's default",
+        EPSILON,
+        NORM_PAGES,
+    ),
+    Trap(
+        "bn-momentum-0.99",
+        "layer",
+        BATCH_NORM,
+        setting(momentum=0.01),
+        "the momentum is Flax's default, 0.99",
+        MOMENTUM,
+        MOMENTUM_PAGE,
+    ),
+    Trap(
+        "bn-momentum-copied",
+        "layer",
+        BATCH_NORM,
+        lambda bn: None if bn.momentum is None else setting(momentum=1 - bn.momentum)(bn),
+        "PyTorch's momentum was copied",
+        MOMENTUM,
+        MOMENTUM_PAGE,
+    ),
+    Trap(
+        "bn-running-var",
+        "layer",
+        BATCH_NORM,
+        lambda bn: None if bn.momentum is None else BiasedVariance(bn),
+        "the running variance is the biased one; PyTorch keeps n / (n − 1) of it",
+        "multiply by n / (n − 1) in a subclass",
+        "torch.nn.BatchNorm2d, Note",
+    ),
+    Trap(
+        "bn-always-train",
+        "layer",
+        BATCH_NORM,
+        lambda bn: Always(bn, True),
+        "the layer is always in train mode",
+        "net.eval(), or use_running_average=True",
+        BATCH_NORM_PAGES,
+    ),
+    Trap(
+        "bn-always-eval",
+        "layer",
+        BATCH_NORM,
+        lambda bn: Always(bn, False),
+        "the layer is always in eval mode",
+        "net.train(), or use_running_average=False",
+        BATCH_NORM_PAGES,
+    ),
+    Trap(
+        "bn-update-lost",
+        "layer",
+        BATCH_NORM,
+        NotUpdated,
+        "the updated statistics are lost",
+        "nnx.jit, or put mutable's result back",
+        BATCH_NORM_PAGES,
+    ),
+    Trap(
+        "bn-mean-lost",
+        "layer",
+        BATCH_NORM,
+        tensor("running_mean", torch.zeros_like),
+        "the running mean is zero",
+        "write running_mean to `mean`",
+        BATCH_NORM_PAGES,
+    ),
+    Trap(
+        "bn-variance-lost",
+        "layer",
+        BATCH_NORM,
+        tensor("running_var", torch.ones_like),
+        "the running variance is one",
+        "write running_var to `var`",
+        BATCH_NORM_PAGES,
+    ),
+    Trap(
+        "bn-mean-bfloat16",
+        "layer",
+        BATCH_NORM,
+        tensor("running_mean", _rounded(torch.bfloat16)),
+        "the running mean was rounded to bfloat16",
+        "keep statistics in float32",
+        BATCH_NORM_PAGES,
+    ),
+    Trap(
+        "bn-variance-bfloat16",
+        "layer",
+        BATCH_NORM,
+        tensor("running_var", _rounded(torch.bfloat16)),
+        "the running variance was rounded to bfloat16",
+        "keep statistics in float32",
+        BATCH_NORM_PAGES,
+    ),
+    Trap(
+        "norm-scale-lost",
+        "layer",
+        BATCH_NORM + NORM,
+        tensor("weight", torch.ones_like),
+        "the scale is one",
+        "write weight to `scale`",
+        NORM_PAGES,
+    ),
+    Trap(
+        "norm-bias-lost",
+        "layer",
+        BATCH_NORM + NORM,
+        tensor("bias", torch.zeros_like),
+        "the bias is zero",
+        "write bias to `bias`",
+        NORM_PAGES,
+    ),
+)
+
+OTHER_NORMS = (
+    Trap(
+        "norm-epsilon-1e-5",
+        "layer",
+        NORM,
+        setting(eps=1e-5),
+        "epsilon is 1e-5",
+        "pass epsilon as PyTorch's layer has it",
+        NORM_PAGES,
+    ),
+    Trap(
+        "group-norm-32-groups",
+        "layer",
+        NORM[1:2],
+        _groups(lambda _: 32),
+        "32 groups, Flax's default",
+        "num_groups",
+        GROUP_NORM_PAGES,
+    ),
+    Trap(
+        "group-norm-one-group",
+        "layer",
+        NORM[1:2],
+        _groups(lambda _: 1),
+        "one group of all channels",
+        "num_groups",
+        GROUP_NORM_PAGES,
+    ),
+    Trap(
+        "group-norm-per-channel",
+        "layer",
+        NORM[1:2],
+        _groups(lambda n: n.num_channels),
+        "a group a channel",
+        "num_groups",
+        GROUP_NORM_PAGES,
+    ),
+    Trap(
+        "group-norm-group-size",
+        "layer",
+        NORM[1:2],
+        _groups(lambda n: n.num_channels // n.num_groups),
+        "the number of groups was given as their size",
+        "num_groups",
+        GROUP_NORM_PAGES,
+    ),
+    Trap(
+        "layer-norm-over-time",
+        "layer",
+        NORM[:1],
+        another_function(normalised, time=True),
+        "normalised over all axes but the batch; PyTorch's over normalized_shape",
+        "reduction_axes=-1",
+        "flax.linen.LayerNorm: reduction_axes",
+    ),
+    Trap(
+        "layer-norm-keeps-mean",
+        "layer",
+        NORM[:1],
+        another_function(normalised, mean=False),
+        "RMSNorm for LayerNorm",
+        "nn.LayerNorm",
+        "Zhang and Sennrich 2019",
+    ),
+    Trap(
+        "layer-norm-unbiased",
+        "layer",
+        NORM[:1],
+        another_function(normalised, ddof=1),
+        "the variance is over n − 1",
+        "over n",
+        "torch.nn.LayerNorm",
+    ),
+    Trap(
+        "bn-axis",
+        "layer",
+        BATCH_NORM[1:2],
+        _rows,
+        "normalised over axis 1, PyTorch's axis of channels",
+        "axis=-1",
+        BATCH_NORM_PAGES,
+    ),
+    Trap(
+        "bn-momentum-cumulative",
+        "layer",
+        BATCH_NORM,
+        _cumulative,
+        "the momentum is 0.9; with momentum=None PyTorch takes the mean of all batches",
+        "count batches: the weight of the new is 1 / count",
+        MOMENTUM_PAGE,
+    ),
+)

@@ -1,0 +1,118 @@
+"""Known mistakes in gradients between layers, where the values are right. A new mistake is a new row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from parity.traps.operations.functions import ADD, CLAMP, RELU, SCALE
+from parity.traps.planting import MISSING, Values, argument, instead
+from parity.traps.trap import Trap
+
+STOPPED = (
+    *(*RELU, *ADD, *SCALE, "gelu", "silu", "tanh", "sigmoid", "softmax", "cat", "mean", "flatten", "reshape"),
+    *("max_pool2d", "avg_pool2d", "leaky_relu", "elu"),
+)
+
+
+def _bounds(args: Values, kw: dict[str, Any]) -> tuple[Any, Any]:
+    return argument(args, kw, 1, "min", None), argument(args, kw, 2, "max", None)
+
+
+def _clamped(_: Any, args: Values, kw: dict[str, Any]) -> Any:
+    """Of equal numbers each gets half of the gradient."""
+    x, (low, high) = args[0], _bounds(args, kw)
+    x = x if low is None else torch.maximum(x, torch.full_like(x, low))
+    return x if high is None else torch.minimum(x, torch.full_like(x, high))
+
+
+def _maximum(function: Any, args: Values, kw: dict[str, Any]) -> Any:
+    """All equal numbers share the gradient."""
+    value = function(*args, **kw)
+    dim, keep = argument(args, kw, 1, "dim", None), argument(args, kw, 2, "keepdim", False)
+    return type(value)((args[0].amax(dim, keepdim=keep), value.indices)) if isinstance(dim, int) else None
+
+
+def _stopped(function: Any, args: Values, kw: dict[str, Any]) -> Any:
+    value = function(*args, **kw)
+    return value.detach() if value.requires_grad else None
+
+
+def _slope(function: Any, args: Values, kw: dict[str, Any]) -> Any:
+    x = args[0]
+    return torch.where(x >= 0, x, argument(args, kw, 1, "negative_slope", 0.01) * x)
+
+
+OPERATION_GRADIENTS = (
+    Trap(
+        "relu-gradient-half",
+        "between",
+        RELU,
+        instead(lambda x: torch.maximum(x, torch.zeros_like(x))),
+        "the gradient of jnp.maximum(x, 0) at 0 is ½; PyTorch's ReLU has 0",
+        "use nn.relu",
+        "jax.nn.relu",
+        gradient=True,
+    ),
+    Trap(
+        "abs-gradient-one",
+        "between",
+        ("abs", "__abs__", "absolute"),
+        instead(lambda x: torch.where(x >= 0, x, -x)),
+        "the gradient of jnp.abs at 0 is 1; PyTorch's is 0",
+        "x * jnp.sign(x)",
+        "jax.numpy.abs",
+        gradient=True,
+    ),
+    Trap(
+        "leaky-gradient-one",
+        "between",
+        ("leaky_relu",),
+        _slope,
+        "the gradient of the leaky ReLU at 0 is 1; PyTorch's is the slope",
+        "jnp.where(x > 0, x, slope * x)",
+        "torch.nn.LeakyReLU, jax.nn.leaky_relu",
+        gradient=True,
+    ),
+    Trap(
+        "clamp-gradient-half",
+        "between",
+        CLAMP,
+        _clamped,
+        "the gradient of jnp.clip at a bound is ½; PyTorch's is 1",
+        "jnp.where",
+        "torch.clamp, jax.numpy.clip",
+        gradient=True,
+    ),
+    Trap(
+        "max-gradient-shared",
+        "between",
+        ("max",),
+        _maximum,
+        "equal numbers share the gradient of jnp.max; in PyTorch's max(dim) one gets it",
+        "jnp.take_along_axis with jnp.argmax",
+        "torch.max",
+        gradient=True,
+    ),
+    Trap(
+        "stop-gradient-missing",
+        "between",
+        ("detach", "detach_"),
+        MISSING,
+        "a gradient flows where PyTorch detaches",
+        "jax.lax.stop_gradient",
+        "torch.Tensor.detach, jax.lax.stop_gradient",
+        gradient=True,
+    ),
+    Trap(
+        "stop-gradient-added",
+        "between",
+        STOPPED,
+        _stopped,
+        "the gradient is stopped; PyTorch's flows",
+        "no stop_gradient",
+        "torch.Tensor.detach, jax.lax.stop_gradient",
+        gradient=True,
+    ),
+)

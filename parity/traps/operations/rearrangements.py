@@ -1,0 +1,241 @@
+"""Known mistakes in flattening, joining, padding, splitting and shuffling. A new mistake is a new row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from parity.traps.planting import Values, argument, with_argument
+from parity.traps.trap import Trap
+
+FLAT, JOIN, PAD = ("flatten", "reshape", "view"), ("cat", "concat", "concatenate"), ("pad",)
+
+
+def _flattened(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+    """The order of a channels-last flatten."""
+    x = args[0]
+    if x.ndim < 4 or x.shape[1] == 1 or (y := function(*args, **kw)).ndim != 2:
+        return None
+    return x.movedim(1, -1).reshape(y.shape)
+
+
+def _joined(reverse: bool) -> Callable[..., Any]:
+    def plant(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+        parts = list(args[0] if args else kw["tensors"])
+        return function(parts[::-1], *args[1:], **{n: v for n, v in kw.items() if n != "tensors"}) if reverse else None
+
+    return plant
+
+
+def _padded(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+    """The two sides of every axis exchanged."""
+    pads = list(args[1] if len(args) > 1 else kw["pad"])
+    other = [pads[i + 1 - 2 * (i % 2)] for i in range(len(pads))]
+    rest = {n: v for n, v in kw.items() if n != "pad"}
+    return function(args[0], other, *args[2:], **rest) if other != pads else None
+
+
+def _zeros(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+    pads = args[1] if len(args) > 1 else kw["pad"]
+    mode = args[2] if len(args) > 2 else kw.get("mode", "constant")
+    return None if mode == "constant" else F.pad(args[0], pads)
+
+
+def _axis(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+    """Over axis 1, where the channels are in PyTorch."""
+    axis = args[1] if len(args) > 1 else kw.get("dim", -1)
+    ndim = args[0].ndim
+    if not isinstance(axis, int):
+        return None
+    return function(args[0], dim=1 if axis % ndim == ndim - 1 else ndim - 1) if ndim > 2 else None
+
+
+def _selected(_: Any, args: Values, kw: dict[str, Any]) -> Any:
+    """The first instead of the last, and the last instead of the first."""
+    x, index = args
+    index = index if isinstance(index, tuple) else (index,)
+    other = tuple(-1 - i if isinstance(i, int) and not isinstance(i, bool) and i in (0, -1) else i for i in index)
+    return x.__getitem__(other) if isinstance(x, Tensor) and other != index else None
+
+
+def _depth_first(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+    """The place within a pixel before the channel."""
+    x, r = args[0], argument(args, kw, 1, "upscale_factor", 1)
+    b, c, h, w = x.shape
+    return x.reshape(b, r, r, c // r**2, h, w).permute(0, 3, 4, 1, 5, 2).reshape(b, c // r**2, h * r, w * r)
+
+
+def _depth_last(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+    y, r = function(*args, **kw), argument(args, kw, 1, "downscale_factor", 1)
+    b, c, h, w = y.shape
+    return y.reshape(b, c // r**2, r * r, h, w).transpose(1, 2).reshape(y.shape)
+
+
+def _other_groups(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+    groups = argument(args, kw, 1, "groups", 1)
+    other = args[0].shape[1] // groups
+    return function(args[0], other) if other != groups else None
+
+
+def _reversed(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+    parts = function(*args, **kw)
+    return parts[::-1] if len({p.shape for p in parts}) == 1 and len(parts) > 1 else None
+
+
+def _interleaved(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+    parts, dim = function(*args, **kw), argument(args, kw, 2, "dim", 0)
+    if len({p.shape for p in parts}) > 1:
+        return None
+    length = args[0].shape[dim]
+    return tuple(args[0].index_select(dim, torch.arange(i, length, len(parts))) for i in range(len(parts)))
+
+
+def _other_way(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+    shifts = argument(args, kw, 1, "shifts", 0)
+    back = -shifts if isinstance(shifts, int) else tuple(-s for s in shifts)
+    return with_argument(1, "shifts", 0, back)(function, args, kw)
+
+
+def _mask(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+    """The opposite sense."""
+    if function.__name__ == "where":
+        return function(~args[0], *args[1:]) if len(args) > 2 else None
+    mask = argument(args, kw, 1, "mask", None)
+    return function(args[0], ~mask, argument(args, kw, 2, "value", 0.0))
+
+
+JOINS_AND_AXES = (
+    Trap(
+        "flatten-channels-last",
+        "between",
+        FLAT,
+        _flattened,
+        "the flatten goes channels last; PyTorch's goes channels first",
+        "x.transpose(0, 3, 1, 2) before the reshape",
+        "Flax guide, Convert PyTorch models to Flax",
+    ),
+    Trap(
+        "concat-order",
+        "between",
+        JOIN,
+        _joined(True),
+        "the parts are joined in the other order",
+        "exchange the parts",
+        "torch.cat, jax.numpy.concatenate",
+    ),
+    Trap(
+        "pad-other-side",
+        "between",
+        PAD,
+        _padded,
+        "the odd row or column is padded at the other side",
+        "exchange the pads",
+        "torch.nn.functional.pad, jax.numpy.pad",
+    ),
+    Trap(
+        "pad-zeros",
+        "between",
+        PAD,
+        _zeros,
+        "zeros for PyTorch's other padding mode",
+        "jnp.pad with its mode",
+        "torch.nn.functional.pad, jax.numpy.pad",
+    ),
+    Trap(
+        "softmax-axis",
+        "between",
+        ("softmax", "log_softmax"),
+        _axis,
+        "the softmax goes along another axis",
+        "pass axis",
+        "torch.nn.Softmax, jax.nn.softmax",
+    ),
+    Trap(
+        "last-is-first",
+        "between",
+        ("__getitem__",),
+        _selected,
+        "the other end is taken",
+        "x[:, -1] is the last, x[:, 0] the first",
+        "torch.Tensor.__getitem__",
+    ),
+)
+
+REARRANGEMENTS = (
+    Trap(
+        "pixel-shuffle-order",
+        "between",
+        ("pixel_shuffle",),
+        _depth_first,
+        "the channel is the last part of a pixel's depth; PyTorch has it first",
+        "reshape to (…, channels, r, r)",
+        "torch.nn.PixelShuffle",
+    ),
+    Trap(
+        "pixel-unshuffle-order",
+        "between",
+        ("pixel_unshuffle",),
+        _depth_last,
+        "the channel is the last part of a pixel's depth; PyTorch has it first",
+        "transpose to (…, channels, r, r)",
+        "torch.nn.PixelShuffle",
+    ),
+    Trap(
+        "channel-shuffle-groups",
+        "between",
+        ("channel_shuffle",),
+        _other_groups,
+        "groups and their sizes",
+        "exchange them",
+        "Zhang et al. 2018 (ShuffleNet), figure 1",
+    ),
+    Trap(
+        "chunks-exchanged",
+        "between",
+        ("chunk", "split", "unbind"),
+        _reversed,
+        "the parts are exchanged",
+        "other order",
+        "torch.chunk, jax.numpy.split",
+    ),
+    Trap(
+        "chunks-interleaved",
+        "between",
+        ("chunk", "split"),
+        _interleaved,
+        "every n-th is taken; PyTorch's are blocks",
+        "jnp.split",
+        "torch.chunk, jax.numpy.split",
+    ),
+    Trap(
+        "roll-sign",
+        "between",
+        ("roll",),
+        _other_way,
+        "rolled the other way",
+        "jnp.roll has PyTorch's sign",
+        "torch.roll, jax.numpy.roll",
+    ),
+    Trap(
+        "flip-missing",
+        "between",
+        ("flip",),
+        lambda _, a, kw: a[0],
+        "there is no flip; PyTorch has one",
+        "jnp.flip",
+        "torch.flip, jax.numpy.flip",
+    ),
+    Trap(
+        "mask-sense",
+        "between",
+        ("masked_fill", "masked_fill_", "where"),
+        _mask,
+        "the mask's sense is opposite",
+        "~mask",
+        "torch.Tensor.masked_fill, jax.numpy.where",
+    ),
+)

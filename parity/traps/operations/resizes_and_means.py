@@ -1,0 +1,190 @@
+"""Known mistakes in resizes, means, deviations and norms that are plain functions. A new mistake is a new row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+
+from parity.traps.operations.functions import RESIZE
+from parity.traps.planting import Values, argument, with_argument
+from parity.traps.trap import Trap
+
+RESIZE_PAGES = "torch.nn.functional.interpolate, jax.image.resize"
+MEAN_PAGES = "torch.mean, jax.numpy.mean"
+
+
+def _spread(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+    settings = {n: v for n, v in kw.items() if n not in ("correction", "unbiased")}
+    return function(*args, **settings, correction=0) if not args[1:] or not isinstance(args[1], bool) else None
+
+
+def _resized(**values: Any) -> Callable[..., Any]:
+    def plant(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+        mode = kw.get("mode", args[3] if len(args) > 3 else "nearest")
+        if ("align_corners" in values) != (mode in ("bilinear", "bicubic")):
+            return None
+        settings = {**kw, **values}
+        if settings.get("align_corners") == kw.get("align_corners", False) and "mode" not in values:
+            return None
+        return function(*args[:3], **settings)
+
+    return plant
+
+
+def _power(_: Any, args: Values, kw: dict[str, Any]) -> Any:
+    x = args[0]
+    p, dim, eps = kw.get("p", 2.0), kw.get("dim", 1), kw.get("eps", 1e-12)
+    return x / (x.norm(p, dim, keepdim=True) + eps) if eps else None
+
+
+def _resize(own: str, **values: Any) -> Callable[..., Any]:
+    """A resize with other settings, where PyTorch has this mode."""
+
+    def plant(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+        if argument(args, kw, 3, "mode", "nearest") != own or len(args) > 3:
+            return None
+        settings = {**kw, **values}
+        if settings["mode"].startswith("nearest"):
+            settings.pop("align_corners", None)
+        return function(*args, **settings)
+
+    return plant
+
+
+def _axes(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+    """PyTorch's axes of an array whose channels are last."""
+    dim = argument(args, kw, 1, "dim", None)
+    if not isinstance(dim, tuple | list) or args[0].ndim != 4:
+        return None
+    return args[0].mean([(0, 2, 3, 1)[d] for d in dim], keepdim=argument(args, kw, 2, "keepdim", False))
+
+
+def _summed(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+    return args[0].sum(*args[1:], **kw) if args[1:] or "dim" in kw else None
+
+
+def _largest(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+    return args[0].amax(*args[1:], **kw) if args[1:] or "dim" in kw else None
+
+
+def _channels_only(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+    """Over the channels alone, where PyTorch normalises over more."""
+    x, shape = args[0], argument(args, kw, 1, "normalized_shape", ())
+    if len(shape) < 2 or argument(args, kw, 2, "weight", None) is not None:
+        return None
+    return F.layer_norm(x.movedim(1, -1), (x.shape[1],), eps=argument(args, kw, 4, "eps", 1e-5)).movedim(-1, 1)
+
+
+def _epsilon(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+    place = {"layer_norm": 4, "group_norm": 4, "instance_norm": 7, "rms_norm": 3}[function.__name__]
+    return with_argument(place, "eps", 1e-5, 1e-6)(function, args, kw)
+
+
+DEVIATIONS_AND_CORNERS = (
+    Trap(
+        "std-biased",
+        "between",
+        ("std", "var"),
+        _spread,
+        "over n; PyTorch divides by n − 1",
+        "pass ddof=1",
+        "torch.std, jax.numpy.std",
+    ),
+    Trap(
+        "resize-corners",
+        "between",
+        RESIZE,
+        lambda f, a, kw: _resized(align_corners=not kw.get("align_corners", False))(f, a, kw),
+        "the corners of the resize are aligned otherwise",
+        "jax.image.resize has align_corners=False; write the other form by hand",
+        RESIZE_PAGES,
+    ),
+    Trap(
+        "resize-nearest-exact",
+        "between",
+        RESIZE,
+        _resized(mode="nearest-exact"),
+        "jax.image.resize's nearest is PyTorch's nearest-exact",
+        "repeat rows and columns",
+        RESIZE_PAGES,
+    ),
+    Trap(
+        "normalize-epsilon",
+        "between",
+        ("normalize",),
+        _power,
+        "epsilon is added to the norm; PyTorch takes the larger",
+        "jnp.maximum",
+        "torch.nn.functional.normalize",
+    ),
+)
+
+RESIZES_AND_MEANS = (
+    Trap(
+        "resize-antialias",
+        "between",
+        RESIZE,
+        _resize("bilinear", antialias=True, mode="bilinear"),
+        "jax.image.resize averages where it shrinks; PyTorch does not",
+        "antialias=False",
+        RESIZE_PAGES,
+    ),
+    Trap(
+        "resize-bicubic-kernel",
+        "between",
+        RESIZE,
+        _resize("bicubic", antialias=True, mode="bicubic"),
+        "the cubic kernel has a = −0.5; PyTorch's −0.75",
+        "write the weights by hand",
+        RESIZE_PAGES,
+    ),
+    Trap(
+        "resize-is-nearest",
+        "between",
+        RESIZE,
+        _resize("bilinear", mode="nearest"),
+        "nearest",
+        "'bilinear'",
+        RESIZE_PAGES,
+    ),
+    Trap(
+        "resize-is-bilinear",
+        "between",
+        RESIZE,
+        _resize("nearest", mode="bilinear"),
+        "bilinear",
+        "repeat pixels",
+        RESIZE_PAGES,
+    ),
+    Trap(
+        "mean-axes",
+        "between",
+        ("mean",),
+        _axes,
+        "over PyTorch's axes, where channels are last",
+        "over axes (1, 2)",
+        MEAN_PAGES,
+    ),
+    Trap("mean-is-sum", "between", ("mean",), _summed, "a sum for a mean", "take the mean", MEAN_PAGES),
+    Trap("mean-is-max", "between", ("mean",), _largest, "a maximum for a mean", "take the mean", MEAN_PAGES),
+    Trap(
+        "layer-norm-channels-only",
+        "between",
+        ("layer_norm",),
+        _channels_only,
+        "normalised over the channels alone, Flax's default; PyTorch's over all of normalized_shape",
+        "reduction_axes=(1, 2, 3)",
+        "flax.linen.LayerNorm: reduction_axes",
+    ),
+    Trap(
+        "plain-norm-epsilon-1e-6",
+        "between",
+        ("layer_norm", "group_norm", "instance_norm"),
+        _epsilon,
+        "epsilon is 1e-6, which is Flax's default",
+        "pass epsilon explicitly",
+        "torch.nn.functional.layer_norm",
+    ),
+)

@@ -1,0 +1,132 @@
+"""Known mistakes in sums and factors, and in what stands before or behind them. A new mistake is a new row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from parity.traps.operations.functions import ADD, CLAMP, RELU, SCALE
+from parity.traps.planting import MISSING, Values
+from parity.traps.trap import Trap
+
+RELU_PAGES = "He et al. 2016, figure 4; jax.nn.relu"
+
+
+def _operand(i: int) -> Callable[..., Any]:
+    """One of two summands alone."""
+
+    def plant(_: Any, args: Values, kw: dict[str, Any]) -> Any:
+        parts = [p for p in (*args, kw.get("other")) if isinstance(p, Tensor) and p.ndim > 1]
+        return parts[i] if len(parts) == 2 and parts[0].shape == parts[1].shape else None
+
+    return plant
+
+
+def _summands(x: Any) -> list[Tensor] | None:
+    """The two parts of a sum that `x` is."""
+    name, parts = getattr(x, "made_of", ("", ()))
+    return [*parts[:2]] if name in ("add", "iadd", "radd") and len(parts) > 1 else None
+
+
+def _relu_before(i: int) -> Callable[..., Any]:
+    def plant(_: Any, args: Values, kw: dict[str, Any]) -> Any:
+        parts = _summands(args[0])
+        return None if parts is None else F.relu(parts[i]) + parts[1 - i]
+
+    return plant
+
+
+def _relu_after(_: Any, args: Values, kw: dict[str, Any]) -> Any:
+    """The ReLU of one part, of the whole sum."""
+    parts: list[Any] = [getattr(p, "made_of", ("", ())) for p in args[:2]]
+    inner = [of[1][0] if of[0] == "relu" else None for of in parts]
+    if inner[0] is None and inner[1] is None:
+        return None
+    a, b = (p if x is None else x for p, x in zip(args[:2], inner, strict=True))
+    return F.relu(a + b)
+
+
+def _number(function: Any, args: Values, kw: dict[str, Any]) -> tuple[Tensor, float, bool] | None:
+    """A tensor, the number that it is scaled by, and whether it is divided."""
+    parts = [*args, *kw.values()]
+    tensors = [p for p in parts if isinstance(p, Tensor) and p.ndim > 1]
+    numbers = [float(p) for p in parts if isinstance(p, int | float) or (isinstance(p, Tensor) and not p.ndim)]
+    return (tensors[0], numbers[0], "div" in function.__name__) if len(tensors) == len(numbers) == 1 else None
+
+
+def _unscaled(function: Any, args: Values, kw: dict[str, Any]) -> Any:
+    found = _number(function, args, kw)
+    return found and found[0]
+
+
+def _inverse(function: Any, args: Values, kw: dict[str, Any]) -> Any:
+    found = _number(function, args, kw)
+    return found and (found[0] * found[1] if found[2] else found[0] / found[1])
+
+
+LOST_SUMMANDS = (
+    Trap(
+        "sum-lacks-second",
+        "between",
+        ADD,
+        _operand(0),
+        "a sum lacks its second part",
+        "add it",
+        "He et al. 2016, figure 2",
+    ),
+    Trap(
+        "sum-lacks-first",
+        "between",
+        ADD,
+        _operand(1),
+        "a sum lacks its first part",
+        "add it",
+        "He et al. 2016, figure 2",
+    ),
+)
+
+SUMS_AND_FACTORS = (
+    Trap(
+        "relu-before-sum",
+        "between",
+        RELU,
+        _relu_before(1),
+        "the ReLU stands before the sum, on its second part",
+        "after it",
+        RELU_PAGES,
+    ),
+    Trap(
+        "relu-before-sum-first",
+        "between",
+        RELU,
+        _relu_before(0),
+        "the ReLU stands before the sum, on its first part",
+        "after it",
+        RELU_PAGES,
+    ),
+    Trap(
+        "relu-after-sum",
+        "between",
+        ADD,
+        _relu_after,
+        "the ReLU stands behind the sum; PyTorch's on one part",
+        "before it",
+        RELU_PAGES,
+    ),
+    Trap("scale-missing", "between", SCALE, _unscaled, "a factor is missing", "multiply by it", "torch.mul"),
+    Trap(
+        "scale-inverse",
+        "between",
+        SCALE,
+        _inverse,
+        "a factor is the inverse of PyTorch's",
+        "divide where PyTorch divides",
+        "torch.mul",
+    ),
+    Trap(
+        "clamp-missing", "between", CLAMP, MISSING, "there is no clamp", "add jnp.clip", "torch.clamp, jax.numpy.clip"
+    ),
+)

@@ -1,0 +1,67 @@
+"""The record of a known mistake of ports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from torch import nn
+
+PlantedIn = Literal["weight", "layer", "between", "loss", "training"]
+
+
+@dataclass(frozen=True)
+class Trap:
+    """One known mistake, which can be planted, found and named.
+
+    | `place`    | `where` names                       | `plant` takes                        | `plant` returns       |
+    |------------|-------------------------------------|--------------------------------------|-----------------------|
+    | `weight`   | kinds of `ports.weights.layers`     | a tensor in PyTorch's layout         | one form, or several  |
+    | `layer`    | PyTorch's types of layers           | a layer, which it may change         | that layer or another |
+    | `between`  | PyTorch's functions                 | function, arguments, named arguments | another value         |
+    | `loss`     | functions that PyTorch's loss calls | function, arguments, named arguments | another value         |
+    | `training` | optimizers, or a part of training   | a training                           | another training      |
+
+    Attributes:
+        place: what the mistake is planted in.
+        where: where it can be made; an empty tuple means any kind.
+        plant: makes the mistake; it returns None where this tensor, layer or call cannot have it. The field is None
+            where only `related` or several tensors together tell the mistake.
+        text: what the port does, and what PyTorch does.
+        mend: what to write in the port.
+        source: pages of the frameworks' documentation, by the names of what they describe, and papers.
+        gradient: whether the values are right and the gradients are not.
+        related: tells a mistake from PyTorch's and the port's tensor, where the planted form would depend on the port.
+    """
+
+    name: str
+    place: PlantedIn
+    where: tuple[type[nn.Module] | str, ...]
+    plant: Callable[..., Any] | None
+    text: str
+    mend: str
+    source: str
+    gradient: bool = False
+    related: Callable[[np.ndarray, np.ndarray], bool] | None = None
+
+    @property
+    def layers(self) -> tuple[type[nn.Module], ...]:
+        """The types of PyTorch's layers where it can be made."""
+        return tuple(item for item in self.where if isinstance(item, type))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The kinds, functions or optimizers where it can be made."""
+        return tuple(item for item in self.where if isinstance(item, str))
+
+    @property
+    def listed_where(self) -> str:
+        """Where it can be made, as `parity traps` lists it."""
+        if self.place == "weight":
+            return f"weights of {', '.join(self.names) or 'any layer'}"
+        if self.place == "training":
+            return ", ".join(self.names)
+        names = [item if isinstance(item, str) else item.__name__ for item in self.where]
+        return ", ".join(dict.fromkeys(name.strip("_").rstrip("123d") for name in names))
