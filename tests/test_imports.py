@@ -28,7 +28,7 @@ FRAMEWORKS = {
     "family.py": JAX | TORCH,
     "families.py": JAX | TORCH,
     "frameworks.py": JAX | TORCH,
-    "optimizers.py": JAX | TORCH,
+    "ports/optimizers.py": JAX | TORCH,
     "building/classes.py": JAX | TORCH,
     "layers/initializers.py": TORCH,
     "building/dtypes.py": TORCH,
