@@ -28,8 +28,8 @@ from benchmarks.settings import SETS, UNITS, Setting
 from parity.bounds import distance, norm, one_ulp
 from ports import families
 from ports.families import layers
-from ports.weights.fold import fold
-from ports.weights.layers import COUNTER
+from ports.weights.known.fold import fold
+from ports.weights.layers.leaves import COUNTER
 
 DRAWS = 4
 BOUNDS = "bounds.json"  # is written last

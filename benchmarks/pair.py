@@ -49,7 +49,7 @@ def _arrays(flax_model: Any) -> list[Any]:
 
 def keep(place: Path, torch_model: Any, flax_model: Any) -> None:
     """Writes the weights of both: `make` may draw others in every process."""
-    from ports.weights.pytorch import to_numpy
+    from ports.weights.live.pytorch import to_numpy
 
     state: dict[str, Any] = {n: to_numpy(t) for n, t in torch_model.state_dict().items()}
     np.savez(place / "torch.npz", **state)

@@ -1,7 +1,7 @@
 """Peers in PyTorch and JAX: what somebody would take instead, with the same weights, fed and judged the same.
 
 Sources of the names: torchvision's and timm's resnet.py have this package's; Hugging Face transformers'
-modeling_resnet.py stands in `ports.weights.dialects`; dm-haiku's nets/resnet.py below. dm-haiku pads 'SAME', which is
+modeling_resnet.py in `ports.weights.known.dialects`; dm-haiku's nets/resnet.py below. dm-haiku pads 'SAME', which is
 PyTorch's padding where every size that is halved is odd: with images of 225 pixels, and not with 224.
 """
 
@@ -25,8 +25,8 @@ def build_transformers(case: Case, **options: Any) -> Any:
     from transformers import ResNetConfig, ResNetForImageClassification
 
     from benchmarks.torch_steps import TorchRun
-    from ports.weights.dialects import DIALECTS, mapping
-    from ports.weights.pytorch import to_numpy
+    from ports.weights.known.dialects import DIALECTS, mapping
+    from ports.weights.live.pytorch import to_numpy
 
     config: Any = ResNetConfig
     net = ResNetForImageClassification(config(num_labels=case.spec.num_classes))

@@ -13,11 +13,13 @@ from parity import probe
 from ports import families
 from ports.errors import UserError
 from ports.families import layers
-from ports.weights import fold, formats, training
-from ports.weights.checkpoint import Checkpoint
-from ports.weights.dialects import TARGET, mapping
-from ports.weights.formats import Format
-from ports.weights.lazy import Array
+from ports.weights.checkpoints import splitting
+from ports.weights.checkpoints.checkpoint import Checkpoint
+from ports.weights.files import formats
+from ports.weights.files.formats import Format
+from ports.weights.form.lazy import Array
+from ports.weights.known import fold
+from ports.weights.known.dialects import TARGET, mapping
 
 FOLDED = 1e-10  # relative L2 distance in float64: a folded network is the same function, summed in another order
 
@@ -35,7 +37,7 @@ def verify(held: Checkpoint, path: Path, to: str, row: Format) -> None:
         )
     weights = held.weights
     content = formats.read(path, row.name)
-    tensors = training.split(path, content, row).weights
+    tensors = splitting.split(path, content, row).weights
     if not all(name in tensors for entry in mapping(held.found.spec, TARGET[to]) for name in entry.names):
         _folded(held, tensors, to)
         return

@@ -16,9 +16,9 @@ from parity.quantities import Probe
 from parity.run_flax import Functional
 from ports.errors import UserError
 from ports.frameworks import framework_of
-from ports.weights import flax as flax_weights
-from ports.weights import linen as linen_weights
-from ports.weights import nnx as nnx_weights
+from ports.weights.live import flax as flax_weights
+from ports.weights.live import linen as linen_weights
+from ports.weights.live import nnx as nnx_weights
 
 
 @dataclass(frozen=True)

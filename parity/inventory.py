@@ -19,14 +19,14 @@ from parity.pairing import Layer
 from parity.quantities import Probe
 from parity.taps import Recorder, layer_of
 from ports.errors import UserError
-from ports.weights import layers as layer_rules
-from ports.weights import linen, nnx
-from ports.weights.flax import Place
-from ports.weights.layers import rule_for
+from ports.weights.layers import leaves as layer_rules
+from ports.weights.layers.leaves import rule_for
+from ports.weights.live import linen, nnx
+from ports.weights.live.flax import Place
 
 OWN = "own"
 
-# The rule of `ports.weights.layers` that PyTorch's layers stand under; a subclass stands under its base class.
+# The rule of `ports.weights.layers.leaves` that PyTorch's layers stand under; a subclass stands under its base class.
 KINDS: dict[type[nn.Module], str] = {
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), "conv"),
     **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), "conv_transpose"),

@@ -24,7 +24,7 @@ from parity.layouts import LAYOUTS, Tensors, axes, leaves, to_flax, to_reference
 from parity.quantities import Probe
 from parity.run_flax import Functional
 from parity.taps import Tap, layer_of
-from ports.weights.pytorch import to_numpy
+from ports.weights.live.pytorch import to_numpy
 
 NETWORK, LOSS = "(the network)", "(the loss)"
 

@@ -29,7 +29,7 @@ from typing import Any
 
 from ports.errors import UserError, require_positive
 from ports.frameworks import framework_of
-from ports.weights.atomic import publish
+from ports.weights.files.atomic import publish
 
 SUFFIXES = {"pytorch": ".pt2", "nnx": ".stablehlo", "linen": ".stablehlo"}
 

@@ -27,7 +27,7 @@ class Layer:
     Attributes:
         role: what it is in the network, as dialects name it: `stem.conv`, `conv`, `shortcut.bn`, `fc`, …
         torch: its PyTorch name.
-        type: whose rule in `ports.weights.layers` it has.
+        type: whose rule in `ports.weights.layers.leaves` it has.
         shapes: of its tensors in the torch form.
         fields: what a dialect's template may use: `at` (the block's PyTorch name), `stage` and `block` (from 0), `n`
             (blocks through the network, from 0), `i` (layers of this role in the block, from 0), `kind` (of block, as

@@ -22,7 +22,7 @@ import ports
 import ports.export
 from ports.export import SUFFIXES
 from ports.families import get
-from ports.weights.pytorch import to_numpy
+from ports.weights.live.pytorch import to_numpy
 
 FLAX = ["nnx", "linen"]
 PORTS = ["pytorch", *FLAX]

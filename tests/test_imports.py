@@ -28,7 +28,7 @@ FRAMEWORKS = {
     "schedules.py": TORCH,
     "spec.py": JAX | TORCH,
     "torch_form.py": JAX | TORCH,
-    "weights/layers.py": JAX | TORCH,
+    "layers/leaves.py": JAX | TORCH,
     "family.py": JAX | TORCH,
     "families.py": JAX | TORCH,
     "frameworks.py": JAX | TORCH,
@@ -148,8 +148,8 @@ def _modules(node: ast.AST) -> Iterator[str]:
         yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def circles(root: Path) -> list[str]:
-    """Modules that import each other, directly or through others; imports in functions count, too."""
+def every_import(root: Path) -> dict[str, set[str]]:
+    """The modules of this project that each module imports, in functions too, but not what is for type checkers."""
     files = {
         ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): file
         for package in PACKAGES
@@ -161,11 +161,31 @@ def circles(root: Path) -> list[str]:
         typed = {id(inner) for node in ast.walk(tree) if _is_for_types(node) for inner in ast.walk(node)}
         names = {name for node in ast.walk(tree) if id(node) not in typed for name in _modules(node)}
         edges[module] = {_module_of(name, files) for name in names} - {module, ""}
+    return edges
+
+
+def circles(edges: dict[str, set[str]]) -> list[str]:
+    """Modules, or rooms, that import each other, directly or through others."""
     found = []
     for module in edges:
         ways = reached(edges, module)
         found += [f"{module} <-> {other}" for other in ways if module < other and module in reached(edges, other)]
     return sorted(found)
+
+
+def rooms(edges: dict[str, set[str]], package: str) -> dict[str, set[str]]:
+    """What each package and module directly in `package` imports of the others there; `package` is its own facade."""
+
+    def room(module: str) -> str:
+        inner = module.removeprefix(f"{package}.")
+        return package if module == package else f"{package}.{inner.partition('.')[0]}"
+
+    found: dict[str, set[str]] = {}
+    for module, others in edges.items():
+        if f"{module}.".startswith(f"{package}."):
+            inside = {room(other) for other in others if f"{other}.".startswith(f"{package}.")}
+            found.setdefault(room(module), set()).update(inside - {room(module)})
+    return found
 
 
 def _is_for_types(node: ast.AST) -> bool:
@@ -184,7 +204,53 @@ def test_directions() -> None:
 
 
 def test_no_two_modules_import_each_other() -> None:
-    assert circles(ROOT) == []
+    assert circles(every_import(ROOT)) == []
+
+
+# Which room of `ports.weights` imports which: what stands further up never imports what stands further down.
+ARROWS = {
+    "form": set[str](),
+    "layers": set[str](),
+    "live": {"form", "layers"},
+    "optimizer": {"form", "live"},
+    "files": {"form", "live"},
+    "known": {"form", "layers"},
+    "rules": {"form", "layers", "known"},
+    "checkpoints": {"form", "layers", "live", "optimizer", "files", "known", "rules"},
+}
+
+
+@pytest.mark.parametrize("package", ["ports", "ports.weights", "ports.weights.files", "ports.weights.checkpoints"])
+def test_no_two_rooms_import_each_other(package: str) -> None:
+    found = rooms(every_import(ROOT), package)
+    assert len(found) > 3
+    assert circles(found) == []
+
+
+def test_the_rooms_for_weights_import_what_is_stated() -> None:
+    found = rooms(every_import(ROOT), "ports.weights")
+    facade = found.pop("ports.weights")
+    assert found == {f"ports.weights.{a}": {f"ports.weights.{b}" for b in others} for a, others in ARROWS.items()}
+    assert facade <= found.keys()
+
+
+def test_a_planted_circle_of_rooms_is_found(tmp_path: Path) -> None:
+    """No two of these modules import each other, but two rooms do; and one room imports the facade."""
+    for file, text in {
+        "ports/weights/__init__.py": "from ports.weights.a.one import name",
+        "ports/weights/a/one.py": "from ports.weights.b import two",
+        "ports/weights/a/three.py": "import ports.errors",
+        "ports/weights/b/two.py": "import ports.errors",
+        "ports/weights/b/four.py": "def f():\n    from ports.weights.a.three import name",
+        "ports/weights/c.py": "from ports.weights import name",
+        "ports/errors.py": "",
+    }.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text)
+    edges = every_import(tmp_path)
+    assert circles(edges) == []
+    assert circles(rooms(edges, "ports.weights")) == ["ports.weights.a <-> ports.weights.b"]
+    assert rooms(edges, "ports.weights")["ports.weights.c"] == {"ports.weights"}
 
 
 def test_a_planted_circle_is_found(tmp_path: Path) -> None:
@@ -196,7 +262,7 @@ def test_a_planted_circle_is_found(tmp_path: Path) -> None:
     }.items():
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text(text)
-    assert circles(tmp_path) == ["ports.a <-> ports.b", "ports.a <-> ports.c", "ports.b <-> ports.c"]
+    assert circles(every_import(tmp_path)) == ["ports.a <-> ports.b", "ports.a <-> ports.c", "ports.b <-> ports.c"]
 
 
 def test_families_are_known_by_their_record_alone() -> None:
@@ -245,7 +311,7 @@ def test_the_files_that_the_rules_are_about_are_there() -> None:
         file.relative_to(ROOT).as_posix() for package in ("ports", "parity") for file in (ROOT / package).rglob("*.py")
     }
     for port in ("pytorch", "nnx", "linen"):
-        assert {f"ports/resnet/{port}.py", f"ports/weights/{port}.py", f"parity/run_{port}.py"} <= found
+        assert {f"ports/resnet/{port}.py", f"ports/weights/live/{port}.py", f"parity/run_{port}.py"} <= found
     assert [end for end in FRAMEWORKS if not any(name.endswith(f"/{end}") for name in found)] == []
     assert "torch" in set(imported(ROOT / "ports/resnet/pytorch.py"))
     assert {"jax", "flax"} <= set(imported(ROOT / "ports/resnet/nnx.py")) & set(
@@ -258,14 +324,14 @@ def test_the_files_that_the_rules_are_about_are_there() -> None:
     ("file", "code", "said"),
     [
         (
-            "ports/weights/torch_form.py",
+            "ports/weights/form/torch_form.py",
             "def f():\n    import parity.checker",
-            "ports/weights/torch_form.py imports parity",
+            "ports/weights/form/torch_form.py imports parity",
         ),
         ("parity/cli.py", "from benchmarks import run", "parity/cli.py imports benchmarks"),
         ("ports/resnet/nnx.py", "import torch.nn", "ports/resnet/nnx.py imports torch"),
         ("ports/resnet/pytorch.py", "from jax import numpy", "ports/resnet/pytorch.py imports jax"),
-        ("ports/weights/linen.py", "if x:\n    import torch as t", "ports/weights/linen.py imports torch"),
+        ("ports/weights/live/linen.py", "if x:\n    import torch as t", "ports/weights/live/linen.py imports torch"),
         ("parity/run_pytorch.py", "def f():\n    from flax import nnx", "parity/run_pytorch.py imports flax"),
         ("ports/new/pytorch.py", "import os, optax", "ports/new/pytorch.py imports optax"),
         ("ports/a.py", "import importlib\nimportlib.import_module('parity.cli')", "ports/a.py imports parity"),

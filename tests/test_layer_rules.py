@@ -11,7 +11,8 @@ import pytest
 import torch
 from flax import linen, nnx
 
-from ports.weights import Leaf, WeightsError, layers, read, register, write
+from ports.weights import Leaf, WeightsError, read, register, write
+from ports.weights.layers import leaves
 
 Weights = dict[str, np.ndarray]
 
@@ -174,16 +175,16 @@ def unflipped(_: Any) -> tuple[Leaf, ...]:
         to_flax=lambda w: (np.moveaxis(w, (0, 1), (-2, -1)),),
         to_torch=lambda k: np.moveaxis(k[0], (-2, -1), (0, 1)),
     )
-    return weight, layers.same("bias", "bias")
+    return weight, leaves.same("bias", "bias")
 
 
 @pytest.mark.parametrize("port", ["nnx", "linen"])
 @pytest.mark.parametrize(
     ("case", "layer_type", "wrong"),
     [
-        ("Linear-square", "Linear", lambda _: (layers.same("weight", "kernel"), layers.same("bias", "bias"))),
+        ("Linear-square", "Linear", lambda _: (leaves.same("weight", "kernel"), leaves.same("bias", "bias"))),
         ("ConvTranspose", "ConvTranspose", unflipped),
-        ("LayerNorm", "LayerNorm", lambda _: (layers.same("weight", "bias"), layers.same("bias", "scale"))),
+        ("LayerNorm", "LayerNorm", lambda _: (leaves.same("weight", "bias"), leaves.same("bias", "scale"))),
     ],
     ids=["linear-not-transposed", "window-not-flipped", "scale-and-bias-exchanged"],
 )
@@ -192,7 +193,7 @@ def test_a_wrong_rule_is_seen(
 ) -> None:
     """Shapes fit, and every bit comes back: the outputs alone tell."""
     for name in (layer_type, "Dense") if layer_type == "Linear" else (layer_type,):
-        monkeypatch.setitem(layers.LAYERS, name, wrong)
+        monkeypatch.setitem(leaves.LAYERS, name, wrong)
     far, bits = difference(case, port)
     assert far > 1e-3
     assert bits
@@ -202,7 +203,7 @@ def test_every_rule_has_a_case() -> None:
     tested = {case.partition("-")[0] for case in CASES} | {"Dense"}  # Linen's Linear
     tested |= {"Embed", "MultiHeadAttention", "MultiHeadDotProductAttention"}
     tested |= {"LSTMCell", "OptimizedLSTMCell", "GRUCell"}  # test_recurrent.py
-    assert tested == set(layers.LAYERS)
+    assert tested == set(leaves.LAYERS)
 
 
 @pytest.mark.parametrize("port", ["nnx", "linen"])
@@ -256,7 +257,7 @@ def test_a_layer_without_a_rule_says_how_to_add_one(monkeypatch: pytest.MonkeyPa
     net = nnx.Dict(scaled=Scaled())
     with pytest.raises(WeightsError, match=r"scaled: no rule for layer type Scaled, .*ports\.weights\.register"):
         read(net)
-    monkeypatch.setattr(layers, "REGISTERED", {})
+    monkeypatch.setattr(leaves, "REGISTERED", {})
     register(Scaled, lambda _: (Leaf("weight", ("factor",)),))
     assert list(read(net)) == ["scaled.weight"]
     write(net, {"scaled.weight": np.arange(3, dtype=np.float32)})

@@ -16,7 +16,7 @@ from flax import linen, nnx
 import ports
 from ports import optim
 from ports.weights import WeightsError, optimizer
-from ports.weights.optimizer_table import OPTIMIZERS, whole_number
+from ports.weights.optimizer.table import OPTIMIZERS, whole_number
 
 NAMES = ("0.weight", "0.bias", "1.weight", "1.bias")
 RNG = np.random.default_rng(0)

@@ -13,7 +13,8 @@ from flax import linen, nnx
 
 import parity
 from ports.errors import UserError
-from ports.weights import Leaf, layers, register
+from ports.weights import Leaf, register
+from ports.weights.layers import leaves
 
 
 class Described(torch.nn.Module):
@@ -102,16 +103,16 @@ class InTorch(torch.nn.Module):
 
 
 def rule(_: Any) -> tuple[Leaf, ...]:
-    return layers.same("weight", "weight"), layers.same("bias", "bias")
+    return leaves.same("weight", "weight"), leaves.same("bias", "bias")
 
 
 def turned(_: Any) -> tuple[Leaf, ...]:
-    return layers.linear(None)
+    return leaves.linear(None)
 
 
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "REGISTERED", {})
+    monkeypatch.setattr(leaves, "REGISTERED", {})
 
 
 X = np.random.default_rng(1).standard_normal((3, 4))
@@ -147,7 +148,7 @@ def test_a_rule_for_a_layer_of_ones_own_keeps_a_pair_that_passed(layer: Any, kno
 @pytest.mark.usefixtures("registered")
 def test_a_wrong_rule_for_a_layer_of_ones_own_is_seen() -> None:
     """Planted: the matrix is transposed in use, and the rule says that it is not."""
-    register(Turned, lambda _: (layers.same("weight", "kernel"), layers.same("bias", "bias")))
+    register(Turned, lambda _: (leaves.same("weight", "kernel"), leaves.same("bias", "bias")))
     torch.manual_seed(1)
     model = InTorch()
     report = parity.check(model, parity.move(model, Chain(Turned()), X), X)

@@ -27,7 +27,7 @@ from ports import NETWORKS, families
 from ports.building.classes import network_class
 from ports.building.pytorch import meta_inputs, skeleton
 from ports.families import get, layers
-from ports.weights.fold import pairs
+from ports.weights.known.fold import pairs
 
 FLAX = ["nnx", "linen"]
 

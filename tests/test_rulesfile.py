@@ -21,8 +21,10 @@ from test_formats import same
 from torch import nn
 
 from parity.cli import main
-from ports.weights import WeightsError, convert, formats, load, rulesfile, save
-from ports.weights.pretrained import DIGITS, fetched
+from ports.weights import WeightsError, convert, load, save
+from ports.weights.checkpoints.pretrained import DIGITS, fetched
+from ports.weights.files import formats
+from ports.weights.rules import rulesfile
 
 
 class Block(nn.Module):
