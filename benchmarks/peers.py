@@ -108,7 +108,7 @@ def build_haiku(case: Case, tune: bool = False) -> Any:
         for name, leaf, turned in _haiku_leaves(layer):
             array = case.weights[f"{torch_name}.{leaf}"]
             params[own][name] = jnp.array(turned(array).reshape(params[own][name].shape))
-        if layer.type == "BatchNorm":
+        if layer.type == "batch_norm":
             for kind, leaf in (("mean_ema", "running_mean"), ("var_ema", "running_var")):
                 average = state[f"{own}/~/{kind}"]
                 value = jnp.array(case.weights[f"{torch_name}.{leaf}"]).reshape(average["average"].shape)
@@ -149,6 +149,6 @@ def same(array: np.ndarray, back: bool = False) -> np.ndarray:
 
 def _haiku_leaves(layer: Layer) -> list[tuple[str, str, Any]]:
     """dm-haiku's name of each parameter, PyTorch's, and the layout."""
-    if layer.type == "BatchNorm":
+    if layer.type == "batch_norm":
         return [("scale", "weight", same), ("offset", "bias", same)]
     return [("w", "weight", kernel), *([("b", "bias", same)] if "bias" in layer.shapes else [])]

@@ -47,7 +47,7 @@ class Layer:
 
     Attributes:
         name: in its own framework.
-        kind: of which rule of `ports.weights.layers.leaves` it is: `conv`, `linear`; `own` for a module of the user's.
+        kind: its group in `ports.weights.layers.kinds`: `conv`, `linear`; `own` for a module of the user's.
         tensors: by its name within the layer (`weight`), the name of each tensor in the whole model.
         values: by the same names, in PyTorch's layout.
         rank: when it is called first; None where it is never called.

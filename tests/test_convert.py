@@ -495,7 +495,7 @@ def test_folding_gives_the_same_function(spec: Any) -> None:
     folded, count = fold.fold(ports.weights.read(net), rows)
     first = [x for x in rows if x.role == "last.bn" or (x.role == "bn" and x.fields["i"] == 0)]
     stay = len(first) if spec.block.preactivation else 0
-    assert count == sum(x.type == "BatchNorm" for x in rows) - stay
+    assert count == sum(x.type == "batch_norm" for x in rows) - stay
     assert count > 1
     images = torch.randn(2, 3, 32, 29, dtype=torch.float64)
     port: Any = ports.create(spec, "pytorch", seed=None, dtype="float64", folded=True)

@@ -29,6 +29,7 @@ FRAMEWORKS = {
     "spec.py": JAX | TORCH,
     "torch_form.py": JAX | TORCH,
     "layers/leaves.py": JAX | TORCH,
+    "layers/kinds.py": JAX | TORCH,
     "family.py": JAX | TORCH,
     "families.py": JAX | TORCH,
     "frameworks.py": JAX | TORCH,

@@ -181,6 +181,7 @@ def compiled(size: int) -> Any:
 
 def attentions(size: int) -> Any:
     layers = {f"l{i:04}.in_proj_weight": np.zeros((6, 2)) for i in range(size)}
+    layers |= {f"l{i:04}.out_proj.weight": np.zeros((2, 2)) for i in range(size)}
     others = {f"m{i:04}.weight": np.zeros((2, i + 1)) for i in range(size)}
     return lambda: draft.draft({**layers, **others}, {**layers, **others})
 

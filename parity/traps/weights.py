@@ -18,7 +18,7 @@ class WeightTrap:
     """One known mistake in moving a tensor.
 
     Attributes:
-        kinds: of the layers where it can be made (`ports.weights.layers.leaves`); any where there is none.
+        kinds: of the layers where it can be made (groups in `ports.weights.layers.kinds`); any where there is none.
         plant: makes it in a tensor of PyTorch's layout: one form, or a list of them; None where the tensor cannot have
             it.
         related: tells from PyTorch's and the port's tensor, where what is planted would depend on the port.

@@ -34,7 +34,8 @@ from ports.weights.checkpoints.checkpoint import open_checkpoint
 from ports.weights.checkpoints.convert import convert
 from ports.weights.checkpoints.loading import load, save
 from ports.weights.form.torch_form import Default, Ignore, Rename, Rule, WeightsError, fold_recurrent_biases
-from ports.weights.layers.leaves import Leaf, register
+from ports.weights.layers.kinds import register
+from ports.weights.layers.leaves import Leaf
 
 __all__ = [
     "Default",

@@ -24,7 +24,8 @@ from ports.family import Layer, Shape
 from ports.weights.form import lazy
 from ports.weights.form.lazy import Array
 from ports.weights.form.torch_form import Ignore, WeightsError, lossless
-from ports.weights.layers.leaves import LAYERS, LayerRule, Leaf
+from ports.weights.layers.kinds import KINDS
+from ports.weights.layers.leaves import LayerRule, Leaf
 
 Path = tuple[str, ...]
 TARGETS = ("torch", "nnx", "linen")
@@ -174,7 +175,7 @@ def mapping(spec: Any, dialect: Dialect) -> list[Entry]:
 def entries(layer: Layer, dialect: Dialect) -> list[Entry]:
     """The tensors of one layer."""
     base, found = dialect.layer(layer), {}
-    for leaf, kept, names in kept_leaves(LAYERS[layer.type], dialect.tensors, layer.options):
+    for leaf, kept, names in kept_leaves(KINDS[layer.type].leaves, dialect.tensors, layer.options):
         if leaf.torch not in layer.shapes:
             continue
         paths = []

@@ -25,7 +25,7 @@ def pairs(layers: Sequence[Layer]) -> dict[str, str]:
     """The convolution before each BatchNorm that has one directly before it, by their PyTorch names."""
     found = {}
     for conv, bn in itertools.pairwise(layers):
-        behind = conv.type == "Conv" and bn.type == "BatchNorm" and bn.role != "last.bn"
+        behind = conv.type == "conv" and bn.type == "batch_norm" and bn.role != "last.bn"
         shortcuts = (conv.role == "shortcut.conv") == (bn.role == "shortcut.bn")
         if behind and shortcuts and conv.fields.get("at") == bn.fields.get("at"):
             found[bn.torch] = conv.torch

@@ -21,7 +21,8 @@ from ports.weights.form.near import LONGEST, Near
 from ports.weights.form.torch_form import WeightsError, _matches
 from ports.weights.known.dialects import DIALECTS, Dialect, Entry, kept_leaves, mapping
 from ports.weights.known.names import normal
-from ports.weights.layers.leaves import COUNTER, LAYERS
+from ports.weights.layers.kinds import KINDS
+from ports.weights.layers.leaves import COUNTER
 
 Shapes = Mapping[str, Shape]
 
@@ -158,7 +159,7 @@ def _size(network: str, tensors: str, features: bool) -> int:
     return sum(
         len(names)
         for layer in _layers(network, features)
-        for leaf, _, names in kept_leaves(LAYERS[layer.type], tensors, layer.options)
+        for leaf, _, names in kept_leaves(KINDS[layer.type].leaves, tensors, layer.options)
         if leaf.torch in layer.shapes and leaf.torch != COUNTER
     )
 

@@ -1,20 +1,17 @@
-"""A rule per Flax layer type: which of its variables is which PyTorch tensor, and in which layout.
+"""Rules: which Flax variables of a layer are which PyTorch tensors, and in which layout.
 
-A rule takes the layer (an NNX or an unbound Linen module: only its settings are read) and gives its leaves. It goes by
-the layer's class alone, never by a tensor's rank or by shapes that happen to fit. `register` adds a rule. A class of
-your own that is called `Linear` does not get the rule of Flax's. No framework is imported: Flax's classes are known by
-their package and name, along the base classes of the layer.
+A rule takes the layer (an NNX or an unbound Linen module: only its settings are read) and gives its leaves. It never
+looks at a tensor's rank, or at shapes that happen to fit. `kinds.py` says which layer types have which rule.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from ports.errors import UserError
 from ports.family import COUNTER
 
 Arrays = tuple[np.ndarray, ...]
@@ -42,15 +39,32 @@ class Leaf:
     like: str | None = None
 
 
+class HasHeads(Protocol):
+    """A layer of attention, as its rule reads it."""
+
+    num_heads: int
+
+
+class HasTranspose(Protocol):
+    """A transposed convolution, as its rule reads it."""
+
+    transpose_kernel: bool
+
+
 LayerRule = Callable[[Any], tuple[Leaf, ...]]
 
 
-def same(torch_name: str, flax: str, **kw: Any) -> Leaf:
+def same(torch_name: str, flax: str, *, dtype: str | None = None, collection: str = "params") -> Leaf:
     """A tensor that has the same layout in both."""
-    return Leaf(torch_name, (flax,), **kw)
+    return Leaf(torch_name, (flax,), dtype=dtype, collection=collection)
 
 
-def conv(_: Any) -> tuple[Leaf, ...]:
+def tensor(_: object) -> tuple[Leaf, ...]:
+    """One tensor that is no layer's: the name of the layer is its whole name."""
+    return (same("", ""),)
+
+
+def conv(_: object) -> tuple[Leaf, ...]:
     """(out, in / groups, *window) and (*window, in / groups, out)."""
     return (
         Leaf(
@@ -63,7 +77,7 @@ def conv(_: Any) -> tuple[Leaf, ...]:
     )
 
 
-def conv_transpose(layer: Any) -> tuple[Leaf, ...]:
+def conv_transpose(layer: HasTranspose) -> tuple[Leaf, ...]:
     """(in, out, *window) and (*window, out, in) with `transpose_kernel`, or else (*window, in, out), flipped."""
     if layer.transpose_kernel:
         return conv(layer)
@@ -82,7 +96,7 @@ def conv_transpose(layer: Any) -> tuple[Leaf, ...]:
     )
 
 
-def linear(_: Any) -> tuple[Leaf, ...]:
+def linear(_: object) -> tuple[Leaf, ...]:
     """(out, in) and (in, out)."""
     return (
         Leaf("weight", ("kernel",), to_flax=lambda w: (w.T,), to_torch=lambda k: k[0].T),
@@ -90,12 +104,12 @@ def linear(_: Any) -> tuple[Leaf, ...]:
     )
 
 
-def affine(_: Any) -> tuple[Leaf, ...]:
+def affine(_: object) -> tuple[Leaf, ...]:
     """LayerNorm, GroupNorm, InstanceNorm, RMSNorm."""
     return (same("weight", "scale"), same("bias", "bias"))
 
 
-def batch_norm(layer: Any) -> tuple[Leaf, ...]:
+def batch_norm(layer: object) -> tuple[Leaf, ...]:
     """The counter is a variable in our own ports; where Flax has none, `nnx.py` and `linen.py` find a place for it."""
     return (
         *affine(layer),
@@ -105,11 +119,11 @@ def batch_norm(layer: Any) -> tuple[Leaf, ...]:
     )
 
 
-def embedding(_: Any) -> tuple[Leaf, ...]:
+def embedding(_: object) -> tuple[Leaf, ...]:
     return (same("weight", "embedding"),)
 
 
-def attention(layer: Any) -> tuple[Leaf, ...]:
+def attention(layer: HasHeads) -> tuple[Leaf, ...]:
     """torch.nn.MultiheadAttention packs query, key and value: (3 x width, width) and three (width, heads, depth)."""
     names, heads = ("query", "key", "value"), layer.num_heads
     return (
@@ -204,54 +218,3 @@ def gru(cell: Any) -> tuple[Leaf, ...]:
 
 def _hidden(cell: Any) -> int:
     return cell.hidden_features if hasattr(cell, "hidden_features") else cell.features
-
-
-LAYERS: dict[str, LayerRule] = {
-    "Conv": conv,
-    "ConvTranspose": conv_transpose,
-    "Linear": linear,
-    "Dense": linear,
-    "BatchNorm": batch_norm,
-    "LayerNorm": affine,
-    "GroupNorm": affine,
-    "InstanceNorm": affine,
-    "RMSNorm": affine,
-    "Embed": embedding,
-    "MultiHeadAttention": attention,
-    "MultiHeadDotProductAttention": attention,
-    "LSTMCell": lstm,
-    "OptimizedLSTMCell": lstm,
-    "GRUCell": gru,
-}
-
-
-KINDS: dict[LayerRule, str] = {rule: rule.__name__ for rule in LAYERS.values()}  # what `parity` pairs by
-FLAX = ("flax.nnx.", "flax.linen.")  # the packages whose classes `LAYERS` names
-REGISTERED: dict[type | str, LayerRule] = {}  # by class, or by its qualified name
-
-
-def register(layer_type: type | str, rule: LayerRule) -> None:
-    """Add a rule for a layer class: a function from the layer to its leaves.
-
-    Args:
-        layer_type: the class, Flax's or your own, or its qualified name, such as "mypackage.layers.Scaled".
-
-    Raises:
-        UserError: a name without a module: another package may have a class of that name.
-    """
-    if isinstance(layer_type, str) and "." not in layer_type:
-        raise UserError(
-            f"register: got the bare name {layer_type!r}, expected the class itself or its qualified name, "
-            f"such as 'mypackage.layers.{layer_type}'"
-        )
-    REGISTERED[layer_type] = rule
-
-
-def rule_for(layer: Any) -> LayerRule | None:
-    """Return the rule of the most derived class of `layer` that has one."""
-    return next((rule for cls in type(layer).__mro__ if (rule := _rule_of(cls)) is not None), None)
-
-
-def _rule_of(cls: type) -> LayerRule | None:
-    rule = REGISTERED.get(cls) or REGISTERED.get(f"{cls.__module__}.{cls.__qualname__}")
-    return rule or (LAYERS.get(cls.__name__) if cls.__module__.startswith(FLAX) else None)

@@ -15,7 +15,8 @@ from flax import linen as nn
 from flax import traverse_util
 
 from ports.weights.form.torch_form import Rule, WeightsError, describe
-from ports.weights.layers.leaves import COUNTER, Leaf, rule_for
+from ports.weights.layers.kinds import kind_of
+from ports.weights.layers.leaves import COUNTER, Leaf
 from ports.weights.live import flax
 
 Net = tuple[nn.Module, Mapping[str, Any]]
@@ -60,7 +61,7 @@ def modules(net: Net) -> dict[str, nn.Module]:
 def _walk(node: Any, path: str) -> Iterator[tuple[str, nn.Module]]:
     if isinstance(node, nn.Module):
         yield path, node
-        if rule_for(node):
+        if kind_of(node):
             return
         getattr(node, "setup_has_run", None)  # the first look for an unknown attribute makes Linen run `setup`
         attributes = {n: v for n, v in vars(node).items() if n not in ("scope", "name") and not n.startswith("_")}
@@ -88,9 +89,9 @@ def places(net: Net, layers: Mapping[str, nn.Module] | None = None) -> dict[str,
     arrays: dict[Path, Any] = traverse_util.flatten_dict(dict(net[1]))
     found: dict[str, flax.Place[Variable]] = {}
     for path, module in (modules(net) if layers is None else layers).items():
-        rule = rule_for(module)
-        own = () if layers is None or rule or type(module).__module__.startswith("flax.") else _own(module.path, arrays)
-        for leaf in rule(module) if rule else own:
+        kind = kind_of(module)
+        own = () if layers is None or kind or type(module).__module__.startswith("flax.") else _own(module.path, arrays)
+        for leaf in kind.leaves(module) if kind else own:
             slots = []
             for name in leaf.flax:
                 place = (leaf.collection, *module.path, *name.split("."))

@@ -11,7 +11,8 @@ import numpy as np
 from flax import nnx
 
 from ports.weights.form.torch_form import Rule, WeightsError
-from ports.weights.layers.leaves import COUNTER, Leaf, rule_for
+from ports.weights.layers.kinds import kind_of
+from ports.weights.layers.leaves import COUNTER, Leaf
 from ports.weights.live import flax
 
 # Variables that PyTorch has no tensor for.
@@ -70,7 +71,7 @@ def modules(net: nnx.Module) -> dict[str, nnx.Module]:
 def _walk(node: Any, path: str) -> Iterator[tuple[str, nnx.Module]]:
     if isinstance(node, nnx.Module) and not isinstance(node, nnx.List):
         yield path, node
-        if rule_for(node):
+        if kind_of(node):
             return
         node = node.layers if isinstance(node, nnx.Sequential) else vars(node)
     if isinstance(node, Mapping):
@@ -96,8 +97,8 @@ def places(net: nnx.Module, bare: bool = False) -> dict[str, flax.Place[Variable
     problems: list[str] = []
     reported: list[nnx.Variable] = []
     for path, module in modules(net).items():
-        rule = rule_for(module)
-        if rule is None:
+        kind = kind_of(module)
+        if kind is None:
             own = {
                 n: v for n, v in vars(module).items() if isinstance(v, nnx.Variable) and not isinstance(v, NO_WEIGHTS)
             }
@@ -108,7 +109,7 @@ def places(net: nnx.Module, bare: bool = False) -> dict[str, flax.Place[Variable
             reported += own.values()
             problems += [f"{path}: no rule for layer type {type(module).__name__}, which holds {n}" for n in own]
             continue
-        for leaf in rule(module):
+        for leaf in kind.leaves(module):
             slots = [slot for name in leaf.flax if (slot := _slot(module, name)) is not None]
             if len(slots) == len(leaf.flax):
                 like = _slot(module, leaf.like) if leaf.like else None

@@ -9,25 +9,38 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 
 from ports.errors import printable
 from ports.family import Shape
 from ports.weights.known.names import in_flax, normal
+from ports.weights.layers.kinds import KINDS, LayerKind
+from ports.weights.layers.leaves import Leaf
 
-ALIKE = ("linear", "embedding")  # PyTorch's names do not tell one from the other
+Options = dict[str, object]
 
 
 @dataclass
 class Layer:
-    """A layer as the names and shapes of its tensors show it."""
+    """A layer as the names and shapes of its tensors show it.
+
+    Attributes:
+        types: the rows of `KINDS` that its tensors fit: PyTorch's names do not tell a linear layer from an embedding.
+        shape: of its first tensor in PyTorch.
+        options: what its shapes tell of its settings.
+    """
 
     name: str
-    type: str
+    types: tuple[str, ...]
     shape: Shape
-    heads: int | None = None
+    options: Options = field(default_factory=dict)
+
+    @property
+    def type(self) -> str:
+        return self.types[0]
 
     @property
     def plain(self) -> str:
@@ -38,18 +51,15 @@ def draft(left: Mapping[str, np.ndarray], right: Mapping[str, np.ndarray]) -> st
     """The text of a file of rules."""
     (source, mine), (target, theirs) = _layers(left), _layers(right)
     pairs: list[tuple[Layer, Layer, str]] = []
-    tests = ((lambda x: x.plain, ALIKE), (lambda x: (x.type, x.shape), ()))
-    for test, alike in tests:
+    for test in (lambda layer: layer.plain, lambda layer: (layer.type, layer.shape)):
         groups: dict[object, tuple[list[Layer], list[Layer]]] = defaultdict(lambda: ([], []))
         for side, layers in enumerate((mine, theirs)):
             for layer in layers:
                 groups[test(layer)][side].append(layer)
         for ours, others in groups.values():
-            if len(ours) == len(others) == 1 and ours[0].shape == others[0].shape:
-                types = (ours[0].type, others[0].type)
-                if types[0] == types[1] or set(types) <= set(alike):
-                    ours[0].type = types[1] if source == "torch" else types[0]  # Flax's names tell it
-                    pairs.append((ours[0], others[0], ""))
+            if len(ours) == len(others) == 1 and (common := _common(ours[0], others[0])):
+                ours[0].types = common
+                pairs.append((ours[0], others[0], ""))
         mine, theirs = _left(mine, theirs, pairs)
     groups = defaultdict(lambda: ([], []))
     for side, layers in enumerate((mine, theirs)):
@@ -60,7 +70,7 @@ def draft(left: Mapping[str, np.ndarray], right: Mapping[str, np.ndarray]) -> st
             pairs += [(a, b, "by order among equal shapes") for a, b in zip(ours, others, strict=True)]
     mine, theirs = _left(mine, theirs, pairs)
     lines = [f'source = "{source}"', f'target = "{target}"']
-    heads = {kind.heads for pair in pairs for kind in pair[:2] if kind.heads}
+    options = {(layer.type, *option) for pair in pairs for layer in pair[:2] for option in layer.options.items()}
     for (a, b, kind), why in _collapsed(pairs).items():
         lines += [
             "",
@@ -68,7 +78,7 @@ def draft(left: Mapping[str, np.ndarray], right: Mapping[str, np.ndarray]) -> st
             f"source = {_quoted(a)}",
             f"target = {_quoted(b)}",
             f'type = "{kind}"',
-            *(f"heads = {n}" for n in sorted(heads) if kind == "attention"),
+            *(f"{name} = {value}" for of, name, value in sorted(options, key=str) if of == kind),
         ]
     for side, layers in (("source", mine), ("target", theirs)):
         lines += (
@@ -77,6 +87,11 @@ def draft(left: Mapping[str, np.ndarray], right: Mapping[str, np.ndarray]) -> st
             else []
         )
     return "\n".join(lines) + "\n"
+
+
+def _common(left: Layer, right: Layer) -> tuple[str, ...]:
+    """Return the rows that both layers fit; of one shape, or they are two layers."""
+    return tuple(one for one in left.types if one in right.types) if left.shape == right.shape else ()
 
 
 def _quoted(name: str) -> str:
@@ -97,7 +112,7 @@ def _layers(tensors: Mapping[str, np.ndarray]) -> tuple[str, list[Layer]]:
     if in_flax(names):
         style = "linen" if all(name.startswith(("params.", "batch_stats.")) for name in names) else "nnx"
     bare = {name.partition(".")[2] if style == "linen" else name: shape for name, shape in names.items()}
-    found = [layer for name in bare if (layer := _attention(name, bare)) is not None]
+    found = [layer for name in bare for row in _NESTED if (layer := _nested(name, bare, row, style)) is not None]
     taken = {layer.name for layer in found}
     lengths = {len(name) for name in taken}
     grouped: dict[str, dict[str, Shape]] = defaultdict(dict)
@@ -108,31 +123,75 @@ def _layers(tensors: Mapping[str, np.ndarray]) -> tuple[str, list[Layer]]:
     return style, found + [layer for name, leaves in grouped.items() for layer in _typed(name, leaves, style)]
 
 
-def _attention(name: str, tensors: Mapping[str, Shape]) -> Layer | None:
-    """The attention that a tensor is the first of: PyTorch packs three into one, Flax has the number of heads."""
-    if name.endswith(".in_proj_weight"):
-        return Layer(name.rpartition(".")[0], "attention", (tensors[name][1],))
-    base = name.removesuffix(".query.kernel")
-    if base != name and f"{base}.out.kernel" in tensors and len(tensors[name]) == 3:
-        return Layer(base, "attention", tensors[name][:1], heads=tensors[name][1])
-    return None
+@cache
+def _ends(row: LayerKind, style: str) -> tuple[str, ...]:
+    """The names of a layer's tensors within it; the first is one that every such layer has."""
+    leaves = sorted(row.leaves_for(_ANY), key=lambda leaf: leaf.torch != row.needs[0])
+    return tuple(name for leaf in leaves for name in _names(leaf, style))
+
+
+def _names(leaf: Leaf, style: str) -> tuple[str, ...]:
+    return (leaf.torch,) if style == "torch" else leaf.flax
+
+
+# Any settings will do where only the names of a layer's tensors are asked for.
+_ANY = {option.name: 1 for row in KINDS.values() for option in row.options or ()}
+# The rows with tensors in modules within the layer, and those without, which a draft tries in this order.
+_NESTED = [row for row in KINDS.values() if any("." in name for name in row.needs)]
+_PLAIN = [row for row in KINDS.values() if row.ranks and row not in _NESTED]
+
+
+def _nested(name: str, tensors: Mapping[str, Shape], row: LayerKind, style: str) -> Layer | None:
+    """Return the layer whose first tensor has this name."""
+    first, *rest = _ends(row, style)
+    base = name.removesuffix(f".{first}")
+    if base == name:
+        return None
+    leaves = {end: tensors[at] for end in (first, *rest) if (at := f"{base}.{end}") in tensors}
+    options = _options(row, leaves)
+    shape = _first_shape(row, leaves, style, options)
+    return None if shape is None else Layer(base, (row.name,), shape, options)
 
 
 def _typed(name: str, leaves: dict[str, Shape], style: str) -> list[Layer]:
-    weight = leaves.get("weight" if style == "torch" else "kernel")
-    if "running_mean" in leaves or "mean" in leaves:
-        return [Layer(name, "batch_norm", leaves.get("running_mean", leaves.get("mean", ())))]
-    if "embedding" in leaves:
-        return [Layer(name, "embedding", leaves["embedding"])]
-    if weight is None and "scale" in leaves:
-        return [Layer(name, "layer_norm", leaves["scale"])]
-    if weight is not None and set(leaves) <= {"weight", "kernel", "bias"}:
-        if len(weight) == 1:
-            return [Layer(name, "layer_norm", weight)]
-        if style != "torch":
-            weight = (weight[-1], weight[-2], *weight[:-2])
-        return [Layer(name, "linear" if len(weight) == 2 else "conv", weight)]
-    return [Layer(f"{name}.{leaf}" if leaf else name, "tensor", shape) for leaf, shape in leaves.items()]
+    """The layer that tensors side by side belong to; each of them alone where no row has them all."""
+    fitting: list[tuple[str, Shape]] = []
+    for row in _PLAIN:
+        if leaves.keys() <= set(_ends(row, style)) and (shape := _first_shape(row, leaves, style, {})) is not None:
+            fitting.append((row.name, shape))
+    if fitting:
+        shape = fitting[0][1]
+        return [Layer(name, tuple(kind for kind, other in fitting if other == shape), shape)]
+    return [Layer(f"{name}.{leaf}" if leaf else name, ("tensor",), shape) for leaf, shape in leaves.items()]
+
+
+def _options(row: LayerKind, leaves: Mapping[str, Shape]) -> Options:
+    """Return the settings that the shapes of Flax's tensors tell."""
+    told = [option for option in row.options or () if len(leaves.get(option.tensor, ())) > option.axis]
+    return {option.name: leaves[option.tensor][option.axis] for option in told}
+
+
+def _first_shape(row: LayerKind, leaves: Mapping[str, Shape], style: str, options: Options) -> Shape | None:
+    """Return PyTorch's shape of the first tensor that such a layer has; None where the tensors are not of such one."""
+    rules = {leaf.torch: leaf for leaf in row.leaves_for(_ANY | options)}
+    if not all(name in leaves for need in row.needs for name in _names(rules[need], style)):
+        return None
+    first = rules[row.needs[0]]
+    given = [leaves[name] for name in _names(first, style)]
+    shape = given[0]
+    if style != "torch":
+        try:
+            shape = first.to_torch(tuple(_blank(one) for one in given)).shape
+            back = [array.shape for array in first.to_flax(_blank(shape))]
+        except (ValueError, IndexError):
+            return None
+        if back != given:
+            return None
+    return shape if len(shape) in row.ranks else None
+
+
+def _blank(shape: Shape) -> np.ndarray:
+    return np.broadcast_to(np.int8(0), shape)
 
 
 def _collapsed(pairs: list[tuple[Layer, Layer, str]]) -> dict[tuple[str, str, str], str]:

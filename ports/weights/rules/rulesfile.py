@@ -22,7 +22,6 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,23 +32,12 @@ from ports.weights.form.torch_form import WeightsError, _matches, describe
 from ports.weights.known.dialects import TARGETS, Entry
 from ports.weights.known.names import normal
 from ports.weights.known.recognise import Found
-from ports.weights.layers.leaves import COUNTER, LAYERS, Leaf
+from ports.weights.layers.kinds import KINDS
+from ports.weights.layers.leaves import COUNTER, Leaf
 from ports.weights.rules.patterns import Names, misplaced, parse
 
-TYPES = {
-    "conv": "Conv",
-    "conv_transpose": "ConvTranspose",
-    "linear": "Linear",
-    "batch_norm": "BatchNorm",
-    "layer_norm": "LayerNorm",
-    "group_norm": "GroupNorm",
-    "instance_norm": "InstanceNorm",
-    "rms_norm": "RMSNorm",
-    "embedding": "Embed",
-    "attention": "MultiHeadAttention",
-    "tensor": "",  # one tensor, taken as it is: the patterns name it whole
-}
-OPTIONS = {"heads", "transpose_kernel"}
+TYPES = {name: row for name, row in KINDS.items() if row.options is not None}
+OPTIONS = {option.name for row in TYPES.values() for option in row.options or ()}
 PARAMETERS = ("params", "batch_stats")
 
 
@@ -63,13 +51,7 @@ class Row:
     options: Mapping[str, Any]
 
     def leaves(self) -> tuple[Leaf, ...]:
-        if not TYPES[self.type]:
-            return (Leaf("", ("",)),)
-        given = {
-            "num_heads": self.options.get("heads"),
-            "transpose_kernel": self.options.get("transpose_kernel", False),
-        }
-        return LAYERS[TYPES[self.type]](SimpleNamespace(**given))
+        return TYPES[self.type].leaves_for(self.options)
 
 
 @dataclass
@@ -191,8 +173,8 @@ def _paths(base: str, leaf: Leaf, style: str) -> tuple[tuple[str, ...], ...]:
 
 def _layers(names: Names, pattern: str, row: Row, style: str) -> dict[str, tuple[str, ...]]:
     """The layers that a row takes, each with the parts of its name that stand in the holes."""
-    ends = {f".{end}" for leaf in row.leaves() for end in ((leaf.torch,) if style == "torch" else leaf.flax)}
-    ends = {""} if row.type == "tensor" else ends
+    names_of = ((leaf.torch,) if style == "torch" else leaf.flax for leaf in row.leaves())
+    ends = {f".{end}" if end else "" for each in names_of for end in each}
     return {layer: holes for layer, end, holes in names.starting(parse(pattern)) if end in ends}
 
 
@@ -261,6 +243,10 @@ def _tables(content: Mapping[str, Any], key: str, problems: list[str]) -> list[d
     return rows
 
 
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and value > 0
+
+
 def _wrong(row: Mapping[str, Any]) -> list[str]:
     wrong = [f"unknown key {key!r}" for key in row if key not in ("source", "target", "type", *OPTIONS)]
     wrong += [f"no {key}" for key in ("source", "target", "type") if not isinstance(row.get(key), str) or not row[key]]
@@ -268,8 +254,8 @@ def _wrong(row: Mapping[str, Any]) -> list[str]:
         return wrong
     if row["type"] not in TYPES:
         return [f"type: got {row['type']!r}, expected one of {', '.join(TYPES)}"]
-    if row["type"] == "attention" and (not isinstance(row.get("heads"), int) or row["heads"] < 1):
-        wrong.append("attention needs heads, a number")
+    needed = (option.name for option in TYPES[row["type"]].options or () if option.default is None)
+    wrong += [f"{row['type']} needs {name}, a number" for name in needed if not _is_count(row.get(name))]
     wrong += [f"{row[side]}: {said}" for side in ("source", "target") if (said := misplaced(row[side]))]
     if wrong:
         return wrong
