@@ -25,6 +25,7 @@ from parity.bounds import distance, norm, one_ulp
 from parity.layouts import default_layout, leaves, mapped, to_flax
 from parity.layouts import to_reference as back
 from ports.errors import UserError
+from ports.frameworks import port_of
 
 
 def made(path: str) -> tuple[Any, Any, tuple[Any, ...], dict[str, Any]]:
@@ -41,9 +42,8 @@ def made(path: str) -> tuple[Any, Any, tuple[Any, ...], dict[str, Any]]:
 def _arrays(flax_model: Any) -> list[Any]:
     """What a Flax model holds, in order; keys of random numbers are no arrays."""
     import jax
-    from flax import nnx
 
-    held = flax_model[1] if isinstance(flax_model, tuple) else nnx.state(flax_model)
+    held = port_of(flax_model).flax_live.tree(flax_model)
     return [a for a in jax.tree.leaves(held) if not jax.numpy.issubdtype(a.dtype, jax.dtypes.prng_key)]
 
 
@@ -60,7 +60,6 @@ def kept(place: Path, torch_model: Any, flax_model: Any) -> tuple[Any, Any]:
     """Both models with the weights that were written."""
     import jax
     import torch
-    from flax import nnx
 
     torch_model.load_state_dict({n: torch.from_numpy(a) for n, a in np.load(place / "torch.npz").items()})
     values = iter(np.load(place / "flax.npz").values())
@@ -69,10 +68,8 @@ def kept(place: Path, torch_model: Any, flax_model: Any) -> tuple[Any, Any]:
         key = jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         return leaf if key else jax.numpy.array(next(values), leaf.dtype)
 
-    if isinstance(flax_model, tuple):
-        return torch_model, (flax_model[0], jax.tree.map(exchanged, flax_model[1]))
-    nnx.update(flax_model, jax.tree.map(exchanged, nnx.state(flax_model)))
-    return torch_model, flax_model
+    live = port_of(flax_model).flax_live
+    return torch_model, live.with_tree(flax_model, jax.tree.map(exchanged, live.tree(flax_model)))
 
 
 def narrow(array: np.ndarray) -> np.ndarray:

@@ -217,7 +217,7 @@ ARROWS = {
     "files": {"form", "live"},
     "known": {"form", "layers"},
     "rules": {"form", "layers", "known"},
-    "checkpoints": {"form", "layers", "live", "optimizer", "files", "known", "rules"},
+    "checkpoints": {"form", "layers", "optimizer", "files", "known", "rules"},
 }
 
 
@@ -312,7 +312,8 @@ def test_the_files_that_the_rules_are_about_are_there() -> None:
         file.relative_to(ROOT).as_posix() for package in ("ports", "parity") for file in (ROOT / package).rglob("*.py")
     }
     for port in ("pytorch", "nnx", "linen"):
-        assert {f"ports/resnet/{port}.py", f"ports/weights/live/{port}.py", f"parity/run_{port}.py"} <= found
+        assert {f"ports/{room}/{port}.py" for room in ("resnet", "weights/live", "export")} <= found
+        assert {f"parity/run_{port}.py"} <= found
     assert [end for end in FRAMEWORKS if not any(name.endswith(f"/{end}") for name in found)] == []
     assert "torch" in set(imported(ROOT / "ports/resnet/pytorch.py"))
     assert {"jax", "flax"} <= set(imported(ROOT / "ports/resnet/nnx.py")) & set(
@@ -361,9 +362,51 @@ def test_what_is_allowed_is_not_reported(file: str, code: str, tmp_path: Path) -
     assert violations(tmp_path) == []
 
 
+PORT_NAMES = {"pytorch", "nnx", "linen"}
+MODELS = {"net", "model", "flax_model", "made", "held", "port"}  # what a live network is called
+
+
+def ports_asked(file: Path) -> list[int]:
+    """The lines that ask which framework something is of: by its name, or whether it is Linen's pair."""
+    found = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Compare | ast.match_case):
+            names = {inner.value for inner in ast.walk(node) if isinstance(inner, ast.Constant)} & PORT_NAMES
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance":
+            one, of = map(ast.unparse, node.args)
+            names = {one} & MODELS if of == "tuple" else set[str]()
+        else:
+            continue
+        if names:
+            found.append(node.pattern.lineno if isinstance(node, ast.match_case) else node.lineno)
+    return found
+
+
+def test_only_the_record_asks_which_framework_a_network_is_of() -> None:
+    files = [*(ROOT / "ports").rglob("*.py"), ROOT / "benchmarks/pair.py", ROOT / "parity/converted.py"]
+    found = {file.relative_to(ROOT).as_posix(): lines for file in files if (lines := ports_asked(file))}
+    assert found.keys() == {"ports/frameworks.py"}
+
+
+def test_a_planted_question_which_framework_it_is_is_found(tmp_path: Path) -> None:
+    file = tmp_path / "a.py"
+    lines = (
+        'if to == "linen":\n    pass',
+        'x = 1 if "nnx" != port else 2',
+        'y = port in ("pytorch", "nnx")',
+        'match port:\n    case "linen" | "nnx":\n        pass',
+        "z = net[0] if isinstance(net, tuple) else net",
+        'fine = create("nnx"), {"linen": 1}, isinstance(shape, tuple), port == other',
+    )
+    file.write_text("\n".join(lines))
+    assert sorted(ports_asked(file)) == [1, 3, 4, 6, 8]
+
+
 # `parity.plugin` loads with every run of pytest.
 LIGHT = (
     "ports",
+    "ports.export",
+    "ports.frameworks",
     "ports.families",
     "ports.fast",
     "ports.weights",

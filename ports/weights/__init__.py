@@ -15,21 +15,20 @@ room imports only rooms that stand above it:
 | `files/`       | opens and writes files as trees of arrays; a module per format           | form, live               |
 | `known/`       | networks and dialects, and how a file is recognised as one of them       | form, layers             |
 | `rules/`       | rules for other networks in TOML, and a first draft of them              | form, layers, known      |
-| `checkpoints/` | a file in the torch form: `load`, `save`, `convert`, `inspect`           | all rooms                |
+| `checkpoints/` | a file in the torch form: `load`, `save`, `convert`, `inspect`           | all but live             |
 
 Importing this package loads neither torch nor jax.
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ports.errors import UserError
-from ports.frameworks import framework_of
+from ports.frameworks import Live, Net, port_of
 from ports.weights.checkpoints.checkpoint import open_checkpoint
 from ports.weights.checkpoints.convert import convert
 from ports.weights.checkpoints.loading import load, save
@@ -55,7 +54,7 @@ __all__ = [
 ]
 
 
-def read(net: Any, *, copy: bool = True) -> dict[str, np.ndarray]:
+def read(net: Net, *, copy: bool = True) -> dict[str, np.ndarray]:
     """All weights and statistics of a live model, with PyTorch's names and layouts, every bit kept.
 
     Args:
@@ -66,10 +65,10 @@ def read(net: Any, *, copy: bool = True) -> dict[str, np.ndarray]:
     Raises:
         WeightsError: a layer with parameters has no rule.
     """
-    return _port(net).read(net, copy)
+    return _live(net).read(net, copy)
 
 
-def write(net: Any, weights: dict[str, np.ndarray], *, rules: Sequence[Rule] = (), copy: bool = True) -> Any:
+def write(net: Net, weights: Mapping[str, np.ndarray], *, rules: Sequence[Rule] = (), copy: bool = True) -> Any:
     """Puts weights into a live model: every tensor given is used once and every one of the model's is set once.
 
     Nothing is written unless all is well. Values are copied. A type may widen (float32 into a float64 model), never
@@ -92,12 +91,12 @@ def write(net: Any, weights: dict[str, np.ndarray], *, rules: Sequence[Rule] = (
         WeightsError: all problems at once, each with name, shape and the nearest candidate; `copy=False` for a PyTorch
             model, whose optimizer would write into arrays that JAX takes to be constant.
     """
-    return _port(net).write(net, weights, rules, copy)
+    return _live(net).write(net, weights, rules, copy)
 
 
-def _port(net: Any) -> Any:
-    """The module of this package that reads and writes `net`."""
+def _live(net: Net) -> Live:
+    """The module that reads and writes `net`."""
     try:
-        return importlib.import_module(f"ports.weights.live.{framework_of(net)}")
+        return port_of(net).live
     except UserError as error:
         raise WeightsError(str(error)) from None

@@ -22,6 +22,7 @@ import numpy as np
 from ports.errors import printable
 from ports.families import layers
 from ports.family import Layer
+from ports.frameworks import LAYOUTS
 from ports.weights.checkpoints import state_layout
 from ports.weights.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from ports.weights.checkpoints.splitting import check_names
@@ -221,9 +222,9 @@ def _tree(
         slots = {slot: formats.nested(tree.items()) for slot, tree in trees.items()}
         return {"model": whole, "optimizer": {STEP: np.array(step, np.int64), **slots}}
     state = state_layout.optax_state(trees, step)
-    return (
-        {**whole, "opt_state": state, STEP: state["count"]} if to == "linen" else {"model": whole, "opt_state": state}
-    )
+    if LAYOUTS[to].collections:
+        return {**whole, "opt_state": state, STEP: state["count"]}
+    return {"model": whole, "opt_state": state}
 
 
 def _state_trees(held: Checkpoint, rows: Sequence[Entry], to: str, about: dict[str, str]) -> dict[str, Leaves]:
@@ -242,7 +243,7 @@ def _state_trees(held: Checkpoint, rows: Sequence[Entry], to: str, about: dict[s
             for name in parameters - set(arrays):
                 arrays[name] = np.zeros(held.weights[name].shape, held.weights[name].dtype)
     trees = {slot: _leaves(arrays, rows, parameters=True) for slot, arrays in slots.items()}
-    if to == "linen":
+    if LAYOUTS[to].collections:
         trees = {slot: {at[1:]: array for at, array in tree.items()} for slot, tree in trees.items()}
     return trees
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ports.errors import UserError
+from ports.frameworks import port_of
 from ports.weights.checkpoints import splitting, stored_states
 from ports.weights.files import formats
 from ports.weights.files.guard import faults_of
@@ -141,14 +143,7 @@ def _of_model(path: str) -> dict[str, np.ndarray]:
         raise WeightsError(f"{path}: {said}; expected a function that returns a model") from error
     finally:
         sys.path.remove(str(Path.cwd()))
-    if hasattr(made, "state_dict"):
-        from ports.weights.live import pytorch
-
-        return pytorch.read(made)
-    if isinstance(made, tuple) and len(made) == 2:
-        tree = made[1]
-    else:
-        from flax import nnx
-
-        tree = nnx.to_pure_dict(nnx.state(made, nnx.Not(nnx.RngState)))
-    return {".".join(map(str, at)): np.asarray(value) for at, value in formats.flat(tree)}
+    try:
+        return port_of(made).live.tensors(made)
+    except UserError as error:
+        raise WeightsError(f"{path}: {error}") from None

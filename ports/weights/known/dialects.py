@@ -21,6 +21,7 @@ import numpy as np
 
 from ports.families import is_description, layers
 from ports.family import Layer, Shape
+from ports.frameworks import LAYOUTS
 from ports.weights.form import lazy
 from ports.weights.form.lazy import Array
 from ports.weights.form.torch_form import Ignore, WeightsError, lossless
@@ -28,7 +29,7 @@ from ports.weights.layers.kinds import KINDS
 from ports.weights.layers.leaves import LayerRule, Leaf
 
 Path = tuple[str, ...]
-TARGETS = ("torch", "nnx", "linen")
+TARGETS = tuple(LAYOUTS)
 
 
 @dataclass(frozen=True)

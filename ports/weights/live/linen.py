@@ -123,6 +123,27 @@ def read(net: Net, copy: bool = True) -> dict[str, np.ndarray]:
     return {name: place.read(copy) for name, place in places(net).items()}
 
 
+def tensors(net: Net) -> dict[str, np.ndarray]:
+    """The tensors under the framework's own names."""
+    return {".".join(path): np.asarray(value) for path, value in traverse_util.flatten_dict(dict(net[1])).items()}
+
+
+def parameters(net: Net) -> dict[str, tuple[Leaf, list[tuple[str | int, ...]]]]:
+    """The leaf of each parameter, and the paths of its arrays in a tree like the parameters."""
+    found = {n: p for n, p in places(net).items() if p.leaf.collection == "params" and p.slots}
+    return {name: (place.leaf, [slot.path[1:] for slot in place.slots]) for name, place in found.items()}
+
+
+def tree(net: Net) -> Mapping[str, Any]:
+    """All that the network holds, as one pytree."""
+    return net[1]
+
+
+def with_tree(net: Net, tree: Mapping[str, Any]) -> Net:
+    """The network with another pytree of the same form."""
+    return net[0], tree
+
+
 def write(net: Net, weights: Mapping[str, Any], rules: Sequence[Rule] = (), copy: bool = True) -> dict[str, Any]:
     new = flax.plan(places(net), weights, rules)
     values = flax.to_jax([array for _, array in new], copy)

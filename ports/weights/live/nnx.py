@@ -169,6 +169,39 @@ def read(net: nnx.Module, copy: bool = True) -> dict[str, np.ndarray]:
     return {name: place.read(copy) for name, place in places(net).items()}
 
 
+def tensors(net: nnx.Module) -> dict[str, np.ndarray]:
+    """The tensors under the framework's own names."""
+    flat = nnx.to_flat_state(nnx.state(net, nnx.Not(nnx.RngState)))
+    return {".".join(map(str, path)): np.asarray(variable.get_value()) for path, variable in flat}
+
+
+def parameters(net: nnx.Module) -> dict[str, tuple[Leaf, list[tuple[str | int, ...]]]]:
+    """The leaf of each parameter, and the paths of its arrays in a tree like the parameters."""
+    paths = dict(_paths(net))
+    found = {n: p for n, p in places(net).items() if p.leaf.collection == "params" and p.slots}
+    return {name: (place.leaf, [paths[slot.key] for slot in place.slots]) for name, place in found.items()}
+
+
+def _paths(net: nnx.Module) -> Iterator[tuple[int, tuple[Any, ...]]]:
+    """The path in `nnx.state` of each variable, by the variable's id."""
+    for path, _ in nnx.to_flat_state(nnx.state(net)):
+        node: Any = net
+        for key in path:
+            node = getattr(node, key) if isinstance(key, str) and hasattr(node, key) else node[key]
+        yield id(node), path
+
+
+def tree(net: nnx.Module) -> nnx.State:
+    """All that the network holds, as one pytree."""
+    return nnx.state(net)
+
+
+def with_tree(net: nnx.Module, tree: nnx.State) -> nnx.Module:
+    """The network itself, with another pytree of the same form."""
+    nnx.update(net, tree)
+    return net
+
+
 def write(net: nnx.Module, weights: Mapping[str, Any], rules: Sequence[Rule] = (), copy: bool = True) -> None:
     set_all(flax.plan(places(net), weights, rules), copy)
 

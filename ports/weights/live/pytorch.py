@@ -63,6 +63,11 @@ def read(net: nn.Module, copy: bool = True) -> dict[str, np.ndarray]:
     return {name: to_numpy(tensor, copy) for name, tensor in _tensors(net).items()}
 
 
+def tensors(net: nn.Module) -> dict[str, np.ndarray]:
+    """The tensors under the framework's own names, which the torch form keeps."""
+    return read(net)
+
+
 def write(net: nn.Module, weights: Mapping[str, Any], rules: Sequence[Rule] = (), copy: bool = True) -> None:
     if not copy:
         raise WeightsError("copy=False: got a PyTorch model, expected a Flax model; PyTorch writes into its parameters")

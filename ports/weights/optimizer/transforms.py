@@ -6,7 +6,7 @@ trees in these fields may have holes (`optax.MaskedNode`) where another part of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from jax import tree_util
 
+from ports.frameworks import port_of
 from ports.weights.form.torch_form import WeightsError, describe, lossless
 from ports.weights.live.flax import Place, plan, to_jax
 from ports.weights.optimizer.form import OptimizerState, Tensors, agreed
@@ -61,7 +62,7 @@ class Slots:
 def read(state: Any, net: Any, steps: int | None) -> OptimizerState:
     """As `ports.weights.optimizer.read`."""
     inner, own_step = _opened(state)
-    parameters = _parameters(net)
+    parameters = port_of(net).flax_live.parameters(net)
     found, counts = _survey(inner, parameters)
     if not counts and own_step is not None:
         counts = {own_step: "nnx.Optimizer.step"}
@@ -78,7 +79,7 @@ def read(state: Any, net: Any, steps: int | None) -> OptimizerState:
 def write(state: Any, net: Any, step: int, tensors: Tensors, stateless: Collection[str]) -> Any:
     """As `ports.weights.optimizer.write`."""
     inner, own_step = _opened(state)
-    parameters = _parameters(net)
+    parameters = port_of(net).flax_live.parameters(net)
     found, _ = _survey(inner, parameters)
     expected: dict[str, set[str]] = {}
     for slots in found:
@@ -236,28 +237,3 @@ def _plain(path: Path) -> Path:
     return tuple(
         getattr(key, "key", getattr(key, "idx", None)) for key in path if not isinstance(key, tree_util.GetAttrKey)
     )
-
-
-def _parameters(net: Any) -> dict[str, Any]:
-    """The leaf rule of each parameter, and the paths of its arrays in a tree like the parameters."""
-    if isinstance(net, tuple):
-        from ports.weights.live import linen as port
-
-        found = {n: p for n, p in port.places(net).items() if p.leaf.collection == "params" and p.slots}
-        return {name: (place.leaf, [slot.path[1:] for slot in place.slots]) for name, place in found.items()}
-    from ports.weights.live import nnx as port
-
-    paths = dict(_variables(net))
-    found = {n: p for n, p in port.places(net).items() if p.leaf.collection == "params" and p.slots}
-    return {name: (place.leaf, [paths[slot.key] for slot in place.slots]) for name, place in found.items()}
-
-
-def _variables(net: Any) -> Iterator[tuple[int, Path]]:
-    """The path in `nnx.state` of each variable, by the variable's id."""
-    from flax import nnx
-
-    for path, _ in nnx.to_flat_state(nnx.state(net)):
-        node = net
-        for key in path:
-            node = getattr(node, key) if isinstance(key, str) and hasattr(node, key) else node[key]
-        yield id(node), path

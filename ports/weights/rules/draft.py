@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from ports.errors import printable
 from ports.family import Shape
+from ports.frameworks import PORTS
 from ports.weights.known.names import in_flax, normal
 from ports.weights.layers.kinds import KINDS, LayerKind
 from ports.weights.layers.leaves import Leaf
@@ -108,10 +109,8 @@ def _left(mine: list[Layer], theirs: list[Layer], pairs: list) -> tuple[list[Lay
 def _layers(tensors: Mapping[str, np.ndarray]) -> tuple[str, list[Layer]]:
     """The side's style, and its layers; shapes are PyTorch's."""
     names = {n: tensors[raw].shape for n, raw in normal({n: a.shape for n, a in tensors.items()}).items()}
-    style = "torch"
-    if in_flax(names):
-        style = "linen" if all(name.startswith(("params.", "batch_stats.")) for name in names) else "nnx"
-    bare = {name.partition(".")[2] if style == "linen" else name: shape for name, shape in names.items()}
+    style, collections = _style(names)
+    bare = {name.partition(".")[2] if collections else name: shape for name, shape in names.items()}
     found = [layer for name in bare for row in _NESTED if (layer := _nested(name, bare, row, style)) is not None]
     taken = {layer.name for layer in found}
     lengths = {len(name) for name in taken}
@@ -121,6 +120,17 @@ def _layers(tensors: Mapping[str, np.ndarray]) -> tuple[str, list[Layer]]:
         if not any(name[at : at + 1] == "." and name[:at] in taken for at in lengths):
             grouped[layer or name][leaf if layer else ""] = shape
     return style, found + [layer for name, leaves in grouped.items() for layer in _typed(name, leaves, style)]
+
+
+def _style(names: Collection[str]) -> tuple[str, tuple[str, ...]]:
+    """Whose names they are, and the collections that all of them begin with."""
+    flax = in_flax(names)
+    for port in PORTS.values():
+        begins = tuple(f"{collection}." for collection in port.collections)
+        if port.is_flax == flax and begins and all(name.startswith(begins) for name in names):
+            return port.layout, port.collections
+    plain = next(port for port in PORTS.values() if port.is_flax == flax and not port.collections)
+    return plain.layout, ()
 
 
 @cache

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from ports.family import Shape
+from ports.frameworks import LAYOUTS
 from ports.weights.form.near import SUGGESTIONS, closest
 from ports.weights.form.torch_form import WeightsError, _matches, describe
 from ports.weights.known.dialects import TARGETS, Entry
@@ -38,7 +39,6 @@ from ports.weights.rules.patterns import Names, misplaced, parse
 
 TYPES = {name: row for name, row in KINDS.items() if row.options is not None}
 OPTIONS = {option.name for row in TYPES.values() for option in row.options or ()}
-PARAMETERS = ("params", "batch_stats")
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def _paths(base: str, leaf: Leaf, style: str) -> tuple[tuple[str, ...], ...]:
     if style == "torch":
         return ((_joined(base, leaf.torch),),)
     names = [tuple(_joined(base, name).split(".")) for name in leaf.flax]
-    return tuple((leaf.collection, *name) if style == "linen" else name for name in names)
+    return tuple((leaf.collection, *name) if LAYOUTS[style].collections else name for name in names)
 
 
 def _layers(names: Names, pattern: str, row: Row, style: str) -> dict[str, tuple[str, ...]]:
@@ -179,10 +179,10 @@ def _layers(names: Names, pattern: str, row: Row, style: str) -> dict[str, tuple
 
 
 def _bare(tensors: Mapping[str, Shape], style: str) -> list[str]:
-    """The names as patterns have them: Linen's without their collection."""
-    if style != "linen":
+    """The names as patterns have them: without their collection."""
+    if not (collections := LAYOUTS[style].collections):
         return list(tensors)
-    return [bare for at, _, bare in (name.partition(".") for name in tensors) if at in PARAMETERS]
+    return [bare for at, _, bare in (name.partition(".") for name in tensors) if at in collections]
 
 
 def _entry(tensors: Mapping[str, Shape], layer: str, leaf: Leaf, style: str) -> Entry | None:
