@@ -17,6 +17,7 @@ from ports.weights.form.torch_form import WeightsError, describe, lossless
 from ports.weights.known.recognise import Found, recognise
 from ports.weights.layers.leaves import COUNTER
 from ports.weights.optimizer.table import STEP, WEIGHTS_ONLY, of_groups, whole_number
+from ports.weights.rules.rulesfile import Rules
 
 
 @dataclass
@@ -47,7 +48,7 @@ def open_checkpoint(
     *,
     format: str | None = None,
     model: str | None = None,
-    rules: Any = None,
+    rules: Rules | None = None,
     key: str | None = None,
     weights_only: bool = False,
     steps: int | None = None,
@@ -79,7 +80,7 @@ def _opened(
     content: formats.Content,
     row: formats.Format,
     model: str | None,
-    rules: Any,
+    rules: Rules | None,
     key: str | None,
     weights_only: bool,
     steps: int | None,

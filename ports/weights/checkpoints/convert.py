@@ -34,7 +34,7 @@ from ports.weights.form.torch_form import WeightsError, describe
 from ports.weights.known import fold
 from ports.weights.known.dialects import TARGET, TARGETS, Entry, mapping
 from ports.weights.optimizer import STEP
-from ports.weights.rules.rulesfile import RulesFound
+from ports.weights.rules.rulesfile import Rules, RulesFound
 
 Leaves = dict[tuple[str, ...], Array]
 # What a conversion writes into the metadata. It keeps all else that the source says of itself.
@@ -60,7 +60,7 @@ def convert(
     path: str | Path,
     *,
     model: str | None = None,
-    rules: Any = None,
+    rules: Rules | None = None,
     to: str | None = None,
     source_format: str | None = None,
     format: str | None = None,
@@ -170,11 +170,12 @@ def _layers(held: Checkpoint) -> list[Layer]:
     return layers(held.found.spec)
 
 
-def _rows(held: Checkpoint, rules: Any, to: str, folded: bool) -> list[Entry] | None:
+def _rows(held: Checkpoint, rules: Rules | None, to: str, folded: bool) -> list[Entry] | None:
     """Where the output keeps each tensor; None where names stay as they are."""
     if held.found is None:
         return None
     if rules is not None:
+        assert isinstance(held.found, RulesFound)
         return rules.target_rows(held.found, to)
     if folded:
         return mapping(fold.folded(_layers(held)), TARGET[to])

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 from ports.weights.files.formats import Content, Format, Tree, flat, nested
@@ -63,7 +64,7 @@ class Parts:
         return self.stored is not None
 
 
-def split(path: Any, content: Content, row: Format, key: str | None = None, weights_only: bool = False) -> Parts:
+def split(path: str | Path, content: Content, row: Format, key: str | None = None, weights_only: bool = False) -> Parts:
     """Take a file's content apart.
 
     Args:
@@ -93,7 +94,7 @@ def split(path: Any, content: Content, row: Format, key: str | None = None, weig
     return parts
 
 
-def _stored(found: Any, notes: list[str]) -> Any:
+def _stored(found: object, notes: list[str]) -> Any:
     """The state of the optimizer, or what else is in its place and is no text or number."""
     if isinstance(found, list | tuple) and len(found) == 1:
         found = found[0]
@@ -112,7 +113,7 @@ def bare(tree: Tree) -> Tree:
     return nested((at[:-1], value) for at, value in leaves)
 
 
-def _holder(path: Any, root: Tree, row: Format, key: str | None) -> tuple[Tree, list[str]]:
+def _holder(path: str | Path, root: Tree, row: Format, key: str | None) -> tuple[Tree, list[str]]:
     """The table that holds the weights."""
     holder: Any = root
     notes: list[str] = []
@@ -140,7 +141,7 @@ def _only_training(holder: Mapping[str, Any], at: str) -> bool:
     return all(name == at or name in (*NESTED, *OPTIMIZER, *STEPS) for name in holder)
 
 
-def _weights(path: Any, holder: Tree, row: Format) -> dict[str, Any]:
+def _weights(path: str | Path, holder: Tree, row: Format) -> dict[str, Any]:
     tree = holder
     if isinstance(holder.get("params"), Mapping):
         tree = {n: v for n, v in holder.items() if isinstance(v, Mapping) and n not in (*NESTED, *OPTIMIZER)}
@@ -167,7 +168,7 @@ def _is_tree(node: Mapping[Any, Any]) -> bool:
     return bool(leaves) and all(is_array(value) for value in leaves)
 
 
-def _split_flat(path: Any, content: Content, weights_only: bool) -> Parts:
+def _split_flat(path: str | Path, content: Content, weights_only: bool) -> Parts:
     parts = Parts({}, metadata=content.metadata)
     state = {n for n in content.tree if n.startswith(PREFIX)} if PREFIX + STEP in content.tree else set()
     stored: dict[str, Any] = {}

@@ -55,7 +55,7 @@ def counters(metadata: Mapping[str, str], needed: Sequence[str]) -> dict[str, in
     return found
 
 
-def counter(name: str, value: Any) -> int:
+def counter(name: str, value: object) -> int:
     """A BatchNorm's counter for the metadata: any whole number of int64.
 
     Raises:
@@ -74,7 +74,7 @@ def _json(metadata: Mapping[str, str], key: str) -> Any:
         raise _unlike(key, "JSON", metadata[key], f"; {WEIGHTS_ONLY}" if key != "counters" else "") from None
 
 
-def _unlike(key: str, expected: str, got: Any, hint: str = f"; {WEIGHTS_ONLY}") -> WeightsError:
+def _unlike(key: str, expected: str, got: object, hint: str = f"; {WEIGHTS_ONLY}") -> WeightsError:
     return WeightsError(f"metadata {key}: got {shown(got)}, expected {expected}{hint}")
 
 
@@ -95,7 +95,7 @@ def groups_of(resolved: Resolved, torch_names: Mapping[str, str], bare: Mapping[
     return groups
 
 
-def _plain(value: Any, depth: int = 0) -> Any:
+def _plain(value: object, depth: int = 0) -> Any:
     """What JSON can hold: numbers in arrays and other scalars as numbers."""
     if is_array(value):
         value = np.asarray(value).tolist()
@@ -142,7 +142,7 @@ def without_fillers(
     row = of_groups(groups, tensors) if groups and named else None
     wanted = {name: _wanted(row, group) for group in groups or [] if row for name in group.get("param_names", [])}
 
-    def fills(slot: str, name: str, array: Any) -> bool:
+    def fills(slot: str, name: str, array: object) -> bool:
         spare = name in stateless or (row is not None and slot not in wanted.get(name, ()))
         return spare and not np.any(np.asarray(array))
 

@@ -87,14 +87,14 @@ def summary(parts: Parts) -> str:
     return tensors + ("" if result.step is None else f", {result.step} steps")
 
 
-def _count(value: Any, what: str) -> int:
+def _count(value: object, what: str) -> int:
     try:
         return whole_number(value, f"optimizer: {what}")
     except WeightsError as error:
         raise WeightsError(f"{error}; {WEIGHTS_ONLY}") from None
 
 
-def is_array(value: Any) -> bool:
+def is_array(value: object) -> bool:
     return hasattr(value, "dtype") and hasattr(value, "shape")
 
 
@@ -146,7 +146,7 @@ def _one_count(tables: Mapping[Any, Mapping[Any, Any]]) -> int | None:
     return counts[0] if counts else None
 
 
-def _groups(groups: Any) -> list[Group]:
+def _groups(groups: object) -> list[Group]:
     """The groups, each with its parameters' numbers.
 
     Raises:
@@ -165,7 +165,7 @@ def _groups(groups: Any) -> list[Group]:
     return [dict(group) for group in groups]
 
 
-def are_names(names: Any) -> bool:
+def are_names(names: object) -> bool:
     return isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
 
 
@@ -210,7 +210,7 @@ def _from_trees(stored: Mapping[Any, Any], result: Resolved) -> None:
     result.masked = tuple(masked)
 
 
-def _walk(at: tuple[str, ...], node: Any, result: Resolved, counts: list[int], masked: set[str]) -> None:
+def _walk(at: tuple[str, ...], node: object, result: Resolved, counts: list[int], masked: set[str]) -> None:
     """Take the tensors and the counts out of a tree of optax's states."""
     if not isinstance(node, Mapping) or len(at) > DEPTH:
         if node is None:
@@ -246,7 +246,7 @@ def _take(trees: Mapping[str, Mapping[str, Any]], result: Resolved) -> None:
         result.slots.setdefault(slot, {}).update(tree)
 
 
-def _joined(tree: Any, slot: str, masked: set[str] | None = None) -> dict[str, Any]:
+def _joined(tree: object, slot: str, masked: set[str] | None = None) -> dict[str, Any]:
     """The arrays of a tree by their joined names; `{}` is what a file keeps of optax's masked parameters."""
     if not isinstance(tree, Mapping):
         raise WeightsError(f"optimizer: {slot}: got {shown(tree)}, expected a table of tensors; {WEIGHTS_ONLY}")

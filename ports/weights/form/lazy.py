@@ -42,7 +42,7 @@ class Lazy:
 Array = np.ndarray | Lazy
 
 
-def is_array(value: Any) -> bool:
+def is_array(value: object) -> bool:
     """Return whether a leaf of a file's content is a tensor."""
     return isinstance(value, np.ndarray | Lazy)
 

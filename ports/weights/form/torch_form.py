@@ -172,7 +172,7 @@ def _arrays(weights: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _filled(value: Any, target: Target) -> np.ndarray | None:
+def _filled(value: object, target: Target) -> np.ndarray | None:
     """A number in every place of a target, or an array of its shape; None where the target cannot hold it."""
     array = np.asarray(value)
     if array.ndim:

@@ -180,7 +180,7 @@ def no_bias(torch_name: str, like: str, size: int, kept: tuple[str, ...] = ()) -
     return Leaf(torch_name, kept, to_flax, to_torch, like=like)
 
 
-def lstm(cell: Any) -> tuple[Leaf, ...]:
+def lstm(cell: object) -> tuple[Leaf, ...]:
     """Gates input, forget, cell, output; Flax has one bias, at the hidden state."""
     if hasattr(cell, "dense_i"):
         biases = same("bias_ih", "dense_h.bias")

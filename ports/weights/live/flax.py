@@ -5,7 +5,7 @@ A place is a layer's leaf rule with the slots that hold it. A slot has `shape`, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing
 
 from ports.weights.form.torch_form import Rule, Target, WeightsError, lossless, match
 from ports.weights.layers.leaves import Leaf
@@ -26,9 +27,9 @@ class Slot(Protocol):
     @property
     def shape(self) -> tuple[int, ...]: ...
     @property
-    def dtype(self) -> Any: ...
+    def dtype(self) -> np.typing.DTypeLike: ...
     @property
-    def key(self) -> Any:
+    def key(self) -> Hashable:
         """The same for two slots that are one variable."""
 
     def get(self) -> np.ndarray: ...

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 from flax import linen as nn
 from flax import traverse_util
@@ -31,18 +32,18 @@ class Variable:
     """A slot that is one array in the tree of variables, at (collection, *scope, name)."""
 
     path: Path
-    value: Any
+    value: jax.Array | np.ndarray
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.value.shape
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> np.dtype:
         return self.value.dtype
 
     @property
-    def key(self) -> Any:
+    def key(self) -> Path:
         return self.path
 
     def get(self) -> np.ndarray:
@@ -58,7 +59,7 @@ def modules(net: Net) -> dict[str, nn.Module]:
     return dict(_walk(module.bind(variables), ""))
 
 
-def _walk(node: Any, path: str) -> Iterator[tuple[str, nn.Module]]:
+def _walk(node: object, path: str) -> Iterator[tuple[str, nn.Module]]:
     if isinstance(node, nn.Module):
         yield path, node
         if kind_of(node):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,11 +30,11 @@ class Variable:
         return self.variable.get_value().shape
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> np.dtype:
         return self.variable.get_value().dtype
 
     @property
-    def key(self) -> Any:
+    def key(self) -> int:
         return id(self.variable)
 
     def get(self) -> np.ndarray:
@@ -53,7 +53,7 @@ class Counter:
     dtype = np.dtype("int64")
 
     @property
-    def key(self) -> Any:
+    def key(self) -> tuple[int, str]:
         return id(self.mean), COUNTER
 
     def get(self) -> np.ndarray:
@@ -68,7 +68,7 @@ def modules(net: nnx.Module) -> dict[str, nnx.Module]:
     return dict(_walk(net, ""))
 
 
-def _walk(node: Any, path: str) -> Iterator[tuple[str, nnx.Module]]:
+def _walk(node: object, path: str) -> Iterator[tuple[str, nnx.Module]]:
     if isinstance(node, nnx.Module) and not isinstance(node, nnx.List):
         yield path, node
         if kind_of(node):
@@ -141,7 +141,7 @@ def _variables(net: Any) -> Iterator[nnx.Variable]:
             stack += kind(node)
 
 
-def _kind(node: Any) -> Any:
+def _kind(node: object) -> Any:
     """A `variable`, or what gives the parts of a node of this type; None for what holds nothing."""
     if isinstance(node, nnx.Variable):
         return None if isinstance(node, NO_WEIGHTS) else "variable"
@@ -177,7 +177,7 @@ def tensors(net: nnx.Module) -> dict[str, np.ndarray]:
 
 def parameters(net: nnx.Module) -> dict[str, tuple[Leaf, list[tuple[str | int, ...]]]]:
     """The leaf of each parameter, and the paths of its arrays in a tree like the parameters."""
-    paths = dict(_paths(net))
+    paths: dict[Hashable, tuple[Any, ...]] = dict(_paths(net))
     found = {n: p for n, p in places(net).items() if p.leaf.collection == "params" and p.slots}
     return {name: (place.leaf, [paths[slot.key] for slot in place.slots]) for name, place in found.items()}
 

@@ -168,7 +168,7 @@ def read(path: str | Path, name: str | None = None, *, check: bool = True, max_m
     return content
 
 
-def write(path: str | Path, content: Content, row: Format, **options: Any) -> None:
+def write(path: str | Path, content: Content, row: Format, **options: object) -> None:
     """Writes a file; whoever calls it sees to it that the file appears whole (`ports.weights.files.atomic`).
 
     Raises:
@@ -209,7 +209,7 @@ def foreign(row: Format) -> Callable[[Path], list[str]] | None:
     return importlib.import_module(f"{__name__}.{row.module}").foreign if row.folder else None
 
 
-def guarded(path: Path, module: str, function: str, *args: Any) -> Any:
+def guarded(path: Path, module: str, function: str, *args: object) -> Any:
     """Call a reader; whatever it meets in a file, one line says it."""
     with faults_of(path):
         return getattr(importlib.import_module(f"{__name__}.{module}"), function)(*args)

@@ -188,7 +188,7 @@ class Decoder:
         return array if dtype.isnative else array.byteswap(inplace=True).view(dtype.newbyteorder("="))
 
 
-def _ordered(table: Any) -> list[Any]:
+def _ordered(table: object) -> list[Any]:
     """Return the values of a map of positions in their order."""
     if not isinstance(table, dict) or table.keys() != set(map(str, range(len(table)))):
         raise ValueError("an array in pieces without its pieces")

@@ -93,7 +93,7 @@ class Machine:
         self.pay(-2 * OBJECT)
         return items
 
-    def _step(self, name: str, argument: Any) -> None:
+    def _step(self, name: str, argument: object) -> None:
         if name in VALUES:
             self.pay(SLOT + (0 if argument is None or name == "BININT1" else sys.getsizeof(argument)))
             self.stack.append(VALUES[name](argument))
@@ -106,7 +106,7 @@ class Machine:
         else:
             raise ValueError(f"not a pickle that PyTorch wrote (instruction {name})")
 
-    def mark(self, _: Any) -> None:
+    def mark(self, _: object) -> None:
         self.pay(2 * OBJECT)
         self._marks.append(self.stack)
         self.stack = []
@@ -176,7 +176,7 @@ class Machine:
         args, function = self.stack.pop(), self.stack.pop()
         self.stack.append(self.made(function, args))
 
-    def made(self, function: Any, args: Any) -> Any:
+    def made(self, function: object, args: object) -> Any:
         """Return what a known call gives."""
         if not isinstance(function, Name) or type(args) is not tuple:
             raise ValueError(f"calls a {type(function).__name__}")
@@ -185,12 +185,12 @@ class Machine:
         self.pay(4 * OBJECT)
         return self._calls[function.name](self, *args)
 
-    def refer(self, _: Any) -> None:
+    def refer(self, _: object) -> None:
         """Replace a persistent id by what it stands for."""
         self.pay(4 * OBJECT)
         self.stack.append(self._refer(self.stack.pop()))
 
-    def build(self, _: Any) -> None:
+    def build(self, _: object) -> None:
         """Leave out the attributes of a table (`_metadata` of a state_dict) and of PyTorch 0.3's parameters."""
         state, target = self.stack.pop(), self.stack[-1]
         old = isinstance(target, Record) and type(state) is tuple and len(state) == 3  # requires_grad, volatile, hooks
@@ -198,7 +198,7 @@ class Machine:
             raise ValueError(f"sets attributes of a {type(self.stack[-1]).__name__}")
 
 
-def key_of(key: Any) -> Any:
+def key_of(key: object) -> Any:
     """Return a key that is quick to hash: nested tuples take for ever, large integers collide."""
     for part in key if type(key) is tuple else (key,):
         if not isinstance(part, PLAIN):
@@ -220,7 +220,7 @@ def _text(latin: str) -> str:
 
 
 def _refused(name: str) -> Callable[[Machine, Any], None]:
-    def step(machine: Machine, argument: Any) -> None:
+    def step(machine: Machine, argument: object) -> None:
         raise machine.refused(f"{name} {argument}")
 
     return step
@@ -232,22 +232,22 @@ def _inst(machine: Machine, argument: str) -> None:
     machine.stack.append(machine.made(machine.stack.pop(), args))
 
 
-def _obj(machine: Machine, _: Any) -> None:
+def _obj(machine: Machine, _: object) -> None:
     function, *args = machine.marked()
     machine.stack.append(machine.made(function, tuple(args)))
 
 
-def _list(machine: Machine, _: Any) -> None:
+def _list(machine: Machine, _: object) -> None:
     machine.stack.append(machine.marked())
 
 
-def _dict(machine: Machine, _: Any) -> None:
+def _dict(machine: Machine, _: object) -> None:
     items = machine.marked()
     machine.stack.append({})
     machine.fill(items)
 
 
-def _pop(machine: Machine, _: Any) -> None:
+def _pop(machine: Machine, _: object) -> None:
     if machine.stack:
         machine.stack.pop()
     else:

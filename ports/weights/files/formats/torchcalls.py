@@ -87,7 +87,7 @@ class Unknown(Record):
     mend: str
 
 
-def storage(which: Any) -> Storage:
+def storage(which: object) -> Storage:
     """Return the storage of a persistent id: `('storage', type, key, location, count[, view])`."""
     if type(which) is not tuple or len(which) not in (5, 6) or which[0] != "storage":
         raise ValueError("refers to something that is not a storage")
@@ -100,14 +100,20 @@ def storage(which: Any) -> Storage:
     return Storage(key, STORAGES.get(found[1], found[1]), _size(count), _size(first), _size(size))
 
 
-def _size(number: Any) -> int:
+def _size(number: object) -> int:
     if type(number) is not int or number < 0:
         raise ValueError(f"a size or place that is not a number from 0: {str(number)[:40]}")
     return number
 
 
 def _tensor(
-    machine: Machine, storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any, dtype: str | None = None
+    machine: Machine,
+    storage: object,
+    offset: object,
+    shape: object,
+    strides: object,
+    *rest: object,
+    dtype: str | None = None,
 ) -> View | Unknown:
     """`_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks, metadata)`, and older ones."""
     if not isinstance(storage, Storage) or type(shape) is not tuple or type(strides) is not tuple:
@@ -122,7 +128,9 @@ def _tensor(
     return View(storage, dtype or storage.dtype, _size(offset), *sizes)
 
 
-def _tensor_v3(machine: Machine, storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> View | Unknown:
+def _tensor_v3(
+    machine: Machine, storage: object, offset: object, shape: object, strides: object, *rest: object
+) -> View | Unknown:
     """`_rebuild_tensor_v3(…, requires_grad, hooks, dtype, metadata)`: the storage has no type."""
     grad, hooks, dtype, *metadata = rest
     if not isinstance(dtype, Name) or not dtype.name.startswith("torch."):
@@ -131,13 +139,13 @@ def _tensor_v3(machine: Machine, storage: Any, offset: Any, shape: Any, strides:
     return _tensor(machine, storage, offset, shape, strides, grad, hooks, *metadata, dtype=name)
 
 
-def _parameter(machine: Machine, data: Any = None, *_: Any) -> Any:
+def _parameter(machine: Machine, data: object = None, *_: object) -> Any:
     if not isinstance(data, View | Unknown):
         raise ValueError("a parameter without a tensor")
     return data
 
 
-def _typed(machine: Machine, function: Any, kind: Any, args: Any, state: Any) -> Any:
+def _typed(machine: Machine, function: object, kind: object, args: object, state: object) -> Any:
     """`_rebuild_from_type_v2(function, type, args, state)`: a tensor with attributes, which are left out."""
     if not isinstance(kind, Name) or kind.name not in ("torch.Tensor", PARAMETER):
         return Unknown("a tensor of a class of its own", "as a plain tensor")
@@ -166,7 +174,7 @@ def _set(machine: Machine, items: Any = ()) -> set[Any]:
     return set(map(key_of, items))
 
 
-def _encoded(machine: Machine, text: Any, encoding: Any = "latin1") -> bytes:
+def _encoded(machine: Machine, text: object, encoding: object = "latin1") -> bytes:
     """Bytes, as Python 2's protocol writes them."""
     if type(text) is not str or encoding not in ENCODINGS:
         raise ValueError("encodes something that is not text, or not as bytes")

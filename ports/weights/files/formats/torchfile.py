@@ -123,7 +123,7 @@ class _Legacy:
             self._at = stream.tell()
         self.big, self.metadata, self._places = False, {}, dict[str, tuple[int, int]]()
 
-    def _noted(self, which: Any) -> Storage:
+    def _noted(self, which: object) -> Storage:
         one = storage(which)
         first = self._seen.setdefault(one.key, one)
         if (first.dtype, first.whole) != (one.dtype, one.whole):

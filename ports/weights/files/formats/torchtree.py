@@ -41,7 +41,7 @@ class Plan:
         self._problems: list[str] = []
         self._weight = 0
 
-    def check(self, content: Any) -> None:
+    def check(self, content: object) -> None:
         """Look at every table and tensor once.
 
         Raises:
@@ -62,7 +62,7 @@ class Plan:
         self._source.budget.take(whole)
         self._source.budget.take(self._weight if self._big else max(self._weight - whole, 0))
 
-    def _weigh(self, node: Any, path: Path) -> tuple[int, int]:
+    def _weigh(self, node: object, path: Path) -> tuple[int, int]:
         """Return the bytes of a node with all that it holds, and how many tables lie within one another there."""
         if isinstance(node, View):
             return self._tensor(node), 0
@@ -82,7 +82,7 @@ class Plan:
             self._above.remove(id(node))
         return self._known[id(node)]
 
-    def _sum(self, node: Any, path: Path) -> tuple[int, int]:
+    def _sum(self, node: object, path: Path) -> tuple[int, int]:
         total, height, each = OBJECT, 0, PAIR if isinstance(node, dict) else SLOT
         for key, value in _items(node):
             weight, below = self._weigh(value, (*path, key))
@@ -134,7 +134,7 @@ class Builder:
         self._arrays: dict[View, np.ndarray] = {}
         self._known: dict[int, Any] = {}
 
-    def build(self, node: Any) -> Any:
+    def build(self, node: object) -> Any:
         """Return what stands for a node."""
         if isinstance(node, View | Storage):
             return self._array(node if isinstance(node, View) else whole(node))

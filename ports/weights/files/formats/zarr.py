@@ -158,7 +158,7 @@ def _third_key(encoding: dict[str, Any]) -> Callable[[tuple[int, ...]], str]:
     return lambda at: separator.join(map(str, at)) or "0"
 
 
-def _sizes(sizes: Any) -> tuple[int, ...]:
+def _sizes(sizes: object) -> tuple[int, ...]:
     if not isinstance(sizes, list):
         raise ValueError("a shape that is not a list")
     return tuple(sizes)
