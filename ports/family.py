@@ -27,7 +27,7 @@ class Layer:
     Attributes:
         role: what it is in the network, as dialects name it: `stem.conv`, `conv`, `shortcut.bn`, `fc`, …
         torch: its PyTorch name.
-        type: whose rule in `ports.weights.layers` it has.
+        type: name of its row in `ports.weights.layers.kinds`: `conv`, `batch_norm`.
         shapes: of its tensors in the torch form.
         fields: what a dialect's template may use: `at` (the block's PyTorch name), `stage` and `block` (from 0), `n`
             (blocks through the network, from 0), `i` (layers of this role in the block, from 0), `kind` (of block, as
@@ -63,16 +63,16 @@ class Convolution(Protocol):
 def conv_layer(role: str, name: str, conv: Convolution, **fields: Any) -> Layer:
     window = (conv.kernel_size, conv.kernel_size)
     shapes: dict[str, Shape] = {"weight": (conv.out_channels, conv.in_channels // conv.groups, *window)}
-    return Layer(role, name, "Conv", shapes | ({"bias": (conv.out_channels,)} if conv.bias else {}), fields)
+    return Layer(role, name, "conv", shapes | ({"bias": (conv.out_channels,)} if conv.bias else {}), fields)
 
 
 def batch_norm_layer(role: str, name: str, channels: int, *, ends_branch: bool = False, **fields: Any) -> Layer:
     names = ("weight", "bias", "running_mean", "running_var")
-    return Layer(role, name, "BatchNorm", {**dict.fromkeys(names, (channels,)), COUNTER: ()}, fields, ends_branch)
+    return Layer(role, name, "batch_norm", {**dict.fromkeys(names, (channels,)), COUNTER: ()}, fields, ends_branch)
 
 
 def linear_layer(role: str, name: str, in_features: int, out_features: int, **fields: Any) -> Layer:
-    return Layer(role, name, "Linear", {"weight": (out_features, in_features), "bias": (out_features,)}, fields)
+    return Layer(role, name, "linear", {"weight": (out_features, in_features), "bias": (out_features,)}, fields)
 
 
 class Description(Protocol):

@@ -25,7 +25,7 @@ from ports.resnet.spec import (
     Stem,
 )
 from ports.tutorial.spec import TutorialSpec
-from ports.weights.pytorch import to_numpy
+from ports.weights.live.pytorch import to_numpy
 
 SIZE = (19, 14)  # height and width: odd, even and different
 

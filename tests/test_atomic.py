@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from test_formats import same, written
 
-from ports.weights import WeightsError, atomic, formats, load, save
-from ports.weights.atomic import publish
-from ports.weights.formats import FORMATS
+from ports.weights import WeightsError, load, save
+from ports.weights.files import atomic, formats
+from ports.weights.files.atomic import publish
+from ports.weights.files.formats import FORMATS
 
 SMALL = {"a.weight": np.arange(600, dtype=np.float32).reshape(20, 30), "a.bias": np.ones(3, np.float16)}
 OTHER = {"b": np.zeros(3)}
@@ -127,7 +128,7 @@ def test_a_file_that_another_process_made_meanwhile_is_kept(home: Path, monkeypa
     def meanwhile() -> None:
         with publish(home / "out.npz") as partial:
             partial.write_bytes(b"ours")
-            monkeypatch.setattr("ports.weights.destination.check", lambda *_, **__: None)
+            monkeypatch.setattr("ports.weights.files.destination.check", lambda *_, **__: None)
             (home / "out.npz").write_bytes(b"theirs")
 
     with pytest.raises(WeightsError, match="File exists"):
@@ -138,7 +139,7 @@ def test_a_file_that_another_process_made_meanwhile_is_kept(home: Path, monkeypa
 KILLED_BETWEEN = """
 import os
 from pathlib import Path
-from ports.weights import atomic, formats
+from ports.weights.files import atomic, formats
 rename, row = Path.rename, formats.FORMATS["sharded"]
 def killed(self, target):
     if self.name == "new":
@@ -168,7 +169,7 @@ def test_a_kill_between_two_plain_renames(home: Path) -> None:
 
 KILLED = """
 import os
-from ports.weights.atomic import publish
+from ports.weights.files.atomic import publish
 with publish("out.npz") as partial:
     partial.write_bytes(b"half")
     os.kill(os.getpid(), 9)

@@ -29,8 +29,9 @@ from test_convert import noise
 from test_formats import digest, same, suffix, written
 
 from parity.commands.cli import main
-from ports.weights import WeightsError, atomic, convert, formats, load, save
-from ports.weights.formats import FORMATS
+from ports.weights import WeightsError, convert, load, save
+from ports.weights.files import atomic, formats
+from ports.weights.files.formats import FORMATS
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"a.weight": np.arange(600, dtype=np.float32).reshape(20, 30), "a.bias": np.ones(3, np.float16)}
@@ -422,7 +423,7 @@ def test_no_permission_to_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     def fail(*_: Any) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr("ports.weights.formats.npz.Archive", fail)
+    monkeypatch.setattr("ports.weights.files.formats.npz.Archive", fail)
     refused(tmp_path / "w.npz", tmp_path, capsys, said="no permission to read it")
 
 
@@ -498,11 +499,11 @@ def test_a_full_disk(name: str, tmp_path: Path) -> None:
 
 WRITER = """
 import itertools, sys, numpy as np
-from ports.weights import atomic, formats
-from ports.weights.formats import Content, FORMATS
+from ports.weights.files import atomic, formats
+from ports.weights.files.formats import Content, FORMATS
 row, path, way = FORMATS[sys.argv[1]], sys.argv[2], sys.argv[3]
 tensors = {f"t{i}": np.full(20_000, i, np.float32) for i in range(20)}
-formats.importlib.import_module(f"ports.weights.formats.{row.module}")
+formats.importlib.import_module(f"ports.weights.files.formats.{row.module}")
 if row.name == "torch": import torch
 if row.name == "orbax": import orbax.checkpoint
 if way == "plain": atomic._renameat2 = lambda *_: False

@@ -20,8 +20,9 @@ import pytest
 import torch
 from test_formats import same, written
 
-from ports.weights import WeightsError, budget, formats
-from ports.weights.formats import FORMATS, compressed
+from ports.weights import WeightsError
+from ports.weights.files import budget, formats
+from ports.weights.files.formats import FORMATS, compressed
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"a": np.arange(12, dtype=np.float32).reshape(3, 4)}
@@ -409,7 +410,7 @@ LIMITED = """
 import resource, sys
 import tensorstore
 from ports.errors import UserError
-from ports.weights import formats
+from ports.weights.files import formats
 formats.read(sys.argv[1], "orbax")  # whatever libraries load at first
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 29),) * 2)

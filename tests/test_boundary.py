@@ -18,8 +18,10 @@ from parity.reports import terminal
 from parity.running.probes import photographs
 from ports import export
 from ports.errors import UserError
-from ports.weights import WeightsError, guard, inspection, load, open_checkpoint, save, training
-from ports.weights.guard import faults_of
+from ports.weights import WeightsError, load, open_checkpoint, save
+from ports.weights.checkpoints import inspection, splitting
+from ports.weights.files import guard
+from ports.weights.files.guard import faults_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -79,7 +81,7 @@ def test_whatever_a_file_makes_the_code_raise_is_one_line(
     """Behind the reader, too: where a checkpoint is taken apart, recognised, described."""
     path = tmp_path / "w.npz"
     save(path, {"a": np.ones(2)})
-    monkeypatch.setattr(training, "split", raising(error))
+    monkeypatch.setattr(splitting, "split", raising(error))
     for read in (load, open_checkpoint, inspection.inspect, inspection.tensors):
         with pytest.raises(WeightsError, match=r"w\.npz: damaged, or not a file of weights: "):
             read(path)

@@ -18,9 +18,11 @@ import pytest
 from test_formats import suffix, written
 
 from parity.commands.cli import main
-from ports.weights import WeightsError, budget, convert, formats, lazy, load, open_checkpoint, save
-from ports.weights.formats import FORMATS
-from ports.weights.source import OpenFile, Source
+from ports.weights import WeightsError, convert, load, open_checkpoint, save
+from ports.weights.files import budget, formats
+from ports.weights.files.formats import FORMATS
+from ports.weights.files.source import OpenFile, Source
+from ports.weights.form import lazy
 
 SMALL = {"a.weight": np.arange(600, dtype=np.float32).reshape(20, 30), "a.bias": np.ones(3, np.float16)}
 OTHER = {name: array + 1 for name, array in SMALL.items()}
@@ -76,7 +78,8 @@ def test_a_source_that_is_truncated_is_an_error_and_no_signal(name: str, tmp_pat
     path = written(tmp_path / f"w{suffix(FORMATS[name])}", large, FORMATS[name])
     largest = max(files_of(path), key=lambda file: file.stat().st_size)
     script = (
-        "import sys\nfrom parity.commands.cli import main\nfrom ports.weights import formats\nwrite = formats.write\n"
+        "import sys\nfrom parity.commands.cli import main\nfrom ports.weights.files import formats\n"
+        "write = formats.write\n"
         "def changed(*a, **k):\n    open(sys.argv[3], 'r+b').truncate(4096)\n    write(*a, **k)\n"
         "formats.write = changed\nsys.exit(main(['convert', *sys.argv[1:3], '--source-format', sys.argv[4]]))"
     )
@@ -210,7 +213,7 @@ def test_tensors_of_a_file_stay_there_until_they_are_used(tmp_path: Path) -> Non
 
 
 def test_pieces_are_the_bytes_of_a_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ports.weights.source.PIECE", 7)
+    monkeypatch.setattr("ports.weights.files.source.PIECE", 7)
     path = tmp_path / "w.safetensors"
     array = np.arange(40, dtype=np.int16).reshape(5, 8)
     save(path, {"a": array, "b": array.T})

@@ -25,11 +25,12 @@ from parity.commands.cli import main
 from ports import optim
 from ports.families import KNOWN, NETWORKS, layers
 from ports.resnet.spec import Stage
-from ports.weights import Default, Rename, WeightsError, convert, formats, load, optimizer
-from ports.weights.checkpoint import open_checkpoint
-from ports.weights.dialects import DIALECTS, TARGETS, mapping
-from ports.weights.formats import FORMATS, Content
-from ports.weights.recognise import recognise
+from ports.weights import Default, Rename, WeightsError, convert, load, optimizer
+from ports.weights.checkpoints.checkpoint import open_checkpoint
+from ports.weights.files import formats
+from ports.weights.files.formats import FORMATS, Content
+from ports.weights.known.dialects import DIALECTS, TARGETS, mapping
+from ports.weights.known.recognise import recognise
 
 Weights = dict[str, np.ndarray]
 NAME = "tutorial_resnet"
@@ -256,7 +257,7 @@ def test_names_may_be_kept(tmp_path: Path) -> None:
 
 
 def test_two_candidates_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ports.weights import recognise as module
+    from ports.weights.known import recognise as module
 
     twin = dataclasses.replace(KNOWN[NAME], name="twin", in_channels=4)
     monkeypatch.setattr(module, "KNOWN", {NAME: KNOWN[NAME], "twin": twin})
@@ -459,7 +460,7 @@ def test_inspect_reads_the_header_alone(tmp_path: Path, monkeypatch: pytest.Monk
     """A file whose tensors are a hole of 4 GB on a disk: what is read does not depend on it."""
     import struct
 
-    from ports.weights.inspection import inspect
+    from ports.weights.checkpoints.inspection import inspect
 
     size = 2**32
     table = {"w": {"dtype": "F32", "shape": [2**20, 2**10], "data_offsets": [0, size]}}
@@ -472,7 +473,7 @@ def test_inspect_reads_the_header_alone(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_inspect_says_what_is_unusual(tmp_path: Path) -> None:
-    from ports.weights.inspection import inspect
+    from ports.weights.checkpoints.inspection import inspect
 
     tensors = noise() | {"fc.bias": np.full(10, np.nan, np.float16), "fc.weight": np.zeros((10, 128), np.float32)}
     ports.weights.save(tmp_path / "a.npz", tensors)
@@ -484,7 +485,7 @@ def test_inspect_says_what_is_unusual(tmp_path: Path) -> None:
 @pytest.mark.parametrize("spec", [BASIC_NET, GROUPED_NET, POOLED_NET, PREACT_NET], ids=lambda s: s.name)
 def test_folding_gives_the_same_function(spec: Any) -> None:
     """In float64, to rounding. Before a pre-activation block stands no convolution: its first BatchNorm stays."""
-    from ports.weights import fold
+    from ports.weights.known import fold
 
     net: Any = ports.create(spec, "pytorch", seed=0, dtype="float64")
     for tensor in net.state_dict().values():
@@ -494,7 +495,7 @@ def test_folding_gives_the_same_function(spec: Any) -> None:
     folded, count = fold.fold(ports.weights.read(net), rows)
     first = [x for x in rows if x.role == "last.bn" or (x.role == "bn" and x.fields["i"] == 0)]
     stay = len(first) if spec.block.preactivation else 0
-    assert count == sum(x.type == "BatchNorm" for x in rows) - stay
+    assert count == sum(x.type == "batch_norm" for x in rows) - stay
     assert count > 1
     images = torch.randn(2, 3, 32, 29, dtype=torch.float64)
     port: Any = ports.create(spec, "pytorch", seed=None, dtype="float64", folded=True)
@@ -517,7 +518,7 @@ def test_folding_from_the_command_line(tmp_path: Path) -> None:
 def test_check_leaves_a_right_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a small network among the known ones."""
     small = dataclasses.replace(BASIC_NET, name="small", stages=(Stage(8, 1),))
-    monkeypatch.setattr("ports.weights.recognise.KNOWN", {"small": small})
+    monkeypatch.setattr("ports.weights.known.recognise.KNOWN", {"small": small})
     net = ports.create(small, "pytorch", seed=0)
     torch.save(net.state_dict(), tmp_path / "w.pth")
     assert main(["convert", str(tmp_path / "w.pth"), str(tmp_path / "out"), "--check"]) == 0

@@ -14,8 +14,9 @@ from test_formats import same, suffix, written
 from parity.commands.cli import main
 from parity.reports import terminal
 from ports.errors import UserError
-from ports.weights import WeightsError, convert, destination, formats, load, save
-from ports.weights.formats import FORMATS
+from ports.weights import WeightsError, convert, load, save
+from ports.weights.files import destination, formats
+from ports.weights.files.formats import FORMATS
 
 SMALL = {"a.weight": np.arange(600, dtype=np.float32).reshape(20, 30), "a.bias": np.ones(3, np.float16)}
 FOLDERS = [row for row in FORMATS.values() if row.folder]

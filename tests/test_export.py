@@ -21,8 +21,9 @@ from networks import BASE, SIZE, create, described, distance, forward, images, n
 import ports
 import ports.export
 from ports.export import SUFFIXES
+from ports.export.flax import SOURCES
 from ports.families import get
-from ports.weights.pytorch import to_numpy
+from ports.weights.live.pytorch import to_numpy
 
 FLAX = ["nnx", "linen"]
 PORTS = ["pytorch", *FLAX]
@@ -232,10 +233,10 @@ def test_a_pytorch_file_tells_nothing_of_this_machine(tmp_path: Path) -> None:
 
 
 def test_a_flax_file_tells_nothing_of_this_machine(tmp_path: Path) -> None:
-    before = getattr(jax.config, ports.export.SOURCES)
+    before = getattr(jax.config, SOURCES)
     content = export(create(BASE, "nnx"), "nnx", tmp_path).read_bytes()
     assert str(Path(ports.__file__).parent).encode() not in content
-    assert getattr(jax.config, ports.export.SOURCES) == before
+    assert getattr(jax.config, SOURCES) == before
 
 
 SAVE_ERRORS = {

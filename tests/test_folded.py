@@ -20,7 +20,7 @@ from parity.subjects import randomise
 from ports import families
 from ports.families import layers
 from ports.resnet.spec import ResNetSpec
-from ports.weights import fold
+from ports.weights.known import fold
 
 # One of each kind of stem, block and shortcut, a block a stage.
 KINDS = (

@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from ports.weights import WeightsError, formats, load, save
-from ports.weights.atomic import publish
-from ports.weights.formats import EXTENDED, FORMATS, Content
+from ports.weights import WeightsError, load, save
+from ports.weights.files import formats
+from ports.weights.files.atomic import publish
+from ports.weights.files.formats import EXTENDED, FORMATS, Content
 
 Tensors = dict[str, np.ndarray]
 
@@ -149,7 +150,7 @@ def test_what_others_wrote_is_read(tmp_path: Path) -> None:
 
 def test_msgpack_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Flax splits arrays above 2**30 bytes."""
-    from ports.weights.formats import msgpack
+    from ports.weights.files.formats import msgpack
 
     monkeypatch.setattr(msgpack, "CHUNK", 16)
     monkeypatch.setattr(flax.serialization, "MAX_CHUNK_SIZE", 16)

@@ -15,8 +15,9 @@ import pytest
 from fuzz import guided, judge, kills, mutate, names, runs, seeds, states
 from fuzz.judge import Options
 
-from ports.weights import atomic, convert, formats
-from ports.weights.formats import FORMATS, npz, safetensors
+from ports.weights import convert
+from ports.weights.files import atomic, formats
+from ports.weights.files.formats import FORMATS, npz, safetensors
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -185,7 +186,7 @@ def test_wrong_numbers_are_a_fault(change: Any, said: str, tmp_path: Path, monke
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_flipped_bit_of_a_state_dict_is_a_fault(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = formats.importlib.import_module(f"ports.weights.formats.{FORMATS[name].module}")
+    module = formats.importlib.import_module(f"ports.weights.files.formats.{FORMATS[name].module}")
     whole, rng, plan = module.write, runs.random.Random(0), {"a.b": np.arange(6.0).reshape(2, 3)}
 
     def write(path: Path, content: Any, **options: Any) -> None:

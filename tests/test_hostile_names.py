@@ -17,8 +17,10 @@ from parity.reports.html import page
 from parity.reports.progress import progress
 from parity.reports.report import Finding, Model, Report, Row
 from ports.errors import printable
-from ports.weights import WeightsError, convert, draft, formats, load, open_checkpoint, rulesfile, save
-from ports.weights.formats import FORMATS, Content
+from ports.weights import WeightsError, convert, load, open_checkpoint, save
+from ports.weights.files import formats
+from ports.weights.files.formats import FORMATS, Content
+from ports.weights.rules import draft, rulesfile
 
 HOSTILE = (
     "\x1b[2J\x1b[31mred",
@@ -150,7 +152,7 @@ def test_what_a_source_says_of_itself_is_kept(row: Any, tmp_path: Path) -> None:
 def test_metadata_that_are_not_valid_unicode(row: Any, tmp_path: Path) -> None:
     """JSON can say half of a character; Orbax complained of a type of C++, safetensors of a tensor's name."""
     source = tmp_path / "s.npz"
-    formats.importlib.import_module("ports.weights.formats.npz").write(
+    formats.importlib.import_module("ports.weights.files.formats.npz").write(
         source, Content({"a": np.ones((2, 2), np.float32)}, {"auth\ud800or": "Ada \udcff"})
     )
     path = tmp_path / f"w{suffix(row)}"

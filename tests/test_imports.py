@@ -24,7 +24,8 @@ FRAMEWORKS = {
     "schedules.py": TORCH,
     "spec.py": JAX | TORCH,
     "torch_form.py": JAX | TORCH,
-    "weights/layers.py": JAX | TORCH,
+    "layers/leaves.py": JAX | TORCH,
+    "layers/kinds.py": JAX | TORCH,
     "family.py": JAX | TORCH,
     "families.py": JAX | TORCH,
     "frameworks.py": JAX | TORCH,
@@ -145,8 +146,8 @@ def _modules(node: ast.AST) -> Iterator[str]:
         yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def circles(root: Path) -> list[str]:
-    """Modules that import each other, directly or through others; imports in functions count, too."""
+def every_import(root: Path) -> dict[str, set[str]]:
+    """The modules of this project that each module imports, in functions too, but not what is for type checkers."""
     files = {
         ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): file
         for package in PACKAGES
@@ -158,11 +159,31 @@ def circles(root: Path) -> list[str]:
         typed = {id(inner) for node in ast.walk(tree) if _is_for_types(node) for inner in ast.walk(node)}
         names = {name for node in ast.walk(tree) if id(node) not in typed for name in _modules(node)}
         edges[module] = {_module_of(name, files) for name in names} - {module, ""}
+    return edges
+
+
+def circles(edges: dict[str, set[str]]) -> list[str]:
+    """Modules, or rooms, that import each other, directly or through others."""
     found = []
     for module in edges:
         ways = reached(edges, module)
         found += [f"{module} <-> {other}" for other in ways if module < other and module in reached(edges, other)]
     return sorted(found)
+
+
+def rooms(edges: dict[str, set[str]], package: str) -> dict[str, set[str]]:
+    """What each package and module directly in `package` imports of the others there; `package` is its own facade."""
+
+    def room(module: str) -> str:
+        inner = module.removeprefix(f"{package}.")
+        return package if module == package else f"{package}.{inner.partition('.')[0]}"
+
+    found: dict[str, set[str]] = {}
+    for module, others in edges.items():
+        if f"{module}.".startswith(f"{package}."):
+            inside = {room(other) for other in others if f"{other}.".startswith(f"{package}.")}
+            found.setdefault(room(module), set()).update(inside - {room(module)})
+    return found
 
 
 def _is_for_types(node: ast.AST) -> bool:
@@ -181,7 +202,69 @@ def test_directions() -> None:
 
 
 def test_no_two_modules_import_each_other() -> None:
-    assert circles(ROOT) == []
+    assert circles(every_import(ROOT)) == []
+
+
+# Which room of `ports.weights` imports which: what stands further up never imports what stands further down.
+ARROWS = {
+    "form": set[str](),
+    "layers": set[str](),
+    "live": {"form", "layers"},
+    "optimizer": {"form", "live"},
+    "files": {"form", "live"},
+    "known": {"form", "layers"},
+    "rules": {"form", "layers", "known"},
+    "checkpoints": {"form", "layers", "optimizer", "files", "known", "rules"},
+}
+
+
+# The rooms of the check, from below: each imports rooms above it in this list alone.
+ORDER = ("numerics", "options", "reports", "traps", "running", "pairing", "verdict", "diagnosis")
+ORDER = (*ORDER, "moving", "subjects", "pipeline", "api", "commands", "plugin")
+
+PLACES = ("ports", "ports.weights", "ports.weights.files", "ports.weights.checkpoints", "parity", "benchmarks")
+
+
+@pytest.mark.parametrize("package", PLACES)
+def test_no_two_rooms_import_each_other(package: str) -> None:
+    found = rooms(every_import(ROOT), package)
+    assert len(found) > 3
+    assert circles(found) == []
+
+
+def test_the_rooms_for_weights_import_what_is_stated() -> None:
+    found = rooms(every_import(ROOT), "ports.weights")
+    facade = found.pop("ports.weights")
+    assert found == {f"ports.weights.{a}": {f"ports.weights.{b}" for b in others} for a, others in ARROWS.items()}
+    assert facade <= found.keys()
+
+
+def test_the_check_s_rooms_stand_on_one_another() -> None:
+    found = rooms(every_import(ROOT), "parity")
+    above = {f"parity.{room}": i for i, room in enumerate(ORDER)}
+    outside = {"parity", "parity.__main__"}  # the facade loads what is asked for
+    assert found.keys() - outside == above.keys()
+    pairs = [(a, b) for a, others in found.items() for b in others if not {a, b} & outside]
+    assert [(a, b) for a, b in pairs if above[b] >= above[a]] == []
+
+
+def test_a_planted_circle_of_rooms_is_found(tmp_path: Path) -> None:
+    """No two of these modules import each other, but two rooms do; and one room imports the facade."""
+    for file, text in {
+        "ports/weights/__init__.py": "from ports.weights.a.one import name",
+        "ports/weights/a/one.py": "from ports.weights.b import two",
+        "ports/weights/a/three.py": "import ports.errors",
+        "ports/weights/b/two.py": "import ports.errors",
+        "ports/weights/b/four.py": "def f():\n    from ports.weights.a.three import name",
+        "ports/weights/c.py": "from ports.weights import name",
+        "ports/errors.py": "",
+    }.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text)
+    edges = every_import(tmp_path)
+    assert circles(edges) == []
+    assert circles(rooms(edges, "ports.weights")) == ["ports.weights.a <-> ports.weights.b"]
+    assert rooms(edges, "ports.weights")["ports.weights.c"] == {"ports.weights"}
 
 
 def test_a_planted_circle_is_found(tmp_path: Path) -> None:
@@ -193,7 +276,7 @@ def test_a_planted_circle_is_found(tmp_path: Path) -> None:
     }.items():
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text(text)
-    assert circles(tmp_path) == ["ports.a <-> ports.b", "ports.a <-> ports.c", "ports.b <-> ports.c"]
+    assert circles(every_import(tmp_path)) == ["ports.a <-> ports.b", "ports.a <-> ports.c", "ports.b <-> ports.c"]
 
 
 def test_families_are_known_by_their_record_alone() -> None:
@@ -242,8 +325,9 @@ def test_the_files_that_the_rules_are_about_are_there() -> None:
         file.relative_to(ROOT).as_posix() for package in ("ports", "parity") for file in (ROOT / package).rglob("*.py")
     }
     for port in ("pytorch", "nnx", "linen"):
-        assert {f"ports/resnet/{port}.py", f"ports/weights/{port}.py", f"parity/running/{port}.py"} <= found
-    assert [end for end in FRAMEWORKS if not any(name.endswith(f"/{end}") for name in found)] == []
+        assert {f"ports/{room}/{port}.py" for room in ("resnet", "weights/live", "export")} <= found
+        assert {f"parity/running/{port}.py"} <= found
+    assert [end for end in FRAMEWORKS if not any(f"/{name}".endswith(f"/{end}") for name in found)] == []
     assert "torch" in set(imported(ROOT / "ports/resnet/pytorch.py"))
     assert {"jax", "flax"} <= set(imported(ROOT / "ports/resnet/nnx.py")) & set(
         imported(ROOT / "ports/resnet/linen.py")
@@ -255,14 +339,14 @@ def test_the_files_that_the_rules_are_about_are_there() -> None:
     ("file", "code", "said"),
     [
         (
-            "ports/weights/torch_form.py",
+            "ports/weights/form/torch_form.py",
             "def f():\n    import parity.api",
-            "ports/weights/torch_form.py imports parity",
+            "ports/weights/form/torch_form.py imports parity",
         ),
         ("parity/commands/cli.py", "from benchmarks import run", "parity/commands/cli.py imports benchmarks"),
         ("ports/resnet/nnx.py", "import torch.nn", "ports/resnet/nnx.py imports torch"),
         ("ports/resnet/pytorch.py", "from jax import numpy", "ports/resnet/pytorch.py imports jax"),
-        ("ports/weights/linen.py", "if x:\n    import torch as t", "ports/weights/linen.py imports torch"),
+        ("ports/weights/live/linen.py", "if x:\n    import torch as t", "ports/weights/live/linen.py imports torch"),
         ("parity/running/pytorch.py", "def f():\n    from flax import nnx", "parity/running/pytorch.py imports flax"),
         ("ports/new/pytorch.py", "import os, optax", "ports/new/pytorch.py imports optax"),
         ("ports/a.py", "import importlib\nimportlib.import_module('parity.commands.cli')", "ports/a.py imports parity"),
@@ -291,9 +375,52 @@ def test_what_is_allowed_is_not_reported(file: str, code: str, tmp_path: Path) -
     assert violations(tmp_path) == []
 
 
+PORT_NAMES = {"pytorch", "nnx", "linen"}
+MODELS = {"net", "model", "flax_model", "made", "held", "port"}  # what a live network is called
+
+
+def ports_asked(file: Path) -> list[int]:
+    """The lines that ask which framework something is of: by its name, or whether it is Linen's pair."""
+    found = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Compare | ast.match_case):
+            names = {inner.value for inner in ast.walk(node) if isinstance(inner, ast.Constant)} & PORT_NAMES
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance":
+            one, of = map(ast.unparse, node.args)
+            names = {one} & MODELS if of == "tuple" else set[str]()
+        else:
+            continue
+        if names:
+            found.append(node.pattern.lineno if isinstance(node, ast.match_case) else node.lineno)
+    return found
+
+
+def test_only_the_record_asks_which_framework_a_network_is_of() -> None:
+    files = [*(ROOT / "ports").rglob("*.py"), *(ROOT / "benchmarks/subjects").rglob("own_pair.py")]
+    files += [ROOT / "parity/commands/converted.py"]
+    found = {file.relative_to(ROOT).as_posix(): lines for file in files if (lines := ports_asked(file))}
+    assert found.keys() == {"ports/frameworks.py"}
+
+
+def test_a_planted_question_which_framework_it_is_is_found(tmp_path: Path) -> None:
+    file = tmp_path / "a.py"
+    lines = (
+        'if to == "linen":\n    pass',
+        'x = 1 if "nnx" != port else 2',
+        'y = port in ("pytorch", "nnx")',
+        'match port:\n    case "linen" | "nnx":\n        pass',
+        "z = net[0] if isinstance(net, tuple) else net",
+        'fine = create("nnx"), {"linen": 1}, isinstance(shape, tuple), port == other',
+    )
+    file.write_text("\n".join(lines))
+    assert sorted(ports_asked(file)) == [1, 3, 4, 6, 8]
+
+
 # `parity.plugin` loads with every run of pytest.
 LIGHT = (
     "ports",
+    "ports.export",
+    "ports.frameworks",
     "ports.families",
     "ports.fast",
     "ports.optimizers",

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from ports.weights.budget import Budget
-from ports.weights.formats import jsons
+from ports.weights.files.budget import Budget
+from ports.weights.files.formats import jsons
 
 
 def table(text: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -11,7 +12,8 @@ import pytest
 import torch
 from flax import linen, nnx
 
-from ports.weights import Leaf, WeightsError, layers, read, register, write
+from ports.weights import Leaf, WeightsError, read, register, write
+from ports.weights.layers import kinds, leaves
 
 Weights = dict[str, np.ndarray]
 
@@ -174,35 +176,60 @@ def unflipped(_: Any) -> tuple[Leaf, ...]:
         to_flax=lambda w: (np.moveaxis(w, (0, 1), (-2, -1)),),
         to_torch=lambda k: np.moveaxis(k[0], (-2, -1), (0, 1)),
     )
-    return weight, layers.same("bias", "bias")
+    return weight, leaves.same("bias", "bias")
 
 
 @pytest.mark.parametrize("port", ["nnx", "linen"])
 @pytest.mark.parametrize(
-    ("case", "layer_type", "wrong"),
+    ("case", "kind", "wrong"),
     [
-        ("Linear-square", "Linear", lambda _: (layers.same("weight", "kernel"), layers.same("bias", "bias"))),
-        ("ConvTranspose", "ConvTranspose", unflipped),
-        ("LayerNorm", "LayerNorm", lambda _: (layers.same("weight", "bias"), layers.same("bias", "scale"))),
+        ("Linear-square", "linear", lambda _: (leaves.same("weight", "kernel"), leaves.same("bias", "bias"))),
+        ("ConvTranspose", "conv_transpose", unflipped),
+        ("LayerNorm", "layer_norm", lambda _: (leaves.same("weight", "bias"), leaves.same("bias", "scale"))),
     ],
     ids=["linear-not-transposed", "window-not-flipped", "scale-and-bias-exchanged"],
 )
-def test_a_wrong_rule_is_seen(
-    case: str, layer_type: str, wrong: Any, port: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wrong_rule_is_seen(case: str, kind: str, wrong: Any, port: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shapes fit, and every bit comes back: the outputs alone tell."""
-    for name in (layer_type, "Dense") if layer_type == "Linear" else (layer_type,):
-        monkeypatch.setitem(layers.LAYERS, name, wrong)
+    monkeypatch.setitem(kinds.KINDS, kind, replace(kinds.KINDS[kind], leaves=wrong))
     far, bits = difference(case, port)
     assert far > 1e-3
     assert bits
 
 
-def test_every_rule_has_a_case() -> None:
+def test_every_row_has_a_case() -> None:
     tested = {case.partition("-")[0] for case in CASES} | {"Dense"}  # Linen's Linear
     tested |= {"Embed", "MultiHeadAttention", "MultiHeadDotProductAttention"}
     tested |= {"LSTMCell", "OptimizedLSTMCell", "GRUCell"}  # test_recurrent.py
-    assert tested == set(layers.LAYERS)
+    assert tested == {str(name).rpartition(".")[2] for row in kinds.KINDS.values() for name in row.flax_types}
+
+
+TYPES = [(row, name) for row in kinds.KINDS.values() for name in (*row.torch_types, *row.flax_types)]
+
+
+@pytest.mark.parametrize(("row", "name"), TYPES, ids=lambda value: value if isinstance(value, str) else "")
+def test_every_name_of_the_table_means_a_class(row: kinds.LayerKind, name: str) -> None:
+    """By the path that the table gives, and by the module that defines the class."""
+    cls = kinds._loaded(name)
+    assert cls is not None, f"{name}: no such class"
+    assert cls is kinds._loaded(f"{cls.__module__}.{cls.__qualname__}")
+    assert kinds.kind_of(object.__new__(cls)) is row
+    assert kinds.kind_of(object.__new__(type("Mine", (cls,), {}))) is row
+    assert kinds.kind_of(object.__new__(type(cls.__name__, (), {"__module__": "mine"}))) is None
+
+
+def test_a_name_in_another_path_means_the_same_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torch.nn.modules.conv.Conv2d` and `torch.nn.Conv2d` are one class."""
+    row = replace(kinds.KINDS["conv"], torch_types=("torch.nn.modules.conv.Conv2d",))
+    monkeypatch.setattr(kinds, "KINDS", {"conv": row})
+    assert kinds.kind_of(torch.nn.Conv2d(1, 1, 1)) is row
+    assert kinds.kind_of(torch.nn.Conv1d(1, 1, 1)) is None
+
+
+def test_traps_go_by_groups_of_the_table() -> None:
+    from parity.traps.catalogue import WEIGHTS
+
+    assert {kind for trap in WEIGHTS for kind in trap.names} <= {row.pairs_as for row in kinds.KINDS.values()}
 
 
 @pytest.mark.parametrize("port", ["nnx", "linen"])
@@ -256,7 +283,7 @@ def test_a_layer_without_a_rule_says_how_to_add_one(monkeypatch: pytest.MonkeyPa
     net = nnx.Dict(scaled=Scaled())
     with pytest.raises(WeightsError, match=r"scaled: no rule for layer type Scaled, .*ports\.weights\.register"):
         read(net)
-    monkeypatch.setattr(layers, "REGISTERED", {})
+    monkeypatch.setattr(kinds, "REGISTERED", [])
     register(Scaled, lambda _: (Leaf("weight", ("factor",)),))
     assert list(read(net)) == ["scaled.weight"]
     write(net, {"scaled.weight": np.arange(3, dtype=np.float32)})

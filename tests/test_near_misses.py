@@ -15,10 +15,14 @@ import numpy as np
 import pytest
 
 from parity.commands.cli import main
-from ports.weights import Ignore, WeightsError, draft, near, patterns, recognise, rulesfile, save
-from ports.weights.near import Near, closest
-from ports.weights.rulesfile import load
-from ports.weights.torch_form import _matches, match
+from ports.weights import Ignore, WeightsError, save
+from ports.weights.form import near
+from ports.weights.form.near import Near, closest
+from ports.weights.form.torch_form import _matches, match
+from ports.weights.known import recognise
+from ports.weights.known.names import stripped
+from ports.weights.rules import draft, patterns, rulesfile
+from ports.weights.rules.rulesfile import load
 
 
 @pytest.fixture
@@ -50,7 +54,7 @@ def test_near_misses_cost_the_same_for_any_file(count: int, length: int, compare
 
 
 def test_what_does_not_fit_a_model_is_bounded_too(compared: list[int]) -> None:
-    from ports.weights.torch_form import Target
+    from ports.weights.form.torch_form import Target
 
     weights = {name: np.zeros(shape, np.float32) for name, shape in foreign(20_000).items()}
     targets = {f"model.{name}": Target(a.shape, a.dtype) for name, a in weights.items()}
@@ -168,15 +172,16 @@ def steps(function: Callable[[], Any]) -> int:
 
 
 def wrapped(size: int) -> Any:
-    return lambda: recognise.stripped(["module." * size + "w", "module." * size + "v"])
+    return lambda: stripped(["module." * size + "w", "module." * size + "v"])
 
 
 def compiled(size: int) -> Any:
-    return lambda: recognise.stripped(["a._orig_mod." * size + "w"])
+    return lambda: stripped(["a._orig_mod." * size + "w"])
 
 
 def attentions(size: int) -> Any:
     layers = {f"l{i:04}.in_proj_weight": np.zeros((6, 2)) for i in range(size)}
+    layers |= {f"l{i:04}.out_proj.weight": np.zeros((2, 2)) for i in range(size)}
     others = {f"m{i:04}.weight": np.zeros((2, i + 1)) for i in range(size)}
     return lambda: draft.draft({**layers, **others}, {**layers, **others})
 
@@ -199,7 +204,7 @@ def test_memory_for_deep_names() -> None:
     """A name of 5,000 characters has 2,500 modules; each was kept with all that are around it."""
     tracemalloc.start()
     try:
-        recognise.stripped(["a." * 2500 + "w"])
+        stripped(["a." * 2500 + "w"])
         assert tracemalloc.get_traced_memory()[1] < 4_000_000
     finally:
         tracemalloc.stop()
@@ -207,10 +212,10 @@ def test_memory_for_deep_names() -> None:
 
 def test_normal_names_of_wrapped_models() -> None:
     names = ["module.a.module.w", "module.a.module.b", "module.c._orig_mod.w", "module.module"]
-    assert list(recognise.stripped(names)) == ["a.w", "a.b", "c.w", "module"]
-    assert list(recognise.stripped(["a._orig_mod.w", "a.w"])) == ["a._orig_mod.w", "a.w"]
-    assert list(recognise.stripped(["module.a", "b"])) == ["module.a", "b"]
-    assert list(recognise.stripped(["module._orig_mod.module.w"])) == ["w"]
+    assert list(stripped(names)) == ["a.w", "a.b", "c.w", "module"]
+    assert list(stripped(["a._orig_mod.w", "a.w"])) == ["a._orig_mod.w", "a.w"]
+    assert list(stripped(["module.a", "b"])) == ["module.a", "b"]
+    assert list(stripped(["module._orig_mod.module.w"])) == ["w"]
 
 
 def test_ignoring_compares_no_name_with_all_others() -> None:

@@ -30,12 +30,13 @@ from parity.commands.cli import main
 from ports import optim
 from ports.errors import UserError
 from ports.optimizers import CLASSES, OPTAX, VARIANTS
-from ports.weights import convert, formats, optimizer, save
-from ports.weights.checkpoint import open_checkpoint
-from ports.weights.formats import FORMATS, Content
-from ports.weights.guard import DEBUG
-from ports.weights.inspection import inspect
-from ports.weights.source import Source
+from ports.weights import convert, optimizer, save
+from ports.weights.checkpoints.checkpoint import open_checkpoint
+from ports.weights.checkpoints.inspection import inspect
+from ports.weights.files import formats
+from ports.weights.files.formats import FORMATS, Content
+from ports.weights.files.guard import DEBUG
+from ports.weights.files.source import Source
 
 OUT = "--weights-only"
 TENSORS = ("exp_avg", "exp_avg_sq")

@@ -17,7 +17,7 @@ import ports
 from ports import optim
 from ports.optimizers import CLASSES, OPTAX, OPTIMIZERS, VARIANTS, KnownOptimizer, Node, class_of
 from ports.weights import WeightsError, optimizer
-from ports.weights.optimizer_table import KNOWN, node_of, whole_number
+from ports.weights.optimizer.table import KNOWN, node_of, whole_number
 
 NAMES = ("0.weight", "0.bias", "1.weight", "1.bias")
 RNG = np.random.default_rng(0)

@@ -17,9 +17,10 @@ from test_formats import random_bits, same, written
 
 from parity.commands.cli import main
 from ports import weights
-from ports.weights import WeightsError, formats
-from ports.weights.formats import FORMATS, flat
-from ports.weights.formats.compressed import most
+from ports.weights import WeightsError
+from ports.weights.files import formats
+from ports.weights.files.formats import FORMATS, flat
+from ports.weights.files.formats.compressed import most
 
 KINDS: dict[str, dict[str, Any]] = {
     "database": {},

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from test_formats import same
 
-from ports.weights import WeightsError, formats, load, save
+from ports.weights import WeightsError, load, save
+from ports.weights.files import formats
 
 ROOT = Path(__file__).resolve().parents[1]
 

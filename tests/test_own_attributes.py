@@ -12,8 +12,13 @@ import torch
 from flax import linen, nnx
 
 import parity
+from parity.numerics.quantities import Probe
+from parity.running import inventory
+from parity.running.flax_ports import FLAX_PORTS
+from ports import weights
 from ports.errors import UserError
-from ports.weights import Leaf, layers, register
+from ports.weights import Leaf, register
+from ports.weights.layers import kinds, leaves
 
 
 class Described(torch.nn.Module):
@@ -102,16 +107,16 @@ class InTorch(torch.nn.Module):
 
 
 def rule(_: Any) -> tuple[Leaf, ...]:
-    return layers.same("weight", "weight"), layers.same("bias", "bias")
+    return leaves.same("weight", "weight"), leaves.same("bias", "bias")
 
 
 def turned(_: Any) -> tuple[Leaf, ...]:
-    return layers.linear(None)
+    return leaves.linear(None)
 
 
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "REGISTERED", {})
+    monkeypatch.setattr(kinds, "REGISTERED", [])
 
 
 X = np.random.default_rng(1).standard_normal((3, 4))
@@ -147,7 +152,7 @@ def test_a_rule_for_a_layer_of_ones_own_keeps_a_pair_that_passed(layer: Any, kno
 @pytest.mark.usefixtures("registered")
 def test_a_wrong_rule_for_a_layer_of_ones_own_is_seen() -> None:
     """Planted: the matrix is transposed in use, and the rule says that it is not."""
-    register(Turned, lambda _: (layers.same("weight", "kernel"), layers.same("bias", "bias")))
+    register(Turned, lambda _: (leaves.same("weight", "kernel"), leaves.same("bias", "bias")))
     torch.manual_seed(1)
     model = InTorch()
     report = parity.check(model, parity.move(model, Chain(Turned()), X), X)
@@ -155,9 +160,112 @@ def test_a_wrong_rule_for_a_layer_of_ones_own_is_seen() -> None:
     assert {row.quantity for row in report.models[0].rows if not row.ok} >= {"output.eval"}
 
 
+class Mixed(torch.nn.Module):
+    """Two layers of one's own, of one shape, whose names a port does not keep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Scale(), Scale()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.second(torch.relu(self.first(x))))
+
+
+class MixedTwin(nnx.Module):
+    def __init__(self) -> None:
+        self.above, self.below = Turned(), Turned()
+
+    def __call__(self, x: Any) -> Any:
+        return jnp.tanh(self.above(nnx.relu(self.below(x))))
+
+
+class TurnedInLinen(linen.Module):
+    @linen.compact
+    def __call__(self, x: Any) -> Any:
+        kernel = self.param("kernel", linen.initializers.zeros, (4, 4))
+        return x @ kernel.T + self.param("bias", linen.initializers.zeros, (4,))
+
+
+class MixedInLinen(linen.Module):
+    def setup(self) -> None:
+        self.above, self.below = TurnedInLinen(), TurnedInLinen()
+
+    def __call__(self, x: Any) -> Any:
+        return jnp.tanh(self.above(nnx.relu(self.below(x))))
+
+
+def mixed_in(port: str) -> Any:
+    if port == "nnx":
+        return MixedTwin()
+    module = MixedInLinen()
+    return module, module.init(jax.random.key(0), jnp.array(X, jnp.float32))
+
+
+def turned_back(_: Any) -> tuple[Leaf, ...]:
+    return Leaf("weight", ("kernel",), lambda w: (w.T,), lambda k: k[0].T), leaves.same("bias", "bias")
+
+
+def of_its_groups(port: str, model: torch.nn.Module, flax_model: Any) -> list[set[str]]:
+    """The kinds of layer that the check pairs by, on each side."""
+    fed = Probe((X,), lambda *_: None)  # pyright: ignore[reportArgumentType]
+    row = FLAX_PORTS[port]
+    sides = (
+        inventory.of_torch(model.double(), fed, weights.read(model)),
+        row.inventory(row.promote(flax_model, "float64"), fed, row.modules(flax_model, fed)),
+    )
+    return [{layer.kind for layer in side} for side in sides]
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize("port", ["nnx", "linen"])
+@pytest.mark.parametrize("by_name", [False, True])
+def test_one_row_for_a_layer_on_both_sides_serves_conversion_and_check(port: str, by_name: bool) -> None:
+    torch.manual_seed(1)
+    model, flax_model = Mixed(), mixed_in(port)
+    flax_types = (Turned, TurnedInLinen)
+    if by_name:
+        name_of = kinds._qualified
+        register([name_of(cls) for cls in flax_types], turned_back, torch=name_of(Scale), name="mixing")
+    else:
+        register(flax_types, turned_back, torch=Scale, name="mixing")
+    with jax.enable_x64(True):
+        assert of_its_groups(port, Mixed(), mixed_in(port)) == [{"mixing"}, {"mixing"}]
+    moved = parity.move(model, flax_model, X)
+    tensors = weights.read(model)
+    renamed = {n.replace("first", "below").replace("second", "above"): a.tobytes() for n, a in tensors.items()}
+    assert {n: a.tobytes() for n, a in weights.read(moved).items()} == renamed
+    report = parity.check(model, moved, X)
+    assert report, str(report)
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize("port", ["nnx", "linen"])
+def test_a_wrong_row_for_a_layer_on_both_sides_is_seen(port: str) -> None:
+    """Planted: the row says that the matrix is not transposed."""
+    register((Turned, TurnedInLinen), lambda _: (leaves.same("weight", "kernel"), rule(_)[1]), torch=Scale)
+    torch.manual_seed(1)
+    model = Mixed()
+    names = {"first": "below", "second": "above"}
+    report = parity.check(model, parity.move(model, mixed_in(port), X, names=names), X, names=names)
+    assert not report
+    assert {row.quantity for row in report.models[0].rows if not row.ok} >= {"output.eval"}
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_row_with_the_name_of_another_pairs_with_it() -> None:
+    """A PyTorch layer of one's own against Flax's: both are linear layers."""
+    register(Turned, turned_back, name="linear")
+    register(linen.RMSNorm, leaves.affine, torch=Scale, name="layer_norm")
+    assert [row.pairs_as for row in kinds.REGISTERED] == ["linear", "affine"]
+    found = [kinds.kind_of(layer) for layer in (Turned(), Scale(), torch.nn.Linear(1, 1))]
+    assert [row.pairs_as for row in found if row] == ["linear", "affine", "linear"]
+
+
 def test_a_bare_name_is_no_class() -> None:
     with pytest.raises(UserError, match="got the bare name 'Scaled', expected the class itself or its qualified name"):
         register("Scaled", rule)
+    with pytest.raises(UserError, match="got the bare name 'Scaled'"):
+        register(Turned, rule, torch="Scaled")
 
 
 # An option that a check does not use is an error, whichever kind of check it is.

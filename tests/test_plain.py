@@ -27,7 +27,7 @@ from ports import NETWORKS, families
 from ports.building.classes import network_class
 from ports.building.pytorch import meta_inputs, skeleton
 from ports.families import get, layers
-from ports.weights.fold import pairs
+from ports.weights.known.fold import pairs
 
 FLAX = ["nnx", "linen"]
 
@@ -81,7 +81,7 @@ def test_fx_traces_and_layers_fuse(name: str) -> None:
     found = [[conv, norm] for norm, conv in pairs(layers(spec)).items()]
     fused = torch.ao.quantization.fuse_modules(net, found) if found else net
     left = [m for m in fused.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert len(left) == sum(layer.type == "BatchNorm" for layer in layers(spec)) - len(found)
+    assert len(left) == sum(layer.type == "batch_norm" for layer in layers(spec)) - len(found)
     assert fused(x).shape == (2, spec.num_classes)
 
 
@@ -91,7 +91,7 @@ def test_torch_export_takes_it(name: str) -> None:
     (x,) = meta_inputs(spec, 2, size_of(spec))
     program = torch.export.export(skeleton(spec).eval(), (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     convolutions = sum("conv2d" in str(node.target) for node in program.graph.nodes)
-    assert convolutions == sum(layer.type == "Conv" for layer in layers(spec))
+    assert convolutions == sum(layer.type == "conv" for layer in layers(spec))
 
 
 @pytest.mark.parametrize("kind", FEW)
@@ -171,7 +171,7 @@ def test_jax_differentiates_maps_and_lowers_it_for_two_platforms(name: str, port
     assert jax.eval_shape(jax.vmap(call, (None, 0)), variables, stacked).shape == (3, 1, classes)
     exported = jax.export.export(jax.jit(call), platforms=("cpu", "cuda"))(variables, abstract_input(name))
     assert exported.platforms == ("cpu", "cuda")
-    convolutions = sum(layer.type == "Conv" for layer in layers(get(name)))
+    convolutions = sum(layer.type == "conv" for layer in layers(get(name)))
     assert exported.mlir_module().count("stablehlo.convolution") >= convolutions
 
 

@@ -12,7 +12,7 @@ import torch
 
 import ports
 from ports.weights import convert, open_checkpoint
-from ports.weights.pytorch import to_numpy
+from ports.weights.live.pytorch import to_numpy
 
 IMAGES = np.random.default_rng(0).standard_normal((2, 3, 65, 64))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -11,7 +12,8 @@ import pytest
 import torch
 from flax import linen, nnx
 
-from ports.weights import WeightsError, fold_recurrent_biases, layers, read, write
+from ports.weights import WeightsError, fold_recurrent_biases, read, write
+from ports.weights.layers import kinds, leaves
 
 X = np.random.default_rng(0).standard_normal((2, 5, 3))
 F8: Any = jnp.float64
@@ -96,10 +98,10 @@ def test_folding_keeps_the_function() -> None:
 
 def test_exchanged_gates_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(cell: Any) -> Any:
-        weight_ih, *rest = layers.lstm(cell)
-        return layers.gates(weight_ih.torch, (*weight_ih.flax[1:], weight_ih.flax[0])), *rest
+        weight_ih, *rest = leaves.lstm(cell)
+        return leaves.gates(weight_ih.torch, (*weight_ih.flax[1:], weight_ih.flax[0])), *rest
 
-    monkeypatch.setitem(layers.LAYERS, "LSTMCell", wrong)
+    monkeypatch.setitem(kinds.KINDS, "lstm", replace(kinds.KINDS["lstm"], leaves=wrong))
     case = "linen-LSTMCell"
     reference = in_torch(case)
     expected = reference(torch.from_numpy(X))[0].detach().numpy()

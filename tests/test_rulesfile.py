@@ -21,8 +21,11 @@ from test_formats import same
 from torch import nn
 
 from parity.commands.cli import main
-from ports.weights import WeightsError, convert, formats, load, rulesfile, save
-from ports.weights.pretrained import DIGITS, fetched
+from ports.family import Shape
+from ports.weights import WeightsError, convert, load, save
+from ports.weights.checkpoints.pretrained import DIGITS, fetched
+from ports.weights.files import formats
+from ports.weights.rules import draft, rulesfile
 
 
 class Block(nn.Module):
@@ -259,6 +262,46 @@ def test_a_draft_from_two_functions(tmp_path: Path, capsys: Any, monkeypatch: py
     ]
     assert main(["inspect", "--rules", "two_models:left", "two_models:middle"]) == 2
     assert "expected a function that returns a model" in capsys.readouterr().err
+
+
+# Name: tensors of a layer in PyTorch, the same in NNX, what a draft of rules between them says.
+DRAFTED: dict[str, tuple[dict[str, Shape], dict[str, Shape], str]] = {
+    "conv": ({"weight": (6, 4, 3, 2), "bias": (6,)}, {"kernel": (3, 2, 4, 6), "bias": (6,)}, 'type = "conv"'),
+    "conv-1d": ({"weight": (6, 4, 3)}, {"kernel": (3, 4, 6)}, 'type = "conv"'),
+    "linear": ({"weight": (6, 4), "bias": (6,)}, {"kernel": (4, 6), "bias": (6,)}, 'type = "linear"'),
+    "embedding": ({"weight": (6, 4)}, {"embedding": (6, 4)}, 'type = "embedding"'),
+    "norm": ({"weight": (6,), "bias": (6,)}, {"scale": (6,), "bias": (6,)}, 'type = "layer_norm"'),
+    "norm-without-bias": ({"weight": (6,)}, {"scale": (6,)}, 'type = "layer_norm"'),
+    "batch-norm": (
+        {**dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (6,)), "num_batches_tracked": ()},
+        dict.fromkeys(("scale", "bias", "mean", "var"), (6,)),
+        'type = "batch_norm"',
+    ),
+    "batch-norm-without-scale": (
+        dict.fromkeys(("running_mean", "running_var"), (6,)),
+        dict.fromkeys(("mean", "var"), (6,)),
+        'type = "batch_norm"',
+    ),
+    "attention": (
+        {"in_proj_weight": (18, 6), "out_proj.weight": (6, 6)},
+        {**dict.fromkeys(("query.kernel", "key.kernel", "value.kernel"), (6, 2, 3)), "out.kernel": (2, 3, 6)},
+        'type = "attention"\nheads = 2',
+    ),
+    "own": ({"weight": (6,), "gain": ()}, {"scale": (6,), "gain": ()}, 'type = "tensor"'),
+}
+
+
+@pytest.mark.parametrize("case", DRAFTED)
+def test_a_draft_reads_the_types_from_the_table(case: str) -> None:
+    left, right, expected = DRAFTED[case]
+    other = {"other.kernel": np.zeros((1, 1))}  # tells Flax's side by its name
+    text = draft.draft(
+        {f"a.{name}": np.zeros(shape) for name, shape in left.items()},
+        {f"a.{name}": np.zeros(shape) for name, shape in right.items()} | other,
+    )
+    assert 'target = "nnx"' in text
+    assert expected in text
+    assert text.count("[[layer]]") == (2 if case == "own" else 1)
 
 
 # Weights by name.

@@ -18,8 +18,9 @@ import pytest
 import torch
 from torch.utils.serialization import config
 
-from ports.weights import WeightsError, formats
-from ports.weights.pytorch import to_numpy
+from ports.weights import WeightsError
+from ports.weights.files import formats
+from ports.weights.live.pytorch import to_numpy
 
 OLD = ["float16", "float32", "float64", "bfloat16", "int8", "int16", "int32", "int64", "uint8", "complex64"]
 NEW = ["uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz"]
@@ -207,7 +208,9 @@ def test_a_whole_model_is_refused_with_what_to_save_instead(tmp_path: Path) -> N
 
 def test_reading_loads_neither_torch_nor_pickle_s_functions(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(2)}, tmp_path / "w.pt")
-    script = "import sys; from ports.weights import formats; formats.read(sys.argv[1]); print('torch' in sys.modules)"
+    script = (
+        "import sys; from ports.weights.files import formats; formats.read(sys.argv[1]); print('torch' in sys.modules)"
+    )
     root = str(Path(__file__).resolve().parents[1])
     command = [sys.executable, "-c", script, str(tmp_path / "w.pt")]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": root})

@@ -20,7 +20,7 @@ from benchmarks.subjects.settings import Setting
 from parity.commands.cli import main
 from ports import UserError, families
 from ports.transformer.spec import EncoderSpec
-from ports.weights.checkpoint import open_checkpoint
+from ports.weights.checkpoints.checkpoint import open_checkpoint
 
 TINY = EncoderSpec("tiny", vocabulary=17, length=9, width=12, heads=3, hidden=20, depth=2, num_classes=5)
 FLAX = ["nnx", "linen"]

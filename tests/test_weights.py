@@ -20,8 +20,8 @@ import ports
 from ports.families import NETWORKS
 from ports.resnet.spec import ResNetSpec
 from ports.weights import Default, Ignore, Rename, WeightsError, read, write
-from ports.weights.pytorch import to_numpy, to_torch
-from ports.weights.torch_form import lossless
+from ports.weights.form.torch_form import lossless
+from ports.weights.live.pytorch import to_numpy, to_torch
 
 Weights = dict[str, np.ndarray]
 

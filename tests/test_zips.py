@@ -14,7 +14,8 @@ import pytest
 import torch
 from test_formats import same
 
-from ports.weights import WeightsError, formats
+from ports.weights import WeightsError
+from ports.weights.files import formats
 
 ENTRY, HEADER, END = b"PK\1\2", b"PK\3\4", b"PK\5\6"
 TENSORS = {"a": np.arange(6, dtype=np.float32), "b": np.ones((2, 3))}
@@ -188,6 +189,6 @@ def test_a_member_that_is_inflated_piece_by_piece(tmp_path: Path, monkeypatch: p
     numbers = np.random.default_rng(0).integers(0, 3, 10_000)
     np.savez_compressed(tmp_path / "w.npz", a=numbers, b=np.zeros(10_000))
     for piece in (1, 7, 1000):
-        monkeypatch.setattr("ports.weights.source.PIECE", max(piece, 100))
-        monkeypatch.setattr("ports.weights.formats.zips.PIECE", piece if piece > 1 else 13)
+        monkeypatch.setattr("ports.weights.files.source.PIECE", max(piece, 100))
+        monkeypatch.setattr("ports.weights.files.formats.zips.PIECE", piece if piece > 1 else 13)
         assert same(formats.read(tmp_path / "w.npz").tree, {"a": numbers, "b": np.zeros(10_000)})

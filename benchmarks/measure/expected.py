@@ -30,7 +30,7 @@ from parity.numerics.bounds import distance, norm, one_ulp
 from ports import families
 from ports.families import layers
 from ports.family import Description
-from ports.weights.fold import fold
+from ports.weights.known.fold import fold
 
 DRAWS = 4
 BOUNDS = "bounds.json"  # is written last

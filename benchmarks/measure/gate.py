@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.subjects.case import Numbers
 from parity.numerics.bounds import distance, norm
-from ports.weights.layers import COUNTER
+from ports.weights.layers.leaves import COUNTER
 
 STATISTICS = ("running_mean", "running_var", COUNTER)
 

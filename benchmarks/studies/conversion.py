@@ -118,7 +118,7 @@ def files(folder: Path, size: int, shard: str) -> dict[str, Any]:
 
 
 def _tensors(path: Path) -> dict[str, Any]:
-    from ports.weights import formats
+    from ports.weights.files import formats
 
     return formats.read(path, "safetensors", check=False).tree
 

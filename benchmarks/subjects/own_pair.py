@@ -28,6 +28,7 @@ from parity.numerics.layouts import default_layout, leaves, mapped, to_flax
 from parity.numerics.layouts import to_reference as back
 from parity.running import losses
 from ports.errors import UserError
+from ports.frameworks import port_of
 
 Tree = PyTree[jax.Array]
 FlaxModel = nnx.Module | tuple[Any, Any]  # a Linen model is its module and its variables
@@ -73,12 +74,11 @@ def _is_random_key(leaf: jax.Array) -> bool:
 
 def keep(place: Path, pair: OwnPair) -> None:
     """Write the weights of both models: `make` may draw others in every process."""
-    from ports.weights.pytorch import to_numpy
+    from ports.weights.live.pytorch import to_numpy
 
     state: dict[str, Any] = {name: to_numpy(tensor) for name, tensor in pair.torch_model.state_dict().items()}
     np.savez(place / "torch.npz", **state)
-    model = pair.flax_model
-    arrays = jax.tree.leaves(model[1] if isinstance(model, tuple) else nnx.state(model))
+    arrays = jax.tree.leaves(port_of(pair.flax_model).flax_live.tree(pair.flax_model))
     np.savez(place / "flax.npz", *(np.asarray(array) for array in arrays if not _is_random_key(array)))
 
 
@@ -95,11 +95,8 @@ def load_flax(place: Path, pair: OwnPair) -> FlaxModel:
     def exchanged(leaf: jax.Array) -> jax.Array:
         return leaf if _is_random_key(leaf) else jax.numpy.array(next(values), leaf.dtype)
 
-    model = pair.flax_model
-    if isinstance(model, tuple):
-        return model[0], jax.tree.map(exchanged, model[1])
-    nnx.update(model, jax.tree.map(exchanged, nnx.state(model)))
-    return model
+    live = port_of(pair.flax_model).flax_live
+    return live.with_tree(pair.flax_model, jax.tree.map(exchanged, live.tree(pair.flax_model)))
 
 
 def narrow(array: np.ndarray) -> np.ndarray:

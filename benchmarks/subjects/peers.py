@@ -1,7 +1,7 @@
 """Peers in PyTorch and JAX: what somebody would take instead, with the same weights, fed and judged the same.
 
 Sources of the names: torchvision's and timm's resnet.py have this package's; Hugging Face transformers'
-modeling_resnet.py stands in `ports.weights.dialects`; dm-haiku's nets/resnet.py below. dm-haiku pads 'SAME', which is
+modeling_resnet.py in `ports.weights.known.dialects`; dm-haiku's nets/resnet.py below. dm-haiku pads 'SAME', which is
 PyTorch's padding where every size that is halved is odd: with images of 225 pixels, and not with 224.
 """
 
@@ -33,8 +33,8 @@ def build_transformers(case: NetworkCase, options: SubjectOptions) -> TorchRun:
     from transformers import ResNetConfig, ResNetForImageClassification
 
     from benchmarks.subjects.torch_steps import TorchRun
-    from ports.weights.dialects import DIALECTS, mapping
-    from ports.weights.pytorch import to_numpy
+    from ports.weights.known.dialects import DIALECTS, mapping
+    from ports.weights.live.pytorch import to_numpy
 
     config: Any = ResNetConfig
     net = ResNetForImageClassification(config(num_labels=case.spec.num_classes))
@@ -117,7 +117,7 @@ def build_haiku(case: NetworkCase, options: SubjectOptions) -> JaxRun:
         for name, leaf, turned in _haiku_leaves(layer):
             array = case.weights[f"{torch_name}.{leaf}"]
             params[own][name] = jnp.array(turned(array).reshape(params[own][name].shape))
-        if layer.type == "BatchNorm":
+        if layer.type == "batch_norm":
             for kind, leaf in (("mean_ema", "running_mean"), ("var_ema", "running_var")):
                 average = state[f"{own}/~/{kind}"]
                 value = jnp.array(case.weights[f"{torch_name}.{leaf}"]).reshape(average["average"].shape)
@@ -159,6 +159,6 @@ def same(array: np.ndarray, back: bool = False) -> np.ndarray:
 
 def _haiku_leaves(layer: Layer) -> list[tuple[str, str, Any]]:
     """dm-haiku's name of each parameter, PyTorch's, and the layout."""
-    if layer.type == "BatchNorm":
+    if layer.type == "batch_norm":
         return [("scale", "weight", same), ("offset", "bias", same)]
     return [("w", "weight", kernel), *([("b", "bias", same)] if "bias" in layer.shapes else [])]

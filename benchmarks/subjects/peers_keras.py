@@ -44,9 +44,9 @@ def keras_name(layer: Layer) -> str:
 
 
 LEAVES = {
-    "Conv": (("kernel", "weight", kernel),),
-    "Linear": (("kernel", "weight", kernel), ("bias", "bias", same)),
-    "BatchNorm": (
+    "conv": (("kernel", "weight", kernel),),
+    "linear": (("kernel", "weight", kernel), ("bias", "bias", same)),
+    "batch_norm": (
         ("gamma", "weight", same),
         ("beta", "bias", same),
         ("moving_mean", "running_mean", same),

@@ -13,11 +13,14 @@ from parity.running import probes as probe
 from ports import families
 from ports.errors import UserError
 from ports.families import layers
-from ports.weights import fold, formats, training
-from ports.weights.checkpoint import Checkpoint
-from ports.weights.dialects import TARGET, mapping
-from ports.weights.formats import Format
-from ports.weights.lazy import Array
+from ports.frameworks import LAYOUTS, port_of
+from ports.weights.checkpoints import splitting
+from ports.weights.checkpoints.checkpoint import Checkpoint
+from ports.weights.files import formats
+from ports.weights.files.formats import Format
+from ports.weights.form.lazy import Array
+from ports.weights.known import fold
+from ports.weights.known.dialects import TARGET, mapping
 
 FOLDED = 1e-10  # relative L2 distance in float64: a folded network is the same function, summed in another order
 
@@ -35,7 +38,7 @@ def verify(held: Checkpoint, path: Path, to: str, row: Format) -> None:
         )
     weights = held.weights
     content = formats.read(path, row.name)
-    tensors = training.split(path, content, row).weights
+    tensors = splitting.split(path, content, row).weights
     if not all(name in tensors for entry in mapping(held.found.spec, TARGET[to]) for name in entry.names):
         _folded(held, tensors, to)
         return
@@ -46,12 +49,12 @@ def verify(held: Checkpoint, path: Path, to: str, row: Format) -> None:
 
     reference = ports.create(held.found.spec, "pytorch", seed=None)
     ports.weights.write(reference, weights)
-    kind = "linen" if to == "linen" else "nnx"
-    port = ports.create(held.found.spec, kind, seed=None)
-    if to == "torch":
-        ports.weights.write(port, _torch_form(held, tensors, to))
+    layout = LAYOUTS[to]
+    port = ports.create(held.found.spec, layout.name if layout.is_flax else "nnx", seed=None)
+    if layout.is_flax:
+        port = live(port, path if row.name == "orbax" else tensors)
     else:
-        port = live(port, path if row.name == "orbax" else tensors, kind)
+        ports.weights.write(port, _torch_form(held, tensors, to))
     report = check(reference, port, steps=1)
     if report.exit_code:
         model = report.models[0]
@@ -70,7 +73,7 @@ def _torch_form(held: Checkpoint, tensors: Mapping[str, Any], to: str) -> dict[s
     return {entry.torch: entry.to_torch(tuple(tensors[name] for name in entry.names)) for entry in rows}
 
 
-def live(port: Any, source: Path | Mapping[str, np.ndarray], kind: str) -> Any:
+def live(port: Any, source: Path | Mapping[str, np.ndarray]) -> Any:
     """A Flax network with what stands in a file, put there by Flax's and Orbax's own functions alone."""
     import jax.numpy as jnp
 
@@ -79,10 +82,10 @@ def live(port: Any, source: Path | Mapping[str, np.ndarray], kind: str) -> Any:
 
         with ocp.StandardCheckpointer() as checkpointer:
             tree = checkpointer.restore(source.absolute())
-        tree = tree.get("model", tree) if kind == "nnx" else tree
+        tree = tree.get("model", tree)
     else:
         tree = formats.nested((tuple(name.split(".")), array) for name, array in source.items())
-    if kind == "linen":
+    if port_of(port).collections:
         module, variables = port
         import jax
 

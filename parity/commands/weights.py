@@ -65,10 +65,10 @@ def convert(
     max_memory: MaxMemory = None,
 ) -> int:
     """Convert a checkpoint between PyTorch, NNX and Linen: formats, names, layouts, optimizer state."""
-    from ports.weights import rulesfile
-    from ports.weights.convert import convert as run
-    from ports.weights.convert import summary
-    from ports.weights.pretrained import fetched
+    from ports.weights.checkpoints.convert import convert as run
+    from ports.weights.checkpoints.convert import summary
+    from ports.weights.checkpoints.pretrained import fetched
+    from ports.weights.rules import rulesfile
 
     if model is not None and rules is not None:
         raise UserError("convert: got both --model and --rules, expected one of them")
@@ -124,8 +124,9 @@ def inspect(
     max_memory: MaxMemory = None,
 ) -> int:
     """Say what a checkpoint holds: format, dialect, network, tensors, and what is unusual."""
-    from ports.weights import draft, inspection
-    from ports.weights.pretrained import fetched
+    from ports.weights.checkpoints import inspection
+    from ports.weights.checkpoints.pretrained import fetched
+    from ports.weights.rules import draft
 
     if rules:
         if len(files) != 2:

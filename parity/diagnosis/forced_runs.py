@@ -24,7 +24,7 @@ from parity.running import flax as run_flax
 from parity.running import pytorch as run_pytorch
 from parity.running.flax import Functional
 from parity.running.taps import Tap
-from ports.weights.pytorch import to_numpy
+from ports.weights.live.pytorch import to_numpy
 
 # A program that runs once: what XLA's optimisations take to compile is more than they save.
 QUICK: Any = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}

@@ -18,9 +18,10 @@ from rich.console import Console
 from rich.text import Text
 
 from ports.errors import UserError, printable, shortened
-from ports.weights import WeightsError, destination
-from ports.weights.atomic import publish
-from ports.weights.guard import DEBUG
+from ports.weights import WeightsError
+from ports.weights.files import destination
+from ports.weights.files.atomic import publish
+from ports.weights.files.guard import DEBUG
 
 # typer carries a click of its own, or uses the installed one: the base class of its errors is the same name in both.
 USAGE_ERROR: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from parity.running.tf32 import products as tf32_products
 from ports.errors import UserError
-from ports.weights.pytorch import to_numpy, to_torch
+from ports.weights.live.pytorch import to_numpy, to_torch
 
 DEVICES = ("cpu", "gpu")
 TF32 = {"on": True, "off": False}

@@ -18,9 +18,9 @@ from parity.running.flax import Functional
 from parity.running.model_layers import ModelLayer
 from ports.errors import UserError
 from ports.frameworks import framework_of
-from ports.weights import flax as flax_weights
-from ports.weights import linen as linen_weights
-from ports.weights import nnx as nnx_weights
+from ports.weights.live import flax as flax_weights
+from ports.weights.live import linen as linen_weights
+from ports.weights.live import nnx as nnx_weights
 
 
 @dataclass(frozen=True)

@@ -22,26 +22,11 @@ from parity.running import pytorch as run_pytorch
 from parity.running.model_layers import ModelLayer
 from parity.running.taps import Recorder, layer_of
 from ports.errors import UserError
-from ports.weights import layers as layer_rules
-from ports.weights import linen, nnx
-from ports.weights.flax import Place
-from ports.weights.layers import rule_for
+from ports.weights.layers.kinds import has_counterpart, kind_of
+from ports.weights.live import linen, nnx
+from ports.weights.live.flax import Place
 
 OWN = "own"
-
-# The rule of `ports.weights.layers` that PyTorch's layers stand under; a subclass stands under its base class.
-KINDS: dict[type[nn.Module], str] = {
-    **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), "conv"),
-    **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), "conv_transpose"),
-    nn.Linear: "linear",
-    nn.modules.batchnorm._BatchNorm: "batch_norm",
-    **dict.fromkeys((nn.LayerNorm, nn.GroupNorm, nn.RMSNorm), "affine"),
-    nn.modules.instancenorm._InstanceNorm: "affine",
-    nn.Embedding: "embedding",
-    nn.MultiheadAttention: "attention",
-    **dict.fromkeys((nn.LSTM, nn.LSTMCell), "lstm"),
-    **dict.fromkeys((nn.GRU, nn.GRUCell), "gru"),
-}
 
 
 def of_torch(net: nn.Module, probe: Probe, state: Mapping[str, np.ndarray]) -> list[ModelLayer]:
@@ -55,8 +40,8 @@ def of_torch(net: nn.Module, probe: Probe, state: Mapping[str, np.ndarray]) -> l
     for name, module in net.named_modules():
         if any(name.startswith(f"{outer}.") for outer in inside):
             continue
-        kind = next((KINDS[cls] for cls in type(module).__mro__ if cls in KINDS), None)
-        if kind is None:
+        row = kind_of(module)
+        if row is None:
             for own, _ in (*module.named_parameters(recurse=False), *_buffers(module)):
                 full = f"{name}.{own}" if name else own
                 layers.append(ModelLayer(full, OWN, {"value": full}, {"value": state[full]}))
@@ -64,10 +49,10 @@ def of_torch(net: nn.Module, probe: Probe, state: Mapping[str, np.ndarray]) -> l
         inside.append(name)
         tensors = [*module.state_dict()]
         if isinstance(module, nn.RNNBase):
-            layers += _recurrent(name, kind, tensors, state)
+            layers += _recurrent(name, row.pairs_as, tensors, state)
         elif tensors:
             whole = {n: f"{name}.{n}" if name else n for n in tensors}
-            layers.append(ModelLayer(name, kind, whole, {n: state[full] for n, full in whole.items()}))
+            layers.append(ModelLayer(name, row.pairs_as, whole, {n: state[full] for n, full in whole.items()}))
     record = Recorder(inputs=True)
     names = {module_of(layer.name) for layer in layers}
     names |= {outer for layer in layers if layer.kind == OWN for outer in _prefixes(layer.name) if outer}
@@ -161,7 +146,7 @@ def linen_layers(net: run_linen.Net, probe: Probe) -> dict[str, flax.linen.Modul
     for other in linen.modules(net).values():
         if other.scope is not None:
             found.setdefault(tuple(other.path), other)
-    ruled = [path for path, m in found.items() if rule_for(m)]
+    ruled = [path for path, m in found.items() if kind_of(m)]
     return {
         ".".join(path): m
         for path, m in found.items()
@@ -214,12 +199,11 @@ def _of_flax(
     layers = {}
     for own, place in places.items():
         name = next(n for n in _prefixes(own) if n in modules)
-        rule = rule_for(modules[name])
-        kind = layer_rules.KINDS.get(rule) if rule else None
-        if kind is None:  # PyTorch's side tells nothing of a rule that somebody registered: tensors pair one by one
+        row = kind_of(modules[name])
+        if row is None or not has_counterpart(row):  # nothing tells PyTorch's class: the tensors pair one by one
             layers[own] = ModelLayer(own, OWN, {"value": own}, {"value": place.read()})
             continue
-        layer = layers.setdefault(name, ModelLayer(name, kind))
+        layer = layers.setdefault(name, ModelLayer(name, row.pairs_as))
         leaf = own.removeprefix(f"{name}.") if name else own
         layer.tensors[leaf], layer.values[leaf] = own, place.read()
     ranks = _ranks(record, modules)

@@ -14,7 +14,7 @@ from flax import linen as nn
 from parity.running.flax import Functional, Listener, float64_attention, mode_keywords, placed
 from parity.running.nnx import parts, settings
 from parity.running.taps import Tap
-from ports.weights.linen import modules, places
+from ports.weights.live.linen import modules, places
 
 Net = tuple[nn.Module, Mapping[str, Any]]
 

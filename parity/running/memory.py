@@ -12,7 +12,7 @@ import torch
 from ports import families
 from ports.building import pytorch
 from ports.errors import UserError
-from ports.weights.budget import usable
+from ports.weights.files.budget import usable
 
 # Peak memory of a check: bytes of the frameworks, times the activations of a batch, times the weights. (ResNet-50 with
 # two images: 6.1 GB measured, 6.8 GB by these.)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ports.weights.layers import COUNTER
+from ports.weights.layers.leaves import COUNTER
 
 # Tensors that one side may lack: the counter of batches; a recurrent layer's second bias, folded into the first.
 SECOND = "bias_hh"
@@ -25,7 +25,7 @@ class ModelLayer:
 
     Attributes:
         name: in its own framework.
-        kind: of which rule of `ports.weights.layers` it is: `conv`, `linear`; `own` for a module of the user's.
+        kind: of which rule of `ports.weights.layers.leaves` it is: `conv`, `linear`; `own` for a module of the user's.
         tensors: by its name within the layer (`weight`), the name of each tensor in the whole model.
         values: by the same names, in PyTorch's layout.
         rank: when it is called first; None where it is never called.

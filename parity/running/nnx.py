@@ -13,7 +13,7 @@ from flax import nnx
 
 from parity.running.flax import Functional, Listener, float64_attention, mode_keywords, placed
 from parity.running.taps import Tap
-from ports.weights.nnx import modules, places
+from ports.weights.live.nnx import modules, places
 
 # Settings of layers that are fixed to a type, by the type of the run: what becomes of them. With None a layer computes
 # in the type of its inputs and weights.

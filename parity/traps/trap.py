@@ -18,7 +18,7 @@ class Trap:
 
     | `place`    | `where` names                       | `plant` takes                        | `plant` returns       |
     |------------|-------------------------------------|--------------------------------------|-----------------------|
-    | `weight`   | kinds of `ports.weights.layers`     | a tensor in PyTorch's layout         | one form, or several  |
+    | `weight`   | groups of `layers.kinds`            | a tensor in PyTorch's layout         | one form, or several  |
     | `layer`    | PyTorch's types of layers           | a layer, which it may change         | that layer or another |
     | `between`  | PyTorch's functions                 | function, arguments, named arguments | another value         |
     | `loss`     | functions that PyTorch's loss calls | function, arguments, named arguments | another value         |

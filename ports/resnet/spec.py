@@ -65,7 +65,7 @@ class Block:
         zero_init_last: each block starts as its shortcut: its last BatchNorm is zero (Goyal et al. 2017, section 5.1),
             or with `preactivation` its last convolution (a zero BatchNorm before a ReLU would never get a gradient).
         folded: for inference: a BatchNorm directly behind a convolution, in the whole network, is part of it; the
-            weights are those of `ports.weights.fold`, or of `parity convert --fold-batchnorm`.
+            weights are those of `ports.weights.known.fold`, or of `parity convert --fold-batchnorm`.
     """
 
     bottleneck: bool = False

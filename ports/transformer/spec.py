@@ -52,14 +52,14 @@ class EncoderSpec:
 def layers(spec: EncoderSpec) -> Iterator[Layer]:
     """Yield the layers with tensors under their PyTorch names, in the order of PyTorch's state_dict."""
     width, heads = spec.width, (("num_heads", spec.heads),)
-    yield Layer("tokens", "tokens", "Embed", {"weight": (spec.vocabulary, width)})
-    yield Layer("positions", "positions", "Embed", {"weight": (spec.length, width)})
+    yield Layer("tokens", "tokens", "embedding", {"weight": (spec.vocabulary, width)})
+    yield Layer("positions", "positions", "embedding", {"weight": (spec.length, width)})
     for i in range(spec.depth):
         at = f"blocks.{i}"
         yield _norm("norm1", f"{at}.norm1", width)
         shapes = {"in_proj_weight": (3 * width, width), "in_proj_bias": (3 * width,)}
         shapes |= {"out_proj.weight": (width, width), "out_proj.bias": (width,)}
-        yield Layer("attention", f"{at}.attention", "MultiHeadAttention", shapes, options=heads)
+        yield Layer("attention", f"{at}.attention", "attention", shapes, options=heads)
         yield _norm("norm2", f"{at}.norm2", width)
         yield linear_layer("linear1", f"{at}.linear1", width, spec.hidden)
         yield linear_layer("linear2", f"{at}.linear2", spec.hidden, width)
@@ -68,4 +68,4 @@ def layers(spec: EncoderSpec) -> Iterator[Layer]:
 
 
 def _norm(role: str, name: str, width: int) -> Layer:
-    return Layer(role, name, "LayerNorm", {"weight": (width,), "bias": (width,)})
+    return Layer(role, name, "layer_norm", {"weight": (width,), "bias": (width,)})

@@ -26,7 +26,7 @@ class TutorialSpec:
         widths: three channels in a `TutorialNet`, two in a `TutorialResNet`.
         convs: 3x3 convolutions in a residual block.
         input_size: height and width that the network was made for; any size works.
-        folded: for inference: each BatchNorm is part of the convolution before it (`ports.weights.fold`).
+        folded: for inference: each BatchNorm is part of the convolution before it (`ports.weights.known.fold`).
         source: where the network was published.
     """
 

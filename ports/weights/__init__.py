@@ -3,40 +3,38 @@
     weights = ports.weights.read(net)      # torch.nn.Module, nnx.Module, or Linen's (module, variables)
     ports.weights.write(net, weights)      # all or nothing; for Linen it returns the new variables
 
-Each framework has one reader and one writer, so six directions come out of three pairs:
+Each framework has one reader and one writer, so six directions come out of three pairs. The package has eight rooms; a
+room imports only rooms that stand above it:
 
-| file         | what stands there                                                                             |
-|--------------|-----------------------------------------------------------------------------------------------|
-| `torch_form.py` | the strict matching of names, shapes and types; the rules that a caller may add                 |
-| `layers.py`  | a rule per Flax layer type: which of its variables is which PyTorch tensor, in which layout     |
-| `pytorch.py` | read and write a `torch.nn.Module`                                                              |
-| `nnx.py`     | read and write an `nnx.Module`                                                                  |
-| `linen.py`   | read and write a Linen `(module, variables)`                                                    |
-| `files.py`   | files into the torch form, and the way back; `formats/` has a module for each format              |
-| `convert.py` | a file into another; `checkpoint.py` reads one, `training.py` takes it apart                      |
-| `recognise.py` | which network it is and whose names it has: `networks.py` and `dialects.py` are the tables      |
-| `rulesfile.py` | rules for other networks in TOML; `draft.py` writes a first one                                |
-| `optimizer.py` | states of live optimizers, moved as their parameters are (`transforms.py`: optax's)           |
-| `stored.py`  | states of optimizers in files; `states.py` lays one out, `optimizer_table.py` finds its row |
+| room           | what it holds                                                            | imports                  |
+|----------------|--------------------------------------------------------------------------|--------------------------|
+| `form/`        | the torch form: strict matching of names, shapes and types; lazy tensors | -                        |
+| `layers/`      | a row per layer type: which Flax variable is which PyTorch tensor        | -                        |
+| `live/`        | reads and writes live models: `pytorch.py`, `nnx.py`, `linen.py`         | form, layers             |
+| `optimizer/`   | states of live optimizers, and the table of known optimizers             | form, live               |
+| `files/`       | opens and writes files as trees of arrays; a module per format           | form, live               |
+| `known/`       | networks and dialects, and how a file is recognised as one of them       | form, layers             |
+| `rules/`       | rules for other networks in TOML, and a first draft of them              | form, layers, known      |
+| `checkpoints/` | a file in the torch form: `load`, `save`, `convert`, `inspect`           | all but live             |
 
 Importing this package loads neither torch nor jax.
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ports.errors import UserError
-from ports.frameworks import framework_of
-from ports.weights.checkpoint import open_checkpoint
-from ports.weights.convert import convert
-from ports.weights.files import load, save
-from ports.weights.layers import Leaf, register
-from ports.weights.torch_form import Default, Ignore, Rename, Rule, WeightsError, fold_recurrent_biases
+from ports.frameworks import Live, Net, port_of
+from ports.weights.checkpoints.checkpoint import open_checkpoint
+from ports.weights.checkpoints.convert import convert
+from ports.weights.checkpoints.loading import load, save
+from ports.weights.form.torch_form import Default, Ignore, Rename, Rule, WeightsError, fold_recurrent_biases
+from ports.weights.layers.kinds import register
+from ports.weights.layers.leaves import Leaf
 
 __all__ = [
     "Default",
@@ -56,7 +54,7 @@ __all__ = [
 ]
 
 
-def read(net: Any, *, copy: bool = True) -> dict[str, np.ndarray]:
+def read(net: Net, *, copy: bool = True) -> dict[str, np.ndarray]:
     """All weights and statistics of a live model, with PyTorch's names and layouts, every bit kept.
 
     Args:
@@ -67,10 +65,10 @@ def read(net: Any, *, copy: bool = True) -> dict[str, np.ndarray]:
     Raises:
         WeightsError: a layer with parameters has no rule.
     """
-    return _port(net).read(net, copy)
+    return _live(net).read(net, copy)
 
 
-def write(net: Any, weights: dict[str, np.ndarray], *, rules: Sequence[Rule] = (), copy: bool = True) -> Any:
+def write(net: Net, weights: Mapping[str, np.ndarray], *, rules: Sequence[Rule] = (), copy: bool = True) -> Any:
     """Puts weights into a live model: every tensor given is used once and every one of the model's is set once.
 
     Nothing is written unless all is well. Values are copied. A type may widen (float32 into a float64 model), never
@@ -93,12 +91,12 @@ def write(net: Any, weights: dict[str, np.ndarray], *, rules: Sequence[Rule] = (
         WeightsError: all problems at once, each with name, shape and the nearest candidate; `copy=False` for a PyTorch
             model, whose optimizer would write into arrays that JAX takes to be constant.
     """
-    return _port(net).write(net, weights, rules, copy)
+    return _live(net).write(net, weights, rules, copy)
 
 
-def _port(net: Any) -> Any:
-    """The module of this package that reads and writes `net`."""
+def _live(net: Net) -> Live:
+    """The module that reads and writes `net`."""
     try:
-        return importlib.import_module(f"ports.weights.{framework_of(net)}")
+        return port_of(net).live
     except UserError as error:
         raise WeightsError(str(error)) from None

@@ -14,8 +14,13 @@ import numpy as np
 import orbax.checkpoint  # noqa: F401 - here, so that the processes that are forked have it
 import torch  # noqa: F401
 
-from ports.weights import convert, draft, inspection, pretrained, save  # noqa: F401
-from ports.weights.formats import FORMATS
+from ports.weights import convert, save  # noqa: F401
+from ports.weights.checkpoints import (
+    inspection,  # noqa: F401
+    pretrained,  # noqa: F401
+)
+from ports.weights.files.formats import FORMATS
+from ports.weights.rules import draft  # noqa: F401
 
 from . import __doc__ as about
 from . import guided, judge, kills, names, runs, states
@@ -48,7 +53,7 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, default=Path("fuzz-faults"), help="where cases with faults are kept")
     given = parser.parse_args()
     for row in FORMATS.values():
-        importlib.import_module(f"ports.weights.formats.{row.module}")
+        importlib.import_module(f"ports.weights.files.formats.{row.module}")
     warm()
     if given.kind == "replay":
         faults = runs.replay(given.folder)

@@ -3,7 +3,7 @@
 A fault is: an exit code that is not documented, a traceback, more than one line about a refused file, characters on
 the output that cannot be seen, more than 10 s of CPU time, more memory than a file may take, a partial output, an old
 output that is lost, an output that cannot be read back or holds other numbers, and an error of programming that the
-boundary for faults of files hides (`ports.weights.guard`).
+boundary for faults of files hides (`ports.weights.files.guard`).
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ import numpy as np
 import typer.main
 
 from parity.commands import cli
-from ports.weights import budget, checkpoint, formats, guard
-from ports.weights.formats import FORMATS
+from ports.weights.checkpoints import checkpoint
+from ports.weights.files import budget, formats, guard
+from ports.weights.files.formats import FORMATS
 
 from .seeds import Files, collected, laid, suffix
 

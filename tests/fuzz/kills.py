@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from ports.weights import atomic, convert, formats, load
-from ports.weights.formats import FORMATS, Content
+from ports.weights import convert, load
+from ports.weights.files import atomic, formats
+from ports.weights.files.formats import FORMATS, Content
 
 from . import judge, runs, seeds, workers
 from .runs import Plan, Table
@@ -102,7 +103,7 @@ def _write(source: Path, out: Path, name: str, way: str, pipe: int) -> None:
         os.dup2(nowhere, 2)
         if way.endswith("plain"):
             atomic._renameat2 = lambda *_: False
-        module: Any = __import__("ports.weights.convert", fromlist=["publish"])
+        module: Any = __import__("ports.weights.checkpoints.convert", fromlist=["publish"])
         publish = module.publish
 
         @contextmanager

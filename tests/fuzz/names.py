@@ -11,9 +11,9 @@ import numpy as np
 
 from parity.reports import html, terminal
 from parity.reports.report import Finding, Model, Report, Row
-from ports.weights import formats
-from ports.weights.formats import FORMATS, Content
-from ports.weights.torch_form import WeightsError
+from ports.weights.files import formats
+from ports.weights.files.formats import FORMATS, Content
+from ports.weights.form.torch_form import WeightsError
 
 from . import judge, runs, seeds
 from .runs import Plan, Table

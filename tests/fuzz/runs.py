@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ports.weights.formats import FORMATS
+from ports.weights.files.formats import FORMATS
 
 from . import judge, mutate, seeds, workers
 from .seeds import Files

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from ports.weights import formats
-from ports.weights.formats import EXTENDED, FORMATS, Content
+from ports.weights.files import formats
+from ports.weights.files.formats import EXTENDED, FORMATS, Content
 
 Files = dict[str, bytes]
 Tensors = dict[str, np.ndarray]

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ports.weights import formats
-from ports.weights.formats import FORMATS, Content
-from ports.weights.torch_form import WeightsError
+from ports.weights.files import formats
+from ports.weights.files.formats import FORMATS, Content
+from ports.weights.form.torch_form import WeightsError
 
 from . import judge, runs, seeds
 from .runs import Plan, Table

@@ -1,0 +1,1 @@
+"""Checkpoints in the torch form: taken apart, recognised, converted, described."""

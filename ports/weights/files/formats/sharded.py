@@ -1,0 +1,140 @@
+"""A set of safetensors files in one folder with `model.safetensors.index.json`, as Hugging Face's libraries write it.
+
+The index is input like any other: a shard is a file beside it, never a path; and what it says of each tensor has to be
+what the shards hold.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from ports.weights.files import destination
+from ports.weights.files.budget import JSON
+from ports.weights.files.formats import INDEX, SUFFIXES, Content, arrays, guarded, safetensors, unique
+from ports.weights.files.source import Source
+from ports.weights.form.torch_form import WeightsError, describe
+
+SHARD_SIZE = 5 * 10**9
+NAME = "model.safetensors"
+LONGEST = 255  # bytes of a file name
+
+
+def index_of(path: Path) -> Path:
+    """Return the index file of a folder, or the file itself.
+
+    Raises:
+        WeightsError: the folder has no index, or several.
+    """
+    if not path.is_dir():
+        return path
+    found = sorted(path.glob(f"*{INDEX}"))
+    if len(found) != 1:
+        names = describe(file.name for file in found) or "no such file"
+        raise WeightsError(f"weights {path}: got {names}, expected one *{INDEX}; name the one that is meant")
+    return found[0]
+
+
+def weight_map(source: Source, present: bool = True) -> dict[str, str]:
+    """Return the shard of each tensor.
+
+    Args:
+        source: the index file.
+        present: the shards must be there.
+
+    Raises:
+        WeightsError: all that is wrong with the index.
+    """
+    index = source.path
+    source.budget.take(JSON * source.file.size, "its index")
+    text = source.file.read(0, source.file.size).decode("utf-8")
+    try:
+        content = json.loads(text, object_pairs_hook=unique)
+    except RecursionError:
+        raise ValueError("the index is nested too deeply") from None
+    table = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(table, dict) or not table or not all(isinstance(file, str) for file in table.values()):
+        raise WeightsError(f"weights {index}: expected weight_map, a table of tensors to files")
+    problems = []
+    for file in dict.fromkeys(table.values()):
+        if Path(file).name != file or file in ("", ".", "..") or "\\" in file or "\0" in file:
+            problems.append(f"weights {index}: shard {file[:80]!r} is not the plain name of a file beside the index")
+        elif len(os.fsencode(file)) > LONGEST:
+            problems.append(f"weights {index}: shard {file[:80]!r}… is longer than a file's name can be")
+        elif present and not (index.parent / file).is_file():
+            problems.append(f"weights {index.parent / file}: no such file, which {index.name} lists; fetch it too")
+    if problems:
+        raise WeightsError(problems)
+    return table
+
+
+def read(source: Source, check: bool = True) -> Content:
+    """Return the tensors of all shards.
+
+    A shard may be a link out of the folder: caches of downloads are built so. A note says where it leads.
+    """
+    index = index_of(source.path)
+    table = weight_map(source.part(index))
+    tree, metadata, problems = {}, {}, []
+    for file in dict.fromkeys(table.values()):
+        row = SUFFIXES.get(Path(file).suffix.lower())
+        if row is None or row.folder:
+            raise WeightsError(f"weights {index}: shard {file}: unknown format; expected {' '.join(SUFFIXES)}")
+        place = index.parent / file
+        _noted(source, place)
+        shard = guarded(place, row.module, "read", source.part(place), *((check,) if row.sums else ()))
+        metadata |= shard.metadata
+        for name, array in shard.tree.items():
+            if name in tree:
+                problems.append(f"{name}: is in two shards, the second is {file}")
+            elif table.get(name) != file:
+                problems.append(f"{name}: is in {file}, the index says {table.get(name, 'nothing of it')}")
+            tree[name] = array
+    problems += [
+        f"{name}: missing from {file}, where the index says it is" for name, file in table.items() if name not in tree
+    ]
+    if problems:
+        raise WeightsError(problems)
+    return Content({name: tree[name] for name in table}, metadata)
+
+
+def foreign(folder: Path) -> list[str]:
+    """Return what a folder holds besides one index and the shards that it lists."""
+    indices = sorted(folder.glob(f"*{INDEX}"))
+    try:
+        listed = weight_map(Source(indices[0]), present=False).values() if len(indices) == 1 else ()
+    except (WeightsError, ValueError):
+        listed = ()
+    shards = [file for file in listed if Path(file).suffix.lower() in SUFFIXES]
+    known = (*shards, *(index.name for index in indices)) if shards else ()
+    return destination.unexplained(folder, lambda _: False, known)
+
+
+def _noted(source: Source, shard: Path) -> None:
+    if shard.is_symlink():
+        real = Path(os.path.realpath(shard))
+        if not real.is_relative_to(os.path.realpath(shard.parent)):
+            source.notes.append(f"{shard.name} is a link that leaves the folder; {real} was read")
+
+
+def write(path: Path, content: Content, shard_size: int | None = None) -> None:
+    """Tensors in order; a shard takes as many as fit into `shard_size` bytes, but one at least."""
+    tensors, limit = arrays(content.tree), shard_size or SHARD_SIZE
+    shards: list[dict] = [{}]
+    full = 0
+    for name, array in tensors.items():
+        if shards[-1] and full + array.nbytes > limit:
+            shards.append({})
+            full = 0
+        shards[-1][name] = array
+        full += array.nbytes
+    path.mkdir()
+    table = {}
+    for i, shard in enumerate(shards, 1):
+        file = f"model-{i:05}-of-{len(shards):05}.safetensors"
+        safetensors.write(path / file, Content(shard, content.metadata))
+        table |= dict.fromkeys(shard, file)
+    total = sum(array.nbytes for array in tensors.values())
+    text = json.dumps({"metadata": {"total_size": total}, "weight_map": table}, indent=1, ensure_ascii=False)
+    (path / f"{NAME}{INDEX}").write_text(text + "\n", encoding="utf-8")

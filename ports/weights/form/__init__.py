@@ -1,0 +1,1 @@
+"""The torch form and its matching. This room imports no other room."""

@@ -1,0 +1,205 @@
+"""How others name the same layers: one row a dialect, from which the names of a whole network follow.
+
+A dialect says how it calls a layer of each role (`ports.family.Layer`); where it says nothing the layer keeps
+its PyTorch name. `tensors` says how the tensors within a layer are called and laid out: `torch`, `flax` (kernel, scale,
+mean, …) or `hwio` (PyTorch's names around kernels that are (height, width, in, out)).
+
+Sources of the names: torchvision's and timm's resnet.py; Hugging Face transformers' modeling_resnet.py;
+akamaster/pytorch_resnet_cifar10 and kuangliu/pytorch-cifar; Flax's examples/imagenet/models.py.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from ports.families import is_description, layers
+from ports.family import Layer, Shape
+from ports.frameworks import LAYOUTS
+from ports.weights.form import lazy
+from ports.weights.form.lazy import Array
+from ports.weights.form.torch_form import Ignore, WeightsError, lossless
+from ports.weights.layers.kinds import KINDS
+from ports.weights.layers.leaves import LayerRule, Leaf
+
+Path = tuple[str, ...]
+TARGETS = tuple(LAYOUTS)
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One row.
+
+    Attributes:
+        source: where its names were read.
+        names: a template for each role that has a name of its own.
+        number: what stands around a position in a Sequential or list: `conv1.0`, `conv1.layers.0`, `conv1_0`.
+        tensors: how the tensors of a layer are called and laid out.
+        nested: names are paths in a tree.
+        collections: Linen's `params` and `batch_stats` come first.
+        networks: whose names these are; all where none is named.
+        ignore: what its files hold besides, and why it is left out; each matches something, or it is another dialect.
+        warning: what is not the same network although its weights fit.
+    """
+
+    name: str
+    source: str
+    names: Mapping[str, str] = field(default_factory=dict)
+    number: str = "."
+    tensors: str = "torch"
+    nested: bool = False
+    collections: bool = False
+    networks: tuple[str, ...] = ()
+    ignore: tuple[Ignore, ...] = ()
+    warning: str = ""
+
+    def layer(self, layer: Layer) -> str:
+        """What it calls a layer."""
+        name = self.names.get(layer.role)
+        if name is not None:
+            return name.format(**layer.fields)
+        return re.sub(r"\.(?=\d)", self.number, layer.torch)
+
+
+HUGGING_FACE = {
+    "stem.conv": "resnet.embedder.embedder.convolution",
+    "bn1": "resnet.embedder.embedder.normalization",
+    "conv": "resnet.encoder.stages.{stage}.layers.{block}.layer.{i}.convolution",
+    "bn": "resnet.encoder.stages.{stage}.layers.{block}.layer.{i}.normalization",
+    "shortcut.conv": "resnet.encoder.stages.{stage}.layers.{block}.shortcut.convolution",
+    "shortcut.bn": "resnet.encoder.stages.{stage}.layers.{block}.shortcut.normalization",
+    "fc": "classifier.1",
+}
+CIFAR = {
+    "shortcut.conv": "{at}.shortcut.0",
+    "shortcut.bn": "{at}.shortcut.1",
+    "fc": "linear",
+}
+FLAX_EXAMPLE = {
+    "stem.conv": "conv_init",
+    "bn1": "bn_init",
+    "conv": "{kind}_{n}.Conv_{i}",
+    "bn": "{kind}_{n}.BatchNorm_{i}",
+    "shortcut.conv": "{kind}_{n}.conv_proj",
+    "shortcut.bn": "{kind}_{n}.norm_proj",
+    "fc": "Dense_0",
+}
+SAME_PADDING = (
+    "Flax's example pads 'SAME': its convolutions and its pool of stride 2 see other pixels than PyTorch's, so the "
+    "converted network does not compute what the example computes; build it with the example's padding, or fine-tune"
+)
+
+DIALECTS = {
+    row.name: row
+    for row in (
+        Dialect("torchvision", "torchvision and timm, resnet.py; this package's PyTorch networks"),
+        Dialect("nnx", "this package's NNX networks", number=".layers.", tensors="flax", nested=True),
+        Dialect("linen", "this package's Linen networks", number="_", tensors="flax", nested=True, collections=True),
+        Dialect("transformers", "Hugging Face transformers, modeling_resnet.py", HUGGING_FACE),
+        Dialect("cifar", "akamaster/pytorch_resnet_cifar10, resnet.py; kuangliu/pytorch-cifar, resnet.py", CIFAR),
+        Dialect(
+            "flax-imagenet",
+            "flax, examples/imagenet/models.py",
+            FLAX_EXAMPLE,
+            tensors="flax",
+            nested=True,
+            collections=True,
+            warning=SAME_PADDING,
+        ),
+        Dialect(
+            "tutorial",
+            "a second tutorial on residual networks, as published",
+            networks=("tutorial_resnet",),
+            ignore=(Ignore("*.shortcut.*", why="built, never called"),),
+        ),
+        Dialect("torchvision-hwio", "torchvision's names around Flax's layouts", tensors="hwio"),
+        Dialect("cifar-hwio", "the CIFAR networks' names around Flax's layouts", CIFAR, tensors="hwio"),
+    )
+}
+TARGET = {"torch": DIALECTS["torchvision"], "nnx": DIALECTS["nnx"], "linen": DIALECTS["linen"]}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of the torch form and where a file keeps it.
+
+    Attributes:
+        leaf: how it becomes the file's arrays, and how they become it.
+        paths: of those arrays.
+        parameter: it is trained; statistics are not.
+    """
+
+    torch: str
+    shape: Shape
+    leaf: Leaf
+    paths: tuple[Path, ...]
+    parameter: bool
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(".".join(path) for path in self.paths)
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Of the file's arrays."""
+        return tuple(a.shape for a in self.leaf.to_flax(np.broadcast_to(np.int8(0), self.shape)))
+
+    def from_torch(self, array: Array) -> list[Array]:
+        """Return the file's arrays: views where possible."""
+        if self.leaf.dtype is None or not self.leaf.flax:
+            return lazy.mapped(lambda arrays: self.leaf.to_flax(arrays[0]), (array,))
+        made = self.leaf.to_flax(np.asarray(array))
+        cast = [lossless(a, np.dtype("int32")) for a in made]
+        if any(a is None for a in cast):
+            raise WeightsError(f"{self.torch}: got {np.asarray(array)}, which does not fit Flax's int32")
+        return [a for a in cast if a is not None]
+
+    def to_torch(self, arrays: tuple[Array, ...]) -> Array:
+        """Return the tensor in the torch form: a view where possible."""
+        if self.leaf.dtype is None:
+            return lazy.mapped(lambda arrays: (self.leaf.to_torch(arrays),), arrays)[0]
+        return self.leaf.to_torch(tuple(np.asarray(array) for array in arrays)).astype(self.leaf.dtype)
+
+
+def mapping(spec: Any, dialect: Dialect) -> list[Entry]:
+    """Return where a file of this dialect keeps every tensor of a described network, or of some `Layer`s."""
+    rows: Iterable[Layer] = layers(spec) if is_description(spec) else spec
+    return [entry for layer in rows for entry in entries(layer, dialect)]
+
+
+def entries(layer: Layer, dialect: Dialect) -> list[Entry]:
+    """The tensors of one layer."""
+    base, found = dialect.layer(layer), {}
+    for leaf, kept, names in kept_leaves(KINDS[layer.type].leaves, dialect.tensors, layer.options):
+        if leaf.torch not in layer.shapes:
+            continue
+        paths = []
+        for name in names:
+            path = tuple(f"{base}.{name}".split(".")) if dialect.nested else (f"{base}.{name}",)
+            paths.append((leaf.collection, *path) if dialect.collections else path)
+        torch_name, shape = f"{layer.torch}.{leaf.torch}", layer.shapes[leaf.torch]
+        found[leaf.torch] = Entry(torch_name, shape, kept, tuple(paths), leaf.collection == "params")
+    return [found[name] for name in layer.shapes if name in found]
+
+
+@functools.cache
+def kept_leaves(rule: LayerRule, tensors: str, options: tuple[tuple[str, Any], ...]) -> list[tuple[Leaf, Leaf, Path]]:
+    """Of each tensor of a layer: its leaf, how a dialect lays it out, and what it is called there."""
+    rows = []
+    for leaf in rule(SimpleNamespace(**dict(options))):
+        if tensors == "flax":
+            rows.append((leaf, leaf, leaf.flax))
+        else:
+            kept = (
+                Leaf(leaf.torch, (), leaf.to_flax, leaf.to_torch)
+                if tensors == "hwio" and len(leaf.flax) == 1
+                else Leaf(leaf.torch, ())
+            )
+            rows.append((leaf, kept, (leaf.torch,)))
+    return rows

@@ -1,0 +1,274 @@
+"""Which network a file holds, and in which dialect: from names and shapes, before a tensor is read.
+
+Every known network is laid out in every dialect and held against the file; what fits is the answer, and two answers are
+an error. The number of classes and of input channels may be another; a network without a classifier gives features.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ports.families import KNOWN, family_of, layers
+from ports.family import Layer, Shape
+from ports.weights.form.near import LONGEST, Near
+from ports.weights.form.torch_form import WeightsError, _matches
+from ports.weights.known.dialects import DIALECTS, Dialect, Entry, kept_leaves, mapping
+from ports.weights.known.names import normal
+from ports.weights.layers.kinds import KINDS
+from ports.weights.layers.leaves import COUNTER
+
+Shapes = Mapping[str, Shape]
+
+# Part of its names that a file must share with a network to be held against it.
+LEAST = 0.3
+
+
+@dataclass
+class Found:
+    """A file understood.
+
+    Attributes:
+        network: name of the network; "" where rules of the user's tell what goes where.
+        entries: where the file keeps each tensor, under normal names.
+        raw: the file's own names by their normal ones.
+        notes: what is unusual, a line each.
+        warning: what is not the same network although its weights fit.
+        headless: the network has no classifier.
+        counters: BatchNorm's, where the file keeps them apart (its metadata).
+    """
+
+    network: str
+    spec: Any
+    dialect: str
+    entries: list[Entry]
+    raw: dict[str, str]
+    notes: list[str] = field(default_factory=list)
+    warning: str = ""
+    headless: bool = False
+    counters: dict[str, int] = field(default_factory=dict)
+
+    def read(self, tensors: Mapping[str, Any], parameters: bool = False) -> dict[str, Any]:
+        """Tensors in the torch form: views where possible.
+
+        Args:
+            parameters: take those only, and of them those that are there (the state of an optimizer).
+        """
+        weights: dict[str, Any] = {}
+        for entry in self.entries:
+            raw = [self.raw.get(name, name) for name in entry.names]
+            if parameters and (not entry.parameter or not all(name in tensors for name in raw)):
+                continue
+            if entry.leaf.torch == COUNTER and not all(name in tensors for name in raw):
+                weights[entry.torch] = np.array(self.counters.get(entry.torch, 0), np.int64)
+            else:
+                weights[entry.torch] = entry.to_torch(tuple(tensors[name] for name in raw))
+        return weights
+
+
+def _spec(network: str, features: bool) -> Any:
+    """The description, or that of the network without its classifier; None where there is none."""
+    return family_of(KNOWN[network]).headless(KNOWN[network]) if features else KNOWN[network]
+
+
+@functools.cache
+def _layers(network: str, features: bool) -> list[Layer]:
+    spec = _spec(network, features)
+    return [] if spec is None else layers(spec)
+
+
+@functools.cache
+def _names(network: str, dialect: str, features: bool) -> tuple[frozenset[str], frozenset[str]]:
+    """The names of a network's tensors in a dialect, but for counters, and those of its counters."""
+    rows = [
+        (n, e.leaf.torch == COUNTER) for e in mapping(_layers(network, features), DIALECTS[dialect]) for n in e.names
+    ]
+    return frozenset(n for n, counter in rows if not counter), frozenset(n for n, counter in rows if counter)
+
+
+def require(model: str | None) -> None:
+    """Refuse a name that no network has.
+
+    Raises:
+        WeightsError: with the nearest names.
+    """
+    if model is not None and model not in KNOWN:
+        near = difflib.get_close_matches(model[:LONGEST], KNOWN, n=3, cutoff=0.5) or list(KNOWN)
+        raise WeightsError(f"unknown network {model[:LONGEST]!r}; nearest: {', '.join(near)}")
+
+
+def recognise(shapes: Shapes, model: str | None = None) -> Found:
+    """The network and the dialect of tensors of these names and shapes.
+
+    Args:
+        model: the network that it is, where that is known.
+
+    Raises:
+        WeightsError: none fits (with all problems of the nearest), or more than one does.
+    """
+    require(model)
+    plain = normal(shapes)
+    candidates: list[Found] = []
+    for raw, note in _prefixes(plain):
+        found = list(_fitting({name: shapes[r] for name, r in raw.items()}, raw, model))
+        for one in found:
+            one.notes += note
+        candidates += found
+        if candidates:
+            break
+    distinct: list[Found] = []
+    for one in candidates:
+        if not any(_same(one, other) for other in distinct):
+            distinct.append(one)
+    if len(distinct) > 1:
+        names = " or ".join(f"{one.network} ({one.dialect})" for one in distinct)
+        raise WeightsError(f"the tensors fit {names}; say which with --model NAME (model=)")
+    if distinct:
+        return distinct[0]
+    raise WeightsError(_misfit({name: shapes[r] for name, r in plain.items()}, model))
+
+
+def _prefixes(plain: dict[str, str]) -> Iterator[tuple[dict[str, str], list[str]]]:
+    """The names as they are, then without a first part that all have (`model.`, `backbone.`)."""
+    yield plain, []
+    names = plain
+    for _ in range(2):
+        firsts = {name.partition(".")[0] for name in names}
+        if len(firsts) != 1 or not all("." in name for name in names):
+            return
+        names = {name.partition(".")[2]: raw for name, raw in names.items()}
+        yield names, [f"every name begins with {firsts.pop()}., which is left out"]
+
+
+def _same(a: Found, b: Found) -> bool:
+    def told(found: Found) -> list[tuple[str, tuple[str, ...], Shape]]:
+        return [(e.torch, e.names, e.shape) for e in found.entries]
+
+    return told(a) == told(b) and a.dialect.partition("-hwio")[1:] == b.dialect.partition("-hwio")[1:]
+
+
+@functools.cache
+def _size(network: str, tensors: str, features: bool) -> int:
+    """The number of arrays that a file of a network holds in dialects of a kind, but for counters."""
+    return sum(
+        len(names)
+        for layer in _layers(network, features)
+        for leaf, _, names in kept_leaves(KINDS[layer.type].leaves, tensors, layer.options)
+        if leaf.torch in layer.shapes and leaf.torch != COUNTER
+    )
+
+
+def _fitting(shapes: Shapes, raw: dict[str, str], model: str | None) -> Iterator[Found]:
+    given = set(shapes)
+    for dialect in DIALECTS.values():
+        ignored = {n for n in given if any(_matches(n, rule.pattern) for rule in dialect.ignore)}
+        if dialect.ignore and not all(any(_matches(n, r.pattern) for n in given) for r in dialect.ignore):
+            continue
+        size = sum(not name.endswith(COUNTER) for name in given - ignored)
+        for network in [model] if model else dialect.networks or KNOWN:
+            for features in (False, True):
+                if _size(network, dialect.tensors, features) != size or (
+                    dialect.networks and network not in dialect.networks
+                ):
+                    continue
+                names, counters = _names(network, dialect.name, features)
+                rest = given - ignored - names
+                if not names <= given or (rest and rest != counters):
+                    continue
+                spec = _resized(_spec(network, features), dialect, shapes)
+                rows = mapping(spec, dialect)
+                if all(shapes.get(n, s) == s for e in rows for n, s in zip(e.names, e.shapes, strict=True)):
+                    notes = _notes(spec, features, dialect, rest, ignored)
+                    yield Found(network, spec, dialect.name, rows, raw, notes, dialect.warning, features)
+
+
+def _resized(spec: Any, dialect: Dialect, shapes: Shapes) -> Any:
+    """The description with the file's sizes: its number of classes, of input channels."""
+    rows = {entry.torch: entry for entry in mapping(spec, dialect)}
+    changes = {}
+    for size in family_of(spec).sizes(spec):
+        if size.tensor in rows and (shape := _torch_shape(rows[size.tensor], shapes)):
+            changes[size.option] = shape[size.axis] or getattr(spec, size.option)
+    return dataclasses.replace(spec, **changes)
+
+
+def _torch_shape(entry: Entry, shapes: Shapes) -> Shape | None:
+    """The shape in PyTorch of a tensor of the file; None where the file has it not, or with other dimensions."""
+    given = [shapes.get(name) for name in entry.names]
+    if any(a is None or len(a) != len(b) for a, b in zip(given, entry.shapes, strict=True)):
+        return None
+    return entry.leaf.to_torch(tuple(np.broadcast_to(np.int8(0), shape or ()) for shape in given)).shape
+
+
+def _notes(spec: Any, features: bool, dialect: Dialect, counters: set[str], ignored: set[str]) -> list[str]:
+    base, notes = KNOWN[spec.name], []
+    tensors = {f"{layer.torch}.{name}" for layer in layers(spec) for name in layer.shapes}
+    for size in family_of(spec).sizes(spec):
+        found, usual = getattr(spec, size.option), getattr(base, size.option)
+        if found != usual and size.tensor in tensors:
+            notes.append(f"{found} {size.text}, {spec.name} has {usual}")
+    if features:
+        notes.append("no classifier: the network gives features")
+    if not counters:
+        notes.append(f"no {COUNTER}: taken as 0")
+    if ignored:
+        notes.append(f"{len(ignored)} tensors left out: {'; '.join(rule.why for rule in dialect.ignore)}")
+    return notes
+
+
+def _misfit(shapes: Shapes, model: str | None) -> list[str]:
+    """All that is wrong, held against the nearest network and dialect."""
+    given = set(shapes)
+
+    def overlap(network: str, dialect: str) -> float:
+        names, counters = _names(network, dialect, False)
+        return len(given & (names | counters)) / len(given | names)
+
+    # Of sets that are that different in size no large part can be the same, whatever the names are.
+    near = [n for n in KNOWN if LEAST / 2 < _size(n, "torch", False) / max(len(given), 1) < 2 / LEAST]
+    pairs = [(n, d) for n in ([model] if model else near) for d in DIALECTS if not DIALECTS[d].ignore]
+    ranked = sorted(pairs, key=lambda pair: -overlap(*pair))[:6]
+    if not model and (not ranked or overlap(*ranked[0]) < LEAST):
+        some = ", ".join(f"{n} {s}" for n, s in list(shapes.items())[:3])
+        return [
+            f"{len(shapes)} tensors ({some} …) are no network known here; describe your own in a file: --rules FILE"
+        ]
+    wanted = {pair: _wanted(shapes, *pair) for pair in ranked}
+    network, dialect = min(ranked, key=lambda pair: sum(_misfits(shapes, wanted[pair])))
+    return [
+        f"the tensors fit no network known here; the nearest is {network} ({dialect}), from which differ:",
+        *_problems(shapes, wanted[network, dialect], network),
+    ]
+
+
+def _misfits(shapes: Shapes, wanted: Shapes) -> tuple[int, int, int]:
+    """How many tensors are missing, are too many, and have another shape."""
+    both = wanted.keys() & shapes.keys()
+    return len(wanted) - len(both), len(shapes) - len(both), sum(wanted[n] != shapes[n] for n in both)
+
+
+def _wanted(shapes: Shapes, network: str, dialect: str) -> dict[str, Shape]:
+    """The tensors of a network in a dialect; without counters where the file has none."""
+    spec = _resized(KNOWN[network], DIALECTS[dialect], shapes)
+    wanted = {n: s for e in mapping(spec, DIALECTS[dialect]) for n, s in zip(e.names, e.shapes, strict=True)}
+    counters = [name for name in wanted if name.endswith(COUNTER)]
+    if not any(name in shapes for name in counters):
+        wanted = {name: shape for name, shape in wanted.items() if name not in counters}
+    return wanted
+
+
+def _problems(shapes: Shapes, wanted: Shapes, network: str) -> list[str]:
+    missing = {n: shape for n, shape in wanted.items() if n not in shapes}
+    extra = {n: shape for n, shape in shapes.items() if n not in wanted}
+    candidates = Near(extra)
+    problems = [f"{n} {shape}: missing{candidates.hint(n, shape)}" for n, shape in missing.items()]
+    candidates = Near(missing)
+    problems += [f"{n} {s}: no such tensor in {network}{candidates.hint(n, s)}" for n, s in extra.items()]
+    problems += [f"{n}: got shape {shapes[n]}, expected {s}" for n, s in wanted.items() if shapes.get(n, s) != s]
+    return problems

@@ -1,0 +1,225 @@
+"""One table of layer types: a row says which classes a type has in each framework, and which tensor is which.
+
+Live models, files of known networks, rules files, their drafts and the pairing of `parity` all read it. `register` adds
+a row. A row goes by a class itself or its qualified name, along the base classes of a layer: a class of your own that
+is called `Linear` does not get Flax's row. No framework is imported.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType, SimpleNamespace
+
+from ports.errors import UserError
+from ports.weights.layers import leaves
+from ports.weights.layers.leaves import LayerRule, Leaf
+
+LayerType = type | str
+
+
+@dataclass(frozen=True)
+class Option:
+    """A setting of a layer that its rule reads, where there is no live layer to ask.
+
+    Attributes:
+        name: what a rules file calls it.
+        setting: the attribute of the Flax layer.
+        default: None where a rules file must give it, as a number.
+        tensor, axis: the Flax tensor whose shape tells the setting.
+    """
+
+    name: str
+    setting: str
+    default: bool | int | None = None
+    tensor: str = ""
+    axis: int = 0
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """One row.
+
+    Attributes:
+        name: what rules files and descriptions of networks call it.
+        torch_types, flax_types: its classes, or their qualified names by any path; subclasses have the same row.
+        leaves: gives the tensors of a layer from its settings.
+        group: the rows of one group may be ports of each other: a GroupNorm of one group is a LayerNorm. `parity` pairs
+            by it; by default the row is a group of its own.
+        options: the settings that `leaves` reads; None where only a live layer has them.
+        needs: PyTorch's names of the tensors that every such layer has.
+        ranks: how many dimensions the first of them may have in PyTorch; empty where a draft never takes this row.
+    """
+
+    name: str
+    torch_types: tuple[LayerType, ...]
+    flax_types: tuple[LayerType, ...]
+    leaves: LayerRule
+    group: str = ""
+    options: tuple[Option, ...] | None = ()
+    needs: tuple[str, ...] = ("weight",)
+    ranks: tuple[int, ...] = ()
+
+    @property
+    def pairs_as(self) -> str:
+        """The group that `parity` pairs by."""
+        return self.group or self.name
+
+    def leaves_for(self, given: Mapping[str, object]) -> tuple[Leaf, ...]:
+        """Return the tensors of a layer with these options, where there is no live layer."""
+        options = {option.setting: given.get(option.name, option.default) for option in self.options or ()}
+        return self.leaves(SimpleNamespace(**options))
+
+
+def _classes(package: str, names: str) -> tuple[str, ...]:
+    return tuple(f"{package}.{name}" for name in names.split())
+
+
+def _torch(names: str) -> tuple[str, ...]:
+    return _classes("torch.nn", names)
+
+
+def _flax(nnx: str, linen: str) -> tuple[str, ...]:
+    return _classes("flax.nnx", nnx) + _classes("flax.linen", linen)
+
+
+HEADS = Option("heads", "num_heads", tensor="query.kernel", axis=1)
+TRANSPOSE = Option("transpose_kernel", "transpose_kernel", default=False)
+
+# Where the tensors of a file fit several rows, a draft takes the first.
+KINDS: dict[str, LayerKind] = {
+    row.name: row
+    for row in (
+        LayerKind("conv", _torch("Conv1d Conv2d Conv3d"), _flax("Conv", "Conv"), leaves.conv, ranks=(3, 4, 5)),
+        LayerKind(
+            "conv_transpose",
+            _torch("ConvTranspose1d ConvTranspose2d ConvTranspose3d"),
+            _flax("ConvTranspose", "ConvTranspose"),
+            leaves.conv_transpose,
+            options=(TRANSPOSE,),
+            ranks=(3, 4, 5),
+        ),
+        LayerKind("linear", _torch("Linear"), _flax("Linear", "Dense"), leaves.linear, ranks=(2,)),
+        LayerKind(
+            "batch_norm",
+            _torch("modules.batchnorm._BatchNorm"),
+            _flax("BatchNorm", "BatchNorm"),
+            leaves.batch_norm,
+            needs=("running_mean",),
+            ranks=(1,),
+        ),
+        *(
+            LayerKind(name, _torch(torch), _flax(flax, flax), leaves.affine, group="affine", ranks=(1,))
+            for name, torch, flax in (
+                ("layer_norm", "LayerNorm", "LayerNorm"),
+                ("group_norm", "GroupNorm", "GroupNorm"),
+                ("instance_norm", "modules.instancenorm._InstanceNorm", "InstanceNorm"),
+                ("rms_norm", "RMSNorm", "RMSNorm"),
+            )
+        ),
+        LayerKind("embedding", _torch("Embedding"), _flax("Embed", "Embed"), leaves.embedding, ranks=(2,)),
+        LayerKind(
+            "attention",
+            _torch("MultiheadAttention"),
+            _flax("MultiHeadAttention", "MultiHeadDotProductAttention"),
+            leaves.attention,
+            options=(HEADS,),
+            needs=("in_proj_weight", "out_proj.weight"),
+            ranks=(2,),
+        ),
+        LayerKind(
+            "lstm",
+            _torch("LSTM LSTMCell"),
+            _flax("LSTMCell OptimizedLSTMCell", "LSTMCell OptimizedLSTMCell"),
+            leaves.lstm,
+            options=None,
+        ),
+        LayerKind("gru", _torch("GRU GRUCell"), _flax("GRUCell", "GRUCell"), leaves.gru, options=None),
+        LayerKind("tensor", (), (), leaves.tensor, needs=("",)),
+    )
+}
+REGISTERED: list[LayerKind] = []  # the rows that users add; a later one wins
+
+
+def register(
+    layer_type: LayerType | Sequence[LayerType],
+    rule: LayerRule,
+    *,
+    torch: LayerType | Sequence[LayerType] = (),
+    name: str = "",
+) -> None:
+    """Add a row for a layer class: a library's, or your own.
+
+    Args:
+        layer_type: the Flax class or classes, or their qualified names, such as "mypackage.layers.Scaled".
+        rule: gives the leaves of a layer.
+        torch: the PyTorch class or classes that it is a port of. Without them `parity` pairs the tensors one by one.
+        name: of the row; a row of this name that is there already pairs with the same layers.
+
+    Raises:
+        UserError: a name without a module: another package may have a class of that name.
+    """
+    flax_types, torch_types = _several(layer_type), _several(torch)
+    if not flax_types:
+        raise UserError("register: got no layer class")
+    if bare := [one for one in (*flax_types, *torch_types) if isinstance(one, str) and "." not in one]:
+        raise UserError(
+            f"register: got the bare name {bare[0]!r}, expected the class itself or its qualified name, "
+            f"such as 'mypackage.layers.{bare[0]}'"
+        )
+    like = KINDS.get(name) if name else next((row for row in KINDS.values() if rule is row.leaves), None)
+    name = name or (like.name if like else _qualified(flax_types[0]))
+    REGISTERED.append(LayerKind(name, torch_types, flax_types, rule, like.group if like else "", options=None))
+
+
+def kind_of(layer: object) -> LayerKind | None:
+    """Return the row of the most derived class of a live layer that has one, in PyTorch or in Flax."""
+    rows = _by_class()
+    found = (rows.get(cls) or rows.get(_qualified(cls)) for cls in type(layer).__mro__)
+    return next((row for row in found if row is not None), None)
+
+
+def has_counterpart(kind: LayerKind) -> bool:
+    """Return whether the table knows PyTorch's classes of a row, so that whole layers can be paired."""
+    return any(row.torch_types for row in (*KINDS.values(), *REGISTERED) if row.pairs_as == kind.pairs_as)
+
+
+def _several(types: LayerType | Sequence[LayerType]) -> tuple[LayerType, ...]:
+    return (types,) if isinstance(types, type | str) else tuple(types)
+
+
+def _qualified(cls: LayerType) -> str:
+    return cls if isinstance(cls, str) else f"{cls.__module__}.{cls.__qualname__}"
+
+
+_cache: tuple[object, dict[LayerType, LayerKind]] = (None, {})
+
+
+def _by_class() -> dict[LayerType, LayerKind]:
+    """Return the rows by the names that they give, and by the classes that these names mean now."""
+    global _cache
+    rows = (*KINDS.values(), *REGISTERED)
+    state = (len(sys.modules), *map(id, rows))  # another module may hold a class that a name means
+    if _cache[0] != state:
+        found: dict[LayerType, LayerKind] = {}
+        for row in rows:
+            for one in (*row.torch_types, *row.flax_types):
+                found[one] = row
+                if isinstance(one, str) and (cls := _loaded(one)) is not None:
+                    found[cls] = row
+        _cache = state, found
+    return _cache[1]
+
+
+def _loaded(name: str) -> type | None:
+    """Return the class that a qualified name means, by any path to it; None where its module is not loaded."""
+    module, _, inner = name.rpartition(".")
+    while module and module not in sys.modules:
+        module, _, last = module.rpartition(".")
+        inner = f"{last}.{inner}"
+    found: object = sys.modules.get(module)
+    for part in inner.split("."):
+        # `getattr` could import something: some libraries load a class when it is asked for.
+        found = vars(found).get(part) if isinstance(found, type | ModuleType) else None
+    return found if isinstance(found, type) else None

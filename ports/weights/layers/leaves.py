@@ -1,0 +1,220 @@
+"""Rules: which Flax variables of a layer are which PyTorch tensors, and in which layout.
+
+A rule takes the layer (an NNX or an unbound Linen module: only its settings are read) and gives its leaves. It never
+looks at a tensor's rank, or at shapes that happen to fit. `kinds.py` says which layer types have which rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from ports.family import COUNTER
+
+Arrays = tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One PyTorch tensor of a layer.
+
+    Attributes:
+        torch: its PyTorch name within the layer.
+        flax: the Flax variables that hold it, as paths within the layer (`kernel`, `query.kernel`).
+        to_flax, to_torch: between the PyTorch tensor and the values of those variables; views where possible.
+        dtype: PyTorch's type where it is fixed.
+        collection: Linen's collection.
+        like: where `flax` is empty: the Flax variable whose type the tensor has. Such a tensor has one value only.
+    """
+
+    torch: str
+    flax: tuple[str, ...]
+    to_flax: Callable[[np.ndarray], Arrays] = lambda a: (a,)
+    to_torch: Callable[[Arrays], np.ndarray] = lambda arrays: arrays[0]
+    dtype: str | None = None
+    collection: str = "params"
+    like: str | None = None
+
+
+class HasHeads(Protocol):
+    """A layer of attention, as its rule reads it."""
+
+    num_heads: int
+
+
+class HasTranspose(Protocol):
+    """A transposed convolution, as its rule reads it."""
+
+    transpose_kernel: bool
+
+
+LayerRule = Callable[[Any], tuple[Leaf, ...]]
+
+
+def same(torch_name: str, flax: str, *, dtype: str | None = None, collection: str = "params") -> Leaf:
+    """A tensor that has the same layout in both."""
+    return Leaf(torch_name, (flax,), dtype=dtype, collection=collection)
+
+
+def tensor(_: object) -> tuple[Leaf, ...]:
+    """One tensor that is no layer's: the name of the layer is its whole name."""
+    return (same("", ""),)
+
+
+def conv(_: object) -> tuple[Leaf, ...]:
+    """(out, in / groups, *window) and (*window, in / groups, out)."""
+    return (
+        Leaf(
+            "weight",
+            ("kernel",),
+            to_flax=lambda w: (np.moveaxis(w, (0, 1), (-1, -2)),),
+            to_torch=lambda k: np.moveaxis(k[0], (-1, -2), (0, 1)),
+        ),
+        same("bias", "bias"),
+    )
+
+
+def conv_transpose(layer: HasTranspose) -> tuple[Leaf, ...]:
+    """(in, out, *window) and (*window, out, in) with `transpose_kernel`, or else (*window, in, out), flipped."""
+    if layer.transpose_kernel:
+        return conv(layer)
+
+    def flip(a: np.ndarray, axes: range) -> np.ndarray:
+        return np.flip(a, tuple(axes))
+
+    return (
+        Leaf(
+            "weight",
+            ("kernel",),
+            to_flax=lambda w: (np.moveaxis(flip(w, range(2, w.ndim)), (0, 1), (-2, -1)),),
+            to_torch=lambda k: np.moveaxis(flip(k[0], range(k[0].ndim - 2)), (-2, -1), (0, 1)),
+        ),
+        same("bias", "bias"),
+    )
+
+
+def linear(_: object) -> tuple[Leaf, ...]:
+    """(out, in) and (in, out)."""
+    return (
+        Leaf("weight", ("kernel",), to_flax=lambda w: (w.T,), to_torch=lambda k: k[0].T),
+        same("bias", "bias"),
+    )
+
+
+def affine(_: object) -> tuple[Leaf, ...]:
+    """LayerNorm, GroupNorm, InstanceNorm, RMSNorm."""
+    return (same("weight", "scale"), same("bias", "bias"))
+
+
+def batch_norm(layer: object) -> tuple[Leaf, ...]:
+    """The counter is a variable in our own ports; where Flax has none, `nnx.py` and `linen.py` find a place for it."""
+    return (
+        *affine(layer),
+        same("running_mean", "mean", collection="batch_stats"),
+        same("running_var", "var", collection="batch_stats"),
+        same(COUNTER, COUNTER, dtype="int64", collection="batch_stats"),
+    )
+
+
+def embedding(_: object) -> tuple[Leaf, ...]:
+    return (same("weight", "embedding"),)
+
+
+def attention(layer: HasHeads) -> tuple[Leaf, ...]:
+    """torch.nn.MultiheadAttention packs query, key and value: (3 x width, width) and three (width, heads, depth)."""
+    names, heads = ("query", "key", "value"), layer.num_heads
+    return (
+        Leaf(
+            "in_proj_weight",
+            tuple(f"{n}.kernel" for n in names),
+            to_flax=lambda w: tuple(part.T.reshape(part.shape[1], heads, -1) for part in np.split(w, 3)),
+            to_torch=lambda kernels: np.concatenate([k.reshape(k.shape[0], -1).T for k in kernels]),
+        ),
+        Leaf(
+            "in_proj_bias",
+            tuple(f"{n}.bias" for n in names),
+            to_flax=lambda b: tuple(part.reshape(heads, -1) for part in np.split(b, 3)),
+            to_torch=lambda biases: np.concatenate([b.reshape(-1) for b in biases]),
+        ),
+        Leaf(
+            "out_proj.weight",
+            ("out.kernel",),
+            to_flax=lambda w: (w.T.reshape(heads, -1, w.shape[0]),),
+            to_torch=lambda k: k[0].reshape(-1, k[0].shape[-1]).T,
+        ),
+        same("out_proj.bias", "out.bias"),
+    )
+
+
+def gates(torch_name: str, kernels: tuple[str, ...]) -> Leaf:
+    """The kernels of a cell's gates, (in, hidden) each, as PyTorch stacks them: (gates x hidden, in)."""
+    return Leaf(
+        torch_name,
+        kernels,
+        to_flax=lambda w: tuple(part.T for part in np.split(w, len(kernels))),
+        to_torch=lambda parts: np.concatenate([k.T for k in parts]),
+    )
+
+
+def gate_biases(torch_name: str, biases: tuple[str, ...]) -> Leaf:
+    return Leaf(torch_name, biases, to_flax=lambda b: tuple(np.split(b, len(biases))), to_torch=np.concatenate)
+
+
+def no_bias(torch_name: str, like: str, size: int, kept: tuple[str, ...] = ()) -> Leaf:
+    """PyTorch's second bias, of which Flax has the last part (`kept`) or nothing: the rest must be zero."""
+
+    def to_flax(b: np.ndarray) -> Arrays:
+        rest = b[: len(b) - size // 3] if kept else b
+        if rest.any():
+            raise ValueError(
+                "Flax has one bias where PyTorch adds two: fold them first with ports.weights.fold_recurrent_biases"
+            )
+        return (b[len(rest) :],) if kept else ()
+
+    def to_torch(parts: Arrays) -> np.ndarray:
+        return np.concatenate([np.zeros(2 * len(parts[0]), parts[0].dtype), parts[0]]) if kept else np.zeros(size)
+
+    return Leaf(torch_name, kept, to_flax, to_torch, like=like)
+
+
+def lstm(cell: object) -> tuple[Leaf, ...]:
+    """Gates input, forget, cell, output; Flax has one bias, at the hidden state."""
+    if hasattr(cell, "dense_i"):
+        biases = same("bias_ih", "dense_h.bias")
+        weights = (
+            Leaf("weight_ih", ("dense_i.kernel",), lambda w: (w.T,), lambda k: k[0].T),
+            Leaf("weight_hh", ("dense_h.kernel",), lambda w: (w.T,), lambda k: k[0].T),
+        )
+        like = "dense_h.bias"
+    else:
+        underscore = "_" if hasattr(cell, "if_") else ""
+        inputs = tuple(f"i{gate}{underscore if gate == 'f' else ''}.kernel" for gate in "ifgo")
+        weights = (gates("weight_ih", inputs), gates("weight_hh", tuple(f"h{gate}.kernel" for gate in "ifgo")))
+        biases, like = gate_biases("bias_ih", tuple(f"h{gate}.bias" for gate in "ifgo")), "hi.bias"
+    return (*weights, biases, no_bias("bias_hh", like, 4 * _hidden(cell)))
+
+
+def gru(cell: Any) -> tuple[Leaf, ...]:
+    """Gates reset, update, new. Linen's cell has the bias of the new gate at the hidden state, NNX's has not."""
+    if hasattr(cell, "dense_i"):
+        return (
+            Leaf("weight_ih", ("dense_i.kernel",), lambda w: (w.T,), lambda k: k[0].T),
+            Leaf("weight_hh", ("dense_h.kernel",), lambda w: (w.T,), lambda k: k[0].T),
+            same("bias_ih", "dense_i.bias"),
+            same("bias_hh", "dense_h.bias")
+            if getattr(cell.dense_h, "use_bias", False)
+            else no_bias("bias_hh", "dense_i.bias", 3 * _hidden(cell)),
+        )
+    return (
+        gates("weight_ih", ("ir.kernel", "iz.kernel", "in.kernel")),
+        gates("weight_hh", ("hr.kernel", "hz.kernel", "hn.kernel")),
+        gate_biases("bias_ih", ("ir.bias", "iz.bias", "in.bias")),
+        no_bias("bias_hh", "hn.bias", 3 * _hidden(cell), kept=("hn.bias",)),
+    )
+
+
+def _hidden(cell: Any) -> int:
+    return cell.hidden_features if hasattr(cell, "hidden_features") else cell.features

@@ -1,0 +1,1 @@
+"""Read and write live models, one module a framework."""

@@ -1,0 +1,134 @@
+"""What the NNX and the Linen writer have in common: from places in a model to the torch form and back.
+
+A place is a layer's leaf rule with the slots that hold it. A slot has `shape`, `dtype` and `get()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from itertools import chain
+from typing import Any, Generic, Protocol, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing
+
+from ports.weights.form.torch_form import Rule, Target, WeightsError, lossless, match
+from ports.weights.layers.leaves import Leaf
+
+
+class Slot(Protocol):
+    """One Flax variable."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.typing.DTypeLike: ...
+    @property
+    def key(self) -> Hashable:
+        """The same for two slots that are one variable."""
+
+    def get(self) -> np.ndarray: ...
+
+
+S = TypeVar("S", bound=Slot)
+
+
+@dataclass(frozen=True)
+class Place(Generic[S]):
+    """One PyTorch tensor of a Flax model."""
+
+    leaf: Leaf
+    slots: Sequence[S]
+    like: S | None = None
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The tensor's type in the torch form."""
+        return np.dtype(self.leaf.dtype or (self.slots[0] if self.slots else self.like).dtype)  # pyright: ignore
+
+    def read(self, copy: bool = True) -> np.ndarray:
+        if any(slot.get().dtype == object for slot in self.slots):
+            raise WeightsError(
+                f"{self.leaf.torch}: holds no array: the network is abstract, or its variables are boxed"
+            )
+        array = self.leaf.to_torch(tuple(slot.get() for slot in self.slots))
+        array = np.array(array, order="C") if copy else array
+        return array.astype(self.dtype) if self.leaf.dtype or not self.slots else array
+
+    @property
+    def target(self) -> Target:
+        """Shape and type in the torch form."""
+        if self.leaf.to_torch is Leaf.to_torch:  # the layout is the same; most are
+            return Target(self.slots[0].shape, self.dtype)
+        shape = self.leaf.to_torch(tuple(np.broadcast_to(np.int8(0), slot.shape) for slot in self.slots)).shape
+        return Target(shape, self.dtype)
+
+
+def plan(
+    places: Mapping[str, Place[S]], weights: Mapping[str, Any], rules: Sequence[Rule]
+) -> list[tuple[S, np.ndarray]]:
+    """The new value of every slot in the slot's type: views of `weights` where they have it already.
+
+    Raises:
+        WeightsError: the weights do not fit.
+    """
+    values = match(weights, {name: place.target for name, place in places.items()}, rules)
+    new: list[tuple[S, np.ndarray]] = []
+    problems = []
+    seen: dict[Any, tuple[str, np.ndarray]] = {}
+    for name, place in places.items():
+        try:
+            arrays = place.leaf.to_flax(values[name])
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+            continue
+        for slot, array in zip(place.slots, arrays, strict=True):
+            cast = lossless(array, np.dtype(slot.dtype))
+            if cast is None:
+                problems.append(f"{name}: got {array.ravel()[0]}, which does not fit the model's {slot.dtype}")
+            else:
+                other, value = seen.setdefault(slot.key, (name, cast))
+                if value is not cast and value.tobytes() != cast.tobytes():
+                    problems.append(f"{name}: is one tensor with {other} in the model, got other values")
+                new.append((slot, cast))
+    if problems:
+        raise WeightsError(problems)
+    return new
+
+
+def to_jax(arrays: Sequence[np.ndarray], copy: bool) -> list[jax.Array]:
+    """JAX arrays with these values, in the types that they have: copies, or where it can be the same memory."""
+    if not copy and jax.default_backend() == "cpu":
+        return [_shared(array) for array in arrays]
+    # XLA changes the layout of one array at a time; two threads share them, the largest first.
+    order = sorted(range(len(arrays)), key=lambda i: -arrays[i].nbytes)
+    parts = [order[0::2], order[1::2]]
+    copied = _threads().map(_copies, [[arrays[i] for i in part] for part in parts])
+    made = dict(zip(chain(*parts), chain(*copied), strict=True))
+    return [made[i] for i in range(len(arrays))]
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """Kept: the memory that new threads ask for first makes them slower than one."""
+    return ThreadPoolExecutor(2, thread_name_prefix="ports-weights")
+
+
+def _copies(arrays: Sequence[np.ndarray]) -> list[jax.Array]:
+    """Their memory is the caller's own again when this returns. JAX may keep the memory of a contiguous array."""
+    own = [np.array(array) if array.flags.c_contiguous else array for array in arrays]
+    with jax.enable_x64(True):  # a setting of the thread: a float64 model keeps its type wherever it is written
+        return jax.block_until_ready(jax.device_put(own))
+
+
+def _shared(array: np.ndarray) -> jax.Array:
+    with jax.enable_x64(True):
+        try:
+            return jax.dlpack.from_dlpack(array)
+        except (BufferError, TypeError, ValueError):  # read-only, or a type or strides that dlpack has not
+            return jnp.array(array)

@@ -1,0 +1,213 @@
+"""Reads and writes an `nnx.Module`."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from ports.weights.form.torch_form import Rule, WeightsError
+from ports.weights.layers.kinds import kind_of
+from ports.weights.layers.leaves import COUNTER, Leaf
+from ports.weights.live import flax
+
+# Variables that PyTorch has no tensor for.
+NO_WEIGHTS = (nnx.RngState, nnx.Cache, nnx.Intermediate)
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A slot that is an `nnx.Variable`."""
+
+    variable: nnx.Variable
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.variable.get_value().shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.variable.get_value().dtype
+
+    @property
+    def key(self) -> int:
+        return id(self.variable)
+
+    def get(self) -> np.ndarray:
+        return np.asarray(self.variable.get_value())
+
+    def set(self, _: np.ndarray, value: jax.Array) -> None:
+        self.variable.set_value(value)
+
+
+@dataclass(frozen=True)
+class Counter:
+    """BatchNorm's `num_batches_tracked` where Flax has no variable for it: metadata of the running mean."""
+
+    mean: nnx.Variable
+    shape = ()
+    dtype = np.dtype("int64")
+
+    @property
+    def key(self) -> tuple[int, str]:
+        return id(self.mean), COUNTER
+
+    def get(self) -> np.ndarray:
+        return np.asarray(self.mean.get_metadata().get(COUNTER, 0), self.dtype)
+
+    def set(self, array: np.ndarray, _: jax.Array) -> None:
+        self.mean.set_metadata(COUNTER, int(array))
+
+
+def modules(net: nnx.Module) -> dict[str, nnx.Module]:
+    """Every module under its PyTorch name: attributes and positions joined by dots; a Sequential adds its positions."""
+    return dict(_walk(net, ""))
+
+
+def _walk(node: object, path: str) -> Iterator[tuple[str, nnx.Module]]:
+    if isinstance(node, nnx.Module) and not isinstance(node, nnx.List):
+        yield path, node
+        if kind_of(node):
+            return
+        node = node.layers if isinstance(node, nnx.Sequential) else vars(node)
+    if isinstance(node, Mapping):
+        children = node.items()
+    elif isinstance(node, list | tuple | nnx.List):
+        children = enumerate(node)
+    else:
+        return
+    for name, child in children:
+        yield from _walk(child, f"{path}.{name}" if path else str(name))
+
+
+def places(net: nnx.Module, bare: bool = False) -> dict[str, flax.Place[Variable | Counter]]:
+    """Every tensor of the network under its PyTorch name.
+
+    Args:
+        bare: take variables of one's own modules, which have no rule, as they are.
+
+    Raises:
+        WeightsError: a module without a rule holds variables.
+    """
+    found: dict[str, flax.Place[Variable | Counter]] = {}
+    problems: list[str] = []
+    reported: list[nnx.Variable] = []
+    for path, module in modules(net).items():
+        kind = kind_of(module)
+        if kind is None:
+            own = {
+                n: v for n, v in vars(module).items() if isinstance(v, nnx.Variable) and not isinstance(v, NO_WEIGHTS)
+            }
+            if bare and not type(module).__module__.startswith("flax."):
+                for name, variable in own.items():
+                    found[f"{path}.{name}" if path else name] = flax.Place(Leaf(name, (name,)), [Variable(variable)])
+                continue
+            reported += own.values()
+            problems += [f"{path}: no rule for layer type {type(module).__name__}, which holds {n}" for n in own]
+            continue
+        for leaf in kind.leaves(module):
+            slots = [slot for name in leaf.flax if (slot := _slot(module, name)) is not None]
+            if len(slots) == len(leaf.flax):
+                like = _slot(module, leaf.like) if leaf.like else None
+                if slots or like:
+                    found[f"{path}.{leaf.torch}" if path else leaf.torch] = flax.Place(leaf, slots, like)
+    covered = {slot.key for place in found.values() for slot in place.slots} | {id(v) for v in reported}
+    if any(id(variable) not in covered for variable in _variables(net)):
+        left = [(at, v) for at, v in nnx.iter_graph(net) if isinstance(v, nnx.Variable)]
+        for at, _ in ((at, v) for at, v in left if not isinstance(v, NO_WEIGHTS) and id(v) not in covered):
+            problems.append(f"{'.'.join(map(str, at))}: belongs to no layer with a rule, or its rule leaves it out")
+    if problems:
+        raise WeightsError([f"{p}; add one with ports.weights.register" for p in problems])
+    return found
+
+
+def _variables(net: Any) -> Iterator[nnx.Variable]:
+    """Every variable below `net` that is a weight, some twice; `nnx.iter_graph` takes several times as long."""
+    kinds: dict[type, Any] = {}
+    stack, seen = [net], set()
+    while stack:
+        node = stack.pop()
+        if type(node) not in kinds:
+            kinds[type(node)] = _kind(node)
+        kind = kinds[type(node)]
+        if kind == "variable":
+            yield node
+        elif kind is not None and id(node) not in seen:
+            seen.add(id(node))
+            stack += kind(node)
+
+
+def _kind(node: object) -> Any:
+    """A `variable`, or what gives the parts of a node of this type; None for what holds nothing."""
+    if isinstance(node, nnx.Variable):
+        return None if isinstance(node, NO_WEIGHTS) else "variable"
+    if isinstance(node, nnx.Pytree):
+        return lambda node: vars(node).values()
+    if isinstance(node, Mapping):
+        return lambda node: node.values()
+    if isinstance(node, list | tuple):
+        return iter
+    if isinstance(node, str | type(None)) or jax.tree_util.all_leaves([node]):
+        return None
+    return lambda node: jax.tree.leaves(node, is_leaf=lambda part: part is not node)
+
+
+def _slot(module: Any, path: str) -> Variable | Counter | None:
+    value = module
+    for name in path.split("."):
+        value = getattr(value, name, None)
+    if path == COUNTER and value is None:
+        return Counter(module.mean)
+    return Variable(value) if isinstance(value, nnx.Variable) else None
+
+
+def read(net: nnx.Module, copy: bool = True) -> dict[str, np.ndarray]:
+    return {name: place.read(copy) for name, place in places(net).items()}
+
+
+def tensors(net: nnx.Module) -> dict[str, np.ndarray]:
+    """The tensors under the framework's own names."""
+    flat = nnx.to_flat_state(nnx.state(net, nnx.Not(nnx.RngState)))
+    return {".".join(map(str, path)): np.asarray(variable.get_value()) for path, variable in flat}
+
+
+def parameters(net: nnx.Module) -> dict[str, tuple[Leaf, list[tuple[str | int, ...]]]]:
+    """The leaf of each parameter, and the paths of its arrays in a tree like the parameters."""
+    paths: dict[Hashable, tuple[Any, ...]] = dict(_paths(net))
+    found = {n: p for n, p in places(net).items() if p.leaf.collection == "params" and p.slots}
+    return {name: (place.leaf, [paths[slot.key] for slot in place.slots]) for name, place in found.items()}
+
+
+def _paths(net: nnx.Module) -> Iterator[tuple[int, tuple[Any, ...]]]:
+    """The path in `nnx.state` of each variable, by the variable's id."""
+    for path, _ in nnx.to_flat_state(nnx.state(net)):
+        node: Any = net
+        for key in path:
+            node = getattr(node, key) if isinstance(key, str) and hasattr(node, key) else node[key]
+        yield id(node), path
+
+
+def tree(net: nnx.Module) -> nnx.State:
+    """All that the network holds, as one pytree."""
+    return nnx.state(net)
+
+
+def with_tree(net: nnx.Module, tree: nnx.State) -> nnx.Module:
+    """The network itself, with another pytree of the same form."""
+    nnx.update(net, tree)
+    return net
+
+
+def write(net: nnx.Module, weights: Mapping[str, Any], rules: Sequence[Rule] = (), copy: bool = True) -> None:
+    set_all(flax.plan(places(net), weights, rules), copy)
+
+
+def set_all(new: Sequence[tuple[Variable | Counter, np.ndarray]], copy: bool = True) -> None:
+    """Gives slots their new values."""
+    values = flax.to_jax([array for _, array in new], copy)
+    for (slot, array), value in zip(new, values, strict=True):
+        slot.set(array, value)

@@ -1,0 +1,7 @@
+"""States of optimizers in the torch form: `read` and `write` of live ones, and the table of what is known."""
+
+from ports.weights.optimizer.form import OptimizerState
+from ports.weights.optimizer.states import by_slot, read, write
+from ports.weights.optimizer.table import STEP
+
+__all__ = ["STEP", "OptimizerState", "by_slot", "read", "write"]
