@@ -250,7 +250,7 @@ LAYERS = (
     Case("attention-scores-unscaled", attends(Attention, None, 2.0), "attention"),
     Case("recurrent-reversed", recurrent(nn.LSTM, linen.OptimizedLSTMCell, reverse=True, keep_order=True), "rnn"),
     Case("recurrent-over-batch", recurrent(nn.LSTM, linen.OptimizedLSTMCell, time_major=True), "rnn"),
-    Case("gru-hidden-bias-lost", weights.recurrent(nn.GRU, nnx.GRUCell), "rnn"),
+    Case("gru-hidden-bias-lost", weights.gru_without_hidden_bias, "rnn"),
     Case("bn-statistics-constant", bn(ConstantStatistics), SECOND),
     Case("parameters-frozen", dense(reading(nnx.Linear, kernel=STOP, bias=STOP)), SECOND),
     Case("parameters-frozen", conv(SAME, reading(nnx.Conv, kernel=STOP, bias=STOP)), SECOND),
