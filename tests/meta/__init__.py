@@ -6,6 +6,7 @@ the right layer and by the right name, and faithful ports must pass.
 
 from __future__ import annotations
 
+import difflib
 import gc
 import multiprocessing
 import subprocess
@@ -23,6 +24,7 @@ from rich.table import Table
 from parity.numerics.bounds import MULTIPLE
 from parity.reports.report import finite
 from parity.traps import catalogue
+from ports.errors import UserError
 
 from . import faithful
 from .between import BETWEEN
@@ -201,13 +203,32 @@ def _missed(result: Result) -> str:
     return "another layer" if not result.layer else "another name"
 
 
-def measure(every: bool, runs: int, workers: int = 1, progress: Callable[[str], None] = lambda _: None) -> Score:
-    """Plants all cases or a sample of them, and makes so many faithful runs.
+def of_trap(name: str) -> dict[str, tuple[Case, ...]]:
+    """Return the cases that plant a trap.
+
+    Raises:
+        UserError: no case plants a trap of this name.
+    """
+    chosen = {family: tuple(case for case in cases if case.trap == name) for family, cases in CASES.items()}
+    if not any(chosen.values()):
+        names = sorted({case.trap for cases in CASES.values() for case in cases})
+        near = difflib.get_close_matches(name, names, 1, 0)[0]
+        raise UserError(f"--trap: got {name!r}, expected the name of a trap that a case plants, such as {near!r}")
+    return chosen
+
+
+def measure(
+    chosen: Mapping[str, Sequence[Case]],
+    runs: int,
+    workers: int = 1,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Score:
+    """Plant these cases, and make so many faithful runs.
 
     Args:
+        chosen: by family, some of `CASES`.
         workers: processes that share the work.
     """
-    chosen = CASES if every else sample(CASES, SAMPLE)
     cases = [(family, i) for family, some in chosen.items() for i in map(CASES[family].index, some)]
     seeds = [range(first, min(first + PART, runs)) for first in range(0, runs, PART)]
     results, alarms = [], []
