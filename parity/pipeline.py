@@ -6,7 +6,7 @@ memory beside the reference's at a time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from parity.diagnosis import findings as diagnosis
@@ -14,15 +14,15 @@ from parity.diagnosis import forced_runs, localise
 from parity.diagnosis import training as training_diagnosis
 from parity.diagnosis.divergence import first_divergence
 from parity.numerics.bounds import Responses
+from parity.numerics.layouts import Tensors
 from parity.reports.report import Divergence, Finding, Model
-from parity.running import flax as run_flax
 from parity.running import memory
 from parity.running import pytorch as run_pytorch
-from parity.running.flax import Functional
-from parity.running.responses import responses_of
+from parity.running.flax import Functional, PortRuns
+from parity.running.responses import of_port, responses_of
 from parity.running.subject import Candidate, Progress, Subject
 from parity.verdict import precision, roles
-from parity.verdict.judgement import Judgement, judge, undecided
+from parity.verdict.judgement import EXPLAINABLE, Judgement, judge, rounds_more, undecided
 from parity.verdict.precision import Policy
 from ports.errors import UserError
 
@@ -44,11 +44,15 @@ class Outcome:
     Attributes:
         judgements: by quantity.
         first: where it first leaves its bounds; None where it does not.
+        undecided: why the check cannot tell, where bounds from both sides decide nothing.
+        advice: where the port rounds far more than the reference.
     """
 
     judgements: Judgements
     findings: tuple[Finding, ...] = ()
     first: Divergence | None = None
+    undecided: str | None = None
+    advice: tuple[str, ...] = ()
 
 
 def run(subject: Subject, policy: Policy, progress: Progress) -> Model:
@@ -63,13 +67,14 @@ def run(subject: Subject, policy: Policy, progress: Progress) -> Model:
         subject.title,
         rows=tuple(j.row for quantities in judged.values() for j in quantities.values()),
         first_divergence=next((outcome.first for outcome in found.values() if outcome.first), None),
-        undecided=undecided(responses),
+        undecided=undecided(responses) or next((o.undecided for o in found.values() if o.undecided), None),
         note=subject.note,
         largest={port: {q: j.largest for q, j in quantities.items()} for port, quantities in judged.items()},
         multiple={port: {q: j.multiple for q, j in quantities.items()} for port, quantities in judged.items()},
         findings=tuple(finding for outcome in found.values() for finding in outcome.findings),
         profile={port: {q: qs[q].points for q in DRAWN if q in qs} for port, qs in judged.items()},
         precision=precision.measure(subject, policy, progress),
+        advice=tuple(line for outcome in found.values() for line in outcome.advice),
     )
 
 
@@ -77,8 +82,16 @@ def _outcome(port: str, candidate: Candidate, subject: Subject, responses: Respo
     """Run and judge one port. Look for its mistakes where it is wrong."""
     progress(f"{port}: compiling and running")
     functional = candidate.build()
-    judged = _judged(port, functional, subject, responses)
+    trained = list(run_pytorch.parameters(subject.reference, subject.probe))
+    runs = PortRuns(functional, subject.probe, subject.training, trained, responses.reference)
+    judged = _judged(port, runs.observe(), responses)
     wrong = [quantity for quantity, j in judged.items() if j.outside]
+    if wrong and max(judged[quantity].multiple for quantity in wrong) < EXPLAINABLE:
+        progress(f"{port}: the port's own rounding response")
+        both = responses.with_port(of_port(runs, responses, subject))
+        again = _judged(port, runs.observe(), both)
+        if not any(j.outside for j in again.values()):
+            return Outcome(again, undecided=undecided(both), advice=tuple(rounds_more(port, both)))
     outside = {quantity: judged[quantity].outside for quantity in TRAINED if quantity in judged}
     apart = roles.findings(port, subject.reference, subject.probe, outside, subject.training.own)
     if not wrong:
@@ -95,14 +108,12 @@ def _outcome(port: str, candidate: Candidate, subject: Subject, responses: Respo
     return Outcome(judged, (*apart, *(f for f in found if f.trap or f.layer not in told)), first)
 
 
-def _judged(port: str, functional: Functional, subject: Subject, responses: Responses) -> Judgements:
+def _judged(port: str, stream: Iterable[tuple[str, Tensors]], responses: Responses) -> Judgements:
     """Return the judgement of every quantity of a port.
 
     Raises:
         UserError: the port raises.
     """
-    trained = list(run_pytorch.parameters(subject.reference, subject.probe))
-    stream = run_flax.observe(functional, subject.probe, subject.training, trained, responses.reference)
     try:
         return judge(port, stream, responses)
     except (TypeError, ValueError, IndexError) as error:

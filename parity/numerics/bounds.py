@@ -15,6 +15,7 @@ n numbers therefore has a response of √n units at least.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
@@ -140,6 +141,21 @@ class Responses:
         self.terms = {name: _terms(name, p, reference.get("layer.train", {})) for name, p in parameters.items()}
         self.distances: dict[str, dict[str, float]] = {q: dict.fromkeys(t, 0.0) for q, t in reference.items()}
         self.draws = 0
+        self.port: Responses | None = None
+
+    def with_port(self, port: Responses) -> Responses:
+        """Return the responses of both sides: two right implementations differ by no more than a multiple of the sum.
+
+        Args:
+            port: of the port's own runs, around its own results.
+        """
+        both = copy.copy(self)
+        both.port = port
+        return both
+
+    def measured(self, quantity: str, name: str) -> float:
+        """Return how far the perturbed runs moved a tensor (absolute): the root mean square; 0 where none has it."""
+        return self.distances.get(quantity, {}).get(name, 0.0) / max(self.draws, 1) ** 0.5
 
     def add(self, run: Iterable[tuple[str, Tensors]]) -> None:
         """One run of a perturbed copy."""
@@ -150,12 +166,17 @@ class Responses:
                 self.distances[quantity][name] = math.hypot(self.distances[quantity][name], far)
 
     def response(self, quantity: str, name: str) -> float:
+        """How far rounding moves this tensor (absolute), on the reference's side, or on both where both were run."""
+        own = self.of_reference(quantity, name)
+        return own + self.port.measured(quantity, name) if self.port else own
+
+    def of_reference(self, quantity: str, name: str) -> float:
         """How far rounding moves this tensor (absolute), at least one unit in the last place of each number in it.
 
         The gradient of a parameter is a sum over positions and examples: there it is at least √n units, for n terms;
         of its square, which an optimizer keeps, twice that. An update carries the rounding of `_of_update`.
         """
-        far = self.distances[quantity][name] / self.draws**0.5
+        far = self.measured(quantity, name)
         if quantity == "training.parameter":
             return max(far, self._of_update(name))
         base, units = self.reference[quantity][name], 1.0

@@ -108,6 +108,7 @@ class Model:
         profile: by port and quantity, the layers one by one: forward in execution order, gradients in their own.
         precision: what was measured in working precision; it decides nothing.
         pairing: of somebody's own models, which layer is which, and what that rests on; a line a pair.
+        advice: what is no mismatch and worth knowing, such as where a port rounds far more than the reference.
     """
 
     model: str
@@ -122,6 +123,7 @@ class Model:
     profile: dict[str, dict[str, tuple[Point, ...]]] = field(default_factory=dict)
     precision: tuple[Precision, ...] = ()
     pairing: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
 
     @property
     def matches(self) -> bool:
@@ -234,7 +236,8 @@ def flips(model: Model) -> Sequence[str]:
 def verdict(model: Model) -> Sequence[str]:
     ports = dict.fromkeys(row.port for row in model.rows)
     if model.ok:
-        return [f"{model.model}: parity in float64: PyTorch = {' = '.join(ports)} ({model.seconds:.0f} s)"]
+        equal = f"{model.model}: parity in float64: PyTorch = {' = '.join(ports)} ({model.seconds:.0f} s)"
+        return [equal, *(f"advice: {line}" for line in model.advice)]
     lines = []
     if not model.matches:
         wrong = dict.fromkeys(row.port for row in model.rows if not row.ok)

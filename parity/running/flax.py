@@ -182,78 +182,99 @@ def output_layouts(values: Any, expected: Tensors) -> dict[str, str]:
     }
 
 
-def observe(
-    net: Functional,
-    probe: Probe,
-    training: Training,
-    parameters: list[str],
-    reference: Observation,
-) -> Iterator[tuple[str, Tensors]]:
-    """All quantities of `numerics.quantities.QUANTITIES`, one after the other; those of training in several parts.
+class PortRuns:
+    """Runs of one port, compiled once: as it is, and with other weights and inputs of the same shapes."""
 
-    Args:
-        parameters: the PyTorch names of what is trained; the rest is statistics.
-        reference: what PyTorch gave, whose layouts the results get.
-    """
-    inputs, keywords = inputs_of(probe)
+    def __init__(
+        self, net: Functional, probe: Probe, training: Training, parameters: list[str], reference: Observation
+    ) -> None:
+        """Prepare the programs.
 
-    def evaluate(params: Any, stats: Any, arrays: Any) -> Any:
+        Args:
+            parameters: the PyTorch names of what is trained; the rest is statistics.
+            reference: what PyTorch gave, whose layouts the results get.
+        """
+        self.net, self.probe, self.training = net, probe, training
+        self.parameters, self.reference = parameters, reference
+        self.inputs, self.keywords = inputs_of(probe)
+        self.evaluate = jax.jit(self._evaluate)
+        self.gradient: Callable[..., Any] | None = None
+
+    def _evaluate(self, params: Any, stats: Any, arrays: Any) -> Any:
         record = Recorder()
-        values, _ = net.forward(params, stats, with_moving(inputs, arrays), keywords, False, record)
+        whole = with_moving(self.inputs, arrays)
+        values, _ = self.net.forward(params, stats, whole, self.keywords, False, record)
         return values, record.outputs
 
-    values, record = jax.jit(evaluate)(net.params, net.stats, moving(inputs))
-    yield "output.eval", outputs(values, reference["output.eval"])
-    yield "layer.eval", records(record, reference["layer.eval"])
-    loss_of = probe.loss.flax(output_layouts(values, reference["output.eval"]))
-    del values, record
+    def _gradient_of(self, loss_of: Callable[[Any], Any]) -> Callable[..., Any]:
+        def objective(params: Any, arrays: Any, stats: Any) -> Any:
+            record = Recorder()
+            whole = with_moving(self.inputs, arrays)
+            values, stats = self.net.forward(params, stats, whole, self.keywords, True, record)
+            return loss_of(values), (values, record.outputs, stats)
 
-    def objective(params: Any, arrays: Any, stats: Any) -> Any:
-        record = Recorder()
-        values, stats = net.forward(params, stats, with_moving(inputs, arrays), keywords, True, record)
-        return loss_of(values), (values, record.outputs, stats)
+        return jax.jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True))
 
-    gradient = jax.jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True))
-    tx, start, params, stats = training.transform, net.params, net.params, net.stats
-    state = tx.init(start) if training.steps else None
-    # PyTorch's optimizers leave a parameter without a gradient as it is. So does the check's own training here; what a
-    # transform of the caller's does is what is judged.
-    idle = set() if training.own or not probe.idle else _leaves_of(net, probe.idle)
+    def observe(self, net: Functional | None = None, probe: Probe | None = None) -> Iterator[tuple[str, Tensors]]:
+        """All quantities of `numerics.quantities.QUANTITIES`, one after the other; those of training in several parts.
 
-    for number in range(training.passes):
-        (loss, (values, record, stats)), (grads, input_grads) = gradient(params, moving(inputs), stats)
-        if number == 0:
-            yield "output.train", outputs(values, reference["output.train"])
-            yield "layer.train", records(record, reference["layer.train"])
-            yield "loss", {"loss": np.asarray(loss)}
+        Args:
+            net: the network with other weights; by default as it is.
+            probe: with other inputs; by default as they are.
+        """
+        net, arrays = net or self.net, moving(self.inputs if probe is None else inputs_of(probe)[0])
+        training, reference = self.training, self.reference
+        values, record = self.evaluate(net.params, net.stats, arrays)
+        yield "output.eval", outputs(values, reference["output.eval"])
+        yield "layer.eval", records(record, reference["layer.eval"])
+        if self.gradient is None:
+            self.gradient = self._gradient_of(self.probe.loss.flax(output_layouts(values, reference["output.eval"])))
         del values, record
-        if number == 0:
-            torch_form = net.to_torch(grads, stats)
-            yield (
-                "gradient.parameter",
-                {n: torch_form[n] for n in parameters if n in torch_form and n not in probe.fixed},
-            )
-            del torch_form
-            yield "gradient.input", input_gradients(probe, input_grads)
-            torch_form = net.to_torch(params, stats)
-            wanted = {*torch_form} if probe.tensors is None else {*probe.tensors}
-            yield "statistics", {name: array for name, array in torch_form.items() if name in wanted - {*parameters}}
-            del torch_form
-        if not training.steps:
-            break
-        changes, state = tx.update(grads, state, params)
-        params = optax.apply_updates(params, _without(idle, changes, grads))
-        del grads, changes
-        if step := training.done(number):
-            old, new = net.to_torch(start, net.stats), net.to_torch(params, net.stats)
-            updates = {n: new[n] - old[n] for n in (*parameters, *probe.idle) if n in new}
-            del old, new
-            yield "training.parameter", after(step, updates)
-            del updates
-            held = optimizer_tensors(state, lambda tree: net.to_torch(tree, net.stats), jax.tree.structure(params))
-            both = {*parameters} - {*probe.fixed, *probe.idle}
-            yield "training.state", after(step, {n: t for n, t in held.items() if n.partition("/")[2] in both})
-            del held
+        tx, start, params, stats = training.transform, net.params, net.params, net.stats
+        state = tx.init(start) if training.steps else None
+        # PyTorch's optimizers leave a parameter without a gradient as it is. So does the check's own training here;
+        # what a transform of the caller's does is what is judged.
+        idle = set() if training.own or not self.probe.idle else _leaves_of(net, self.probe.idle)
+        for number in range(training.passes):
+            (loss, (values, record, stats)), (grads, input_grads) = self.gradient(params, arrays, stats)
+            if number == 0:
+                yield "output.train", outputs(values, reference["output.train"])
+                yield "layer.train", records(record, reference["layer.train"])
+                yield "loss", {"loss": np.asarray(loss)}
+            del values, record
+            if number == 0:
+                yield from self._gradients(net, (params, stats), (grads, input_grads))
+            if not training.steps:
+                break
+            changes, state = tx.update(grads, state, params)
+            params = optax.apply_updates(params, _without(idle, changes, grads))
+            del grads, changes
+            if step := training.done(number):
+                yield from self._trained(net, params, state, step)
+
+    def _gradients(self, net: Functional, held: Any, gradients: Any) -> Iterator[tuple[str, Tensors]]:
+        """Yield what is compared after the first backward pass."""
+        (params, stats), (grads, input_grads), probe = held, gradients, self.probe
+        torch_form = net.to_torch(grads, stats)
+        trained = (name for name in self.parameters if name in torch_form and name not in probe.fixed)
+        yield "gradient.parameter", {name: torch_form[name] for name in trained}
+        del torch_form
+        yield "gradient.input", input_gradients(probe, input_grads)
+        torch_form = net.to_torch(params, stats)
+        wanted = {*torch_form} if probe.tensors is None else {*probe.tensors}
+        yield "statistics", {name: a for name, a in torch_form.items() if name in wanted - {*self.parameters}}
+
+    def _trained(self, net: Functional, params: Any, state: Any, step: int) -> Iterator[tuple[str, Tensors]]:
+        """Yield what is compared after a step of training."""
+        probe = self.probe
+        old, new = net.to_torch(net.params, net.stats), net.to_torch(params, net.stats)
+        updates = {name: new[name] - old[name] for name in (*self.parameters, *probe.idle) if name in new}
+        del old, new
+        yield "training.parameter", after(step, updates)
+        del updates
+        held = optimizer_tensors(state, lambda tree: net.to_torch(tree, net.stats), jax.tree.structure(params))
+        both = {*self.parameters} - {*probe.fixed, *probe.idle}
+        yield "training.state", after(step, {n: t for n, t in held.items() if n.partition("/")[2] in both})
 
 
 def parameter_leaves(net: Functional) -> dict[str, set[int]]:

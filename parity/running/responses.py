@@ -1,11 +1,19 @@
-"""Measures the rounding response: the reference is run as it is, and again with inputs and weights moved."""
+"""Measures the rounding response: a side is run as it is, and again with inputs and weights moved."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from parity.numerics import bounds
 from parity.numerics.bounds import DRAWS, Responses
+from parity.numerics.layouts import mapped
 from parity.running import memory, on_disk
 from parity.running import pytorch as run_pytorch
+from parity.running.flax import PortRuns
 from parity.running.subject import Progress, Subject
 from ports import weights
 
@@ -27,3 +35,25 @@ def responses_of(subject: Subject, progress: Progress) -> Responses:
         responses.add(run_pytorch.observe(copy, moved_probe, how, subject.names))
         memory.release()
     return responses
+
+
+def of_port(runs: PortRuns, responses: Responses, subject: Subject) -> Responses:
+    """Run a port once as it is and `DRAWS` times perturbed: its own rounding response, around its own results.
+
+    Args:
+        responses: of the reference.
+    """
+    own = Responses(on_disk.spilled(runs.observe()), responses.parameters, responses.idle)
+    for draw in range(DRAWS):
+        rng = np.random.default_rng([subject.seed * DRAWS + draw, 7])
+
+        def moved(leaf: jax.Array, rng: np.random.Generator = rng) -> jax.Array:
+            if not jnp.issubdtype(leaf.dtype, jnp.floating):
+                return leaf
+            return jax.device_put(bounds.one_ulp(np.asarray(leaf), rng), leaf.sharding)
+
+        net = replace(runs.net, params=jax.tree.map(moved, runs.net.params), stats=jax.tree.map(moved, runs.net.stats))
+        inputs = mapped(subject.probe.inputs, lambda _, array, rng=rng: bounds.one_ulp(array, rng))
+        own.add(runs.observe(net, replace(subject.probe, inputs=inputs)))
+        memory.release()
+    return own
