@@ -551,3 +551,13 @@ def test_the_rules_of_a_live_network_fit_what_was_converted(shared_data: Path, t
     ports.weights.write(net, load(tmp_path / "w.safetensors"))
     with pytest.raises(WeightsError):
         ports.weights.write(net, load(shared_data / CIFAR), rules=[Default("num_batches_tracked", 0, why="older")])
+
+
+def test_dialects_name_roles_and_fields_that_networks_have() -> None:
+    """A misspelt role would never be used, and a misspelt field would blame the file."""
+    found = [layer for spec in KNOWN.values() for layer in layers(spec)]
+    roles = {layer.role: layer for layer in found}
+    for dialect in DIALECTS.values():
+        assert set(dialect.names) <= set(roles), dialect.name
+        for role, template in dialect.names.items():
+            assert template.format(**roles[role].fields), dialect.name

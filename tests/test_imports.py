@@ -279,6 +279,12 @@ def test_a_planted_circle_is_found(tmp_path: Path) -> None:
     assert circles(every_import(tmp_path)) == ["ports.a <-> ports.b", "ports.a <-> ports.c", "ports.b <-> ports.c"]
 
 
+def test_every_folder_of_code_is_a_package() -> None:
+    """The wheel has packages alone: a folder without `__init__.py` would be left out."""
+    folders = {file.parent for package in PACKAGES for file in (ROOT / package).rglob("*.py")}
+    assert [str(folder) for folder in folders if not (folder / "__init__.py").exists()] == []
+
+
 def test_families_are_known_by_their_record_alone() -> None:
     assert families_named(ROOT) == []
 

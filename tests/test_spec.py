@@ -350,3 +350,7 @@ def test_no_framework_is_imported() -> None:
     code = "import sys, ports.resnet.spec; print([m for m in ('torch', 'jax', 'flax') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_no_network_is_a_variant_too() -> None:
+    assert families.NETWORKS.keys() & families.VARIANTS.keys() == set()

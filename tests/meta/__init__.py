@@ -211,6 +211,8 @@ def of_trap(name: str) -> dict[str, tuple[Case, ...]]:
     """
     chosen = {family: tuple(case for case in cases if case.trap == name) for family, cases in CASES.items()}
     if not any(chosen.values()):
+        if any(trap.name == name for trap in catalogue.TRAPS):
+            raise UserError(f"--trap: {name}: got a known trap without a case; add a Case to its place in tests/meta/")
         names = sorted({case.trap for cases in CASES.values() for case in cases})
         near = difflib.get_close_matches(name, names, 1, 0)[0]
         raise UserError(f"--trap: got {name!r}, expected the name of a trap that a case plants, such as {near!r}")

@@ -215,7 +215,7 @@ def _notes(spec: Any, features: bool, dialect: Dialect, counters: set[str], igno
             notes.append(f"{found} {size.text}, {spec.name} has {usual}")
     if features:
         notes.append("no classifier: the network gives features")
-    if not counters:
+    if not counters and any(COUNTER in layer.shapes for layer in layers(spec)):
         notes.append(f"no {COUNTER}: taken as 0")
     if ignored:
         notes.append(f"{len(ignored)} tensors left out: {'; '.join(rule.why for rule in dialect.ignore)}")

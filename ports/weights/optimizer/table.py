@@ -86,6 +86,8 @@ def of_groups(groups: Iterable[Mapping[str, Any]], slots: Iterable[str]) -> Know
     if any(keys):
         marked = {name for key, name in MARKS.items() if key in common}
         rows = [row for row in rows if row.own <= common and marked <= set(row.classes)]
+        # Adam has all options of Adamax and one more: the row that explains more of them is the right one.
+        rows = [row for row in rows if not any(row.own < other.own for other in rows)]
     if len(rows) == 1:
         return rows[0]
     guess = next((f", which are {name}'s" for key, name in MARKS.items() if key in common), "")
