@@ -20,7 +20,7 @@ endef
 export MISSING
 
 .DEFAULT_GOAL := help
-.PHONY: help setup parity parity-all bench gpu gpu-rehearsal test score fuzz soak lint clean
+.PHONY: help setup parity parity-all bench gpu gpu-rehearsal test test-fast score fuzz soak lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ gpu-rehearsal: $(READY) ## the same stages on the CPU with small networks, withi
 
 test: $(READY) ## run all tests
 	$(BIN)/pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+test-fast: $(READY) ## run the quick modules, under two minutes
+	$(BIN)/pytest -n 2 --dist worksteal --fast $(PYTEST_ARGS)
 
 score: $(READY) ## plant every known mistake and make 1000 faithful runs: an hour on two cores (WORKERS=2)
 	$(BIN)/python -m tests.meta --all --workers $(or $(WORKERS),2) --json benchmarks/results/score-cpu.json

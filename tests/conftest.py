@@ -1,12 +1,14 @@
 """Shared fixtures: the folder of real data, where there is one, quick compilation, and the same numbers in every run.
 
-`pytest --shuffle 7` runs the modules, and the tests of each module, in the random order of that seed.
+`pytest --fast` leaves out the modules that take most of the time (`make test-fast`). `pytest --shuffle 7` runs the
+modules, and the tests of each module, in the random order of that seed.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -34,12 +36,26 @@ settings.register_profile("tests", deadline=None, derandomize=True, database=Non
 settings.load_profile("tests")
 
 
+# Modules that `--fast` leaves out: they take most of the time. Each tests a whole command, or many networks.
+SLOW = re.compile(
+    "test_(benchmarks|benchmark_processes|bombs|cifar10|cli|conversion|convert|convolution|detection|export|faithful"
+    "|false_alarms|findings|folded|fuzz|gpu_stages|imports|isolation|layer_rules|networks|own_models|plain|planted"
+    "|precision|readme|real_classes|real_images|recurrent|resume|rulesfile|training|transformer|tutorial|weather"
+    "|weights|winograd|zero_copy)[.]py"
+)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="leave out the modules that take most of the time")
     parser.addoption("--shuffle", type=int, metavar="SEED", help="run the tests in the random order of this seed")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Shuffle the modules and the tests within each: a module's fixtures are still made once."""
+    """Leave out slow modules; shuffle the modules and the tests within each, whose fixtures are still made once."""
+    if config.getoption("--fast"):
+        slow = [item for item in items if SLOW.fullmatch(item.path.name)]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if not SLOW.fullmatch(item.path.name)]
     if (seed := config.getoption("--shuffle")) is None:
         return
     rng = random.Random(seed)

@@ -20,6 +20,7 @@ SCHEMA = {
         "findings",
         "profile",
         "pairing",
+        "advice",
         "precision",
     },
     "row": {"port", "quantity", "tensor", "distance", "bound", "ok", "dtype"},
