@@ -38,10 +38,10 @@ settings.load_profile("tests")
 
 # Modules that `--fast` leaves out: they take most of the time. Each tests a whole command, or many networks.
 SLOW = re.compile(
-    "test_(benchmarks|benchmark_processes|bombs|cifar10|cli|conversion|convert|convolution|detection|export|faithful"
-    "|false_alarms|findings|folded|fuzz|gpu_stages|imports|isolation|layer_rules|networks|own_models|plain|planted"
-    "|precision|readme|real_classes|real_images|recurrent|resume|rulesfile|training|transformer|tutorial|weather"
-    "|weights|winograd|zero_copy)[.]py"
+    "test_(bad_files|benchmarks|benchmark_processes|bombs|cifar10|cli|conversion|convert|convolution|detection|export"
+    "|faithful|false_alarms|findings|folded|fuzz|gpu_stages|imports|isolation|layer_rules|networks|optimizer_files"
+    "|optimizer_states|own_models|plain|planted|plugin|precision|readme|real_classes|real_images|recurrent|resume"
+    "|rulesfile|training|transformer|tutorial|weather|weights|winograd|zero_copy)[.]py"
 )
 
 
