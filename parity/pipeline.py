@@ -85,13 +85,14 @@ def _outcome(port: str, candidate: Candidate, subject: Subject, responses: Respo
     trained = list(run_pytorch.parameters(subject.reference, subject.probe))
     runs = PortRuns(functional, subject.probe, subject.training, trained, responses.reference)
     judged = _judged(port, runs.observe(), responses)
-    wrong = [quantity for quantity, j in judged.items() if j.outside]
+    wrong = _wrong(judged)
     if wrong and max(judged[quantity].multiple for quantity in wrong) < EXPLAINABLE:
         progress(f"{port}: the port's own rounding response")
-        both = responses.with_port(of_port(runs, responses, subject))
-        again = _judged(port, runs.observe(), both)
-        if not any(j.outside for j in again.values()):
-            return Outcome(again, undecided=undecided(both), advice=tuple(rounds_more(port, both)))
+        responses = responses.with_port(of_port(runs, responses, subject))
+        judged = _judged(port, runs.observe(), responses)
+        wrong = _wrong(judged)
+        if not wrong:
+            return Outcome(judged, undecided=undecided(responses), advice=tuple(rounds_more(port, responses)))
     outside = {quantity: judged[quantity].outside for quantity in TRAINED if quantity in judged}
     apart = roles.findings(port, subject.reference, subject.probe, outside, subject.training.own)
     if not wrong:
@@ -106,6 +107,11 @@ def _outcome(port: str, candidate: Candidate, subject: Subject, responses: Respo
     found, first = _layers(port, functional, subject, judged)
     told = {finding.layer for finding in apart}
     return Outcome(judged, (*apart, *(f for f in found if f.trap or f.layer not in told)), first)
+
+
+def _wrong(judged: Judgements) -> list[str]:
+    """Return the quantities with a tensor outside of its bound."""
+    return [quantity for quantity, judgement in judged.items() if judgement.outside]
 
 
 def _judged(port: str, stream: Iterable[tuple[str, Tensors]], responses: Responses) -> Judgements:

@@ -3,7 +3,8 @@
 The reference is run again with inputs, weights and outputs moved by one unit in the last place, with random signs, and
 with images in memory as Flax keeps them, so that sums are taken in another order. How far each tensor moves is its
 rounding response: the size of the differences that rounding alone can make in it. A port passes where every tensor's
-distance from the reference is at most `MULTIPLE` times that.
+distance from the reference is at most `MULTIPLE` times that. Where it is not, the port is run so, too, and passes where
+the distance is at most `MULTIPLE` times the sum of both responses: either side may be so far from the exact result.
 
 The order of sums matters by itself: added one after the other, as XLA does, n numbers that cancel carry √n times the
 rounding of their parts. With it left out, one random network in forty stood at 47 times its response in the gradient
