@@ -10,6 +10,7 @@ import torch
 from flax import nnx
 
 import parity
+from parity.reports.html import page
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -56,6 +57,7 @@ def test_a_port_that_rounds_more_passes_and_is_told_so() -> None:
     assert line.endswith(" times more than PyTorch at norm (layer.train); it passes")
     assert f"advice: {line}" in str(report)
     assert report.to_json()["models"][0]["advice"] == [line]
+    assert f"<p>Advice: {line}</p>" in page(report)
 
 
 def test_a_port_that_rounds_alike_is_told_nothing() -> None:
