@@ -7,7 +7,7 @@ memory beside the reference's at a time.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from parity.diagnosis import findings as diagnosis
 from parity.diagnosis import forced_runs, localise
@@ -15,6 +15,7 @@ from parity.diagnosis import training as training_diagnosis
 from parity.diagnosis.divergence import first_divergence
 from parity.numerics.bounds import Responses
 from parity.numerics.layouts import Tensors
+from parity.numerics.pins import Pin, Pins, listed
 from parity.reports.report import Divergence, Finding, Model
 from parity.running import memory
 from parity.running import pytorch as run_pytorch
@@ -46,6 +47,7 @@ class Outcome:
         first: where it first leaves its bounds; None where it does not.
         undecided: why the check cannot tell, where bounds from both sides decide nothing.
         advice: where the port rounds far more than the reference.
+        pins: where the port's code fixes a type.
     """
 
     judgements: Judgements
@@ -53,6 +55,7 @@ class Outcome:
     first: Divergence | None = None
     undecided: str | None = None
     advice: tuple[str, ...] = ()
+    pins: tuple[Pin, ...] = ()
 
 
 def run(subject: Subject, policy: Policy, progress: Progress) -> Model:
@@ -60,7 +63,9 @@ def run(subject: Subject, policy: Policy, progress: Progress) -> Model:
     responses = responses_of(subject, progress)
     found: dict[str, Outcome] = {}
     for port, candidate in subject.candidates.items():
-        found[port] = _outcome(port, candidate, subject, responses, progress)
+        pins = Pins(port)
+        outcome = _outcome(port, candidate, subject, responses, pins, progress)
+        found[port] = replace(outcome, pins=tuple(pins))
         memory.release()
     judged = {port: outcome.judgements for port, outcome in found.items()}
     return Model(
@@ -74,16 +79,19 @@ def run(subject: Subject, policy: Policy, progress: Progress) -> Model:
         findings=tuple(finding for outcome in found.values() for finding in outcome.findings),
         profile={port: {q: qs[q].points for q in DRAWN if q in qs} for port, qs in judged.items()},
         precision=precision.measure(subject, policy, progress),
-        advice=tuple(line for outcome in found.values() for line in outcome.advice),
+        pins=tuple(listed([*(subject.probe.pins or ()), *(pin for outcome in found.values() for pin in outcome.pins)])),
+        advice=subject.advice + tuple(line for outcome in found.values() for line in outcome.advice),
     )
 
 
-def _outcome(port: str, candidate: Candidate, subject: Subject, responses: Responses, progress: Progress) -> Outcome:
+def _outcome(
+    port: str, candidate: Candidate, subject: Subject, responses: Responses, pins: Pins, progress: Progress
+) -> Outcome:
     """Run and judge one port. Look for its mistakes where it is wrong."""
     progress(f"{port}: compiling and running")
     functional = candidate.build()
     trained = list(run_pytorch.parameters(subject.reference, subject.probe))
-    runs = PortRuns(functional, subject.probe, subject.training, trained, responses.reference)
+    runs = PortRuns(functional, subject.probe, subject.training, trained, responses.reference, pins)
     judged = _judged(port, runs.observe(), responses)
     wrong = _wrong(judged)
     if wrong and max(judged[quantity].multiple for quantity in wrong) < EXPLAINABLE:

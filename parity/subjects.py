@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,10 +20,11 @@ from parity.pairing.models import PairedModels, pair_models
 from parity.running import flax as run_flax
 from parity.running import losses, memory, probes, training
 from parity.running import pytorch as run_pytorch
+from parity.running.draws_jax import counted, undropped
 from parity.running.flax import Functional
 from parity.running.flax_ports import FLAX_PORTS, port_of
 from parity.running.subject import Candidate, Subject
-from parity.running.taps import Recorder, layer_of
+from parity.running.taps import Recorder, Tap, layer_of
 from parity.running.training import Plan
 from parity.traps.accepting import accepted
 from parity.verdict import roles
@@ -225,23 +227,47 @@ def of_pair(own: OwnPair, other: object, options: PairOptions) -> Subject:
     if not how.own and not run_pytorch.parameters(both.reference, fed):
         # All is frozen: PyTorch has no training that the check's own could be compared with.
         how = replace(how, steps=0)
+    dropped = run_pytorch.chances(both.reference, fed)
+    theirs = _chances(both.functional(state, {}), fed) if dropped else Counter()
+    # A port that drops values as often as PyTorch, or otherwise, is compared so. One that only lacks some is compared
+    # without any.
+    lacking = dropped.total() > theirs.total() and theirs <= dropped
+    fed = replace(fed, drops=not lacking)
     used = _comparable(both, state, fed)
 
     def in_type(dtype: str, state: Mapping[str, np.ndarray]) -> Functional:
         flax = FLAX_PORTS[both.port].promote(other, dtype)
         return replace(both, flax=flax, dtype=dtype).functional(state, {})
 
+    def without(net: Functional) -> Functional:
+        return replace(net, forward=undropped(net.forward)) if lacking else net
+
     note = f"{len(both.pairing.pairs)} layers paired, seed {options.seed}" + roles.note(both.reference, fed)
     return Subject(
         own.title,
         both.reference,
-        {both.port: Candidate(lambda: both.functional(state, used), in_type)},
+        {both.port: Candidate(lambda: without(both.functional(state, used)), lambda *a: without(in_type(*a)))},
         fed,
         how,
         options.seed,
         names=[name for name in both.names.values() if name in used.values()],
         note=note + "".join(f", accepted: {name}" for name in options.accept),
+        advice=(f"{both.port}: {NO_DROPOUT.format(dropped.total(), theirs.total())}",) if lacking else (),
     )
+
+
+NO_DROPOUT = (
+    "PyTorch drops values {} times in a training step, and the port {} times; dropout was switched off in both. "
+    "To train alike, add what is missing (nnx.Dropout, nn.Dropout)"
+)
+
+
+def _chances(net: Functional, fed: Probe) -> Counter[float]:
+    """Return how often a port drops values in train mode, by the part that it drops."""
+    inputs, keywords = run_flax.inputs_of(fed)
+    with counted() as found:
+        jax.eval_shape(lambda p, s: net.forward(p, s, inputs, keywords, True, Tap())[0], net.params, net.stats)
+    return found
 
 
 def _repeatable(net: torch.nn.Module, fed: Probe) -> None:
@@ -280,6 +306,8 @@ def _comparable(both: PairedModels, state: Mapping[str, np.ndarray], fed: Probe)
         if call not in ours or call not in theirs:
             return False
         a, b = ours[call], theirs[call]
+        if len(a) == len(b) and a != b and all(n == m or 1 in (n, m) for n, m in zip(a, b, strict=True)):
+            return False  # one model computes once what the other computes for every sample
         reshaped = np.prod(a) == np.prod(b) and not any(
             len(a) == len(b) and tuple(a[i] for i in axes(layout, len(a))) == b for layout in LAYOUTS
         )

@@ -21,6 +21,7 @@ SCHEMA = {
         "profile",
         "pairing",
         "advice",
+        "pins",
         "precision",
     },
     "row": {"port", "quantity", "tensor", "distance", "bound", "ok", "dtype"},

@@ -19,10 +19,12 @@ import numpy as np
 import torch
 
 from parity.numerics.layouts import LAYOUTS, Tensors, axes, leaves, to_flax, to_reference
+from parity.numerics.pins import Pins
 from parity.numerics.quantities import Probe
 from parity.running import flax as run_flax
 from parity.running import pytorch as run_pytorch
 from parity.running.flax import Functional
+from parity.running.lifted_flax import program
 from parity.running.taps import Tap
 from ports.weights.live.pytorch import to_numpy
 
@@ -94,9 +96,9 @@ def of_reference(net: torch.nn.Module, probe: Probe, names: Collection[str] | No
         values = run_pytorch.run(net, probe, inputs)
     run.values = run_pytorch.outputs(values)
     if train:
-        loss = probe.loss.torch(values)
+        loss = run_pytorch.loss_of(probe, values)
         run.loss = float(to_numpy(loss))
-        run_pytorch.backward(loss)
+        run_pytorch.backward(loss, probe)
         own = ((n, p.grad) for n, p in net.named_parameters() if n not in probe.fixed)
         run.parameters = {n: grad.numpy() for n, grad in own if grad is not None}
         run.statistics = {n: b.numpy().copy() for n, b in net.named_buffers()}
@@ -180,13 +182,14 @@ def of_port(net: Functional, probe: Probe, reference: RecordedRun, train: bool) 
             result[f"{side} {name}"] = jnp.zeros(to_flax(tensor, layout).shape)
         return result
 
-    def objective(params: Any, zeros: Any, moving: Any, stats: Any) -> Any:
+    def forced(params: Any, zeros: Any, moving: Any, stats: Any) -> Any:
         whole = run_flax.with_moving(inputs, moving)
         tap = _Forced(reference, layouts, zeros)
         values, stats = net.forward(params, stats, whole, keywords, train, tap)
         own = loss(values) if train else jnp.zeros(())
         return tap.total + own, (values, tap.arrived, tap.computed, stats, own)
 
+    objective = program(forced, Pins("flax"))
     if train:
         gradient = jax.jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True), compiler_options=QUICK)
         (_, (values, arrived, computed, stats, own)), (grads, at) = gradient(net.params, zeros(), moving, net.stats)

@@ -22,6 +22,8 @@ from parity.numerics import bounds
 from parity.numerics.layouts import first, mapped, with_first
 from parity.numerics.quantities import Probe
 from parity.running import pytorch as run_pytorch
+from parity.running.lifted_pytorch import backward as backward_pass
+from parity.running.lifted_pytorch import lifted
 from parity.traps.catalogue import LAYERS
 from parity.traps.planting import plant_in
 from parity.traps.trap import Trap
@@ -42,7 +44,7 @@ def explain(
     known = [t for t in LAYERS if isinstance(module, t.layers)]
 
     def differing(traps: tuple[Trap, ...], backward: bool) -> set[str] | None:
-        return _differing(traps, layer, module, calls, cases, backward)
+        return _differing(traps, (layer, module), fed, calls, cases, backward)
 
     forward: tuple[Trap, ...] = ()
     if not gradient:
@@ -74,8 +76,8 @@ def _copied(_: str, x: torch.Tensor) -> torch.Tensor:
 
 def _differing(
     traps: Sequence[Trap],
-    layer: str,
-    module: nn.Module,
+    planted: tuple[str, nn.Module],
+    fed: Probe,
     calls: Mapping[bool, Call],
     cases: Mapping[bool, ForcedRuns],
     backward: bool,
@@ -83,9 +85,11 @@ def _differing(
     """Return what differs from the port's where the layer has these mistakes; None where it cannot have them.
 
     Args:
+        planted: the layer by name, and itself.
         backward: compare the gradients in train mode, too.
     """
     found: set[str] = set()
+    layer, module = planted
     for train, case in cases.items():
         if layer not in case.reference.inputs or layer not in case.port.outputs:
             return None
@@ -97,10 +101,10 @@ def _differing(
         try:
             if not all(plant_in(trap, own) for trap in traps):
                 return None
-            with torch.set_grad_enabled(grad):
+            with torch.set_grad_enabled(grad), lifted(None, fed.pins):
                 y = first(own.train(train)(*args, **keywords))
             if grad and y.requires_grad:
-                y.backward(torch.as_tensor(case.reference.output_gradients[layer]))
+                backward_pass(y, fed.pins, torch.as_tensor(case.reference.output_gradients[layer]))
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # a form that it cannot have here
             return None
         pairs = [("output", y.detach().numpy(), case.port.outputs[layer], FORWARD)]

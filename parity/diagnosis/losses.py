@@ -29,7 +29,7 @@ def explain(reference: torch.nn.Module, fed: Probe, got: float) -> tuple[Trap, .
         (trap,) = traps
         with torch.no_grad(), PlantedCalls(trap) as planted:
             try:
-                loss = float(fed.loss.torch(values))
+                loss = float(run_pytorch.loss_of(fed, values))
             except (RuntimeError, IndexError, ValueError):  # a label that no class has
                 return None
         if not planted.made:

@@ -136,11 +136,11 @@ class _HandsOn(Tap):
             self.handed[name] = self._leaf(name, y, self.run.outputs, self.run.output_gradients)
             return self.handed[name].clone()
 
-    def came_back(self, loss: Tensor) -> None:
+    def came_back(self, loss: Tensor, probe: Probe) -> None:
         """Records the gradient that comes back to every layer."""
         for value, gradient in self.terms:
             loss = loss + (value * gradient).sum()
-        loss.backward()
+        run_pytorch.backward(loss, probe)
         for name, leaf in self.handed.items():
             back = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
             self.seen["gradient", name] = back.detach().numpy()
@@ -185,7 +185,7 @@ class ReferenceNetwork:
                 inputs = planted.inputs(run_pytorch.inputs_of(self.probe, grad=gradients))
                 values = run_pytorch.run(net, self.probe, inputs)
             if gradients:
-                tap.came_back(self.probe.loss.torch(values))
+                tap.came_back(run_pytorch.loss_of(self.probe, values), self.probe)
         except (RuntimeError, TypeError, ValueError, IndexError):
             return tap.seen
         return tap.seen | {("end", name): value for name, value in run_pytorch.outputs(values).items()}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from parity.numerics.layouts import Tensors
+from parity.numerics.pins import Pins
 
 # In the order of the table; all are measured for every port.
 QUANTITIES = {
@@ -21,6 +22,11 @@ QUANTITIES = {
     "training.parameter": "what the first step, three steps and all steps of training add to every parameter",
     "training.state": "the optimizer's tensors after them (where the ports' optimizer keeps the same ones)",
 }
+
+# What random draws give while the check runs, in both frameworks. Dropout and Bernoulli draws keep everything. A
+# uniform number of almost 1 keeps everything, too, in `floor(keep + u)` and in `u > p`, as models write it.
+UNIFORM = 0.999
+NORMAL = 0.5
 
 Observation = dict[str, Tensors]
 
@@ -40,6 +46,9 @@ class Probe:
         idle: parameters of the port that get no gradient in PyTorch, and must stay what they are in training.
         fixed: parameters of PyTorch's that are trained, and that are not parameters of the port.
         in_place: whether PyTorch's layers may change their input, so that what is recorded must be copied.
+        drops: whether PyTorch's dropout scales what it keeps; not where the port has none.
+        pins: gets the places where PyTorch's code fixes a type, which is lifted to float64; None in a working
+            precision, where nothing is lifted.
     """
 
     inputs: tuple[Any, ...]
@@ -51,6 +60,8 @@ class Probe:
     idle: Collection[str] = ()
     fixed: Collection[str] = ()
     in_place: bool = True
+    drops: bool = True
+    pins: Pins | None = field(default_factory=lambda: Pins("pytorch"))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import jinja2
 
 from parity.numerics.quantities import QUANTITIES
 from parity.reports import drawing
-from parity.reports.report import Finding, Model, Report, flips
+from parity.reports.report import PINNED, Finding, Model, Report, flips
 from ports.errors import printable
 
 
@@ -72,6 +72,7 @@ def page(report: Report) -> str:
         sections=[section(f"network-{i}", model) for i, model in enumerate(report.models, 1)],
         quantities=QUANTITIES,
         names=ENVIRONMENT,
+        pinned=PINNED,
         size={"width": drawing.WIDTH, "left": drawing.LEFT, "right": drawing.WIDTH - drawing.RIGHT},
     )
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from parity.numerics.pins import CAST, KEPT, RECOMPUTED, TABLE, Pin
 from parity.reports.terminal import SafeConsole
 
 SCHEMA = 1
@@ -108,6 +109,7 @@ class Model:
         profile: by port and quantity, the layers one by one: forward in execution order, gradients in their own.
         precision: what was measured in working precision; it decides nothing.
         pairing: of somebody's own models, which layer is which, and what that rests on; a line a pair.
+        pins: where the models fix a type in their own code: lifted to float64 while it decides.
         advice: what is no mismatch and worth knowing, such as where a port rounds far more than the reference.
     """
 
@@ -124,6 +126,7 @@ class Model:
     precision: tuple[Precision, ...] = ()
     pairing: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
+    pins: tuple[Pin, ...] = ()
 
     @property
     def matches(self) -> bool:
@@ -237,7 +240,7 @@ def verdict(model: Model) -> Sequence[str]:
     ports = dict.fromkeys(row.port for row in model.rows)
     if model.ok:
         equal = f"{model.model}: parity in float64: PyTorch = {' = '.join(ports)} ({model.seconds:.0f} s)"
-        return [equal, *(f"advice: {line}" for line in model.advice)]
+        return [equal, *(f"advice: {line}" for line in model.advice), *lifted(model)]
     lines = []
     if not model.matches:
         wrong = dict.fromkeys(row.port for row in model.rows if not row.ok)
@@ -251,6 +254,29 @@ def verdict(model: Model) -> Sequence[str]:
             lines.append(f"{i}. {finding.port}: {finding.layer}{name}: {finding.text}")
     if model.undecided:
         lines.append(f"{model.model}: cannot tell: {model.undecided}")
+    return [*lines, *(f"advice: {line}" for line in model.advice), *lifted(model)]
+
+
+# What is said of each kind of pin.
+PINNED = {
+    CAST: "lifted to float64",
+    RECOMPUTED: "computed again in float64",
+    TABLE: "made in float32, whose rounding stays",
+    KEPT: "not lifted",
+}
+
+
+def lifted(model: Model) -> list[str]:
+    """Return a line for each side and kind of pin: the first place, and how many more there are."""
+    groups: dict[tuple[str, str], list[Pin]] = {}
+    for pin in model.pins:
+        groups.setdefault((pin.side, pin.kind), []).append(pin)
+    lines = []
+    for (side, kind), pins in groups.items():
+        first = pins[0]
+        of = f" ({first.layer})" if first.layer else ""
+        more = f" and {len(pins) - 1} more" if len(pins) > 1 else ""
+        lines.append(f"{side}: {PINNED[kind]}: {first.operation} of {first.dtype} at {first.place}{of}{more}")
     return lines
 
 

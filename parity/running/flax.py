@@ -30,7 +30,9 @@ from parity.numerics.layouts import (
     to_reference,
     with_first,
 )
+from parity.numerics.pins import Pins
 from parity.numerics.quantities import Observation, Probe, Training, after
+from parity.running.lifted_flax import pinned, program
 from parity.running.taps import Calls, Recorder, Tap
 from ports.optim import State
 from ports.optimizers import OPTIMIZERS
@@ -186,18 +188,27 @@ class PortRuns:
     """Runs of one port, compiled once: as it is, and with other weights and inputs of the same shapes."""
 
     def __init__(
-        self, net: Functional, probe: Probe, training: Training, parameters: list[str], reference: Observation
+        self,
+        net: Functional,
+        probe: Probe,
+        training: Training,
+        parameters: list[str],
+        reference: Observation,
+        pins: Pins,
     ) -> None:
         """Prepare the programs.
 
         Args:
             parameters: the PyTorch names of what is trained; the rest is statistics.
             reference: what PyTorch gave, whose layouts the results get.
+            pins: gets the places where the port's code fixes a type.
         """
         self.net, self.probe, self.training = net, probe, training
         self.parameters, self.reference = parameters, reference
         self.inputs, self.keywords = inputs_of(probe)
-        self.evaluate = jax.jit(self._evaluate)
+        self.pins = pins
+        self.evaluate = jax.jit(program(self._evaluate, self.pins))
+        self.update = self._updates_of(training.transform)
         self.gradient: Callable[..., Any] | None = None
 
     def _evaluate(self, params: Any, stats: Any, arrays: Any) -> Any:
@@ -213,7 +224,19 @@ class PortRuns:
             values, stats = self.net.forward(params, stats, whole, self.keywords, True, record)
             return loss_of(values), (values, record.outputs, stats)
 
-        return jax.jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True))
+        return jax.jit(jax.value_and_grad(program(objective, self.pins), argnums=(0, 1), has_aux=True))
+
+    def _updates_of(self, transform: Any) -> Callable[..., Any]:
+        """Return the transform's update; lifted, where it computes in a narrower type: a schedule that counts does."""
+        chosen: list[Callable[..., Any]] = []
+
+        def update(grads: Any, state: Any, params: Any) -> Any:
+            if not chosen:
+                lifts = pinned(transform.update, (grads, state, params))
+                chosen.append(program(transform.update, self.pins) if lifts else transform.update)
+            return chosen[0](grads, state, params)
+
+        return update
 
     def observe(self, net: Functional | None = None, probe: Probe | None = None) -> Iterator[tuple[str, Tensors]]:
         """All quantities of `numerics.quantities.QUANTITIES`, one after the other; those of training in several parts.
@@ -246,7 +269,7 @@ class PortRuns:
                 yield from self._gradients(net, (params, stats), (grads, input_grads))
             if not training.steps:
                 break
-            changes, state = tx.update(grads, state, params)
+            changes, state = self.update(grads, state, params)
             params = optax.apply_updates(params, _without(idle, changes, grads))
             del grads, changes
             if step := training.done(number):

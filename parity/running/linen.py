@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import Any
 
 import jax
@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from parity.running.draws_jax import fixed_draws, keys
 from parity.running.flax import Functional, Listener, float64_attention, mode_keywords, placed
-from parity.running.nnx import parts, settings
+from parity.running.nnx import exact, parts, settings
 from parity.running.taps import Tap
 from ports.weights.live.linen import modules, places
 
@@ -33,11 +34,14 @@ def promote(net: Net, dtype: str = "float64") -> Net:
         floating = jnp.issubdtype(jnp.asarray(a).dtype, jnp.floating)
         return jnp.array(a, (wide if parts(path)[1:-1] in norms else dtype) if floating else None)
 
-    return module, jax.tree.map_with_path(cast, dict(variables))
+    held = dict(variables)
+    if dtype == "float64":
+        held = {name: tree if name == "params" else jax.tree.map(exact, tree) for name, tree in held.items()}
+    return module, jax.tree.map_with_path(cast, held)
 
 
 def plain(module: nn.Module, dtype: str = "float64") -> None:
-    """Makes a module compute in a type and drop nothing: a copy that lives for one call."""
+    """Makes a module compute in a type: a copy that lives for one call."""
     for name, value in settings(module, dtype).items():
         object.__setattr__(module, name, value)
 
@@ -83,9 +87,13 @@ def functional(
             return listener.around(named[context.module.path], call, args, kw)
 
         modes = mode_keywords(type(module).__call__, train)
-        with nn.intercept_methods(listening), float64_attention(), jax.disable_jit() if inlined else nullcontext():
+        with ExitStack() as stack:
+            for context in (nn.intercept_methods(listening), float64_attention(), fixed_draws()):
+                stack.enter_context(context)
+            if inlined:
+                stack.enter_context(jax.disable_jit())
             values, new = module.apply(
-                {"params": params, **stats}, *inputs, mutable=list(stats), **{**modes, **keywords}
+                {"params": params, **stats}, *inputs, mutable=list(stats), rngs=keys(), **{**modes, **keywords}
             )
         return values, {**stats, **new} if train else stats
 

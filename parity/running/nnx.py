@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from parity.numerics.tables import recomputed
+from parity.running.draws_jax import DROPS, fixed_draws
 from parity.running.flax import Functional, Listener, float64_attention, mode_keywords, placed
 from parity.running.taps import Tap
 from ports.weights.live.nnx import modules, places
@@ -25,14 +27,14 @@ TYPES: dict[str, dict[str, Callable[[Any], Any]]] = {
     },
     "bfloat16": {"dtype": lambda _: jnp.bfloat16, "param_dtype": lambda _: jnp.bfloat16},
 }
-# Settings that drop values at random, and what drops none.
-DROPPING: dict[str, Callable[[Any], Any]] = {"rate": lambda _: 0.0, "dropout_rate": lambda _: 0.0}
+# Settings of the libraries' layers that drop values, where dropout does nothing.
+DROPPING = {"rate": 0.0, "dropout_rate": 0.0}
 
 
 def settings(module: Any, dtype: str) -> dict[str, Any]:
-    """What a layer is set to, so that it computes in a type (`verdict.precision.POLICIES`) and drops nothing."""
+    """What a layer is set to, so that it computes in a type (`verdict.precision.POLICIES`)."""
     library = type(module).__module__.startswith("flax.")
-    chosen = {**TYPES[dtype], **(DROPPING if library else {})}
+    chosen = TYPES[dtype] | ({} if DROPS.get() or not library else {n: lambda _, r=r: r for n, r in DROPPING.items()})
     given = {name: getattr(module, name) for name in chosen if hasattr(module, name)}
     return {name: chosen[name](old) for name, old in given.items() if old is not None or (library and name == "dtype")}
 
@@ -42,8 +44,14 @@ def parts(path: Any) -> tuple[Any, ...]:
     return tuple(getattr(part, "key", getattr(part, "name", None)) for part in path)
 
 
+def exact(a: Any) -> Any:
+    """Return an array that is no parameter, computed again in float64 where its formula is known."""
+    found = recomputed(np.asarray(a)) if getattr(a, "dtype", None) == np.float32 else None
+    return a if found is None else jnp.asarray(found)
+
+
 def promote(net: nnx.Module, dtype: str = "float64") -> nnx.Module:
-    """A copy in a type, by default float64 with its running statistics too, that drops nothing.
+    """A copy in a type, by default float64 with its running statistics too.
 
     In bfloat16 the parameters and statistics of BatchNorm are float32.
     """
@@ -56,11 +64,15 @@ def promote(net: nnx.Module, dtype: str = "float64") -> nnx.Module:
         within = parts(path)
         return jnp.array(a, wide if any(within[: len(norm)] == norm for norm in norms) else dtype)
 
-    graphdef, state = nnx.split(net)
-    net = nnx.merge(graphdef, jax.tree.map_with_path(cast, state))
+    graphdef, params, rest = nnx.split(net, nnx.Param, ...)
+    if dtype == "float64":
+        rest = jax.tree.map(exact, rest)
+    net = nnx.merge(graphdef, *(jax.tree.map_with_path(cast, state) for state in (params, rest)))
     for _, module in nnx.iter_modules(net):
         for name, value in settings(module, dtype).items():
             setattr(module, name, value)
+        if isinstance(module, nnx.Dropout) and module.rngs is None:
+            module.rngs = nnx.Rngs(dropout=0).dropout.fork()
     return net
 
 
@@ -125,9 +137,13 @@ def functional(
 
     def forward(params: Any, stats: Any, inputs: Any, keywords: Any, train: bool, tap: Tap) -> tuple[Any, Any]:
         copy = nnx.merge(definitions[train], params, stats, copy=True)
+        if not DROPS.get():
+            for _, module in nnx.iter_modules(copy):
+                if type(module).__module__.startswith("flax."):
+                    vars(module).update({name: rate for name, rate in DROPPING.items() if hasattr(module, name)})
         call: Any = copy
         modes = mode_keywords(type(copy).__call__, train)
-        with tapped(copy, tap, names), float64_attention():
+        with tapped(copy, tap, names), float64_attention(), fixed_draws():
             values = call(*inputs, **{**modes, **keywords})
         return values, nnx.state(copy, nnx.Not(nnx.Param))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,17 +12,22 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from parity.numerics import bounds
 from parity.numerics.layouts import Tensors, first, leaves, mapped, with_first
 from parity.numerics.quantities import Probe, Training, after
+from parity.numerics.tables import recomputed
+from parity.running import lifted_pytorch
+from parity.running.draws_pytorch import FixedDraws
+from parity.running.lifted_pytorch import lifted
 from parity.running.taps import Calls, Recorder, Tap
 from ports.errors import UserError
 
 
 def promote(net: nn.Module) -> nn.Module:
-    """A copy in float64 on the device of the check, running statistics too, whose dropout keeps everything.
+    """A copy in float64 on the device of the check, running statistics too.
+
+    Recurrent layers drop nothing between each other, which Flax's have no counterpart of.
 
     An RMSNorm without an epsilon of its own keeps the one that it has in the type of its weights.
     """
@@ -29,24 +35,20 @@ def promote(net: nn.Module) -> nn.Module:
     for module in net.modules():
         if isinstance(module, nn.RMSNorm) and module.eps is None:
             module.eps = torch.finfo(torch.float32 if module.weight is None else module.weight.dtype).eps
+    tables = {name: found for name, b in net.named_buffers() if (found := _table(b)) is not None}
     net = net.to(torch.get_default_device(), torch.float64)
+    for name, buffer in net.named_buffers():
+        if name in tables:
+            buffer.copy_(torch.as_tensor(tables[name]))
     for module in net.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = 0.0
-        elif isinstance(module, nn.MultiheadAttention | nn.RNNBase):
+        if isinstance(module, nn.RNNBase):
             module.dropout = 0.0
     return net
 
 
-class NoDropout(TorchFunctionMode):
-    """Dropout that is called as a function keeps everything, too."""
-
-    NAMES = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "").rstrip("_") in self.NAMES:
-            return args[0] if args else (kwargs or {})["input"]
-        return func(*args, **(kwargs or {}))
+def _table(buffer: Tensor) -> np.ndarray | None:
+    """Return a buffer of float32 in float64, where its formula is known."""
+    return recomputed(buffer.numpy(force=True)) if buffer.dtype == torch.float32 else None
 
 
 def parameters(net: nn.Module, probe: Probe) -> dict[str, nn.Parameter]:
@@ -60,10 +62,16 @@ def updated(net: nn.Module, probe: Probe) -> dict[str, Tensor]:
     return {**parameters(net, probe), **{n: t for n, t in tensors.items() if n in probe.idle}}
 
 
-def backward(loss: Tensor) -> None:
+def loss_of(probe: Probe, values: Any) -> Any:
+    """Return the loss of a network's outputs."""
+    with lifted(None, probe.pins):
+        return probe.loss.torch(values)
+
+
+def backward(loss: Tensor, probe: Probe) -> None:
     """Run the backward pass where there is one: not of a network whose inputs and parameters need no gradient."""
     if loss.requires_grad:
-        loss.backward()
+        lifted_pytorch.backward(loss, probe.pins)
 
 
 def tied(net: nn.Module) -> dict[str, str]:
@@ -165,8 +173,17 @@ def inputs_of(probe: Probe, grad: bool = False) -> tuple[Any, ...]:
 
 def run(net: nn.Module, probe: Probe, inputs: tuple[Any, ...]) -> Any:
     keywords = mapped(dict(probe.keywords), lambda _, a: torch.tensor(a))
-    with NoDropout():
+    with FixedDraws(probe.drops), lifted(net, probe.pins):
         return net(*inputs, **keywords)
+
+
+def chances(net: nn.Module, probe: Probe) -> Counter[float]:
+    """Return how often a network drops values in train mode, by the part that it drops."""
+    keywords = mapped(dict(probe.keywords), lambda _, a: torch.tensor(a))
+    net = promote(net).train()
+    with torch.no_grad(), FixedDraws() as drawn, lifted(net, probe.pins):
+        net(*inputs_of(probe), **keywords)
+    return drawn.chances
 
 
 def outputs(values: Any) -> Tensors:
@@ -205,7 +222,7 @@ def learning_rate(net: nn.Module, probe: Probe, moves: float = 1e-3) -> float:
     net = copy.deepcopy(net).train()
     with tapped(net, Tap(), ()):
         values = run(net, probe, inputs_of(probe))
-    backward(probe.loss.torch(values))
+    backward(loss_of(probe, values), probe)
     params = [p for p in net.parameters() if p.grad is not None]
     slopes = [float(p.grad.norm()) for p in params if p.grad is not None]
     pairs = zip(sizes(params, moves), slopes, strict=True)
@@ -239,13 +256,13 @@ def observe(
         images, record = inputs_of(probe, grad=True), Outputs(probe.in_place)
         with tapped(net, record, names if number == 0 else ()):
             values = run(net, probe, images)
-        loss = probe.loss.torch(values)
+        loss = loss_of(probe, values)
         if number == 0:
             yield "output.train", {name: array.copy() for name, array in outputs(values).items()}
             yield "layer.train", numpy(record.outputs)
             yield "loss", {"loss": loss.detach().numpy()}
         del values, record
-        backward(loss)
+        backward(loss, probe)
         if number == 0:
             both = {name: p for name, p in trained.items() if name not in probe.fixed}
             grads = ((name, torch.zeros_like(p) if p.grad is None else p.grad) for name, p in both.items())
@@ -267,7 +284,7 @@ def trained(net: nn.Module, probe: Probe, training: Training) -> Tensors:
     for number in range(training.passes):
         with tapped(net, Tap(), ()):
             values = run(net, probe, inputs_of(probe))
-        backward(probe.loss.torch(values))
+        backward(loss_of(probe, values), probe)
         for quantity, tensors in loop.advance(number):
             found |= tensors if quantity == "training.parameter" else {}
     return found

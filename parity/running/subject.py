@@ -40,6 +40,7 @@ class Subject:
         seed: of the perturbations that measure the rounding response.
         names: the modules that are recorded, by PyTorch's names; by default all but Sequentials that have parameters.
         note: what the report says of it.
+        advice: what a port does otherwise without being wrong.
     """
 
     title: str
@@ -50,3 +51,4 @@ class Subject:
     seed: int = 0
     names: Collection[str] | None = None
     note: str = ""
+    advice: tuple[str, ...] = ()

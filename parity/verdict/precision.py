@@ -180,6 +180,7 @@ def fed_in(fed: Probe, dtype: str) -> Probe:
         fed,
         inputs=mapped(fed.inputs, rounded),
         keywords=mapped(dict(fed.keywords), rounded, "keyword"),
+        pins=None,
         layouts={**{name: default_layout(array) for name, array in held}, **fed.layouts},
         loss=Loss(
             lambda values: fed.loss.torch(tree_map(_widened_torch, values)),

@@ -36,10 +36,10 @@ def _gradients(net: torch.nn.Module, fed: Probe, tensors: Collection[str]) -> di
     copy = run_pytorch.promote(net).train()
     with run_pytorch.tapped(copy, Tap(), ()):
         values = run_pytorch.run(copy, fed, run_pytorch.inputs_of(fed))
-    loss = fed.loss.torch(values)
+    loss = run_pytorch.loss_of(fed, values)
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
         raise UserError(f"loss: got {type(loss).__name__} {tuple(getattr(loss, 'shape', ()))}, expected one number")
-    run_pytorch.backward(loss)
+    run_pytorch.backward(loss, fed)
     return {n: p.grad is not None for n, p in copy.named_parameters() if n in tensors and p.requires_grad}
 
 

@@ -1,0 +1,197 @@
+"""Lets PyTorch's random draws give fixed numbers: those that JAX's give in `draws_jax.py`.
+
+Dropout then keeps everything and scales by 1/(1 - p), as it does in training: so the check compares rates and places of
+dropout, and no two runs differ. A mask has one value throughout, for the frameworks draw in another order and layout.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from parity.numerics.quantities import NORMAL, UNIFORM
+
+# Self-normalizing networks' dropout sets to this value, and then scales and shifts (Klambauer et al. 2017).
+ALPHA = -1.7580993408473766
+
+DROPOUT = {"dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"}
+ALPHA_DROPOUT = {"alpha_dropout", "feature_alpha_dropout"}
+
+# Where a function's arguments say what it drops, or keeps.
+CHANCES: dict[str, tuple[int, tuple[str, ...]]] = {
+    **dict.fromkeys((*DROPOUT, *ALPHA_DROPOUT, "bernoulli"), (1, ("p",))),
+    "scaled_dot_product_attention": (4, ("dropout_p",)),
+    "multi_head_attention_forward": (10, ("dropout_p",)),
+}
+
+# PyTorch's attention calls its functions by the module's names.
+NAMES = threading.RLock()
+
+
+class FixedDraws(TorchFunctionMode):
+    """Every draw gives the same numbers.
+
+    Attributes:
+        drops: whether dropout scales what it keeps; otherwise it does nothing.
+        chances: what every draw that may drop values drops, from 0 to 1; a uniform draw tells none.
+    """
+
+    def __init__(self, drops: bool = True) -> None:
+        super().__init__()
+        self.drops = drops
+        self.chances: Counter[float] = Counter()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        handler = (HANDLERS if self.drops else {**HANDLERS, **OFF}).get(name.rstrip("_"))
+        drawn = None if handler is None else handler(func, args, kwargs)
+        if drawn is None:
+            return func(*args, **kwargs)
+        if where := CHANCES.get(name.rstrip("_")):
+            chance = _argument(args, kwargs, *where, 0.5)
+            if isinstance(chance, float | int):
+                self.chances[round(1 - chance if name.startswith("bernoulli") else chance, 6)] += 1
+        return drawn
+
+
+def _argument(args: Any, kwargs: Any, place: int, names: tuple[str, ...], default: Any) -> Any:
+    if len(args) > place:
+        return args[place]
+    return next((kwargs[name] for name in names if name in kwargs), default)
+
+
+def _filled(func: Any, args: Any, kwargs: Any, value: Any) -> Tensor:
+    """Return a tensor of one value: the first argument itself, where the function works in place."""
+    if func.__name__.endswith("_"):
+        return args[0].copy_(torch.as_tensor(value, device=args[0].device).to(args[0]).expand_as(args[0]))
+    out = func(*args, **kwargs)
+    return out.copy_(torch.as_tensor(value, device=out.device).to(out).expand_as(out))
+
+
+def _scaled(x: Tensor, p: float, in_place: bool) -> Tensor:
+    scale = 0.0 if p == 1 else 1 / (1 - p)
+    return x.mul_(scale) if in_place else x * scale
+
+
+def _dropout(func: Any, args: Any, kwargs: Any) -> Tensor | None:
+    x, p = _argument(args, kwargs, 0, ("input",), None), _argument(args, kwargs, 1, ("p",), 0.5)
+    default = getattr(func, "__module__", "") == F.__name__
+    if not p or not _argument(args, kwargs, 2, ("training", "train"), default):
+        return None
+    return _scaled(x, p, func.__name__.endswith("_") or bool(_argument(args, kwargs, 3, ("inplace",), False)))
+
+
+def _alpha_dropout(func: Any, args: Any, kwargs: Any) -> Tensor | None:
+    x, p = _argument(args, kwargs, 0, ("input",), None), _argument(args, kwargs, 1, ("p",), 0.5)
+    if not p or not _argument(args, kwargs, 2, ("training", "train"), False):
+        return None
+    scale = 1 / math.sqrt((1 - p) * (1 + p * ALPHA**2)) if p < 1 else 0.0
+    return x * scale - scale * ALPHA * p
+
+
+def _attention(func: Any, args: Any, kwargs: Any) -> Tensor | None:
+    p = _argument(args, kwargs, 4, ("dropout_p",), 0.0)
+    if not p:
+        return None
+    args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
+    kwargs = {key: value for key, value in kwargs.items() if key != "dropout_p"}
+    return _scaled(func(*args, **kwargs), p, False)
+
+
+def _multi_head(func: Any, args: Any, kwargs: Any) -> Any:
+    """Run PyTorch's multi-head attention, whose own calls of functions no mode sees."""
+    if not _argument(args, kwargs, 10, ("dropout_p",), 0.0) or not kwargs.get("training", True):
+        return None
+    places: dict[str, Callable[..., Any]] = {"dropout": _dropout, "scaled_dot_product_attention": _attention}
+    originals = {name: getattr(F, name) for name in places}
+
+    def fixed(name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kw: Any) -> Any:
+            drawn = places[name](originals[name], args, kw)
+            return originals[name](*args, **kw) if drawn is None else drawn
+
+        return call
+
+    with NAMES:  # the names are the whole process's
+        for name in places:
+            setattr(F, name, fixed(name))
+        try:
+            return func(*args, **kwargs)
+        finally:
+            for name, original in originals.items():
+                setattr(F, name, original)
+
+
+def _bernoulli(func: Any, args: Any, kwargs: Any) -> Tensor | None:
+    """Keep everything that has a chance to be kept."""
+    p = _argument(args, kwargs, 1, ("p",), 0.5 if func.__name__.endswith("_") else None)
+    chance = args[0] if p is None else torch.as_tensor(p)
+    return _filled(func, args, kwargs, chance > 0)
+
+
+def _uniform(func: Any, args: Any, kwargs: Any) -> Tensor:
+    low, high = (_argument(args, kwargs, 1, ("from",), 0.0), _argument(args, kwargs, 2, ("to",), 1.0))
+    in_place = func.__name__.endswith("_")
+    return _filled(func, args, kwargs, low + (high - low) * UNIFORM if in_place else UNIFORM)
+
+
+def _normal(func: Any, args: Any, kwargs: Any) -> Tensor:
+    first = 1 if func.__name__ == "normal_" else 0
+    mean, std = _argument(args, kwargs, first, ("mean",), 0.0), _argument(args, kwargs, first + 1, ("std",), 1.0)
+    return _filled(func, args, kwargs, mean + std * NORMAL)
+
+
+def _standard(func: Any, args: Any, kwargs: Any) -> Tensor:
+    return _filled(func, args, kwargs, NORMAL)
+
+
+HANDLERS: dict[str, Callable[[Any, Any, Any], Any]] = {
+    **dict.fromkeys(DROPOUT, _dropout),
+    **dict.fromkeys(ALPHA_DROPOUT, _alpha_dropout),
+    "scaled_dot_product_attention": _attention,
+    "multi_head_attention_forward": _multi_head,
+    "bernoulli": _bernoulli,
+    "uniform": _uniform,
+    "rand": _uniform,
+    "rand_like": _uniform,
+    "normal": _normal,
+    "randn": _standard,
+    "randn_like": _standard,
+}
+
+
+def _mean(func: Any, args: Any, kwargs: Any) -> Tensor | None:
+    """Give the chance itself: a mask that is divided by it then does nothing."""
+    p = _argument(args, kwargs, 1, ("p",), 0.5 if func.__name__.endswith("_") else None)
+    return _filled(func, args, kwargs, args[0] if p is None else p)
+
+
+def _as_it_is(func: Any, args: Any, kwargs: Any) -> Tensor:
+    return _argument(args, kwargs, 0, ("input",), None)
+
+
+def _undropped(func: Any, args: Any, kwargs: Any) -> Tensor:
+    args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
+    return func(*args, **{**kwargs, "dropout_p": 0.0} if len(args) < 5 else kwargs)
+
+
+def _multi_head_undropped(func: Any, args: Any, kwargs: Any) -> Any:
+    args = (*args[:10], 0.0, *args[11:]) if len(args) > 10 else args
+    return func(*args, **{**kwargs, "dropout_p": 0.0} if len(args) < 11 else kwargs)
+
+
+# What dropout is where the port has none.
+OFF: dict[str, Callable[[Any, Any, Any], Any]] = {
+    **dict.fromkeys(DROPOUT | ALPHA_DROPOUT, _as_it_is),
+    "scaled_dot_product_attention": _undropped,
+    "multi_head_attention_forward": _multi_head_undropped,
+    "bernoulli": _mean,
+}

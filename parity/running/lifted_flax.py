@@ -1,0 +1,411 @@
+"""Runs JAX programs in float64 whatever types their code names.
+
+Somebody's model pins float32 in its own code: `x.astype(jnp.float32)`, a table of positions, `preferred_element_type`.
+A program is traced while casts to narrow types give float64. What is left of narrow types in the traced program, in
+its loops, branches and functions too, is rewritten operation by operation.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from flax import linen, nnx
+from jax import lax
+from jax.core import Tracer
+from jax.extend import source_info_util
+
+from parity.numerics import tables
+from parity.numerics.pins import KEPT, RECOMPUTED, TABLE, Pins
+from parity.running.lifted_numpy import numpy_lifted
+
+WIDE = {
+    np.dtype(np.float16): np.dtype(np.float64),
+    np.dtype(ml_dtypes.bfloat16): np.dtype(np.float64),
+    np.dtype(np.float32): np.dtype(np.float64),
+    np.dtype(np.complex64): np.dtype(np.complex128),
+}
+
+# From a value of a trace to one of float64, as a primitive with functions in it computes it.
+Handler = Callable[[Any, Sequence[Any], Pins], Sequence[Any]]
+
+
+def narrow(dtype: Any) -> bool:
+    """Return whether a type is floating or complex, and narrower than float64."""
+    return isinstance(dtype, np.dtype) and dtype in WIDE
+
+
+def _dtype(value: Any) -> Any:
+    return getattr(value, "dtype", None)
+
+
+def program(function: Callable[..., Any], pins: Pins) -> Callable[..., Any]:
+    """Return the function, computed in float64 throughout. It takes and gives pytrees of arrays.
+
+    Args:
+        pins: gets the places that name a narrower type.
+    """
+
+    def run(*args: Any) -> Any:
+        closed, shape = trace(function, args, pins)
+        values = evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args), pins)
+        return jax.tree.unflatten(jax.tree.structure(shape), values)
+
+    return run
+
+
+def pinned(function: Callable[..., Any], args: Sequence[Any]) -> bool:
+    """Return whether a function computes anything in a narrower type than float64."""
+    closed = jax.make_jaxpr(function)(*args)
+    return needs(closed.jaxpr) or any(narrow(_dtype(c)) for c in closed.consts)
+
+
+def trace(function: Callable[..., Any], args: Sequence[Any], pins: Pins) -> tuple[Any, Any]:
+    """Return the traced program, and the shapes of what it gives.
+
+    With casts that give float64, a loop may be handed a float32 array that its body then returns in float64, which JAX
+    refuses. Then the program is traced as it is.
+    """
+    make = jax.make_jaxpr(function, return_shape=True)
+    try:
+        with casts_lifted(pins):
+            return make(*args)
+    except (TypeError, ValueError):
+        with limits_of_float32():
+            return make(*args)
+
+
+@contextmanager
+def casts_lifted(pins: Pins) -> Iterator[None]:
+    """Let this thread's casts to narrow types give float64.
+
+    JAX keeps traced functions by the types of their arguments and by its settings. The precision of products, which
+    means nothing in float64, is set so that what is traced here is kept apart from what the caller traces.
+    """
+    module: Any = lax_module()
+    original, thread = getattr(module, CONVERT, None), threading.get_ident()
+
+    def convert(operand: Any, new_dtype: Any = None, *args: Any, **kw: Any) -> Any:
+        assert original is not None
+        if new_dtype is not None and threading.get_ident() == thread and narrow(np.dtype(new_dtype)):
+            held, made = _dtype(operand), not isinstance(operand, Tracer)
+            if made and narrow(held) and np.ndim(operand):
+                operand = table(operand, pins)
+            elif held is not None and not made:
+                pins.note("cast", np.dtype(new_dtype), layer_name)
+            new_dtype = WIDE[np.dtype(new_dtype)]
+        return original(operand, new_dtype, *args, **kw)
+
+    with ExitStack() as stack:
+        stack.enter_context(limits_of_float32())
+        stack.enter_context(numpy_lifted(pins))
+        if original is not None:
+            stack.enter_context(jax.default_matmul_precision("highest"))
+            setattr(module, CONVERT, convert)
+            stack.callback(setattr, module, CONVERT, original)
+        yield
+
+
+# The one function through which JAX casts: Python numbers, arrays and traced values. It is not public, and without it
+# the traced program alone is rewritten, where Python numbers are already rounded.
+CONVERT = "_convert_element_type"
+
+
+def lax_module() -> Any:
+    """Return the module of JAX that defines `lax.convert_element_type`."""
+    return sys.modules["jax._src.lax.lax"]
+
+
+@contextmanager
+def limits_of_float32() -> Iterator[None]:
+    """Let `jnp.finfo(float64)` give this thread the limits of float32: those that the model computes with in use."""
+    original, thread = jnp.finfo, threading.get_ident()
+
+    def finfo(dtype: Any) -> Any:
+        ours = threading.get_ident() == thread
+        given = np.dtype(dtype if not hasattr(dtype, "dtype") else dtype.dtype)
+        return original(np.float32 if ours and given == np.float64 else dtype)
+
+    jnp.finfo = finfo
+    try:
+        yield
+    finally:
+        jnp.finfo = original
+
+
+def layer_name(owner: object) -> str | None:
+    """Return what a Flax module is called: its path in Linen, its class in NNX."""
+    if isinstance(owner, linen.Module):
+        return ".".join(owner.path) if owner.scope is not None else type(owner).__name__
+    return type(owner).__name__ if isinstance(owner, nnx.Module) else None
+
+
+def needs(jaxpr: Any) -> bool:
+    """Return whether a traced program holds a narrow type, in a function within it too."""
+    for eqn in jaxpr.eqns:
+        if any(narrow(_dtype(v.aval)) for v in (*eqn.invars, *eqn.outvars)):
+            return True
+        if any(narrow(value) for value in eqn.params.values()):
+            return True
+        if any(needs(inner) for inner in jex.jaxprs_in_params(eqn.params)):
+            return True
+    return any(narrow(_dtype(v.aval)) for v in (*jaxpr.invars, *jaxpr.constvars, *jaxpr.outvars))
+
+
+def widened(value: Any) -> Any:
+    """Return an array in float64, if it is of a narrower floating type."""
+    dtype = _dtype(value)
+    return lax.convert_element_type(value, WIDE[dtype]) if narrow(dtype) else value
+
+
+def table(value: Any, pins: Pins, place: str | None = None) -> Any:
+    """Return an array that the model made in a narrow type in float64: computed again, where its formula is known."""
+    found = None if isinstance(value, Tracer) else tables.recomputed(np.asarray(value))
+    pins.note("array", value.dtype, layer_name, TABLE if found is None else RECOMPUTED, place)
+    return widened(value) if found is None else found
+
+
+def number(value: Any) -> Any:
+    """Return a constant of a traced program in float64.
+
+    A number that Python's code wrote as 0.1 stands there as the float32 next to it: it is read as the shortest decimal
+    that gives this float32.
+    """
+    dtype = _dtype(value)
+    if not narrow(dtype) or np.ndim(value) or dtype.kind == "c":
+        return widened(value)
+    exact = float(value)
+    for digits in range(10):
+        short = float(f"{exact:.{digits}e}")
+        with np.errstate(over="ignore"):
+            if np.asarray(short, dtype) == np.asarray(value):
+                return np.float64(short)
+    return np.float64(exact)
+
+
+def evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], pins: Pins) -> list[Any]:
+    """Compute a traced program with float64 in place of every narrower type."""
+    env: dict[Any, Any] = {}
+
+    def read(v: Any) -> Any:
+        return number(v.val) if isinstance(v, jex.Literal) else env[v]
+
+    def constant(value: Any) -> Any:
+        if narrow(_dtype(value)) and np.ndim(value):
+            return table(value, pins, f"a constant of {tuple(np.shape(value))}")
+        return number(value)
+
+    env |= zip(jaxpr.constvars, map(constant, consts), strict=True)
+    env |= zip(jaxpr.invars, map(widened, args), strict=True)
+    for eqn in jaxpr.eqns:
+        values = [read(v) for v in eqn.invars]
+        env |= zip(eqn.outvars, _computed(eqn, values, pins), strict=True)
+    return [widened(read(v)) for v in jaxpr.outvars]
+
+
+def _computed(eqn: Any, values: Sequence[Any], pins: Pins) -> Sequence[Any]:
+    """Return what an operation gives, in float64."""
+    inner = list(jex.jaxprs_in_params(eqn.params))
+    touched = any(narrow(_dtype(v.aval)) for v in (*eqn.invars, *eqn.outvars)) or any(map(needs, inner))
+    named = {key: value for key, value in eqn.params.items() if narrow(value)}
+    name = eqn.primitive.name.replace("-", "_")
+    if not touched and not named and name not in OWN_DERIVATIVES:
+        return _bound(eqn, values, eqn.params)
+    if handler := HANDLERS.get(name):
+        return handler(eqn, values, pins)
+    if inner:
+        return _as_it_is(eqn, values, pins)
+    for dtype in named.values():
+        pins.note(name, dtype, place=_place(eqn))
+    wide = {key: WIDE[value] for key, value in named.items()}
+    if type(eqn.params.get("precision")).__name__ == "DotAlgorithmPreset":
+        wide["precision"] = None
+    return _bound(eqn, values, {**eqn.params, **wide})
+
+
+def _bound(eqn: Any, values: Sequence[Any], params: Mapping[str, Any]) -> Sequence[Any]:
+    given = eqn.primitive.get_bind_params(params)
+    arguments = ((), given) if isinstance(given, dict) else given
+    result = eqn.primitive.bind(*arguments[0], *values, **arguments[1])
+    return result if eqn.primitive.multiple_results else [result]
+
+
+def _place(eqn: Any) -> str:
+    """Return file and line of an operation's code."""
+    said = source_info_util.summarize(eqn.source_info).partition(" ")[0]
+    return ":".join(said.rpartition("/")[2].split(":")[:2])
+
+
+def _narrowed(eqn: Any, values: Sequence[Any]) -> list[Any]:
+    """Return the operands in the types that the program gives them."""
+    pairs = zip(values, eqn.invars, strict=True)
+    return [x.astype(v.aval.dtype) if narrow(_dtype(v.aval)) else x for x, v in pairs]
+
+
+def _as_it_is(eqn: Any, values: Sequence[Any], pins: Pins) -> Sequence[Any]:
+    """Compute an operation in its own types: a callback, a kernel, bits taken for a number."""
+    if (name := eqn.primitive.name) != "bitcast_convert_type":
+        pins.note(name, "float32", kind=KEPT, place=_place(eqn))
+    values = [jnp.asarray(x) for x in values]
+    return [widened(x) for x in _bound(eqn, _narrowed(eqn, values), eqn.params)]
+
+
+def _inlined(eqn: Any, values: Sequence[Any], pins: Pins) -> Sequence[Any]:
+    jaxpr, consts = _opened(next(iter(jex.jaxprs_in_params(eqn.params)), None), eqn)
+    return evaluate(jaxpr, consts, values, pins)
+
+
+def _opened(jaxpr: Any, eqn: Any) -> tuple[Any, Sequence[Any]]:
+    """Return the program of an operation and its constants."""
+    for value in eqn.params.values():
+        if isinstance(value, jex.ClosedJaxpr) and value.jaxpr is jaxpr:
+            return value.jaxpr, value.consts
+    return jaxpr, ()
+
+
+def _remat(eqn: Any, values: Sequence[Any], pins: Pins) -> Sequence[Any]:
+    jaxpr = eqn.params["jaxpr"]
+    policy = eqn.params.get("policy")
+    return jax.checkpoint(lambda *xs: evaluate(jaxpr, (), xs, pins), policy=policy)(*values)
+
+
+def _scan(eqn: Any, values: Sequence[Any], pins: Pins) -> Sequence[Any]:
+    p = eqn.params
+    closed, constants, carried = p["jaxpr"], p["num_consts"], p["num_carry"]
+    fixed, init, xs = values[:constants], values[constants : constants + carried], values[constants + carried :]
+
+    def body(carry: Any, x: Any) -> Any:
+        out = evaluate(closed.jaxpr, closed.consts, [*fixed, *carry, *x], pins)
+        return out[:carried], out[carried:]
+
+    carry, ys = lax.scan(
+        body, [jnp.asarray(x) for x in init], list(xs), p["length"], reverse=p["reverse"], unroll=p["unroll"]
+    )
+    return [*carry, *ys]
+
+
+def _while(eqn: Any, values: Sequence[Any], pins: Pins) -> Sequence[Any]:
+    p = eqn.params
+    test, body = p["cond_jaxpr"], p["body_jaxpr"]
+    first, second = p["cond_nconsts"], p["body_nconsts"]
+    for_test, for_body, init = values[:first], values[first : first + second], values[first + second :]
+    return lax.while_loop(
+        lambda carry: evaluate(test.jaxpr, test.consts, [*for_test, *carry], pins)[0],
+        lambda carry: evaluate(body.jaxpr, body.consts, [*for_body, *carry], pins),
+        [jnp.asarray(x) for x in init],
+    )
+
+
+def _cond(eqn: Any, values: Sequence[Any], pins: Pins) -> Sequence[Any]:
+    index, *operands = values
+
+    def branch(closed: Any) -> Callable[..., Any]:
+        return lambda *xs: evaluate(closed.jaxpr, closed.consts, xs, pins)
+
+    return lax.switch(index, [branch(closed) for closed in eqn.params["branches"]], *operands)
+
+
+def _avals(eqn: Any) -> list[Any]:
+    return [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
+
+
+def _custom_jvp(eqn: Any, values: Sequence[Any], pins: Pins) -> Sequence[Any]:
+    """Compute a function that has a derivative of its own: both are lifted."""
+    closed = eqn.params["call_jaxpr"]
+
+    def given(*xs: Any) -> Any:
+        return tuple(_bound(eqn, xs, eqn.params))
+
+    @jax.custom_jvp
+    def function(*xs: Any) -> Any:
+        return tuple(evaluate(closed.jaxpr, closed.consts, xs, pins))
+
+    def derivative(primals: Any, tangents: Any) -> Any:
+        avals = _avals(eqn)
+        with casts_lifted(pins):
+            traced = jax.make_jaxpr(lambda p, t: jax.jvp(given, p, t))(tuple(avals), tuple(avals))
+        out = evaluate(traced.jaxpr, traced.consts, [*primals, *tangents], pins)
+        return tuple(out[: len(out) // 2]), tuple(out[len(out) // 2 :])
+
+    function.defjvp(derivative)
+    return function(*values)
+
+
+def _custom_vjp(eqn: Any, values: Sequence[Any], pins: Pins) -> Sequence[Any]:
+    closed = eqn.params.get("call_jaxpr") or eqn.params["fun_jaxpr"]
+
+    def given(*xs: Any) -> Any:
+        return tuple(_bound(eqn, xs, eqn.params))
+
+    @jax.custom_vjp
+    def function(*xs: Any) -> Any:
+        return tuple(evaluate(closed.jaxpr, closed.consts, xs, pins))
+
+    def backward(xs: Any, slopes: Any) -> Any:
+        avals = tuple(_avals(eqn))
+        outs = tuple(jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.outvars)
+        whole = [i for i, a in enumerate(avals) if jnp.issubdtype(a.dtype, jnp.inexact)]
+
+        def slope(xs: Any, slopes: Any) -> Any:
+            def moving(*moved: Any) -> Any:
+                every = list(xs)
+                for i, x in zip(whole, moved, strict=True):
+                    every[i] = x
+                return given(*every)
+
+            return jax.vjp(moving, *(xs[i] for i in whole))[1](slopes)
+
+        with casts_lifted(pins):
+            traced = jax.make_jaxpr(slope)(avals, outs)
+        found = evaluate(traced.jaxpr, traced.consts, [*xs, *slopes], pins)
+        every: list[Any] = [np.zeros(a.shape, jax.dtypes.float0) for a in avals]
+        for i, x in zip(whole, found, strict=True):
+            every[i] = x
+        return tuple(every)
+
+    function.defvjp(lambda *xs: (function(*xs), xs), backward)
+    return function(*values)
+
+
+def _scatter(function: Callable[..., Any], eqn: Any, values: Sequence[Any], pins: Pins) -> Sequence[Any]:
+    p = eqn.params
+    options = {key: p[key] for key in ("indices_are_sorted", "unique_indices", "mode")}
+    return [function(*values, p["dimension_numbers"], **options)]
+
+
+def _unrounded(eqn: Any, values: Sequence[Any], pins: Pins) -> Sequence[Any]:
+    pins.note("reduce_precision", f"{eqn.params['mantissa_bits']} bits", place=_place(eqn))
+    return values
+
+
+# Operations whose derivative is the caller's code, which is traced when it is needed.
+OWN_DERIVATIVES = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
+
+# Operations that hold functions or names of types that replacing the types alone does not reach.
+HANDLERS: dict[str, Handler] = {
+    **dict.fromkeys(("jit", "pjit", "closed_call", "core_call", "custom_lin"), _inlined),
+    **dict.fromkeys(("remat", "remat2", "checkpoint"), _remat),
+    **dict.fromkeys(("custom_jvp_call",), _custom_jvp),
+    **dict.fromkeys(("custom_vjp_call", "custom_vjp_call_jaxpr"), _custom_vjp),
+    **dict.fromkeys(("pure_callback", "io_callback", "ffi_call", "pallas_call", "random_gamma"), _as_it_is),
+    "bitcast_convert_type": _as_it_is,
+    "scan": _scan,
+    "while": _while,
+    "cond": _cond,
+    "reduce_precision": _unrounded,
+    "scatter": partial(_scatter, lax.scatter),
+    "scatter_add": partial(_scatter, lax.scatter_add),
+    "scatter_sub": partial(_scatter, lax.scatter_sub),
+    "scatter_mul": partial(_scatter, lax.scatter_mul),
+    "scatter_min": partial(_scatter, lax.scatter_min),
+    "scatter_max": partial(_scatter, lax.scatter_max),
+}

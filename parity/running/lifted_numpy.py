@@ -1,0 +1,84 @@
+"""Lets numpy's arrays that a model makes while it is traced keep float64, where its code casts them to float32.
+
+Flax models make tables of positions with numpy: `np.sin(angles.astype("float32"))`. JAX sees the finished array alone.
+So the functions that make arrays give the model's own code, and nobody else's, arrays whose `astype` keeps float64.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from parity.numerics.pins import LIBRARIES, Pins
+
+NARROW = {np.dtype(np.float16), np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)}
+
+# The functions of numpy that make arrays of Python's numbers.
+MAKERS = ("arange", "array", "asarray", "empty", "eye", "full", "geomspace", "linspace", "logspace", "ones", "zeros")
+
+
+def kept(dtype: Any) -> Any:
+    """Return float64 in place of a narrower type."""
+    try:
+        return np.float64 if dtype is not None and np.dtype(dtype) in NARROW else dtype
+    except TypeError:
+        return dtype
+
+
+class Wide(np.ndarray):
+    """An array that stays float64."""
+
+    pins: Pins | None = None
+
+    def __array_finalize__(self, other: Any) -> None:
+        self.pins = getattr(other, "pins", None)
+
+    def astype(self, dtype: Any, *args: Any, **kw: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        wide = kept(dtype)
+        if wide is not dtype and self.pins is not None:
+            self.pins.note("astype", np.dtype(dtype))
+        return super().astype(wide, *args, **kw)
+
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        result = super().__array_function__(func, types, args, kwargs)
+        return marked(result, self.pins)
+
+
+def marked(array: Any, pins: Pins | None) -> Any:
+    """Return an array of numpy's that stays float64."""
+    if type(array) is not np.ndarray or array.dtype.kind not in "iuf" or array.dtype in NARROW:
+        return array
+    new = array.view(Wide)
+    new.pins = pins
+    return new
+
+
+@contextmanager
+def numpy_lifted(pins: Pins) -> Iterator[None]:
+    """Let this thread's own code make arrays that stay float64."""
+    thread = threading.get_ident()
+    originals = {name: getattr(np, name) for name in MAKERS}
+
+    def making(original: Callable[..., Any]) -> Callable[..., Any]:
+        def make(*args: Any, **kw: Any) -> Any:
+            caller = sys._getframe(1).f_globals.get("__name__", "").partition(".")[0]
+            if threading.get_ident() != thread or caller in LIBRARIES or caller == "ports":
+                return original(*args, **kw)
+            kw = {key: kept(value) if key == "dtype" else value for key, value in kw.items()}
+            return marked(original(*args, **kw), pins)
+
+        return make
+
+    for name, original in originals.items():
+        setattr(np, name, making(original))
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(np, name, original)
