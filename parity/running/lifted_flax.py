@@ -280,7 +280,7 @@ def _remat(eqn: Any, values: Sequence[Any], pins: Pins) -> Sequence[Any]:
 
 def _scan(eqn: Any, values: Sequence[Any], pins: Pins) -> Sequence[Any]:
     p = eqn.params
-    closed, constants, carried = p["jaxpr"], p["num_consts"], p["num_carry"]
+    closed, (constants, carried) = p["jaxpr"], _counts(p)
     fixed, init, xs = values[:constants], values[constants : constants + carried], values[constants + carried :]
 
     def body(carry: Any, x: Any) -> Any:
@@ -291,6 +291,14 @@ def _scan(eqn: Any, values: Sequence[Any], pins: Pins) -> Sequence[Any]:
         body, [jnp.asarray(x) for x in init], list(xs), p["length"], reverse=p["reverse"], unroll=p["unroll"]
     )
     return [*carry, *ys]
+
+
+def _counts(params: Mapping[str, Any]) -> tuple[int, int]:
+    """Return how many operands of a scan are constants, and how many are carried; jax 0.11 tells it by their trees."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    constants, carried, _ = params["ft_in"].unpack()
+    return len(constants), len(carried)
 
 
 def _while(eqn: Any, values: Sequence[Any], pins: Pins) -> Sequence[Any]:
