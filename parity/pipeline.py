@@ -94,17 +94,18 @@ def _outcome(
     runs = PortRuns(functional, subject.probe, subject.training, trained, responses.reference, pins)
     judged = _judged(port, runs.observe(), responses)
     wrong = _wrong(judged)
+    frozen = tuple(roles.advice(port, subject.reference, runs.trains_frozen)) if not subject.training.own else ()
     if wrong and max(judged[quantity].multiple for quantity in wrong) < EXPLAINABLE:
         progress(f"{port}: the port's own rounding response")
         responses = responses.with_port(of_port(runs, responses, subject))
         judged = _judged(port, runs.observe(), responses)
         wrong = _wrong(judged)
         if not wrong:
-            return Outcome(judged, undecided=undecided(responses), advice=tuple(rounds_more(port, responses)))
+            return Outcome(judged, undecided=undecided(responses), advice=(*rounds_more(port, responses), *frozen))
     outside = {quantity: judged[quantity].outside for quantity in TRAINED if quantity in judged}
-    apart = roles.findings(port, subject.reference, subject.probe, outside, subject.training.own)
+    apart = roles.findings(port, subject.probe, outside, subject.training.own)
     if not wrong:
-        return Outcome(judged, tuple(apart))
+        return Outcome(judged, tuple(apart), advice=frozen)
     if apart and all(quantity in TRAINED for quantity in wrong):
         return Outcome(judged, tuple(apart), first_divergence(port, judged, {}))
     if all(quantity.startswith("training.") for quantity in wrong):

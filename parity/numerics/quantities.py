@@ -44,6 +44,7 @@ class Probe:
             order.
         tensors: the parameters and statistics that are compared; by default all of the reference's.
         idle: parameters of the port that get no gradient in PyTorch, and must stay what they are in training.
+        frozen: those of them that PyTorch's training leaves whatever their gradient is: buffers, frozen parameters.
         fixed: parameters of PyTorch's that are trained, and that are not parameters of the port.
         in_place: whether PyTorch's layers may change their input, so that what is recorded must be copied.
         drops: whether PyTorch's dropout scales what it keeps; not where the port has none.
@@ -58,6 +59,7 @@ class Probe:
     channels_last: bool = False
     tensors: Collection[str] | None = None
     idle: Collection[str] = ()
+    frozen: Collection[str] = ()
     fixed: Collection[str] = ()
     in_place: bool = True
     drops: bool = True

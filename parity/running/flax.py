@@ -210,6 +210,7 @@ class PortRuns:
         self.evaluate = jax.jit(program(self._evaluate, self.pins))
         self.update = self._updates_of(training.transform)
         self.gradient: Callable[..., Any] | None = None
+        self.trains_frozen: list[str] = []
 
     def _evaluate(self, params: Any, stats: Any, arrays: Any) -> Any:
         record = Recorder()
@@ -257,7 +258,8 @@ class PortRuns:
         state = tx.init(start) if training.steps else None
         # PyTorch's optimizers leave a parameter without a gradient as it is. So does the check's own training here;
         # what a transform of the caller's does is what is judged.
-        idle = set() if training.own or not self.probe.idle else _leaves_of(net, self.probe.idle)
+        named = () if training.own else self.probe.idle
+        idle, frozen = (set() if not names else _leaves_of(net, names) for names in (named, named and self.probe.frozen))
         for number in range(training.passes):
             (loss, (values, record, stats)), (grads, input_grads) = self.gradient(params, arrays, stats)
             if number == 0:
@@ -269,6 +271,7 @@ class PortRuns:
                 yield from self._gradients(net, (params, stats), (grads, input_grads))
             if not training.steps:
                 break
+            grads = _stopped(frozen, grads)
             changes, state = self.update(grads, state, params)
             params = optax.apply_updates(params, _without(idle, changes, grads))
             del grads, changes
@@ -279,6 +282,7 @@ class PortRuns:
         """Yield what is compared after the first backward pass."""
         (params, stats), (grads, input_grads), probe = held, gradients, self.probe
         torch_form = net.to_torch(grads, stats)
+        self.trains_frozen = [name for name in probe.frozen if name in torch_form and torch_form[name].any()]
         trained = (name for name in self.parameters if name in torch_form and name not in probe.fixed)
         yield "gradient.parameter", {name: torch_form[name] for name in trained}
         del torch_form
@@ -317,6 +321,14 @@ def _leaves_of(net: Functional, names: Collection[str]) -> set[int]:
     leaves = parameter_leaves(net)
     others = {i for name, places in leaves.items() if name not in names for i in places}
     return {i for name in names for i in leaves.get(name, ())} - others
+
+
+def _stopped(frozen: Collection[int], grads: Any) -> Any:
+    """Return the gradients, zeros in the frozen places: nothing that PyTorch does not train counts in a norm."""
+    if not frozen:
+        return grads
+    slopes, tree = jax.tree.flatten(grads)
+    return tree.unflatten([jnp.zeros_like(g) if i in frozen else g for i, g in enumerate(slopes)])
 
 
 def _without(idle: Collection[int], changes: Any, grads: Any) -> Any:

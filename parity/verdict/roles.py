@@ -60,6 +60,7 @@ def assigned(net: torch.nn.Module, fed: Probe, tensors: Collection[str], in_port
         fed,
         tensors=frozenset(trained | (without & {*in_port}) | buffers),
         idle=frozenset((parameters | buffers) - trained) & {*in_port},
+        frozen=frozenset((parameters | buffers) - trained - without) & {*in_port},
         fixed=frozenset(trained - {*in_port}),
     )
 
@@ -73,7 +74,7 @@ def note(net: torch.nn.Module, fed: Probe) -> str:
 
 
 def findings(
-    port: str, net: torch.nn.Module, fed: Probe, outside: Mapping[str, Sequence[str]], own: bool
+    port: str, fed: Probe, outside: Mapping[str, Sequence[str]], own: bool
 ) -> list[Finding]:
     """Return a finding for every tensor that one side trains and the other does not.
 
@@ -81,16 +82,31 @@ def findings(
         outside: by quantity, the tensors of gradients and training beyond their bounds.
         own: whether the transform is the caller's. What it does to a parameter without a gradient is its own mistake.
     """
-    buffers = {n for n, _ in net.named_buffers()}
     moved = dict.fromkeys(parameter_of(q, name) for q, names in outside.items() if q != GRADIENT for name in names)
     found = []
     for name in dict.fromkeys((*outside.get(GRADIENT, ()), *moved)):
         if name in fed.fixed:
             text = f"{name}: PyTorch trains it; in the port it is not a parameter and stays what it is; {TRAIN}"
         elif name in fed.idle and (not own or name not in moved):
-            what = "is a buffer" if name in buffers else "gets no gradient"
-            text = f"{name}: PyTorch's {what} and training leaves it; the port's gets a gradient; {LEAVE}"
+            text = f"{name}: PyTorch's gets no gradient and training leaves it; the port's gets a gradient; {LEAVE}"
         else:
             continue
         found.append(Finding(port, name.rpartition(".")[0] or name, None, text))
     return found
+
+
+def advice(port: str, net: torch.nn.Module, trained: Collection[str]) -> list[str]:
+    """Return what is said of tensors that PyTorch's training leaves and that get a gradient in the port.
+
+    It is no mistake: in JAX it is the optimizer that leaves parameters as they are.
+
+    Args:
+        trained: the names of these tensors.
+    """
+    if not trained:
+        return []
+    buffers = {n for n, _ in net.named_buffers()}
+    names = sorted(trained)
+    what = "a buffer" if names[0] in buffers else "frozen"
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return [f"{port}: {names[0]}{more}: PyTorch's is {what}, the port's gets a gradient; in training, {LEAVE}"]
