@@ -23,7 +23,7 @@ from parity.running.flax import Functional, PortRuns
 from parity.running.responses import of_port, responses_of
 from parity.running.subject import Candidate, Progress, Subject
 from parity.verdict import precision, roles
-from parity.verdict.judgement import EXPLAINABLE, Judgement, judge, rounds_more, undecided
+from parity.verdict.judgement import EXPLAINABLE, Judgement, decided_by_the_network, judge, rounds_more, undecided
 from parity.verdict.precision import Policy
 from ports.errors import UserError
 
@@ -93,19 +93,24 @@ def _outcome(
     trained = list(run_pytorch.parameters(subject.reference, subject.probe))
     runs = PortRuns(functional, subject.probe, subject.training, trained, responses.reference, pins)
     judged = _judged(port, runs.observe(), responses)
-    wrong = _wrong(judged)
     frozen = tuple(roles.advice(port, subject.reference, runs.trains_frozen)) if not subject.training.own else ()
+    judged, notes = decided_by_the_network(port, judged, bool(subject.probe.frozen))
+    wrong = _wrong(judged)
     if wrong and max(judged[quantity].multiple for quantity in wrong) < EXPLAINABLE:
         progress(f"{port}: the port's own rounding response")
         responses = responses.with_port(of_port(runs, responses, subject))
-        judged = _judged(port, runs.observe(), responses)
+        judged, notes = decided_by_the_network(
+            port, _judged(port, runs.observe(), responses), bool(subject.probe.frozen)
+        )
         wrong = _wrong(judged)
         if not wrong:
-            return Outcome(judged, undecided=undecided(responses), advice=(*rounds_more(port, responses), *frozen))
+            return Outcome(
+                judged, undecided=undecided(responses), advice=(*rounds_more(port, responses), *frozen, *notes)
+            )
     outside = {quantity: judged[quantity].outside for quantity in TRAINED if quantity in judged}
     apart = roles.findings(port, subject.probe, outside, subject.training.own)
     if not wrong:
-        return Outcome(judged, tuple(apart), advice=frozen)
+        return Outcome(judged, tuple(apart), advice=(*frozen, *notes))
     if apart and all(quantity in TRAINED for quantity in wrong):
         return Outcome(judged, tuple(apart), first_divergence(port, judged, {}))
     if all(quantity.startswith("training.") for quantity in wrong):

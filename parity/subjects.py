@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 import ports
-from parity.numerics.layouts import LAYOUTS, axes
+from parity.numerics.layouts import LAYOUTS, axes, counterparts, leaves, named
 from parity.numerics.quantities import Probe
 from parity.options import LARGEST, NetworkOptions, Options, PairOptions
 from parity.pairing.models import PairedModels, pair_models
@@ -227,6 +227,7 @@ def of_pair(own: OwnPair, other: object, options: PairOptions) -> Subject:
     if not how.own and not run_pytorch.parameters(both.reference, fed):
         # All is frozen: PyTorch has no training that the check's own could be compared with.
         how = replace(how, steps=0)
+    renamed, fed, differing = _outputs(both, state, fed, own_loss=options.loss is not None)
     dropped = run_pytorch.chances(both.reference, fed)
     theirs = _chances(both.functional(state, {}), fed) if dropped else Counter()
     # A port that drops values as often as PyTorch, or otherwise, is compared so. One that only lacks some is compared
@@ -239,14 +240,15 @@ def of_pair(own: OwnPair, other: object, options: PairOptions) -> Subject:
         flax = FLAX_PORTS[both.port].promote(other, dtype)
         return replace(both, flax=flax, dtype=dtype).functional(state, {})
 
-    def without(net: Functional) -> Functional:
+    def adapted(net: Functional) -> Functional:
+        net = replace(net, forward=_renaming(net.forward, renamed)) if renamed else net
         return replace(net, forward=undropped(net.forward)) if lacking else net
 
-    note = f"{len(both.pairing.pairs)} layers paired, seed {options.seed}" + roles.note(both.reference, fed)
+    note = f"{len(both.pairing.pairs)} layers paired, seed {options.seed}" + roles.note(both.reference, fed) + differing
     return Subject(
         own.title,
         both.reference,
-        {both.port: Candidate(lambda: without(both.functional(state, used)), lambda *a: without(in_type(*a)))},
+        {both.port: Candidate(lambda: adapted(both.functional(state, used)), lambda *a: adapted(in_type(*a)))},
         fed,
         how,
         options.seed,
@@ -262,11 +264,64 @@ NO_DROPOUT = (
 )
 
 
+def _outputs(
+    both: PairedModels, state: Mapping[str, np.ndarray], fed: Probe, own_loss: bool
+) -> tuple[dict[str, str], Probe, str]:
+    """Return PyTorch's names of the port's outputs, the probe without PyTorch's other ones, and what a reader is told.
+
+    The names are empty where a loss of the caller's takes the outputs.
+
+    Raises:
+        UserError: the models have no output in common.
+    """
+    copy = run_pytorch.promote(both.reference).eval()
+    with torch.no_grad(), run_pytorch.tapped(copy, Tap(), ()):
+        ours = run_pytorch.outputs(run_pytorch.run(copy, fed, run_pytorch.inputs_of(fed)))
+    net, kept = both.functional(state, {}), {}
+    inputs, keywords = run_flax.inputs_of(fed)
+
+    def forward(params: Any, stats: Any) -> None:
+        values, _ = net.forward(params, stats, inputs, keywords, False, Tap())
+        kept.update((name, jax.ShapeDtypeStruct(a.shape, a.dtype)) for name, a in leaves(values, "output"))
+
+    jax.eval_shape(forward, net.params, net.stats)
+    names = counterparts(kept, ours)
+    if not names:
+        said = f"PyTorch gives {_listed(ours)}, the port {_listed(kept)}"
+        raise UserError(f"outputs: {said}; expected one at least that both give")
+    if own_loss:
+        return {}, fed, ""
+    alone = [name for name in ours if name not in names.values()]
+    theirs = [name for name in kept if name not in names]
+    note = "".join(
+        f", only {side} gives {', '.join(left)}" for side, left in (("PyTorch", alone), ("the port", theirs)) if left
+    )
+    return names, replace(fed, alone=frozenset(alone)), note
+
+
+def _listed(arrays: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {tuple(array.shape)}" for name, array in arrays.items()) or "no array"
+
+
+def _renaming(forward: Callable[..., Any], names: Mapping[str, str]) -> Callable[..., Any]:
+    """Return a network's function that gives its outputs under other names, and no others."""
+
+    def run(*args: Any) -> Any:
+        values, stats = forward(*args)
+        return named({names[name]: array for name, array in leaves(values, "output") if name in names}), stats
+
+    return run
+
+
 def _chances(net: Functional, fed: Probe) -> Counter[float]:
     """Return how often a port drops values in train mode, by the part that it drops."""
     inputs, keywords = run_flax.inputs_of(fed)
+
+    def forward(params: Any, stats: Any) -> None:
+        net.forward(params, stats, inputs, keywords, True, Tap())
+
     with counted() as found:
-        jax.eval_shape(lambda p, s: net.forward(p, s, inputs, keywords, True, Tap())[0], net.params, net.stats)
+        jax.eval_shape(forward, net.params, net.stats)
     return found
 
 
@@ -299,7 +354,11 @@ def _comparable(both: PairedModels, state: Mapping[str, np.ndarray], fed: Probe)
     ours = {name: tuple(y.shape) for name, y in record.outputs.items()}
     net, record = both.functional(state, both.names), Recorder()
     inputs, keywords = run_flax.inputs_of(fed)
-    jax.eval_shape(lambda p, s: net.forward(p, s, inputs, keywords, False, record)[0], net.params, net.stats)
+
+    def forward(params: Any, stats: Any) -> None:
+        net.forward(params, stats, inputs, keywords, False, record)
+
+    jax.eval_shape(forward, net.params, net.stats)
     theirs = {name: tuple(y.shape) for name, y in record.outputs.items()}
 
     def fits(call: str) -> bool:

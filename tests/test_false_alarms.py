@@ -427,7 +427,9 @@ def test_a_frozen_layer_with_a_gradient_in_the_port_is_told_as_advice(optimizer:
     report = parity.check(*pair, optimizer=optimizer, clip_grad_norm=0.01)
     assert report, str(report)
     (line,) = report.models[0].advice
-    assert line.startswith("nnx: up.bias and 1 more: PyTorch's is frozen, the port's gets a gradient; in training, stop")
+    assert line.startswith(
+        "nnx: up.bias and 1 more: PyTorch's is frozen, the port's gets a gradient; in training, stop"
+    )
     assert not parity.check(pair[0], NnxTable(), pair[2], optimizer=optimizer)
 
 

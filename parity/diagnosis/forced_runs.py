@@ -80,6 +80,7 @@ class _Reference(Tap):
         self.run.outputs[name] = to_numpy(y)
         if y.requires_grad:
             y.register_hook(lambda g: self._add(self.run.output_gradients, name, g))
+            return y.clone()  # a hook does not see what passes through a tensor that is changed in place afterwards
         return y
 
     @staticmethod

@@ -95,7 +95,8 @@ def _differing(
             return None
         own = copy.deepcopy(module)
         args, keywords = calls[train]
-        x, grad = first(args), backward and train
+        slope = case.reference.output_gradients.get(layer)
+        x, grad = first(args), backward and train and slope is not None
         if grad and x.is_floating_point():
             args = with_first(args, x := x.clone().requires_grad_())
         try:
@@ -104,7 +105,7 @@ def _differing(
             with torch.set_grad_enabled(grad), lifted(None, fed.pins):
                 y = first(own.train(train)(*args, **keywords))
             if grad and y.requires_grad:
-                backward_pass(y, fed.pins, torch.as_tensor(case.reference.output_gradients[layer]))
+                backward_pass(y, fed.pins, torch.as_tensor(slope))
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # a form that it cannot have here
             return None
         pairs = [("output", y.detach().numpy(), case.port.outputs[layer], FORWARD)]

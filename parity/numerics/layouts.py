@@ -6,6 +6,7 @@ is nearer to the reference: a port is right in whichever layout it holds its act
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -73,6 +74,43 @@ def leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
             yield from leaves(part, f"{name}.{i}" if len(value) > 1 else name)
     elif hasattr(value, "shape") and hasattr(value, "dtype"):
         yield name, value
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        yield from leaves(fields(value), name)
+
+
+def fields(value: Any) -> dict[str, Any]:
+    """Return what a dataclass holds, by name."""
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+
+
+def named(arrays: Mapping[str, Any], name: str = "output") -> Any:
+    """Return nested dicts whose `leaves` have these names; an array alone where it has the name itself."""
+    if name in arrays:
+        return arrays[name]
+    found: dict[str, Any] = {}
+    for path, array in arrays.items():
+        *outer, last = path.removeprefix(f"{name}.").split(".")
+        node = found
+        for part in outer:
+            node = node.setdefault(part, {})
+        node[last] = array
+    return found
+
+
+def counterparts(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, str]:
+    """Return which of our outputs each of theirs is: that of the same name, or the next one that is left.
+
+    Args:
+        theirs, ours: arrays, or their shapes, by name.
+    """
+    found = {name: name for name in theirs if name in ours}
+    left = [name for name in ours if name not in found]
+    for name, array in theirs.items():
+        fitting = (other for other in left if np.prod(ours[other].shape) == np.prod(array.shape))
+        if name not in found and (other := next(fitting, None)) is not None:
+            found[name] = other
+            left.remove(other)
+    return found
 
 
 def mapped(value: Any, change: Callable[[str, Any], Any], name: str = "input") -> Any:
@@ -81,6 +119,8 @@ def mapped(value: Any, change: Callable[[str, Any], Any], name: str = "input") -
         return {key: mapped(part, change, f"{name}.{key}") for key, part in value.items()}
     if isinstance(value, list | tuple):
         return tuple(mapped(part, change, f"{name}.{i}" if len(value) > 1 else name) for i, part in enumerate(value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return mapped(fields(value), change, name)
     return change(name, value) if hasattr(value, "shape") and hasattr(value, "dtype") else value
 
 
@@ -93,6 +133,8 @@ def first(value: Any) -> Any:
         parts = (value[key] for key in sorted(value, key=str))
     elif isinstance(value, list | tuple):
         parts = iter(value)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type) and not hasattr(value, "shape"):
+        parts = iter(fields(value).values())
     else:
         return value if hasattr(value, "shape") and hasattr(value, "dtype") else None
     return next((array for part in parts if (array := first(part)) is not None), None)
@@ -113,4 +155,7 @@ def with_first(value: Any, new: Any) -> Any:
                 parts[i] = with_first(part, new)
                 return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
         return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type) and not hasattr(value, "shape"):
+        name, part = next((n, p) for n, p in fields(value).items() if first(p) is not None)
+        return dataclasses.replace(value, **{name: with_first(part, new)})
     return new

@@ -46,6 +46,7 @@ class Probe:
         idle: parameters of the port that get no gradient in PyTorch, and must stay what they are in training.
         frozen: those of them that PyTorch's training leaves whatever their gradient is: buffers, frozen parameters.
         fixed: parameters of PyTorch's that are trained, and that are not parameters of the port.
+        alone: PyTorch's outputs that the port has no counterpart of, which are left out.
         in_place: whether PyTorch's layers may change their input, so that what is recorded must be copied.
         drops: whether PyTorch's dropout scales what it keeps; not where the port has none.
         pins: gets the places where PyTorch's code fixes a type, which is lifted to float64; None in a working
@@ -61,6 +62,7 @@ class Probe:
     idle: Collection[str] = ()
     frozen: Collection[str] = ()
     fixed: Collection[str] = ()
+    alone: Collection[str] = ()
     in_place: bool = True
     drops: bool = True
     pins: Pins | None = field(default_factory=lambda: Pins("pytorch"))

@@ -259,7 +259,9 @@ class PortRuns:
         # PyTorch's optimizers leave a parameter without a gradient as it is. So does the check's own training here;
         # what a transform of the caller's does is what is judged.
         named = () if training.own else self.probe.idle
-        idle, frozen = (set() if not names else _leaves_of(net, names) for names in (named, named and self.probe.frozen))
+        idle, frozen = (
+            set() if not names else _leaves_of(net, names) for names in (named, named and self.probe.frozen)
+        )
         for number in range(training.passes):
             (loss, (values, record, stats)), (grads, input_grads) = self.gradient(params, arrays, stats)
             if number == 0:

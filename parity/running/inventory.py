@@ -168,8 +168,8 @@ def _trace(functional: run_flax.Functional, probe: Probe, record: Recorder) -> N
     """Runs a Flax model for its calls alone: shapes, no numbers."""
     inputs, keywords = run_flax.inputs_of(probe)
 
-    def forward(params: Any, stats: Any) -> Any:
-        return functional.forward(params, stats, inputs, keywords, False, record)[0]
+    def forward(params: Any, stats: Any) -> None:
+        functional.forward(params, stats, inputs, keywords, False, record)
 
     with raising():
         jax.eval_shape(forward, functional.params, functional.stats)

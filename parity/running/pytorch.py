@@ -174,7 +174,10 @@ def inputs_of(probe: Probe, grad: bool = False) -> tuple[Any, ...]:
 def run(net: nn.Module, probe: Probe, inputs: tuple[Any, ...]) -> Any:
     keywords = mapped(dict(probe.keywords), lambda _, a: torch.tensor(a))
     with FixedDraws(probe.drops), lifted(net, probe.pins):
-        return net(*inputs, **keywords)
+        values = net(*inputs, **keywords)
+    if not probe.alone:
+        return values
+    return mapped(values, lambda name, value: None if name in probe.alone else value, "output")
 
 
 def chances(net: nn.Module, probe: Probe) -> Counter[float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -19,6 +19,11 @@ MORE = 10
 # A distance of so many rounding responses is no rounding, on either side: the port's own response is not measured then.
 # The most that a right port was seen at is 203 times.
 EXPLAINABLE = 1e6
+
+# The quantities whose tensors are kept where they differ.
+KEPT = ("training.parameter", "gradient.input")
+
+LAYERS = ("layer.eval", "layer.train")
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,16 @@ class Judgement:
             self.points + other.points,
             self.got | other.got,
         )
+
+    def without_outside(self) -> Judgement:
+        """What is within its bounds, by itself."""
+        points = tuple(point for point in self.points if point.ok)
+        worst = max(
+            points, key=lambda p: p.distance / p.bound if p.bound else 0.0, default=Point("(none)", 0.0, 0.0, True)
+        )
+        row = replace(self.row, tensor=worst.layer, distance=worst.distance, bound=worst.bound, ok=True)
+        multiple = MULTIPLE * worst.distance / worst.bound if worst.bound else 0.0
+        return Judgement(row, (), max((p.distance for p in points), default=0.0), multiple, points)
 
 
 def judge(port: str, run: Iterable[tuple[str, Tensors]], responses: Responses) -> dict[str, Judgement]:
@@ -94,7 +109,7 @@ def _judge(port: str, quantity: str, got: Tensors, expected: Tensors, responses:
         worst = max(worst, (float(ratio), label, float(far), float(bound)))
     ratio, label, far, bound = worst
     row = Row(port, quantity, label if points else "(none)", far, bound, ok=not outside)
-    kept = got if outside and quantity == "training.parameter" else {}
+    kept = got if outside and quantity in KEPT else {}
     return Judgement(row, tuple(outside), float(largest), ratio, tuple(points), kept)
 
 
@@ -137,3 +152,31 @@ def rounds_more(port: str, responses: Responses) -> Iterator[str]:
             if times >= MORE:
                 yield f"{port} rounds {times:.0f} times more than PyTorch at {name} ({quantity}); it passes"
                 return
+
+
+def decided_by_the_network(
+    port: str, judged: Mapping[str, Judgement], frozen: bool
+) -> tuple[Mapping[str, Judgement], list[str]]:
+    """Return the judgements without what is no mistake when everything else agrees, and what is said of it.
+
+    A layer may be cut otherwise: a scale stands inside or outside of it, it is called on a part of its input. Where
+    outputs, loss, gradients, statistics and training agree, such a layer is worth a note. So is a gradient of inputs
+    that a port stops in front of frozen layers.
+
+    Args:
+        frozen: whether PyTorch has frozen parameters.
+    """
+    wrong = [quantity for quantity, judgement in judged.items() if judgement.outside]
+    inputs = judged["gradient.input"]
+    stopped = frozen and inputs.outside and not any(inputs.got[name].any() for name in inputs.outside)
+    if not wrong or not {*wrong} <= {*LAYERS, *(("gradient.input",) if stopped else ())}:
+        return judged, []
+    said = []
+    if layers := list(dict.fromkeys(name for q in LAYERS if q in wrong for name in judged[q].outside)):
+        more = f" and {len(layers) - 1} more" if len(layers) > 1 else ""
+        said.append(f"{port}: {layers[0]}{more}: gives something else than PyTorch's; everything else agrees")
+    if stopped:
+        said.append(
+            f"{port}: no gradient reaches {inputs.outside[0]}, where PyTorch's does, and everything else agrees"
+        )
+    return {q: j.without_outside() if q in wrong else j for q, j in judged.items()}, said

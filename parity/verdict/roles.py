@@ -73,9 +73,7 @@ def note(net: torch.nn.Module, fed: Probe) -> str:
     return f", gradients not compared: {', '.join(names[:NAMED])}{more} (not trained on both sides)" if names else ""
 
 
-def findings(
-    port: str, fed: Probe, outside: Mapping[str, Sequence[str]], own: bool
-) -> list[Finding]:
+def findings(port: str, fed: Probe, outside: Mapping[str, Sequence[str]], own: bool) -> list[Finding]:
     """Return a finding for every tensor that one side trains and the other does not.
 
     Args:

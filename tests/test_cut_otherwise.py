@@ -1,0 +1,187 @@
+"""Models that compute the same and are cut otherwise: into layers, into outputs. The network decides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx, struct
+
+import parity
+from ports.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+X = np.random.default_rng(0).standard_normal((3, 5, 6))
+TOKENS = np.random.default_rng(0).integers(0, 9, (3, 5))
+
+
+class Torch(torch.nn.Module):
+    """Two layers, and what is made of them."""
+
+    def __init__(self, forward: Callable[..., Any], first: torch.nn.Module | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = torch.nn.Linear(6, 6) if first is None else first, torch.nn.Linear(6, 4)
+        self.function = forward
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.function(self.a, self.b, x)
+
+
+class Flax(nnx.Module):
+    def __init__(self, forward: Callable[..., Any], first: Callable[[nnx.Rngs], nnx.Module] | None = None) -> None:
+        rngs = nnx.Rngs(0)
+        self.a = nnx.Linear(6, 6, rngs=rngs) if first is None else first(rngs)
+        self.b = nnx.Linear(6, 4, rngs=rngs)
+        self.function = forward
+
+    def __call__(self, x: jax.Array) -> Any:
+        return self.function(self.a, self.b, x)
+
+
+def checked(model: Torch, port: Flax, x: np.ndarray = X, **options: Any) -> parity.Report:
+    return parity.check(model, parity.move(model, port, x), x, steps=1, **options)
+
+
+# --- layers
+
+
+class Scaled(torch.nn.Embedding):
+    """Scales inside, as BART's embedding of tokens does."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input) * 4
+
+
+def embedding(rngs: nnx.Rngs) -> nnx.Module:
+    return nnx.Embed(9, 6, rngs=rngs)
+
+
+def chain(a: Any, b: Any, x: Any) -> Any:
+    return b(a(x))
+
+
+@pytest.mark.parametrize(("factor", "code"), [(4, 0), (4 + 1e-9, 1), (1, 1)])
+def test_a_scale_inside_or_outside_of_a_layer(factor: float, code: int) -> None:
+    report = checked(Torch(chain, Scaled(9, 6)), Flax(lambda a, b, x: b(a(x) * factor), embedding), TOKENS)
+    assert report.exit_code == code, str(report)
+    said = ("nnx: a: gives something else than PyTorch's; everything else agrees",)
+    assert report.models[0].advice == (() if code else said)
+
+
+@pytest.mark.parametrize(("rest", "code"), [(0.0, 0), (1e-9, 1)])
+def test_a_layer_that_sees_more_of_the_sequence(rest: float, code: int) -> None:
+    def longer(a: Any, b: Any, x: torch.Tensor) -> torch.Tensor:
+        return b(torch.tanh(a(torch.cat([x, x[:, :1]], 1))))[:, :-1]
+
+    report = checked(Torch(longer), Flax(lambda a, b, x: b(jnp.tanh(a(x))) + rest))
+    assert report.exit_code == code, str(report)
+
+
+@pytest.mark.parametrize(("shift", "code"), [(0, 0), (1, 1)])
+def test_positions_for_the_batch_or_once(shift: int, code: int) -> None:
+    """The port looks positions up for every sample, PyTorch once."""
+
+    def in_torch(a: Any, b: Any, x: torch.Tensor) -> torch.Tensor:
+        return b(x + a(torch.arange(x.shape[1])[None]))
+
+    def in_flax(a: Any, b: Any, x: jax.Array) -> jax.Array:
+        return b(x + a(jnp.broadcast_to(jnp.arange(x.shape[1]) + shift, x.shape[:2])))
+
+    report = checked(Torch(in_torch, torch.nn.Embedding(9, 6)), Flax(in_flax, embedding))
+    assert report.exit_code == code, str(report)
+    assert report.models[0].advice == ()
+
+
+def test_a_mistake_behind_what_is_changed_in_place_is_found() -> None:
+    def in_place(a: Any, b: Any, x: torch.Tensor) -> torch.Tensor:
+        y = a(x)
+        y *= 0.5
+        return b(y)
+
+    assert checked(Torch(in_place), Flax(lambda a, b, x: b(a(x) * 0.5)))
+    report = checked(Torch(in_place), Flax(chain))
+    assert report.exit_code == 1
+    assert report.models[0].first_divergence.layer == "(the network)"  # pyright: ignore[reportOptionalMemberAccess]
+
+
+# --- outputs
+
+
+@dataclass
+class Given:
+    """What a model gives."""
+
+    logits: Any
+    hidden: Any = None
+
+
+@struct.dataclass
+class GivenInJax:
+    logits: Any
+    hidden: Any = None
+
+
+def both(kind: Callable[..., Any], factor: float = 1.0) -> Callable[..., Any]:
+    def forward(a: Any, b: Any, x: Any) -> Any:
+        hidden = a(x)
+        return kind(b(hidden) * factor, hidden * factor)
+
+    return forward
+
+
+def pair(logits: Any, hidden: Any) -> Any:
+    return logits, hidden
+
+
+OUTPUTS: dict[str, tuple[Callable[..., Any], Callable[..., Any], str]] = {
+    "dataclasses": (Given, Given, ""),
+    "dataclasses of both frameworks": (Given, GivenInJax, ""),
+    "dataclass and tuple": (Given, pair, ""),
+    "tuple and dict": (pair, lambda logits, hidden: {"a": logits, "b": hidden}, ""),
+    "nothing behind": (lambda logits, hidden: (logits, None), lambda logits, hidden: logits, ""),
+    "nothing before": (lambda logits, hidden: (None, logits), lambda logits, hidden: logits, ""),
+    "more in PyTorch": (pair, lambda logits, hidden: (logits,), ", only PyTorch gives output.1"),
+    "more in the port": (lambda logits, hidden: logits, pair, ", only the port gives output.1"),
+}
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_outputs_are_matched_by_name_and_then_by_place(name: str) -> None:
+    in_torch, in_flax, note = OUTPUTS[name]
+    report = checked(Torch(both(in_torch)), Flax(both(in_flax)))
+    assert report, report.failure()
+    assert report.models[0].note.endswith(note or "seed 0")
+    assert not checked(Torch(both(in_torch)), Flax(both(in_flax, 1 + 1e-9)))
+
+
+def test_exchanged_outputs_of_one_shape_are_a_mismatch() -> None:
+    def exchanged(logits: Any, hidden: Any) -> Any:
+        return {"a": logits, "b": logits * 2}
+
+    def wrong(logits: Any, hidden: Any) -> Any:
+        return {"b": logits, "a": logits * 2}
+
+    assert checked(Torch(both(exchanged)), Flax(both(exchanged)))
+    assert not checked(Torch(both(exchanged)), Flax(both(wrong)))
+
+
+def test_a_mistake_where_one_side_gives_more_is_found_at_its_layer() -> None:
+    def wrong(a: Any, b: Any, x: Any) -> Any:
+        return b(jnp.tanh(a(x) * (1 + 1e-6)))
+
+    report = checked(Torch(lambda a, b, x: (b(torch.tanh(a(x))), x)), Flax(wrong))
+    assert report.exit_code == 1
+    assert report.models[0].first_divergence.layer == "(the network)"  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def test_models_without_an_output_in_common_are_refused() -> None:
+    with pytest.raises(UserError, match=r"outputs: PyTorch gives output\.x \(3, 5, 4\), the port output \(3, 5, 6\)"):
+        checked(Torch(lambda a, b, x: {"x": b(a(x))}), Flax(lambda a, b, x: b(a(x)) @ jnp.ones((4, 6))))
