@@ -151,11 +151,12 @@ def _layers(
     reference, fed = subject.reference, subject.probe
     tapped = run_pytorch.with_parameters(reference) if subject.names is None else list(subject.names)
     leaf = {name for name in tapped if not any(other.startswith(f"{name}.") for other in tapped)}
+    shared = run_pytorch.shared(reference, fed)
     cases = {}
     for train in (False, True):
         expected = forced_runs.of_reference(reference, fed, tapped, train)
         got = forced_runs.of_port(functional, fed, expected, train)
-        cases[train] = localise.ForcedRuns(expected, got, list(localise.deviations(expected, got, leaf, train)))
+        cases[train] = localise.ForcedRuns(expected, got, list(localise.deviations(expected, got, leaf, train, shared)))
         memory.release()
     first = first_divergence(port, judged, {train: case.deviations for train, case in cases.items()})
     found = diagnosis.findings(port, reference, fed, cases, leaf)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from itertools import takewhile
 
 from torch import nn
@@ -13,6 +15,8 @@ from parity.numerics.quantities import Probe
 from parity.reports.report import Finding
 from parity.running.taps import layer_of
 from parity.traps.trap import Trap
+
+NUMBER = re.compile(r"\d+")
 
 
 def findings(
@@ -43,7 +47,22 @@ def findings(
         for trap in traps or [None]:
             text = f"{where}{trap.text}; {trap.mend}" if trap else _said(deviations[0])
             found.append(Finding(port, layer, trap.name if trap else None, text))
-    return found
+    return together(found)
+
+
+def together(found: Sequence[Finding]) -> list[Finding]:
+    """Return one finding for each mistake that stands in several places.
+
+    These are places with one known mistake, or places of which the same is said but for numbers.
+    """
+    groups: dict[tuple[str, str], list[Finding]] = {}
+    for finding in found:
+        said = finding.trap or NUMBER.sub("#", f"{finding.layer} {finding.text}")
+        groups.setdefault((finding.port, said), []).append(finding)
+    return [
+        replace(first, also=tuple(dict.fromkeys(f.layer for f in rest if f.layer != first.layer)))
+        for first, *rest in groups.values()
+    ]
 
 
 def _enclosing(deviation: Deviation) -> str:

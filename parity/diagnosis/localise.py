@@ -15,6 +15,9 @@ from parity.running.taps import layer_of
 
 NETWORK, LOSS = "(the network)", "(the loss)"
 
+# Two differences are one that is carried on, as a residual stream does, where they are the same but for this part.
+CARRIED = 1e-6
+
 # A mistake moves a tensor by more than this part of it, and rounding in a single layer by less.
 FORWARD, BACKWARD = 1e-10, 1e-9
 
@@ -65,12 +68,33 @@ def _wrong(got: Tensors, expected: Tensors, allowed: float) -> set[str]:
     }
 
 
-def deviations(reference: RecordedRun, port: RecordedRun, leaf: Collection[str], train: bool) -> Iterator[Deviation]:
+class Carried:
+    """The differences that were seen, to know one again that a residual stream carries on."""
+
+    def __init__(self) -> None:
+        self.seen: list[np.ndarray] = []
+
+    def again(self, got: np.ndarray, expected: np.ndarray) -> bool:
+        """Return whether a difference was seen before; remember it."""
+        if got.shape != expected.shape or not (np.isfinite(got).all() and np.isfinite(expected).all()):
+            return False
+        difference = np.asarray(got, np.float64) - expected
+        allowed = CARRIED * bounds.norm(difference) + FORWARD * bounds.norm(expected) / 10
+        known = any(d.shape == difference.shape and bounds.norm(difference - d) <= allowed for d in self.seen)
+        self.seen += [] if known else [difference]
+        return known
+
+
+def deviations(
+    reference: RecordedRun, port: RecordedRun, leaf: Collection[str], train: bool, shared: Collection[str] = ()
+) -> Iterator[Deviation]:
     """What is wrong by itself in one mode, in execution order; gradients behind, from the end of the network.
 
     Args:
         leaf: the names of the layers in which no other is recorded.
+        shared: the layers whose parameters are used outside of them too: a mistake elsewhere reaches their gradients.
     """
+    carried = Carried()
     seen: set[str] = set()
     arrived = _wrong(port.inputs, reference.inputs, FORWARD)
     computed = _wrong(port.outputs, reference.outputs, FORWARD)
@@ -78,6 +102,8 @@ def deviations(reference: RecordedRun, port: RecordedRun, leaf: Collection[str],
     for event, call, around in reference.events:
         outer = layer_of(around[-1]) if around else NETWORK
         if event == "enter" and call in arrived:
+            if carried.again(port.inputs[call], reference.inputs[call]):
+                continue
             seen |= {outer}
             yield Deviation(outer, "between", train, call, before, "enter")
         elif event == "leave" and call in computed:
@@ -89,6 +115,8 @@ def deviations(reference: RecordedRun, port: RecordedRun, leaf: Collection[str],
     ends = sorted(_wrong(port.values, reference.values, FORWARD))
     for name in ends:
         seen |= {NETWORK}
+        if carried.again(port.values[name], reference.values[name]):
+            continue
         yield Deviation(NETWORK, "between", train, name, before, "end")
     if not train:
         return
@@ -102,6 +130,7 @@ def deviations(reference: RecordedRun, port: RecordedRun, leaf: Collection[str],
     entering = _wrong(port.input_gradients, reference.input_gradients, BACKWARD)
     leaving = _wrong(port.output_gradients, reference.output_gradients, BACKWARD)
     parameters = {n.rpartition(".")[0] for n in _wrong(port.parameters, reference.parameters, BACKWARD)}
+    parameters -= {*shared} if seen else set()
     after = ""
     for event, call, around in reversed(reference.events):
         name, outer = layer_of(call), layer_of(around[-1]) if around else NETWORK

@@ -205,7 +205,15 @@ def _said(row: Mapping[str, Any] | None) -> str:
 
 def _findings(model: str, port: str, old: list[dict[str, Any]], new: list[dict[str, Any]]) -> Iterator[Change]:
     """Layer by layer, by the names of the mistakes: another name at a layer is no new finding, and wording is free."""
-    a, b = ([(f["layer"], f["trap"] or "a mistake") for f in side if f["port"] == port] for side in (old, new))
+    a, b = (
+        [
+            (layer, f["trap"] or "a mistake")
+            for f in side
+            if f["port"] == port
+            for layer in (f["layer"], *f.get("also", ()))
+        ]
+        for side in (old, new)
+    )
     for layer in dict.fromkeys(name for name, _ in (*a, *b)):
         was, now = (sorted(trap for name, trap in side if name == layer) for side in (a, b))
         if was != now:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from parity.numerics.quantities import QUANTITIES
@@ -132,7 +132,11 @@ def drawings(model: Model) -> list[tuple[str, list[Panel]]]:
     if not points:
         return []
     scale = Scale.of(points)
-    numbered = list(enumerate(model.findings, 1))
+    numbered = [
+        (i, replace(finding, layer=layer))
+        for i, finding in enumerate(model.findings, 1)
+        for layer in (finding.layer, *finding.also)
+    ]
     return [
         (
             port,

@@ -16,6 +16,9 @@ from parity.reports.terminal import SafeConsole
 
 SCHEMA = 1
 
+# So many layers with the same mistake stand in a line.
+NAMED = 3
+
 
 @dataclass(frozen=True)
 class Row:
@@ -51,12 +54,14 @@ class Finding:
         layer: by its PyTorch name; a module where the mistake lies between its layers.
         trap: the name of the trap of `parity.traps.catalogue` that it is; None where no known mistake explains it.
         text: one line: what was found, what PyTorch does, how to mend it.
+        also: the other layers that have the same mistake.
     """
 
     port: str
     layer: str
     trap: str | None
     text: str
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -251,10 +256,17 @@ def verdict(model: Model) -> Sequence[str]:
             lines.append(f"first divergence: {first.port}: {first.quantity} at {first.layer}{first.text}")
         for i, finding in enumerate(model.findings, 1):
             name = f" [{finding.trap}]" if finding.trap else ""
-            lines.append(f"{i}. {finding.port}: {finding.layer}{name}: {finding.text}")
+            lines.append(f"{i}. {finding.port}: {finding.layer}{name}: {finding.text}{_also(finding)}")
     if model.undecided:
         lines.append(f"{model.model}: cannot tell: {model.undecided}")
     return [*lines, *(f"advice: {line}" for line in model.advice), *lifted(model)]
+
+
+def _also(finding: Finding) -> str:
+    if not finding.also:
+        return ""
+    more = " …" if len(finding.also) > NAMED else ""
+    return f" (also at {len(finding.also)} more: {', '.join(finding.also[:NAMED])}{more})"
 
 
 # What is said of each kind of pin.

@@ -1,4 +1,4 @@
-"""Lets numpy's arrays that a model makes while it is traced keep float64, where its code casts them to float32.
+"""Lets the arrays that a model makes of numbers while it is traced keep float64, where its code names float32.
 
 Flax models make tables of positions with numpy: `np.sin(angles.astype("float32"))`. JAX sees the finished array alone.
 So the functions that make arrays give the model's own code, and nobody else's, arrays whose `astype` keeps float64.
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
@@ -19,8 +20,11 @@ from parity.numerics.pins import LIBRARIES, Pins
 
 NARROW = {np.dtype(np.float16), np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)}
 
-# The functions of numpy that make arrays of Python's numbers.
-MAKERS = ("arange", "array", "asarray", "empty", "eye", "full", "geomspace", "linspace", "logspace", "ones", "zeros")
+# The functions that make arrays of Python's numbers, and of numpy's.
+MAKERS = {
+    np: ("arange", "array", "asarray", "empty", "eye", "full", "geomspace", "linspace", "logspace", "ones", "zeros"),
+    jnp: ("array", "asarray"),
+}
 
 
 def kept(dtype: Any) -> Any:
@@ -63,22 +67,27 @@ def marked(array: Any, pins: Pins | None) -> Any:
 def numpy_lifted(pins: Pins) -> Iterator[None]:
     """Let this thread's own code make arrays that stay float64."""
     thread = threading.get_ident()
-    originals = {name: getattr(np, name) for name in MAKERS}
+    originals = {(module, name): getattr(module, name) for module, names in MAKERS.items() for name in names}
 
     def making(original: Callable[..., Any]) -> Callable[..., Any]:
         def make(*args: Any, **kw: Any) -> Any:
             caller = sys._getframe(1).f_globals.get("__name__", "").partition(".")[0]
             if threading.get_ident() != thread or caller in LIBRARIES or caller == "ports":
                 return original(*args, **kw)
-            kw = {key: kept(value) if key == "dtype" else value for key, value in kw.items()}
-            return marked(original(*args, **kw), pins)
+            wide = {key: kept(value) if key == "dtype" else value for key, value in kw.items()}
+            places = [
+                kept(value) if i and isinstance(value, type | np.dtype | str) else value for i, value in enumerate(args)
+            ]
+            if any(a is not b for a, b in zip((*places, *wide.values()), (*args, *kw.values()), strict=True)):
+                pins.note(original.__name__, "float32")
+            return marked(original(*places, **wide), pins)
 
         return make
 
-    for name, original in originals.items():
-        setattr(np, name, making(original))
+    for (module, name), original in originals.items():
+        setattr(module, name, making(original))
     try:
         yield
     finally:
-        for name, original in originals.items():
-            setattr(np, name, original)
+        for (module, name), original in originals.items():
+            setattr(module, name, original)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from parity.numerics import bounds
 from parity.numerics.layouts import Tensors, first, leaves, mapped, with_first
@@ -83,6 +84,35 @@ def tied(net: nn.Module) -> dict[str, str]:
         if first != name:
             found[name] = first
     return found
+
+
+class Users(TorchFunctionMode):
+    """Which modules use each parameter: those that run while a function gets it."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.names = {id(p): name for name, p in net.named_parameters()}
+        self.running: list[str] = []
+        self.found: dict[str, set[str]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for value in (*args, *(kwargs or {}).values()):
+            if name := self.names.get(id(value)):
+                self.found.setdefault(name, set()).add(self.running[-1] if self.running else "")
+        return func(*args, **(kwargs or {}))
+
+
+def shared(net: nn.Module, probe: Probe) -> set[str]:
+    """Return the modules whose parameters are used outside of them too, as an embedding's are by an output layer."""
+    net = promote(net).eval()
+    users, hooks = Users(net), []
+    for name, module in net.named_modules():
+        hooks.append(module.register_forward_pre_hook(lambda *_, name=name: users.running.append(name)))
+        hooks.append(module.register_forward_hook(lambda *_: users.running.pop() and None))
+    with torch.no_grad(), users:
+        run(net, probe, inputs_of(probe))
+    owners = {name: name.rpartition(".")[0] for name in users.found}
+    return {owners[name] for name, modules in users.found.items() if len(modules | {owners[name]}) > 1}
 
 
 def with_parameters(net: nn.Module) -> list[str]:
