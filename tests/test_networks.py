@@ -510,6 +510,12 @@ def test_unknown_type(port: str, dtype: Any) -> None:
         ports.create(BASE, port, seed=None, dtype=dtype)
 
 
+@pytest.mark.parametrize("layers", [nnx_layers, linen_layers], ids=FLAX)
+def test_layers_without_a_type_have_float32_parameters(layers: Any) -> None:
+    """Flax takes None for float32; numpy takes it for float64."""
+    assert layers.param_dtype(None) == np.float32
+
+
 @pytest.mark.parametrize("port", FLAX)
 def test_float64_needs_x64(port: str) -> None:
     with pytest.raises(UserError, match=r"tiny: float64 needs JAX's x64 mode: .*jax\.enable_x64\(True\)"):

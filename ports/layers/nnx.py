@@ -17,7 +17,7 @@ from ports.layers.initializers import torch_bias, torch_kernel
 
 def param_dtype(dtype: Any) -> Any:
     """The type of the parameters of a layer that computes in `dtype`: float32 at least."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return jnp.promote_types(jnp.float32 if dtype is None else dtype, jnp.float32)
 
 
 class BatchNorm(nnx.BatchNorm):
