@@ -38,7 +38,7 @@ class Zarr:
         driver: tensorstore's name for the version.
         pieces: the shape of a piece.
         inner: the shape of the smaller pieces in a piece; None where there are none.
-        compressor: of a piece, or of the smaller ones.
+        compressor: of a piece, or of the smaller ones, as the file names it.
         tail: bytes of checksums behind a piece.
         key: gives the name of a piece from its place.
     """
@@ -48,7 +48,7 @@ class Zarr:
     dtype: np.dtype
     pieces: tuple[int, ...]
     inner: tuple[int, ...] | None
-    compressor: str | None
+    compressor: object
     tail: int
     key: Callable[[tuple[int, ...]], str]
 
