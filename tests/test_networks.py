@@ -503,6 +503,7 @@ def test_bfloat16_statistics_are_computed_in_float32(port: str) -> None:
     assert distance(found, expected) <= 1e-3
 
 
+@pytest.mark.usefixtures("no_type_checks")
 @pytest.mark.parametrize("dtype", ["float16", "float", "", torch.float32, jnp.float32], ids=repr)
 @pytest.mark.parametrize("port", PORTS)
 def test_unknown_type(port: str, dtype: Any) -> None:
@@ -516,6 +517,14 @@ def test_layers_without_a_type_have_float32_parameters(layers: Any) -> None:
     assert layers.param_dtype(None) == np.float32
 
 
+@pytest.mark.parametrize("name", ["basic", "tutorial_net", "tutorial_resnet"])
+@pytest.mark.parametrize("port", FLAX)
+def test_an_array_of_numpy_is_an_input(port: str, name: str) -> None:
+    net, x = create(NETWORKS[name], port, seed=None), images().transpose(0, 2, 3, 1)
+    call = net if port == "nnx" else functools.partial(net[0].apply, net[1])
+    np.testing.assert_array_equal(call(x), call(jnp.asarray(x)))
+
+
 @pytest.mark.parametrize("port", FLAX)
 def test_float64_needs_x64(port: str) -> None:
     with pytest.raises(UserError, match=r"tiny: float64 needs JAX's x64 mode: .*jax\.enable_x64\(True\)"):
@@ -525,6 +534,7 @@ def test_float64_needs_x64(port: str) -> None:
 # ---- compiled
 
 
+@pytest.mark.usefixtures("no_type_checks")
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("name", ["basic", "preact-zero_pad", "stem-deep"])
 def test_torch_compile_takes_the_whole_graph(name: str, train: bool) -> None:
