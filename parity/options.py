@@ -12,10 +12,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
+import numpy as np
+
 from ports.errors import UserError
 
 if TYPE_CHECKING:
-    import numpy as np
     import optax
 
 PORTS, BATCH = ("nnx", "linen"), 2

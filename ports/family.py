@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -45,6 +45,7 @@ class Layer:
     options: tuple[tuple[str, Any], ...] = ()
 
 
+@runtime_checkable
 class Convolution(Protocol):
     """What `conv_layer` reads of a description of a convolution."""
 
@@ -75,6 +76,7 @@ def linear_layer(role: str, name: str, in_features: int, out_features: int, **fi
     return Layer(role, name, "linear", {"weight": (out_features, in_features), "bias": (out_features,)}, fields)
 
 
+@runtime_checkable
 class Description(Protocol):
     """What the description of a network of any family has: a frozen dataclass."""
 

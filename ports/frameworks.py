@@ -10,7 +10,7 @@ import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from ports.errors import UserError
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Net = Any  # a `torch.nn.Module`, an `nnx.Module`, or Linen's `(module, variables)`
 
 
+@runtime_checkable
 class Live(Protocol):
     """What each module of `ports.weights.live` does for the networks of its framework."""
 
@@ -37,6 +38,7 @@ class Live(Protocol):
         ...
 
 
+@runtime_checkable
 class FlaxLive(Live, Protocol):
     """What those of Flax do besides."""
 
@@ -53,12 +55,14 @@ class FlaxLive(Live, Protocol):
         ...
 
 
+@runtime_checkable
 class Loader(Protocol):
     """What reads an exported network."""
 
     def load(self, path: os.PathLike[str]) -> Callable[[Any], Any]: ...
 
 
+@runtime_checkable
 class Exporter(Protocol):
     """What each module of `ports.export` does for the networks of its framework."""
 

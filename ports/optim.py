@@ -16,18 +16,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import PyTree
 
 from ports.errors import UserError
 
-LearningRate = float | Callable[[Any], Any]
-Tensors = dict[str, Any]
+Rate = float | jax.Array
+LearningRate = float | Callable[[jax.Array], Rate]
+Tensors = dict[str, jax.Array]
 # From gradient, parameter, its tensors of state, learning rate and number of this step (from 1) to update and tensors.
-Rule = Callable[[Any, Any, Tensors, Any, Any], tuple[Any, Tensors]]
+Rule = Callable[[jax.Array, jax.Array, Tensors, Rate, jax.Array], tuple[jax.Array, Tensors]]
 
 
 class State(NamedTuple):
@@ -38,8 +40,8 @@ class State(NamedTuple):
         tensors: by PyTorch's name (`momentum_buffer`, `exp_avg`), a tree like the parameters.
     """
 
-    count: Any
-    tensors: dict[str, Any]
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride] - a tuple has a `count` too
+    tensors: dict[str, PyTree]
 
 
 def from_rule(learning_rate: LearningRate, starts: dict[str, float], rule: Rule) -> optax.GradientTransformation:
@@ -49,13 +51,13 @@ def from_rule(learning_rate: LearningRate, starts: dict[str, float], rule: Rule)
         starts: the tensors of its state, and the number that they are filled with.
     """
 
-    def init(params: Any) -> State:
+    def init(params: PyTree) -> State:
         tensors = {
             name: jax.tree.map(lambda p, value=value: jnp.full_like(p, value), params) for name, value in starts.items()
         }
         return State(jnp.zeros((), jnp.int32), tensors)
 
-    def update(grads: Any, state: State, params: Any = None) -> tuple[Any, State]:
+    def update(grads: PyTree, state: State, params: PyTree = None) -> tuple[PyTree, State]:
         if params is None:
             raise UserError("update: got no parameters, expected tx.update(grads, state, params)")
         step = state.count + 1
@@ -102,7 +104,7 @@ def sgd(
             f"sgd: got momentum {momentum}, dampening {dampening}; Nesterov needs a momentum and no dampening"
         )
 
-    def rule(g: Any, p: Any, held: Tensors, rate: Any, step: Any) -> tuple[Any, Tensors]:
+    def rule(g: jax.Array, p: jax.Array, held: Tensors, rate: Rate, step: jax.Array) -> tuple[jax.Array, Tensors]:
         g = g + weight_decay * p if weight_decay else g
         if not momentum:
             return -rate * g, {}
@@ -158,7 +160,7 @@ def _adam(
         weight_decay=(weight_decay, 0, INFINITY),
     )
 
-    def rule(g: Any, p: Any, held: Tensors, rate: Any, step: Any) -> tuple[Any, Tensors]:
+    def rule(g: jax.Array, p: jax.Array, held: Tensors, rate: Rate, step: jax.Array) -> tuple[jax.Array, Tensors]:
         g = g + weight_decay * p if weight_decay and not decoupled else g
         new = {
             "exp_avg": first * held["exp_avg"] + (1 - first) * g,
@@ -197,7 +199,7 @@ def rmsprop(
         momentum=(momentum, 0, INFINITY),
     )
 
-    def rule(g: Any, p: Any, held: Tensors, rate: Any, step: Any) -> tuple[Any, Tensors]:
+    def rule(g: jax.Array, p: jax.Array, held: Tensors, rate: Rate, step: jax.Array) -> tuple[jax.Array, Tensors]:
         g = g + weight_decay * p if weight_decay else g
         square = alpha * held["square_avg"] + (1 - alpha) * g * g
         new = {"square_avg": square}
@@ -233,7 +235,7 @@ def adagrad(
         eps=(eps, 0, INFINITY),
     )
 
-    def rule(g: Any, p: Any, held: Tensors, rate: Any, step: Any) -> tuple[Any, Tensors]:
+    def rule(g: jax.Array, p: jax.Array, held: Tensors, rate: Rate, step: jax.Array) -> tuple[jax.Array, Tensors]:
         g = g + weight_decay * p if weight_decay else g
         total = held["sum"] + g * g
         return -rate / (1 + (step - 1) * lr_decay) * g / (jnp.sqrt(total) + eps), {"sum": total}
@@ -252,7 +254,7 @@ def adadelta(
     up_to_one = math.nextafter(1, 2)  # PyTorch takes 1 itself
     _require("adadelta", rho=(rho, 0, up_to_one), eps=(eps, 0, INFINITY), weight_decay=(weight_decay, 0, INFINITY))
 
-    def rule(g: Any, p: Any, held: Tensors, rate: Any, step: Any) -> tuple[Any, Tensors]:
+    def rule(g: jax.Array, p: jax.Array, held: Tensors, rate: Rate, step: jax.Array) -> tuple[jax.Array, Tensors]:
         g = g + weight_decay * p if weight_decay else g
         square = rho * held["square_avg"] + (1 - rho) * g * g
         delta = jnp.sqrt(held["acc_delta"] + eps) / jnp.sqrt(square + eps) * g
@@ -267,7 +269,7 @@ def adadelta(
 def clip_grad_norm(max_norm: float, norm_type: float = 2.0) -> optax.GradientTransformation:
     """`torch.nn.utils.clip_grad_norm_`: gradients times min(1, max_norm / (norm + 1e-6))."""
 
-    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(grads: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         norms = [jnp.linalg.norm(g.ravel(), norm_type) for g in jax.tree.leaves(grads)]
         total = jnp.linalg.norm(jnp.stack(norms), norm_type)
         scale = jnp.minimum(1.0, max_norm / (total + 1e-6))
@@ -279,7 +281,7 @@ def clip_grad_norm(max_norm: float, norm_type: float = 2.0) -> optax.GradientTra
 def clip_grad_value(clip_value: float) -> optax.GradientTransformation:
     """`torch.nn.utils.clip_grad_value_`: every number of the gradients within ± clip_value."""
 
-    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(grads: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         return jax.tree.map(lambda g: jnp.clip(g, -clip_value, clip_value), grads), state
 
     return optax.GradientTransformation(lambda _: optax.EmptyState(), update)  # pyright: ignore[reportArgumentType]
@@ -294,9 +296,9 @@ class Accumulated(NamedTuple):
         inner: the state of the transform that takes them.
     """
 
-    count: Any
-    sums: Any
-    inner: Any
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride] - a tuple has a `count` too
+    sums: PyTree
+    inner: PyTree
 
 
 def accumulate(tx: optax.GradientTransformation, passes: int) -> optax.GradientTransformation:
@@ -309,17 +311,17 @@ def accumulate(tx: optax.GradientTransformation, passes: int) -> optax.GradientT
     """
     _require("accumulate", passes=(passes, 1, INFINITY))
 
-    def init(params: Any) -> Accumulated:
+    def init(params: PyTree) -> Accumulated:
         return Accumulated(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params), tx.init(params))
 
-    def update(grads: Any, state: Accumulated, params: Any = None) -> tuple[Any, Accumulated]:
+    def update(grads: PyTree, state: Accumulated, params: PyTree = None) -> tuple[PyTree, Accumulated]:
         sums = jax.tree.map(jnp.add, state.sums, grads)
 
-        def step() -> tuple[Any, Accumulated]:
+        def step() -> tuple[PyTree, Accumulated]:
             updates, inner = tx.update(sums, state.inner, params)
             return updates, Accumulated(jnp.zeros_like(state.count), jax.tree.map(jnp.zeros_like, sums), inner)
 
-        def wait() -> tuple[Any, Accumulated]:
+        def wait() -> tuple[PyTree, Accumulated]:
             return jax.tree.map(jnp.zeros_like, sums), Accumulated(state.count + 1, sums, state.inner)
 
         return jax.lax.cond(state.count + 1 == passes, step, wait)
@@ -327,14 +329,14 @@ def accumulate(tx: optax.GradientTransformation, passes: int) -> optax.GradientT
     return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
 
 
-def trained(tx: optax.GradientTransformation, mask: Any) -> optax.GradientTransformation:
+def trained(tx: optax.GradientTransformation, mask: PyTree) -> optax.GradientTransformation:
     """`tx` for the parameters where `mask` (a tree of booleans, or a function of the parameters) is true.
 
     PyTorch leaves a parameter that got no gradient as it is; JAX gives it a gradient of zeros, and decay and momentum
     would move it. (`optax.masked` passes the gradient of a masked parameter on as its update.)
     """
 
-    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(grads: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
         chosen = mask(params) if callable(mask) else mask
         updates, state = tx.update(grads, state, params)
         return jax.tree.map(lambda on, u: jnp.where(on, u, jnp.zeros_like(u)), chosen, updates), state

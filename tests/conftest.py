@@ -11,12 +11,38 @@ import random
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+from jaxtyping import config as jaxtyping_config
+from jaxtyping import install_import_hook
+
+# Check every call of the project's functions against its annotations, shapes too. The hook must come before the first
+# import of the project. pytest loads `parity` and `parity.plugin` earlier, so those two modules are not checked.
+CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"  # an int is a float
+install_import_hook(["ports", "parity", "benchmarks"], CHECKER)
+
+# These two are not checked either. The first has a call for each instruction of a pickle: with checks it takes 20 times
+# as long. The second calls itself for each level of a file: the checker's own calls reach Python's limit too early.
+UNCHECKED = ("ports.weights.files.formats.pickles", "ports.weights.files.formats.msgpacked")
+
+
+class Unchecked(MetaPathFinder):
+    """Find the modules of `UNCHECKED` as Python does, without the hook."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return PathFinder.find_spec(fullname, path, target) if fullname in UNCHECKED else None
+
+
+sys.meta_path.insert(0, Unchecked())
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: a thread each, or they wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -105,3 +131,15 @@ def quick() -> Iterator[None]:
 
     with quick_compilation():
         yield
+
+
+@pytest.fixture
+def no_type_checks() -> Iterator[None]:
+    """Check no annotations during this test.
+
+    For a type that the project itself refuses, for `torch.compile` and `torch.fx`, which cannot trace the checks, and
+    for the state of Python's random generator, from which beartype draws.
+    """
+    jaxtyping_config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping_config.update("jaxtyping_disable", False)

@@ -256,6 +256,7 @@ def fresh() -> dict[str, Any]:
     return {port: create(BASE, port) for port in SUFFIXES}
 
 
+@pytest.mark.usefixtures("no_type_checks")
 @pytest.mark.parametrize("case", SAVE_ERRORS)
 def test_errors_of_save(case: str, fresh: dict[str, Any], tmp_path: Path) -> None:
     port, name, options, message = SAVE_ERRORS[case]

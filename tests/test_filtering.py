@@ -80,10 +80,12 @@ def convolutions(conv: nn.Module, x: torch.Tensor, freezing: bool = True, grad: 
     return sum("conv2d" in str(node.target) for node in graph.graph.nodes)
 
 
+@pytest.mark.usefixtures("no_type_checks")
 def test_compiled_inference_takes_it_where_weights_are_frozen() -> None:
     assert convolutions(layer(), images(2, 64, 28, 28)) == 6
 
 
+@pytest.mark.usefixtures("no_type_checks")
 @pytest.mark.parametrize(
     ("conv", "x", "how"),
     [
@@ -109,6 +111,7 @@ def test_all_others_stay_one_convolution(conv: nn.Module, x: torch.Tensor, how: 
     assert convolutions(conv, x, **how) == 1
 
 
+@pytest.mark.usefixtures("no_type_checks")
 def test_under_autocast_and_in_eager_mode_it_stays_one() -> None:
     conv, x = layer(), images(2, 64, 28, 28)
     with torch.autocast("cpu", torch.bfloat16):
@@ -117,6 +120,7 @@ def test_under_autocast_and_in_eager_mode_it_stays_one() -> None:
         assert not filtering.pays(conv, x)
 
 
+@pytest.mark.usefixtures("no_type_checks")
 @pytest.mark.parametrize("strict", [False, True])
 def test_what_is_exported_keeps_its_convolution(strict: bool) -> None:
     with inductor.patch(freezing=True), torch.no_grad():
@@ -124,6 +128,7 @@ def test_what_is_exported_keeps_its_convolution(strict: bool) -> None:
     assert sum("conv2d" in str(node.target) for node in program.graph.nodes) == 1
 
 
+@pytest.mark.usefixtures("no_type_checks")
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 def test_what_inductor_makes_of_it_is_the_usual_convolution() -> None:

@@ -253,6 +253,7 @@ def models(how: dict[str, Any]) -> tuple[Torch, Flax]:
     return net, flax
 
 
+@pytest.mark.usefixtures("no_type_checks")
 @pytest.mark.parametrize("around", [nullcontext, altered], ids=["plain", "altered"])
 @pytest.mark.parametrize("name", ENDS)
 def test_every_setting_is_put_back(name: str, around: Callable[[], Any]) -> None:
@@ -275,6 +276,7 @@ def draws() -> None:
     np.random.rand()  # noqa: NPY002
 
 
+@pytest.mark.usefixtures("no_type_checks")
 @pytest.mark.parametrize("side", ["torch", "flax"])
 def test_random_numbers_that_a_model_draws_are_given_back(side: str) -> None:
     net, flax = pair()

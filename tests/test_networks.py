@@ -503,11 +503,26 @@ def test_bfloat16_statistics_are_computed_in_float32(port: str) -> None:
     assert distance(found, expected) <= 1e-3
 
 
+@pytest.mark.usefixtures("no_type_checks")
 @pytest.mark.parametrize("dtype", ["float16", "float", "", torch.float32, jnp.float32], ids=repr)
 @pytest.mark.parametrize("port", PORTS)
 def test_unknown_type(port: str, dtype: Any) -> None:
     with pytest.raises(UserError, match=r"tiny: dtype: got .*, expected one of float32, float64, bfloat16"):
         ports.create(BASE, port, seed=None, dtype=dtype)
+
+
+@pytest.mark.parametrize("layers", [nnx_layers, linen_layers], ids=FLAX)
+def test_layers_without_a_type_have_float32_parameters(layers: Any) -> None:
+    """Flax takes None for float32; numpy takes it for float64."""
+    assert layers.param_dtype(None) == np.float32
+
+
+@pytest.mark.parametrize("name", ["basic", "tutorial_net", "tutorial_resnet"])
+@pytest.mark.parametrize("port", FLAX)
+def test_an_array_of_numpy_is_an_input(port: str, name: str) -> None:
+    net, x = create(NETWORKS[name], port, seed=None), images().transpose(0, 2, 3, 1)
+    call = net if port == "nnx" else functools.partial(net[0].apply, net[1])
+    np.testing.assert_array_equal(call(x), call(jnp.asarray(x)))
 
 
 @pytest.mark.parametrize("port", FLAX)
@@ -519,6 +534,7 @@ def test_float64_needs_x64(port: str) -> None:
 # ---- compiled
 
 
+@pytest.mark.usefixtures("no_type_checks")
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("name", ["basic", "preact-zero_pad", "stem-deep"])
 def test_torch_compile_takes_the_whole_graph(name: str, train: bool) -> None:

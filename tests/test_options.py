@@ -55,6 +55,7 @@ def test_an_unknown_option_is_refused_with_the_nearest() -> None:
         parity.check_network("tutorial_net", **misspelt)
 
 
+@pytest.mark.usefixtures("no_type_checks")
 @pytest.mark.parametrize(
     ("given", "said"),
     [

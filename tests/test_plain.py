@@ -72,6 +72,7 @@ def size_of(spec: Any) -> tuple[int, ...]:
     return (33, 32) if families.takes_images(spec) else families.example_size(spec)
 
 
+@pytest.mark.usefixtures("no_type_checks")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_fx_traces_and_layers_fuse(name: str) -> None:
     spec = get(name)
@@ -94,6 +95,7 @@ def test_torch_export_takes_it(name: str) -> None:
     assert convolutions == sum(layer.type == "conv" for layer in layers(spec))
 
 
+@pytest.mark.usefixtures("no_type_checks")
 @pytest.mark.parametrize("kind", FEW)
 def test_what_fx_traces_and_what_is_fused_computes_the_same(kind: str) -> None:
     net = randomised(KINDS[kind], "float64")

@@ -420,6 +420,7 @@ def test_all_of_jax_runs_on_the_gpu() -> None:
 GPU = {"device": "gpu", "dtypes": ["float32"]}
 
 
+@pytest.mark.usefixtures("no_type_checks")
 @pytest.mark.parametrize(
     ("options", "torch_gpu", "jax_gpu", "said"),
     [

@@ -294,6 +294,7 @@ BAD_VALUES: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.usefixtures("no_type_checks")
 @pytest.mark.parametrize("case", BAD_VALUES)
 def test_bad_value(case: str) -> None:
     changes, said = BAD_VALUES[case]
@@ -301,6 +302,7 @@ def test_bad_value(case: str) -> None:
         families.get("resnet50", **changes)
 
 
+@pytest.mark.usefixtures("no_type_checks")
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [

@@ -392,6 +392,7 @@ def test_a_default_that_does_not_fit(name: str, value: Any) -> None:
         write(net, source, rules=[Default(name, value, why="not saved")])
 
 
+@pytest.mark.usefixtures("no_type_checks")
 @pytest.mark.parametrize(
     ("rule", "said"),
     [
@@ -441,6 +442,7 @@ def without_values(kind: str) -> Any:
     return module, jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 2)))
 
 
+@pytest.mark.usefixtures("no_type_checks")
 @pytest.mark.parametrize("kind", ["meta", "lazy", "nnx", "linen", "boxed"])
 def test_a_network_without_values_cannot_be_read(kind: str) -> None:
     with pytest.raises(WeightsError, match="weight"):
@@ -457,12 +459,14 @@ def test_what_is_no_tensor_in_a_state_dict_is_named() -> None:
         read(ExtraState(2, 2))
 
 
+@pytest.mark.usefixtures("no_type_checks")
 @pytest.mark.parametrize("weights", [None, "resnet50.pth"], ids=["none", "path"])
 def test_what_is_not_weights(weights: Any) -> None:
     with pytest.raises(WeightsError, match="expected a dict"):
         write(torch.nn.Linear(2, 2), weights)
 
 
+@pytest.mark.usefixtures("no_type_checks")
 @pytest.mark.parametrize(
     "value",
     [[[1], [1, 2]], None, object(), "text", torch.nn.Parameter(torch.ones(2, 2)), torch.ones(2, 2).bfloat16()],

@@ -15,7 +15,7 @@ import os
 import statistics
 import time
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -38,6 +38,7 @@ class ClockError(Exception):
     """A figure that would not be one; the message says why."""
 
 
+@runtime_checkable
 class BuiltSubject(Protocol):
     """A subject, built for one setting."""
 
@@ -63,6 +64,7 @@ class BuiltSubject(Protocol):
         ...
 
 
+@runtime_checkable
 class DeviceClock(Protocol):
     """A clock of the device; see `benchmarks.machine.cuda_events`."""
 

@@ -46,7 +46,7 @@ SEEN = MULTIPLE * np.finfo(np.float64).eps / DECIDES
 DRAWS = 5
 
 
-def floating(array: np.ndarray) -> bool:
+def floating(array: np.ndarray | np.floating) -> bool:
     """Whether the numbers are floating: numpy's own types, or bfloat16, of which numpy knows no kind."""
     return array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16
 
@@ -114,7 +114,7 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
     return norm(difference) if np.isfinite(difference).all() else np.inf
 
 
-def norm(array: np.ndarray) -> float:
+def norm(array: np.ndarray | np.floating) -> float:
     """‖array‖₂ over what is finite in it, without overflow."""
     array = np.asarray(array, np.float64).ravel()
     array = array[np.isfinite(array)] if not np.isfinite(array).all() else array
@@ -247,7 +247,7 @@ class Responses:
         return self.zero_in_exact_arithmetic("gradient.parameter", name)
 
 
-def ulp(array: np.ndarray) -> np.ndarray:
+def ulp(array: np.ndarray | np.floating) -> np.ndarray | np.float64:
     """One unit in the last place of every number (0 for integers), as float64."""
     if not floating(array):
         return np.zeros(array.shape)

@@ -13,8 +13,11 @@ from functools import cache
 from pathlib import Path
 from types import FrameType
 
+# Packages that wrap functions to check their annotations.
+CHECKERS = ("beartype", "jaxtyping")
+
 # Packages whose frames are not the model's own code.
-LIBRARIES = ("torch", "jax", "jaxlib", "flax", "optax", "numpy", "parity", "contextlib", "functools", "beartype")
+LIBRARIES = ("torch", "jax", "jaxlib", "flax", "optax", "numpy", "parity", "contextlib", "functools", *CHECKERS)
 
 CAST = "cast"
 TABLE = "table"

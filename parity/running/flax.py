@@ -17,6 +17,7 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import PyTree
 
 from parity.numerics.layouts import (
     Tensors,
@@ -52,13 +53,13 @@ class Functional:
         to_torch: (params, stats) to the torch form; gradients may stand in for the parameters.
     """
 
-    params: Any
-    stats: Any
-    forward: Callable[[Any, Any, Any, Any, bool, Tap], tuple[Any, Any]]
-    to_torch: Callable[[Any, Any], dict[str, np.ndarray]]
+    params: PyTree
+    stats: PyTree
+    forward: Callable[[PyTree, PyTree, PyTree, PyTree, bool, Tap], tuple[PyTree, PyTree]]
+    to_torch: Callable[[PyTree, PyTree], dict[str, np.ndarray]]
 
 
-def placed(arrays: Any) -> Any:
+def placed(arrays: PyTree) -> PyTree:
     """Return JAX's arrays on the device of the check (`running.device`), wherever they were."""
     config: Any = jax.config
     return jax.device_put(arrays, config.jax_default_device)
@@ -104,7 +105,7 @@ def float64_attention() -> Iterator[None]:
     """
     original, thread = jax.nn.dot_product_attention, threading.get_ident()
 
-    def chosen(query: Any, *args: Any, **kw: Any) -> Any:
+    def chosen(query: jax.Array, *args: Any, **kw: Any) -> jax.Array:
         ours = query.dtype == jnp.float64 and threading.get_ident() == thread
         return (attention if ours else original)(query, *args, **kw)
 
@@ -116,16 +117,16 @@ def float64_attention() -> Iterator[None]:
 
 
 def attention(
-    query: Any,
-    key: Any,
-    value: Any,
-    bias: Any = None,
-    mask: Any = None,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array | None = None,
+    mask: jax.Array | None = None,
     *,
-    scale: Any = None,
+    scale: float | None = None,
     is_causal: bool = False,
-    **_: Any,
-) -> Any:
+    **_: object,
+) -> jax.Array:
     """(batch, length, heads, depth) in the type of the inputs; a mask is true where there is attention."""
     groups = query.shape[-2] // key.shape[-2]
     key, value = (jnp.repeat(a, groups, axis=-2) for a in (key, value))
@@ -137,16 +138,16 @@ def attention(
     return jnp.einsum("...hqk,...khd->...qhd", jax.nn.softmax(scores, axis=-1), value)
 
 
-def inputs_of(probe: Probe) -> tuple[Any, Any]:
+def inputs_of(probe: Probe) -> tuple[PyTree, PyTree]:
     """The probe's inputs and keywords in Flax's layouts."""
 
-    def change(name: str, array: Any) -> Any:
+    def change(name: str, array: np.ndarray) -> jax.Array:
         return jnp.array(to_flax(array, probe.layouts.get(name) or default_layout(array)))
 
     return mapped(probe.inputs, change), mapped(dict(probe.keywords), change, "keyword")
 
 
-def moving(inputs: Any) -> dict[str, Any]:
+def moving(inputs: PyTree) -> dict[str, jax.Array]:
     """Return the floating arrays of the inputs by name: gradients reach these.
 
     JAX sorts the keys of a dict, and Python keeps them as they were written. So arrays pass through JAX by name.
@@ -154,29 +155,29 @@ def moving(inputs: Any) -> dict[str, Any]:
     return {name: a for name, a in leaves(inputs, "input") if jnp.issubdtype(a.dtype, jnp.floating)}
 
 
-def with_moving(inputs: Any, arrays: Mapping[str, Any]) -> Any:
+def with_moving(inputs: PyTree, arrays: Mapping[str, jax.Array]) -> PyTree:
     """Return the inputs as they were given, with these arrays in the places of the same names."""
     return mapped(inputs, lambda name, a: arrays.get(name, a))
 
 
-def input_gradients(probe: Probe, gradients: Mapping[str, Any]) -> Tensors:
+def input_gradients(probe: Probe, gradients: Mapping[str, jax.Array]) -> Tensors:
     """Return the gradients of the inputs by name, in the layouts of the reference."""
 
-    def back(name: str, gradient: Any) -> np.ndarray:
+    def back(name: str, gradient: jax.Array) -> np.ndarray:
         return to_reference(np.asarray(gradient), probe.layouts.get(name) or default_layout(gradient))
 
     return {name: back(name, gradient) for name, gradient in gradients.items()}
 
 
-def outputs(values: Any, expected: Tensors) -> Tensors:
+def outputs(values: PyTree, expected: Tensors) -> Tensors:
     return {name: aligned(value, expected.get(name)) for name, value in leaves(values, "output")}
 
 
-def records(record: Mapping[str, Any], expected: Tensors) -> Tensors:
+def records(record: Mapping[str, jax.Array], expected: Tensors) -> Tensors:
     return {name: aligned(value, expected.get(name)) for name, value in record.items()}
 
 
-def output_layouts(values: Any, expected: Tensors) -> dict[str, str]:
+def output_layouts(values: PyTree, expected: Tensors) -> dict[str, str]:
     """The layout of every output."""
     return {
         name: (layout_of(value, expected[name]) if name in expected else None) or "same"
@@ -212,14 +213,14 @@ class PortRuns:
         self.gradient: Callable[..., Any] | None = None
         self.trains_frozen: list[str] = []
 
-    def _evaluate(self, params: Any, stats: Any, arrays: Any) -> Any:
+    def _evaluate(self, params: PyTree, stats: PyTree, arrays: dict[str, jax.Array]) -> PyTree:
         record = Recorder()
         whole = with_moving(self.inputs, arrays)
         values, _ = self.net.forward(params, stats, whole, self.keywords, False, record)
         return values, record.outputs
 
-    def _gradient_of(self, loss_of: Callable[[Any], Any]) -> Callable[..., Any]:
-        def objective(params: Any, arrays: Any, stats: Any) -> Any:
+    def _gradient_of(self, loss_of: Callable[[PyTree], jax.Array]) -> Callable[..., Any]:
+        def objective(params: PyTree, arrays: dict[str, jax.Array], stats: PyTree) -> tuple[jax.Array, PyTree]:
             record = Recorder()
             whole = with_moving(self.inputs, arrays)
             values, stats = self.net.forward(params, stats, whole, self.keywords, True, record)
@@ -280,7 +281,9 @@ class PortRuns:
             if step := training.done(number):
                 yield from self._trained(net, params, state, step)
 
-    def _gradients(self, net: Functional, held: Any, gradients: Any) -> Iterator[tuple[str, Tensors]]:
+    def _gradients(
+        self, net: Functional, held: tuple[PyTree, PyTree], gradients: tuple[PyTree, dict[str, jax.Array]]
+    ) -> Iterator[tuple[str, Tensors]]:
         """Yield what is compared after the first backward pass."""
         (params, stats), (grads, input_grads), probe = held, gradients, self.probe
         torch_form = net.to_torch(grads, stats)
@@ -293,7 +296,7 @@ class PortRuns:
         wanted = {*torch_form} if probe.tensors is None else {*probe.tensors}
         yield "statistics", {name: a for name, a in torch_form.items() if name in wanted - {*self.parameters}}
 
-    def _trained(self, net: Functional, params: Any, state: Any, step: int) -> Iterator[tuple[str, Tensors]]:
+    def _trained(self, net: Functional, params: PyTree, state: PyTree, step: int) -> Iterator[tuple[str, Tensors]]:
         """Yield what is compared after a step of training."""
         probe = self.probe
         old, new = net.to_torch(net.params, net.stats), net.to_torch(params, net.stats)
@@ -325,7 +328,7 @@ def _leaves_of(net: Functional, names: Collection[str]) -> set[int]:
     return {i for name in names for i in leaves.get(name, ())} - others
 
 
-def _stopped(frozen: Collection[int], grads: Any) -> Any:
+def _stopped(frozen: Collection[int], grads: PyTree) -> PyTree:
     """Return the gradients, zeros in the frozen places: nothing that PyTorch does not train counts in a norm."""
     if not frozen:
         return grads
@@ -333,7 +336,7 @@ def _stopped(frozen: Collection[int], grads: Any) -> Any:
     return tree.unflatten([jnp.zeros_like(g) if i in frozen else g for i, g in enumerate(slopes)])
 
 
-def _without(idle: Collection[int], changes: Any, grads: Any) -> Any:
+def _without(idle: Collection[int], changes: PyTree, grads: PyTree) -> PyTree:
     """Return the changes, zeros in the idle places where the gradient is zero: decay must not move what stays."""
     if not idle:
         return changes
@@ -353,7 +356,7 @@ STATES = {
 }
 
 
-def optimizer_tensors(state: Any, to_torch: Callable[[Any], Tensors], structure: Any) -> Tensors:
+def optimizer_tensors(state: PyTree, to_torch: Callable[[PyTree], Tensors], structure: object) -> Tensors:
     """The tensors of an optax state by PyTorch's names, those that have one: `exp_avg/conv1.weight`."""
     found: Tensors = {}
     if isinstance(state, State):

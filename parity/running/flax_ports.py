@@ -17,7 +17,7 @@ from parity.running import nnx as run_nnx
 from parity.running.flax import Functional
 from parity.running.model_layers import ModelLayer
 from ports.errors import UserError
-from ports.frameworks import framework_of
+from ports.frameworks import Net, framework_of
 from ports.weights.live import flax as flax_weights
 from ports.weights.live import linen as linen_weights
 from ports.weights.live import nnx as nnx_weights
@@ -46,7 +46,7 @@ class FlaxPort:
     places: Callable[[Any, Any], Mapping[str, Any]]
     put: Callable[[Any, Sequence[tuple[Any, np.ndarray]]], Any]
 
-    def written(self, net: Any, own: Mapping[str, np.ndarray], modules: Any) -> Any:
+    def written(self, net: Net, own: Mapping[str, np.ndarray], modules: object) -> Net:
         """Return the model with these tensors, in its own types: NNX's itself, of Linen's a copy of the variables."""
         places = self.places(net, modules)
         values = {n: own[n].astype(p.dtype) if n in own else p.read() for n, p in places.items()}
@@ -54,17 +54,23 @@ class FlaxPort:
         return self.put(net, new)
 
 
-def _nnx_functional(net: Any, names: Any = None, tensors: Any = None, modules: Any = None, dtype: str = "") -> Any:
+def _nnx_functional(
+    net: Net,
+    names: Mapping[str, str] | None = None,
+    tensors: Mapping[str, str] | None = None,
+    modules: object = None,
+    dtype: str = "",
+) -> Functional:
     """The layers of an NNX model hold their types themselves, and its modules."""
     return run_nnx.functional(net, names, tensors)
 
 
-def _put_nnx(net: Any, new: Any) -> Any:
+def _put_nnx(net: Net, new: Sequence[tuple[Any, np.ndarray]]) -> Net:
     nnx_weights.set_all(new)
     return net
 
 
-def _put_linen(net: Any, new: Any) -> Any:
+def _put_linen(net: Net, new: Sequence[tuple[Any, np.ndarray]]) -> Net:
     variables = jax.tree.map(lambda a: a, dict(net[1]))
     for slot, array in new:
         node = variables
@@ -97,7 +103,7 @@ FLAX_PORTS = {
 }
 
 
-def port_of(net: Any) -> str:
+def port_of(net: Net) -> str:
     """Return `nnx` or `linen`.
 
     Raises:
@@ -108,7 +114,7 @@ def port_of(net: Any) -> str:
     return framework_of(net)
 
 
-def is_flax(net: Any) -> bool:
+def is_flax(net: Net) -> bool:
     """Return whether `net` is an `nnx.Module` or Linen's `(module, variables)`."""
     try:
         return framework_of(net) in FLAX_PORTS

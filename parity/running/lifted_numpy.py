@@ -10,13 +10,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from parity.numerics.pins import LIBRARIES, Pins
+from parity.numerics.pins import CHECKERS, LIBRARIES, Pins
 
 NARROW = {np.dtype(np.float16), np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)}
 
@@ -63,6 +64,16 @@ def marked(array: Any, pins: Pins | None) -> Any:
     return new
 
 
+def _package(frame: FrameType | None) -> str:
+    """Return the package whose code a frame belongs to, or the first one around it that checks no annotations."""
+    while frame is not None:
+        name = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if name not in CHECKERS:
+            return name
+        frame = frame.f_back
+    return ""
+
+
 @contextmanager
 def numpy_lifted(pins: Pins) -> Iterator[None]:
     """Let this thread's own code make arrays that stay float64."""
@@ -71,7 +82,7 @@ def numpy_lifted(pins: Pins) -> Iterator[None]:
 
     def making(original: Callable[..., Any]) -> Callable[..., Any]:
         def make(*args: Any, **kw: Any) -> Any:
-            caller = sys._getframe(1).f_globals.get("__name__", "").partition(".")[0]
+            caller = _package(sys._getframe(1))
             if threading.get_ident() != thread or caller in LIBRARIES or caller == "ports":
                 return original(*args, **kw)
             wide = {key: kept(value) if key == "dtype" else value for key, value in kw.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 from parity.running.draws_jax import fixed_draws, keys
 from parity.running.flax import Functional, Listener, float64_attention, mode_keywords, placed
@@ -30,7 +32,7 @@ def promote(net: Net, dtype: str = "float64") -> Net:
     norms = {path[1:-1] for path in paths if path[0] == "batch_stats"}
     wide = jnp.promote_types(dtype, jnp.float32)
 
-    def cast(path: Any, a: Any) -> Any:
+    def cast(path: tuple[Any, ...], a: ArrayLike) -> jax.Array:
         floating = jnp.issubdtype(jnp.asarray(a).dtype, jnp.floating)
         return jnp.array(a, (wide if parts(path)[1:-1] in norms else dtype) if floating else None)
 
@@ -75,10 +77,14 @@ def functional(
     cells = {m.cell.path: m.path for m in found.values() if isinstance(m, nn.RNN)}
     named = {cells.get(path, path): name for path, name in named.items()}
 
-    def forward(params: Any, stats: Any, inputs: Any, keywords: Any, train: bool, tap: Tap) -> tuple[Any, Any]:
+    def forward(
+        params: PyTree, stats: PyTree, inputs: PyTree, keywords: PyTree, train: bool, tap: Tap
+    ) -> tuple[PyTree, PyTree]:
         listener = Listener(tap)
 
-        def listening(call: Any, args: Any, kw: Any, context: nn.module.InterceptorContext) -> Any:
+        def listening(
+            call: Callable[..., Any], args: tuple[Any, ...], kw: dict[str, Any], context: nn.module.InterceptorContext
+        ) -> Any:
             plain(context.module, dtype)
             if isinstance(context.module, nn.RNN):
                 plain(context.module.cell, dtype)
@@ -97,7 +103,7 @@ def functional(
             )
         return values, {**stats, **new} if train else stats
 
-    def to_torch(params: Any, stats: Any) -> dict[str, np.ndarray]:
+    def to_torch(params: PyTree, stats: PyTree) -> dict[str, np.ndarray]:
         placed = places((module, {"params": params, **stats}), layers)
         return {
             (tensors or {}).get(own, own): p.read() for own, p in placed.items() if tensors is None or own in tensors

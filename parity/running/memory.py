@@ -28,7 +28,7 @@ def required(spec: Any, batch: int, size: tuple[int, ...]) -> float:
     """Bytes that the check of a network takes in float64."""
     elements = 0
 
-    def count(_: torch.nn.Module, __: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
+    def count(_: torch.nn.Module, __: object, output: object) -> None:
         nonlocal elements
         elements += output.numel() if isinstance(output, torch.Tensor) else 0
 

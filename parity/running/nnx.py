@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import PyTree
 
 from parity.numerics.tables import recomputed
 from parity.running.draws_jax import DROPS, fixed_draws
@@ -58,7 +59,7 @@ def promote(net: nnx.Module, dtype: str = "float64") -> nnx.Module:
     norms = {path for path, module in nnx.iter_modules(net) if isinstance(module, nnx.BatchNorm)}
     wide = jnp.promote_types(dtype, jnp.float32)
 
-    def cast(path: Any, a: Any) -> Any:
+    def cast(path: tuple[Any, ...], a: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
         if not jnp.issubdtype(a.dtype, jnp.floating):
             return a
         within = parts(path)
@@ -135,7 +136,9 @@ def functional(
         net.train() if train else net.eval()
         definitions[train], params, stats = nnx.split(net, nnx.Param, ...)
 
-    def forward(params: Any, stats: Any, inputs: Any, keywords: Any, train: bool, tap: Tap) -> tuple[Any, Any]:
+    def forward(
+        params: PyTree, stats: PyTree, inputs: PyTree, keywords: PyTree, train: bool, tap: Tap
+    ) -> tuple[PyTree, PyTree]:
         copy = nnx.merge(definitions[train], params, stats, copy=True)
         if not DROPS.get():
             for _, module in nnx.iter_modules(copy):
@@ -147,7 +150,7 @@ def functional(
             values = call(*inputs, **{**modes, **keywords})
         return values, nnx.state(copy, nnx.Not(nnx.Param))
 
-    def to_torch(params: Any, stats: Any) -> dict[str, np.ndarray]:
+    def to_torch(params: PyTree, stats: PyTree) -> dict[str, np.ndarray]:
         found = places(nnx.merge(definitions[True], params, stats), bare=tensors is not None)
         return {
             (tensors or {}).get(own, own): p.read() for own, p in found.items() if tensors is None or own in tensors

@@ -7,44 +7,51 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
+from parity.traps.planting import Values
 from parity.traps.trap import Trap
 
 CE, NLL, MSE = ("cross_entropy",), ("nll_loss",), ("mse_loss",)
 MEANS = ("cross_entropy", "nll_loss", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 BINARY = ("binary_cross_entropy", "binary_cross_entropy_with_logits")
+Loss = Callable[..., Tensor]
+Options = dict[str, Any]
+# From the loss's function, its arguments and its options to the loss with the mistake; None where it changes nothing.
+Planted = Callable[[Loss, Values, Options], Tensor | None]
+
 LOSS_PAGES = "torch.nn.functional, optax.losses"
 
 
-def other(**values: Any) -> Callable[..., Any]:
+def other(**values: Any) -> Planted:
     """The same loss with other options."""
     return lambda function, args, kw: function(*args[:2], **{**kw, **values})
 
 
-def reduced(before: str, then: str) -> Callable[..., Any]:
+def reduced(before: str, then: str) -> Planted:
     """Another reduction, where it is `before`."""
 
-    def plant(function: Any, args: Any, kw: Any) -> Any:
+    def plant(function: Loss, args: Values, kw: Options) -> Tensor | None:
         return function(*args, **{**kw, "reduction": then}) if kw.get("reduction", "mean") == before else None
 
     return plant
 
 
-def per_example(function: Any, args: Any, kw: Any) -> Any:
+def per_example(function: Loss, args: Values, kw: Options) -> Tensor | None:
     """Summed over all but the examples, and averaged over these."""
     if kw.get("reduction", "mean") != "mean":
         return None
     return function(*args, **{**kw, "reduction": "sum"}) / len(args[0])
 
 
-def unweighted_mean(function: Any, args: Any, kw: Any) -> Any:
+def unweighted_mean(function: Loss, args: Values, kw: Options) -> Tensor | None:
     """Weighted losses averaged over the number of examples."""
     if kw.get("weight") is None or kw.get("reduction", "mean") != "mean":
         return None
     return function(*args[:2], **{**kw, "reduction": "none"}).mean()
 
 
-def smoothing_weighted_by_own(_: Any, args: Any, kw: Any) -> Any:
+def smoothing_weighted_by_own(_: Loss, args: Values, kw: Options) -> Tensor | None:
     """Every example weighted by its own class, smoothed or not, as where weights multiply optax's losses."""
     weight, smoothing = kw.get("weight"), kw.get("label_smoothing", 0.0)
     if weight is None or not smoothing or kw.get("reduction", "mean") != "mean":
@@ -54,14 +61,14 @@ def smoothing_weighted_by_own(_: Any, args: Any, kw: Any) -> Any:
     return (losses * own).sum() / own.sum()
 
 
-def ignored_counted(function: Any, args: Any, kw: Any) -> Any:
+def ignored_counted(function: Loss, args: Values, kw: Options) -> Tensor | None:
     """Ignored labels add nothing, and count in the mean."""
     if kw.get("reduction", "mean") != "mean":
         return None
     return function(*args[:2], **{**kw, "reduction": "none"}).mean()
 
 
-def ignored_wraps(function: Any, args: Any, kw: Any) -> Any:
+def ignored_wraps(function: Loss, args: Values, kw: Options) -> Tensor | None:
     """A negative label taken from the end, as indexing does."""
     labels, classes = args[1], args[0].shape[1 if args[0].ndim > 1 else 0]
     if labels.is_floating_point() or not (labels < 0).any():
@@ -69,12 +76,12 @@ def ignored_wraps(function: Any, args: Any, kw: Any) -> Any:
     return function(args[0], labels % classes, **{n: v for n, v in kw.items() if n != "ignore_index"})
 
 
-def twice(change: Callable[[Any], Any]) -> Callable[..., Any]:
+def twice(change: Callable[[Tensor], Tensor]) -> Planted:
     """Probabilities given where logits are expected."""
     return lambda function, args, kw: function(change(args[0]), *args[1:], **kw)
 
 
-def huber(_: Any, args: Any, kw: Any) -> Any:
+def huber(_: Loss, args: Values, kw: Options) -> Tensor | None:
     options = {"delta": kw.get("beta", 1.0), "reduction": kw.get("reduction", "mean")}
     return F.huber_loss(*args[:2], **options)
 

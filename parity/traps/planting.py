@@ -83,7 +83,7 @@ def plant_in(trap: Trap, layer: nn.Module) -> bool:
         return planted is not None
     original: Any = type(layer)
 
-    def forward(self: Any, *args: Any, **kw: Any) -> Any:
+    def forward(self: nn.Module, *args: Any, **kw: Any) -> Any:
         wrapper: Any = plant(_unhooked(self, original))
         wrapper.training = self.training
         return wrapper(*args, **kw)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from ports.errors import UserError
 
-DTYPES: dict[str, Any] = {"float32": jnp.float32, "float64": jnp.float64, "bfloat16": jnp.bfloat16}
+DTYPES: dict[str, DTypeLike] = {"float32": jnp.float32, "float64": jnp.float64, "bfloat16": jnp.bfloat16}
 
 
-def computing_dtype(name: str, dtype: str) -> Any:
+def computing_dtype(name: str, dtype: str) -> DTypeLike:
     """Return the type of the activations of the network `name`.
 
     Raises:

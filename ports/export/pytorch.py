@@ -32,7 +32,7 @@ def save(net: nn.Module, path: Path, batch: int | None, size: tuple[int, int, in
         torch.export.save(exported, file)
 
 
-def load(path: Path) -> Callable[[Tensor], Tensor]:
+def load(path: Path) -> Callable[[Tensor], Tensor | tuple[Tensor, ...]]:
     with zipfile.ZipFile(path) as archive:
         if not any(name.endswith("/models/model.json") for name in archive.namelist()):
             raise ValueError("a zip without models/model.json")
@@ -40,7 +40,7 @@ def load(path: Path) -> Callable[[Tensor], Tensor]:
         warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
         module = torch.export.load(path).module()
 
-    def run(images: Tensor) -> Tensor:
+    def run(images: Tensor) -> Tensor | tuple[Tensor, ...]:
         with torch.no_grad():
             return module(images)
 

@@ -32,16 +32,18 @@ PARTS, WIDE = 8, 32  # of a convolution in groups: at most so many, each of at l
 
 UNDERSTOOD = ("dimension_numbers", "feature_group_count", "precision", "lhs_dilation", "rhs_dilation")
 
+Padding = str | Sequence[tuple[int, int]]  # a word, or pixels before and after of each axis
+
 PIXELS = ((0, 1, 2), (0, 1, 2))  # batch, height and width, summed over
 
 
 def conv_general_dilated(
-    x: Float[Array, "batch height width channels"],
-    kernel: Float[Array, "window_height window_width channels_per_group out_channels"],
+    x: Float[Array, "batch *size channels"],
+    kernel: Float[Array, "*window channels_per_group out_channels"],
     strides: Sequence[int],
-    padding: Any,
+    padding: Padding,
     **options: Any,
-) -> Float[Array, "batch out_height out_width out_channels"]:
+) -> Float[Array, "batch *out_size out_channels"]:
     """`jax.lax.conv_general_dilated` as Flax's layers call it: by `on_cpu` on CPUs, by XLA elsewhere.
 
     Raises:
@@ -65,11 +67,11 @@ def on_cpu(
     x: Float[Array, "batch height width channels"],
     kernel: Float[Array, "window_height window_width channels_per_group out_channels"],
     strides: Sequence[int],
-    padding: Any,
+    padding: Padding,
     *,
-    dimension_numbers: Any = None,
+    dimension_numbers: jax.lax.ConvDimensionNumbers | tuple[str, str, str] | None = None,
     feature_group_count: int = 1,
-    precision: Any = None,
+    precision: jax.lax.PrecisionLike = None,
     **options: Any,
 ) -> Float[Array, "batch out_height out_width out_channels"]:
     """Convolve (batch, height, width, channels) without dilating the input."""
@@ -97,25 +99,27 @@ def on_cpu(
     )
 
 
-def _padded(padding: Any) -> bool:
+def _padded(padding: Padding) -> bool:
     """Whether a window of one pixel would see padding: words never pad it."""
     return not isinstance(padding, str) and any(any(pad) for pad in padding)
 
 
-def explicit(padding: Any, x: Any, kernel: Any, strides: Sequence[int], dilation: Sequence[int]) -> winograd.Pads:
+def explicit(
+    padding: Padding, x: jax.Array, kernel: jax.Array, strides: Sequence[int], dilation: Sequence[int]
+) -> winograd.Pads:
     """Rows and columns of zeros before and after, of a padding that may be a word."""
     if isinstance(padding, str):
         windows = [(size - 1) * apart + 1 for size, apart in zip(kernel.shape[:2], dilation, strict=True)]
         padding = jax.lax.padtype_to_pads(x.shape[1:3], windows, strides, padding)
-    height, width = (tuple(pad) for pad in padding)
-    return height, width
+    (top, bottom), (left, right) = padding
+    return (top, bottom), (left, right)
 
 
 def grouped(
     x: Float[Array, "batch height width channels"],
     kernel: Float[Array, "window_height window_width channels_per_group out_channels"],
     groups: int,
-    convolve: Callable[..., Any],
+    convolve: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> Float[Array, "batch out_height out_width out_channels"]:
     """A few convolutions without groups, whose filters are zero where a group's channels meet another's output.
 
@@ -139,7 +143,7 @@ def unrolled(
     strides: Sequence[int],
     pads: winograd.Pads,
     dilation: Sequence[int],
-    precision: Any,
+    precision: jax.lax.PrecisionLike,
 ) -> Float[Array, "batch out_height out_width out_channels"]:
     """For small images: all that a window covers is written out, for one product of matrices."""
     extents = [(size - 1) * apart + 1 for size, apart in zip(kernel.shape[:2], dilation, strict=True)]
@@ -156,17 +160,23 @@ def unrolled(
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def product(
-    x: Float[Array, "batch height width channels"], kernel: Float[Array, "channels out_channels"], precision: Any
+    x: Float[Array, "batch height width channels"],
+    kernel: Float[Array, "channels out_channels"],
+    precision: jax.lax.PrecisionLike,
 ) -> Float[Array, "batch height width out_channels"]:
     """A window of one pixel. Of its gradient the first operand is turned around in memory: the smaller one."""
     return jax.lax.dot_general(x, kernel, (((3,), (0,)), ((), ())), precision)
 
 
-def _product_forward(x: Any, kernel: Any, precision: Any) -> tuple[Any, Any]:
+def _product_forward(
+    x: jax.Array, kernel: jax.Array, precision: jax.lax.PrecisionLike
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return product(x, kernel, precision), (x, kernel)
 
 
-def _product_backward(precision: Any, saved: Any, gradient: Any) -> tuple[Any, Any]:
+def _product_backward(
+    precision: jax.lax.PrecisionLike, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
     to_x = jax.lax.dot_general(gradient, kernel, (((3,), (1,)), ((), ())), precision)
     first, second = (x, gradient) if x.shape[-1] < gradient.shape[-1] else (gradient, x)
@@ -187,7 +197,7 @@ def kept(x: Array) -> Array:
 
 
 @kept.defjvp
-def _kept_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+def _kept_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
     (x,), (tangent,) = primals, tangents
     first = x[(0,) * x.ndim]
     # Both give x; the second only looks otherwise.

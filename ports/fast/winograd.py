@@ -44,7 +44,7 @@ def both_ways(sums: Callable[[Sequence[Any]], list[Any]], square: Sequence[Seque
     return [sums(row) for row in zip(*columns, strict=True)]
 
 
-def can(x: Any, kernel: Any, strides: Sequence[int], pads: Pads, dilation: Sequence[int]) -> bool:
+def can(x: jax.Array, kernel: jax.Array, strides: Sequence[int], pads: Pads, dilation: Sequence[int]) -> bool:
     """Whether a convolution is one that this module can do."""
     window, others = tuple(kernel.shape[:2]), (tuple(strides), tuple(dilation))
     known = x.dtype == kernel.dtype and x.dtype in (jnp.float32, jnp.float64)
@@ -52,7 +52,7 @@ def can(x: Any, kernel: Any, strides: Sequence[int], pads: Pads, dilation: Seque
     return window == (3, 3) and others == ((1, 1), (1, 1)) and known and back and min(extent(x, pads)) > 1
 
 
-def pays(x: Any, kernel: Any, pads: Pads, small: bool) -> bool:
+def pays(x: jax.Array, kernel: jax.Array, pads: Pads, small: bool) -> bool:
     """Whether it is large enough to be faster so. A program that is exported may not know how many images there are."""
     height, width = extent(x, pads)
     tiles = (x.shape[0] if isinstance(x.shape[0], int) else 1) * -(-height // 2) * -(-width // 2)
@@ -61,7 +61,7 @@ def pays(x: Any, kernel: Any, pads: Pads, small: bool) -> bool:
     return enough and tiles * channels * out >= PRODUCTS
 
 
-def extent(x: Any, pads: Pads) -> tuple[int, int]:
+def extent(x: jax.Array, pads: Pads) -> tuple[int, int]:
     """Height and width of the outputs."""
     height, width = (size + sum(pad) - 2 for size, pad in zip(x.shape[1:3], pads, strict=True))
     return height, width
@@ -71,7 +71,7 @@ def filtered(
     x: Float[Array, "batch height width channels"],
     kernel: Float[Array, "3 3 _ _"],
     pads: Pads,
-    precision: Any,
+    precision: jax.lax.PrecisionLike,
     side: int = 0,
 ) -> Float[Array, "batch out_height out_width out_channels"]:
     """The convolution; `side` of the window's two kinds of channels is the one of `x`."""
@@ -90,7 +90,7 @@ def filtered(
     return y.reshape(x.shape[0], 2 * rows, 2 * columns, -1)[:, :height, :width]
 
 
-def usual(x: Any, kernel: Any, pads: Pads, precision: Any) -> Any:
+def usual(x: jax.Array, kernel: jax.Array, pads: Pads, precision: jax.lax.PrecisionLike) -> jax.Array:
     """XLA's convolution."""
     numbers = ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=numbers, precision=precision)
@@ -101,17 +101,21 @@ def convolve(
     x: Float[Array, "batch height width channels"],
     kernel: Float[Array, "3 3 channels out_channels"],
     pads: Pads,
-    precision: Any,
+    precision: jax.lax.PrecisionLike,
 ) -> Float[Array, "batch out_height out_width out_channels"]:
     """A convolution with a stride of 1. Its filter's gradient is XLA's: here its operands would be turned around."""
     return filtered(x, kernel, pads, precision)
 
 
-def _forward(x: Any, kernel: Any, pads: Pads, precision: Any) -> tuple[Any, Any]:
+def _forward(
+    x: jax.Array, kernel: jax.Array, pads: Pads, precision: jax.lax.PrecisionLike
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return convolve(x, kernel, pads, precision), (x, kernel)
 
 
-def _backward(pads: Pads, precision: Any, saved: Any, gradient: Any) -> tuple[Any, Any]:
+def _backward(
+    pads: Pads, precision: jax.lax.PrecisionLike, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
     (top, bottom), (left, right) = pads
     back = ((2 - top, 2 - bottom), (2 - left, 2 - right))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax.nn.initializers import Initializer, normal, variance_scaling
+from jax.typing import DTypeLike
 
 kaiming_fan_out = variance_scaling(2.0, "fan_out", "normal")
 """`torch.nn.init.kaiming_normal_(mode="fan_out", nonlinearity="relu")`: torchvision's for convolutions."""
@@ -24,7 +25,9 @@ torch_attention = variance_scaling(0.5, "fan_avg", "uniform")
 def torch_bias(fan_in: int) -> Initializer:
     """PyTorch's default for the biases of convolutions and linear layers: uniform in ±1/√fan_in."""
 
-    def draw(key: Any, shape: Any, dtype: Any = None, out_sharding: Any = None) -> Any:
+    def draw(
+        key: jax.Array, shape: Sequence[int], dtype: DTypeLike | None = None, out_sharding: object = None
+    ) -> jax.Array:
         return jax.random.uniform(key, shape, jnp.float32 if dtype is None else dtype, -1, 1) / fan_in**0.5
 
     return draw

@@ -5,19 +5,22 @@ The running variance is unbiased, the variance is computed in two passes, and st
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from jax.typing import DTypeLike
 
 from ports.errors import UserError
 from ports.layers.initializers import torch_bias, torch_kernel
 
+Dtype = DTypeLike | None  # None: the type of the inputs and parameters
+AnyArray = jax.Array | np.ndarray  # a network takes numpy's arrays too
 
-def param_dtype(dtype: Any) -> Any:
+
+def param_dtype(dtype: Dtype) -> np.dtype:
     """The type of the parameters of a layer that computes in `dtype`: float32 at least."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return jnp.promote_types(jnp.float32 if dtype is None else dtype, jnp.float32)
 
 
 class BatchNorm(nn.BatchNorm):
@@ -30,7 +33,9 @@ class BatchNorm(nn.BatchNorm):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: Any, use_running_average: bool | None = None, *, mask: Any = None) -> Any:
+    def __call__(
+        self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
+    ) -> jax.Array:
         eval_mode = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
         if mask is not None:
             raise NotImplementedError("BatchNorm: a mask has no counterpart in PyTorch")
@@ -63,7 +68,7 @@ def one_value_message(shape: tuple[int, ...]) -> str:
     return f"BatchNorm in train mode: got input {shape}, one value a channel; expected two or more (a larger batch)"
 
 
-def linear(in_features: int, out_features: int, *, dtype: Any) -> nn.Dense:
+def linear(in_features: int, out_features: int, *, dtype: Dtype) -> nn.Dense:
     """A linear layer with PyTorch's initial distributions."""
     return nn.Dense(
         out_features,

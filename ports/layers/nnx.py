@@ -9,15 +9,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from ports.errors import UserError
 from ports.layers.initializers import torch_bias, torch_kernel
 
+Dtype = DTypeLike | None  # None: the type of the inputs and parameters
+AnyArray = jax.Array | np.ndarray  # a network takes numpy's arrays too
 
-def param_dtype(dtype: Any) -> Any:
+
+def param_dtype(dtype: Dtype) -> np.dtype:
     """The type of the parameters of a layer that computes in `dtype`: float32 at least."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return jnp.promote_types(jnp.float32 if dtype is None else dtype, jnp.float32)
 
 
 class BatchNorm(nnx.BatchNorm):
@@ -26,14 +31,16 @@ class BatchNorm(nnx.BatchNorm):
     Computes in float32 at least, whatever the type of the input, and gives the input's type back.
     """
 
-    def __init__(self, num_features: int, *, param_dtype: Any = jnp.float32, rngs: nnx.Rngs, **options: Any) -> None:
+    def __init__(
+        self, num_features: int, *, param_dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs, **options: Any
+    ) -> None:
         super().__init__(num_features, momentum=0.9, epsilon=1e-5, param_dtype=param_dtype, rngs=rngs, **options)
         dtype = jnp.promote_types(param_dtype, jnp.float32)
         self.mean = nnx.BatchStat(jnp.zeros(num_features, dtype))
         self.var = nnx.BatchStat(jnp.ones(num_features, dtype))
         self.num_batches_tracked = nnx.BatchStat(jnp.zeros((), jnp.int32))
 
-    def __call__(self, x: Any, use_running_average: bool | None = None, **_: Any) -> Any:
+    def __call__(self, x: jax.Array, use_running_average: bool | None = None, **_: object) -> jax.Array:
         eval_mode = self.use_running_average if use_running_average is None else use_running_average
         assert self.scale is not None
         assert self.bias is not None
@@ -59,7 +66,7 @@ def one_value_message(shape: tuple[int, ...]) -> str:
     return f"BatchNorm in train mode: got input {shape}, one value a channel; expected two or more (a larger batch)"
 
 
-def linear(in_features: int, out_features: int, *, dtype: Any, rngs: nnx.Rngs) -> nnx.Linear:
+def linear(in_features: int, out_features: int, *, dtype: Dtype, rngs: nnx.Rngs) -> nnx.Linear:
     """A linear layer with PyTorch's initial distributions."""
     return nnx.Linear(
         in_features,

@@ -18,14 +18,16 @@ from flax.linen import initializers
 from jaxtyping import Array, Float
 
 from ports.layers.initializers import kaiming_fan_out, torch_bias
-from ports.layers.linen import BatchNorm, linear, param_dtype
+from ports.layers.linen import AnyArray, BatchNorm, Dtype, linear, param_dtype
 from ports.resnet.spec import Block, BlockLayout, Conv, ResNetSpec
 
+Input = Float[AnyArray, "batch height width channels"]
 Image = Float[Array, "batch height width channels"]
+Features = Float[Array, "batch _ _ _"]  # what a layer returns: other channels, another size
 ONE_PIXEL: Any = ((1, 1), (1, 1))  # on every side, as PyTorch pads
 
 
-def conv2d(conv: Conv, *, zero: bool = False, dtype: Any) -> nn.Conv:
+def conv2d(conv: Conv, *, zero: bool = False, dtype: Dtype) -> nn.Conv:
     return nn.Conv(
         conv.out_channels,
         (conv.kernel_size, conv.kernel_size),
@@ -41,14 +43,14 @@ def conv2d(conv: Conv, *, zero: bool = False, dtype: Any) -> nn.Conv:
     )
 
 
-def batch_norm(*, zero: bool = False, folded: bool = False, dtype: Any) -> Any:
+def batch_norm(*, zero: bool = False, folded: bool = False, dtype: Dtype) -> Callable[..., Image]:
     if folded:
         return identity
     scale_init = initializers.zeros_init() if zero else initializers.ones_init()
     return BatchNorm(scale_init=scale_init, param_dtype=param_dtype(dtype))
 
 
-def identity(x: Image, **_: Any) -> Image:
+def identity(x: Image, **_: object) -> Image:
     return x
 
 
@@ -59,7 +61,7 @@ class ZeroPad:
     extra: int
     stride: int
 
-    def __call__(self, x: Image) -> Image:
+    def __call__(self, x: Image) -> Features:
         before, after = self.extra // 2, self.extra - self.extra // 2
         return jnp.pad(x[:, :: self.stride, :: self.stride], ((0, 0), (0, 0), (0, 0), (before, after)))
 
@@ -70,7 +72,7 @@ class AvgPool:
 
     size: int
 
-    def __call__(self, x: Image) -> Image:
+    def __call__(self, x: Image) -> Features:
         window = (self.size, self.size)
         padding: Any = [(0, -size % self.size) for size in x.shape[1:3]]
         return nn.avg_pool(x, window, strides=window, padding=padding, count_include_pad=False)
@@ -93,25 +95,25 @@ class DilatedAvgPool:
         return jax.lax.reduce_window(x, 0.0, jax.lax.add, window, (1, 1, 1, 1), padding, window_dilation=apart)
 
 
-def avg_pool(layout: BlockLayout) -> Callable[[Image], Image]:
+def avg_pool(layout: BlockLayout) -> Callable[[Image], Features]:
     if layout.replaced_stride > 1:
         return DilatedAvgPool(layout.replaced_stride, layout.first_dilation)
     return AvgPool(layout.stride) if layout.stride > 1 else identity
 
 
-def downsample(layout: BlockLayout, *, dtype: Any) -> Sequence[Any]:
+def downsample(layout: BlockLayout, *, dtype: Dtype) -> Sequence[Callable[..., Features]]:
     """The layers on the shortcut; none for the identity, and where there is no shortcut."""
     block, conv = layout.block, layout.projection
     if conv is None:
         return [ZeroPad(layout.extra_channels, layout.stride)] if layout.zero_pads else []
-    layers: list[Any] = [avg_pool(layout)] if block.shortcut == "pooled_projection" else []
+    layers: list[Callable[..., Features]] = [avg_pool(layout)] if block.shortcut == "pooled_projection" else []
     layers.append(conv2d(conv, dtype=dtype))
     if block.shortcut_norm:
         layers.append(batch_norm(folded=block.folded, dtype=dtype))
     return layers
 
 
-def sequential(layers: Sequence[Any], x: Image, train: bool) -> Image:
+def sequential(layers: Sequence[Callable[..., Features]], x: Image, train: bool) -> Features:
     """Apply layers in order; a BatchNorm is told its mode."""
     for layer in layers:
         x = layer(x, use_running_average=not train) if isinstance(layer, BatchNorm) else layer(x)
@@ -122,7 +124,7 @@ class BasicBlock(nn.Module):
     """v1: 3x3 and 3x3 convolution, each with BN; the shortcut is added before the last ReLU (figure 5, left)."""
 
     layout: BlockLayout
-    dtype: Any = jnp.float32
+    dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
         block, (conv1, conv2), dtype = self.layout.block, self.layout.convs, self.dtype
@@ -132,7 +134,7 @@ class BasicBlock(nn.Module):
         self.bn2 = batch_norm(zero=block.zero_init_last, folded=block.folded, dtype=dtype)
         self.downsample, self.residual = downsample(self.layout, dtype=dtype), block.residual
 
-    def __call__(self, x: Image, train: bool = False) -> Image:
+    def __call__(self, x: Image, train: bool = False) -> Features:
         out = nn.relu(self.bn1(self.conv1(x), use_running_average=not train))
         out = self.bn2(self.conv2(out), use_running_average=not train)
         if self.residual:
@@ -144,7 +146,7 @@ class Bottleneck(nn.Module):
     """v1: 1x1, 3x3 and 1x1 convolution, each with BN; the shortcut is added before the last ReLU (figure 5, right)."""
 
     layout: BlockLayout
-    dtype: Any = jnp.float32
+    dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
         block, (conv1, conv2, conv3), dtype = self.layout.block, self.layout.convs, self.dtype
@@ -156,7 +158,7 @@ class Bottleneck(nn.Module):
         self.bn3 = batch_norm(zero=block.zero_init_last, folded=block.folded, dtype=dtype)
         self.downsample, self.residual = downsample(self.layout, dtype=dtype), block.residual
 
-    def __call__(self, x: Image, train: bool = False) -> Image:
+    def __call__(self, x: Image, train: bool = False) -> Features:
         out = nn.relu(self.bn1(self.conv1(x), use_running_average=not train))
         out = nn.relu(self.bn2(self.conv2(out), use_running_average=not train))
         out = self.bn3(self.conv3(out), use_running_average=not train)
@@ -172,7 +174,7 @@ class PreActBasicBlock(nn.Module):
     """
 
     layout: BlockLayout
-    dtype: Any = jnp.float32
+    dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
         block, (conv1, conv2), dtype = self.layout.block, self.layout.convs, self.dtype
@@ -182,7 +184,7 @@ class PreActBasicBlock(nn.Module):
         self.conv2 = conv2d(conv2, zero=block.zero_init_last, dtype=dtype)
         self.downsample, self.residual = downsample(self.layout, dtype=dtype), block.residual
 
-    def __call__(self, x: Image, train: bool = False) -> Image:
+    def __call__(self, x: Image, train: bool = False) -> Features:
         activated = nn.relu(self.bn1(x, use_running_average=not train))
         out = self.conv1(activated)
         out = self.conv2(nn.relu(self.bn2(out, use_running_average=not train)))
@@ -195,7 +197,7 @@ class PreActBottleneck(nn.Module):
     """v2 of `Bottleneck`, as `PreActBasicBlock`."""
 
     layout: BlockLayout
-    dtype: Any = jnp.float32
+    dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
         block, (conv1, conv2, conv3), dtype = self.layout.block, self.layout.convs, self.dtype
@@ -207,7 +209,7 @@ class PreActBottleneck(nn.Module):
         self.conv3 = conv2d(conv3, zero=block.zero_init_last, dtype=dtype)
         self.downsample, self.residual = downsample(self.layout, dtype=dtype), block.residual
 
-    def __call__(self, x: Image, train: bool = False) -> Image:
+    def __call__(self, x: Image, train: bool = False) -> Features:
         activated = nn.relu(self.bn1(x, use_running_average=not train))
         out = self.conv1(activated)
         out = self.conv2(nn.relu(self.bn2(out, use_running_average=not train)))
@@ -217,7 +219,7 @@ class PreActBottleneck(nn.Module):
         return out
 
 
-def block_class(block: Block) -> Any:
+def block_class(block: Block) -> Callable[..., nn.Module]:
     if block.preactivation:
         return PreActBottleneck if block.bottleneck else PreActBasicBlock
     return Bottleneck if block.bottleneck else BasicBlock
@@ -234,7 +236,7 @@ class ResNet(nn.Module):
     """
 
     spec: ResNetSpec
-    dtype: Any = jnp.float32
+    dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
         spec, block, dtype = self.spec, block_class(self.spec.block), self.dtype
@@ -246,7 +248,8 @@ class ResNet(nn.Module):
         self.bn = batch_norm(dtype=dtype) if preactivation and not spec.features_only else None
         self.fc = None if spec.features_only else linear(spec.features, spec.num_classes, dtype=dtype)
 
-    def __call__(self, x: Image, train: bool = False) -> Float[Array, "batch classes"] | tuple[Image, ...]:
+    def __call__(self, x: Input, train: bool = False) -> Float[Array, "batch classes"] | tuple[Features, ...]:
+        x = jnp.asarray(x)
         x = sequential(self.conv1, x, train) if len(self.spec.stem_convs) > 1 else self.conv1(x)
         if self.bn1 is not None:
             x = nn.relu(self.bn1(x, use_running_average=not train))
@@ -265,9 +268,9 @@ class ResNet(nn.Module):
         return self.fc(x.mean(axis=(1, 2)))
 
 
-def stem(spec: ResNetSpec, *, dtype: Any) -> Any:
+def stem(spec: ResNetSpec, *, dtype: Dtype) -> Any:
     """One convolution, or several with BN and ReLU between them."""
-    layers: list[Any] = []
+    layers: list[Callable[..., Features]] = []
     for conv in spec.stem_convs:
         layers += [conv2d(conv, dtype=dtype), batch_norm(folded=spec.block.folded, dtype=dtype), nn.relu]
     return layers[:-2] if len(spec.stem_convs) > 1 else layers[0]

@@ -16,14 +16,16 @@ from flax.nnx.nn import initializers
 from jaxtyping import Array, Float
 
 from ports.layers.initializers import kaiming_fan_out, torch_bias
-from ports.layers.nnx import BatchNorm, linear, param_dtype
+from ports.layers.nnx import AnyArray, BatchNorm, Dtype, linear, param_dtype
 from ports.resnet.spec import Block, BlockLayout, Conv, ResNetSpec
 
+Input = Float[AnyArray, "batch height width channels"]
 Image = Float[Array, "batch height width channels"]
+Features = Float[Array, "batch _ _ _"]  # what a layer returns: other channels, another size
 ONE_PIXEL: Any = ((1, 1), (1, 1))  # on every side, as PyTorch pads
 
 
-def conv2d(conv: Conv, *, zero: bool = False, dtype: Any, rngs: nnx.Rngs) -> nnx.Conv:
+def conv2d(conv: Conv, *, zero: bool = False, dtype: Dtype, rngs: nnx.Rngs) -> nnx.Conv:
     return nnx.Conv(
         conv.in_channels,
         conv.out_channels,
@@ -41,7 +43,9 @@ def conv2d(conv: Conv, *, zero: bool = False, dtype: Any, rngs: nnx.Rngs) -> nnx
     )
 
 
-def batch_norm(channels: int, *, zero: bool = False, folded: bool = False, dtype: Any, rngs: nnx.Rngs) -> Any:
+def batch_norm(
+    channels: int, *, zero: bool = False, folded: bool = False, dtype: Dtype, rngs: nnx.Rngs
+) -> Callable[..., Image]:
     if folded:
         return identity
     scale_init = initializers.zeros_init() if zero else initializers.ones_init()
@@ -59,7 +63,7 @@ class ZeroPad:
     extra: int
     stride: int
 
-    def __call__(self, x: Image) -> Image:
+    def __call__(self, x: Image) -> Features:
         before, after = self.extra // 2, self.extra - self.extra // 2
         return jnp.pad(x[:, :: self.stride, :: self.stride], ((0, 0), (0, 0), (0, 0), (before, after)))
 
@@ -70,7 +74,7 @@ class AvgPool:
 
     size: int
 
-    def __call__(self, x: Image) -> Image:
+    def __call__(self, x: Image) -> Features:
         window = (self.size, self.size)
         padding: Any = [(0, -size % self.size) for size in x.shape[1:3]]
         return nnx.avg_pool(x, window, strides=window, padding=padding, count_include_pad=False)
@@ -93,18 +97,18 @@ class DilatedAvgPool:
         return jax.lax.reduce_window(x, 0.0, jax.lax.add, window, (1, 1, 1, 1), padding, window_dilation=apart)
 
 
-def avg_pool(layout: BlockLayout) -> Callable[[Image], Image]:
+def avg_pool(layout: BlockLayout) -> Callable[[Image], Features]:
     if layout.replaced_stride > 1:
         return DilatedAvgPool(layout.replaced_stride, layout.first_dilation)
     return AvgPool(layout.stride) if layout.stride > 1 else identity
 
 
-def downsample(layout: BlockLayout, *, dtype: Any, rngs: nnx.Rngs) -> Any:
+def downsample(layout: BlockLayout, *, dtype: Dtype, rngs: nnx.Rngs) -> Callable[[Image], Features] | None:
     """The layers on the shortcut; None for the identity, and where there is no shortcut."""
     block, conv = layout.block, layout.projection
     if conv is None:
         return ZeroPad(layout.extra_channels, layout.stride) if layout.zero_pads else None
-    layers: list[Any] = [avg_pool(layout)] if block.shortcut == "pooled_projection" else []
+    layers: list[Callable[..., Features]] = [avg_pool(layout)] if block.shortcut == "pooled_projection" else []
     layers.append(conv2d(conv, dtype=dtype, rngs=rngs))
     if block.shortcut_norm:
         layers.append(batch_norm(conv.out_channels, folded=block.folded, dtype=dtype, rngs=rngs))
@@ -114,7 +118,7 @@ def downsample(layout: BlockLayout, *, dtype: Any, rngs: nnx.Rngs) -> Any:
 class BasicBlock(nnx.Module):
     """v1: 3x3 and 3x3 convolution, each with BN; the shortcut is added before the last ReLU (figure 5, left)."""
 
-    def __init__(self, layout: BlockLayout, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
+    def __init__(self, layout: BlockLayout, *, dtype: Dtype = jnp.float32, rngs: nnx.Rngs) -> None:
         block, (conv1, conv2) = layout.block, layout.convs
         self.conv1 = conv2d(conv1, dtype=dtype, rngs=rngs)
         self.bn1 = batch_norm(conv1.out_channels, folded=block.folded, dtype=dtype, rngs=rngs)
@@ -123,7 +127,7 @@ class BasicBlock(nnx.Module):
         self.bn2 = batch_norm(conv2.out_channels, zero=zero, folded=block.folded, dtype=dtype, rngs=rngs)
         self.downsample, self.residual = downsample(layout, dtype=dtype, rngs=rngs), block.residual
 
-    def __call__(self, x: Image) -> Image:
+    def __call__(self, x: Image) -> Features:
         out = nnx.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         if self.residual:
@@ -134,7 +138,7 @@ class BasicBlock(nnx.Module):
 class Bottleneck(nnx.Module):
     """v1: 1x1, 3x3 and 1x1 convolution, each with BN; the shortcut is added before the last ReLU (figure 5, right)."""
 
-    def __init__(self, layout: BlockLayout, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
+    def __init__(self, layout: BlockLayout, *, dtype: Dtype = jnp.float32, rngs: nnx.Rngs) -> None:
         block, (conv1, conv2, conv3) = layout.block, layout.convs
         self.conv1 = conv2d(conv1, dtype=dtype, rngs=rngs)
         self.bn1 = batch_norm(conv1.out_channels, folded=block.folded, dtype=dtype, rngs=rngs)
@@ -145,7 +149,7 @@ class Bottleneck(nnx.Module):
         self.bn3 = batch_norm(conv3.out_channels, zero=zero, folded=block.folded, dtype=dtype, rngs=rngs)
         self.downsample, self.residual = downsample(layout, dtype=dtype, rngs=rngs), block.residual
 
-    def __call__(self, x: Image) -> Image:
+    def __call__(self, x: Image) -> Features:
         out = nnx.relu(self.bn1(self.conv1(x)))
         out = nnx.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
@@ -160,7 +164,7 @@ class PreActBasicBlock(nnx.Module):
     A projection takes the activated input; a shortcut without parameters takes the input as it is.
     """
 
-    def __init__(self, layout: BlockLayout, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
+    def __init__(self, layout: BlockLayout, *, dtype: Dtype = jnp.float32, rngs: nnx.Rngs) -> None:
         block, (conv1, conv2) = layout.block, layout.convs
         self.bn1 = batch_norm(conv1.in_channels, dtype=dtype, rngs=rngs)
         self.conv1 = conv2d(conv1, dtype=dtype, rngs=rngs)
@@ -169,7 +173,7 @@ class PreActBasicBlock(nnx.Module):
         self.downsample, self.residual = downsample(layout, dtype=dtype, rngs=rngs), block.residual
         self.projects = layout.projection is not None
 
-    def __call__(self, x: Image) -> Image:
+    def __call__(self, x: Image) -> Features:
         activated = nnx.relu(self.bn1(x))
         out = self.conv1(activated)
         out = self.conv2(nnx.relu(self.bn2(out)))
@@ -181,7 +185,7 @@ class PreActBasicBlock(nnx.Module):
 class PreActBottleneck(nnx.Module):
     """v2 of `Bottleneck`, as `PreActBasicBlock`."""
 
-    def __init__(self, layout: BlockLayout, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
+    def __init__(self, layout: BlockLayout, *, dtype: Dtype = jnp.float32, rngs: nnx.Rngs) -> None:
         block, (conv1, conv2, conv3) = layout.block, layout.convs
         self.bn1 = batch_norm(conv1.in_channels, dtype=dtype, rngs=rngs)
         self.conv1 = conv2d(conv1, dtype=dtype, rngs=rngs)
@@ -192,7 +196,7 @@ class PreActBottleneck(nnx.Module):
         self.downsample, self.residual = downsample(layout, dtype=dtype, rngs=rngs), block.residual
         self.projects = layout.projection is not None
 
-    def __call__(self, x: Image) -> Image:
+    def __call__(self, x: Image) -> Features:
         activated = nnx.relu(self.bn1(x))
         out = self.conv1(activated)
         out = self.conv2(nnx.relu(self.bn2(out)))
@@ -202,7 +206,7 @@ class PreActBottleneck(nnx.Module):
         return out
 
 
-def block_class(block: Block) -> Any:
+def block_class(block: Block) -> Callable[..., nnx.Module]:
     if block.preactivation:
         return PreActBottleneck if block.bottleneck else PreActBasicBlock
     return Bottleneck if block.bottleneck else BasicBlock
@@ -218,7 +222,7 @@ class ResNet(nnx.Module):
         dtype: type of the activations; the parameters have it too, but are float32 at least.
     """
 
-    def __init__(self, spec: ResNetSpec, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
+    def __init__(self, spec: ResNetSpec, *, dtype: Dtype = jnp.float32, rngs: nnx.Rngs) -> None:
         self.spec, block = spec, block_class(spec.block)
         preactivation, folded = spec.block.preactivation, spec.block.folded
         self.conv1 = stem(spec, dtype=dtype, rngs=rngs)
@@ -232,8 +236,8 @@ class ResNet(nnx.Module):
         self.bn = batch_norm(spec.features, dtype=dtype, rngs=rngs) if last else None
         self.fc = None if spec.features_only else linear(spec.features, spec.num_classes, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Image) -> Float[Array, "batch classes"] | tuple[Image, ...]:
-        x = self.conv1(x)
+    def __call__(self, x: Input) -> Float[Array, "batch classes"] | tuple[Features, ...]:
+        x = self.conv1(jnp.asarray(x))
         if self.bn1 is not None:
             x = nnx.relu(self.bn1(x))
         if self.spec.stem.max_pool:
@@ -250,9 +254,9 @@ class ResNet(nnx.Module):
         return self.fc(x.mean(axis=(1, 2)))
 
 
-def stem(spec: ResNetSpec, *, dtype: Any, rngs: nnx.Rngs) -> Any:
+def stem(spec: ResNetSpec, *, dtype: Dtype, rngs: nnx.Rngs) -> Callable[[Image], Features]:
     """One convolution, or several with BN and ReLU between them."""
-    layers: list[Any] = []
+    layers: list[Callable[..., Features]] = []
     for conv in spec.stem_convs:
         layers.append(conv2d(conv, dtype=dtype, rngs=rngs))
         layers += [batch_norm(conv.out_channels, folded=spec.block.folded, dtype=dtype, rngs=rngs), nnx.relu]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ports.resnet.spec import Block, BlockLayout, Conv, ResNetSpec
 
 Image = Float[Tensor, "batch channels height width"]
+Features = Float[Tensor, "batch _ _ _"]  # what a layer returns: other channels, another size
 
 
 def conv2d(conv: Conv, *, zero: bool = False) -> nn.Conv2d:
@@ -48,7 +49,7 @@ class ZeroPad(nn.Module):
         super().__init__()
         self.extra, self.stride = extra, stride
 
-    def forward(self, x: Image) -> Image:
+    def forward(self, x: Image) -> Features:
         before, after = self.extra // 2, self.extra - self.extra // 2
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, after))
 
@@ -96,7 +97,7 @@ class BasicBlock(nn.Module):
         self.bn2 = batch_norm(conv2.out_channels, zero=block.zero_init_last, folded=block.folded)
         self.downsample, self.residual = downsample(layout), block.residual
 
-    def forward(self, x: Image) -> Image:
+    def forward(self, x: Image) -> Features:
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         if self.residual:
@@ -118,7 +119,7 @@ class Bottleneck(nn.Module):
         self.bn3 = batch_norm(conv3.out_channels, zero=block.zero_init_last, folded=block.folded)
         self.downsample, self.residual = downsample(layout), block.residual
 
-    def forward(self, x: Image) -> Image:
+    def forward(self, x: Image) -> Features:
         out = F.relu(self.bn1(self.conv1(x)))
         out = F.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
@@ -143,7 +144,7 @@ class PreActBasicBlock(nn.Module):
         self.downsample, self.residual = downsample(layout), block.residual
         self.projects = layout.projection is not None
 
-    def forward(self, x: Image) -> Image:
+    def forward(self, x: Image) -> Features:
         activated = F.relu(self.bn1(x))
         out = self.conv1(activated)
         out = self.conv2(F.relu(self.bn2(out)))
@@ -167,7 +168,7 @@ class PreActBottleneck(nn.Module):
         self.downsample, self.residual = downsample(layout), block.residual
         self.projects = layout.projection is not None
 
-    def forward(self, x: Image) -> Image:
+    def forward(self, x: Image) -> Features:
         activated = F.relu(self.bn1(x))
         out = self.conv1(activated)
         out = self.conv2(F.relu(self.bn2(out)))
@@ -201,7 +202,7 @@ class ResNet(nn.Module):
         self.bn = batch_norm(spec.features) if preactivation and not spec.features_only else None
         self.fc = None if spec.features_only else nn.Linear(spec.features, spec.num_classes)
 
-    def forward(self, x: Image) -> Float[Tensor, "batch classes"] | tuple[Image, ...]:
+    def forward(self, x: Image) -> Float[Tensor, "batch classes"] | tuple[Features, ...]:
         x = self.conv1(x)
         if self.bn1 is not None:
             x = F.relu(self.bn1(x))

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from ports.layers.initializers import torch_attention, torch_embedding, torch_kernel
-from ports.layers.linen import linear, param_dtype
+from ports.layers.linen import AnyArray, Dtype, linear, param_dtype
 from ports.transformer.spec import EncoderSpec
 
 Features = Float[Array, "batch length width"]
 
 
-def layer_norm(*, dtype: Any) -> nn.LayerNorm:
+def layer_norm(*, dtype: Dtype) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=1e-5, dtype=dtype, param_dtype=param_dtype(dtype))
 
 
-def embedding(count: int, width: int, *, dtype: Any) -> nn.Embed:
+def embedding(count: int, width: int, *, dtype: Dtype) -> nn.Embed:
     return nn.Embed(count, width, embedding_init=torch_embedding, dtype=dtype, param_dtype=param_dtype(dtype))
 
 
@@ -27,7 +25,7 @@ class EncoderBlock(nn.Module):
     """Attention, then two linear layers with a GELU; before each a LayerNorm, around each a shortcut."""
 
     spec: EncoderSpec
-    dtype: Any = jnp.float32
+    dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
         spec, dtype = self.spec, self.dtype
@@ -54,7 +52,7 @@ class Encoder(nn.Module):
     """Tokens (batch, length) to logits (batch, classes)."""
 
     spec: EncoderSpec
-    dtype: Any = jnp.float32
+    dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
         spec, dtype = self.spec, self.dtype
@@ -64,8 +62,8 @@ class Encoder(nn.Module):
         self.norm = layer_norm(dtype=dtype)
         self.head = linear(spec.width, spec.num_classes, dtype=dtype)
 
-    def __call__(self, tokens: Int[Array, "batch length"], train: bool = False) -> Float[Array, "batch classes"]:
-        x = self.tokens(tokens) + self.positions(jnp.arange(tokens.shape[1]))
+    def __call__(self, tokens: Int[AnyArray, "batch length"], train: bool = False) -> Float[Array, "batch classes"]:
+        x = self.tokens(jnp.asarray(tokens)) + self.positions(jnp.arange(tokens.shape[1]))
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)

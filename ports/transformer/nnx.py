@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from ports.layers.initializers import torch_attention, torch_embedding, torch_kernel
-from ports.layers.nnx import linear, param_dtype
+from ports.layers.nnx import AnyArray, Dtype, linear, param_dtype
 from ports.transformer.spec import EncoderSpec
 
 Features = Float[Array, "batch length width"]
 
 
-def layer_norm(width: int, *, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def layer_norm(width: int, *, dtype: Dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
     return nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, param_dtype=param_dtype(dtype), rngs=rngs)
 
 
-def embedding(count: int, width: int, *, dtype: Any, rngs: nnx.Rngs) -> nnx.Embed:
+def embedding(count: int, width: int, *, dtype: Dtype, rngs: nnx.Rngs) -> nnx.Embed:
     return nnx.Embed(
         count, width, embedding_init=torch_embedding, dtype=dtype, param_dtype=param_dtype(dtype), rngs=rngs
     )
@@ -28,7 +26,7 @@ def embedding(count: int, width: int, *, dtype: Any, rngs: nnx.Rngs) -> nnx.Embe
 class EncoderBlock(nnx.Module):
     """Attention, then two linear layers with a GELU; before each a LayerNorm, around each a shortcut."""
 
-    def __init__(self, spec: EncoderSpec, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
+    def __init__(self, spec: EncoderSpec, *, dtype: Dtype = jnp.float32, rngs: nnx.Rngs) -> None:
         self.norm1 = layer_norm(spec.width, dtype=dtype, rngs=rngs)
         self.attention = nnx.MultiHeadAttention(
             spec.heads,
@@ -54,7 +52,7 @@ class EncoderBlock(nnx.Module):
 class Encoder(nnx.Module):
     """Tokens (batch, length) to logits (batch, classes)."""
 
-    def __init__(self, spec: EncoderSpec, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
+    def __init__(self, spec: EncoderSpec, *, dtype: Dtype = jnp.float32, rngs: nnx.Rngs) -> None:
         self.spec = spec
         self.tokens = embedding(spec.vocabulary, spec.width, dtype=dtype, rngs=rngs)
         self.positions = embedding(spec.length, spec.width, dtype=dtype, rngs=rngs)
@@ -62,7 +60,7 @@ class Encoder(nnx.Module):
         self.norm = layer_norm(spec.width, dtype=dtype, rngs=rngs)
         self.head = linear(spec.width, spec.num_classes, dtype=dtype, rngs=rngs)
 
-    def __call__(self, tokens: Int[Array, "batch length"]) -> Float[Array, "batch classes"]:
-        x = self.tokens(tokens) + self.positions(jnp.arange(tokens.shape[1]))
+    def __call__(self, tokens: Int[AnyArray, "batch length"]) -> Float[Array, "batch classes"]:
+        x = self.tokens(jnp.asarray(tokens)) + self.positions(jnp.arange(tokens.shape[1]))
         x = self.norm(self.blocks(x))
         return self.head(x.mean(axis=1))

@@ -5,18 +5,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 from ports.layers.initializers import torch_bias, torch_kernel
-from ports.layers.linen import BatchNorm, linear, param_dtype
+from ports.layers.linen import AnyArray, BatchNorm, Dtype, linear, param_dtype
 from ports.tutorial.spec import TutorialSpec
 
+Input = Float[AnyArray, "batch height width channels"]
 Image = Float[Array, "batch height width channels"]
+Features = Float[Array, "batch _ _ _"]  # what a layer returns: other channels, another size
 
 
 def conv_bn(
@@ -27,8 +28,8 @@ def conv_bn(
     bias: bool = False,
     folded: bool = False,
     *,
-    dtype: Any = jnp.float32,
-) -> tuple[nn.Conv, Any]:
+    dtype: Dtype = jnp.float32,
+) -> tuple[nn.Conv, Callable[..., Image]]:
     """A convolution that keeps the size at stride 1, and its BatchNorm; `folded`: the convolution alone."""
     conv = nn.Conv(
         out_channels,
@@ -44,11 +45,11 @@ def conv_bn(
     return conv, identity if folded else BatchNorm(param_dtype=param_dtype(dtype))
 
 
-def identity(x: Image, **_: Any) -> Image:
+def identity(x: Image, **_: object) -> Image:
     return x
 
 
-def sequential(layers: Sequence[Any], x: Image, train: bool) -> Image:
+def sequential(layers: Sequence[Callable[..., Features]], x: Image, train: bool) -> Features:
     """Apply layers in order; a BatchNorm is told its mode."""
     for layer in layers:
         x = layer(x, use_running_average=not train) if isinstance(layer, BatchNorm) else layer(x)
@@ -67,18 +68,18 @@ class ResidualBlock(nn.Module):
     in_channels: int
     out_channels: int
     stride: int = 1
-    layers: Sequence[Any] | None = None
+    layers: Sequence[Callable[..., Features]] | None = None
     bias: bool = False
     convs: int = 2
     folded: bool = False
-    dtype: Any = jnp.float32
+    dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
         inputs, outputs, bias, folded, dtype = self.in_channels, self.out_channels, self.bias, self.folded, self.dtype
         self.conv1, self.bn1 = conv_bn(inputs, outputs, 3, self.stride, bias, folded, dtype=dtype)
         second = conv_bn(outputs, outputs, 3, 1, bias, folded, dtype=dtype) if self.convs > 1 else (None, None)
         self.conv2, self.bn2 = second
-        more: list[Any] = []
+        more: list[Callable[..., Features]] = []
         for _ in range(self.convs - 2):
             more += [nn.relu, *conv_bn(outputs, outputs, 3, 1, bias, folded, dtype=dtype)]
         self.more = more or None
@@ -87,7 +88,7 @@ class ResidualBlock(nn.Module):
             downsample = conv_bn(inputs, outputs, 1, self.stride, folded=folded, dtype=dtype)
         self.downsample = downsample
 
-    def __call__(self, x: Image, train: bool = False) -> Image:
+    def __call__(self, x: Image, train: bool = False) -> Features:
         out = self.bn1(self.conv1(x), use_running_average=not train)
         if self.conv2 is not None and self.bn2 is not None:
             out = self.bn2(self.conv2(nn.relu(out)), use_running_average=not train)
@@ -100,7 +101,7 @@ class TutorialNet(nn.Module):
     """Float images (batch, height, width, channels) to logits (batch, classes)."""
 
     spec: TutorialSpec
-    dtype: Any = jnp.float32
+    dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
         spec, (a, b, c), dtype = self.spec, self.spec.widths, self.dtype
@@ -119,8 +120,8 @@ class TutorialNet(nn.Module):
         self.res9 = ResidualBlock(c, c, bias=True, convs=convs, folded=folded, dtype=dtype)
         self.fc = linear(c, spec.num_classes, dtype=dtype)
 
-    def __call__(self, x: Image, train: bool = False) -> Float[Array, "batch classes"]:
-        x = nn.relu(self.bn1(self.conv1(x), use_running_average=not train))
+    def __call__(self, x: Input, train: bool = False) -> Float[Array, "batch classes"]:
+        x = nn.relu(self.bn1(self.conv1(jnp.asarray(x)), use_running_average=not train))
         x = self.res3(self.res2(self.res1(x, train), train), train)
         x = nn.relu(self.bn2(self.conv2(x), use_running_average=not train))
         x = self.res6(self.res5(self.res4(x, train), train), train)
@@ -133,7 +134,7 @@ class TutorialResNet(nn.Module):
     """Float images (batch, height, width, channels) to logits (batch, classes)."""
 
     spec: TutorialSpec
-    dtype: Any = jnp.float32
+    dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
         spec, (narrow, wide), dtype = self.spec, self.spec.widths, self.dtype
@@ -144,7 +145,7 @@ class TutorialResNet(nn.Module):
         self.layer4 = ResidualBlock(wide, wide, convs=convs, folded=folded, dtype=dtype)
         self.fc = linear(wide, spec.num_classes, dtype=dtype)
 
-    def __call__(self, x: Image, train: bool = False) -> Float[Array, "batch classes"]:
-        x = sequential(self.layer1, x, train)
+    def __call__(self, x: Input, train: bool = False) -> Float[Array, "batch classes"]:
+        x = sequential(self.layer1, jnp.asarray(x), train)
         x = self.layer4(self.layer3(self.layer2(x, train), train), train)
         return self.fc(x.mean(axis=(1, 2)))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from ports.layers.initializers import torch_bias, torch_kernel
-from ports.layers.nnx import BatchNorm, linear, param_dtype
+from ports.layers.nnx import AnyArray, BatchNorm, Dtype, linear, param_dtype
 from ports.tutorial.spec import TutorialSpec
 
+Input = Float[AnyArray, "batch height width channels"]
 Image = Float[Array, "batch height width channels"]
+Features = Float[Array, "batch _ _ _"]  # what a layer returns: other channels, another size
 
 
 def conv_bn(
@@ -23,9 +25,9 @@ def conv_bn(
     bias: bool = False,
     folded: bool = False,
     *,
-    dtype: Any = jnp.float32,
+    dtype: Dtype = jnp.float32,
     rngs: nnx.Rngs,
-) -> tuple[nnx.Conv, Any]:
+) -> tuple[nnx.Conv, Callable[..., Image]]:
     """A convolution that keeps the size at stride 1, and its BatchNorm; `folded`: the convolution alone."""
     conv = nnx.Conv(
         in_channels,
@@ -62,18 +64,18 @@ class ResidualBlock(nnx.Module):
         out_channels: int,
         stride: int = 1,
         *,
-        downsample: Any = None,
+        downsample: Callable[[Image], Features] | None = None,
         bias: bool = False,
         convs: int = 2,
         folded: bool = False,
-        dtype: Any = jnp.float32,
+        dtype: Dtype = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
         kind = {"dtype": dtype, "rngs": rngs}
         self.conv1, self.bn1 = conv_bn(in_channels, out_channels, 3, stride, bias, folded, **kind)
         second = conv_bn(out_channels, out_channels, 3, 1, bias, folded, **kind) if convs > 1 else (None, None)
         self.conv2, self.bn2 = second
-        more: list[Any] = []
+        more: list[Callable[..., Features]] = []
         for _ in range(convs - 2):
             more += [nnx.relu, *conv_bn(out_channels, out_channels, 3, 1, bias, folded, **kind)]
         self.more = nnx.Sequential(*more) if more else None
@@ -81,7 +83,7 @@ class ResidualBlock(nnx.Module):
             downsample = nnx.Sequential(*conv_bn(in_channels, out_channels, 1, stride, folded=folded, **kind))
         self.downsample = downsample
 
-    def __call__(self, x: Image) -> Image:
+    def __call__(self, x: Image) -> Features:
         out = self.bn1(self.conv1(x))
         if self.conv2 is not None and self.bn2 is not None:
             out = self.bn2(self.conv2(nnx.relu(out)))
@@ -93,7 +95,7 @@ class ResidualBlock(nnx.Module):
 class TutorialNet(nnx.Module):
     """Float images (batch, height, width, channels) to logits (batch, classes)."""
 
-    def __init__(self, spec: TutorialSpec, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
+    def __init__(self, spec: TutorialSpec, *, dtype: Dtype = jnp.float32, rngs: nnx.Rngs) -> None:
         self.spec, (a, b, c) = spec, spec.widths
         convs, folded, kind = spec.convs, spec.folded, {"dtype": dtype, "rngs": rngs}
         self.conv1, self.bn1 = conv_bn(spec.in_channels, a, bias=True, folded=folded, **kind)
@@ -110,8 +112,8 @@ class TutorialNet(nnx.Module):
         self.res9 = ResidualBlock(c, c, bias=True, convs=convs, folded=folded, **kind)
         self.fc = linear(c, spec.num_classes, **kind)
 
-    def __call__(self, x: Image) -> Float[Array, "batch classes"]:
-        x = nnx.relu(self.bn1(self.conv1(x)))
+    def __call__(self, x: Input) -> Float[Array, "batch classes"]:
+        x = nnx.relu(self.bn1(self.conv1(jnp.asarray(x))))
         x = self.res3(self.res2(self.res1(x)))
         x = nnx.relu(self.bn2(self.conv2(x)))
         x = self.res6(self.res5(self.res4(x)))
@@ -123,7 +125,7 @@ class TutorialNet(nnx.Module):
 class TutorialResNet(nnx.Module):
     """Float images (batch, height, width, channels) to logits (batch, classes)."""
 
-    def __init__(self, spec: TutorialSpec, *, dtype: Any = jnp.float32, rngs: nnx.Rngs) -> None:
+    def __init__(self, spec: TutorialSpec, *, dtype: Dtype = jnp.float32, rngs: nnx.Rngs) -> None:
         self.spec, (narrow, wide) = spec, spec.widths
         convs, folded, kind = spec.convs, spec.folded, {"dtype": dtype, "rngs": rngs}
         self.layer1 = nnx.Sequential(*conv_bn(spec.in_channels, narrow, folded=folded, **kind), nnx.relu)
@@ -132,6 +134,6 @@ class TutorialResNet(nnx.Module):
         self.layer4 = ResidualBlock(wide, wide, convs=convs, folded=folded, **kind)
         self.fc = linear(wide, spec.num_classes, **kind)
 
-    def __call__(self, x: Image) -> Float[Array, "batch classes"]:
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+    def __call__(self, x: Input) -> Float[Array, "batch classes"]:
+        x = self.layer4(self.layer3(self.layer2(self.layer1(jnp.asarray(x)))))
         return self.fc(x.mean(axis=(1, 2)))

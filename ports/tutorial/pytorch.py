@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ports.tutorial.spec import TutorialSpec
 
 Image = Float[Tensor, "batch channels height width"]
+Features = Float[Tensor, "batch _ _ _"]  # what a layer returns: other channels, another size
 
 
 def conv_bn(
@@ -50,7 +51,7 @@ class ResidualBlock(nn.Module):
             downsample = nn.Sequential(*conv_bn(in_channels, out_channels, 1, stride, folded=folded))
         self.downsample = downsample
 
-    def forward(self, x: Image) -> Image:
+    def forward(self, x: Image) -> Features:
         out = self.bn1(self.conv1(x))
         if self.conv2 is not None and self.bn2 is not None:
             out = self.bn2(self.conv2(F.relu(out)))

@@ -72,7 +72,12 @@ class NotUpdated(nn.Module):
 class Around(nn.Module):
     """The layer with something else done to its first input and to its output."""
 
-    def __init__(self, layer: nn.Module, before: Any = lambda x: x, after: Any = lambda y: y) -> None:
+    def __init__(
+        self,
+        layer: nn.Module,
+        before: Callable[[Tensor], Tensor] = lambda x: x,
+        after: Callable[[Tensor], Tensor] = lambda y: y,
+    ) -> None:
         super().__init__()
         self.layer, self.before, self.after = layer, before, after
 
@@ -84,7 +89,7 @@ class Around(nn.Module):
 class AnotherFunction(nn.Module):
     """Another function of the layer's input and the layer."""
 
-    def __init__(self, layer: nn.Module, function: Any) -> None:
+    def __init__(self, layer: nn.Module, function: Callable[..., Any]) -> None:
         super().__init__()
         self.layer, self.function = layer, function
 

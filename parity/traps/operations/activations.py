@@ -21,7 +21,7 @@ SILU_PAGES = "torch.nn.SiLU, jax.nn.silu"
 def _setting(i: int, name: str, default: Any, function: Callable[..., Any] | None = None) -> Callable[..., Any]:
     """The default in place of another setting of the function."""
 
-    def plant(own: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+    def plant(own: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
         return (function or own)(args[0]) if argument(args, kw, i, name, default) != default else None
 
     return plant
@@ -30,7 +30,7 @@ def _setting(i: int, name: str, default: Any, function: Callable[..., Any] | Non
 def _hardtanh(bounds: tuple[float, float], function: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
     """Another function where PyTorch has a hardtanh between these bounds."""
 
-    def plant(own: Any, args: Values, kw: dict[str, Any]) -> Any:
+    def plant(own: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
         if own.__name__ == "relu6":
             return function(args[0]) if bounds == (0, 6) else None
         low, high = argument(args, kw, 1, "min_val", -1.0), argument(args, kw, 2, "max_val", 1.0)
@@ -39,12 +39,12 @@ def _hardtanh(bounds: tuple[float, float], function: Callable[[Tensor], Tensor])
     return plant
 
 
-def _bounds_lost(_: Any, args: Values, kw: dict[str, Any]) -> Any:
+def _bounds_lost(_: object, args: Values, kw: dict[str, Any]) -> Tensor | None:
     low, high = argument(args, kw, 1, "min_val", -1.0), argument(args, kw, 2, "max_val", 1.0)
     return F.hardtanh(args[0]) if (low, high) != (-1, 1) else None
 
 
-def _halves(function: Any, args: Values, kw: dict[str, Any]) -> Any:
+def _halves(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
     a, b = args[0].chunk(2, argument(args, kw, 1, "dim", -1))
     return b * torch.sigmoid(a)
 

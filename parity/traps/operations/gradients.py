@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from parity.traps.operations.functions import ADD, CLAMP, RELU, SCALE
 from parity.traps.planting import MISSING, Values, argument, instead
@@ -20,26 +22,26 @@ def _bounds(args: Values, kw: dict[str, Any]) -> tuple[Any, Any]:
     return argument(args, kw, 1, "min", None), argument(args, kw, 2, "max", None)
 
 
-def _clamped(_: Any, args: Values, kw: dict[str, Any]) -> Any:
+def _clamped(_: object, args: Values, kw: dict[str, Any]) -> Tensor | None:
     """Of equal numbers each gets half of the gradient."""
     x, (low, high) = args[0], _bounds(args, kw)
     x = x if low is None else torch.maximum(x, torch.full_like(x, low))
     return x if high is None else torch.minimum(x, torch.full_like(x, high))
 
 
-def _maximum(function: Any, args: Values, kw: dict[str, Any]) -> Any:
+def _maximum(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> tuple[Tensor, Tensor] | None:
     """All equal numbers share the gradient."""
     value = function(*args, **kw)
     dim, keep = argument(args, kw, 1, "dim", None), argument(args, kw, 2, "keepdim", False)
     return type(value)((args[0].amax(dim, keepdim=keep), value.indices)) if isinstance(dim, int) else None
 
 
-def _stopped(function: Any, args: Values, kw: dict[str, Any]) -> Any:
+def _stopped(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
     value = function(*args, **kw)
     return value.detach() if value.requires_grad else None
 
 
-def _slope(function: Any, args: Values, kw: dict[str, Any]) -> Any:
+def _slope(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
     x = args[0]
     return torch.where(x >= 0, x, argument(args, kw, 1, "negative_slope", 0.01) * x)
 

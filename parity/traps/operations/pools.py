@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from parity.traps.operations.functions import AVG_POOL, MAX_POOL
 from parity.traps.planting import Values, argument, with_argument
@@ -34,7 +35,7 @@ def _windows(args: Values, kw: dict[str, Any], dims: int) -> tuple[list[int], li
 def _pool(pad: str, value: float, average: bool = False) -> Callable[..., Any]:
     """A pool that pads otherwise: `same` as XLA does, `own` as PyTorch, with `value`; `none` not at all."""
 
-    def plant(own: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+    def plant(own: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
         x = args[0] if args else kw["input"]
         window, stride, padding = _windows(args, kw, 2)
         rounds_up = argument(args, kw, 4 if "avg" in own.__name__ else 5, "ceil_mode", False)
@@ -52,30 +53,30 @@ def _pool(pad: str, value: float, average: bool = False) -> Callable[..., Any]:
     return plant
 
 
-def _pool_stride(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+def _pool_stride(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
     x = args[0] if args else kw["input"]
     window, stride, padding = _windows(args, kw, x.ndim - 2)
     return function(x, window, 1, padding) if set(stride) != {1} and kw.get("dilation", 1) == 1 else None
 
 
-def _counting(_: Any, args: Values, kw: dict[str, Any]) -> Any:
+def _counting(_: object, args: Values, kw: dict[str, Any]) -> Tensor | None:
     window, stride, padding = _windows(args, kw, 2)
     counts = argument(args, kw, 5, "count_include_pad", True)
     return F.avg_pool2d(args[0], window, stride, padding, count_include_pad=not counts) if any(padding) else None
 
 
-def _ceiling(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+def _ceiling(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
     return with_argument(5 if "max" in function.__name__ else 4, "ceil_mode", False, False)(function, args, kw)
 
 
-def _powers(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+def _powers(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
     """The mean of powers, where PyTorch sums them."""
     power, window = argument(args, kw, 1, "norm_type", 2), argument(args, kw, 2, "kernel_size", 1)
     number = window ** (args[0].ndim - 2) if isinstance(window, int) else torch.Size(window).numel()
     return function(*args, **kw) / number ** (1 / power)
 
 
-def _even_windows(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+def _even_windows(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
     """Windows of one size and stride."""
     size, x = argument(args, kw, 1, "output_size", 1), args[0]
     sizes = [size] * 2 if isinstance(size, int) else [*size]

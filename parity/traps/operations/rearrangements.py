@@ -15,7 +15,7 @@ from parity.traps.trap import Trap
 FLAT, JOIN, PAD = ("flatten", "reshape", "view"), ("cat", "concat", "concatenate"), ("pad",)
 
 
-def _flattened(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+def _flattened(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
     """The order of a channels-last flatten."""
     x = args[0]
     if x.ndim < 4 or x.shape[1] == 1 or (y := function(*args, **kw)).ndim != 2:
@@ -24,14 +24,14 @@ def _flattened(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -
 
 
 def _joined(reverse: bool) -> Callable[..., Any]:
-    def plant(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+    def plant(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
         parts = list(args[0] if args else kw["tensors"])
         return function(parts[::-1], *args[1:], **{n: v for n, v in kw.items() if n != "tensors"}) if reverse else None
 
     return plant
 
 
-def _padded(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+def _padded(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
     """The two sides of every axis exchanged."""
     pads = list(args[1] if len(args) > 1 else kw["pad"])
     other = [pads[i + 1 - 2 * (i % 2)] for i in range(len(pads))]
@@ -39,13 +39,13 @@ def _padded(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> A
     return function(args[0], other, *args[2:], **rest) if other != pads else None
 
 
-def _zeros(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+def _zeros(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
     pads = args[1] if len(args) > 1 else kw["pad"]
     mode = args[2] if len(args) > 2 else kw.get("mode", "constant")
     return None if mode == "constant" else F.pad(args[0], pads)
 
 
-def _axis(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+def _axis(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
     """Over axis 1, where the channels are in PyTorch."""
     axis = args[1] if len(args) > 1 else kw.get("dim", -1)
     ndim = args[0].ndim
@@ -54,7 +54,7 @@ def _axis(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any
     return function(args[0], dim=1 if axis % ndim == ndim - 1 else ndim - 1) if ndim > 2 else None
 
 
-def _selected(_: Any, args: Values, kw: dict[str, Any]) -> Any:
+def _selected(_: object, args: Values, kw: dict[str, Any]) -> Tensor | None:
     """The first instead of the last, and the last instead of the first."""
     x, index = args
     index = index if isinstance(index, tuple) else (index,)
@@ -62,31 +62,31 @@ def _selected(_: Any, args: Values, kw: dict[str, Any]) -> Any:
     return x.__getitem__(other) if isinstance(x, Tensor) and other != index else None
 
 
-def _depth_first(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+def _depth_first(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
     """The place within a pixel before the channel."""
     x, r = args[0], argument(args, kw, 1, "upscale_factor", 1)
     b, c, h, w = x.shape
     return x.reshape(b, r, r, c // r**2, h, w).permute(0, 3, 4, 1, 5, 2).reshape(b, c // r**2, h * r, w * r)
 
 
-def _depth_last(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+def _depth_last(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
     y, r = function(*args, **kw), argument(args, kw, 1, "downscale_factor", 1)
     b, c, h, w = y.shape
     return y.reshape(b, c // r**2, r * r, h, w).transpose(1, 2).reshape(y.shape)
 
 
-def _other_groups(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+def _other_groups(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
     groups = argument(args, kw, 1, "groups", 1)
     other = args[0].shape[1] // groups
     return function(args[0], other) if other != groups else None
 
 
-def _reversed(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+def _reversed(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> tuple[Tensor, ...] | None:
     parts = function(*args, **kw)
     return parts[::-1] if len({p.shape for p in parts}) == 1 and len(parts) > 1 else None
 
 
-def _interleaved(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+def _interleaved(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> tuple[Tensor, ...] | None:
     parts, dim = function(*args, **kw), argument(args, kw, 2, "dim", 0)
     if len({p.shape for p in parts}) > 1:
         return None
@@ -94,13 +94,13 @@ def _interleaved(function: Callable[..., Any], args: Values, kw: dict[str, Any])
     return tuple(args[0].index_select(dim, torch.arange(i, length, len(parts))) for i in range(len(parts)))
 
 
-def _other_way(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+def _other_way(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
     shifts = argument(args, kw, 1, "shifts", 0)
     back = -shifts if isinstance(shifts, int) else tuple(-s for s in shifts)
     return with_argument(1, "shifts", 0, back)(function, args, kw)
 
 
-def _mask(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+def _mask(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
     """The opposite sense."""
     if function.__name__ == "where":
         return function(~args[0], *args[1:]) if len(args) > 2 else None

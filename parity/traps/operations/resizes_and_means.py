@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
+from torch import Tensor
 
 from parity.traps.operations.functions import RESIZE
 from parity.traps.planting import Values, argument, with_argument
@@ -15,13 +16,13 @@ RESIZE_PAGES = "torch.nn.functional.interpolate, jax.image.resize"
 MEAN_PAGES = "torch.mean, jax.numpy.mean"
 
 
-def _spread(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+def _spread(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
     settings = {n: v for n, v in kw.items() if n not in ("correction", "unbiased")}
     return function(*args, **settings, correction=0) if not args[1:] or not isinstance(args[1], bool) else None
 
 
 def _resized(**values: Any) -> Callable[..., Any]:
-    def plant(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+    def plant(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
         mode = kw.get("mode", args[3] if len(args) > 3 else "nearest")
         if ("align_corners" in values) != (mode in ("bilinear", "bicubic")):
             return None
@@ -33,7 +34,7 @@ def _resized(**values: Any) -> Callable[..., Any]:
     return plant
 
 
-def _power(_: Any, args: Values, kw: dict[str, Any]) -> Any:
+def _power(_: object, args: Values, kw: dict[str, Any]) -> Tensor | None:
     x = args[0]
     p, dim, eps = kw.get("p", 2.0), kw.get("dim", 1), kw.get("eps", 1e-12)
     return x / (x.norm(p, dim, keepdim=True) + eps) if eps else None
@@ -42,7 +43,7 @@ def _power(_: Any, args: Values, kw: dict[str, Any]) -> Any:
 def _resize(own: str, **values: Any) -> Callable[..., Any]:
     """A resize with other settings, where PyTorch has this mode."""
 
-    def plant(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+    def plant(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
         if argument(args, kw, 3, "mode", "nearest") != own or len(args) > 3:
             return None
         settings = {**kw, **values}
@@ -53,7 +54,7 @@ def _resize(own: str, **values: Any) -> Callable[..., Any]:
     return plant
 
 
-def _axes(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+def _axes(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
     """PyTorch's axes of an array whose channels are last."""
     dim = argument(args, kw, 1, "dim", None)
     if not isinstance(dim, tuple | list) or args[0].ndim != 4:
@@ -61,15 +62,15 @@ def _axes(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any
     return args[0].mean([(0, 2, 3, 1)[d] for d in dim], keepdim=argument(args, kw, 2, "keepdim", False))
 
 
-def _summed(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+def _summed(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
     return args[0].sum(*args[1:], **kw) if args[1:] or "dim" in kw else None
 
 
-def _largest(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+def _largest(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
     return args[0].amax(*args[1:], **kw) if args[1:] or "dim" in kw else None
 
 
-def _channels_only(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+def _channels_only(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
     """Over the channels alone, where PyTorch normalises over more."""
     x, shape = args[0], argument(args, kw, 1, "normalized_shape", ())
     if len(shape) < 2 or argument(args, kw, 2, "weight", None) is not None:
@@ -77,7 +78,7 @@ def _channels_only(function: Callable[..., Any], args: Values, kw: dict[str, Any
     return F.layer_norm(x.movedim(1, -1), (x.shape[1],), eps=argument(args, kw, 4, "eps", 1e-5)).movedim(-1, 1)
 
 
-def _epsilon(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
+def _epsilon(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
     place = {"layer_norm": 4, "group_norm": 4, "instance_norm": 7, "rms_norm": 3}[function.__name__]
     return with_argument(place, "eps", 1e-5, 1e-6)(function, args, kw)
 

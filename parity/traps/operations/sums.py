@@ -18,7 +18,7 @@ RELU_PAGES = "He et al. 2016, figure 4; jax.nn.relu"
 def _operand(i: int) -> Callable[..., Any]:
     """One of two summands alone."""
 
-    def plant(_: Any, args: Values, kw: dict[str, Any]) -> Any:
+    def plant(_: object, args: Values, kw: dict[str, Any]) -> Tensor | None:
         parts = [p for p in (*args, kw.get("other")) if isinstance(p, Tensor) and p.ndim > 1]
         return parts[i] if len(parts) == 2 and parts[0].shape == parts[1].shape else None
 
@@ -32,14 +32,14 @@ def _summands(x: Any) -> list[Tensor] | None:
 
 
 def _relu_before(i: int) -> Callable[..., Any]:
-    def plant(_: Any, args: Values, kw: dict[str, Any]) -> Any:
+    def plant(_: object, args: Values, kw: dict[str, Any]) -> Tensor | None:
         parts = _summands(args[0])
         return None if parts is None else F.relu(parts[i]) + parts[1 - i]
 
     return plant
 
 
-def _relu_after(_: Any, args: Values, kw: dict[str, Any]) -> Any:
+def _relu_after(_: object, args: Values, kw: dict[str, Any]) -> Tensor | None:
     """The ReLU of one part, of the whole sum."""
     parts: list[Any] = [getattr(p, "made_of", ("", ())) for p in args[:2]]
     inner = [of[1][0] if of[0] == "relu" else None for of in parts]
@@ -49,7 +49,7 @@ def _relu_after(_: Any, args: Values, kw: dict[str, Any]) -> Any:
     return F.relu(a + b)
 
 
-def _number(function: Any, args: Values, kw: dict[str, Any]) -> tuple[Tensor, float, bool] | None:
+def _number(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> tuple[Tensor, float, bool] | None:
     """A tensor, the number that it is scaled by, and whether it is divided."""
     parts = [*args, *kw.values()]
     tensors = [p for p in parts if isinstance(p, Tensor) and p.ndim > 1]
@@ -57,12 +57,12 @@ def _number(function: Any, args: Values, kw: dict[str, Any]) -> tuple[Tensor, fl
     return (tensors[0], numbers[0], "div" in function.__name__) if len(tensors) == len(numbers) == 1 else None
 
 
-def _unscaled(function: Any, args: Values, kw: dict[str, Any]) -> Any:
+def _unscaled(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
     found = _number(function, args, kw)
     return found and found[0]
 
 
-def _inverse(function: Any, args: Values, kw: dict[str, Any]) -> Any:
+def _inverse(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
     found = _number(function, args, kw)
     return found and (found[0] * found[1] if found[2] else found[0] / found[1])
 

@@ -13,6 +13,7 @@ from ports.weights.checkpoints import splitting, state_layout, stored_states
 from ports.weights.files import formats
 from ports.weights.files.guard import faults_of
 from ports.weights.files.source import Source
+from ports.weights.form.lazy import Array
 from ports.weights.form.torch_form import WeightsError, describe, lossless
 from ports.weights.known.recognise import Found, recognise
 from ports.weights.layers.leaves import COUNTER
@@ -167,7 +168,7 @@ def _moved(
     parts: splitting.Parts,
     torch_names: Mapping[str, str],
     bare: Mapping[str, str],
-) -> dict[str, np.ndarray]:
+) -> dict[str, Array]:
     """One kind of the optimizer's tensors in the torch form.
 
     Raises:

@@ -9,6 +9,7 @@ import importlib
 import re
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from ports.frameworks import port_of
 from ports.weights.checkpoints import splitting, stored_states
 from ports.weights.files import formats
 from ports.weights.files.guard import faults_of
+from ports.weights.form.lazy import Array
 from ports.weights.form.torch_form import WeightsError, describe
 from ports.weights.known.recognise import recognise, require
 
@@ -110,7 +112,7 @@ def _inspected(
     return found
 
 
-def _unusual(arrays: dict[str, np.ndarray], types: Counter[str], values: bool) -> list[str]:
+def _unusual(arrays: Mapping[str, Array], types: Counter[str], values: bool) -> list[str]:
     notes = []
     floats = [
         name for name in types if np.dtype(next(a.dtype for a in arrays.values() if str(a.dtype) == name)).kind in "fV"

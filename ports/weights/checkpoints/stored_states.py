@@ -236,7 +236,7 @@ def _walk(at: tuple[str, ...], node: object, result: Resolved, counts: list[int]
         _walk((*at, str(name)), node[name], result, counts, masked)
 
 
-def _take(trees: Mapping[str, Mapping[str, Any]], result: Resolved) -> None:
+def _take(trees: Mapping[Any, Mapping[str, Any]], result: Resolved) -> None:
     """Add the tensors of one part of a state, which has its parameters alone."""
     names = {name for tree in trees.values() for name in tree}
     if double := sorted(names & {name for arrays in result.slots.values() for name in arrays}):
@@ -245,7 +245,7 @@ def _take(trees: Mapping[str, Mapping[str, Any]], result: Resolved) -> None:
         result.slots.setdefault(slot, {}).update(tree)
 
 
-def _joined(tree: object, slot: str, masked: set[str] | None = None) -> dict[str, Any]:
+def _joined(tree: object, slot: object, masked: set[str] | None = None) -> dict[str, Any]:
     """The arrays of a tree by their joined names; `{}` is what a file keeps of optax's masked parameters."""
     if not isinstance(tree, Mapping):
         raise WeightsError(f"optimizer: {slot}: got {shown(tree)}, expected a table of tensors; {WEIGHTS_ONLY}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -39,12 +39,14 @@ class Leaf:
     like: str | None = None
 
 
+@runtime_checkable
 class HasHeads(Protocol):
     """A layer of attention, as its rule reads it."""
 
     num_heads: int
 
 
+@runtime_checkable
 class HasTranspose(Protocol):
     """A transposed convolution, as its rule reads it."""
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from ports.weights.form.torch_form import Rule, Target, WeightsError, lossless, 
 from ports.weights.layers.leaves import Leaf
 
 
+@runtime_checkable
 class Slot(Protocol):
     """One Flax variable."""
 

@@ -26,8 +26,8 @@ def node_of(state: Any) -> Node | None:
     return BY_CLASS.get(f"{package}.{type(state).__name__}")
 
 
-def trees_of(row: Node, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the trees of a NamedTuple by PyTorch's names.
+def trees_of(row: Node, values: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return the trees of a NamedTuple by PyTorch's names; a file may have names that are not text.
 
     Args:
         values: its fields.
@@ -35,7 +35,7 @@ def trees_of(row: Node, values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         WeightsError: the field that should hold a dict of trees holds something else.
     """
-    trees: dict[str, Any] = {}
+    trees: dict[Any, Any] = {}
     for name, slot in row.tensors.items():
         if slot != "*":
             trees[slot] = values[name]
@@ -69,7 +69,7 @@ def of_torch(optimizer: Any) -> KnownOptimizer:
     raise WeightsError(f"optimizer: got {got}, expected one of torch.optim's {KNOWN}, whose states are known")
 
 
-def of_groups(groups: Iterable[Mapping[str, Any]], slots: Iterable[str]) -> KnownOptimizer | None:
+def of_groups(groups: Iterable[Mapping[str, Any]], slots: Iterable[object]) -> KnownOptimizer | None:
     """The row of a state in a file, by the options of its groups and the names of its tensors.
 
     Returns:

@@ -14,8 +14,9 @@ import jax
 import numpy as np
 import optax
 from jax import tree_util
+from jaxtyping import PyTree
 
-from ports.frameworks import port_of
+from ports.frameworks import Net, port_of
 from ports.optimizers import Node
 from ports.weights.form.torch_form import WeightsError, describe, lossless
 from ports.weights.live.flax import Place, plan, to_jax
@@ -38,7 +39,7 @@ class Cell:
         return self.value.shape
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> np.dtype:
         return self.value.dtype
 
     @property
@@ -60,7 +61,7 @@ class Slots:
         return set().union(*self.cells.values()) if self.cells else set()
 
 
-def read(state: Any, net: Any, steps: int | None) -> OptimizerState:
+def read(state: PyTree, net: Net, steps: int | None) -> OptimizerState:
     """As `ports.weights.optimizer.read`."""
     inner, own_step = _opened(state)
     parameters = port_of(net).flax_live.parameters(net)
@@ -77,7 +78,7 @@ def read(state: Any, net: Any, steps: int | None) -> OptimizerState:
     return result
 
 
-def write(state: Any, net: Any, step: int, tensors: Tensors, stateless: Collection[str]) -> Any:
+def write(state: PyTree, net: Net, step: int, tensors: Tensors, stateless: Collection[str]) -> PyTree:
     """As `ports.weights.optimizer.write`."""
     inner, own_step = _opened(state)
     parameters = port_of(net).flax_live.parameters(net)
@@ -102,7 +103,7 @@ def write(state: Any, net: Any, step: int, tensors: Tensors, stateless: Collecti
     return None
 
 
-def _opened(state: Any) -> tuple[Any, int | None]:
+def _opened(state: PyTree) -> tuple[PyTree, int | None]:
     """The state of optax, and the count of the `nnx.Optimizer` around it."""
     from flax import nnx
 
@@ -116,7 +117,7 @@ def _opened(state: Any) -> tuple[Any, int | None]:
     return state, None
 
 
-def _mapped(state: Any, change: Change) -> Any:
+def _mapped(state: PyTree, change: Change) -> PyTree:
     """A state with each known NamedTuple changed.
 
     Raises:
@@ -135,7 +136,7 @@ def _mapped(state: Any, change: Change) -> Any:
     return state
 
 
-def _survey(state: Any, parameters: Mapping[str, Any]) -> tuple[list[Slots], dict[int, str]]:
+def _survey(state: PyTree, parameters: Mapping[str, Any]) -> tuple[list[Slots], dict[int, str]]:
     """The tensors and the step counts of a state.
 
     Raises:
@@ -168,7 +169,7 @@ def _survey(state: Any, parameters: Mapping[str, Any]) -> tuple[list[Slots], dic
     return found, counts
 
 
-def _number(value: Any, what: str) -> int:
+def _number(value: PyTree, what: str) -> int:
     leaves = jax.tree.leaves(value)  # in `nnx.Optimizer` a number is a variable
     return whole_number(np.asarray(leaves[0]) if len(leaves) == 1 else value, what)
 
@@ -193,7 +194,7 @@ def _filled(row: Node, node: Any, parameters: Mapping[str, Any], step: int, tens
     return node._replace(**new)
 
 
-def _new_tree(tree: Any, parameters: Mapping[str, Any], slot: str, tensors: Tensors, wrong: list[str]) -> Any:
+def _new_tree(tree: PyTree, parameters: Mapping[str, Any], slot: str, tensors: Tensors, wrong: list[str]) -> PyTree:
     places, leaves, treedef = _places(tree, parameters, slot)
     new: dict[Path, np.ndarray] = {}
     for name, place in places.items():
@@ -206,7 +207,9 @@ def _new_tree(tree: Any, parameters: Mapping[str, Any], slot: str, tensors: Tens
     return treedef.unflatten([arrays.get(path, leaf) for path, leaf in leaves.items()])
 
 
-def _places(tree: Any, parameters: Mapping[str, Any], slot: str) -> tuple[dict[str, Place[Cell]], dict[Path, Any], Any]:
+def _places(
+    tree: PyTree, parameters: Mapping[str, Any], slot: str
+) -> tuple[dict[str, Place[Cell]], dict[Path, Any], Any]:
     """The cells of each parameter that a tree has, and the tree in pieces.
 
     Raises:

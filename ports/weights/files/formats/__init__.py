@@ -36,7 +36,7 @@ from ports.weights.files.source import Source
 from ports.weights.form.lazy import Array, is_array, pieces
 from ports.weights.form.torch_form import WeightsError
 
-Tree = dict[str, Any]
+Tree = dict[Any, Any]  # keys are text; a file of PyTorch's may have others, such as the numbers of parameters
 INDEX, SUM = ".index.json", "crc32"
 
 
@@ -215,8 +215,8 @@ def guarded(path: Path, module: str, function: str, *args: object) -> Any:
         return getattr(importlib.import_module(f"{__name__}.{module}"), function)(*args)
 
 
-def flat(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterable[tuple[tuple[str, ...], Any]]:
-    """The leaves of a tree with their paths."""
+def flat(tree: Mapping[Any, Any], path: tuple[Any, ...] = ()) -> Iterable[tuple[tuple[Any, ...], Any]]:
+    """The leaves of a tree with their paths. The keys are text, but in the state of an optimizer numbers too."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from flat(value, (*path, key))

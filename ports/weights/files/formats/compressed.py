@@ -22,11 +22,11 @@ RAW, REPEATED, RESERVED = 0, 1, 3
 WINDOW = 1 << 27  # zstd refuses larger ones
 
 
-def most(name: str | None, content: bytes, size: int) -> int:
+def most(name: object, content: bytes, size: int) -> int:
     """Return the bytes that decompressing a piece may take, at least `size`.
 
     Args:
-        name: the compressor; None where there is none.
+        name: the compressor, as the file names it; None where there is none.
         size: the bytes that the piece has to become.
 
     Raises:

@@ -38,7 +38,7 @@ class Zarr:
         driver: tensorstore's name for the version.
         pieces: the shape of a piece.
         inner: the shape of the smaller pieces in a piece; None where there are none.
-        compressor: of a piece, or of the smaller ones.
+        compressor: of a piece, or of the smaller ones, as the file names it.
         tail: bytes of checksums behind a piece.
         key: gives the name of a piece from its place.
     """
@@ -48,13 +48,13 @@ class Zarr:
     dtype: np.dtype
     pieces: tuple[int, ...]
     inner: tuple[int, ...] | None
-    compressor: str | None
+    compressor: object
     tail: int
     key: Callable[[tuple[int, ...]], str]
 
     def __post_init__(self) -> None:
         for sizes, least in ((self.shape, 0), (self.pieces, 1), (self.inner or (), 1)):
-            if len(sizes) > DIMENSIONS or any(type(n) is not int or n < least or n >= EMPTY for n in sizes):
+            if len(sizes) > DIMENSIONS or any(not least <= n < EMPTY for n in sizes):
                 raise ValueError(f"shape {str(self.shape)[:60]} in pieces of {str(sizes)[:60]}")
         if not len(self.shape) == len(self.pieces) == len(self.inner or self.shape):
             raise ValueError(f"shape {str(self.shape)[:60]} in pieces of {str(self.pieces)[:60]}")
@@ -161,6 +161,8 @@ def _third_key(encoding: dict[str, Any]) -> Callable[[tuple[int, ...]], str]:
 def _sizes(sizes: object) -> tuple[int, ...]:
     if not isinstance(sizes, list):
         raise ValueError("a shape that is not a list")
+    if any(type(n) is not int for n in sizes):
+        raise ValueError(f"a shape of {str(sizes)[:60]}, expected whole numbers")
     return tuple(sizes)
 
 

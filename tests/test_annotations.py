@@ -1,0 +1,41 @@
+"""The tests check every call against its annotations: a wrong type fails where it enters, not three calls later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from jaxtyping import TypeCheckError
+
+from benchmarks.reporting import tables
+from parity.numerics import bounds
+from ports.resnet.pytorch import ZeroPad
+from ports.weights.files import formats
+
+
+@pytest.mark.parametrize(("function", "wrong"), [(formats.dtype_of, 3), (bounds.norm, "3"), (tables.number, "3")])
+def test_a_wrong_argument_is_refused(function: Callable[[Any], object], wrong: object) -> None:
+    with pytest.raises(TypeCheckError, match=f"parameters of .*{function.__name__}"):
+        function(wrong)
+
+
+def test_a_wrong_shape_is_refused() -> None:
+    pad = ZeroPad(2, 2)
+    assert pad(torch.zeros(1, 3, 4, 4)).shape == (1, 5, 2, 2)
+    with pytest.raises(TypeCheckError, match="batch channels height width"):
+        pad(torch.zeros(3, 4, 4))
+
+
+def test_a_wrong_answer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert bounds.distance(np.ones(4), np.zeros(4)) == 2
+    monkeypatch.setattr(bounds, "norm", lambda _: "2")
+    with pytest.raises(TypeCheckError, match=r"return value of .*distance"):
+        bounds.distance(np.ones(4), np.zeros(4))
+
+
+def test_a_whole_number_is_a_float() -> None:
+    """As type checkers have it."""
+    assert tables.number(3) == tables.number(3.0)
