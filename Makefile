@@ -20,7 +20,7 @@ endef
 export MISSING
 
 .DEFAULT_GOAL := help
-.PHONY: help setup parity parity-all bench gpu gpu-rehearsal test test-fast score fuzz soak lint clean
+.PHONY: help setup parity parity-all bench gpu gpu-rehearsal test test-fast test-types score fuzz soak lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ test: $(READY) ## run all tests
 
 test-fast: $(READY) ## run the quick modules, under two minutes
 	$(BIN)/pytest -n 2 --dist worksteal --fast $(PYTEST_ARGS)
+
+test-types: $(READY) ## run all tests, every call checked against its annotations
+	TYPES=1 $(BIN)/pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 score: $(READY) ## plant every known mistake and make 1000 faithful runs: an hour on two cores (WORKERS=2)
 	$(BIN)/python -m tests.meta --all --workers $(or $(WORKERS),2) --json benchmarks/results/score-cpu.json

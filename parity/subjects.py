@@ -25,7 +25,7 @@ from parity.running.flax import Functional
 from parity.running.flax_ports import FLAX_PORTS, port_of
 from parity.running.subject import Candidate, Subject
 from parity.running.taps import Recorder, Tap, layer_of
-from parity.running.training import Plan
+from parity.running.training import TrainingPlan
 from parity.traps.accepting import accepted
 from parity.verdict import roles
 from ports import families, weights
@@ -72,13 +72,13 @@ def of_network(network: Network, live: Sequence[object], options: NetworkOptions
     )
 
 
-def plan(options: Options) -> Plan:
+def plan(options: Options) -> TrainingPlan:
     """Return what the options say of the training.
 
     Raises:
         UserError: an unknown optimizer, one of the caller's own without `tx`, an option out of range.
     """
-    return Plan(options.steps, options.optimizer, options.tx, options.clip_grad_norm, options.accumulate)
+    return TrainingPlan(options.steps, options.optimizer, options.tx, options.clip_grad_norm, options.accumulate)
 
 
 def _spec(network: Network) -> Any:

@@ -23,10 +23,13 @@ from hypothesis import HealthCheck, settings
 from jaxtyping import config as jaxtyping_config
 from jaxtyping import install_import_hook
 
-# Check every call of the project's functions against its annotations, shapes too. The hook must come before the first
-# import of the project. pytest loads `parity` and `parity.plugin` earlier, so those two modules are not checked.
+# With TYPES=1 (`make test-types`) every call of the project's functions is checked against its annotations, shapes too.
+# The hook must come before the first import of the project. pytest loads `parity` and `parity.plugin` earlier, so those
+# two modules are not checked. It is off in `make test`, which takes longer with it.
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"  # an int is a float
-install_import_hook(["ports", "parity", "benchmarks"], CHECKER)
+TYPES = bool(os.environ.get("TYPES"))
+if TYPES:
+    install_import_hook(["ports", "parity", "benchmarks"], CHECKER)
 
 # These two are not checked either. The first has a call for each instruction of a pickle: with checks it takes 20 times
 # as long. The second calls itself for each level of a file: the checker's own calls reach Python's limit too early.
@@ -42,7 +45,8 @@ class Unchecked(MetaPathFinder):
         return PathFinder.find_spec(fullname, path, target) if fullname in UNCHECKED else None
 
 
-sys.meta_path.insert(0, Unchecked())
+if TYPES:
+    sys.meta_path.insert(0, Unchecked())
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: a thread each, or they wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")

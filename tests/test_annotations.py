@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,8 @@ from benchmarks.reporting import tables
 from parity.numerics import bounds
 from ports.resnet.pytorch import ZeroPad
 from ports.weights.files import formats
+
+pytestmark = pytest.mark.skipif(not os.environ.get("TYPES"), reason="annotations are checked with TYPES=1")
 
 
 @pytest.mark.parametrize(("function", "wrong"), [(formats.dtype_of, 3), (bounds.norm, "3"), (tables.number, "3")])

@@ -28,7 +28,7 @@ from benchmarks.reporting import results, tables
 from benchmarks.subjects import model_cost, roster
 from benchmarks.subjects.roster import SUBJECTS
 from benchmarks.subjects.settings import Setting, SettingGrid
-from benchmarks.subjects.subject import SWEPT, Subject, SubjectOptions
+from benchmarks.subjects.subject import SWEPT, SubjectOptions, TimedSubject
 from ports import families
 
 QUICKLY = ["--starts", "1", "--rounds", "2", "--seconds", "0.03", "--device", "cpu"]
@@ -204,7 +204,7 @@ def test_a_wrong_subject_is_not_timed(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "benchmarks.subjects.planted", planted)
     expected.prepare(SETTING, {}, tmp_path)
     for options, ok in ((SubjectOptions(), True), (SubjectOptions(channels_last=True), False)):
-        row = Subject("planted", "pytorch", "planted:build", "", options)
+        row = TimedSubject("planted", "pytorch", "planted:build", "", options)
         monkeypatch.setitem(SUBJECTS, "planted", row)
         worker = Worker("planted", tmp_path)
         answer = worker.prepare(SETTING.asdict())
@@ -450,7 +450,7 @@ def test_the_quickest_program_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
     from benchmarks.subjects import quickest
 
-    first, second = quickest.Candidate({}), quickest.Candidate({"xla_cpu_enable_fast_math": "False"})
+    first, second = quickest.Contender({}), quickest.Contender({"xla_cpu_enable_fast_math": "False"})
     monkeypatch.setitem(quickest.CANDIDATES, "cpu", (first, second))
     for slow, kept in ((0, second), (1, first)):
         found = quickest.Quickest(lambda x: x + 1, "cpu")

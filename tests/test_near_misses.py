@@ -188,7 +188,7 @@ def attentions(size: int) -> Any:
 
 def rows(size: int) -> Any:
     held = rulesfile.Rules(
-        "r", "torch", "nnx", tuple(rulesfile.Row(f"l{i}", f"m{i}", "linear", {}) for i in range(size))
+        "r", "torch", "nnx", tuple(rulesfile.FileRow(f"l{i}", f"m{i}", "linear", {}) for i in range(size))
     )
     return lambda: held.found({f"l{i}.weight": (2, 3) for i in range(size)})
 
@@ -245,7 +245,7 @@ def test_what_is_printed_of_many_problems_is_bounded() -> None:
 
 
 def test_notes_of_what_rules_leave_out_are_bounded() -> None:
-    held = rulesfile.Rules("r", "torch", "nnx", (rulesfile.Row("a", "b", "linear", {}),), (("x*", "unused"),))
+    held = rulesfile.Rules("r", "torch", "nnx", (rulesfile.FileRow("a", "b", "linear", {}),), (("x*", "unused"),))
     found = held.found({"a.weight": (2, 3), **{f"x{i}": (2,) for i in range(5000)}})
     assert found.notes == ["x0, x1, x2 and 4997 more: left out (unused)"]
 

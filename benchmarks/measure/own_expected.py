@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.measure.expected import BOUNDS, DRAWS, distances, is_prepared, place_of
 from benchmarks.subjects.case import Numbers, SubjectCase
-from benchmarks.subjects.own_pair import OwnPair, OwnTorch, keep, load_pair, narrow
+from benchmarks.subjects.own_pair import OwnSubject, OwnTorch, keep, load_pair, narrow
 from benchmarks.subjects.settings import UNITS, Setting
 from benchmarks.subjects.torch_steps import device, policy
 from parity.numerics.bounds import one_ulp
@@ -49,7 +49,7 @@ def prepare(setting: Setting, folder: Path) -> list[str]:
     return accepted
 
 
-def require_parity(pair: OwnPair) -> None:
+def require_parity(pair: OwnSubject) -> None:
     """Raise where the check in float64 finds a mistake, or cannot tell.
 
     Raises:
@@ -68,7 +68,7 @@ def require_parity(pair: OwnPair) -> None:
 class OwnReference:
     """The PyTorch side of a pair, run once in a setting's mode without keeping what it changes."""
 
-    pair: OwnPair
+    pair: OwnSubject
     setting: Setting
 
     def run(self, wide: bool, units: int = 0, seed: int = 0) -> Numbers:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import cache
 
 from benchmarks.subjects.settings import OWN, SETS, Setting
-from benchmarks.subjects.subject import Subject
+from benchmarks.subjects.subject import TimedSubject
 from ports import families
 
 START = 1.5e9  # bytes of a framework's context, libraries and workspaces
@@ -38,7 +38,7 @@ def _most(setting: Setting, width: int, copies: float) -> float:
     return START + inputs + 16 * parameters + setting.batch * outputs * width * copies
 
 
-def rest(setting: Setting, subject: Subject) -> float:
+def rest(setting: Setting, subject: TimedSubject) -> float:
     """Return the bytes that a program holds while another one is timed.
 
     PyTorch gives memory back between its blocks, but for what its CUDA graphs use. XLA's allocator keeps everything.

@@ -36,7 +36,7 @@ RATE = 1e-4  # of learning: small, so that the numbers of anybody's model stay f
 
 
 @dataclass(frozen=True)
-class OwnPair:
+class OwnSubject:
     """What somebody's function returns; `options` are those of the check."""
 
     torch_model: nn.Module
@@ -53,7 +53,7 @@ class OwnPair:
         return self.options.get("layouts") or {}
 
 
-def load_pair(path: str) -> OwnPair:
+def load_pair(path: str) -> OwnSubject:
     """Call somebody's function; its inputs become numpy arrays.
 
     Raises:
@@ -65,14 +65,14 @@ def load_pair(path: str) -> OwnPair:
     inputs = tuple(np.asarray(v.detach().numpy() if hasattr(v, "detach") else v) for v in given)
     if not inputs or any(not array.ndim for array in inputs):
         raise UserError(f"{path}: got no inputs with a batch, expected (torch_model, flax_model, *inputs)")
-    return OwnPair(torch_model, flax_model, inputs, options)
+    return OwnSubject(torch_model, flax_model, inputs, options)
 
 
 def _is_random_key(leaf: jax.Array) -> bool:
     return jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def keep(place: Path, pair: OwnPair) -> None:
+def keep(place: Path, pair: OwnSubject) -> None:
     """Write the weights of both models: `make` may draw others in every process."""
     from ports.weights.live.pytorch import to_numpy
 
@@ -82,13 +82,13 @@ def keep(place: Path, pair: OwnPair) -> None:
     np.savez(place / "flax.npz", *(np.asarray(array) for array in arrays if not _is_random_key(array)))
 
 
-def load_torch(place: Path, pair: OwnPair) -> nn.Module:
+def load_torch(place: Path, pair: OwnSubject) -> nn.Module:
     """Return the PyTorch model with the weights that `keep` wrote."""
     pair.torch_model.load_state_dict({n: torch.from_numpy(a) for n, a in np.load(place / "torch.npz").items()})
     return pair.torch_model
 
 
-def load_flax(place: Path, pair: OwnPair) -> FlaxModel:
+def load_flax(place: Path, pair: OwnSubject) -> FlaxModel:
     """Return the Flax model with the weights that `keep` wrote."""
     values = iter(np.load(place / "flax.npz").values())
 

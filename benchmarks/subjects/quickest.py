@@ -19,7 +19,7 @@ TIMES = 3  # that each is timed, in turn; the least counts
 
 
 @dataclass(frozen=True, eq=False)
-class Candidate:
+class Contender:
     """Options of XLA."""
 
     options: Mapping[str, str]
@@ -34,7 +34,7 @@ class Candidate:
 # By device, what is tried; the first is what XLA does by itself. YNNPACK computes convolutions and products of matrices
 # on CPUs; without it Eigen does.
 EIGEN = {"xla_cpu_experimental_ynn_fusion_type": ""}
-CANDIDATES = {"cpu": (Candidate({}), Candidate(EIGEN)), "gpu": (Candidate({}),)}
+CANDIDATES = {"cpu": (Contender({}), Contender(EIGEN)), "gpu": (Contender({}),)}
 
 
 class Quickest:
@@ -60,7 +60,7 @@ class Quickest:
         return str(next(iter(self.programs)))
 
 
-def quickest(programs: Mapping[Candidate, Callable[..., PyTree]], arguments: tuple[PyTree, ...]) -> Candidate:
+def quickest(programs: Mapping[Contender, Callable[..., PyTree]], arguments: tuple[PyTree, ...]) -> Contender:
     """That whose best call takes the least time; they take turns, so that a slow moment is nobody's alone."""
     for program in programs.values():
         seconds(program, arguments)  # compiles

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from benchmarks.subjects.subject import FAST, SWEPT, Subject, SubjectOptions
+from benchmarks.subjects.subject import FAST, SWEPT, SubjectOptions, TimedSubject
 
 USUAL = SubjectOptions()
 CHANNELS_LAST = SubjectOptions(channels_last=True)
@@ -53,25 +53,25 @@ KEPT = (
 )
 
 
-def fast(plain: str, framework: str, build: str, options: SubjectOptions = USUAL) -> Subject:
+def fast(plain: str, framework: str, build: str, options: SubjectOptions = USUAL) -> TimedSubject:
     """Return a row that is this package's own: a port with `ports.fast`."""
     about, options = f"as {plain}, with ports.fast", replace(options, fast=True)
-    return Subject(f"{plain}{FAST}", framework, build, about, options, devices=("cpu",), quick=False, images=True)
+    return TimedSubject(f"{plain}{FAST}", framework, build, about, options, devices=("cpu",), quick=False, images=True)
 
 
 SUBJECTS = {
     row.name: row
     for row in (
-        Subject("pytorch", "pytorch", "torch_steps:build", "eager"),
-        Subject(
+        TimedSubject("pytorch", "pytorch", "torch_steps:build", "eager"),
+        TimedSubject(
             "pytorch-channels-last",
             "pytorch",
             "torch_steps:build",
             "eager, channels last",
             CHANNELS_LAST,
         ),
-        Subject("pytorch-compile", "pytorch", "torch_steps:build", "torch.compile, channels last", COMPILE),
-        Subject(
+        TimedSubject("pytorch-compile", "pytorch", "torch_steps:build", "torch.compile, channels last", COMPILE),
+        TimedSubject(
             "pytorch-max-autotune",
             "pytorch",
             "torch_steps:build",
@@ -80,7 +80,7 @@ SUBJECTS = {
         ),
         fast("pytorch-compile", "pytorch", "torch_steps:build", COMPILE),
         fast("pytorch-max-autotune", "pytorch", "torch_steps:build", MOST),
-        Subject(
+        TimedSubject(
             "pytorch-cuda-graphs",
             "pytorch",
             "torch_steps:build",
@@ -88,7 +88,7 @@ SUBJECTS = {
             GRAPHS,
             devices=("gpu",),
         ),
-        Subject(
+        TimedSubject(
             "pytorch-folded",
             "pytorch",
             "torch_steps:build",
@@ -98,7 +98,7 @@ SUBJECTS = {
             quick=False,
             folded=True,
         ),
-        Subject(
+        TimedSubject(
             "pytorch-export",
             "pytorch",
             "deployed:build_torch",
@@ -108,8 +108,8 @@ SUBJECTS = {
             quick=False,
             folded=True,
         ),
-        Subject("nnx", "jax", "jax_steps:build_nnx", "split once, jax.jit on a list of arrays, small ones packed"),
-        Subject(
+        TimedSubject("nnx", "jax", "jax_steps:build_nnx", "split once, jax.jit on a list of arrays, small ones packed"),
+        TimedSubject(
             "nnx-autotune",
             "jax",
             "jax_steps:build_nnx",
@@ -120,8 +120,8 @@ SUBJECTS = {
         ),
         fast("nnx", "jax", "jax_steps:build_nnx"),
         fast("nnx-autotune", "jax", "jax_steps:build_nnx", TUNE),
-        Subject("nnx-jit", "jax", "jax_steps:build_nnx", "nnx.jit", SubjectOptions(plain=True)),
-        Subject(
+        TimedSubject("nnx-jit", "jax", "jax_steps:build_nnx", "nnx.jit", SubjectOptions(plain=True)),
+        TimedSubject(
             "nnx-folded",
             "jax",
             "jax_steps:build_nnx",
@@ -130,7 +130,7 @@ SUBJECTS = {
             quick=False,
             folded=True,
         ),
-        Subject(
+        TimedSubject(
             "nnx-export",
             "jax",
             "deployed:build_nnx",
@@ -139,8 +139,8 @@ SUBJECTS = {
             quick=False,
             folded=True,
         ),
-        Subject("linen", "jax", "jax_steps:build_linen", "jax.jit"),
-        Subject(
+        TimedSubject("linen", "jax", "jax_steps:build_linen", "jax.jit"),
+        TimedSubject(
             "linen-autotune",
             "jax",
             "jax_steps:build_linen",
@@ -149,7 +149,7 @@ SUBJECTS = {
             devices=("cpu",),
             quick=False,
         ),
-        Subject(
+        TimedSubject(
             "linen-folded",
             "jax",
             "jax_steps:build_linen",
@@ -159,8 +159,8 @@ SUBJECTS = {
             folded=True,
         ),
         fast("linen", "jax", "jax_steps:build_linen"),
-        Subject("own-pytorch", "pytorch", "own_pair:build_torch", "your PyTorch model, eager", own=True),
-        Subject(
+        TimedSubject("own-pytorch", "pytorch", "own_pair:build_torch", "your PyTorch model, eager", own=True),
+        TimedSubject(
             "own-pytorch-compile",
             "pytorch",
             "own_pair:build_torch",
@@ -168,8 +168,8 @@ SUBJECTS = {
             SubjectOptions(compile="default"),
             own=True,
         ),
-        Subject("own-flax", "jax", "own_pair:build_flax", "your Flax model, jax.jit", own=True),
-        Subject(
+        TimedSubject("own-flax", "jax", "own_pair:build_flax", "your Flax model, jax.jit", own=True),
+        TimedSubject(
             "own-flax-autotune",
             "jax",
             "own_pair:build_flax",
@@ -178,7 +178,7 @@ SUBJECTS = {
             devices=("cpu",),
             own=True,
         ),
-        Subject(
+        TimedSubject(
             "transformers",
             "pytorch",
             "peers:build_transformers",
@@ -188,7 +188,7 @@ SUBJECTS = {
             needs=("transformers",),
             networks=("resnet50",),
         ),
-        Subject(
+        TimedSubject(
             "transformers-max-autotune",
             "pytorch",
             "peers:build_transformers",
@@ -198,7 +198,7 @@ SUBJECTS = {
             needs=("transformers",),
             networks=("resnet50",),
         ),
-        Subject(
+        TimedSubject(
             "transformers-eager",
             "pytorch",
             "peers:build_transformers",
@@ -208,7 +208,7 @@ SUBJECTS = {
             needs=("transformers",),
             networks=("resnet50",),
         ),
-        Subject(
+        TimedSubject(
             "torchvision",
             "pytorch",
             "peers:build_torchvision",
@@ -218,7 +218,7 @@ SUBJECTS = {
             needs=("torchvision",),
             networks=("resnet18", "resnet50", "resnet152"),
         ),
-        Subject(
+        TimedSubject(
             "timm",
             "pytorch",
             "peers:build_timm",
@@ -228,7 +228,7 @@ SUBJECTS = {
             needs=("timm", "torchvision"),
             networks=("resnet18", "resnet50", "resnet152"),
         ),
-        Subject(
+        TimedSubject(
             "haiku",
             "jax",
             "peers:build_haiku",
@@ -237,7 +237,7 @@ SUBJECTS = {
             needs=("haiku",),
             networks=("resnet18", "resnet50", "resnet152"),
         ),
-        Subject(
+        TimedSubject(
             "haiku-autotune",
             "jax",
             "peers:build_haiku",
@@ -248,7 +248,7 @@ SUBJECTS = {
             needs=("haiku",),
             networks=("resnet18", "resnet50", "resnet152"),
         ),
-        Subject(
+        TimedSubject(
             "keras-jax",
             "jax",
             "peers_keras:build_jax",
@@ -258,7 +258,7 @@ SUBJECTS = {
             needs=("keras",),
             networks=("resnet50",),
         ),
-        Subject(
+        TimedSubject(
             "keras-jax-autotune",
             "jax",
             "peers_keras:build_jax",
@@ -270,7 +270,7 @@ SUBJECTS = {
             needs=("keras",),
             networks=("resnet50",),
         ),
-        Subject(
+        TimedSubject(
             "keras-torch",
             "pytorch",
             "peers_keras:build_torch",
@@ -284,7 +284,7 @@ SUBJECTS = {
 }
 
 
-def swept(plain: str, name: str, device: str, variable: str, value: str) -> Subject:
+def swept(plain: str, name: str, device: str, variable: str, value: str) -> TimedSubject:
     """Return a row of `--flags`: another one, in a process that has a variable."""
     return replace(
         SUBJECTS[plain],

@@ -36,7 +36,7 @@ class SubjectOptions:
 
 
 @dataclass(frozen=True)
-class Subject:
+class TimedSubject:
     """One row.
 
     Attributes:

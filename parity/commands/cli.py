@@ -121,7 +121,7 @@ def check(
     from parity.reports import report as reports
     from parity.running import device as devices
     from parity.running import probes
-    from parity.running.training import Plan
+    from parity.running.training import TrainingPlan
     from parity.verdict.precision import DTYPES, Policy
 
     dtypes = tuple(part.strip() for given in dtype or () for part in given.split(",") if part.strip())
@@ -143,7 +143,7 @@ def check(
     # What is wrong with an option is said before the first network runs.
     asked = NetworkOptions(**named, **common)
     devices.require(device, asked.tf32, Policy(asked.types).dtypes)
-    Plan(steps, optimizer)
+    TrainingPlan(steps, optimizer)
     if images is not None:
         probes.photographs(images)
     console, found = terminal.console(), []

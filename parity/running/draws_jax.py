@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 
 from parity.numerics.quantities import NORMAL, UNIFORM
+
+Draw = Callable[..., Any]
+Shape = Sequence[int]
 
 # A key for what Linen's modules draw; where a stream has none of its own, `params` is taken.
 STREAMS = ("params", "dropout")
@@ -23,7 +27,9 @@ def keys() -> dict[str, jax.Array]:
     return {name: jax.random.key(i) for i, name in enumerate(STREAMS)}
 
 
-def _bernoulli(key: Any, p: Any = 0.5, shape: Any = None, *args: Any, **kw: Any) -> Any:
+def _bernoulli(
+    key: ArrayLike, p: ArrayLike = 0.5, shape: Shape | None = None, *args: object, **kw: object
+) -> jax.Array:
     """Keep everything that has a chance to be kept.
 
     Where dropout does nothing, give the chance itself: a mask that is divided by it then does nothing.
@@ -34,12 +40,19 @@ def _bernoulli(key: Any, p: Any = 0.5, shape: Any = None, *args: Any, **kw: Any)
     return kept if shape is None else jnp.broadcast_to(kept, shape)
 
 
-def _uniform(key: Any, shape: Any = (), dtype: Any = float, minval: Any = 0.0, maxval: Any = 1.0, **kw: Any) -> Any:
-    drawn = minval + (maxval - minval) * UNIFORM
+def _uniform(
+    key: ArrayLike,
+    shape: Shape = (),
+    dtype: DTypeLike = float,
+    minval: ArrayLike = 0.0,
+    maxval: ArrayLike = 1.0,
+    **kw: object,
+) -> jax.Array:
+    drawn = minval + jnp.subtract(maxval, minval) * UNIFORM
     return jnp.broadcast_to(jnp.asarray(drawn, dtype), shape)
 
 
-def _normal(key: Any, shape: Any = (), dtype: Any = float, **kw: Any) -> Any:
+def _normal(key: ArrayLike, shape: Shape = (), dtype: DTypeLike = float, **kw: object) -> jax.Array:
     return jnp.full(shape, NORMAL, dtype)
 
 
@@ -61,7 +74,7 @@ def counted() -> Iterator[Counter[float]]:
         COUNTED.reset(token)
 
 
-def undropped(forward: Callable[..., Any]) -> Callable[..., Any]:
+def undropped(forward: Draw) -> Draw:
     """Return a network's function in which dropout does nothing."""
 
     def run(*args: Any) -> Any:
@@ -74,16 +87,16 @@ def undropped(forward: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-DRAWS: dict[str, Callable[..., Any]] = {"bernoulli": _bernoulli, "uniform": _uniform, "normal": _normal}
+DRAWS: dict[str, Draw] = {"bernoulli": _bernoulli, "uniform": _uniform, "normal": _normal}
 
 
 @contextmanager
 def fixed_draws() -> Iterator[None]:
     """Let this thread's draws give the same numbers. Other threads share the module, and get what JAX draws."""
     thread = threading.get_ident()
-    originals: dict[str, Callable[..., Any]] = {name: getattr(jax.random, name) for name in DRAWS}
+    originals: dict[str, Draw] = {name: getattr(jax.random, name) for name in DRAWS}
 
-    def chosen(name: str) -> Callable[..., Any]:
+    def chosen(name: str) -> Draw:
         def draw(*args: Any, **kw: Any) -> Any:
             ours = threading.get_ident() == thread
             return (DRAWS if ours else originals)[name](*args, **kw)

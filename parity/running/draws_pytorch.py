@@ -19,6 +19,11 @@ from torch.overrides import TorchFunctionMode
 
 from parity.numerics.quantities import NORMAL, UNIFORM
 
+# A function of PyTorch's, and how it is called.
+Function = Callable[..., Any]
+Given = tuple[Any, ...]
+Keywords = dict[str, Any]
+
 # Self-normalizing networks' dropout sets to this value, and then scales and shifts (Klambauer et al. 2017).
 ALPHA = -1.7580993408473766
 
@@ -49,7 +54,7 @@ class FixedDraws(TorchFunctionMode):
         self.drops = drops
         self.chances: Counter[float] = Counter()
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Function, types: Any, args: Given = (), kwargs: Keywords | None = None) -> Any:
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
         handler = (HANDLERS if self.drops else {**HANDLERS, **OFF}).get(name.rstrip("_"))
         drawn = None if handler is None else handler(func, args, kwargs)
@@ -62,13 +67,13 @@ class FixedDraws(TorchFunctionMode):
         return drawn
 
 
-def _argument(args: Any, kwargs: Any, place: int, names: tuple[str, ...], default: Any) -> Any:
+def _argument(args: Given, kwargs: Keywords, place: int, names: tuple[str, ...], default: Any) -> Any:
     if len(args) > place:
         return args[place]
     return next((kwargs[name] for name in names if name in kwargs), default)
 
 
-def _filled(func: Any, args: Any, kwargs: Any, value: Any) -> Tensor:
+def _filled(func: Function, args: Given, kwargs: Keywords, value: Any) -> Tensor:
     """Return a tensor of one value: the first argument itself, where the function works in place."""
     if func.__name__.endswith("_"):
         return args[0].copy_(torch.as_tensor(value, device=args[0].device).to(args[0]).expand_as(args[0]))
@@ -81,7 +86,7 @@ def _scaled(x: Tensor, p: float, in_place: bool) -> Tensor:
     return x.mul_(scale) if in_place else x * scale
 
 
-def _dropout(func: Any, args: Any, kwargs: Any) -> Tensor | None:
+def _dropout(func: Function, args: Given, kwargs: Keywords) -> Tensor | None:
     x, p = _argument(args, kwargs, 0, ("input",), None), _argument(args, kwargs, 1, ("p",), 0.5)
     default = getattr(func, "__module__", "") == F.__name__
     if not p or not _argument(args, kwargs, 2, ("training", "train"), default):
@@ -89,7 +94,7 @@ def _dropout(func: Any, args: Any, kwargs: Any) -> Tensor | None:
     return _scaled(x, p, func.__name__.endswith("_") or bool(_argument(args, kwargs, 3, ("inplace",), False)))
 
 
-def _alpha_dropout(func: Any, args: Any, kwargs: Any) -> Tensor | None:
+def _alpha_dropout(func: Function, args: Given, kwargs: Keywords) -> Tensor | None:
     x, p = _argument(args, kwargs, 0, ("input",), None), _argument(args, kwargs, 1, ("p",), 0.5)
     if not p or not _argument(args, kwargs, 2, ("training", "train"), False):
         return None
@@ -97,7 +102,7 @@ def _alpha_dropout(func: Any, args: Any, kwargs: Any) -> Tensor | None:
     return x * scale - scale * ALPHA * p
 
 
-def _attention(func: Any, args: Any, kwargs: Any) -> Tensor | None:
+def _attention(func: Function, args: Given, kwargs: Keywords) -> Tensor | None:
     p = _argument(args, kwargs, 4, ("dropout_p",), 0.0)
     if not p:
         return None
@@ -106,14 +111,14 @@ def _attention(func: Any, args: Any, kwargs: Any) -> Tensor | None:
     return _scaled(func(*args, **kwargs), p, False)
 
 
-def _multi_head(func: Any, args: Any, kwargs: Any) -> Any:
+def _multi_head(func: Function, args: Given, kwargs: Keywords) -> Any:
     """Run PyTorch's multi-head attention, whose own calls of functions no mode sees."""
     if not _argument(args, kwargs, 10, ("dropout_p",), 0.0) or not kwargs.get("training", True):
         return None
-    places: dict[str, Callable[..., Any]] = {"dropout": _dropout, "scaled_dot_product_attention": _attention}
+    places: dict[str, Function] = {"dropout": _dropout, "scaled_dot_product_attention": _attention}
     originals = {name: getattr(F, name) for name in places}
 
-    def fixed(name: str) -> Callable[..., Any]:
+    def fixed(name: str) -> Function:
         def call(*args: Any, **kw: Any) -> Any:
             drawn = places[name](originals[name], args, kw)
             return originals[name](*args, **kw) if drawn is None else drawn
@@ -130,30 +135,30 @@ def _multi_head(func: Any, args: Any, kwargs: Any) -> Any:
                 setattr(F, name, original)
 
 
-def _bernoulli(func: Any, args: Any, kwargs: Any) -> Tensor | None:
+def _bernoulli(func: Function, args: Given, kwargs: Keywords) -> Tensor | None:
     """Keep everything that has a chance to be kept."""
     p = _argument(args, kwargs, 1, ("p",), 0.5 if func.__name__.endswith("_") else None)
     chance = args[0] if p is None else torch.as_tensor(p)
     return _filled(func, args, kwargs, chance > 0)
 
 
-def _uniform(func: Any, args: Any, kwargs: Any) -> Tensor:
+def _uniform(func: Function, args: Given, kwargs: Keywords) -> Tensor:
     low, high = (_argument(args, kwargs, 1, ("from",), 0.0), _argument(args, kwargs, 2, ("to",), 1.0))
     in_place = func.__name__.endswith("_")
     return _filled(func, args, kwargs, low + (high - low) * UNIFORM if in_place else UNIFORM)
 
 
-def _normal(func: Any, args: Any, kwargs: Any) -> Tensor:
+def _normal(func: Function, args: Given, kwargs: Keywords) -> Tensor:
     first = 1 if func.__name__ == "normal_" else 0
     mean, std = _argument(args, kwargs, first, ("mean",), 0.0), _argument(args, kwargs, first + 1, ("std",), 1.0)
     return _filled(func, args, kwargs, mean + std * NORMAL)
 
 
-def _standard(func: Any, args: Any, kwargs: Any) -> Tensor:
+def _standard(func: Function, args: Given, kwargs: Keywords) -> Tensor:
     return _filled(func, args, kwargs, NORMAL)
 
 
-HANDLERS: dict[str, Callable[[Any, Any, Any], Any]] = {
+HANDLERS: dict[str, Callable[[Function, Given, Keywords], Any]] = {
     **dict.fromkeys(DROPOUT, _dropout),
     **dict.fromkeys(ALPHA_DROPOUT, _alpha_dropout),
     "scaled_dot_product_attention": _attention,
@@ -168,28 +173,28 @@ HANDLERS: dict[str, Callable[[Any, Any, Any], Any]] = {
 }
 
 
-def _mean(func: Any, args: Any, kwargs: Any) -> Tensor | None:
+def _mean(func: Function, args: Given, kwargs: Keywords) -> Tensor | None:
     """Give the chance itself: a mask that is divided by it then does nothing."""
     p = _argument(args, kwargs, 1, ("p",), 0.5 if func.__name__.endswith("_") else None)
     return _filled(func, args, kwargs, args[0] if p is None else p)
 
 
-def _as_it_is(func: Any, args: Any, kwargs: Any) -> Tensor:
+def _as_it_is(func: Function, args: Given, kwargs: Keywords) -> Tensor:
     return _argument(args, kwargs, 0, ("input",), None)
 
 
-def _undropped(func: Any, args: Any, kwargs: Any) -> Tensor:
+def _undropped(func: Function, args: Given, kwargs: Keywords) -> Tensor:
     args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
     return func(*args, **{**kwargs, "dropout_p": 0.0} if len(args) < 5 else kwargs)
 
 
-def _multi_head_undropped(func: Any, args: Any, kwargs: Any) -> Any:
+def _multi_head_undropped(func: Function, args: Given, kwargs: Keywords) -> Any:
     args = (*args[:10], 0.0, *args[11:]) if len(args) > 10 else args
     return func(*args, **{**kwargs, "dropout_p": 0.0} if len(args) < 11 else kwargs)
 
 
 # What dropout is where the port has none.
-OFF: dict[str, Callable[[Any, Any, Any], Any]] = {
+OFF: dict[str, Callable[[Function, Given, Keywords], Any]] = {
     **dict.fromkeys(DROPOUT | ALPHA_DROPOUT, _as_it_is),
     "scaled_dot_product_attention": _undropped,
     "multi_head_attention_forward": _multi_head_undropped,

@@ -35,8 +35,13 @@ WIDE = {
     np.dtype(np.complex64): np.dtype(np.complex128),
 }
 
-# From a value of a trace to one of float64, as a primitive with functions in it computes it.
-Handler = Callable[[Any, Sequence[Any], Pins], Sequence[Any]]
+# An array, a traced value, or a number.
+Value = Any
+Values = Sequence[Value]
+Function = Callable[..., Any]
+
+# From an operation and its operands to what it gives in float64, where it holds functions or names of types.
+Handler = Callable[[jex.JaxprEqn, Values, Pins], Values]
 
 
 def narrow(dtype: Any) -> bool:
@@ -48,7 +53,7 @@ def _dtype(value: Any) -> Any:
     return getattr(value, "dtype", None)
 
 
-def program(function: Callable[..., Any], pins: Pins) -> Callable[..., Any]:
+def program(function: Function, pins: Pins) -> Function:
     """Return the function, computed in float64 throughout. It takes and gives pytrees of arrays.
 
     Args:
@@ -63,13 +68,13 @@ def program(function: Callable[..., Any], pins: Pins) -> Callable[..., Any]:
     return run
 
 
-def pinned(function: Callable[..., Any], args: Sequence[Any]) -> bool:
+def pinned(function: Function, args: Values) -> bool:
     """Return whether a function computes anything in a narrower type than float64."""
     closed = jax.make_jaxpr(function)(*args)
     return needs(closed.jaxpr) or any(narrow(_dtype(c)) for c in closed.consts)
 
 
-def trace(function: Callable[..., Any], args: Sequence[Any], pins: Pins) -> tuple[Any, Any]:
+def trace(function: Function, args: Values, pins: Pins) -> tuple[Any, Any]:
     """Return the traced program, and the shapes of what it gives.
 
     With casts that give float64, a loop may be handed a float32 array that its body then returns in float64, which JAX
@@ -149,7 +154,7 @@ def layer_name(owner: object) -> str | None:
     return type(owner).__name__ if isinstance(owner, nnx.Module) else None
 
 
-def needs(jaxpr: Any) -> bool:
+def needs(jaxpr: jex.Jaxpr) -> bool:
     """Return whether a traced program holds a narrow type, in a function within it too."""
     for eqn in jaxpr.eqns:
         if any(narrow(_dtype(v.aval)) for v in (*eqn.invars, *eqn.outvars)):
@@ -161,20 +166,20 @@ def needs(jaxpr: Any) -> bool:
     return any(narrow(_dtype(v.aval)) for v in (*jaxpr.invars, *jaxpr.constvars, *jaxpr.outvars))
 
 
-def widened(value: Any) -> Any:
+def widened(value: Value) -> Value:
     """Return an array in float64, if it is of a narrower floating type."""
     dtype = _dtype(value)
     return lax.convert_element_type(value, WIDE[dtype]) if narrow(dtype) else value
 
 
-def table(value: Any, pins: Pins, place: str | None = None) -> Any:
+def table(value: Value, pins: Pins, place: str | None = None) -> Value:
     """Return an array that the model made in a narrow type in float64: computed again, where its formula is known."""
     found = None if isinstance(value, Tracer) else tables.recomputed(np.asarray(value))
     pins.note("array", value.dtype, layer_name, TABLE if found is None else RECOMPUTED, place)
     return widened(value) if found is None else found
 
 
-def number(value: Any) -> Any:
+def number(value: Value) -> Value:
     """Return a constant of a traced program in float64.
 
     A number that Python's code wrote as 0.1 stands there as the float32 next to it: it is read as the shortest decimal
@@ -192,14 +197,14 @@ def number(value: Any) -> Any:
     return np.float64(exact)
 
 
-def evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], pins: Pins) -> list[Any]:
+def evaluate(jaxpr: jex.Jaxpr, consts: Values, args: Values, pins: Pins) -> list[Value]:
     """Compute a traced program with float64 in place of every narrower type."""
-    env: dict[Any, Any] = {}
+    env: dict[jex.Var, Value] = {}
 
-    def read(v: Any) -> Any:
+    def read(v: jex.Var | jex.Literal) -> Value:
         return number(v.val) if isinstance(v, jex.Literal) else env[v]
 
-    def constant(value: Any) -> Any:
+    def constant(value: Value) -> Value:
         if narrow(_dtype(value)) and np.ndim(value):
             return table(value, pins, f"a constant of {tuple(np.shape(value))}")
         return number(value)
@@ -212,7 +217,7 @@ def evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], pins: Pins)
     return [widened(read(v)) for v in jaxpr.outvars]
 
 
-def _computed(eqn: Any, values: Sequence[Any], pins: Pins) -> Sequence[Any]:
+def _computed(eqn: jex.JaxprEqn, values: Values, pins: Pins) -> Values:
     """Return what an operation gives, in float64."""
     inner = list(jex.jaxprs_in_params(eqn.params))
     touched = any(narrow(_dtype(v.aval)) for v in (*eqn.invars, *eqn.outvars)) or any(map(needs, inner))
@@ -232,26 +237,26 @@ def _computed(eqn: Any, values: Sequence[Any], pins: Pins) -> Sequence[Any]:
     return _bound(eqn, values, {**eqn.params, **wide})
 
 
-def _bound(eqn: Any, values: Sequence[Any], params: Mapping[str, Any]) -> Sequence[Any]:
+def _bound(eqn: jex.JaxprEqn, values: Values, params: Mapping[str, Any]) -> Values:
     given = eqn.primitive.get_bind_params(params)
     arguments = ((), given) if isinstance(given, dict) else given
     result = eqn.primitive.bind(*arguments[0], *values, **arguments[1])
     return result if eqn.primitive.multiple_results else [result]
 
 
-def _place(eqn: Any) -> str:
+def _place(eqn: jex.JaxprEqn) -> str:
     """Return file and line of an operation's code."""
     said = source_info_util.summarize(eqn.source_info).partition(" ")[0]
     return ":".join(said.rpartition("/")[2].split(":")[:2])
 
 
-def _narrowed(eqn: Any, values: Sequence[Any]) -> list[Any]:
+def _narrowed(eqn: jex.JaxprEqn, values: Values) -> list[Value]:
     """Return the operands in the types that the program gives them."""
-    pairs = zip(values, eqn.invars, strict=True)
-    return [x.astype(v.aval.dtype) if narrow(_dtype(v.aval)) else x for x, v in pairs]
+    pairs = zip(values, _avals(eqn.invars), strict=True)
+    return [x.astype(aval.dtype) if narrow(aval.dtype) else x for x, aval in pairs]
 
 
-def _as_it_is(eqn: Any, values: Sequence[Any], pins: Pins) -> Sequence[Any]:
+def _as_it_is(eqn: jex.JaxprEqn, values: Values, pins: Pins) -> Values:
     """Compute an operation in its own types: a callback, a kernel, bits taken for a number."""
     if (name := eqn.primitive.name) != "bitcast_convert_type":
         pins.note(name, "float32", kind=KEPT, place=_place(eqn))
@@ -259,12 +264,12 @@ def _as_it_is(eqn: Any, values: Sequence[Any], pins: Pins) -> Sequence[Any]:
     return [widened(x) for x in _bound(eqn, _narrowed(eqn, values), eqn.params)]
 
 
-def _inlined(eqn: Any, values: Sequence[Any], pins: Pins) -> Sequence[Any]:
-    jaxpr, consts = _opened(next(iter(jex.jaxprs_in_params(eqn.params)), None), eqn)
+def _inlined(eqn: jex.JaxprEqn, values: Values, pins: Pins) -> Values:
+    jaxpr, consts = _opened(next(iter(jex.jaxprs_in_params(eqn.params))), eqn)
     return evaluate(jaxpr, consts, values, pins)
 
 
-def _opened(jaxpr: Any, eqn: Any) -> tuple[Any, Sequence[Any]]:
+def _opened(jaxpr: jex.Jaxpr, eqn: jex.JaxprEqn) -> tuple[Any, Sequence[Any]]:
     """Return the program of an operation and its constants."""
     for value in eqn.params.values():
         if isinstance(value, jex.ClosedJaxpr) and value.jaxpr is jaxpr:
@@ -272,18 +277,18 @@ def _opened(jaxpr: Any, eqn: Any) -> tuple[Any, Sequence[Any]]:
     return jaxpr, ()
 
 
-def _remat(eqn: Any, values: Sequence[Any], pins: Pins) -> Sequence[Any]:
+def _remat(eqn: jex.JaxprEqn, values: Values, pins: Pins) -> Values:
     jaxpr = eqn.params["jaxpr"]
     policy = eqn.params.get("policy")
     return jax.checkpoint(lambda *xs: evaluate(jaxpr, (), xs, pins), policy=policy)(*values)
 
 
-def _scan(eqn: Any, values: Sequence[Any], pins: Pins) -> Sequence[Any]:
+def _scan(eqn: jex.JaxprEqn, values: Values, pins: Pins) -> Values:
     p = eqn.params
     closed, (constants, carried) = p["jaxpr"], _counts(p)
     fixed, init, xs = values[:constants], values[constants : constants + carried], values[constants + carried :]
 
-    def body(carry: Any, x: Any) -> Any:
+    def body(carry: Values, x: Values) -> tuple[Values, Values]:
         out = evaluate(closed.jaxpr, closed.consts, [*fixed, *carry, *x], pins)
         return out[:carried], out[carried:]
 
@@ -301,7 +306,7 @@ def _counts(params: Mapping[str, Any]) -> tuple[int, int]:
     return len(constants), len(carried)
 
 
-def _while(eqn: Any, values: Sequence[Any], pins: Pins) -> Sequence[Any]:
+def _while(eqn: jex.JaxprEqn, values: Values, pins: Pins) -> Values:
     p = eqn.params
     test, body = p["cond_jaxpr"], p["body_jaxpr"]
     first, second = p["cond_nconsts"], p["body_nconsts"]
@@ -313,34 +318,36 @@ def _while(eqn: Any, values: Sequence[Any], pins: Pins) -> Sequence[Any]:
     )
 
 
-def _cond(eqn: Any, values: Sequence[Any], pins: Pins) -> Sequence[Any]:
+def _cond(eqn: jex.JaxprEqn, values: Values, pins: Pins) -> Values:
     index, *operands = values
 
-    def branch(closed: Any) -> Callable[..., Any]:
+    def branch(closed: Any) -> Function:
         return lambda *xs: evaluate(closed.jaxpr, closed.consts, xs, pins)
 
     return lax.switch(index, [branch(closed) for closed in eqn.params["branches"]], *operands)
 
 
-def _avals(eqn: Any) -> list[Any]:
-    return [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
+def _avals(variables: Sequence[jex.Var | jex.Literal]) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Return shapes and types as the program has them."""
+    held: list[Any] = [v.aval for v in variables]
+    return tuple(jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in held)
 
 
-def _custom_jvp(eqn: Any, values: Sequence[Any], pins: Pins) -> Sequence[Any]:
+def _custom_jvp(eqn: jex.JaxprEqn, values: Values, pins: Pins) -> Values:
     """Compute a function that has a derivative of its own: both are lifted."""
     closed = eqn.params["call_jaxpr"]
 
-    def given(*xs: Any) -> Any:
+    def given(*xs: Value) -> Value:
         return tuple(_bound(eqn, xs, eqn.params))
 
     @jax.custom_jvp
-    def function(*xs: Any) -> Any:
+    def function(*xs: Value) -> Value:
         return tuple(evaluate(closed.jaxpr, closed.consts, xs, pins))
 
-    def derivative(primals: Any, tangents: Any) -> Any:
-        avals = _avals(eqn)
+    def derivative(primals: Values, tangents: Values) -> tuple[Values, Values]:
+        avals = _avals(eqn.invars)
         with casts_lifted(pins):
-            traced = jax.make_jaxpr(lambda p, t: jax.jvp(given, p, t))(tuple(avals), tuple(avals))
+            traced = jax.make_jaxpr(lambda p, t: jax.jvp(given, p, t))(avals, avals)
         out = evaluate(traced.jaxpr, traced.consts, [*primals, *tangents], pins)
         return tuple(out[: len(out) // 2]), tuple(out[len(out) // 2 :])
 
@@ -348,23 +355,22 @@ def _custom_jvp(eqn: Any, values: Sequence[Any], pins: Pins) -> Sequence[Any]:
     return function(*values)
 
 
-def _custom_vjp(eqn: Any, values: Sequence[Any], pins: Pins) -> Sequence[Any]:
+def _custom_vjp(eqn: jex.JaxprEqn, values: Values, pins: Pins) -> Values:
     closed = eqn.params.get("call_jaxpr") or eqn.params["fun_jaxpr"]
 
-    def given(*xs: Any) -> Any:
+    def given(*xs: Value) -> Value:
         return tuple(_bound(eqn, xs, eqn.params))
 
     @jax.custom_vjp
-    def function(*xs: Any) -> Any:
+    def function(*xs: Value) -> Value:
         return tuple(evaluate(closed.jaxpr, closed.consts, xs, pins))
 
-    def backward(xs: Any, slopes: Any) -> Any:
-        avals = tuple(_avals(eqn))
-        outs = tuple(jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.outvars)
+    def backward(xs: Values, slopes: Values) -> tuple[Value, ...]:
+        avals, outs = _avals(eqn.invars), _avals(eqn.outvars)
         whole = [i for i, a in enumerate(avals) if jnp.issubdtype(a.dtype, jnp.inexact)]
 
-        def slope(xs: Any, slopes: Any) -> Any:
-            def moving(*moved: Any) -> Any:
+        def slope(xs: Values, slopes: Values) -> Values:
+            def moving(*moved: Value) -> Values:
                 every = list(xs)
                 for i, x in zip(whole, moved, strict=True):
                     every[i] = x
@@ -384,13 +390,13 @@ def _custom_vjp(eqn: Any, values: Sequence[Any], pins: Pins) -> Sequence[Any]:
     return function(*values)
 
 
-def _scatter(function: Callable[..., Any], eqn: Any, values: Sequence[Any], pins: Pins) -> Sequence[Any]:
+def _scatter(function: Function, eqn: jex.JaxprEqn, values: Values, pins: Pins) -> Values:
     p = eqn.params
     options = {key: p[key] for key in ("indices_are_sorted", "unique_indices", "mode")}
     return [function(*values, p["dimension_numbers"], **options)]
 
 
-def _unrounded(eqn: Any, values: Sequence[Any], pins: Pins) -> Sequence[Any]:
+def _unrounded(eqn: jex.JaxprEqn, values: Values, pins: Pins) -> Values:
     pins.note("reduce_precision", f"{eqn.params['mantissa_bits']} bits", place=_place(eqn))
     return values
 

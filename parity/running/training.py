@@ -29,7 +29,7 @@ Maker = Callable[[torch.nn.Module, Probe], Training]
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """What the caller of a check says of the training.
 
     Attributes:
@@ -68,7 +68,7 @@ class Plan:
             torch.nn.utils.clip_grad_norm_(grads, self.clip_grad_norm)
 
 
-def make(reference: torch.nn.Module, fed: Probe, plan: Plan) -> Training:
+def make(reference: torch.nn.Module, fed: Probe, plan: TrainingPlan) -> Training:
     """Return the training that is compared."""
     optimizer, tx = plan.optimizer, plan.tx
     if callable(optimizer):
@@ -85,7 +85,7 @@ def make(reference: torch.nn.Module, fed: Probe, plan: Plan) -> Training:
     )
 
 
-def _training(plan: Plan, optimizer: Callable[[Mapping[str, Any]], Any], tx: Any) -> Training:
+def _training(plan: TrainingPlan, optimizer: Callable[[Mapping[str, Any]], Any], tx: Any) -> Training:
     return Training(
         plan.steps,
         optimizer,

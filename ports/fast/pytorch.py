@@ -15,7 +15,7 @@ class FastConv2d(nn.Conv2d):
     A 3x3 window is filtered in fewer products where Inductor freezes the weights (`ports.fast.filtering`).
     """
 
-    def forward(self, input: Float[Tensor, ...]) -> Float[Tensor, ...]:
+    def forward(self, input: Float[Tensor, "*_"]) -> Float[Tensor, "*_"]:
         if filtering.pays(self, input):
             return filtering.convolve(input, self)
         (rows, columns), pixel = self.stride, self.kernel_size == (1, 1) and self.padding == (0, 0)

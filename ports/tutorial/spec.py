@@ -55,7 +55,7 @@ class TutorialSpec:
 
 
 @dataclass(frozen=True)
-class Conv:
+class Convolution:
     """A convolution, as `ports.family.conv_layer` wants it."""
 
     in_channels: int
@@ -71,7 +71,7 @@ def layers(spec: TutorialSpec) -> Iterator[Layer]:
     def pair(
         conv: str, norm: str, inputs: int, outputs: int, size: int = 3, bias: bool = False, ends_branch: bool = False
     ) -> Iterator[Layer]:
-        yield conv_layer("tutorial.conv", conv, Conv(inputs, outputs, size, bias or spec.folded))
+        yield conv_layer("tutorial.conv", conv, Convolution(inputs, outputs, size, bias or spec.folded))
         if not spec.folded:
             yield batch_norm_layer("tutorial.bn", norm, outputs, ends_branch=ends_branch)
 

@@ -32,7 +32,7 @@ from ports.weights.files.formats import Content, Format
 from ports.weights.form.lazy import Array
 from ports.weights.form.torch_form import WeightsError, describe
 from ports.weights.known import fold
-from ports.weights.known.dialects import TARGET, TARGETS, Entry, mapping
+from ports.weights.known.dialects import TARGET, TARGETS, DialectEntry, mapping
 from ports.weights.optimizer import STEP
 from ports.weights.rules.rulesfile import Rules, RulesFound
 
@@ -170,7 +170,7 @@ def _layers(held: Checkpoint) -> list[Layer]:
     return layers(held.found.spec)
 
 
-def _rows(held: Checkpoint, rules: Rules | None, to: str, folded: bool) -> list[Entry] | None:
+def _rows(held: Checkpoint, rules: Rules | None, to: str, folded: bool) -> list[DialectEntry] | None:
     """Where the output keeps each tensor; None where names stay as they are."""
     if held.found is None:
         return None
@@ -183,7 +183,7 @@ def _rows(held: Checkpoint, rules: Rules | None, to: str, folded: bool) -> list[
     return mapping(held.found.spec, TARGET[to])
 
 
-def _leaves(weights: Mapping[str, Array], rows: Iterable[Entry], parameters: bool = False) -> Leaves:
+def _leaves(weights: Mapping[str, Array], rows: Iterable[DialectEntry], parameters: bool = False) -> Leaves:
     """The output's arrays by their paths."""
     leaves: Leaves = {}
     for entry in rows:
@@ -199,7 +199,7 @@ def _leaves(weights: Mapping[str, Array], rows: Iterable[Entry], parameters: boo
 def _tree(
     weights: Mapping[str, Array],
     held: Checkpoint,
-    rows: Sequence[Entry] | None,
+    rows: Sequence[DialectEntry] | None,
     to: str,
     row: Format,
     about: dict[str, str],
@@ -228,7 +228,7 @@ def _tree(
     return {"model": whole, "opt_state": state}
 
 
-def _state_trees(held: Checkpoint, rows: Sequence[Entry], to: str, about: dict[str, str]) -> dict[str, Leaves]:
+def _state_trees(held: Checkpoint, rows: Sequence[DialectEntry], to: str, about: dict[str, str]) -> dict[str, Leaves]:
     """The optimizer's tensors by their paths; a parameter that never got a gradient has zeros in Flax."""
     slots: dict[str, dict[str, np.ndarray]] = {}
     for key, array in (held.optimizer or {}).items():
@@ -249,7 +249,9 @@ def _state_trees(held: Checkpoint, rows: Sequence[Entry], to: str, about: dict[s
     return trees
 
 
-def _metadata(source: Path, held: Checkpoint, to: str, rows: Sequence[Entry] | None, folded: bool) -> dict[str, str]:
+def _metadata(
+    source: Path, held: Checkpoint, to: str, rows: Sequence[DialectEntry] | None, folded: bool
+) -> dict[str, str]:
     """Where the output comes from, and what the source says of itself: its licence, its author.
 
     Nothing in it depends on when or where it is made.

@@ -126,7 +126,7 @@ TARGET = {"torch": DIALECTS["torchvision"], "nnx": DIALECTS["nnx"], "linen": DIA
 
 
 @dataclass(frozen=True)
-class Entry:
+class DialectEntry:
     """One tensor of the torch form and where a file keeps it.
 
     Attributes:
@@ -167,13 +167,13 @@ class Entry:
         return self.leaf.to_torch(tuple(np.asarray(array) for array in arrays)).astype(self.leaf.dtype)
 
 
-def mapping(spec: Any, dialect: Dialect) -> list[Entry]:
+def mapping(spec: Any, dialect: Dialect) -> list[DialectEntry]:
     """Return where a file of this dialect keeps every tensor of a described network, or of some `Layer`s."""
     rows: Iterable[Layer] = layers(spec) if is_description(spec) else spec
     return [entry for layer in rows for entry in entries(layer, dialect)]
 
 
-def entries(layer: Layer, dialect: Dialect) -> list[Entry]:
+def entries(layer: Layer, dialect: Dialect) -> list[DialectEntry]:
     """The tensors of one layer."""
     base, found = dialect.layer(layer), {}
     for leaf, kept, names in kept_leaves(KINDS[layer.type].leaves, dialect.tensors, layer.options):
@@ -184,7 +184,7 @@ def entries(layer: Layer, dialect: Dialect) -> list[Entry]:
             path = tuple(f"{base}.{name}".split(".")) if dialect.nested else (f"{base}.{name}",)
             paths.append((leaf.collection, *path) if dialect.collections else path)
         torch_name, shape = f"{layer.torch}.{leaf.torch}", layer.shapes[leaf.torch]
-        found[leaf.torch] = Entry(torch_name, shape, kept, tuple(paths), leaf.collection == "params")
+        found[leaf.torch] = DialectEntry(torch_name, shape, kept, tuple(paths), leaf.collection == "params")
     return [found[name] for name in layer.shapes if name in found]
 
 

@@ -19,7 +19,7 @@ from ports.families import KNOWN, family_of, layers
 from ports.family import Layer, Shape
 from ports.weights.form.near import LONGEST, Near
 from ports.weights.form.torch_form import WeightsError, _matches
-from ports.weights.known.dialects import DIALECTS, Dialect, Entry, kept_leaves, mapping
+from ports.weights.known.dialects import DIALECTS, Dialect, DialectEntry, kept_leaves, mapping
 from ports.weights.known.names import normal
 from ports.weights.layers.kinds import KINDS
 from ports.weights.layers.leaves import COUNTER
@@ -47,7 +47,7 @@ class Found:
     network: str
     spec: Any
     dialect: str
-    entries: list[Entry]
+    entries: list[DialectEntry]
     raw: dict[str, str]
     notes: list[str] = field(default_factory=list)
     warning: str = ""
@@ -198,7 +198,7 @@ def _resized(spec: Any, dialect: Dialect, shapes: Shapes) -> Any:
     return dataclasses.replace(spec, **changes)
 
 
-def _torch_shape(entry: Entry, shapes: Shapes) -> Shape | None:
+def _torch_shape(entry: DialectEntry, shapes: Shapes) -> Shape | None:
     """The shape in PyTorch of a tensor of the file; None where the file has it not, or with other dimensions."""
     given = [shapes.get(name) for name in entry.names]
     if any(a is None or len(a) != len(b) for a, b in zip(given, entry.shapes, strict=True)):

@@ -25,7 +25,7 @@ Options = dict[str, object]
 
 
 @dataclass
-class Layer:
+class DraftLayer:
     """A layer as the names and shapes of its tensors show it.
 
     Attributes:
@@ -51,9 +51,9 @@ class Layer:
 def draft(left: Mapping[str, np.ndarray], right: Mapping[str, np.ndarray]) -> str:
     """The text of a file of rules."""
     (source, mine), (target, theirs) = _layers(left), _layers(right)
-    pairs: list[tuple[Layer, Layer, str]] = []
+    pairs: list[tuple[DraftLayer, DraftLayer, str]] = []
     for test in (lambda layer: layer.plain, lambda layer: (layer.type, layer.shape)):
-        groups: dict[object, tuple[list[Layer], list[Layer]]] = defaultdict(lambda: ([], []))
+        groups: dict[object, tuple[list[DraftLayer], list[DraftLayer]]] = defaultdict(lambda: ([], []))
         for side, layers in enumerate((mine, theirs)):
             for layer in layers:
                 groups[test(layer)][side].append(layer)
@@ -90,7 +90,7 @@ def draft(left: Mapping[str, np.ndarray], right: Mapping[str, np.ndarray]) -> st
     return "\n".join(lines) + "\n"
 
 
-def _common(left: Layer, right: Layer) -> tuple[str, ...]:
+def _common(left: DraftLayer, right: DraftLayer) -> tuple[str, ...]:
     """Return the rows that both layers fit; of one shape, or they are two layers."""
     return tuple(one for one in left.types if one in right.types) if left.shape == right.shape else ()
 
@@ -101,12 +101,12 @@ def _quoted(name: str) -> str:
     return '"' + "".join(signs.get(c, c if c.isprintable() else f"\\U{ord(c):08x}") for c in name) + '"'
 
 
-def _left(mine: list[Layer], theirs: list[Layer], pairs: list) -> tuple[list[Layer], list[Layer]]:
+def _left(mine: list[DraftLayer], theirs: list[DraftLayer], pairs: list) -> tuple[list[DraftLayer], list[DraftLayer]]:
     ours, others = {id(a) for a, _, _ in pairs}, {id(b) for _, b, _ in pairs}
     return [x for x in mine if id(x) not in ours], [x for x in theirs if id(x) not in others]
 
 
-def _layers(tensors: Mapping[str, np.ndarray]) -> tuple[str, list[Layer]]:
+def _layers(tensors: Mapping[str, np.ndarray]) -> tuple[str, list[DraftLayer]]:
     """The side's style, and its layers; shapes are PyTorch's."""
     names = {n: tensors[raw].shape for n, raw in normal({n: a.shape for n, a in tensors.items()}).items()}
     style, collections = _style(names)
@@ -151,7 +151,7 @@ _NESTED = [row for row in KINDS.values() if any("." in name for name in row.need
 _PLAIN = [row for row in KINDS.values() if row.ranks and row not in _NESTED]
 
 
-def _nested(name: str, tensors: Mapping[str, Shape], row: LayerKind, style: str) -> Layer | None:
+def _nested(name: str, tensors: Mapping[str, Shape], row: LayerKind, style: str) -> DraftLayer | None:
     """Return the layer whose first tensor has this name."""
     first, *rest = _ends(row, style)
     base = name.removesuffix(f".{first}")
@@ -160,10 +160,10 @@ def _nested(name: str, tensors: Mapping[str, Shape], row: LayerKind, style: str)
     leaves = {end: tensors[at] for end in (first, *rest) if (at := f"{base}.{end}") in tensors}
     options = _options(row, leaves)
     shape = _first_shape(row, leaves, style, options)
-    return None if shape is None else Layer(base, (row.name,), shape, options)
+    return None if shape is None else DraftLayer(base, (row.name,), shape, options)
 
 
-def _typed(name: str, leaves: dict[str, Shape], style: str) -> list[Layer]:
+def _typed(name: str, leaves: dict[str, Shape], style: str) -> list[DraftLayer]:
     """The layer that tensors side by side belong to; each of them alone where no row has them all."""
     fitting: list[tuple[str, Shape]] = []
     for row in _PLAIN:
@@ -171,8 +171,8 @@ def _typed(name: str, leaves: dict[str, Shape], style: str) -> list[Layer]:
             fitting.append((row.name, shape))
     if fitting:
         shape = fitting[0][1]
-        return [Layer(name, tuple(kind for kind, other in fitting if other == shape), shape)]
-    return [Layer(f"{name}.{leaf}" if leaf else name, ("tensor",), shape) for leaf, shape in leaves.items()]
+        return [DraftLayer(name, tuple(kind for kind, other in fitting if other == shape), shape)]
+    return [DraftLayer(f"{name}.{leaf}" if leaf else name, ("tensor",), shape) for leaf, shape in leaves.items()]
 
 
 def _options(row: LayerKind, leaves: Mapping[str, Shape]) -> Options:
@@ -204,7 +204,7 @@ def _blank(shape: Shape) -> np.ndarray:
     return np.broadcast_to(np.int8(0), shape)
 
 
-def _collapsed(pairs: list[tuple[Layer, Layer, str]]) -> dict[tuple[str, str, str], str]:
+def _collapsed(pairs: list[tuple[DraftLayer, DraftLayer, str]]) -> dict[tuple[str, str, str], str]:
     """Rows; those that differ in numbers alone are one, where the numbers of both sides are the same."""
     rows: dict[tuple[str, str, str], str] = {}
     for a, b, why in pairs:

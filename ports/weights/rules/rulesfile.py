@@ -30,7 +30,7 @@ from ports.family import Shape
 from ports.frameworks import LAYOUTS
 from ports.weights.form.near import SUGGESTIONS, closest
 from ports.weights.form.torch_form import WeightsError, _matches, describe
-from ports.weights.known.dialects import TARGETS, Entry
+from ports.weights.known.dialects import TARGETS, DialectEntry
 from ports.weights.known.names import normal
 from ports.weights.known.recognise import Found
 from ports.weights.layers.kinds import KINDS
@@ -42,7 +42,7 @@ OPTIONS = {option.name for row in TYPES.values() for option in row.options or ()
 
 
 @dataclass(frozen=True)
-class Row:
+class FileRow:
     """One `[[layer]]`."""
 
     source: str
@@ -60,7 +60,7 @@ class RulesFound(Found):
 
     style: str = "torch"
     other: str = "nnx"
-    others: list[Entry] = field(default_factory=list)
+    others: list[DialectEntry] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Rules:
     name: str
     source: str
     target: str
-    rows: tuple[Row, ...]
+    rows: tuple[FileRow, ...]
     ignores: tuple[tuple[str, str], ...] = ()
 
     def found(self, shapes: Mapping[str, Shape]) -> RulesFound:
@@ -119,7 +119,9 @@ class Rules:
                     base = theirs.format(*parts)
                     torch_name = _joined(base if reverse and other == "torch" else layer, leaf.torch)
                     paths = _paths(base, leaf, other)
-                    found.entries.append(Entry(torch_name, entry.shape, entry.leaf, entry.paths, entry.parameter))
+                    found.entries.append(
+                        DialectEntry(torch_name, entry.shape, entry.leaf, entry.paths, entry.parameter)
+                    )
                     if leaf.torch == COUNTER and other != "torch":
                         continue
                     for at in paths:
@@ -127,7 +129,7 @@ class Rules:
                             problems.append(f"{'.'.join(at)}: set twice, by {targets[at]} and {layer}")
                         targets[at] = layer
                     kept = Leaf(leaf.torch, ()) if other == "torch" else leaf
-                    found.others.append(Entry(torch_name, entry.shape, kept, paths, entry.parameter))
+                    found.others.append(DialectEntry(torch_name, entry.shape, kept, paths, entry.parameter))
         left = {name: shape for name, shape in tensors.items() if name not in taken and name not in ignored}
         for i, (name, shape) in enumerate(left.items()):
             near = closest(name.rpartition(".")[0], patterns, 0.6) if i < SUGGESTIONS else None
@@ -142,7 +144,7 @@ class Rules:
         found.notes += [f"{describe(names)}: left out ({why})" for why, names in reasons.items()]
         return found, problems
 
-    def target_rows(self, found: RulesFound, to: str) -> list[Entry]:
+    def target_rows(self, found: RulesFound, to: str) -> list[DialectEntry]:
         """Where an output keeps each tensor.
 
         Raises:
@@ -155,9 +157,9 @@ class Rules:
         raise WeightsError(f"rules {self.name}: are between {self.source} and {self.target}; got --to {to}")
 
 
-def _counter(layer: str, base: str, leaf: Leaf, style: str) -> list[Entry]:
+def _counter(layer: str, base: str, leaf: Leaf, style: str) -> list[DialectEntry]:
     """BatchNorm's counter, for which stock Flax has no variable: from the metadata, or 0."""
-    return [Entry(_joined(base, leaf.torch), (), leaf, _paths(layer, leaf, style), False)]
+    return [DialectEntry(_joined(base, leaf.torch), (), leaf, _paths(layer, leaf, style), False)]
 
 
 def _joined(base: str, leaf: str) -> str:
@@ -171,7 +173,7 @@ def _paths(base: str, leaf: Leaf, style: str) -> tuple[tuple[str, ...], ...]:
     return tuple((leaf.collection, *name) if LAYOUTS[style].collections else name for name in names)
 
 
-def _layers(names: Names, pattern: str, row: Row, style: str) -> dict[str, tuple[str, ...]]:
+def _layers(names: Names, pattern: str, row: FileRow, style: str) -> dict[str, tuple[str, ...]]:
     """The layers that a row takes, each with the parts of its name that stand in the holes."""
     names_of = ((leaf.torch,) if style == "torch" else leaf.flax for leaf in row.leaves())
     ends = {f".{end}" if end else "" for each in names_of for end in each}
@@ -185,7 +187,7 @@ def _bare(tensors: Mapping[str, Shape], style: str) -> list[str]:
     return [bare for at, _, bare in (name.partition(".") for name in tensors) if at in collections]
 
 
-def _entry(tensors: Mapping[str, Shape], layer: str, leaf: Leaf, style: str) -> Entry | None:
+def _entry(tensors: Mapping[str, Shape], layer: str, leaf: Leaf, style: str) -> DialectEntry | None:
     """One tensor of a layer, where the file has it."""
     kept = Leaf(leaf.torch, ()) if style == "torch" else leaf
     paths = _paths(layer, leaf, style)
@@ -193,7 +195,7 @@ def _entry(tensors: Mapping[str, Shape], layer: str, leaf: Leaf, style: str) -> 
     if not names or not all(name in tensors for name in names):
         return None
     shape = kept.to_torch(tuple(np.broadcast_to(np.int8(0), tensors[name]) for name in names)).shape
-    return Entry("", shape, kept, paths, leaf.collection == "params")
+    return DialectEntry("", shape, kept, paths, leaf.collection == "params")
 
 
 def load(path: Path) -> Rules:
@@ -221,7 +223,7 @@ def load(path: Path) -> Rules:
         problems += [f"[[layer]] {i}: {text}" for text in wrong]
         if not wrong:
             options = {key: value for key, value in row.items() if key in OPTIONS}
-            rows.append(Row(row["source"], row["target"], row["type"], options))
+            rows.append(FileRow(row["source"], row["target"], row["type"], options))
     ignores = []
     for i, row in enumerate(_tables(content, "ignore", problems), 1):
         if set(row) != {"pattern", "why"} or not all(isinstance(v, str) and v for v in row.values()):

@@ -50,7 +50,7 @@ METADATA = "__metadata__"
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """A tensor as the header describes it; `begin` and `end` count from the end of the header."""
 
     dtype: np.dtype
@@ -63,7 +63,7 @@ class Entry:
 class Header:
     """A whole header; `start` is where the first tensor may stand in the file."""
 
-    entries: dict[str, Entry]
+    entries: dict[str, TensorEntry]
     metadata: dict[str, str]
     start: int
 
@@ -115,7 +115,7 @@ def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
-def _entry(name: str, entry: object) -> Entry:
+def _entry(name: str, entry: object) -> TensorEntry:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{name[:80]!r}: expected dtype, shape and data_offsets")
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -128,7 +128,7 @@ def _entry(name: str, entry: object) -> Entry:
     dtype, (begin, end) = dtype_of(DTYPES[code]), offsets
     if (expected := math.prod(shape) * dtype.itemsize) != end - begin:
         raise ValueError(f"{name[:80]!r}: {code} {shape} takes {expected:,} bytes, data_offsets give {end - begin:,}")
-    return Entry(dtype, tuple(shape), begin, end)
+    return TensorEntry(dtype, tuple(shape), begin, end)
 
 
 def read(source: Source, check: bool = True) -> Content:

@@ -23,7 +23,7 @@ from ports.weights.files.formats import Content, dtype_of
 from ports.weights.files.formats.jsons import table
 from ports.weights.files.formats.pickles import Machine
 from ports.weights.files.formats.torchcalls import CALLS, NAMES, Storage, View, storage
-from ports.weights.files.formats.torchtree import Builder, Plan
+from ports.weights.files.formats.torchtree import Builder, TreePlan
 from ports.weights.files.formats.zips import Archive, Member, is_zip
 from ports.weights.files.source import Source
 from ports.weights.form.lazy import is_array
@@ -39,7 +39,7 @@ def read(source: Source) -> Content:
     if not isinstance(content, Mapping) or not content:
         kind = "Tensor" if isinstance(content, View) else type(content).__name__
         raise WeightsError(f"weights {source.path}: got {kind}, expected a state_dict")
-    plan = Plan(source, file.big)
+    plan = TreePlan(source, file.big)
     plan.check(content)
     file.check(plan.storages)
     plan.take()
@@ -99,7 +99,7 @@ class _Zipped:
 
     def load(self, key: str) -> bytearray:
         self._read.add((member := self._member(key)).name)
-        return self._archive.read(member)  # its size is counted: `Plan.take`
+        return self._archive.read(member)  # its size is counted: `TreePlan.take`
 
     def rest(self) -> None:
         """Compare the members that were not read with their checksums."""

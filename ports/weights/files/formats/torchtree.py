@@ -26,7 +26,7 @@ MOST = 1 << 62
 Path = tuple[Any, ...]
 
 
-class Plan:
+class TreePlan:
     """What a tree takes in memory, and whether its tensors lie within their storages.
 
     Attributes:
