@@ -259,8 +259,8 @@ def of_pair(own: OwnPair, other: object, options: PairOptions) -> Subject:
 
 
 NO_DROPOUT = (
-    "PyTorch drops values {} times in a training step, and the port {} times; dropout was switched off in both. "
-    "To train alike, add what is missing (nnx.Dropout, nn.Dropout)"
+    "PyTorch draws {} dropout masks in a training step, the port {}; the check switched dropout off in both. "
+    "To train alike, add the missing dropout to the port (nnx.Dropout, nn.Dropout)"
 )
 
 

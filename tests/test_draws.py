@@ -139,7 +139,7 @@ def test_a_port_that_lacks_dropout_passes_and_is_told_so() -> None:
     report = report_of(PAIRS["dropout"][0], lambda h, key: h)
     assert report, report.failure()
     (line,) = report.models[0].advice
-    assert line.startswith("nnx: PyTorch drops values 1 times in a training step, and the port 0 times")
+    assert line.startswith("nnx: PyTorch draws 1 dropout masks in a training step, the port 0; the check switched")
 
 
 def test_a_port_that_lacks_some_dropout_and_has_a_mistake_is_a_mismatch() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import unittest.mock
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -203,6 +205,22 @@ def test_the_report_lists_the_pins() -> None:
     assert f"pytorch: lifted to float64: to of float32 at test_lifted.py:{line}" in str(report)
     assert report.to_json()["models"][0]["pins"]
     assert "fix a type" in page(report)
+
+
+def test_code_in_a_folder_called_like_a_library_is_the_models_own(tmp_path: Path) -> None:
+    """A checkout may lie in a folder called `parity`: the place of a pin goes by the module's name."""
+    place = tmp_path / "parity" / "torch" / "norms.py"
+    place.parent.mkdir(parents=True)
+    place.write_text("def norm(h):\n    return h.float()\n")
+    spec = importlib.util.spec_from_file_location("norms", place)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    torch.manual_seed(0)
+    model, port = Torch(module.norm), Flax(lambda h: h)
+    report = parity.check(model, parity.move(model, port, X), X, steps=1)
+    assert [pin.place for pin in report.models[0].pins] == ["norms.py:2"]
 
 
 def test_a_pair_without_pins_lists_none() -> None:

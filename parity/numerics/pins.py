@@ -7,9 +7,8 @@ A model pins a type with a cast (`x.float()`, `x.astype(jnp.float32)`), a type o
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from types import FrameType
 
@@ -75,22 +74,21 @@ class Pins:
             layer = _layer(frame, name_of) or ""
             self.found[key] = Pin(self.side, layer, operation, str(dtype).removeprefix("torch."), at, kind)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Pin]:
         return iter(self.found.values())
 
 
 def own_frame() -> FrameType | None:
     """Return the innermost frame that belongs to no library."""
     frame = sys._getframe(1)
-    while frame is not None and _library(frame.f_code.co_filename):
+    while frame is not None and package_of(frame) in LIBRARIES:
         frame = frame.f_back
     return frame
 
 
-@cache
-def _library(filename: str) -> bool:
-    parts = Path(filename).parts
-    return filename.startswith("<") or any(part in LIBRARIES or part.removesuffix(".py") in LIBRARIES for part in parts)
+def package_of(frame: FrameType) -> str:
+    """Return the package whose code a frame runs, by its module's name: a folder may be called like a library."""
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
 def _layer(frame: FrameType | None, name_of: Callable[[object], str | None]) -> str | None:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from parity.numerics.pins import CHECKERS, LIBRARIES, Pins
+from parity.numerics.pins import CHECKERS, LIBRARIES, Pins, package_of
 
 NARROW = {np.dtype(np.float16), np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)}
 
@@ -64,14 +64,11 @@ def marked(array: Any, pins: Pins | None) -> Any:
     return new
 
 
-def _package(frame: FrameType | None) -> str:
-    """Return the package whose code a frame belongs to, or the first one around it that checks no annotations."""
-    while frame is not None:
-        name = str(frame.f_globals.get("__name__", "")).partition(".")[0]
-        if name not in CHECKERS:
-            return name
+def _caller(frame: FrameType | None) -> str:
+    """Return the package of the innermost frame that checks no annotations."""
+    while frame is not None and package_of(frame) in CHECKERS:
         frame = frame.f_back
-    return ""
+    return "" if frame is None else package_of(frame)
 
 
 @contextmanager
@@ -82,7 +79,7 @@ def numpy_lifted(pins: Pins) -> Iterator[None]:
 
     def making(original: Callable[..., Any]) -> Callable[..., Any]:
         def make(*args: Any, **kw: Any) -> Any:
-            caller = _package(sys._getframe(1))
+            caller = _caller(sys._getframe(1))
             if threading.get_ident() != thread or caller in LIBRARIES or caller == "ports":
                 return original(*args, **kw)
             wide = {key: kept(value) if key == "dtype" else value for key, value in kw.items()}

@@ -28,7 +28,7 @@ from ports.errors import UserError
 def promote(net: nn.Module) -> nn.Module:
     """A copy in float64 on the device of the check, running statistics too.
 
-    Recurrent layers drop nothing between each other, which Flax's have no counterpart of.
+    Recurrent layers drop nothing between each other: Flax's have no such dropout.
 
     An RMSNorm without an epsilon of its own keeps the one that it has in the type of its weights.
     """
@@ -105,10 +105,14 @@ class Users(TorchFunctionMode):
 def shared(net: nn.Module, probe: Probe) -> set[str]:
     """Return the modules whose parameters are used outside of them too, as an embedding's are by an output layer."""
     net = promote(net).eval()
-    users, hooks = Users(net), []
+    users = Users(net)
+
+    def leave(*_: object) -> None:
+        users.running.pop()
+
     for name, module in net.named_modules():
-        hooks.append(module.register_forward_pre_hook(lambda *_, name=name: users.running.append(name)))
-        hooks.append(module.register_forward_hook(lambda *_: users.running.pop() and None))
+        module.register_forward_pre_hook(lambda *_, name=name: users.running.append(name))
+        module.register_forward_hook(leave)
     with torch.no_grad(), users:
         run(net, probe, inputs_of(probe))
     owners = {name: name.rpartition(".")[0] for name in users.found}
