@@ -87,6 +87,18 @@ CASES: dict[str, tuple[Any, Any, Any, tuple[int, ...]]] = {
         lambda kw: linen.Dense(4, **kw),
         (2, 4),
     ),
+    "LinearGeneral-heads": (
+        lambda: torch.nn.Linear(4, 6, **TORCH),
+        lambda kw: nnx.LinearGeneral(4, (2, 3), **kw),
+        lambda kw: linen.DenseGeneral((2, 3), **kw),
+        (2, 4),
+    ),
+    "LinearGeneral-merged": (
+        lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(6, 5, **TORCH)),
+        lambda kw: nnx.LinearGeneral((2, 3), 5, axis=(-2, -1), **kw),
+        lambda kw: linen.DenseGeneral(5, axis=(-2, -1), **kw),
+        (4, 2, 3),
+    ),
     "BatchNorm": (
         lambda: torch.nn.BatchNorm2d(4, **TORCH),
         lambda kw: nnx.BatchNorm(4, use_running_average=True, **kw),
@@ -136,9 +148,9 @@ def difference(case: str, port: str) -> tuple[float, bool]:
     """The largest difference of the outputs in float64, of the largest output; and whether every bit came back."""
     make, nnx_layer, linen_layer, shape = CASES[case]
     reference, x = randomised(make()), np.random.default_rng(0).standard_normal(shape)
-    channels_first = torch.from_numpy(nchw(x).copy()) if len(shape) > 2 else torch.from_numpy(x)
-    expected = reference(channels_first).detach().numpy()
-    weights = read(reference)
+    images = len(shape) > 2 and not case.startswith("LinearGeneral")
+    expected = reference(torch.from_numpy(nchw(x).copy() if images else x)).detach().numpy()
+    weights = {name.removeprefix("1."): tensor for name, tensor in read(reference).items()}  # behind a Flatten
     kw = {"param_dtype": F8}
     with jax.enable_x64(True):
         if port == "nnx":
@@ -154,7 +166,7 @@ def difference(case: str, port: str) -> tuple[float, bool]:
             net = (module, write(net, weights))
             got = module.apply(net[1], jnp.array(x))
         back = read(net)
-    got = nchw(np.asarray(got)) if len(shape) > 2 else np.asarray(got)
+    got = nchw(np.asarray(got)) if images else np.asarray(got).reshape(len(got), -1)
     assert got.shape == expected.shape
     return float(np.abs(got - expected).max() / np.abs(expected).max()), same_bits(weights, back)
 
@@ -179,15 +191,27 @@ def unflipped(_: Any) -> tuple[Leaf, ...]:
     return weight, leaves.same("bias", "bias")
 
 
+def depth_first(_: Any) -> tuple[Leaf, ...]:
+    """Of a linear layer with heads, but the depth of a head stands before the head."""
+    weight = Leaf(
+        "weight",
+        ("kernel",),
+        to_flax=lambda w: (np.swapaxes(w.T.reshape(-1, 3, 2), 1, 2),),
+        to_torch=lambda k: np.swapaxes(k[0], 1, 2).reshape(-1, 6).T,
+    )
+    return weight, Leaf("bias", ("bias",), to_torch=lambda b: b[0].reshape(-1), reshaped=True)
+
+
 @pytest.mark.parametrize("port", ["nnx", "linen"])
 @pytest.mark.parametrize(
     ("case", "kind", "wrong"),
     [
         ("Linear-square", "linear", lambda _: (leaves.same("weight", "kernel"), leaves.same("bias", "bias"))),
+        ("LinearGeneral-heads", "linear_general", depth_first),
         ("ConvTranspose", "conv_transpose", unflipped),
         ("LayerNorm", "layer_norm", lambda _: (leaves.same("weight", "bias"), leaves.same("bias", "scale"))),
     ],
-    ids=["linear-not-transposed", "window-not-flipped", "scale-and-bias-exchanged"],
+    ids=["linear-not-transposed", "heads-behind-depth", "window-not-flipped", "scale-and-bias-exchanged"],
 )
 def test_a_wrong_rule_is_seen(case: str, kind: str, wrong: Any, port: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shapes fit, and every bit comes back: the outputs alone tell."""
@@ -198,7 +222,7 @@ def test_a_wrong_rule_is_seen(case: str, kind: str, wrong: Any, port: str, monke
 
 
 def test_every_row_has_a_case() -> None:
-    tested = {case.partition("-")[0] for case in CASES} | {"Dense"}  # Linen's Linear
+    tested = {case.partition("-")[0] for case in CASES} | {"Dense", "DenseGeneral"}  # Linen's Linear, LinearGeneral
     tested |= {"Embed", "MultiHeadAttention", "MultiHeadDotProductAttention"}
     tested |= {"LSTMCell", "OptimizedLSTMCell", "GRUCell"}  # test_recurrent.py
     assert tested == {str(name).rpartition(".")[2] for row in kinds.KINDS.values() for name in row.flax_types}

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,7 @@ from parity.running.lifted_flax import pinned, program
 from parity.running.taps import Calls, Recorder, Tap
 from ports.optim import State
 from ports.optimizers import OPTIMIZERS
+from ports.weights.live.flax import Part, Place
 
 # Names that a network's call may give to its mode, and what they are in train mode.
 MODES = {"train": True, "training": True, "is_training": True, "deterministic": False, "use_running_average": False}
@@ -68,14 +70,27 @@ def placed(arrays: PyTree) -> PyTree:
 class Listener:
     """Tells a tap of the calls of layers, for one run.
 
-    Layers inside a transformation of its own (`scan`, an inner `jit`) are passed by: their values end there.
+    Layers inside a transformation of its own (an inner `jit`, `vmap`) are passed by: their values end there.
     """
 
     def __init__(self, tap: Tap) -> None:
         self.tap, self.calls, self.trace = tap, Calls(), _trace()
+        self.counts: Counter[tuple[str, ...]] = Counter()
 
-    def around(self, name: str, call: Callable[..., Any], args: tuple[Any, ...], kw: Mapping[str, Any]) -> Any:
+    def around(
+        self, names: tuple[str, ...], call: Callable[..., Any], args: tuple[Any, ...], kw: Mapping[str, Any]
+    ) -> Any:
+        """Call a layer.
+
+        Args:
+            names: the layer's; of a stack those of all layers, which are called in turn. An empty one is not recorded.
+        """
+        self.tap.passed(names)
         if _trace() != self.trace:
+            return call(*args, **kw)
+        name = names[self.counts[names] % len(names)]
+        self.counts[names] += 1
+        if not name:
             return call(*args, **kw)
         name = self.calls.next(name)
         if (x := first(args)) is not None:
@@ -86,6 +101,58 @@ class Listener:
             return output
         new = self.tap.leave(name, y)
         return output if new is y else with_first(output, new)
+
+
+def by_module(names: Mapping[str, str], places: Iterable[Place[Any]]) -> dict[str, tuple[str, ...]]:
+    """Return the names that a module's calls are recorded under: several where it holds a stack of layers.
+
+    Args:
+        names: by the port's names of layers and of modules around them.
+        places: of all tensors of the port.
+    """
+    stacks = _stacks(places)
+    sizes = Counter(module for module, _ in stacks.values())
+    found: dict[str, list[str]] = {}
+    for own, name in names.items():
+        module, number = stacks.get(own, (own, 0))
+        found.setdefault(module, [""] * max(sizes[module], 1))[number] = name
+    return {module: tuple(names) for module, names in found.items()}
+
+
+def _stacks(places: Iterable[Place[Any]]) -> dict[str, tuple[str, int]]:
+    """Return the module and the number of each layer of a stack, and of each module around such layers."""
+    found: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for place in places:
+        if place.layer == place.module:
+            continue
+        parts, left = place.layer.split("."), place.module.split(".") if place.module else []
+        module: list[str] = []
+        at: tuple[int, ...] = ()
+        for i, part in enumerate(parts):
+            if left[len(module) : len(module) + 1] == [part]:
+                module.append(part)
+            else:
+                at = (*at, int(part))
+            if at:
+                found[".".join(parts[: i + 1])] = (".".join(module), at)
+    orders = {module: sorted({at for other, at in found.values() if other == module}) for module, _ in found.values()}
+    return {name: (module, orders[module].index(at)) for name, (module, at) in found.items()}
+
+
+def layer_names(modules: Iterable[str], places: Iterable[Place[Any]]) -> dict[str, str]:
+    """Return all names that calls can be recorded under, by themselves: of a stack those of its layers."""
+    stacks = _stacks(places)
+    whole = {module for module, _ in stacks.values()}
+    return {name: name for name in (*modules, *stacks) if name and name not in whole}
+
+
+def stack_lengths(places: Iterable[Place[Any]]) -> set[int]:
+    """Return how many layers the stacks of a port have."""
+    lengths: set[int] = set()
+    for slot in (slot for place in places for slot in place.slots if isinstance(slot, Part)):
+        shape = list(slot.slot.shape)
+        lengths |= {shape.pop(axis) for axis, _ in slot.at}
+    return lengths
 
 
 def _trace() -> Any:

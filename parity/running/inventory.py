@@ -196,17 +196,18 @@ def _of_flax(
     Args:
         cells: the names of recurrent cells by those of the layers that run them.
     """
-    layers = {}
+    layers: dict[str, ModelLayer] = {}
     for own, place in places.items():
-        name = next(n for n in _prefixes(own) if n in modules)
-        row = kind_of(modules[name])
+        row = None if place.own else kind_of(modules[place.module])
         if row is None or not has_counterpart(row):  # nothing tells PyTorch's class: the tensors pair one by one
             layers[own] = ModelLayer(own, OWN, {"value": own}, {"value": place.read()})
             continue
-        layer = layers.setdefault(name, ModelLayer(name, row.pairs_as))
-        leaf = own.removeprefix(f"{name}.") if name else own
-        layer.tensors[leaf], layer.values[leaf] = own, place.read()
-    ranks = _ranks(record, modules)
+        layer = layers.setdefault(place.layer, ModelLayer(place.layer, row.pairs_as))
+        layer.tensors[place.leaf.torch], layer.values[place.leaf.torch] = own, place.read()
+    names = {*modules, *(outer for place in places.values() for outer in (place.layer, *_prefixes(place.layer)))}
+    ranks = _ranks(record, names)
+    for name in record.called:
+        ranks.setdefault(name, len(ranks))
     for runner, cell in cells.items():
         if runner in ranks:
             ranks.setdefault(cell, ranks[runner])

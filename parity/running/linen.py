@@ -14,8 +14,18 @@ from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from parity.running.draws_jax import fixed_draws, keys
-from parity.running.flax import Functional, Listener, float64_attention, mode_keywords, placed
+from parity.running.flax import (
+    Functional,
+    Listener,
+    by_module,
+    float64_attention,
+    layer_names,
+    mode_keywords,
+    placed,
+    stack_lengths,
+)
 from parity.running.nnx import exact, parts, settings
+from parity.running.opened import opened
 from parity.running.taps import Tap
 from ports.weights.live.linen import modules, places
 
@@ -70,9 +80,11 @@ def functional(
     """
     module, variables = net
     found = modules(net) if layers is None else layers
+    held = places(net, found).values()
     if names is None:
-        names = {name: name for name, m in found.items() if name and not isinstance(m, nn.Sequential)}
-    named = {found[own].path: name for own, name in names.items() if own in found}
+        names = layer_names((n for n, m in found.items() if not isinstance(m, nn.Sequential)), held)
+    lengths = stack_lengths(held)
+    named = {found[own].path: several for own, several in by_module(names, held).items() if own in found}
     inlined = jitted(found.values())
     cells = {m.cell.path: m.path for m in found.values() if isinstance(m, nn.RNN)}
     named = {cells.get(path, path): name for path, name in named.items()}
@@ -94,7 +106,7 @@ def functional(
 
         modes = mode_keywords(type(module).__call__, train)
         with ExitStack() as stack:
-            for context in (nn.intercept_methods(listening), float64_attention(), fixed_draws()):
+            for context in (nn.intercept_methods(listening), opened(lengths), float64_attention(), fixed_draws()):
                 stack.enter_context(context)
             if inlined:
                 stack.enter_context(jax.disable_jit())

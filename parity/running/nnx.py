@@ -14,7 +14,17 @@ from jaxtyping import PyTree
 
 from parity.numerics.tables import recomputed
 from parity.running.draws_jax import DROPS, fixed_draws
-from parity.running.flax import Functional, Listener, float64_attention, mode_keywords, placed
+from parity.running.flax import (
+    Functional,
+    Listener,
+    by_module,
+    float64_attention,
+    layer_names,
+    mode_keywords,
+    placed,
+    stack_lengths,
+)
+from parity.running.opened import opened
 from parity.running.taps import Tap
 from ports.weights.live.nnx import modules, places
 
@@ -28,6 +38,8 @@ TYPES: dict[str, dict[str, Callable[[Any], Any]]] = {
     },
     "bfloat16": {"dtype": lambda _: jnp.bfloat16, "param_dtype": lambda _: jnp.bfloat16},
 }
+# The attribute of a layer that says what its calls are recorded under.
+MARK = "_recorded_under"
 # Settings of the libraries' layers that drop values, where dropout does nothing.
 DROPPING = {"rate": 0.0, "dropout_rate": 0.0}
 
@@ -78,32 +90,38 @@ def promote(net: nnx.Module, dtype: str = "float64") -> nnx.Module:
 
 
 @contextmanager
-def tapped(net: nnx.Module, tap: Tap, names: Mapping[str, str] | None) -> Iterator[None]:
+def tapped(net: nnx.Module, tap: Tap, named: Mapping[str, tuple[str, ...]]) -> Iterator[None]:
     """`tap` listens at the layers: their classes have their `__call__` replaced for the time of the call.
 
+    Each layer carries its names as an attribute: `nnx.scan` and other transformations call copies of it.
+
     Args:
-        names: PyTorch's names by those in `net`; by default all modules but Sequentials, under their own.
+        named: the names of the layers that are recorded, by those of their modules (`running.flax.by_module`).
     """
     found = modules(net)
-    if names is None:
-        names = {name: name for name, m in found.items() if name and not isinstance(m, nnx.Sequential)}
-    named = {id(found[own]): name for own, name in names.items() if own in found}
+    marked: dict[int, tuple[nnx.Module, tuple[str, ...]]] = {}
+    for own, names in named.items():
+        if own in found:
+            marked[id(found[own])] = found[own], names
     for module in found.values():
-        if isinstance(module, nnx.RNN) and id(module.cell) in named:  # the cell's own calls stand inside a scan
-            named[id(module)] = named.pop(id(module.cell))
-    classes = {type(m) for m in found.values() if id(m) in named}
-    originals = {cls: (cls.__call__, "__call__" in vars(cls)) for cls in classes}
+        if isinstance(module, nnx.RNN) and id(module.cell) in marked:  # the cell's own calls stand inside a scan
+            marked[id(module)] = module, marked.pop(id(module.cell))[1]
+    for module, names in marked.values():
+        setattr(module, MARK, names)
+    classes = {type(module) for module, _ in marked.values()}
+    originals = {cls: (cls.__call__, "__call__" in vars(cls)) for cls in classes if "__call__" in dir(cls)}
     listener = Listener(tap)
 
     inside: list[int] = []
 
     def listening(original: Callable[..., Any]) -> Callable[..., Any]:
         def call(self: nnx.Module, *args: Any, **kw: Any) -> Any:
-            if id(self) not in named or id(self) in inside:  # a subclass that calls its base class is entered once
+            names = vars(self).get(MARK)
+            if names is None or id(self) in inside:  # a subclass that calls its base class is entered once
                 return original(self, *args, **kw)
             inside.append(id(self))
             try:
-                return listener.around(named[id(self)], lambda *args, **kw: original(self, *args, **kw), args, kw)
+                return listener.around(names, lambda *args, **kw: original(self, *args, **kw), args, kw)
             finally:
                 inside.pop()
 
@@ -131,6 +149,10 @@ def functional(
         tensors: PyTorch's names of its tensors, by their own; by default all are taken, under their own.
     """
     net = nnx.clone(net)
+    held = places(net, bare=True).values()
+    if names is None:
+        names = layer_names((n for n, m in modules(net).items() if not isinstance(m, nnx.Sequential)), held)
+    named, lengths = by_module(names, held), stack_lengths(held)
     definitions = {}
     for train in (False, True):
         net.train() if train else net.eval()
@@ -146,7 +168,7 @@ def functional(
                     vars(module).update({name: rate for name, rate in DROPPING.items() if hasattr(module, name)})
         call: Any = copy
         modes = mode_keywords(type(copy).__call__, train)
-        with tapped(copy, tap, names), float64_attention(), fixed_draws():
+        with tapped(copy, tap, named), opened(lengths), float64_attention(), fixed_draws():
             values = call(*inputs, **{**modes, **keywords})
         return values, nnx.state(copy, nnx.Not(nnx.Param))
 

@@ -20,6 +20,9 @@ class Tap:
         """What the rest of the network gets for the layer's output `y`."""
         return y
 
+    def passed(self, names: tuple[str, ...]) -> None:
+        """A layer of one of these names is called, maybe where its values are not seen."""
+
 
 class Recorder(Tap):
     """Keeps outputs in order of completion, and inputs in order of entry where they are wanted."""
@@ -28,6 +31,10 @@ class Recorder(Tap):
         self.wants_inputs = inputs
         self.inputs: dict[str, Any] = {}
         self.outputs: dict[str, Any] = {}
+        self.called: dict[str, None] = {}
+
+    def passed(self, names: tuple[str, ...]) -> None:
+        self.called |= dict.fromkeys(names)
 
     def enter(self, name: str, x: Any) -> Any:
         if self.wants_inputs:

@@ -102,6 +102,14 @@ KINDS: dict[str, LayerKind] = {
         ),
         LayerKind("linear", _torch("Linear"), _flax("Linear", "Dense"), leaves.linear, ranks=(2,)),
         LayerKind(
+            "linear_general",
+            (),
+            _flax("LinearGeneral", "DenseGeneral"),
+            leaves.linear_general,
+            group="linear",
+            options=None,
+        ),
+        LayerKind(
             "batch_norm",
             _torch("modules.batchnorm._BatchNorm"),
             _flax("BatchNorm", "BatchNorm"),

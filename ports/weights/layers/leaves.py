@@ -6,7 +6,8 @@ looks at a tensor's rank, or at shapes that happen to fit. `kinds.py` says which
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -28,6 +29,8 @@ class Leaf:
         dtype: PyTorch's type where it is fixed.
         collection: Linen's collection.
         like: where `flax` is empty: the Flax variable whose type the tensor has. Such a tensor has one value only.
+        axes: how many axes each of the Flax variables has in one layer; a stack of layers has more.
+        reshaped: whether the arrays of `to_flax` have the variables' numbers in order, in another shape.
     """
 
     torch: str
@@ -37,6 +40,8 @@ class Leaf:
     dtype: str | None = None
     collection: str = "params"
     like: str | None = None
+    axes: int | None = None
+    reshaped: bool = False
 
 
 @runtime_checkable
@@ -56,24 +61,35 @@ class HasTranspose(Protocol):
 LayerRule = Callable[[Any], tuple[Leaf, ...]]
 
 
-def same(torch_name: str, flax: str, *, dtype: str | None = None, collection: str = "params") -> Leaf:
+def same(
+    torch_name: str, flax: str, *, dtype: str | None = None, collection: str = "params", axes: int | None = 1
+) -> Leaf:
     """A tensor that has the same layout in both."""
-    return Leaf(torch_name, (flax,), dtype=dtype, collection=collection)
+    return Leaf(torch_name, (flax,), dtype=dtype, collection=collection, axes=axes)
 
 
 def tensor(_: object) -> tuple[Leaf, ...]:
     """One tensor that is no layer's: the name of the layer is its whole name."""
-    return (same("", ""),)
+    return (same("", "", axes=None),)
 
 
-def conv(_: object) -> tuple[Leaf, ...]:
+def _count(setting: object) -> int | None:
+    """Return how many numbers a setting has; None where the layer has no such setting."""
+    if isinstance(setting, int):
+        return 1
+    return len(setting) if isinstance(setting, Sequence) else None
+
+
+def conv(layer: object) -> tuple[Leaf, ...]:
     """(out, in / groups, *window) and (*window, in / groups, out)."""
+    window = _count(getattr(layer, "kernel_size", None))
     return (
         Leaf(
             "weight",
             ("kernel",),
             to_flax=lambda w: (np.moveaxis(w, (0, 1), (-1, -2)),),
             to_torch=lambda k: np.moveaxis(k[0], (-1, -2), (0, 1)),
+            axes=None if window is None else window + 2,
         ),
         same("bias", "bias"),
     )
@@ -93,6 +109,7 @@ def conv_transpose(layer: HasTranspose) -> tuple[Leaf, ...]:
             ("kernel",),
             to_flax=lambda w: (np.moveaxis(flip(w, range(2, w.ndim)), (0, 1), (-2, -1)),),
             to_torch=lambda k: np.moveaxis(flip(k[0], range(k[0].ndim - 2)), (-2, -1), (0, 1)),
+            axes=conv(layer)[0].axes,
         ),
         same("bias", "bias"),
     )
@@ -101,14 +118,37 @@ def conv_transpose(layer: HasTranspose) -> tuple[Leaf, ...]:
 def linear(_: object) -> tuple[Leaf, ...]:
     """(out, in) and (in, out)."""
     return (
-        Leaf("weight", ("kernel",), to_flax=lambda w: (w.T,), to_torch=lambda k: k[0].T),
+        Leaf("weight", ("kernel",), to_flax=lambda w: (w.T,), to_torch=lambda k: k[0].T, axes=2),
         same("bias", "bias"),
     )
 
 
-def affine(_: object) -> tuple[Leaf, ...]:
+def linear_general(layer: object) -> tuple[Leaf, ...]:
+    """(out, in) and (*in, *out), where the inputs or the outputs have several axes: heads and depth.
+
+    A layer with batch axes is many linear layers: its tensors are taken as they are.
+    """
+    features = getattr(layer, "features", None) or getattr(layer, "out_features", None)
+    many, inputs = _count(features), _count(getattr(layer, "axis", None))
+    if many is None or inputs is None or getattr(layer, "batch_axis", ()) or getattr(layer, "batch_dims", ()):
+        return ()
+    return (
+        Leaf(
+            "weight",
+            ("kernel",),
+            to_flax=lambda w: (w.T,),
+            to_torch=lambda k: k[0].reshape(-1, math.prod(k[0].shape[-many:])).T,
+            axes=inputs + many,
+            reshaped=True,
+        ),
+        Leaf("bias", ("bias",), to_torch=lambda b: b[0].reshape(-1), axes=many, reshaped=True),
+    )
+
+
+def affine(layer: object) -> tuple[Leaf, ...]:
     """LayerNorm, GroupNorm, InstanceNorm, RMSNorm."""
-    return (same("weight", "scale"), same("bias", "bias"))
+    axes = _count(getattr(layer, "feature_axes", -1))
+    return (same("weight", "scale", axes=axes), same("bias", "bias", axes=axes))
 
 
 def batch_norm(layer: object) -> tuple[Leaf, ...]:
@@ -117,12 +157,12 @@ def batch_norm(layer: object) -> tuple[Leaf, ...]:
         *affine(layer),
         same("running_mean", "mean", collection="batch_stats"),
         same("running_var", "var", collection="batch_stats"),
-        same(COUNTER, COUNTER, dtype="int64", collection="batch_stats"),
+        same(COUNTER, COUNTER, dtype="int64", collection="batch_stats", axes=0),
     )
 
 
 def embedding(_: object) -> tuple[Leaf, ...]:
-    return (same("weight", "embedding"),)
+    return (same("weight", "embedding", axes=2),)
 
 
 def attention(layer: HasHeads) -> tuple[Leaf, ...]:
@@ -134,18 +174,21 @@ def attention(layer: HasHeads) -> tuple[Leaf, ...]:
             tuple(f"{n}.kernel" for n in names),
             to_flax=lambda w: tuple(part.T.reshape(part.shape[1], heads, -1) for part in np.split(w, 3)),
             to_torch=lambda kernels: np.concatenate([k.reshape(k.shape[0], -1).T for k in kernels]),
+            axes=3,
         ),
         Leaf(
             "in_proj_bias",
             tuple(f"{n}.bias" for n in names),
             to_flax=lambda b: tuple(part.reshape(heads, -1) for part in np.split(b, 3)),
             to_torch=lambda biases: np.concatenate([b.reshape(-1) for b in biases]),
+            axes=2,
         ),
         Leaf(
             "out_proj.weight",
             ("out.kernel",),
             to_flax=lambda w: (w.T.reshape(heads, -1, w.shape[0]),),
             to_torch=lambda k: k[0].reshape(-1, k[0].shape[-1]).T,
+            axes=3,
         ),
         same("out_proj.bias", "out.bias"),
     )
@@ -158,11 +201,12 @@ def gates(torch_name: str, kernels: tuple[str, ...]) -> Leaf:
         kernels,
         to_flax=lambda w: tuple(part.T for part in np.split(w, len(kernels))),
         to_torch=lambda parts: np.concatenate([k.T for k in parts]),
+        axes=2,
     )
 
 
 def gate_biases(torch_name: str, biases: tuple[str, ...]) -> Leaf:
-    return Leaf(torch_name, biases, to_flax=lambda b: tuple(np.split(b, len(biases))), to_torch=np.concatenate)
+    return Leaf(torch_name, biases, to_flax=lambda b: tuple(np.split(b, len(biases))), to_torch=np.concatenate, axes=1)
 
 
 def no_bias(torch_name: str, like: str, size: int, kept: tuple[str, ...] = ()) -> Leaf:
@@ -187,8 +231,8 @@ def lstm(cell: object) -> tuple[Leaf, ...]:
     if hasattr(cell, "dense_i"):
         biases = same("bias_ih", "dense_h.bias")
         weights = (
-            Leaf("weight_ih", ("dense_i.kernel",), lambda w: (w.T,), lambda k: k[0].T),
-            Leaf("weight_hh", ("dense_h.kernel",), lambda w: (w.T,), lambda k: k[0].T),
+            Leaf("weight_ih", ("dense_i.kernel",), lambda w: (w.T,), lambda k: k[0].T, axes=2),
+            Leaf("weight_hh", ("dense_h.kernel",), lambda w: (w.T,), lambda k: k[0].T, axes=2),
         )
         like = "dense_h.bias"
     else:
@@ -203,8 +247,8 @@ def gru(cell: Any) -> tuple[Leaf, ...]:
     """Gates reset, update, new. Linen's cell has the bias of the new gate at the hidden state, NNX's has not."""
     if hasattr(cell, "dense_i"):
         return (
-            Leaf("weight_ih", ("dense_i.kernel",), lambda w: (w.T,), lambda k: k[0].T),
-            Leaf("weight_hh", ("dense_h.kernel",), lambda w: (w.T,), lambda k: k[0].T),
+            Leaf("weight_ih", ("dense_i.kernel",), lambda w: (w.T,), lambda k: k[0].T, axes=2),
+            Leaf("weight_hh", ("dense_h.kernel",), lambda w: (w.T,), lambda k: k[0].T, axes=2),
             same("bias_ih", "dense_i.bias"),
             same("bias_hh", "dense_h.bias")
             if getattr(cell.dense_h, "use_bias", False)

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing
 
-from ports.weights.form.torch_form import Rule, Target, WeightsError, lossless, match
+from ports.weights.form.torch_form import Rule, Target, WeightsError, describe, lossless, match
 from ports.weights.layers.leaves import Leaf
+from ports.weights.live.stacks import Held, copies, levels
 
 
 @runtime_checkable
@@ -40,12 +41,61 @@ S = TypeVar("S", bound=Slot)
 
 
 @dataclass(frozen=True)
+class Part(Generic[S]):
+    """What one layer has of a variable that holds a stack of layers.
+
+    Attributes:
+        slot: the whole variable.
+        at: the axes that are taken out, one after the other, and the layer's index on each.
+    """
+
+    slot: S
+    at: tuple[tuple[int, int], ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        shape = list(self.slot.shape)
+        for axis, _ in self.at:
+            del shape[axis]
+        return tuple(shape)
+
+    @property
+    def dtype(self) -> np.typing.DTypeLike:
+        return self.slot.dtype
+
+    @property
+    def key(self) -> Hashable:
+        return self.slot.key, self.at
+
+    def of(self, array: np.ndarray) -> np.ndarray:
+        """Return the view of an array like the whole variable."""
+        for axis, index in self.at:
+            array = array[(slice(None),) * axis + (index,)]
+        return array
+
+    def get(self) -> np.ndarray:
+        return self.of(self.slot.get())
+
+
+@dataclass(frozen=True)
 class Place(Generic[S]):
-    """One PyTorch tensor of a Flax model."""
+    """One PyTorch tensor of a Flax model.
+
+    Attributes:
+        like: where there are no slots, what tells the type.
+        layer: the name of its layer; a layer of a stack has its number in it.
+        module: the name of the module that holds the variables: of a stack all layers have one.
+        number: which layer of the stack.
+        own: whether no rule accounts for it, so that it is taken as it is.
+    """
 
     leaf: Leaf
-    slots: Sequence[S]
-    like: S | None = None
+    slots: Sequence[S | Part[S]]
+    like: S | Part[S] | None = None
+    layer: str = ""
+    module: str = ""
+    number: int = 0
+    own: bool = False
 
     @property
     def dtype(self) -> np.dtype:
@@ -70,6 +120,45 @@ class Place(Generic[S]):
         return Target(shape, self.dtype)
 
 
+@dataclass(frozen=True)
+class Found(Generic[S]):
+    """A tensor as the walk over the modules finds it: what a `Place` is made of.
+
+    Attributes:
+        path: the name of its module.
+        own: whether no rule accounts for it.
+    """
+
+    path: str
+    leaf: Leaf
+    slots: tuple[S, ...]
+    like: S | None = None
+    own: bool = False
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The name of its module in parts."""
+        return tuple(self.path.split(".")) if self.path else ()
+
+
+def in_stacks(found: Sequence[Found[S]]) -> dict[str, Place[S]]:
+    """Return the places, each layer of a stack with its own."""
+    filled = [one for one in found if one.slots]
+    # A variable without values is refused where it is read.
+    shapes = [getattr(one.slots[0], "shape", ()) for one in filled]
+    held = [Held(one.parts, at, None if one.own else one.leaf.axes) for one, at in zip(filled, shapes, strict=True)]
+    stacks = dict(zip(map(id, filled), levels(held), strict=True))
+    places: dict[str, Place[S]] = {}
+    for one in found:
+        for layer, at, number in copies(one.parts, stacks.get(id(one), ())):
+            slots = [Part(slot, at) if at else slot for slot in one.slots]
+            name = ".".join((*layer, one.leaf.torch))
+            if name in places:  # the same name in two collections
+                name = f"{name}@{one.leaf.collection}"
+            places[name] = Place(one.leaf, slots, one.like, ".".join(layer), one.path, number, one.own)
+    return places
+
+
 def plan(
     places: Mapping[str, Place[S]], weights: Mapping[str, Any], rules: Sequence[Rule]
 ) -> list[tuple[S, np.ndarray]]:
@@ -79,7 +168,7 @@ def plan(
         WeightsError: the weights do not fit.
     """
     values = match(weights, {name: place.target for name, place in places.items()}, rules)
-    new: list[tuple[S, np.ndarray]] = []
+    new: list[tuple[S | Part[S], np.ndarray]] = []
     problems = []
     seen: dict[Any, tuple[str, np.ndarray]] = {}
     for name, place in places.items():
@@ -89,6 +178,7 @@ def plan(
             problems.append(f"{name}: {error}")
             continue
         for slot, array in zip(place.slots, arrays, strict=True):
+            array = array.reshape(slot.shape) if place.leaf.reshaped else array
             cast = lossless(array, np.dtype(slot.dtype))
             if cast is None:
                 problems.append(f"{name}: got {array.ravel()[0]}, which does not fit the model's {slot.dtype}")
@@ -99,7 +189,36 @@ def plan(
                 new.append((slot, cast))
     if problems:
         raise WeightsError(problems)
-    return new
+    return _whole(new)
+
+
+def _whole(new: Sequence[tuple[S | Part[S], np.ndarray]]) -> list[tuple[S, np.ndarray]]:
+    """Put the parts of stacks together; the places of a model have all of them."""
+    stacks: dict[Hashable, np.ndarray] = {}
+    found: list[tuple[S, np.ndarray]] = []
+    for slot, array in new:
+        if not isinstance(slot, Part):
+            found.append((slot, array))
+            continue
+        if slot.slot.key not in stacks:
+            stacks[slot.slot.key] = np.empty(slot.slot.shape, np.dtype(slot.slot.dtype))
+            found.append((slot.slot, stacks[slot.slot.key]))
+        slot.of(stacks[slot.slot.key])[...] = array
+    return found
+
+
+def unstacked(places: Mapping[str, Place[S]]) -> dict[str, tuple[Leaf, list[S]]]:
+    """Return the leaves and whole variables of places: an optimizer's state of a stack is not taken apart.
+
+    Raises:
+        WeightsError: the places that are parts of a stack of layers.
+    """
+    found = {name: [slot for slot in place.slots if not isinstance(slot, Part)] for name, place in places.items()}
+    if parts := [name for name, place in places.items() if len(found[name]) < len(place.slots)]:
+        raise WeightsError(
+            f"{describe(parts)}: layers in a stack (scan, vmap); move their weights, not their optimizer's state"
+        )
+    return {name: (place.leaf, found[name]) for name, place in places.items()}
 
 
 def to_jax(arrays: Sequence[np.ndarray], copy: bool) -> list[jax.Array]:

@@ -81,43 +81,49 @@ def places(net: Net, layers: Mapping[str, nn.Module] | None = None) -> dict[str,
     """Every tensor of the network under its PyTorch name.
 
     Args:
-        layers: its modules by name where the attributes do not tell (`nn.compact`); then variables of one's own
-            modules, which have no rule, are taken as they are.
+        layers: its modules by name where the attributes do not tell (`nn.compact`); then variables that no layer with a
+            rule accounts for are taken as they are.
 
     Raises:
         WeightsError: variables that no layer with a rule accounts for.
     """
     arrays: dict[Path, Any] = traverse_util.flatten_dict(dict(net[1]))
-    found: dict[str, flax.Place[Variable]] = {}
+    found: list[flax.Found[Variable]] = []
+    named: dict[Path, str] = {}
     for path, module in (modules(net) if layers is None else layers).items():
-        kind = kind_of(module)
-        own = () if layers is None or kind or type(module).__module__.startswith("flax.") else _own(module.path, arrays)
-        for leaf in kind.leaves(module) if kind else own:
+        kind, scope = kind_of(module), tuple(module.path)
+        named.setdefault(scope, path)
+        for leaf in kind.leaves(module) if kind else ():
             slots = []
             for name in leaf.flax:
-                place = (leaf.collection, *module.path, *name.split("."))
+                place = (leaf.collection, *scope, *name.split("."))
                 if name == COUNTER and place not in arrays:
                     place = (COUNTERS, *place[1:])
                     arrays.setdefault(place, np.zeros((), np.int32))
                 if place in arrays:
                     slots.append(Variable(place, arrays[place]))
             if len(slots) == len(leaf.flax):
-                place = (leaf.collection, *module.path, *(leaf.like or "").split("."))
+                place = (leaf.collection, *scope, *(leaf.like or "").split("."))
                 like = Variable(place, arrays[place]) if place in arrays else None
                 if slots or like:
-                    found[f"{path}.{leaf.torch}" if path else leaf.torch] = flax.Place(leaf, slots, like)
-    covered = {slot.path for place in found.values() for slot in place.slots}
-    if left := [".".join(path) for path in arrays if path not in covered]:
+                    found.append(flax.Found(path, leaf, tuple(slots), like))
+    covered = {slot.path for one in found for slot in one.slots}
+    left = [path for path in arrays if path not in covered]
+    if left and layers is None:
         raise WeightsError(
-            f"{describe(left)}: belongs to no layer with a rule; a layer made in nn.compact has no PyTorch name: "
-            "make it in setup(), or add a rule with ports.weights.register"
+            f"{describe(map('.'.join, left))}: belongs to no layer with a rule; a layer made in nn.compact has no "
+            "PyTorch name: make it in setup(), or add a rule with ports.weights.register"
         )
-    return found
+    return flax.in_stacks([*found, *(_own(at, arrays[at], named) for at in left)])
 
 
-def _own(scope: Path, arrays: Mapping[Path, Any]) -> tuple[Leaf, ...]:
-    """The variables that stand in the scope of a module itself."""
-    return tuple(Leaf(at[-1], (at[-1],), collection=at[0]) for at in arrays if at[1:-1] == tuple(scope))
+def _own(at: Path, array: Any, named: Mapping[Path, str]) -> flax.Found[Variable]:
+    """Return a variable as it is, in the innermost module that has a name."""
+    scope = at[1:-1]
+    while scope and scope not in named:
+        scope = scope[:-1]
+    leaf = ".".join(at[1 + len(scope) :])
+    return flax.Found(named.get(scope, ""), Leaf(leaf, (leaf,), collection=at[0]), (Variable(at, array),), own=True)
 
 
 def read(net: Net, copy: bool = True) -> dict[str, np.ndarray]:
@@ -132,7 +138,7 @@ def tensors(net: Net) -> dict[str, np.ndarray]:
 def parameters(net: Net) -> dict[str, tuple[Leaf, list[tuple[str | int, ...]]]]:
     """The leaf of each parameter, and the paths of its arrays in a tree like the parameters."""
     found = {n: p for n, p in places(net).items() if p.leaf.collection == "params" and p.slots}
-    return {name: (place.leaf, [slot.path[1:] for slot in place.slots]) for name, place in found.items()}
+    return {name: (leaf, [slot.path[1:] for slot in slots]) for name, (leaf, slots) in flax.unstacked(found).items()}
 
 
 def tree(net: Net) -> Mapping[str, Any]:

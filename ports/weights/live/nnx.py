@@ -88,25 +88,21 @@ def places(net: nnx.Module, bare: bool = False) -> dict[str, flax.Place[Variable
     """Every tensor of the network under its PyTorch name.
 
     Args:
-        bare: take variables of one's own modules, which have no rule, as they are.
+        bare: take variables that no layer with a rule accounts for as they are.
 
     Raises:
         WeightsError: a module without a rule holds variables.
     """
-    found: dict[str, flax.Place[Variable | Counter]] = {}
+    found: list[flax.Found[Variable | Counter]] = []
     problems: list[str] = []
-    reported: list[nnx.Variable] = []
     for path, module in modules(net).items():
         kind = kind_of(module)
         if kind is None:
             own = {
                 n: v for n, v in vars(module).items() if isinstance(v, nnx.Variable) and not isinstance(v, NO_WEIGHTS)
             }
-            if bare and not type(module).__module__.startswith("flax."):
-                for name, variable in own.items():
-                    found[f"{path}.{name}" if path else name] = flax.Place(Leaf(name, (name,)), [Variable(variable)])
-                continue
-            reported += own.values()
+            for name, variable in own.items():
+                found.append(flax.Found(path, Leaf(name, (name,)), (Variable(variable),), own=True))
             problems += [f"{path}: no rule for layer type {type(module).__name__}, which holds {n}" for n in own]
             continue
         for leaf in kind.leaves(module):
@@ -114,15 +110,32 @@ def places(net: nnx.Module, bare: bool = False) -> dict[str, flax.Place[Variable
             if len(slots) == len(leaf.flax):
                 like = _slot(module, leaf.like) if leaf.like else None
                 if slots or like:
-                    found[f"{path}.{leaf.torch}" if path else leaf.torch] = flax.Place(leaf, slots, like)
-    covered = {slot.key for place in found.values() for slot in place.slots} | {id(v) for v in reported}
+                    found.append(flax.Found(path, leaf, tuple(slots), like))
+    covered = {slot.key for one in found for slot in one.slots}
     if any(id(variable) not in covered for variable in _variables(net)):
-        left = [(at, v) for at, v in nnx.iter_graph(net) if isinstance(v, nnx.Variable)]
-        for at, _ in ((at, v) for at, v in left if not isinstance(v, NO_WEIGHTS) and id(v) not in covered):
-            problems.append(f"{'.'.join(map(str, at))}: belongs to no layer with a rule, or its rule leaves it out")
-    if problems:
+        named = {id(m): name for name, m in reversed(modules(net).items())}
+        for at, variable in nnx.iter_graph(net):
+            if not isinstance(variable, nnx.Variable) or isinstance(variable, NO_WEIGHTS) or id(variable) in covered:
+                continue
+            covered.add(id(variable))
+            name = ".".join(map(str, at))
+            owner = _owner(net, at, named)
+            leaf = name.removeprefix(f"{owner}.") if owner else name
+            found.append(flax.Found(owner, Leaf(leaf, (leaf,)), (Variable(variable),), own=True))
+            problems.append(f"{name}: belongs to no layer with a rule, or its rule leaves it out")
+    if problems and not bare:
         raise WeightsError([f"{p}; add one with ports.weights.register" for p in problems])
-    return found
+    return flax.in_stacks(found)
+
+
+def _owner(net: nnx.Module, at: Sequence[Any], named: Mapping[int, str]) -> str:
+    """Return the name of the module that holds the variable at a path: the innermost one that has a name."""
+    node: Any = net
+    owner = ""
+    for key in at[:-1]:
+        node = getattr(node, key) if isinstance(key, str) and hasattr(node, key) else node[key]
+        owner = named.get(id(node), owner)
+    return owner
 
 
 def _variables(net: Any) -> Iterator[nnx.Variable]:
@@ -179,7 +192,7 @@ def parameters(net: nnx.Module) -> dict[str, tuple[Leaf, list[tuple[str | int, .
     """The leaf of each parameter, and the paths of its arrays in a tree like the parameters."""
     paths: dict[Hashable, tuple[Any, ...]] = dict(_paths(net))
     found = {n: p for n, p in places(net).items() if p.leaf.collection == "params" and p.slots}
-    return {name: (place.leaf, [paths[slot.key] for slot in place.slots]) for name, place in found.items()}
+    return {name: (leaf, [paths[slot.key] for slot in slots]) for name, (leaf, slots) in flax.unstacked(found).items()}
 
 
 def _paths(net: nnx.Module) -> Iterator[tuple[int, tuple[Any, ...]]]:
