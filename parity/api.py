@@ -108,7 +108,7 @@ def move(
     torch_model: torch.nn.Module,
     flax_model: Any,
     *inputs: Any,
-    names: Mapping[str, str] | None = None,
+    names: Mapping[str, str | None] | None = None,
     layouts: Mapping[str, str] | None = None,
     keywords: Mapping[str, Any] | None = None,
 ) -> Any:

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from parity.numerics.quantities import Probe
-from parity.pairing import ordering
-from parity.pairing.matching import Pairing
+from parity.pairing import choosing, ordering
 from parity.pairing.models import pair_models
+from parity.pairing.pairs import Pairing
+from parity.pairing.trials import Trial
 from parity.running import probes
 from parity.running.flax import Functional
 from parity.running.flax_ports import FLAX_PORTS
@@ -20,10 +21,12 @@ from parity.verdict import transfer
 from ports import weights
 
 
-def moved(model: torch.nn.Module, other: Any, fed: Probe, names: Mapping[str, str] | None) -> Any:
+def moved(model: torch.nn.Module, other: Any, fed: Probe, names: Mapping[str, str | None] | None) -> Any:
     """Return the Flax model with PyTorch's weights. See `parity.move`."""
     both = pair_models(model, other, fed, names)
     port = both.port
+    # A model that holds PyTorch's weights already says more than any computing.
+    both = replace(both, pairing=choosing.by_values(both.pairing, both.own_values, both.state))
     if problems := [misfit.text for misfit in transfer.judge(port, both.pairing).misfits]:
         raise weights.WeightsError(problems)
 
@@ -35,6 +38,9 @@ def moved(model: torch.nn.Module, other: Any, fed: Probe, names: Mapping[str, st
     def build(pairing: Pairing, names: Mapping[str, str]) -> Functional:
         return replace(both, pairing=pairing).functional(state, names, second=True)
 
+    if both.pairing.choices:
+        trial = Trial(build, both.reference, fed)
+        both = replace(both, pairing=choosing.by_computing(both.pairing, trial, strict=True))
     both = replace(both, pairing=ordering.settled(both.pairing, build, both.reference, fed))
     own = both.moved(both.state)
     _fitting(own, places)

@@ -95,7 +95,7 @@ class PairOptions(Options):
         accept: names of `traps.catalogue.LAYERS` (`parity traps` lists them): differences that are meant.
     """
 
-    names: Mapping[str, str] | None = None
+    names: Mapping[str, str | None] | None = None
     loss: Losses | None = None
     layouts: Mapping[str, str] | None = None
     keywords: Mapping[str, Any] | None = None
@@ -154,7 +154,7 @@ class _Settings(TypedDict, total=False):
 class PairSettings(_Settings, total=False):
     """`PairOptions` as keywords."""
 
-    names: Mapping[str, str] | None
+    names: Mapping[str, str | None] | None
     loss: Losses | None
     layouts: Mapping[str, str] | None
     keywords: Mapping[str, Any] | None

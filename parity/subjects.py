@@ -16,7 +16,10 @@ import ports
 from parity.numerics.layouts import LAYOUTS, axes, counterparts, leaves, named
 from parity.numerics.quantities import Probe
 from parity.options import LARGEST, NetworkOptions, Options, PairOptions
+from parity.pairing import choosing
 from parity.pairing.models import PairedModels, pair_models
+from parity.pairing.pairs import Pairing
+from parity.pairing.trials import Trial
 from parity.running import flax as run_flax
 from parity.running import losses, memory, probes, training
 from parity.running import pytorch as run_pytorch
@@ -203,7 +206,24 @@ def own_pair(model: torch.nn.Module, other: object, inputs: Sequence[object], op
     options.progress("pairing layers")
     both = pair_models(model, other, fed, options.names)
     _repeatable(both.reference, fed)
+    both = _formed(both, fed, options)
     return OwnPair(type(model).__name__, both, fed, weights.read(model))
+
+
+def _formed(both: PairedModels, fed: Probe, options: PairOptions) -> PairedModels:
+    """Return the pair with the form of each tensor chosen; a wrong one is found as a difference of the weights."""
+    own = both.own_values
+    both = replace(both, pairing=choosing.by_values(both.pairing, own, both.state))
+    if not both.pairing.choices:
+        return both
+    state = probes.varied(both.state, {*both.tensors.values()}, options.seed)
+    weights.write(both.reference, dict(state))
+
+    def build(pairing: Pairing, names: Mapping[str, str]) -> Functional:
+        return replace(both, pairing=pairing).functional(state, names)
+
+    trial = Trial(build, both.reference, fed)
+    return replace(both, pairing=choosing.by_computing(both.pairing, trial, strict=False).reading(own))
 
 
 def of_pair(own: OwnPair, other: object, options: PairOptions) -> Subject:

@@ -92,13 +92,25 @@ def test_own_parameters_under_equal_names(names: Any) -> None:
 
 
 def test_own_parameters_under_other_names_are_refused() -> None:
-    """Nothing but the order in which they are written tells the weight from the offset."""
+    """Nothing but the order in which they are written tells the one from the other."""
+    torch.manual_seed(0)
+    model = TorchNet("alpha", "omega")
+    with pytest.raises(UserError, match=r"say which is which with names=\{'aff1\.alpha': '"):
+        moved(model, Net())
+    names = {f"aff{i}.{a}": f"{n}.{b}" for i, n in ((1, "first"), (2, "second")) for a, b in (("alpha", "scale"),)}
+    assert moved(model, Net(), names=names) < 1e-6
+
+
+@pytest.mark.parametrize("exchanged", [False, True])
+def test_own_parameters_whose_names_say_what_they_are(exchanged: bool) -> None:
+    """A weight is a scale, and an offset a bias; what the port does with them decides."""
     torch.manual_seed(0)
     model = TorchNet("weight", "offset")
-    with pytest.raises(UserError, match=r"say which is which with names=\{'aff1\.weight': '"):
-        moved(model, Net())
-    names = {f"aff{i}.{a}": f"{n}.{b}" for i, n in ((1, "first"), (2, "second")) for a, b in (("weight", "scale"),)}
-    assert moved(model, Net(), names=names) < 1e-6
+    if exchanged:
+        with pytest.raises(UserError, match="agree only if"):
+            moved(model, Net(exchanged))
+    else:
+        assert moved(model, Net(exchanged)) < 1e-6
 
 
 def test_names_that_the_use_contradicts_are_refused() -> None:

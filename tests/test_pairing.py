@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from parity.pairing.matching import Pairing, pair
+from parity.pairing.matching import pair
+from parity.pairing.pairs import Pairing
 from parity.running.model_layers import ModelLayer
 from ports import UserError
 
@@ -111,3 +112,37 @@ def test_tied_output_layer_needs_no_partner() -> None:
 def test_another_number_of_layers_names_the_layer() -> None:
     with pytest.raises(UserError, match="PyTorch has no more norm"):
         pair([layer("a")], [layer("a"), layer("ln", "norm")])
+
+
+def test_an_error_about_many_layers_is_short() -> None:
+    ours = chain(*(layer(f"layers.{i}.fc", shape=(i + 2, 3)) for i in range(40)))
+    theirs = chain(*(layer(f"convs.{i}", "conv", (2, 5, i + 3)) for i in range(40)))
+    with pytest.raises(UserError, match="cannot be paired") as error:
+        pair(ours, theirs)
+    assert len(str(error.value).splitlines()) <= 15
+
+
+def test_layers_of_a_kind_are_one_line_of_the_error() -> None:
+    ours = chain(*(layer(f"layers.{i}.fc") for i in range(40)))
+    with pytest.raises(
+        UserError, match=r"PyTorch's layers\.\*\.fc \(linear: weight \(3, 3\)\), 40 of them: candidates none"
+    ):
+        pair(ours, chain(layer("a", "norm", (7,))))
+
+
+def test_a_prefix_of_one_model_tells_nothing() -> None:
+    torch = chain(layer("stem", "conv"), *(layer(f"transformer.h.{i}.fc") for i in range(3)))
+    flax = chain(layer("h.2.fc"), layer("stem", "conv"), layer("h.0.fc"), layer("h.1.fc"))
+    found = result(pair(torch, flax))
+    assert {name: found[name] for name in found if name != "stem"} == {
+        f"transformer.h.{i}.fc": (f"h.{i}.fc", "equal names behind a prefix") for i in range(3)
+    }
+
+
+def test_numbers_of_similar_names_count_only_where_both_models_have_the_same() -> None:
+    """fc1 and fc2 are not Dense_1 and Dense_0: the order of calls says which is which."""
+    torch, flax = chain(layer("fc1", "own"), layer("fc2", "own")), chain(layer("dense_0"), layer("dense_1"))
+    assert {name: other for name, (other, _) in result(pair(torch, flax)).items()} == {
+        "fc1.weight": "dense_0.weight",
+        "fc2.weight": "dense_1.weight",
+    }

@@ -14,7 +14,7 @@ import numpy as np
 
 from parity.diagnosis.localise import NETWORK
 from parity.diagnosis.search import search
-from parity.pairing.matching import Pairing
+from parity.pairing.pairs import Pairing
 from parity.reports.report import Finding
 from parity.traps.trap import Trap
 from parity.traps.weights import (

@@ -9,10 +9,12 @@ candidates, never a guess:
 3. equal values: the same weights, bit by bit, that no other layer has;
 4. the only two layers left with tensors of these shapes;
 5. the order of execution, where both models call layers of the same types and shapes in the same order;
-6. names that differ in such numbers alone, the first with the first.
+6. names that are equal behind a prefix of one model: `transformer.h.0.attn` and `h.0.attn`;
+7. names that differ in such numbers alone, the first with the first;
+8. tensor by tensor, where the two models hold the same numbers in other layers or forms (`pairing.rearranging`).
 
-The last two say what a layer computes, not where it is written; `pairing.ordering` checks them by computing before
-weights are moved.
+5 and 7 say what a layer computes, not where it is written; `pairing.ordering` checks them by computing before weights
+are moved.
 
 A parameter that a module of the user's own has is a layer of its own. When it is used is not seen: where both models
 have it under the same name in its module, it is paired with one of that name; two of a module that only their order
@@ -21,82 +23,83 @@ tells apart are never paired.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import chain
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from parity.pairing.naming import Entry, nearest, tensors_named, unpaired, within, without
+from parity.pairing.pairs import GIVEN, NAMES, NUMBERED, ONLY, ORDER, PREFIXED, TIED, VALUES, Pair, Pairing, Unpaired
+from parity.pairing.rearranging import rest
+from parity.pairing.tensors import Match
+from parity.running.inventory import OWN
 from parity.running.model_layers import OPTIONAL, ModelLayer, normal_name
 from ports.errors import UserError
 
-NAMES, VALUES = "equal names", "equal values"
-NUMBERED, ORDER, ONLY = "equal names but for numbers", "the order of calls", "the only ones of these shapes"
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two layers that are one.
-
-    Attributes:
-        why: what the pairing rests on.
-    """
-
-    torch: ModelLayer
-    flax: ModelLayer
-    why: str
-
-    def __str__(self) -> str:
-        return f"{self.torch.name} = {self.flax.name}  ({self.why})"
-
-
-@dataclass(frozen=True)
-class Pairing:
-    """All pairs in PyTorch's order, and PyTorch's layers that need none."""
-
-    pairs: tuple[Pair, ...]
-    unused: tuple[ModelLayer, ...] = ()
-
-    def __str__(self) -> str:
-        lines = [str(pair) for pair in self.pairs]
-        lines += [f"{layer.name}: never called in PyTorch, and absent from Flax" for layer in self.unused]
-        return "\n".join(lines)
-
 
 def pair(
-    torch: Sequence[ModelLayer], flax: Sequence[ModelLayer], names: Mapping[str, str] | None = None, port: str = "Flax"
+    torch: Sequence[ModelLayer],
+    flax: Sequence[ModelLayer],
+    names: Mapping[str, str | None] | None = None,
+    port: str = "Flax",
 ) -> Pairing:
-    """Pairs the layers of two models.
+    """Pairs the layers of two models, and the tensors that are left.
 
     Args:
-        names: Flax's names by PyTorch's; of a layer, or of a module with layers in it; each `*` stands for one part of
-            a name and is put in again: `{"encoder.layers.*.linear1": "Block_*.Dense_0"}`.
+        names: Flax's names by PyTorch's (`pairing.naming`); of a layer, of a module with layers in it, or of a tensor;
+            each `*` stands for one part of a name and is put in again: `{"encoder.layers.*.linear1":
+            "Block_*.Dense_0"}`. None for what has no counterpart.
 
     Raises:
         UserError: a name that is not there, or layers that stay open, with their candidates.
     """
     found: list[Pair] = []
     left, right = _unique(torch, "PyTorch"), _unique(flax, port)
-    for pattern, replacement in (names or {}).items():
-        _named(pattern, replacement, left, right, found, port)
+    given: list[Match] = []
+    dropped: list[Unpaired] = []
+    for pattern, other in (names or {}).items():
+        entry = Entry.of(pattern, other)
+        if entry.flax is None:
+            dropped += without(entry, left, right, port)
+        elif matches := tensors_named(entry, left, right, port):
+            given += matches
+        else:
+            _named(entry, left, right, found, port)
     _paired(left, right, found)
-    unused = [layer for layer in left.values() if layer.rank is None or _tied(layer, found)]
-    for layer in unused:
+    tied = [layer for layer in left.values() if _tied(layer, found)]
+    for layer in tied:
         del left[layer.name]
+    more = rest(left, right, given, found)
+    found += more.pairs
+    unused = [layer for layer in left.values() if layer.rank is None]
     spare = [layer for layer in right.values() if layer.rank is None]
-    for layer in spare:
-        del right[layer.name]
     # Layers that neither model calls here may be called elsewhere: in training, or by another method.
-    idle = {layer.signature for layer in unused if layer.rank is None} & {layer.signature for layer in spare}
-    if left or right or idle:
-        both = ([layer for layer in side if layer.signature in idle] for side in (unused, spare))
-        mine, theirs = (chain(side, more) for side, more in zip((left.values(), right.values()), both, strict=True))
-        raise UserError(_open(mine, theirs, port))
-    order = {layer.name: i for i, layer in enumerate(torch)}
-    return Pairing(tuple(sorted(found, key=lambda p: order[p.torch.name])), tuple(unused))
+    idle = {layer.signature for layer in unused} & {layer.signature for layer in spare}
+    open_ = ([x for x in side.values() if _needed(x, idle)] for side in (left, right))
+    mine, theirs = open_
+    if mine or theirs:
+        raise UserError(unpaired(mine, theirs, port))
+    order = {name: i for i, layer in enumerate(torch) for name in (layer.name, *layer.tensors.values())}
+    return Pairing(
+        tuple(sorted(found, key=lambda p: order[p.torch.name])),
+        (*dropped, *(Unpaired(x.name, TIED) for x in tied), *(_spared(x, "PyTorch", port) for x in left.values())),
+        tuple(_spared(x, port, "PyTorch") for x in right.values()),
+        more.views,
+        more.choices,
+    )
+
+
+def _needed(layer: ModelLayer, idle: Container[object]) -> bool:
+    """Whether a layer must have a counterpart: it is trained and called."""
+    return layer.trained and (layer.rank is not None or layer.signature in idle)
+
+
+def _spared(layer: ModelLayer, side: str, other: str) -> Unpaired:
+    """Say why a layer needs no counterpart."""
+    what = f"never called in {side}" if layer.rank is None else "not trained"
+    return Unpaired(layer.name, f"{what}, and absent from {other}")
 
 
 def _unique(layers: Iterable[ModelLayer], side: str) -> dict[str, ModelLayer]:
@@ -116,33 +119,22 @@ def _take(
 
 
 def _named(
-    pattern: str,
-    replacement: str,
-    left: dict[str, ModelLayer],
-    right: dict[str, ModelLayer],
-    found: list[Pair],
-    port: str,
+    entry: Entry, left: dict[str, ModelLayer], right: dict[str, ModelLayer], found: list[Pair], port: str
 ) -> None:
     """Pairs what one entry of `names` says, whole names or the modules that they stand in."""
-    expression = re.compile("([^.]+)".join(re.escape(part) for part in pattern.split("*")) + r"(?=\.|$)")
-    scopes: dict[str, str] = {}
-    for name in left:
-        if match := expression.match(name):
-            parts = iter(match.groups())
-            scopes[match.group()] = re.sub(r"\*", lambda _, parts=parts: next(parts, "*"), replacement)
-    if not scopes:
-        near = difflib.get_close_matches(pattern, left, 1, 0)
-        raise UserError(f"names: {pattern!r} matches no layer of PyTorch's that is left; the nearest is {near}")
-    for scope, other in scopes.items():
-        inside = {n: layer for n, layer in left.items() if n == scope or n.startswith(f"{scope}.")}
-        there = {n: layer for n, layer in right.items() if n == other or n.startswith(f"{other}.")}
+    for scope, other in entry.scopes(left, port).items():
+        inside = {n: layer for n, layer in left.items() if within(n, scope)}
+        there = {n: layer for n, layer in right.items() if within(n, other)}
         if not there:
-            near = difflib.get_close_matches(other, right, 1, 0)
-            raise UserError(f"names: {pattern!r}: no layer of {port}'s that is left is called {other!r}; near: {near}")
+            raise UserError(
+                f"names: {entry.text!r}: no layer of {port}'s that is left is called {other!r}; "
+                f"near: {nearest(other, right)}"
+            )
         if len(inside) == len(there) == 1:
             a, b = next(iter(inside.values())), next(iter(there.values()))
-            _take(left, right, a, b, "given", found)
-            continue
+            if (a.kind == b.kind and a.shapes == b.shapes) or a.kind == b.kind != OWN:
+                _take(left, right, a, b, GIVEN, found)
+                continue
         some: list[Pair] = []
         trim = [
             {n: replace(x, name=n[len(s) :]) for n, x in side.items()} for s, side in ((scope, inside), (other, there))
@@ -150,7 +142,7 @@ def _named(
         _paired({x.name: x for x in trim[0].values()}, {x.name: x for x in trim[1].values()}, some)
         for one in some:
             a, b = left[scope + one.torch.name], right[other + one.flax.name]
-            _take(left, right, a, b, f"given, {one.why}", found)
+            _take(left, right, a, b, f"{GIVEN}, {one.why}", found)
 
 
 def _paired(left: dict[str, ModelLayer], right: dict[str, ModelLayer], found: list[Pair]) -> None:
@@ -163,6 +155,7 @@ def _paired(left: dict[str, ModelLayer], right: dict[str, ModelLayer], found: li
     _by(left, right, lambda layer: layer.signature, ONLY, found)
     _in_order(left, right, found)
     _owners_in_order(left, right, found)
+    _behind_a_prefix(left, right, found)
     _by(left, right, lambda layer: (_or_none(None if layer.leaf else layer.numbered), layer.signature), NUMBERED, found)
     kinds = Counter(layer.kind for side in (left, right) for layer in side.values() if layer.rank is not None)
     if len(left) == len(right) and all(count == 2 for count in kinds.values()):
@@ -181,6 +174,26 @@ def _by(left: dict[str, ModelLayer], right: dict[str, ModelLayer], key: object, 
         others = sides[1].get(value, [])
         if len(ones) == len(others) == 1:
             _take(left, right, ones[0], others[0], why, found)
+
+
+def _behind_a_prefix(left: dict[str, ModelLayer], right: dict[str, ModelLayer], found: list[Pair]) -> None:
+    """Pairs layers whose names are equal but for what stands in front on one side; says so of those paired in order."""
+    for i, p in enumerate(found):
+        if p.why in (ORDER, ONLY) and {p.torch.normal, p.flax.normal} & {*_ends(p.torch)} & {*_ends(p.flax)}:
+            found[i] = replace(p, why=PREFIXED)
+    tails = [Counter(end for layer in side.values() for end in _ends(layer)) for side in (left, right)]
+    for a in [*left.values()]:
+        for b in [*right.values()]:
+            for end in {a.normal, b.normal} & {*_ends(a)} & {*_ends(b)}:
+                sole = tails[0][end] == tails[1][end] == 1
+                if sole and a.key is not None and a.signature == b.signature and a.name in left and b.name in right:
+                    _take(left, right, a, b, PREFIXED, found)
+
+
+def _ends(layer: ModelLayer) -> list[str]:
+    """Return what a layer's name ends with, whole parts of it."""
+    parts = layer.name.split(".")
+    return [normal_name(".".join(parts[i:])) for i in range(len(parts))]
 
 
 def _or_none(key: str | None) -> object:
@@ -306,21 +319,3 @@ def _tied(layer: ModelLayer, found: Sequence[Pair]) -> bool:
     """Whether its tensors are those of a paired layer (an output layer that shares the embedding's weight)."""
     values = [v for p in found for v in p.torch.values.values()]
     return bool(layer.values) and all(any(v is other for other in values) for v in layer.values.values())
-
-
-def _open(left: Iterable[ModelLayer], right: Iterable[ModelLayer], port: str) -> str:
-    """The error for layers that stay open."""
-    left, right = list(left), list(right)
-    example = next(((a.name, b.name) for a in left for b in right if a.kind == b.kind), None)
-    say = f"say which is which with names={{{example[0]!r}: {example[1]!r}, …}}, or " if example else ""
-    lines = [f"the layers of the two models cannot be paired; {say}add what is missing"]
-    for layer in left:
-        candidates = sorted((o for o in right if o.kind == layer.kind), key=lambda o: o.signature != layer.signature)
-        near = ", ".join(map(str, candidates[:4])) or f"none: {port} has no more {layer.kind}"
-        lines.append(f"PyTorch's {layer}: candidates {near}")
-    lines += [
-        f"{port}'s {layer}: PyTorch has no more {layer.kind}"
-        for layer in right
-        if not any(o.kind == layer.kind for o in left)
-    ]
-    return "\n".join(lines)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from flax import linen
 
+from parity.numerics.layouts import Tensors
 from parity.numerics.quantities import Probe
-from parity.pairing.matching import Pairing, pair
+from parity.numerics.tables import recomputed
+from parity.pairing.matching import pair
+from parity.pairing.pairs import Pairing, expanded
+from parity.pairing.trials import module
 from parity.running import inventory
 from parity.running import pytorch as run_pytorch
 from parity.running.flax import Functional
@@ -53,12 +58,19 @@ class PairedModels:
 
     @property
     def names(self) -> dict[str, str]:
-        """PyTorch's names of the layers that are recorded, by Flax's."""
+        """PyTorch's names of the layers that are recorded, by Flax's: a module of the user's own with all its tensors.
+
+        A layer inside a recurrent layer, and a module of which another one has a part, are not recorded.
+        """
         found = {}
         for p in self.pairing.pairs:
-            module = inventory.module_of(p.torch.name)
-            if p.torch.kind != inventory.OWN and module == p.torch.name:
-                found[p.flax.name] = module
+            if p.torch.kind != inventory.OWN and inventory.module_of(p.torch.name) == p.torch.name:
+                found[p.flax.name] = p.torch.name
+        owners = {(module(p.torch), module(p.flax)) for p in self.pairing.pairs if p.torch.leaf and p.flax.leaf}
+        mine, theirs = (Counter(names) for names in zip(*owners, strict=True)) if owners else (Counter(), Counter())
+        for ours, own in owners:
+            if ours and own and mine[ours] == theirs[own] == 1 and own not in found and ours not in found.values():
+                found[own] = ours
         return found
 
     @property
@@ -70,9 +82,15 @@ class PairedModels:
         both = (p for p in self.pairing.pairs if SECOND in p.torch.tensors and SECOND in p.flax.tensors)
         return {p.flax.tensors[SECOND]: p.torch.tensors[SECOND] for p in both}
 
+    @property
+    def own_values(self) -> dict[str, np.ndarray]:
+        """The port's tensors by their own names."""
+        return {name: place.read() for name, place in FLAX_PORTS[self.port].places(self.flax, self.layers).items()}
+
     def moved(self, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return what is written into the Flax model when it is given PyTorch's weights."""
-        return {own: state[torch_name] for own, torch_name in (self.tensors | self.second).items()}
+        own = {own: state[torch_name] for own, torch_name in (self.tensors | self.second).items()}
+        return expanded(self.pairing.views, own)
 
     def functional(self, state: Mapping[str, np.ndarray], names: Mapping[str, str], second: bool = False) -> Functional:
         """The Flax model with these weights.
@@ -80,14 +98,28 @@ class PairedModels:
         Args:
             second: whether what is left of second biases is written, too.
         """
-        own = self.moved(state) if second else {own: state[torch_name] for own, torch_name in self.tensors.items()}
+        tensors, views = self.tensors, self.pairing.views
+        own = (
+            self.moved(state)
+            if second
+            else expanded(views, {own: state[torch_name] for own, torch_name in tensors.items()})
+        )
         port = FLAX_PORTS[self.port]
         new = port.written(port.copied(self.flax), own, self.layers)
-        return port.functional(new, names, self.tensors, self.layers, self.dtype)
+        net = port.functional(new, names, {name: name for name in own}, self.layers, self.dtype)
+
+        def to_torch(params: Any, stats: Any) -> dict[str, np.ndarray]:
+            values = net.to_torch(params, stats)
+            for view in views:
+                if all(name in values for name in view.held):
+                    values |= view.read(values)
+            return {torch_name: values[own] for own, torch_name in tensors.items() if own in values}
+
+        return replace(net, to_torch=to_torch)
 
 
 def pair_models(
-    model: torch.nn.Module, other: object, fed: Probe, names: Mapping[str, str] | None = None
+    model: torch.nn.Module, other: object, fed: Probe, names: Mapping[str, str | None] | None = None
 ) -> PairedModels:
     """Return both models in float64, and which layer is which.
 
@@ -104,7 +136,16 @@ def pair_models(
         flax = FLAX_PORTS[port].promote(other)
     layers = FLAX_PORTS[port].modules(flax, fed)
     theirs = FLAX_PORTS[port].inventory(flax, fed, layers)
-    return PairedModels(reference, flax, port, state, pair(ours, theirs, names, port), layers)
+    pairing = pair(ours, theirs, names, port)
+    state |= _tables(reference, state, {one.name for one in pairing.unused})
+    return PairedModels(reference, flax, port, state, pairing, layers)
+
+
+def _tables(reference: torch.nn.Module, state: Mapping[str, np.ndarray], alone: Container[str]) -> Tensors:
+    """Return the buffers that PyTorch alone has, and that hold a known table rounded to float32, in float64."""
+    buffers = (name for name, _ in reference.named_buffers() if name in alone and name in state)
+    found = {name: recomputed(state[name]) for name in buffers}
+    return {name: table for name, table in found.items() if table is not None}
 
 
 def _state(model: torch.nn.Module) -> dict[str, np.ndarray]:

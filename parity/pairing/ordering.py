@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -28,8 +28,8 @@ import torch
 
 from parity.numerics.layouts import Tensors
 from parity.numerics.quantities import Probe
-from parity.pairing.matching import NAMES, VALUES, Pair, Pairing
-from parity.pairing.trials import NOISE, TOLD, Build, Run, Trial, Unit, distance, equal_part, exchanged, units
+from parity.pairing.pairs import NAMES, PREFIXED, SIMILAR, VALUES, Pair, Pairing
+from parity.pairing.trials import NOISE, TOLD, Build, Run, Trial, Unit, distance, exchanged, sites, units
 from parity.running import inventory
 from ports.errors import UserError
 
@@ -75,6 +75,11 @@ def _possible(p: Pair) -> bool:
 def _unnamed(p: Pair) -> bool:
     """Whether something else than a name says what it is."""
     return _possible(p) and p.why != NAMES
+
+
+def _unlike(p: Pair) -> bool:
+    """Whether names say nothing of what it is, where computing does not either."""
+    return _unnamed(p) and p.why not in (PREFIXED, SIMILAR)
 
 
 def _named(p: Pair) -> bool:
@@ -168,7 +173,7 @@ def _by_parts(pairing: Pairing, trial: Trial) -> Pairing:
     Raises:
         UserError: two layers that neither their inputs nor what comes of them tells apart.
     """
-    twins = _twins(units(pairing, _unnamed))
+    twins = _twins(units(pairing, _unlike))
     # First those that get the same input: what comes of them is the input of others.
     siblings = [twin for twin in twins if trial.alike(*twin)]
     for group in _groups(siblings):
@@ -212,10 +217,10 @@ def _units(leaves: Iterable[tuple[Pair, Pair]]) -> list[tuple[Unit, Unit]]:
 def _agreeing(pairing: Pairing, trial: Trial) -> None:
     """Raise where the models agree only if two parameters of a module are exchanged."""
     leaves = [two for two in _leaves(pairing) if not all(map(_named, two))]
-    here = _sites(pairing, trial) if leaves else {}
+    here = sites(pairing, trial) if leaves else {}
     for a, b in leaves:
         new = {a.torch.name: replace(a, flax=b.flax), b.torch.name: replace(b, flax=a.flax)}
-        there = _sites(replace(pairing, pairs=tuple(new.get(p.torch.name, p) for p in pairing.pairs)), trial)
+        there = sites(replace(pairing, pairs=tuple(new.get(p.torch.name, p) for p in pairing.pairs)), trial)
         moving = [site for site in here if here[site] != there.get(site)]
         if moving and max(there.get(s, NOWHERE)[0] for s in moving) * TOLD < max(here[s][0] for s in moving):
             raise UserError(
@@ -248,30 +253,18 @@ def _decided(pairing: Pairing, group: list[Unit], trial: Trial) -> Pairing:
         trial.follow(exchanged(pairing, group, order), _unnamed, always=True).pairing
         for order in itertools.permutations(group)
     ]
-    sites = [_sites(way, trial) for way in ways]
-    moving = [site for site in sites[0] if len({one.get(site) for one in sites}) > 1]
-    far = sorted((max((one.get(site, NOWHERE)[0] for site in moving), default=0.0), i) for i, one in enumerate(sites))
+    found = [sites(way, trial) for way in ways]
+    moving = [site for site in found[0] if len({one.get(site) for one in found}) > 1]
+    far = sorted((max((one.get(site, NOWHERE)[0] for site in moving), default=0.0), i) for i, one in enumerate(found))
     if moving and far[0][0] * TOLD < far[1][0]:
         return ways[far[0][1]]
     # Behind a mistake every way is far off; the right one may still agree in a part, such as one direction of two.
     alike = sorted(
-        ((sum(one.get(site, NOWHERE)[1] for site in moving), i) for i, one in enumerate(sites)), reverse=True
+        ((sum(one.get(site, NOWHERE)[1] for site in moving), i) for i, one in enumerate(found)), reverse=True
     )
     if alike[0][0] >= PART and alike[1][0] * TOLD < alike[0][0]:
         return ways[alike[0][1]]
     raise UserError(_undecided(group))
-
-
-def _sites(pairing: Pairing, trial: Trial) -> Mapping[str, tuple[float, float]]:
-    """Return how far each layer's input and output and each output of the model are off, and which part agrees."""
-    tap, values = trial.taken(pairing)
-    sides = (("into", tap.inputs, trial.given), ("out of", tap.outputs, trial.handed), ("", values, trial.values))
-    return {
-        f"{side} {name}": (distance(np.asarray(got), expected[name]), equal_part(np.asarray(got), expected[name]))
-        for side, found, expected in sides
-        for name, got in found.items()
-        if name in expected
-    }
 
 
 def _undecided(group: Iterable[Unit]) -> str:

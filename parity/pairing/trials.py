@@ -16,7 +16,7 @@ import torch
 
 from parity.numerics.layouts import Tensors, aligned, layout_of, to_flax
 from parity.numerics.quantities import Probe
-from parity.pairing.matching import Pair, Pairing
+from parity.pairing.pairs import Pair, Pairing
 from parity.running import flax as run_flax
 from parity.running import inventory
 from parity.running import pytorch as run_pytorch
@@ -297,6 +297,12 @@ class Trial:
         tap = _Handing(self.handed)
         return tap, self.run(pairing, names, tap)
 
+    def plain(self, pairing: Pairing) -> float:
+        """Return how far the outputs of the models are, the largest distance."""
+        values = self.run(pairing, {}, Recorder())
+        far = [distance(got, self.values[name]) for name, got in values.items() if name in self.values]
+        return max(far, default=float("inf"))
+
     def alike(self, a: Unit, b: Unit) -> bool:
         """Return whether PyTorch gives two layers the same input, or it is not seen what it gives them."""
         mine, other = (self.given.get(unit.torch) for unit in (a, b))
@@ -336,6 +342,18 @@ class Trial:
                 if a.content != b.content and not any(floor < one < float("inf") for one in far):
                     return b, a
         return None
+
+
+def sites(pairing: Pairing, trial: Trial) -> Mapping[str, tuple[float, float]]:
+    """Return how far each layer's input and output and each output of the model are off, and which part agrees."""
+    tap, values = trial.taken(pairing)
+    sides = (("into", tap.inputs, trial.given), ("out of", tap.outputs, trial.handed), ("", values, trial.values))
+    return {
+        f"{side} {name}": (distance(np.asarray(got), expected[name]), equal_part(np.asarray(got), expected[name]))
+        for side, found, expected in sides
+        for name, got in found.items()
+        if name in expected
+    }
 
 
 def _put(state: Mapping[str, torch.Tensor], group: Iterable[Unit], arrays: Sequence[torch.Tensor]) -> None:

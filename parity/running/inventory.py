@@ -42,9 +42,9 @@ def of_torch(net: nn.Module, probe: Probe, state: Mapping[str, np.ndarray]) -> l
             continue
         row = kind_of(module)
         if row is None:
-            for own, _ in (*module.named_parameters(recurse=False), *_buffers(module)):
+            for own, tensor in (*module.named_parameters(recurse=False), *_buffers(module)):
                 full = f"{name}.{own}" if name else own
-                layers.append(ModelLayer(full, OWN, {"value": full}, {"value": state[full]}))
+                layers.append(ModelLayer(full, OWN, {"value": full}, {"value": state[full]}, trained=_trains(tensor)))
             continue
         inside.append(name)
         tensors = [*module.state_dict()]
@@ -52,7 +52,9 @@ def of_torch(net: nn.Module, probe: Probe, state: Mapping[str, np.ndarray]) -> l
             layers += _recurrent(name, row.pairs_as, tensors, state)
         elif tensors:
             whole = {n: f"{name}.{n}" if name else n for n in tensors}
-            layers.append(ModelLayer(name, row.pairs_as, whole, {n: state[full] for n, full in whole.items()}))
+            values = {n: state[full] for n, full in whole.items()}
+            frozen = isinstance(module, nn.Embedding) and not _trains(module.weight)
+            layers.append(ModelLayer(name, row.pairs_as, whole, values, trained=not frozen))
     record = Recorder(inputs=True)
     names = {module_of(layer.name) for layer in layers}
     names |= {outer for layer in layers if layer.kind == OWN for outer in _prefixes(layer.name) if outer}
@@ -65,6 +67,10 @@ def of_torch(net: nn.Module, probe: Probe, state: Mapping[str, np.ndarray]) -> l
         layer.rank = None if at is None and layer.kind != OWN else 1000 * (len(ranks) if at is None else at) + i
     _owned(layers, ranks)
     return layers
+
+
+def _trains(tensor: torch.Tensor) -> bool:
+    return isinstance(tensor, nn.Parameter) and tensor.requires_grad
 
 
 def _ranks(record: Recorder, modules: Container[str]) -> dict[str, int]:
@@ -200,7 +206,8 @@ def _of_flax(
     for own, place in places.items():
         row = None if place.own else kind_of(modules[place.module])
         if row is None or not has_counterpart(row):  # nothing tells PyTorch's class: the tensors pair one by one
-            layers[own] = ModelLayer(own, OWN, {"value": own}, {"value": place.read()})
+            trained = place.leaf.collection == "params"
+            layers[own] = ModelLayer(own, OWN, {"value": own}, {"value": place.read()}, trained=trained)
             continue
         layer = layers.setdefault(place.layer, ModelLayer(place.layer, row.pairs_as))
         layer.tensors[place.leaf.torch], layer.values[place.leaf.torch] = own, place.read()

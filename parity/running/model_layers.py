@@ -35,6 +35,7 @@ class ModelLayer:
         mark: its name within the owner, where the other model has it as often.
         key: its name, where names can tell it: None where its numbers tell nothing.
         numbered: its name with each number counted among those in its place.
+        trained: whether a gradient reaches it; a buffer, a table and a frozen embedding are not trained.
     """
 
     name: str
@@ -48,11 +49,17 @@ class ModelLayer:
     mark: str = ""
     key: str | None = None
     numbered: str = ""
+    trained: bool = True
 
     @property
     def signature(self) -> tuple[object, ...]:
         """Type, and names and shapes of the tensors."""
         return self.kind, self.mark, *sorted((n, v.shape) for n, v in self.values.items() if n not in OPTIONAL)
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shapes of the tensors, the largest first."""
+        return sorted((v.shape for n, v in self.values.items() if n not in OPTIONAL), reverse=True)
 
     @property
     def normal(self) -> str:

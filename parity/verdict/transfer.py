@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from parity.numerics import bounds
-from parity.pairing.matching import Pair, Pairing
+from parity.pairing.pairs import Pair, Pairing
 from parity.reports.report import Row
 from parity.running.model_layers import OPTIONAL
 

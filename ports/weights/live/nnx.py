@@ -102,7 +102,7 @@ def places(net: nnx.Module, bare: bool = False) -> dict[str, flax.Place[Variable
                 n: v for n, v in vars(module).items() if isinstance(v, nnx.Variable) and not isinstance(v, NO_WEIGHTS)
             }
             for name, variable in own.items():
-                found.append(flax.Found(path, Leaf(name, (name,)), (Variable(variable),), own=True))
+                found.append(_own(path, name, variable))
             problems += [f"{path}: no rule for layer type {type(module).__name__}, which holds {n}" for n in own]
             continue
         for leaf in kind.leaves(module):
@@ -121,11 +121,17 @@ def places(net: nnx.Module, bare: bool = False) -> dict[str, flax.Place[Variable
             name = ".".join(map(str, at))
             owner = _owner(net, at, named)
             leaf = name.removeprefix(f"{owner}.") if owner else name
-            found.append(flax.Found(owner, Leaf(leaf, (leaf,)), (Variable(variable),), own=True))
+            found.append(_own(owner, leaf, variable))
             problems.append(f"{name}: belongs to no layer with a rule, or its rule leaves it out")
     if problems and not bare:
         raise WeightsError([f"{p}; add one with ports.weights.register" for p in problems])
     return flax.in_stacks(found)
+
+
+def _own(path: str, name: str, variable: nnx.Variable) -> flax.Found[Variable | Counter]:
+    """Return a variable as it is; what is not an `nnx.Param` is not trained."""
+    collection = "params" if isinstance(variable, nnx.Param) else "variables"
+    return flax.Found(path, Leaf(name, (name,), collection=collection), (Variable(variable),), own=True)
 
 
 def _owner(net: nnx.Module, at: Sequence[Any], named: Mapping[int, str]) -> str:

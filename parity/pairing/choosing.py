@@ -1,0 +1,117 @@
+"""Which form of a tensor is right, where several fit.
+
+A tensor (width, width) may be transposed, and query, key and value may be fused in any order. Equal values say which
+form it is where the port holds PyTorch's weights already. Otherwise both models run with weights that hide nothing,
+PyTorch's outputs handed on at every layer, and the form is taken with which the most agrees. A form that nothing tells
+from another one is never taken where weights are moved: that is an error.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from parity.numerics.layouts import Tensors
+from parity.pairing.pairs import Choice, Pairing, View
+from parity.pairing.trials import AGREES, Trial, sites
+from ports.errors import UserError
+
+ROUNDS = 3  # of all choices, each with what the others were set to
+
+
+def by_values(pairing: Pairing, own: Mapping[str, np.ndarray], state: Tensors) -> Pairing:
+    """Return the pairing with the forms under which the port's values are PyTorch's; what stays open, open.
+
+    Args:
+        own: the port's tensors by their own names.
+        state: PyTorch's.
+    """
+    expected = _expected(pairing, state)
+    left: list[Choice] = []
+    for choice in pairing.choices:
+        equal = [way for way in choice.ways if _holds(pairing, choice, way, own, expected)]
+        ways = tuple(equal) or choice.ways
+        pairing = pairing.choosing(choice, ways[0])
+        if len(ways) > 1:
+            left.append(Choice(choice.views, ways))
+    return pairing.reading(own).open(left)
+
+
+def _expected(pairing: Pairing, state: Tensors) -> dict[str, np.ndarray]:
+    """Return PyTorch's tensors by the names that views give them."""
+    return {
+        name: state[p.torch.tensors[leaf]]
+        for p in pairing.pairs
+        for leaf, name in p.flax.tensors.items()
+        if leaf in p.torch.tensors
+    }
+
+
+def _holds(
+    pairing: Pairing, choice: Choice, way: Sequence[int], own: Mapping[str, np.ndarray], expected: Tensors
+) -> bool:
+    return all(
+        _equal(pairing.views[i], form, own, expected)
+        for several in choice.views
+        for i, form in zip(several, way, strict=True)
+    )
+
+
+def _equal(view: View, form: int, own: Mapping[str, np.ndarray], expected: Tensors) -> bool:
+    values = view.choosing(form).read(own)
+    return all(np.array_equal(array, expected[name]) for name, array in values.items())
+
+
+def by_computing(pairing: Pairing, trial: Trial, strict: bool) -> Pairing:
+    """Return the pairing with the forms that computing tells.
+
+    Args:
+        strict: whether a form that nothing tells is an error; otherwise the likeliest is taken.
+
+    Raises:
+        UserError: a form that neither values nor computing tell.
+    """
+    left = [*pairing.choices]
+    undecided: list[Choice] = []
+    for _ in range(ROUNDS):
+        undecided, before = [], pairing
+        for choice in left:
+            way, told = _best(pairing, choice, trial)
+            pairing = pairing.choosing(choice, way)
+            if not told:
+                undecided.append(choice)
+        if not undecided or pairing == before:
+            break
+    if undecided and strict:
+        raise UserError(_message(pairing, undecided[0]))
+    return pairing.open(())
+
+
+def _best(pairing: Pairing, choice: Choice, trial: Trial) -> tuple[Sequence[int], bool]:
+    """Return the way with which the most agrees, and whether something tells it."""
+    for way in choice.ways:
+        if trial.plain(pairing.choosing(choice, way)) <= AGREES:
+            return way, True
+    agreeing = [_agreeing(pairing.choosing(choice, way), trial) for way in choice.ways]
+    best = [way for way, count in zip(choice.ways, agreeing, strict=True) if count == max(agreeing)]
+    return best[0], len(best) == 1
+
+
+def _agreeing(pairing: Pairing, trial: Trial) -> int:
+    """Return how many inputs and outputs of layers and of the models agree, PyTorch's outputs handed on."""
+    return sum(far <= AGREES for far, _ in sites(pairing, trial).values())
+
+
+def _message(pairing: Pairing, choice: Choice) -> str:
+    views = [pairing.views[i] for i in choice.views[0]]
+    i, view = next((n, v) for n, v in enumerate(views) if len({way[n] for way in choice.ways}) > 1)
+    forms = [str(view.forms[n]) for n in dict.fromkeys(way[i] for way in choice.ways)]
+    ours = [p.torch.tensors["value"] for p in pairing.pairs if {*p.flax.tensors.values()} & {*view.names}]
+    entry = f"{' + '.join(ours)!r}: {' + '.join(view.held) + ': ' + forms[0]!r}"
+    said = "; ".join(itertools.islice(forms, 4))
+    return (
+        f"{', '.join(view.held)}: {len(forms)} forms of PyTorch's {', '.join(ours)} fit ({said}), and neither values "
+        f"nor computing tell which is right; say it with names={{{entry}}}; nothing was written"
+    )

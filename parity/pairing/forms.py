@@ -1,0 +1,109 @@
+"""The rearrangements that tensors of two models fit under, the likeliest first."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from parity.pairing.tensors import Tensor
+from parity.running.inventory import OWN
+from ports.weights.form.rearrangement import Gathering, Layout, Rearrangement, layouts
+
+# Names of tensors whose numbers JAX code holds in PyTorch's order.
+AS_IN_TORCH = ("weight", "embedding", "table", "codebook")
+GROUP = 4  # tensors side by side that one variable may hold: query, key, value, gate
+FORMS = 36  # rearrangements of one group of tensors
+
+
+def fitting_forms(torch: Sequence[Tensor], flax: Sequence[Tensor]) -> tuple[Rearrangement, ...]:
+    """Return the rearrangements of these tensors that fit, the likeliest first."""
+    known = any(t.layer.kind != OWN for t in flax)  # a library's layer is read in PyTorch's layout
+    if len(torch) == len(flax) == 1:
+        found = _ranked(layouts(torch[0].shape, flax[0].shape), torch[0], flax[0], known)
+        return tuple(Rearrangement(layout) for layout in found)
+    many, one = (torch, flax[0]) if len(torch) > 1 else (flax, torch[0])
+    if len({t.shape[1:] for t in many}) > 1 or not many[0].shape:
+        return ()
+    forms: list[tuple[int, Rearrangement]] = []
+    given = tuple(range(len(many)))
+    orders = [*itertools.permutations(given)] if len(many) < GROUP and not _listed(many) else [given]
+    for order in orders:
+        for gathering, shape in _gatherings(many, order):
+            if many is torch:
+                ranked = _ranked(layouts(shape, one.shape), torch[0], one, known)
+                forms += [(i, Rearrangement(layout, gathering=gathering)) for i, layout in enumerate(ranked)]
+            else:
+                ranked = _ranked(layouts(one.shape, shape), one, flax[0], known)
+                forms += [(i, Rearrangement(layout, spreading=gathering)) for i, layout in enumerate(ranked)]
+    forms.sort(key=lambda form: form[0])  # each layout in all orders, before the next one
+    return tuple(_different((form for _, form in forms), [t.shape for t in torch]))[:FORMS]
+
+
+def _listed(many: Sequence[Tensor]) -> bool:
+    """Whether the tensors are those of a list of layers, whose numbers say their order."""
+    return len({re.sub(r"\d+", "*", t.full) for t in many}) == 1
+
+
+def _gatherings(many: Sequence[Tensor], order: tuple[int, ...]) -> Iterator[tuple[Gathering, tuple[int, ...]]]:
+    first = many[0].shape
+    if len({t.shape for t in many}) == 1:
+        yield Gathering((1,) * len(many), True, order), (len(many), *first)
+    else:
+        sizes = tuple(t.shape[0] for t in many)
+        yield Gathering(sizes, False, order), (sum(sizes), *first[1:])
+
+
+def _different(forms: Iterable[Rearrangement], shapes: Sequence[tuple[int, ...]]) -> Iterator[Rearrangement]:
+    """Yield the forms that put the numbers in other places than those before."""
+    ends = np.cumsum([math.prod(shape) for shape in shapes])
+    if ends[-1] > 2**16:
+        yield from forms
+        return
+    marks = np.split(np.arange(ends[-1]), ends[:-1])
+    arrays = tuple(mark.reshape(shape) for mark, shape in zip(marks, shapes, strict=True))
+    seen: set[bytes] = set()
+    for form in forms:
+        key = b"".join(np.ascontiguousarray(a).tobytes() for a in form.to_flax(arrays))
+        if key not in seen:
+            seen.add(key)
+            yield form
+
+
+def _ranked(found: Sequence[Layout], torch: Tensor, flax: Tensor, known: bool) -> list[Layout]:
+    """Return the layouts with the likeliest first: a kernel has its outputs last, everything else stays as it is.
+
+    Args:
+        known: whether a rule has brought the port's tensor into PyTorch's layout already, so that inputs are inputs.
+    """
+    if known and torch.layer.kind != OWN:
+        return [layout for layout in found if layout.plain or (torch.shape != flax.shape and _inputs_kept(layout))]
+    kernel = not known and torch.role == "weight" and len(torch.shape) > 1 and flax.last not in AS_IN_TORCH
+
+    def rank(layout: Layout) -> int:
+        if _kernelwise(layout, len(torch.shape)):
+            return 0 if kernel else 1
+        return 0 if layout.plain and not kernel else 2
+
+    return sorted(found, key=rank)
+
+
+def _inputs_kept(layout: Layout) -> bool:
+    """Whether the last axis stays the last one."""
+    width = layout.old[-1]
+    marks = layout.apply(np.broadcast_to(np.arange(width), layout.old))
+    return bool((marks.reshape(-1, width) == np.arange(width)).all())
+
+
+def _kernelwise(layout: Layout, axes: int) -> bool:
+    """Whether the last axes of the new array are PyTorch's outputs: its first axis, behind that of a group."""
+    old = layout.old
+    out = len(old) - axes
+    marks = np.broadcast_to(np.arange(old[out]).reshape((-1,) + (1,) * (axes - 1)), old)
+    moved = layout.apply(marks)
+    flat = moved.reshape(-1, moved.shape[-1])
+    changes = [bool(np.ptp(moved, axis=i).any()) for i in range(moved.ndim)]
+    return bool(np.ptp(flat, axis=1).any()) and (not any(changes[:-1]) or changes == sorted(changes))

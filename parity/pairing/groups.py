@@ -1,0 +1,188 @@
+"""Several tensors of one model that one tensor of the other holds: projections side by side, and lists of layers."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from parity.pairing.forms import GROUP, fitting_forms
+from parity.pairing.likeness import CLOSE, ROLES, Number, Token, similarity, words
+from parity.pairing.pairs import SIMILAR
+from parity.pairing.tensors import Match, Tensor
+
+# What a name of one tensor says of the parts that it holds: PyTorch's attention has query, key and value in one.
+FUSED = {"inproj": "qkv", "attn": "qkv", "wi": "gu", "gateup": "gu"}
+SHAPES = "the only ones of this size"
+BESIDE = 6  # so many tensors side by side are tried in all combinations, of more those that follow one another
+EQUAL = 4.0  # what equal numbers add to the likeness of names, which is 1 at most
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """Tensors of both models that may hold the same numbers.
+
+    Attributes:
+        score: how well names and values say so.
+    """
+
+    score: float
+    torch: tuple[Tensor, ...]
+    flax: tuple[Tensor, ...]
+
+    @property
+    def ids(self) -> set[int]:
+        return {id(t) for t in (*self.torch, *self.flax)}
+
+
+def groups(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> list[Match]:
+    """Return the matches of groups and of single tensors, best names first; what two claim alike stays open."""
+    candidates = sorted(_candidates(mine, theirs), key=lambda one: -one.score)
+    found: list[Match] = []
+    used: set[int] = set()
+    for one in candidates:
+        if one.ids & used:
+            continue
+        alike = (other for other in candidates if abs(other.score - one.score) < CLOSE)
+        rivals = [other for other in alike if other.ids & one.ids and not other.ids & used]
+        if len(rivals) == 1 and (forms := fitting_forms(one.torch, one.flax)):
+            found.append(Match(one.torch, one.flax, forms, SIMILAR))
+            used |= one.ids
+    return found
+
+
+def _candidates(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> Iterable[_Candidate]:
+    found: dict[object, _Candidate] = {}
+    for ours, others, turned in ((mine, theirs, False), (theirs, mine, True)):
+        fits = [
+            (group, one, listed)
+            for some, listed in ((_lists(ours), True), (_siblings(ours), False))
+            for group in some
+            for one in others
+            if sum(t.value.size for t in group) == one.value.size and _alike_roles(group, one)
+        ]
+        # What stands side by side does so in every block: as often as the tensors that hold it.
+        sides = {tuple(map(id, group)): _pattern(group) for group, _, listed in fits if not listed}
+        many, single = Counter(sides.values()), Counter(_pattern((one,)) for one in others)
+        for group, one, listed in fits:
+            if listed or many[_pattern(group)] == single[_pattern((one,))]:
+                several = group if listed else _in_order(group, one)
+                a, b = ((one,), several) if turned else (several, (one,))
+                _keep(found, _Candidate(_group_score(group, one), a, b))
+    for a in mine:
+        for b in theirs:
+            if a.value.size == b.value.size and _alike_roles((a,), b):
+                _keep(found, _Candidate(_single_score(a, b), (a,), (b,)))
+    return found.values()
+
+
+def _keep(found: dict[object, _Candidate], one: _Candidate) -> None:
+    key = frozenset(one.ids)
+    if one.score > 0 and (key not in found or one.score > found[key].score):
+        found[key] = one
+
+
+def _pattern(group: Sequence[Tensor]) -> tuple[str, ...]:
+    """Return the names with a star for each number."""
+    return tuple(re.sub(r"\d+", "*", t.full) for t in group)
+
+
+def sole_tensors(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> list[Match]:
+    """Pair the only two tensors left of a role and size, of layers whose tensors stand in several modules."""
+    sides: list[dict[object, list[Tensor]]] = [defaultdict(list), defaultdict(list)]
+    for side, tensors in zip(sides, (mine, theirs), strict=True):
+        for tensor in tensors:
+            side[tensor.role, tensor.value.size].append(tensor)
+    sole = (
+        (some[0], sides[1][key][0]) for key, some in sides[0].items() if len(some) == len(sides[1].get(key, ())) == 1
+    )
+    return [Match((a,), (b,), forms, SHAPES) for a, b in sole if (forms := fitting_forms((a,), (b,)))]
+
+
+def _alike_roles(group: Sequence[Tensor], one: Tensor) -> bool:
+    """Whether nothing says that these are other tensors: a weight is no bias."""
+    roles = {t.role for t in group}
+    known = {*ROLES.values()}
+    return len(roles) == 1 and (roles == {one.role} or not (roles <= known and one.role in known))
+
+
+def _lists(tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the tensors of one name in all layers of a list."""
+    numbered: dict[object, list[tuple[int, Tensor]]] = defaultdict(list)
+    for tensor in tensors:
+        pieces = re.split(r"(\d+)", tensor.full)
+        for i in range(1, len(pieces), 2):
+            numbered["".join(pieces[:i]), "".join(pieces[i + 1 :])].append((int(pieces[i]), tensor))
+    for some in numbered.values():
+        some.sort(key=lambda one: one[0])
+        if len(some) > 1 and [n for n, _ in some] == [*range(len(some))] and len({t.shape for _, t in some}) == 1:
+            yield tuple(t for _, t in some)
+
+
+def _siblings(tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """Yield up to `GROUP` tensors that stand side by side: of layers in one module, or of one module."""
+    siblings: dict[object, list[Tensor]] = defaultdict(list)
+    for tensor in tensors:
+        siblings[tensor.module.rpartition(".")[0], tensor.last, tensor.shape[1:]].append(tensor)
+    for tensor in tensors:
+        siblings[tensor.module, tensor.role, "own", tensor.shape[1:]].append(tensor)
+    for some in siblings.values():
+        for size in range(2, min(GROUP, len(some)) + 1):
+            if len(some) <= BESIDE:
+                yield from itertools.combinations(some, size)
+            else:
+                yield from (tuple(some[i : i + size]) for i in range(len(some) - size + 1))
+
+
+def _single_score(a: Tensor, b: Tensor) -> float:
+    """Return how well names say that two tensors are one: less than a group, whose parts might be like one tensor."""
+    return similarity(a.tokens, b.tokens) - 0.5 + (EQUAL if _same_numbers((a,), b) else 0.0)
+
+
+def _group_score(group: Sequence[Tensor], one: Tensor) -> float:
+    """Return how well names say that one tensor holds a group: the common part of the names, and what they add."""
+    whole = similarity(_common([t.tokens for t in group]), one.tokens)
+    letters = _letters(group)
+    spelled = len(letters) > 1 and any(sorted(letters) == sorted(part) for part in _spelled(one, len(letters)))
+    score = whole + (0.5 if spelled else 0.0) + 0.01 * len(group)
+    return score + (EQUAL if _same_numbers(group, one) else 0.0)
+
+
+def _letters(group: Sequence[Tensor]) -> str:
+    """Return the first letters of what tells the tensors of a group apart: qkv."""
+    common = _common([t.tokens for t in group])
+    own = ([token for token in t.tokens if token not in common and not isinstance(token, Number)] for t in group)
+    return "".join(some[0][0] for some in own if some)
+
+
+def _spelled(one: Tensor, length: int) -> Iterator[str]:
+    """Yield what a name may say of the parts in a tensor: `c_attn`, `in_proj` and `qkv` say query, key and value."""
+    joined = "".join(words(one.full))
+    joined += "".join(letters for name, letters in FUSED.items() if name in joined)
+    yield from (joined[i : i + length] for i in range(len(joined) - length + 1))
+
+
+def _in_order(group: tuple[Tensor, ...], one: Tensor) -> tuple[Tensor, ...]:
+    """Return a group in the order that the name of the one tensor says."""
+    letters = _letters(group)
+    if len(letters) < len(group) or len({*letters}) < len(group):
+        return group
+    for part in _spelled(one, len(letters)):
+        if sorted(part) == sorted(letters):
+            return tuple(group[letters.index(letter)] for letter in part)
+    return group
+
+
+def _same_numbers(group: Sequence[Tensor], one: Tensor) -> bool:
+    """Whether a tensor holds the numbers of a group."""
+    parts = [t.content for t in group if t.content]
+    if one.content is None or len(parts) < len(group):
+        return False
+    return one.content == tuple(sum(sums) % 2**64 for sums in zip(*parts, strict=True))
+
+
+def _common(names: Sequence[Sequence[Token]]) -> list[Token]:
+    """Return the words that all names have, in their order."""
+    return [word for word in names[0] if all(word in other for other in names[1:])]

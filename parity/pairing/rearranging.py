@@ -1,0 +1,245 @@
+"""Pair tensors that the two models hold in other forms.
+
+A library's layer and a class of the user's own, one projection of query, key and value and three, a list of experts and
+one array of them, (width, width) and (width, heads, depth): their layers cannot be paired as they are, their tensors
+can. Each tensor of the port is a rearrangement of one or several of PyTorch's (`ports.weights.form.rearrangement`).
+
+Candidates come from shapes; names, values and the order of calls say which of them are meant. Where several forms of
+the same tensors fit, `pairing.choosing` computes which is right.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from parity.pairing.forms import fitting_forms
+from parity.pairing.groups import SHAPES, groups, sole_tensors
+from parity.pairing.likeness import best, similarity
+from parity.pairing.pairs import NAMES, ORDER, SIMILAR, VALUES, Choice, Pair, View
+from parity.pairing.tensors import Match, Tensor, tensors_of
+from parity.running.inventory import OWN
+from parity.running.model_layers import ModelLayer, normal_name
+
+WAYS = 96  # ways that are tried of one choice
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was paired of what was left."""
+
+    pairs: tuple[Pair, ...]
+    views: tuple[View, ...]
+    choices: tuple[Choice, ...]
+
+
+def rest(
+    left: dict[str, ModelLayer], right: dict[str, ModelLayer], given: Sequence[Match] = (), paired: Sequence[Pair] = ()
+) -> Found:
+    """Pair what is left tensor by tensor; take the layers away whose tensors are all paired.
+
+    Args:
+        given: what the caller says.
+        paired: the layers that are paired already.
+    """
+    matches = [*given]
+    named = {(t.layer.name, t.leaf) for match in given for t in (*match.torch, *match.flax)}
+    mine, theirs = (
+        [t for t in tensors_of(side.values()) if (t.layer.name, t.leaf) not in named] for side in (left, right)
+    )
+    used = [[t for t in side if t.layer.trained and t.layer.rank is not None] for side in (mine, theirs)]
+    for more in (
+        _modules,
+        lambda ours, others: _ordered(ours, others, paired),
+        groups,
+        _modules,
+        lambda ours, others: _ordered(ours, others, paired),
+        sole_tensors,
+    ):
+        matches += more(_left(used[0], matches), _left(used[1], matches))
+    # A table of one model may be a parameter of the other: their names say so, or their values.
+    matches += _modules(_left(mine, matches), _left(theirs, matches), certain=True)
+    matches = _whole(matches, left.values(), right.values())
+    for side, taken in ((left, [t for m in matches for t in m.torch]), (right, [t for m in matches for t in m.flax])):
+        for name in {t.layer.name for t in taken}:
+            del side[name]
+    return record(matches)
+
+
+def _left(tensors: Sequence[Tensor], matches: Sequence[Match]) -> list[Tensor]:
+    """Return the tensors that no match has."""
+    used = {id(t) for match in matches for t in (*match.torch, *match.flax)}
+    return [t for t in tensors if id(t) not in used]
+
+
+def _whole(matches: list[Match], mine: Iterable[ModelLayer], theirs: Iterable[ModelLayer]) -> list[Match]:
+    """Return the matches without those of layers of which a tensor is left."""
+    while True:
+        used = {(id(t.layer), t.leaf) for match in matches for t in (*match.torch, *match.flax)}
+        partly = {id(t.layer) for t in tensors_of((*mine, *theirs)) if (id(t.layer), t.leaf) not in used}
+        kept = [m for m in matches if not any(id(t.layer) in partly for t in (*m.torch, *m.flax))]
+        if len(kept) == len(matches):
+            return matches
+        matches = kept
+
+
+def record(matches: Sequence[Match]) -> Found:
+    """Return pairs, views and choices of the matches."""
+    pairs, views = [], []
+    for match in matches:
+        held = tuple(t.full for t in match.flax)
+        label = "+".join(held)
+        several = len(match.torch) > 1
+        names = tuple(f"{label}|{i}" for i in range(len(match.torch)))
+        view = View(names, held, match.forms)
+        views.append(view)
+        values = view.read({t.full: t.value for t in match.flax})
+        for i, (tensor, name) in enumerate(zip(match.torch, names, strict=True)):
+            mark = normal_name(tensor.last)
+            mark = mark if mark == normal_name(match.flax[0].last) else ""
+            first = match.flax[0]
+            torch = ModelLayer(tensor.full, OWN, {"value": tensor.full}, {"value": tensor.value}, tensor.rank)
+            flax = ModelLayer(f"{label}[{i}]" if several else label, OWN, {"value": name}, {"value": values[name]})
+            torch.owner, torch.leaf, torch.owner_rank, torch.mark = tensor.module, tensor.last, tensor.rank, mark
+            flax.owner, flax.leaf, flax.owner_rank, flax.mark = first.module, first.last, first.rank, mark
+            flax.rank, torch.trained, flax.trained = first.rank, tensor.layer.trained, first.layer.trained
+            pairs.append(Pair(torch, flax, match.why))
+    return Found(tuple(pairs), tuple(views), tuple(_choices(matches, views)))
+
+
+def _choices(matches: Sequence[Match], views: Sequence[View]) -> Iterator[Choice]:
+    """Yield what is open: which form of the tensors of a kind of layer is right."""
+    layers: dict[object, list[int]] = defaultdict(list)
+    for i, match in enumerate(matches):
+        layers[frozenset(t.module for t in match.torch), frozenset(t.module for t in match.flax)].append(i)
+    kinds: dict[object, list[tuple[int, ...]]] = defaultdict(list)
+    for several in layers.values():
+        open_ = tuple(i for i in several if len(views[i].forms) > 1)
+        if open_:
+            key = tuple(
+                (tuple(re.sub(r"\d+", "*", t.full) for t in (*matches[i].torch, *matches[i].flax)), views[i].forms)
+                for i in open_
+            )
+            kinds[key].append(open_)
+    for alike in kinds.values():
+        forms = [views[i].forms for i in alike[0]]
+        ways = sorted(itertools.product(*(range(len(one)) for one in forms)), key=sum)
+        # The order of query, key and value is one for their weights and their biases.
+        ways = [way for way in ways if len({forms[n][i].order for n, i in enumerate(way)} - {()}) <= 1]
+        yield Choice(tuple(alike), tuple(ways[:WAYS]))
+
+
+# --- one tensor of PyTorch's, one of the port's: module by module
+
+
+def _modules(mine: Sequence[Tensor], theirs: Sequence[Tensor], certain: bool = False) -> list[Match]:
+    """Return the matches of modules.
+
+    Args:
+        certain: by equal names and values alone.
+    """
+    left, right = _by_module(mine), _by_module(theirs)
+    found: list[Match] = []
+
+    def take(ours: str, other: str, matches: list[Match]) -> None:
+        found.extend(matches)
+        del left[ours], right[other]
+
+    for ours in [*left]:
+        same = [other for other in right if normal_name(other) == normal_name(ours)]
+        if len(same) == 1 and (matches := _fitting(left[ours], right[same[0]], NAMES)):
+            take(ours, same[0], matches)
+    content = [{name: _numbers(some) for name, some in side.items()} for side in (left, right)]
+    for ours in [*left]:
+        same = [other for other in right if content[0][ours] and content[1][other] == content[0][ours]]
+        sole = len(same) == 1 and [*content[0].values()].count(content[0][ours]) == 1
+        if sole and (matches := _fitting(left[ours], right[same[0]], VALUES)):
+            take(ours, same[0], matches)
+    if certain:
+        return found
+    for ours, other in best([*left], [*right], lambda a, b: _module_score(a, b, left, right)):
+        take(ours, other, _fitting(left[ours], right[other], SIMILAR))
+    _sole(left, right, take)
+    return found
+
+
+def _by_module(tensors: Iterable[Tensor]) -> dict[str, list[Tensor]]:
+    found: dict[str, list[Tensor]] = defaultdict(list)
+    for tensor in tensors:
+        found[tensor.module].append(tensor)
+    return dict(found)
+
+
+def _module_score(ours: str, other: str, left: dict[str, list[Tensor]], right: dict[str, list[Tensor]]) -> float:
+    mine, theirs = left[ours], right[other]
+    if sorted(t.value.size for t in mine) != sorted(t.value.size for t in theirs):
+        return 0.0
+    alike = similarity(mine[0].module_tokens, theirs[0].module_tokens)
+    return alike if alike and _fitting(mine, theirs, "") else 0.0
+
+
+def _numbers(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
+    """Return what all orders of a module's numbers have in common; nothing of numbers that are all equal."""
+    return tuple(sorted(t.content for t in tensors if t.content))
+
+
+Take = Callable[[str, str, list[Match]], None]
+
+
+def _sole(left: dict[str, list[Tensor]], right: dict[str, list[Tensor]], take: Take) -> None:
+    """Pair the only two modules left whose tensors have these sizes."""
+    sizes = [{name: tuple(sorted(t.value.size for t in some)) for name, some in side.items()} for side in (left, right)]
+    counts = [Counter(side.values()) for side in sizes]
+    for ours, size in sizes[0].items():
+        others = [other for other, its in sizes[1].items() if its == size and other in right]
+        sole = len(others) == 1 and counts[0][size] == counts[1][size] == 1
+        if sole and (matches := _fitting(left[ours], right[others[0]], SHAPES)):
+            take(ours, others[0], matches)
+
+
+def _ordered(mine: Sequence[Tensor], theirs: Sequence[Tensor], paired: Sequence[Pair]) -> list[Match]:
+    """Pair all modules that are left in the order of their calls, where all fit so between the paired layers."""
+    left, right = _by_module(mine), _by_module(theirs)
+    both = [sorted(side, key=lambda name: side[name][0].rank) for side in (left, right)]
+    if len(both[0]) != len(both[1]):
+        return []
+    found = [_fitting(left[a], right[b], ORDER) for a, b in zip(*both, strict=True)]
+    called = [p for p in paired if None not in (p.torch.rank, p.flax.rank) and not p.torch.leaf and not p.flax.leaf]
+    tokens = []
+    for names, side, ranks in (
+        (both[0], left, [p.torch.rank for p in called]),
+        (both[1], right, [p.flax.rank for p in called]),
+    ):
+        steps = [(side[name][0].rank, f"module {i}") for i, name in enumerate(names)]
+        steps += [(rank or 0, f"pair {i}") for i, rank in enumerate(ranks)]
+        if len({rank for rank, _ in steps}) < len(steps):
+            return []
+        tokens.append([token for _, token in sorted(steps)])
+    return [match for matches in found for match in matches] if all(found) and tokens[0] == tokens[1] else []
+
+
+def _fitting(ours: Sequence[Tensor], others: Sequence[Tensor], why: str) -> list[Match]:
+    """Return the matches of two modules that have the same tensors; none where they have not."""
+    if len(ours) != len(others):
+        return []
+    found, free = [], list(others)
+    keys: tuple[Callable[[Tensor], object], ...] = (
+        lambda t: normal_name(t.last),
+        lambda t: t.role,
+        lambda t: t.value.size,
+    )
+    pending = list(ours)
+    for key in keys:
+        mine, theirs = (Counter(key(t) for t in side) for side in (pending, free))
+        for tensor in [*pending]:
+            same = [other for other in free if key(other) == key(tensor)]
+            if len(same) == 1 and mine[key(tensor)] == theirs[key(tensor)] == 1:
+                forms = fitting_forms((tensor,), (same[0],))
+                if forms:
+                    found.append(Match((tensor,), (same[0],), forms, why))
+                    free.remove(same[0])
+                    pending.remove(tensor)
+    return [] if pending else found

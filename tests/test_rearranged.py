@@ -1,0 +1,350 @@
+"""Tensors that the two models hold in other layers and in other forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import linen, nnx
+from torch import nn
+
+import parity
+from ports import UserError
+from ports.weights.form.rearrangement import Gathering, Layout, Rearrangement, layouts
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+WIDTH, HEADS = 6, 2
+INPUTS = np.random.default_rng(0).standard_normal((3, 4, WIDTH)).astype(np.float32)
+
+
+def kernel(rngs: nnx.Rngs, *shape: int) -> nnx.Param[jax.Array]:
+    return nnx.Param(0.3 * jax.random.normal(rngs.params(), shape))
+
+
+# --- attention: one projection of query, key and value, or three
+
+
+class Fused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (y.unflatten(-1, (HEADS, -1)).transpose(1, 2) for y in self.qkv(x).chunk(3, -1))
+        weights = (q @ k.transpose(-1, -2) / (WIDTH // HEADS) ** 0.5).softmax(-1)
+        return self.proj((weights @ v).transpose(1, 2).flatten(-2))
+
+
+def attended(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Each (batch, length, heads, depth)."""
+    weights = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k) / q.shape[-1] ** 0.5)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+
+
+class Separate(nnx.Module):
+    def __init__(self) -> None:
+        rngs = nnx.Rngs(0)
+        self.query, self.key, self.value = (nnx.Linear(WIDTH, WIDTH, rngs=rngs) for _ in range(3))
+        self.out = nnx.Linear(WIDTH, WIDTH, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        q, k, v = (layer(x).reshape(*x.shape[:2], HEADS, -1) for layer in (self.query, self.key, self.value))
+        return self.out(attended(q, k, v).reshape(x.shape))
+
+
+class PerHead(nnx.Module):
+    """One kernel (width, 3, heads, depth)."""
+
+    def __init__(self, wrong: bool = False) -> None:
+        rngs = nnx.Rngs(0)
+        self.qkv = nnx.LinearGeneral(WIDTH, (3, HEADS, WIDTH // HEADS), rngs=rngs)
+        self.proj = nnx.LinearGeneral((HEADS, WIDTH // HEADS), WIDTH, axis=(-2, -1), rngs=rngs)
+        self.wrong = wrong
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        q, k, v = jnp.moveaxis(self.qkv(x), -3, 0)
+        return self.proj(attended(q, k, v) * (1.01 if self.wrong else 1))
+
+
+class InOneArray(nnx.Module):
+    """Own parameters: (3, width, heads, depth) and (heads, depth, width)."""
+
+    def __init__(self, order: str = "qkv") -> None:
+        rngs, depth, self.order = nnx.Rngs(0), WIDTH // HEADS, order
+        self.qkv, self.qkv_bias = kernel(rngs, 3, WIDTH, HEADS, depth), kernel(rngs, 3, HEADS, depth)
+        self.proj, self.proj_bias = kernel(rngs, HEADS, depth, WIDTH), kernel(rngs, WIDTH)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        parts = jnp.einsum("bli,pihd->pblhd", x, self.qkv[...]) + self.qkv_bias[...][:, None, None]
+        q, k, v = (parts[self.order.index(name)] for name in "qkv")
+        return jnp.einsum("blhd,hdo->blo", attended(q, k, v), self.proj[...]) + self.proj_bias[...]
+
+
+class Apart(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (f(x).unflatten(-1, (HEADS, -1)).transpose(1, 2) for f in (self.q_proj, self.k_proj, self.v_proj))
+        weights = (q @ k.transpose(-1, -2) / (WIDTH // HEADS) ** 0.5).softmax(-1)
+        return self.o_proj((weights @ v).transpose(1, 2).flatten(-2))
+
+
+class Library(nnx.Module):
+    def __init__(self) -> None:
+        self.attn = nnx.MultiHeadAttention(HEADS, WIDTH, decode=False, rngs=nnx.Rngs(0))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.attn(x)
+
+
+# --- own classes and the library's
+
+
+class OwnNorm(nn.Module):
+    def __init__(self, gain: str = "weight") -> None:
+        super().__init__()
+        self.gain = gain
+        self.register_parameter(gain, nn.Parameter(torch.randn(WIDTH)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * getattr(self, self.gain)
+
+
+class Conv1D(nn.Module):
+    """GPT-2's: (in, out)."""
+
+    def __init__(self, ins: int, outs: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(ins, outs)), nn.Parameter(torch.randn(outs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight + self.bias
+
+
+class OwnDense(nnx.Module):
+    def __init__(self, ins: int, outs: int, rngs: nnx.Rngs) -> None:
+        self.w, self.b = kernel(rngs, ins, outs), kernel(rngs, outs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x @ self.w[...] + self.b[...]
+
+
+class Mixed(nnx.Module):
+    """A norm of the library's, and layers of its own."""
+
+    def __init__(self, epsilon: float = 1e-6) -> None:
+        rngs = nnx.Rngs(0)
+        self.norm = nnx.RMSNorm(WIDTH, epsilon=epsilon, rngs=rngs)
+        self.a, self.b = OwnDense(WIDTH, WIDTH, rngs), OwnDense(WIDTH, WIDTH, rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.b(jnp.tanh(self.a(self.norm(x))))
+
+
+def mixed() -> nn.Module:
+    return nn.Sequential(OwnNorm(), nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, WIDTH))
+
+
+class InLibraryLayers(linen.Module):
+    @linen.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return linen.Dense(WIDTH)(linen.tanh(linen.Dense(2 * WIDTH)(x)))
+
+
+# --- lists and arrays
+
+
+class Experts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.experts = nn.Linear(WIDTH, 3), nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.register_buffer("mask", torch.ones(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shares = (self.gate(x) * self.mask).softmax(-1)
+        return torch.stack([expert(x) for expert in self.experts], -1) @ shares.unsqueeze(-1)
+
+
+class OneArray(nnx.Module):
+    def __init__(self) -> None:
+        rngs = nnx.Rngs(0)
+        self.gate = nnx.Linear(WIDTH, 3, rngs=rngs)
+        self.kernel, self.bias = kernel(rngs, 3, WIDTH, WIDTH), kernel(rngs, 3, WIDTH)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = jnp.einsum("bli,eio->bleo", x, self.kernel[...]) + self.bias[...]
+        return jnp.einsum("bleo,ble->blo", y, jax.nn.softmax(self.gate(x)))[..., None]
+
+
+def in_linen(module: linen.Module) -> tuple[linen.Module, Any]:
+    return module, module.init(jax.random.key(0), INPUTS)
+
+
+PAIRS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
+    "fused-separate": (Fused, Separate),
+    "fused-per-head": (Fused, PerHead),
+    "fused-in-one-array": (Fused, InOneArray),
+    "separate-in-one-array": (Apart, InOneArray),
+    "separate-in-another-order": (Apart, lambda: InOneArray("kvq")),
+    "separate-library": (Apart, Library),
+    "own-and-library": (mixed, Mixed),
+    "inputs-first": (
+        lambda: nn.Sequential(Conv1D(WIDTH, 2 * WIDTH), nn.Tanh(), Conv1D(2 * WIDTH, WIDTH)),
+        lambda: in_linen(InLibraryLayers()),
+    ),
+    "list-and-array": (Experts, OneArray),
+}
+
+
+def made(case: str) -> tuple[nn.Module, Any]:
+    ours, port = PAIRS[case]
+    torch.manual_seed(0)
+    return ours().eval(), port()
+
+
+@pytest.mark.parametrize("case", PAIRS)
+def test_moved_weights_are_those_of_pytorch(case: str) -> None:
+    ours, port = made(case)
+    report = parity.check(ours, parity.move(ours, port, INPUTS), INPUTS, steps=1)
+    assert report, str(report)
+
+
+def test_a_wrong_order_of_parts_is_a_finding() -> None:
+    """The weights were written by hand: query, key and value as the port does not read them."""
+    ours, port = made("fused-in-one-array")
+    parity.move(ours, port, INPUTS)
+    port.qkv.set_value(port.qkv[...][jnp.array([1, 0, 2])])
+    port.qkv_bias.set_value(port.qkv_bias[...][jnp.array([1, 0, 2])])
+    report = parity.check(ours, port, INPUTS, steps=0)
+    assert [f.layer for f in report.models[0].findings] == ["qkv.weight", "qkv.bias"]
+
+
+def test_other_numbers_are_a_finding_of_their_tensor() -> None:
+    ours, port = made("list-and-array")
+    parity.move(ours, port, INPUTS)
+    port.kernel.set_value(port.kernel[...].at[1].mul(1.5))
+    report = parity.check(ours, port, INPUTS, steps=0)
+    assert [f.layer for f in report.models[0].findings if "scale" in f.text or "values" in f.text] == [
+        "experts.1.weight"
+    ]
+
+
+def test_a_mistake_between_rearranged_layers_is_found() -> None:
+    torch.manual_seed(0)
+    ours = Fused().eval()
+    report = parity.check(ours, parity.move(ours, PerHead(wrong=True), INPUTS), INPUTS, steps=0)
+    assert not report
+
+
+def test_an_epsilon_of_a_library_norm_against_an_own_one_is_found() -> None:
+    ours, _ = made("own-and-library")
+    report = parity.check(ours, parity.move(ours, Mixed(1e-4), INPUTS), INPUTS, steps=0)
+    assert [f.layer for f in report.models[0].findings] == ["0"]
+
+
+class Twice(nn.Module):
+    """Two square matrices whose use nothing but the run tells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.randn(WIDTH, WIDTH)), nn.Parameter(torch.randn(WIDTH, WIDTH))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x @ self.first) @ self.second.T
+
+
+class OtherTwice(nnx.Module):
+    def __init__(self) -> None:
+        rngs = nnx.Rngs(0)
+        self.alpha, self.beta = kernel(rngs, 1, WIDTH, WIDTH), kernel(rngs, 1, WIDTH, WIDTH)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jnp.tanh(x @ self.beta[...][0]) @ self.alpha[...][0]
+
+
+def test_names_settle_tensors_and_their_form() -> None:
+    torch.manual_seed(0)
+    ours = Twice().eval()
+    with pytest.raises(UserError, match=r"names=\{'first': '(alpha|beta)'"):
+        parity.move(ours, OtherTwice(), INPUTS)
+    moved = parity.move(ours, OtherTwice(), INPUTS, names={"first": "beta", "second": "alpha"})
+    assert np.array_equal(moved.alpha[...][0], ours.second.detach().numpy().T)
+    assert parity.check(ours, moved, INPUTS, steps=0, names={"second": "alpha", "first": "beta"})
+    names = {"second": "alpha: reshape (1, 6, 6)", "first": "beta: reshape (1, 6, 6)"}
+    assert not parity.check(ours, parity.move(ours, OtherTwice(), INPUTS, names=names), INPUTS, steps=0, names=names)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ({"first": "alpha: flip"}, r"got the form 'flip', expected one of: "),
+        ({"first + third": "alpha"}, r"no tensor of PyTorch's that is left is called 'third'; near: \['first'\]"),
+        ({"first": "gamma: same"}, r"no tensor of nnx's that is left is called 'gamma'"),
+        ({"nothing": None}, r"neither PyTorch nor nnx has such a layer or tensor"),
+        ({"first": 3}, r"expected a name, and a name or None"),
+        ({"first + second": "alpha"}, r"cannot hold the same numbers"),
+    ],
+)
+@pytest.mark.usefixtures("no_type_checks")
+def test_a_wrong_entry_of_names_says_what_is_wrong(names: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        parity.move(Twice(), OtherTwice(), INPUTS, names=names)
+
+
+def test_what_has_no_counterpart_is_named() -> None:
+    class Extra(Twice):
+        def __init__(self) -> None:
+            super().__init__()
+            self.idle = nn.Parameter(torch.randn(5))
+
+    names: dict[str, str | None] = {"first": "beta", "second": "alpha"}
+    with pytest.raises(UserError, match=r"names=\{'idle': None\}"):
+        parity.move(Extra(), OtherTwice(), INPUTS, names=names)
+    ours = Extra().eval()
+    moved = parity.move(ours, OtherTwice(), INPUTS, names=names | {"idle": None})
+    report = parity.check(ours, moved, INPUTS, steps=0, names=names | {"idle": None})
+    assert report, str(report)
+    assert "idle: given: no counterpart" in report.models[0].pairing
+
+
+def test_a_table_that_is_not_trained_needs_no_counterpart() -> None:
+    ours, port = made("list-and-array")
+    report = parity.check(ours, parity.move(ours, port, INPUTS), INPUTS, steps=0)
+    assert "mask: not trained, and absent from nnx" in report.models[0].pairing
+
+
+# --- rearrangements by themselves
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [((6, 4), (4, 6)), ((6, 4), (4, 2, 3)), ((12, 4), (2, 3, 4, 2)), ((4, 1, 1), (4,)), ((), ()), ((2, 3, 4), (24,))],
+)
+def test_each_layout_can_be_undone(old: tuple[int, ...], new: tuple[int, ...]) -> None:
+    array = np.random.default_rng(0).standard_normal(old)
+    for layout in layouts(old, new):
+        there = layout.apply(array)
+        assert there.shape == new
+        assert np.array_equal(layout.undo(there), array)
+
+
+def test_layouts_of_other_sizes_are_none() -> None:
+    assert layouts((6, 4), (5, 5)) == ()
+
+
+def test_several_tensors_come_back_in_their_order() -> None:
+    a, b, c = (np.full((2, 3), i) for i in range(3))
+    gathering = Gathering((1, 1, 1), True, (2, 0, 1))
+    form = Rearrangement(Layout((3, 2, 3), (0, 2, 1), (3, 3, 2), (3, 2, 3)), gathering=gathering)
+    (one,) = form.to_flax((a, b, c))
+    assert [int(part.flat[0]) for part in one] == [2, 0, 1]
+    assert all(np.array_equal(x, y) for x, y in zip(form.to_torch((one,)), (a, b, c), strict=True))
+    assert str(form) == "stack in the order [2, 0, 1], transpose (0, 2, 1)"
