@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -137,14 +137,16 @@ def pair_models(
     layers = FLAX_PORTS[port].modules(flax, fed)
     theirs = FLAX_PORTS[port].inventory(flax, fed, layers)
     pairing = pair(ours, theirs, names, port)
-    state |= _tables(reference, state, {one.name for one in pairing.unused})
+    state |= _tables(reference, state, pairing)
     return PairedModels(reference, flax, port, state, pairing, layers)
 
 
-def _tables(reference: torch.nn.Module, state: Mapping[str, np.ndarray], alone: Container[str]) -> Tensors:
-    """Return the buffers that PyTorch alone has, and that hold a known table rounded to float32, in float64."""
-    buffers = (name for name, _ in reference.named_buffers() if name in alone and name in state)
-    found = {name: recomputed(state[name]) for name in buffers}
+def _tables(reference: torch.nn.Module, state: Mapping[str, np.ndarray], pairing: Pairing) -> Tensors:
+    """Return what PyTorch alone has, is not trained and holds a known table rounded to float32, in float64."""
+    paired = {name for p in pairing.pairs for name in p.torch.tensors.values()}
+    frozen = (name for name, parameter in reference.named_parameters() if not parameter.requires_grad)
+    alone = {*frozen, *(name for name, _ in reference.named_buffers())} & {*state} - paired
+    found = {name: recomputed(state[name]) for name in alone if state[name].dtype == np.float64}
     return {name: table for name, table in found.items() if table is not None}
 
 
