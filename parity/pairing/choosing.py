@@ -100,8 +100,8 @@ def _best(pairing: Pairing, choice: Choice, trial: Trial) -> tuple[Sequence[int]
 
 
 def _agreeing(pairing: Pairing, trial: Trial) -> int:
-    """Return how many inputs and outputs of layers and of the models agree, PyTorch's outputs handed on."""
-    return sum(far <= AGREES for far, _ in sites(pairing, trial).values())
+    """Return how many inputs and outputs of layers and of the models agree, each layer by itself."""
+    return sum(far <= AGREES for far, _ in sites(pairing, trial, alone=True).values())
 
 
 def _message(pairing: Pairing, choice: Choice) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from parity.pairing.forms import GROUP, fitting_forms
-from parity.pairing.likeness import CLOSE, ROLES, Number, Token, similarity, words
+from parity.pairing.likeness import CLOSE, ROLES, Number, Token, part_similarity, similarity, without_role, words
 from parity.pairing.pairs import SIMILAR
 from parity.pairing.tensors import Match, Tensor
 
@@ -58,7 +58,7 @@ def _candidates(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> Iterable[_C
     for ours, others, turned in ((mine, theirs, False), (theirs, mine, True)):
         fits = [
             (group, one, listed)
-            for some, listed in ((_lists(ours), True), (_siblings(ours), False))
+            for some, listed in ((lists(ours), True), (_siblings(ours), False))
             for group in some
             for one in others
             if sum(t.value.size for t in group) == one.value.size and _alike_roles(group, one)
@@ -108,7 +108,7 @@ def _alike_roles(group: Sequence[Tensor], one: Tensor) -> bool:
     return len(roles) == 1 and (roles == {one.role} or not (roles <= known and one.role in known))
 
 
-def _lists(tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+def lists(tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
     """Yield the tensors of one name in all layers of a list."""
     numbered: dict[object, list[tuple[int, Tensor]]] = defaultdict(list)
     for tensor in tensors:
@@ -143,7 +143,7 @@ def _single_score(a: Tensor, b: Tensor) -> float:
 
 def _group_score(group: Sequence[Tensor], one: Tensor) -> float:
     """Return how well names say that one tensor holds a group: the common part of the names, and what they add."""
-    whole = similarity(_common([t.tokens for t in group]), one.tokens)
+    whole = part_similarity(without_role(_common([t.tokens for t in group])), without_role(one.tokens))
     letters = _letters(group)
     spelled = len(letters) > 1 and any(sorted(letters) == sorted(part) for part in _spelled(one, len(letters)))
     score = whole + (0.5 if spelled else 0.0) + 0.01 * len(group)

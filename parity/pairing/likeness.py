@@ -17,7 +17,21 @@ ROLES = {
     **dict.fromkeys(("weight", "kernel", "w", "scale", "gamma", "g", "embedding", "weights", "v"), "weight"),
     **dict.fromkeys(("bias", "b", "beta", "offset", "shift", "biases"), "bias"),
 }
+# Words that say one thing, by the one that is compared.
+SYNONYMS = {
+    **dict.fromkeys(("q",), "query"),
+    **dict.fromkeys(("k",), "key"),
+    **dict.fromkeys(("v",), "value"),
+    **dict.fromkeys(("o", "output"), "out"),
+    **dict.fromkeys(("attention",), "attn"),
+    **dict.fromkeys(("ln", "layernorm", "rmsnorm"), "norm"),
+    **dict.fromkeys(("dense", "linear", "lin"), "fc"),
+    **dict.fromkeys(("emb", "embedding", "embeddings"), "embed"),
+}
 CLOSE = 1e-9  # scores that are equal
+
+
+WORDS = {*ROLES, *(SYNONYMS.get(word, word) for word in ROLES)}
 
 
 @dataclass(frozen=True)
@@ -50,7 +64,8 @@ def tokens(names: Iterable[str]) -> dict[str, tuple[Token, ...]]:
                 peers[_place(some, i)].add(word)
     return {
         name: tuple(
-            Number(word, frozenset(peers[_place(some, i)])) if word.isdigit() else word for i, word in enumerate(some)
+            Number(word, frozenset(peers[_place(some, i)])) if word.isdigit() else SYNONYMS.get(word, word)
+            for i, word in enumerate(some)
         )
         for name, some in split.items()
     }
@@ -61,8 +76,21 @@ def _place(some: Sequence[str], i: int) -> tuple[str, ...]:
 
 
 def similarity(a: Sequence[Token], b: Sequence[Token]) -> float:
-    """Return how alike two names are, from 0 to 1; other numbers in the same places make them unlike."""
-    mine, theirs = map(_telling, (a, b))
+    """Return how alike two names of tensors are, from 0 to 1, but for the last word that says what each is."""
+    return module_similarity(without_role(a), without_role(b))
+
+
+def module_similarity(mine: Sequence[Token], theirs: Sequence[Token]) -> float:
+    """Return how alike two names of modules are; last words that nothing in the other name is like make them unlike."""
+    last = [next((token for token in side[::-1] if isinstance(token, str)), None) for side in (mine, theirs)]
+    both = ((word, other) for word, side in ((last[0], theirs), (last[1], mine)) for other in side)
+    if None not in last and not any(_alike(word, other) for word, other in both):
+        return 0.0
+    return part_similarity(mine, theirs)
+
+
+def part_similarity(mine: Sequence[Token], theirs: Sequence[Token]) -> float:
+    """Return how alike the parts of two names are; other numbers in the same places make them unlike."""
     numbers = [[token for token in side if isinstance(token, Number)] for side in (mine, theirs)]
     if len(numbers[0]) == len(numbers[1]):
         both = zip(*numbers, strict=True)
@@ -78,14 +106,14 @@ def similarity(a: Sequence[Token], b: Sequence[Token]) -> float:
     return 2 * table[-1][-1] / (len(mine) + len(theirs))
 
 
-def _telling(name: Sequence[Token]) -> list[Token]:
-    """Return a name without the last word, where that says what the tensor is in its module."""
+def without_role(name: Sequence[Token]) -> list[Token]:
+    """Return the name of a tensor but for the last word that says what it is in its module."""
     last = max((i for i, token in enumerate(name) if isinstance(token, str)), default=-1)
-    return [token for i, token in enumerate(name) if not (i == last and token in ROLES)]
+    return [token for i, token in enumerate(name) if not (i == last and token in WORDS)]
 
 
-def _alike(a: Token, b: Token) -> bool:
-    if isinstance(a, Number) or isinstance(b, Number):
+def _alike(a: Token | None, b: Token | None) -> bool:
+    if not isinstance(a, str) or not isinstance(b, str):
         return a == b
     return a == b or (min(len(a), len(b)) > 1 and (a.startswith(b) or b.startswith(a)))
 

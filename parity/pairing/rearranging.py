@@ -16,10 +16,10 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from parity.pairing.forms import fitting_forms
 from parity.pairing.groups import SHAPES, groups, sole_tensors
-from parity.pairing.likeness import best, similarity
-from parity.pairing.pairs import NAMES, ORDER, SIMILAR, VALUES, Choice, Pair, View
+from parity.pairing.in_order import anchors, by_module, fitting, in_order
+from parity.pairing.likeness import best, module_similarity
+from parity.pairing.pairs import NAMES, SIMILAR, VALUES, Choice, Pair, View
 from parity.pairing.tensors import Match, Tensor, tensors_of
 from parity.running.inventory import OWN
 from parity.running.model_layers import ModelLayer, normal_name
@@ -51,15 +51,12 @@ def rest(
         [t for t in tensors_of(side.values()) if (t.layer.name, t.leaf) not in named] for side in (left, right)
     )
     used = [[t for t in side if t.layer.trained and t.layer.rank is not None] for side in (mine, theirs)]
-    for more in (
-        _modules,
-        lambda ours, others: _ordered(ours, others, paired),
-        groups,
-        _modules,
-        lambda ours, others: _ordered(ours, others, paired),
-        sole_tensors,
-    ):
-        matches += more(_left(used[0], matches), _left(used[1], matches))
+
+    def by_calls(ours: Sequence[Tensor], others: Sequence[Tensor]) -> list[Match]:
+        return in_order(ours, others, anchors(paired, matches))
+
+    for more in (_modules, groups, _modules, by_calls, groups, _modules, sole_tensors):
+        matches.extend(more(_left(used[0], matches), _left(used[1], matches)))
     # A table of one model may be a parameter of the other: their names say so, or their values.
     matches += _modules(_left(mine, matches), _left(theirs, matches), certain=True)
     matches = _whole(matches, left.values(), right.values())
@@ -141,7 +138,7 @@ def _modules(mine: Sequence[Tensor], theirs: Sequence[Tensor], certain: bool = F
     Args:
         certain: by equal names and values alone.
     """
-    left, right = _by_module(mine), _by_module(theirs)
+    left, right = by_module(mine), by_module(theirs)
     found: list[Match] = []
 
     def take(ours: str, other: str, matches: list[Match]) -> None:
@@ -150,35 +147,28 @@ def _modules(mine: Sequence[Tensor], theirs: Sequence[Tensor], certain: bool = F
 
     for ours in [*left]:
         same = [other for other in right if normal_name(other) == normal_name(ours)]
-        if len(same) == 1 and (matches := _fitting(left[ours], right[same[0]], NAMES)):
+        if len(same) == 1 and (matches := fitting(left[ours], right[same[0]], NAMES)):
             take(ours, same[0], matches)
     content = [{name: _numbers(some) for name, some in side.items()} for side in (left, right)]
     for ours in [*left]:
         same = [other for other in right if content[0][ours] and content[1][other] == content[0][ours]]
         sole = len(same) == 1 and [*content[0].values()].count(content[0][ours]) == 1
-        if sole and (matches := _fitting(left[ours], right[same[0]], VALUES)):
+        if sole and (matches := fitting(left[ours], right[same[0]], VALUES)):
             take(ours, same[0], matches)
     if certain:
         return found
     for ours, other in best([*left], [*right], lambda a, b: _module_score(a, b, left, right)):
-        take(ours, other, _fitting(left[ours], right[other], SIMILAR))
+        take(ours, other, fitting(left[ours], right[other], SIMILAR))
     _sole(left, right, take)
     return found
-
-
-def _by_module(tensors: Iterable[Tensor]) -> dict[str, list[Tensor]]:
-    found: dict[str, list[Tensor]] = defaultdict(list)
-    for tensor in tensors:
-        found[tensor.module].append(tensor)
-    return dict(found)
 
 
 def _module_score(ours: str, other: str, left: dict[str, list[Tensor]], right: dict[str, list[Tensor]]) -> float:
     mine, theirs = left[ours], right[other]
     if sorted(t.value.size for t in mine) != sorted(t.value.size for t in theirs):
         return 0.0
-    alike = similarity(mine[0].module_tokens, theirs[0].module_tokens)
-    return alike if alike and _fitting(mine, theirs, "") else 0.0
+    alike = module_similarity(mine[0].module_tokens, theirs[0].module_tokens)
+    return alike if alike and fitting(mine, theirs, "") else 0.0
 
 
 def _numbers(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
@@ -196,50 +186,5 @@ def _sole(left: dict[str, list[Tensor]], right: dict[str, list[Tensor]], take: T
     for ours, size in sizes[0].items():
         others = [other for other, its in sizes[1].items() if its == size and other in right]
         sole = len(others) == 1 and counts[0][size] == counts[1][size] == 1
-        if sole and (matches := _fitting(left[ours], right[others[0]], SHAPES)):
+        if sole and (matches := fitting(left[ours], right[others[0]], SHAPES)):
             take(ours, others[0], matches)
-
-
-def _ordered(mine: Sequence[Tensor], theirs: Sequence[Tensor], paired: Sequence[Pair]) -> list[Match]:
-    """Pair all modules that are left in the order of their calls, where all fit so between the paired layers."""
-    left, right = _by_module(mine), _by_module(theirs)
-    both = [sorted(side, key=lambda name: side[name][0].rank) for side in (left, right)]
-    if len(both[0]) != len(both[1]):
-        return []
-    found = [_fitting(left[a], right[b], ORDER) for a, b in zip(*both, strict=True)]
-    called = [p for p in paired if None not in (p.torch.rank, p.flax.rank) and not p.torch.leaf and not p.flax.leaf]
-    tokens = []
-    for names, side, ranks in (
-        (both[0], left, [p.torch.rank for p in called]),
-        (both[1], right, [p.flax.rank for p in called]),
-    ):
-        steps = [(side[name][0].rank, f"module {i}") for i, name in enumerate(names)]
-        steps += [(rank or 0, f"pair {i}") for i, rank in enumerate(ranks)]
-        if len({rank for rank, _ in steps}) < len(steps):
-            return []
-        tokens.append([token for _, token in sorted(steps)])
-    return [match for matches in found for match in matches] if all(found) and tokens[0] == tokens[1] else []
-
-
-def _fitting(ours: Sequence[Tensor], others: Sequence[Tensor], why: str) -> list[Match]:
-    """Return the matches of two modules that have the same tensors; none where they have not."""
-    if len(ours) != len(others):
-        return []
-    found, free = [], list(others)
-    keys: tuple[Callable[[Tensor], object], ...] = (
-        lambda t: normal_name(t.last),
-        lambda t: t.role,
-        lambda t: t.value.size,
-    )
-    pending = list(ours)
-    for key in keys:
-        mine, theirs = (Counter(key(t) for t in side) for side in (pending, free))
-        for tensor in [*pending]:
-            same = [other for other in free if key(other) == key(tensor)]
-            if len(same) == 1 and mine[key(tensor)] == theirs[key(tensor)] == 1:
-                forms = fitting_forms((tensor,), (same[0],))
-                if forms:
-                    found.append(Match((tensor,), (same[0],), forms, why))
-                    free.remove(same[0])
-                    pending.remove(tensor)
-    return [] if pending else found

@@ -133,11 +133,18 @@ class Run:
 
 
 class _Handing(Recorder):
-    """Keeps what arrives at the layers and what they give, and hands on what PyTorch's layers gave."""
+    """Keeps what arrives at the layers and what they give, and hands on what PyTorch's layers gave.
 
-    def __init__(self, outputs: Tensors) -> None:
+    Args:
+        given: what PyTorch gives its layers; handed to the port's, too, so that each layer is judged by itself.
+    """
+
+    def __init__(self, outputs: Tensors, given: Tensors | None = None) -> None:
         super().__init__(inputs=True)
-        self.expected = outputs
+        self.expected, self.given = outputs, given or {}
+
+    def enter(self, name: str, x: Any) -> Any:
+        return handed(super().enter(name, x), self.given.get(name))
 
     def leave(self, name: str, y: Any) -> Any:
         super().leave(name, y)
@@ -287,14 +294,18 @@ class Trial:
         mine, theirs = ([getattr(unit, side) for unit in found] for side in ("torch", "flax"))
         return [unit for unit in found if mine.count(unit.torch) == theirs.count(unit.flax) == 1]
 
-    def taken(self, pairing: Pairing) -> tuple[_Handing, Tensors]:
-        """Run with PyTorch's outputs handed on at every layer: the layers by PyTorch's names, and the outputs."""
+    def taken(self, pairing: Pairing, alone: bool = False) -> tuple[_Handing, Tensors]:
+        """Run with PyTorch's outputs handed on at every layer: the layers by PyTorch's names, and the outputs.
+
+        Args:
+            alone: hand PyTorch's inputs to the layers, too.
+        """
         names = {
             module(p.flax): module(p.torch)
             for p in pairing.pairs
             if module(p.flax) and module(p.torch) and inventory.module_of(p.torch.name) == p.torch.name
         }
-        tap = _Handing(self.handed)
+        tap = _Handing(self.handed, self.given if alone else None)
         return tap, self.run(pairing, names, tap)
 
     def plain(self, pairing: Pairing) -> float:
@@ -344,9 +355,13 @@ class Trial:
         return None
 
 
-def sites(pairing: Pairing, trial: Trial) -> Mapping[str, tuple[float, float]]:
-    """Return how far each layer's input and output and each output of the model are off, and which part agrees."""
-    tap, values = trial.taken(pairing)
+def sites(pairing: Pairing, trial: Trial, alone: bool = False) -> Mapping[str, tuple[float, float]]:
+    """Return how far each layer's input and output and each output of the model are off, and which part agrees.
+
+    Args:
+        alone: as in `Trial.taken`.
+    """
+    tap, values = trial.taken(pairing, alone)
     sides = (("into", tap.inputs, trial.given), ("out of", tap.outputs, trial.handed), ("", values, trial.values))
     return {
         f"{side} {name}": (distance(np.asarray(got), expected[name]), equal_part(np.asarray(got), expected[name]))

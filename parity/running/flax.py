@@ -85,10 +85,11 @@ class Listener:
         Args:
             names: the layer's; of a stack those of all layers, which are called in turn. An empty one is not recorded.
         """
-        self.tap.passed(names)
         if _trace() != self.trace:
+            self.tap.passed(names)
             return call(*args, **kw)
         name = names[self.counts[names] % len(names)]
+        self.tap.passed((name,))
         self.counts[names] += 1
         if not name:
             return call(*args, **kw)

@@ -74,8 +74,9 @@ def _trains(tensor: torch.Tensor) -> bool:
 
 
 def _ranks(record: Recorder, modules: Container[str]) -> dict[str, int]:
-    """Return when each module is called first."""
-    names = (call if call in modules else layer_of(call) for call in record.outputs)
+    """Return when each module is called first: inside a transformation that is not seen into, too."""
+    calls = [*record.called, *record.inputs, *record.outputs]
+    names = (call if call in modules else layer_of(call) for call in calls)
     return {name: i for i, name in enumerate(dict.fromkeys(names))}
 
 
@@ -213,8 +214,6 @@ def _of_flax(
         layer.tensors[place.leaf.torch], layer.values[place.leaf.torch] = own, place.read()
     names = {*modules, *(outer for place in places.values() for outer in (place.layer, *_prefixes(place.layer)))}
     ranks = _ranks(record, names)
-    for name in record.called:
-        ranks.setdefault(name, len(ranks))
     for runner, cell in cells.items():
         if runner in ranks:
             ranks.setdefault(cell, ranks[runner])

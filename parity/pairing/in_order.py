@@ -1,0 +1,120 @@
+"""Modules and lists of layers that are paired in the order of their calls.
+
+Among those that hold tensors of the same sizes the order is taken where both models have as many of them, and where the
+same paired layers are called before each. Computing confirms it before weights are moved (`pairing.ordering`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from parity.pairing.forms import fitting_forms
+from parity.pairing.groups import lists
+from parity.pairing.pairs import ORDER, Pair
+from parity.pairing.tensors import NEVER, Match, Tensor
+from parity.running.model_layers import normal_name
+
+Anchors = Sequence[tuple[int, int]]
+Group = tuple[Tensor, ...]
+
+
+def by_module(tensors: Iterable[Tensor]) -> dict[str, list[Tensor]]:
+    found: dict[str, list[Tensor]] = defaultdict(list)
+    for tensor in tensors:
+        found[tensor.module].append(tensor)
+    return dict(found)
+
+
+def anchors(paired: Iterable[Pair], matches: Iterable[Match]) -> Anchors:
+    """Return when the layers are called that are paired already: in PyTorch's model and in the port."""
+    ranks = [(p.torch.rank, p.flax.rank) for p in paired if not p.torch.leaf and not p.flax.leaf]
+    known = [(a, b) for a, b in ranks if a is not None and b is not None]
+    return known + [(m.torch[0].rank, m.flax[0].rank) for m in matches if _called(m.torch) and _called(m.flax)]
+
+
+def _called(group: Group) -> bool:
+    return group[0].rank < NEVER
+
+
+def in_order(mine: Sequence[Tensor], theirs: Sequence[Tensor], known: Anchors) -> list[Match]:
+    """Return the matches that the order of calls gives.
+
+    Args:
+        known: of what is paired already.
+    """
+    found: list[Match] = []
+    used: set[int] = set()
+    for sides in (_modules(mine, theirs), _lists(mine, theirs, turned=False), _lists(theirs, mine, turned=True)):
+        for ours, others in sides:
+            free = [[group for group in side if not {id(t) for t in group} & used] for side in (ours, others)]
+            for a, b in _aligned(free[0], free[1], known):
+                matches = fitting(a, b, ORDER) if len(a) == len(b) else _listed(a, b)
+                found += matches
+                used |= {id(t) for match in matches for t in (*match.torch, *match.flax)}
+    return found
+
+
+def _listed(a: Group, b: Group) -> list[Match]:
+    forms = fitting_forms(a, b)
+    return [Match(a, b, forms, ORDER)] if forms else []
+
+
+def _modules(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> Iterator[tuple[list[Group], list[Group]]]:
+    """Yield the modules of both models that hold tensors of the same sizes."""
+    classes: list[dict[object, list[Group]]] = [defaultdict(list), defaultdict(list)]
+    for side, tensors in zip(classes, (mine, theirs), strict=True):
+        for some in by_module(tensors).values():
+            side[tuple(sorted(t.value.size for t in some))].append(tuple(some))
+    yield from ((ours, classes[1].get(key, [])) for key, ours in classes[0].items())
+
+
+def _lists(
+    listed: Sequence[Tensor], single: Sequence[Tensor], turned: bool
+) -> Iterator[tuple[list[Group], list[Group]]]:
+    """Yield lists of layers of one model, and single tensors of the other with as many numbers."""
+    classes: list[dict[object, list[Group]]] = [defaultdict(list), defaultdict(list)]
+    for group in lists(listed):
+        classes[0][group[0].role, sum(t.value.size for t in group)].append(group)
+    for tensor in single:
+        classes[1][tensor.role, tensor.value.size].append((tensor,))
+    for key, groups in classes[0].items():
+        others = classes[1].get(key, [])
+        yield (others, groups) if turned else (groups, others)
+
+
+def _aligned(ours: Sequence[Group], others: Sequence[Group], known: Anchors) -> list[tuple[Group, Group]]:
+    """Return the groups of both models in the order of their calls; none where that does not tell."""
+    sides = [sorted(side, key=lambda group: group[0].rank) for side in (ours, others)]
+    ranks = [[group[0].rank for group in side] for side in sides]
+    distinct = all(len({*some}) == len(some) and NEVER not in some for some in ranks)
+    if not distinct or len(ranks[0]) != len(ranks[1]):
+        return []
+    for a, b in zip(*ranks, strict=True):
+        if any((mine < a) != (other < b) for mine, other in known):
+            return []
+    return [*zip(*sides, strict=True)]
+
+
+def fitting(ours: Sequence[Tensor], others: Sequence[Tensor], why: str) -> list[Match]:
+    """Return the matches of two modules that have the same tensors; none where they have not."""
+    if len(ours) != len(others):
+        return []
+    found, free = [], list(others)
+    keys: tuple[Callable[[Tensor], object], ...] = (
+        lambda t: normal_name(t.last),
+        lambda t: t.role,
+        lambda t: t.value.size,
+    )
+    pending = list(ours)
+    for key in keys:
+        mine, theirs = (Counter(key(t) for t in side) for side in (pending, free))
+        for tensor in [*pending]:
+            same = [other for other in free if key(other) == key(tensor)]
+            if len(same) == 1 and mine[key(tensor)] == theirs[key(tensor)] == 1:
+                forms = fitting_forms((tensor,), (same[0],))
+                if forms:
+                    found.append(Match((tensor,), (same[0],), forms, why))
+                    free.remove(same[0])
+                    pending.remove(tensor)
+    return [] if pending else found
