@@ -24,6 +24,7 @@ from benchmarks.subjects.jax_steps import JaxRun, compiled_for
 from benchmarks.subjects.settings import SETS
 from benchmarks.subjects.subject import SubjectOptions
 from benchmarks.subjects.torch_steps import TorchRun, device, policy
+from parity.numerics.calls import Call
 from parity.numerics.layouts import default_layout, leaves, mapped, to_flax
 from parity.numerics.layouts import to_reference as back
 from parity.running import losses
@@ -173,7 +174,7 @@ class OwnFlax(JaxRun):
         self.read = dict
 
         def forward(params: Tree, stats: Tree, fed: Tree) -> tuple[Tree, Tree]:
-            return net.forward(params, stats, fed, pair.keywords, train, Tap())
+            return net.forward(params, stats, fed, Call(keywords=pair.keywords), train, Tap())
 
         if not train:
             apply = compiled_for(case, lambda params, stats, fed: forward(params, stats, fed)[0], options.tune)
