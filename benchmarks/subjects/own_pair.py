@@ -33,6 +33,8 @@ from ports.frameworks import port_of
 
 Tree = PyTree[jax.Array]
 FlaxModel = nnx.Module | tuple[Any, Any]  # a Linen model is its module and its variables
+# Options with which one side is called otherwise than the other.
+UNTIMED = ("torch_keywords", "flax_keywords", "torch_call", "flax_call", "modes")
 RATE = 1e-4  # of learning: small, so that the numbers of anybody's model stay finite
 
 
@@ -66,6 +68,8 @@ def load_pair(path: str) -> OwnSubject:
     inputs = tuple(np.asarray(v.detach().numpy() if hasattr(v, "detach") else v) for v in given)
     if not inputs or any(not array.ndim for array in inputs):
         raise UserError(f"{path}: got no inputs with a batch, expected (torch_model, flax_model, *inputs)")
+    if unused := [name for name in UNTIMED if options.get(name)]:
+        raise UserError(f"{path}: got {', '.join(unused)}; the benchmark calls both models alike, by keywords= alone")
     return OwnSubject(torch_model, flax_model, inputs, options)
 
 

@@ -128,10 +128,10 @@ class Call:
             if parameter.kind not in FREE and parameter.default is Parameter.empty
         ]
         if missing := [name for name in without if name not in {*places[: len(inputs)], *given, *modes}]:
-            name = missing[0]
+            values = ", ".join(f"{name!r}: …" for name in missing)
             raise UserError(
-                f"{what} needs {' and '.join(map(repr, missing))}, got no value; pass {own}={{{name!r}: …}}, or "
-                f"modes={{{name!r}: (in eval, in train)}} where it says the mode"
+                f"{what} needs {' and '.join(map(repr, missing))}, got no value; pass {own}={{{values}}}, or "
+                f"modes={{{missing[0]!r}: (in eval, in train)}} where it says the mode"
             )
 
     def require_method(self, model: Any) -> None:
@@ -148,7 +148,7 @@ class Call:
         found = getattr(seen, name, None)
         if callable(found) and getattr(found, "__name__", "") != "_forward_unimplemented":
             return
-        what = f"the {self.side} model {type(seen).__name__} has no {name}"
+        what = f"the {self.side} model {type(seen).__name__} has no method {name!r}"
         if self.function is None:
             first = next((n for n in methods if n in vars(type(seen))), "encode")
             raise UserError(f"{what}; say what to call: {self.option}_call={first!r}, or a function of the model")

@@ -142,8 +142,3 @@ def opened(model: Any) -> OpenedModel:
         if row.detect(model):
             return OpenedModel(row.net(model), row.holder(model), partial(row.written, model), row.layout)
     return OpenedModel(model)
-
-
-def is_object(model: Any) -> bool:
-    """Return whether a value is a model object."""
-    return any(row.detect(model) for row in OBJECTS)
