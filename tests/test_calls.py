@@ -17,6 +17,7 @@ from flax import linen as nn
 from flax import nnx
 
 import parity
+from benchmarks.subjects.own_pair import load_pair
 from parity import options
 from parity.commands.cli import main
 from parity.numerics import masking
@@ -362,6 +363,13 @@ def test_a_pair_file_gives_them(tmp_path: Any, request: pytest.FixtureRequest, c
     file.write_text(FILE.format(tests=str(request.path.parent)))
     exits = [main(["check", f"{file}:{name}", "--steps", "0"]) for name in ("right", "wrong", "masked")]
     assert exits == [0, 1, 0], capsys.readouterr()
+
+
+def test_the_benchmark_refuses_what_it_would_not_call(tmp_path: Any, request: pytest.FixtureRequest) -> None:
+    file = tmp_path / "pair.py"
+    file.write_text(FILE.format(tests=str(request.path.parent)))
+    with pytest.raises(UserError, match=r"got torch_call, flax_call, modes; the benchmark calls both models alike"):
+        load_pair(f"{file}:right")
 
 
 def test_the_plugin_passes_them_on(request: pytest.FixtureRequest) -> None:

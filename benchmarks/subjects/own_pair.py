@@ -60,7 +60,7 @@ def load_pair(path: str) -> OwnSubject:
     """Call somebody's function; its inputs become numpy arrays.
 
     Raises:
-        UserError: it does not return a pair with inputs.
+        UserError: it does not return a pair with inputs, or one side is called otherwise than the other.
     """
     from parity.commands.cli import pair
 
