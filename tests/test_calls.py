@@ -463,6 +463,26 @@ def test_a_method_of_a_model_object() -> None:
     assert parity.check(model, flax, IDS, **told)
 
 
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """Another library's way: a frozen record, whose parameters have no other collection with them."""
+
+    module: nn.Module
+    params: Any
+
+    def __call__(self, x: Any, factor: float = 1.0) -> Any:
+        return self.module.apply({"params": self.params}, x * factor)
+
+
+def test_a_frozen_model_object() -> None:
+    model = TorchTwo()
+    module, variables = linen(LinenTwo(), X)
+    flax = parity.move(model, Frozen(module, variables["params"]), X)
+    assert flax.params.keys() == {"up", "down"}
+    assert parity.check(model, flax, X, steps=0)
+    assert not parity.check(model, flax, X, steps=0, flax_keywords={"factor": 1.001})
+
+
 def test_moving_leaves_a_model_object_as_it_was() -> None:
     module = LinenTokens()
     flax = Held(module, module.init(jax.random.key(0), IDS, IDS * 0))
@@ -563,6 +583,13 @@ def test_padding_in_a_port_with_another_layout() -> None:
     report = sequences(0.0, PADDED, True)
     assert report, str(report)
     assert "output.eval" in wrong(sequences(0.0, COUNTED, True))
+
+
+def test_padding_counts_nothing_in_working_precision() -> None:
+    (model,) = sequences(0.0, PADDED, dtypes=("float32",)).models
+    rows = [row for row in model.precision if row.quantity in ("output.eval", "loss", "gradient.parameter")]
+    assert {row.side for row in rows} == {"pytorch", "nnx"}
+    assert max(row.multiple for row in rows) < 32
 
 
 def test_an_output_without_positions_is_compared_whole() -> None:

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from flax import linen as nn
+from flax import nnx
 from flax.core import FrozenDict, unfreeze
 
 from parity.numerics.calls import Holder, itself
@@ -57,7 +58,7 @@ class OpenedModel:
 
 def _is_holder(value: Any) -> bool:
     """Return whether a value is called itself and holds a Linen module with its parameters."""
-    if isinstance(value, nn.Module | type) or not callable(value) or not hasattr(value, "__dict__"):
+    if isinstance(value, nn.Module | nnx.Module | type) or not callable(value) or not hasattr(value, "__dict__"):
         return False
     named = {*vars(value), *dir(type(value))} >= {"module", "params"}  # reading `params` may raise
     return named and isinstance(getattr(value, "module", None), nn.Module)
@@ -114,7 +115,7 @@ def _called_in_place(value: Any) -> Holder:
         call.__wrapped__ = type(value).__call__  # pyright: ignore[reportFunctionMemberAccess]
         own = {"module": property(lambda _: running), "__call__": call, "__module__": type(value).__module__}
         new = copy.copy(value)
-        new.__class__ = type(type(value).__name__, (type(value),), own)
+        object.__setattr__(new, "__class__", type(type(value).__name__, (type(value),), own))  # it may be frozen
         return new
 
     return holder
@@ -124,7 +125,7 @@ def _with_weights(value: Any, net: tuple[nn.Module, Mapping[str, Any]]) -> Any:
     """Return a copy of a model object with these variables."""
     new = copy.copy(value)
     nested = "params" in value.params
-    new.params = dict(net[1]) if nested else net[1]["params"]
+    object.__setattr__(new, "params", dict(net[1]) if nested else net[1]["params"])
     return new
 
 
