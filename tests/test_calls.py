@@ -483,6 +483,19 @@ def test_a_frozen_model_object() -> None:
     assert not parity.check(model, flax, X, steps=0, flax_keywords={"factor": 1.001})
 
 
+def test_a_model_object_takes_images_as_pytorch_does() -> None:
+    """Libraries have one processor of images for both frameworks: the object moves the channels itself."""
+
+    class Images(Held):
+        def __call__(self, x: Any, params: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+            return self.module.apply(params or self.params, jnp.transpose(x, (0, 2, 3, 1)))
+
+    images, module = RNG.standard_normal((2, 3, 6, 7)), nn.Conv(4, (3, 3), padding="VALID")
+    model = torch.nn.Conv2d(3, 4, 3)
+    flax = parity.move(model, Images(module, module.init(jax.random.key(0), jnp.ones((2, 6, 7, 3)))), images)
+    assert parity.check(model, flax, images, steps=0)
+
+
 def test_moving_leaves_a_model_object_as_it_was() -> None:
     module = LinenTokens()
     flax = Held(module, module.init(jax.random.key(0), IDS, IDS * 0))
@@ -514,9 +527,10 @@ class TorchSequence(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.up, self.down = torch.nn.Linear(5, 4), torch.nn.Linear(4, 3)
+        self.norm = torch.nn.LayerNorm(4, eps=1e-5)
 
     def forward(self, x: Any, padding: Any) -> Any:
-        x = torch.tanh(self.up(x))
+        x = torch.relu(self.norm(self.up(x)))
         mean = (x * padding[..., None]).sum(1, keepdim=True) / padding.sum(1)[:, None, None]
         y = self.down(x + mean)
         return {"states": y, "score": y[..., 0], "pooled": mean[:, 0]}
@@ -527,12 +541,13 @@ class NnxSequence(nnx.Module):
 
     def __init__(self) -> None:
         self.up, self.down = nnx.Linear(5, 4, rngs=nnx.Rngs(0)), nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+        self.norm = nnx.LayerNorm(4, epsilon=1e-5, rngs=nnx.Rngs(0))
 
-    def __call__(self, x: Any, padding: Any, inner: Any = 0.0, outer: Any = 0.0, turned: bool = False) -> Any:
-        x = jnp.tanh(self.up(x))
+    def __call__(self, x: Any, padding: Any, inner: Any = 0.0, outer: Any = 0.0, **planted: bool) -> Any:
+        x = (nnx.silu if planted.get("silu") else nnx.relu)(self.norm(self.up(x)))
         mean = (x * padding[..., None]).sum(1, keepdims=True) / padding.sum(1)[:, None, None]
         y = self.down(x + inner + mean) + outer
-        states = y.swapaxes(0, 1) if turned else y
+        states = y.swapaxes(0, 1) if planted.get("turned") else y
         return {"states": states, "score": y[..., 0], "pooled": mean[:, 0]}
 
 
@@ -541,52 +556,70 @@ PADDED, COUNTED = np.zeros((3, 6, 1)), np.zeros((3, 6, 1))
 PADDED[0, 5], COUNTED[2, 1] = 0.5, 1e-6
 
 
-def sequences(inner: Any = 0.0, outer: Any = 0.0, turned: bool = False, **given: Any) -> parity.Report:
+def sequences(planted: dict[str, Any], norm: type | None = None, **given: Any) -> parity.Report:
     torch.manual_seed(0)
     model, padding = TorchSequence(), COUNTS * 1.0
     flax = parity.move(model, NnxSequence(), X, padding)
-    planted = {"inner": inner, "outer": outer, "turned": turned}
+    flax.norm.__class__ = norm or nnx.LayerNorm
     told: dict[str, Any] = {"steps": 1, "mask": COUNTS, "flax_keywords": planted, **given}
     return parity.check(model, flax, X, padding, **told)
 
 
 @pytest.mark.parametrize("place", ["inner", "outer"])
 def test_padding_is_not_compared(place: str) -> None:
-    at: dict[str, Any] = {place: PADDED}
-    report = sequences(**at)
+    at = {place: PADDED}
+    report = sequences(at)
     assert report, str(report)
     assert not report.models[0].advice
     assert "13 of 18 positions compared of output.states, output.score" in report.models[0].note
-    assert "output.eval" in wrong(sequences(**at, mask=None))
-    assert "output.eval" in wrong(sequences(**at, mask=np.ones((3, 6), bool)))
+    assert "output.eval" in wrong(sequences(at, mask=None))
+    assert "output.eval" in wrong(sequences(at, mask=np.ones((3, 6), bool)))
 
 
 @pytest.mark.parametrize("place", ["inner", "outer"])
 def test_a_mistake_at_a_position_that_counts_is_found(place: str) -> None:
     """There is padding that differs, too, and by far more."""
-    at: dict[str, Any] = {place: COUNTED + PADDED}
-    report = sequences(**at)
+    report = sequences({place: COUNTED + PADDED})
     assert {"output.eval", "output.train", "loss"} <= wrong(report)
     (finding,) = report.models[0].findings
-    assert ("up" in finding.text) is (place == "inner")
+    assert ("between norm and down" in finding.text) is (place == "inner")
+
+
+class Shifted(nnx.LayerNorm):
+    """Another epsilon, and something else at padded positions."""
+
+    def __call__(self, x: Any, **given: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        self.epsilon = 1e-6
+        return super().__call__(x, **given) + PADDED
+
+
+def test_padding_hides_no_name_and_adds_no_finding() -> None:
+    """Padding differs between the layers. The mistake is behind them, is an activation there, is in a layer there."""
+    (finding,) = sequences({"inner": PADDED, "outer": COUNTED}).models[0].findings
+    assert "down" in finding.text
+    assert "norm" not in finding.text
+    (finding,) = sequences({"inner": PADDED, "silu": True}).models[0].findings
+    assert finding.trap == "relu-is-silu"
+    (finding,) = sequences({}, norm=Shifted).models[0].findings
+    assert (finding.layer, finding.trap) == ("norm", "norm-epsilon-1e-6")
 
 
 def test_padding_counts_nothing_in_the_loss() -> None:
     """Of the check's own loss and of a loss of the caller's."""
     mine = (lambda out: out["states"].square().mean(), lambda out: jnp.square(out["states"]).mean())
     for loss in (None, mine):
-        assert sequences(0.0, PADDED, loss=loss)
-        assert "loss" in wrong(sequences(0.0, COUNTED + PADDED, loss=loss))
+        assert sequences({"outer": PADDED}, loss=loss)
+        assert "loss" in wrong(sequences({"outer": COUNTED + PADDED}, loss=loss))
 
 
 def test_padding_in_a_port_with_another_layout() -> None:
-    report = sequences(0.0, PADDED, True)
+    report = sequences({"outer": PADDED, "turned": True})
     assert report, str(report)
-    assert "output.eval" in wrong(sequences(0.0, COUNTED, True))
+    assert "output.eval" in wrong(sequences({"outer": COUNTED, "turned": True}))
 
 
 def test_padding_counts_nothing_in_working_precision() -> None:
-    (model,) = sequences(0.0, PADDED, dtypes=("float32",)).models
+    (model,) = sequences({"outer": PADDED}, dtypes=("float32",)).models
     rows = [row for row in model.precision if row.quantity in ("output.eval", "loss", "gradient.parameter")]
     assert {row.side for row in rows} == {"pytorch", "nnx"}
     assert max(row.multiple for row in rows) < 32
@@ -615,7 +648,7 @@ def test_an_output_without_positions_is_compared_whole() -> None:
 )
 def test_a_mask_that_fits_nothing(mask: Any, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        sequences(mask=mask)
+        sequences({}, mask=mask)
 
 
 def test_zeros_and_ones_are_a_mask() -> None:
