@@ -284,7 +284,7 @@ class NoCall(nnx.Module):
         ),
         (
             {"torch_keywords": {"scale": 1}, "flax_call": "embed"},
-            r"TorchTwo\.forward takes no 'scale', expected one of images, scales; rename it",
+            r"TorchTwo\.forward takes no 'scale', expected one of images, scales; scales is nearest",
         ),
         ({"torch_keywords": {"x": 1}, "flax_call": "embed"}, r"TorchTwo\.forward gets 'x' twice"),
         (

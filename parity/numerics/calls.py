@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from inspect import Parameter
-from typing import Any
+from typing import Any, NoReturn
 
 from ports.errors import UserError
 
@@ -100,39 +100,43 @@ class Call:
         Raises:
             UserError: more inputs than it takes, a name that it does not know, an argument without a value.
         """
-        seen, known = self.holder(model), self.parameters(model)
-        kinds = {parameter.kind for parameter in known.values()}
+        known, what = self.parameters(model), f"the {self.side} model's {self._said(model)}"
         places = [name for name, parameter in known.items() if parameter.kind in BY_PLACE]
-        what = f"the {self.side} model's {self._said(seen)}"
-        own = f"{self.option}_keywords"
+        named = {name for name, parameter in known.items() if parameter.kind not in FREE}
+        kinds = {parameter.kind for parameter in known.values()}
         if len(inputs) > len(places) and Parameter.VAR_POSITIONAL not in kinds:
             raise UserError(
                 f"{what} takes {_counted(places)}, got {len(inputs)}; pass by name what one side alone takes: "
                 "torch_keywords={…}, flax_keywords={…}"
             )
-        bound = {name for name in places[: len(inputs)] if known[name].kind is not Parameter.POSITIONAL_ONLY}
-        given = {**keywords, **self.keywords}
-        if twice := sorted(bound & given.keys()):
+        bound, given = {*places[: len(inputs)]}, {**keywords, **self.keywords}
+        by_name = {name for name in bound if known[name].kind is not Parameter.POSITIONAL_ONLY}
+        if twice := sorted(by_name & given.keys()):
             raise UserError(f"{what} gets {twice[0]!r} twice: as an input and by name; expected it once")
-        takes = {name for name, parameter in known.items() if parameter.kind not in FREE} - set(places[: len(inputs)])
-        if Parameter.VAR_KEYWORD not in kinds and (unknown := [name for name in given if name not in takes]):
-            other = "torch_keywords" if self.option == "flax" else "flax_keywords"
-            advice = f"what the other side alone takes goes into {other}=" if unknown[0] in keywords else "rename it"
-            raise UserError(
-                f"{what} takes no {unknown[0]!r}, expected one of {', '.join(sorted(takes)) or 'nothing'}; {advice}"
-            )
-        modes = self.arguments(model, inputs, False)
-        without = [
-            name
-            for name, parameter in known.items()
-            if parameter.kind not in FREE and parameter.default is Parameter.empty
-        ]
-        if missing := [name for name in without if name not in {*places[: len(inputs)], *given, *modes}]:
+        unknown = [name for name in given if name not in named - bound]
+        if unknown and Parameter.VAR_KEYWORD not in kinds:
+            self._refuse(what, unknown[0], sorted(named - bound), shared=unknown[0] in keywords)
+        valued = {*bound, *self.arguments(model, inputs, False), *given}
+        missing = [n for n in known if n in named - valued and known[n].default is Parameter.empty]
+        if missing:
             values = ", ".join(f"{name!r}: …" for name in missing)
             raise UserError(
-                f"{what} needs {' and '.join(map(repr, missing))}, got no value; pass {own}={{{values}}}, or "
-                f"modes={{{missing[0]!r}: (in eval, in train)}} where it says the mode"
+                f"{what} needs {' and '.join(map(repr, missing))}, got no value; pass {self.option}_keywords="
+                f"{{{values}}}, or modes={{{missing[0]!r}: (in eval, in train)}} where it says the mode"
             )
+
+    def _refuse(self, what: str, name: str, takes: Sequence[str], shared: bool) -> NoReturn:
+        """Raise at a name that the call does not know.
+
+        Args:
+            shared: whether both sides are passed it.
+        """
+        other = "torch" if self.option == "flax" else "flax"
+        near = difflib.get_close_matches(name, takes, 1, 0)
+        advice = f"what the other side alone takes goes into {other}_keywords="
+        if not shared:
+            advice = f"{near[0]} is nearest" if near else f"leave it out of {self.option}_keywords="
+        raise UserError(f"{what} takes no {name!r}, expected one of {', '.join(takes) or 'nothing'}; {advice}")
 
     def require_method(self, model: Any) -> None:
         """Raise where the model has no such method.
@@ -157,7 +161,9 @@ class Call:
             f"{self.option}_call: {what}; expected the name of a method{''.join(f'; {n} is nearest' for n in near)}"
         )
 
-    def _said(self, seen: Any) -> str:
+    def _said(self, model: Any) -> str:
+        """Return what messages call what is called."""
+        seen = self.holder(model)
         if self.function is None:
             return f"{type(seen).__name__}.{self.entry}"
         if isinstance(self.function, str):
