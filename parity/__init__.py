@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from parity.api import assert_parity, check, check_network, move
-    from parity.options import NetworkOptions, PairOptions
+    from parity.options import MoveOptions, NetworkOptions, PairOptions
     from parity.reports.report import Report
 
 HOMES = {
     **dict.fromkeys(("assert_parity", "check", "check_network", "move"), "parity.api"),
-    **dict.fromkeys(("NetworkOptions", "PairOptions"), "parity.options"),
+    **dict.fromkeys(("MoveOptions", "NetworkOptions", "PairOptions"), "parity.options"),
     "Report": "parity.reports.report",
 }
 
-__all__ = ["NetworkOptions", "PairOptions", "Report", "assert_parity", "check", "check_network", "move"]
+__all__ = ["MoveOptions", "NetworkOptions", "PairOptions", "Report", "assert_parity", "check", "check_network", "move"]
 
 
 def __getattr__(name: str) -> Any:

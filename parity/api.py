@@ -20,20 +20,25 @@ from parity.options import (
     LIVE,
     NAMED,
     PAIR,
+    MoveSettings,
     NetworkOptions,
     NetworkSettings,
     Options,
     PairOptions,
     PairSettings,
+    move_record,
     record,
 )
 from parity.reports.report import Model, Report
+from parity.running import calling, isolation, losses, memory, objects
 from parity.running import device as devices
-from parity.running import isolation, losses, memory, probes
 from parity.running.flax_ports import is_flax
 from parity.verdict import precision, transfer
 from parity.verdict.precision import Policy
 from ports.errors import UserError
+
+# Options with which a pair is called even where no inputs stand behind it.
+CALLED = ("keywords", "torch_keywords", "flax_keywords")
 
 
 def check(torch_model: Any, flax_model: Any = None, *inputs: Any, **options: Unpack[PairSettings]) -> Report:
@@ -49,7 +54,8 @@ def check(torch_model: Any, flax_model: Any = None, *inputs: Any, **options: Unp
 
     Args:
         torch_model: the reference.
-        flax_model: the port: an `nnx.Module`, or Linen's `(module, variables)`.
+        flax_model: the port: an `nnx.Module`, Linen's `(module, variables)`, or an object of a library that holds a
+            Linen `module` and its `params` (`transformers.FlaxBertModel`): it is called as a user calls it.
         inputs: what both are called with, in PyTorch's layout: arrays, tensors, or nested tuples and dicts of them.
         options: the fields of `parity.PairOptions`, as keywords.
 
@@ -62,7 +68,7 @@ def check(torch_model: Any, flax_model: Any = None, *inputs: Any, **options: Unp
     """
     live = () if flax_model is None else (flax_model, *inputs)
     own = isinstance(torch_model, torch.nn.Module)
-    if not own or not ((inputs and not is_flax(inputs[0])) or options.get("keywords")):
+    if not own or not ((inputs and not is_flax(inputs[0])) or any(options.get(name) for name in CALLED)):
         return _check_network(torch_model, live, options)
     asked = record(PAIR, PairOptions, options)
     if flax_model is None:
@@ -108,9 +114,7 @@ def move(
     torch_model: torch.nn.Module,
     flax_model: Any,
     *inputs: Any,
-    names: Mapping[str, str | None] | None = None,
-    layouts: Mapping[str, str] | None = None,
-    keywords: Mapping[str, Any] | None = None,
+    **options: Unpack[MoveSettings],
 ) -> Any:
     """Move the weights and statistics of anybody's PyTorch model into their Flax model, layer by paired layer.
 
@@ -119,16 +123,24 @@ def move(
     own types: a number that one of them cannot hold is refused, never rounded. Like a check, it waits for one that runs
     in another thread, and puts all settings back.
 
+    Args:
+        torch_model: PyTorch's model.
+        flax_model: the Flax model, as `check` takes it.
+        inputs: what both are called with, in PyTorch's layout.
+        options: the fields of `parity.MoveOptions`, as keywords.
+
     Returns:
-        the NNX model, changed in place, or Linen's `(module, new variables)`.
+        the NNX model, changed in place; Linen's `(module, new variables)`; a copy of a model object.
 
     Raises:
-        UserError: layers that cannot be paired, or whose names say one thing and whose use says another; tensors that
-            do not fit in shape or type. Nothing was written then.
+        UserError: an unknown option; layers that cannot be paired, or whose names say one thing and whose use says
+            another; tensors that do not fit in shape or type. Nothing was written then.
     """
+    asked = move_record(options)
     with isolation.isolated():
-        fed = probes.given(inputs, keywords, layouts, losses.projection(0))
-        return moving.moved(torch_model, flax_model, fed, names)
+        other = objects.opened(flax_model)
+        fed = calling.prepared(torch_model, other, inputs, asked, losses.projection(0))
+        return other.written(moving.moved(torch_model, other.net, fed, asked.names))
 
 
 def _check_network(network: Any, live: tuple[Any, ...], options: Mapping[str, Any]) -> Report:
@@ -151,7 +163,7 @@ def _check_pair(
     lines = tuple(str(pairing).splitlines())
     if judged.misfits:
         return Model(own.title, (judged.row,), findings=tuple(told), pairing=lines)
-    found = pipeline.run(subjects.of_pair(own, flax_model, options), policy, options.progress)
+    found = pipeline.run(subjects.of_pair(own, options), policy, options.progress)
     more = (finding for finding in found.findings if finding.trap or finding.layer not in judged.tied)
     return replace(found, rows=(judged.row, *found.rows), findings=(*told, *more), pairing=lines)
 

@@ -7,13 +7,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 import numpy as np
 
+from parity.numerics.masking import positions
 from ports.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,6 +33,20 @@ NAMED, LIVE, PAIR = "a named network", "live networks of this package", "two liv
 Optimizer = str | Callable[..., Any]
 # What is differentiated, in PyTorch and in JAX: from a model's output to a number.
 Losses = tuple[Callable[[Any], Any], Callable[[Any], Any]]
+# What is called in place of a model: a function (model, *inputs, **keywords), or the name of a method.
+Caller = Callable[..., Any] | str
+# An array of booleans, of any framework.
+Mask = Any
+
+# The options that are dicts by the names of arguments, and pairs of them that cannot both have a name.
+BY_NAME = ("layouts", "keywords", "torch_keywords", "flax_keywords", "modes")
+CLASHES = (
+    ("keywords", "torch_keywords"),
+    ("keywords", "flax_keywords"),
+    ("keywords", "modes"),
+    ("torch_keywords", "modes"),
+    ("flax_keywords", "modes"),
+)
 
 
 def quiet(_: str) -> None:
@@ -83,23 +98,86 @@ class Options:
 
 
 @dataclass(frozen=True)
-class PairOptions(Options):
+class CallOptions:
+    """How somebody's own models are called, besides their inputs.
+
+    Attributes:
+        layouts: by the name of an input (`input`; of several `input.0`, `input.key`) how Flax holds it:
+            `channels_last` (the default from four dimensions on), `same` or `batch_second`.
+        keywords: what is passed by name to both models, in PyTorch's layout.
+        torch_keywords: what is passed by name to the PyTorch model alone.
+        flax_keywords: what is passed by name to the Flax model alone; arrays as the Flax model takes them.
+        torch_call: what is called in place of the PyTorch model: a function `(model, *inputs, **keywords)` that gives
+            the outputs, or the name of a method (`"encode"`).
+        flax_call: the same for Flax; the function gets the NNX model, or Linen's bound module.
+        modes: settings that say the mode, by name: `{"is_training_mode": (False, True)}` is False in eval mode and
+            True in train mode. Each goes to the side that takes it. Those of `numerics.calls.MODES` (`train`,
+            `deterministic`, …) are known.
+
+    Raises:
+        UserError: names that are not strings, a name that is passed twice, a mode without two values, a call that is
+            neither a function nor a name.
+    """
+
+    layouts: Mapping[str, str] | None = None
+    keywords: Mapping[str, Any] | None = None
+    torch_keywords: Mapping[str, Any] | None = None
+    flax_keywords: Mapping[str, Any] | None = None
+    torch_call: Caller | None = None
+    flax_call: Caller | None = None
+    modes: Mapping[str, Sequence[Any]] | None = None
+
+    def __post_init__(self) -> None:
+        by_name = {name: getattr(self, name) or {} for name in BY_NAME}
+        for option, value in by_name.items():
+            if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+                raise UserError(f"{option}: got {value!r}, expected a dict of values by the names of arguments")
+        for name, both in by_name["modes"].items():
+            if not isinstance(both, tuple | list) or len(both) != 2:
+                raise UserError(f"modes: {name}: got {both!r}, expected two values: (in eval mode, in train mode)")
+        for a, b in CLASHES:
+            if twice := sorted(by_name[a].keys() & by_name[b].keys()):
+                raise UserError(f"got {twice[0]!r} in both {a} and {b}, expected it in one of them")
+        for option in ("torch_call", "flax_call"):
+            value = getattr(self, option)
+            if not (value is None or isinstance(value, str) or callable(value)):
+                said = "expected a function (model, *inputs, **keywords) or the name of a method"
+                raise UserError(f"{option}: got {value!r}, {said}")
+
+
+@dataclass(frozen=True)
+class MoveOptions(CallOptions):
+    """What `parity.move` can be asked.
+
+    Attributes:
+        names: Flax's layer names by PyTorch's, where they cannot be paired with certainty (`pairing.matching.pair`).
+    """
+
+    names: Mapping[str, str | None] | None = None
+
+
+@dataclass(frozen=True)
+class PairOptions(Options, CallOptions):
     """What the check of somebody's own pair can be asked.
 
     Attributes:
         names: Flax's layer names by PyTorch's, where they cannot be paired with certainty (`pairing.matching.pair`).
         loss: what is differentiated; by default the mean of every output times fixed random numbers.
-        layouts: by the name of an input (`input`; of several `input.0`, `input.key`) how Flax holds it:
-            `channels_last` (the default from four dimensions on), `same` or `batch_second`.
-        keywords: what is passed by name to both models.
         accept: names of `traps.catalogue.LAYERS` (`parity traps` lists them): differences that are meant.
+        mask: booleans (batch, length), true where a position of a sequence counts. Of outputs and layers that begin
+            with these axes in PyTorch the others are not compared, and the loss gets zeros there.
     """
 
     names: Mapping[str, str | None] | None = None
     loss: Losses | None = None
-    layouts: Mapping[str, str] | None = None
-    keywords: Mapping[str, Any] | None = None
     accept: Sequence[str] = ()
+    mask: Mask | None = None
+
+    def __post_init__(self) -> None:
+        Options.__post_init__(self)
+        CallOptions.__post_init__(self)
+        if self.mask is not None:
+            positions(self.mask)
 
 
 @dataclass(frozen=True)
@@ -151,14 +229,29 @@ class _Settings(TypedDict, total=False):
     progress: Callable[[str], None]
 
 
-class PairSettings(_Settings, total=False):
+class _CallSettings(TypedDict, total=False):
+    layouts: Mapping[str, str] | None
+    keywords: Mapping[str, Any] | None
+    torch_keywords: Mapping[str, Any] | None
+    flax_keywords: Mapping[str, Any] | None
+    torch_call: Caller | None
+    flax_call: Caller | None
+    modes: Mapping[str, Sequence[Any]] | None
+
+
+class MoveSettings(_CallSettings, total=False):
+    """`MoveOptions` as keywords."""
+
+    names: Mapping[str, str | None] | None
+
+
+class PairSettings(_Settings, _CallSettings, total=False):
     """`PairOptions` as keywords."""
 
     names: Mapping[str, str | None] | None
     loss: Losses | None
-    layouts: Mapping[str, str] | None
-    keywords: Mapping[str, Any] | None
     accept: Sequence[str]
+    mask: Mask | None
 
 
 class NetworkSettings(_Settings, total=False):
@@ -182,7 +275,30 @@ USED = {
     **dict.fromkeys(("ports", "weights"), (NAMED,)),
 }
 
+# What a function that returns a pair may return behind the inputs, in a dict.
+GIVEN = tuple(name for name in (*OF_PAIRS, *EVERY) if name != "progress")
+
 Record = TypeVar("Record", PairOptions, NetworkOptions)
+
+
+def _known(given: Iterable[str], known: Sequence[str]) -> None:
+    if unknown := [name for name in given if name not in known]:
+        near = difflib.get_close_matches(unknown[0], known, 1, 0)[0]
+        raise UserError(f"got the option {unknown[0]!r}, expected one of {', '.join(known)}; {near} is nearest")
+
+
+def _empty(value: object) -> bool:
+    return value is None or (isinstance(value, Mapping | Sequence) and not value)
+
+
+def move_record(given: Mapping[str, Any]) -> MoveOptions:
+    """Return the options of `parity.move`. None, and an empty option, ask for the default.
+
+    Raises:
+        UserError: an option that `move` does not have, one whose value is not what it expects.
+    """
+    _known(given, [one.name for one in fields(MoveOptions)])
+    return MoveOptions(**{name: value for name, value in given.items() if not _empty(value)})
 
 
 def record(kind: str, into: type[Record], given: Mapping[str, Any]) -> Record:
@@ -192,10 +308,8 @@ def record(kind: str, into: type[Record], given: Mapping[str, Any]) -> Record:
         UserError: an option that no check has, or that this kind does not use: all of them, and what each is for.
     """
     known = (*EVERY, *OF_PAIRS, *OF_NETWORKS)
-    if unknown := [name for name in given if name not in known]:
-        near = difflib.get_close_matches(unknown[0], known, 1, 0)[0]
-        raise UserError(f"got the option {unknown[0]!r}, expected one of {', '.join(known)}; {near} is nearest")
-    asked = {n: value for n, value in given.items() if (bool(value) if n in OF_PAIRS else value is not None)}
+    _known(given, known)
+    asked = {n: value for n, value in given.items() if not (_empty(value) if n in OF_PAIRS else value is None)}
     unused: dict[str, list[str]] = {}
     for name in known:
         if name in asked and kind not in USED.get(name, (kind,)):

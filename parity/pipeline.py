@@ -156,7 +156,8 @@ def _layers(
     for train in (False, True):
         expected = forced_runs.of_reference(reference, fed, tapped, train)
         got = forced_runs.of_port(functional, fed, expected, train)
-        cases[train] = localise.ForcedRuns(expected, got, list(localise.deviations(expected, got, leaf, train, shared)))
+        found = localise.deviations(expected, got, leaf, train, shared, fed)
+        cases[train] = localise.ForcedRuns(expected, got, list(found))
         memory.release()
     first = first_divergence(port, judged, {train: case.deviations for train, case in cases.items()})
     found = diagnosis.findings(port, reference, fed, cases, leaf)

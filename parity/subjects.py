@@ -9,19 +9,21 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 
 import ports
-from parity.numerics.layouts import LAYOUTS, axes, counterparts, leaves, named
+from parity.numerics import masking
+from parity.numerics.layouts import LAYOUTS, axes, counterparts, leaves, named, rebuilt
 from parity.numerics.quantities import Probe
 from parity.options import LARGEST, NetworkOptions, Options, PairOptions
 from parity.pairing import choosing
 from parity.pairing.models import PairedModels, pair_models
 from parity.pairing.pairs import Pairing
 from parity.pairing.trials import Trial
+from parity.running import calling, losses, memory, objects, probes, training
 from parity.running import flax as run_flax
-from parity.running import losses, memory, probes, training
 from parity.running import pytorch as run_pytorch
 from parity.running.draws_jax import counted, undropped
 from parity.running.flax import Functional
@@ -185,12 +187,14 @@ class OwnPair:
     Attributes:
         title: what the report calls them.
         both: the models in float64, layer by layer.
-        fed: the inputs.
+        other: the Flax model as it was given, or that in a model object.
+        fed: the inputs, and how the models are called.
         given: PyTorch's tensors as they are, before recurrent biases are folded.
     """
 
     title: str
     both: PairedModels
+    other: Any
     fed: Probe
     given: Mapping[str, np.ndarray]
 
@@ -202,12 +206,15 @@ def own_pair(model: torch.nn.Module, other: object, inputs: Sequence[object], op
         UserError: inputs that are not numbers, layers that cannot be paired, a model that raises or is random.
     """
     loss = losses.given(*options.loss) if options.loss else losses.projection(options.seed)
-    fed = probes.given(inputs, options.keywords, options.layouts, loss)
+    opened = objects.opened(other)
+    fed = calling.prepared(model, opened, inputs, options, loss)
     options.progress("pairing layers")
-    both = pair_models(model, other, fed, options.names)
+    both = pair_models(model, opened.net, fed, options.names)
     _repeatable(both.reference, fed)
     both = _formed(both, fed, options)
-    return OwnPair(type(model).__name__, both, fed, weights.read(model))
+    if options.mask is not None:
+        fed = replace(fed, mask=masking.positions(options.mask))
+    return OwnPair(type(model).__name__, both, opened.net, fed, weights.read(model))
 
 
 def _formed(both: PairedModels, fed: Probe, options: PairOptions) -> PairedModels:
@@ -226,16 +233,14 @@ def _formed(both: PairedModels, fed: Probe, options: PairOptions) -> PairedModel
     return replace(both, pairing=choosing.by_computing(both.pairing, trial, strict=False).reading(own))
 
 
-def of_pair(own: OwnPair, other: object, options: PairOptions) -> Subject:
+def of_pair(own: OwnPair, options: PairOptions) -> Subject:
     """Return the subject of somebody's own pair, with PyTorch's weights in both models.
 
     Numbers are random in tensors whose numbers are all equal, for these hide mistakes.
 
-    Args:
-        other: the Flax model as it was given.
-
     Raises:
-        UserError: `accept` names no trap, or one that no layer can have; an option of training out of range.
+        UserError: `accept` names no trap, or one that no layer can have; an option of training out of range; a mask
+            that fits no output.
     """
     both = own.both
     state = probes.varied(both.state, {*both.tensors.values()}, options.seed)
@@ -247,7 +252,7 @@ def of_pair(own: OwnPair, other: object, options: PairOptions) -> Subject:
     if not how.own and not run_pytorch.parameters(both.reference, fed):
         # All is frozen: PyTorch has no training that the check's own could be compared with.
         how = replace(how, steps=0)
-    renamed, fed, differing = _outputs(both, state, fed, own_loss=options.loss is not None)
+    renamed, fed, masks, differing = _outputs(both, state, fed, own_loss=options.loss is not None)
     dropped = run_pytorch.chances(both.reference, fed)
     theirs = _chances(both.functional(state, {}), fed) if dropped else Counter()
     # A port that drops values as often as PyTorch, or otherwise, is compared so. One that only lacks some is compared
@@ -257,10 +262,11 @@ def of_pair(own: OwnPair, other: object, options: PairOptions) -> Subject:
     used = _comparable(both, state, fed)
 
     def in_type(dtype: str, state: Mapping[str, np.ndarray]) -> Functional:
-        flax = FLAX_PORTS[both.port].promote(other, dtype)
+        flax = FLAX_PORTS[both.port].promote(own.other, dtype)
         return replace(both, flax=flax, dtype=dtype).functional(state, {})
 
     def adapted(net: Functional) -> Functional:
+        net = replace(net, forward=_masking(net.forward, masks)) if masks else net
         net = replace(net, forward=_renaming(net.forward, renamed)) if renamed else net
         return replace(net, forward=undropped(net.forward)) if lacking else net
 
@@ -286,22 +292,23 @@ NO_DROPOUT = (
 
 def _outputs(
     both: PairedModels, state: Mapping[str, np.ndarray], fed: Probe, own_loss: bool
-) -> tuple[dict[str, str], Probe, str]:
+) -> tuple[dict[str, str], Probe, dict[str, np.ndarray], str]:
     """Return PyTorch's names of the port's outputs, the probe without PyTorch's other ones, and what a reader is told.
 
-    The names are empty where a loss of the caller's takes the outputs.
+    Before that last comes what counts of the port's outputs, where they have positions that do not. The names are empty
+    where a loss of the caller's takes the outputs.
 
     Raises:
-        UserError: the models have no output in common.
+        UserError: the models have no output in common; no output has the axes of the mask.
     """
     copy = run_pytorch.promote(both.reference).eval()
     with torch.no_grad(), run_pytorch.tapped(copy, Tap(), ()):
         ours = run_pytorch.outputs(run_pytorch.run(copy, fed, run_pytorch.inputs_of(fed)))
     net, kept = both.functional(state, {}), {}
-    inputs, keywords = run_flax.inputs_of(fed)
+    inputs, call = run_flax.inputs_of(fed)
 
     def forward(params: Any, stats: Any) -> None:
-        values, _ = net.forward(params, stats, inputs, keywords, False, Tap())
+        values, _ = net.forward(params, stats, inputs, call, False, Tap())
         kept.update((name, jax.ShapeDtypeStruct(a.shape, a.dtype)) for name, a in leaves(values, "output"))
 
     jax.eval_shape(forward, net.params, net.stats)
@@ -309,14 +316,36 @@ def _outputs(
     if not names:
         said = f"PyTorch gives {_listed(ours)}, the port {_listed(kept)}"
         raise UserError(f"outputs: {said}; expected one at least that both give")
+    masks = masking.masks(fed.mask, ours, kept, names)
+    note = _masked(fed.mask, [names[name] for name in masks])
     if own_loss:
-        return {}, fed, ""
+        return {}, fed, masks, note
     alone = [name for name in ours if name not in names.values()]
     theirs = [name for name in kept if name not in names]
-    note = "".join(
+    note += "".join(
         f", only {side} gives {', '.join(left)}" for side, left in (("PyTorch", alone), ("the port", theirs)) if left
     )
-    return names, replace(fed, alone=frozenset(alone)), note
+    return names, replace(fed, alone=frozenset(alone)), masks, note
+
+
+def _masked(mask: np.ndarray | None, names: Sequence[str]) -> str:
+    """Return what a reader is told of the positions that are not compared."""
+    if mask is None:
+        return ""
+    return f", {int(mask.sum())} of {mask.size} positions compared of {', '.join(names)}"
+
+
+def _masking(forward: Callable[..., Any], masks: Mapping[str, np.ndarray]) -> Callable[..., Any]:
+    """Return a network's function whose outputs are zeros at the positions that do not count."""
+
+    def counted(name: str, value: jax.Array) -> jax.Array:
+        return jnp.where(masks[name], value, jnp.zeros_like(value)) if name in masks else value
+
+    def run(*args: Any) -> Any:
+        values, stats = forward(*args)
+        return rebuilt(values, counted), stats
+
+    return run
 
 
 def _listed(arrays: Mapping[str, Any]) -> str:
@@ -335,10 +364,10 @@ def _renaming(forward: Callable[..., Any], names: Mapping[str, str]) -> Callable
 
 def _chances(net: Functional, fed: Probe) -> Counter[float]:
     """Return how often a port drops values in train mode, by the part that it drops."""
-    inputs, keywords = run_flax.inputs_of(fed)
+    inputs, call = run_flax.inputs_of(fed)
 
     def forward(params: Any, stats: Any) -> None:
-        net.forward(params, stats, inputs, keywords, True, Tap())
+        net.forward(params, stats, inputs, call, True, Tap())
 
     with counted() as found:
         jax.eval_shape(forward, net.params, net.stats)
@@ -373,10 +402,10 @@ def _comparable(both: PairedModels, state: Mapping[str, np.ndarray], fed: Probe)
         run_pytorch.run(copy, fed, run_pytorch.inputs_of(fed))
     ours = {name: tuple(y.shape) for name, y in record.outputs.items()}
     net, record = both.functional(state, both.names), Recorder()
-    inputs, keywords = run_flax.inputs_of(fed)
+    inputs, call = run_flax.inputs_of(fed)
 
     def forward(params: Any, stats: Any) -> None:
-        net.forward(params, stats, inputs, keywords, False, record)
+        net.forward(params, stats, inputs, call, False, record)
 
     jax.eval_shape(forward, net.params, net.stats)
     theirs = {name: tuple(y.shape) for name, y in record.outputs.items()}

@@ -19,13 +19,16 @@ def types(settings: type) -> dict[str, str]:
     return {name: hint.__forward_arg__ for name, hint in settings.__annotations__.items()}
 
 
-@pytest.mark.parametrize(("kind", "settings"), [(PairOptions, PairSettings), (NetworkOptions, NetworkSettings)])
+KINDS = ((PairOptions, PairSettings), (NetworkOptions, NetworkSettings), (options.MoveOptions, options.MoveSettings))
+
+
+@pytest.mark.parametrize(("kind", "settings"), KINDS)
 def test_type_checkers_see_the_fields_of_the_record(kind: type, settings: type) -> None:
     assert types(settings) == {one.name: one.type for one in fields(kind)}
 
 
 def test_every_field_is_described() -> None:
-    for cls in (options.Options, PairOptions, NetworkOptions):
+    for cls in (options.Options, options.CallOptions, options.MoveOptions, PairOptions, NetworkOptions):
         own = [one.name for one in fields(cls) if one.name in cls.__annotations__]
         said = inspect.getdoc(cls) or ""
         assert [name for name in own if f"\n    {name}: " not in said] == []

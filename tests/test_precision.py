@@ -403,7 +403,7 @@ with device.using("gpu"):
     inputs, keywords = run_flax.inputs_of(Probe((np.ones((1, 2)),), None))
     for port, made in ((run_nnx, net), (run_linen, (module, variables))):
         f = port.functional(port.promote(made))
-        y = jax.jit(lambda p, s, x: f.forward(p, s, x, {}, True, run_flax.Tap())[0])(f.params, f.stats, inputs)
+        y = jax.jit(lambda p, s, x: f.forward(p, s, x, keywords, True, run_flax.Tap())[0])(f.params, f.stats, inputs)
         print({d.id for leaf in jax.tree.leaves((f.params, inputs, y)) for d in leaf.devices()})
 """
 

@@ -24,6 +24,7 @@ from benchmarks.subjects.jax_steps import JaxRun, compiled_for
 from benchmarks.subjects.settings import SETS
 from benchmarks.subjects.subject import SubjectOptions
 from benchmarks.subjects.torch_steps import TorchRun, device, policy
+from parity.numerics.calls import Call
 from parity.numerics.layouts import default_layout, leaves, mapped, to_flax
 from parity.numerics.layouts import to_reference as back
 from parity.running import losses
@@ -32,6 +33,8 @@ from ports.frameworks import port_of
 
 Tree = PyTree[jax.Array]
 FlaxModel = nnx.Module | tuple[Any, Any]  # a Linen model is its module and its variables
+# Options with which one side is called otherwise than the other.
+UNTIMED = ("torch_keywords", "flax_keywords", "torch_call", "flax_call", "modes")
 RATE = 1e-4  # of learning: small, so that the numbers of anybody's model stay finite
 
 
@@ -57,7 +60,7 @@ def load_pair(path: str) -> OwnSubject:
     """Call somebody's function; its inputs become numpy arrays.
 
     Raises:
-        UserError: it does not return a pair with inputs.
+        UserError: it does not return a pair with inputs, or one side is called otherwise than the other.
     """
     from parity.commands.cli import pair
 
@@ -65,6 +68,8 @@ def load_pair(path: str) -> OwnSubject:
     inputs = tuple(np.asarray(v.detach().numpy() if hasattr(v, "detach") else v) for v in given)
     if not inputs or any(not array.ndim for array in inputs):
         raise UserError(f"{path}: got no inputs with a batch, expected (torch_model, flax_model, *inputs)")
+    if unused := [name for name in UNTIMED if options.get(name)]:
+        raise UserError(f"{path}: got {', '.join(unused)}; the benchmark calls both models alike, by keywords= alone")
     return OwnSubject(torch_model, flax_model, inputs, options)
 
 
@@ -173,7 +178,7 @@ class OwnFlax(JaxRun):
         self.read = dict
 
         def forward(params: Tree, stats: Tree, fed: Tree) -> tuple[Tree, Tree]:
-            return net.forward(params, stats, fed, pair.keywords, train, Tap())
+            return net.forward(params, stats, fed, Call(keywords=pair.keywords), train, Tap())
 
         if not train:
             apply = compiled_for(case, lambda params, stats, fed: forward(params, stats, fed)[0], options.tune)

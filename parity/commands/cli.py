@@ -214,6 +214,8 @@ def pair(path: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
     Raises:
         UserError: it cannot be loaded, raises, or returns something else.
     """
+    from parity.options import GIVEN
+
     module, _, function = path.rpartition(":")
     folders = [str(Path.cwd()), *([str(Path(module).resolve().parent)] if module.endswith(".py") else [])]
     sys.path[:0] = folders
@@ -230,10 +232,8 @@ def pair(path: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
             sys.path.remove(folder)
     if not isinstance(made, tuple) or len(made) < 2:
         raise UserError(f"{path}: returned {type(made).__name__}, expected (torch_model, flax_model, *inputs)")
-    known = {"names", "loss", "layouts", "keywords", "accept", "steps", "seed", "dtypes", "tf32", "device"}
-    known |= {"optimizer", "tx", "clip_grad_norm", "accumulate"}
     last = made[-1]
-    if isinstance(last, dict) and last and set(last) <= known:
+    if isinstance(last, dict) and last and set(last) <= {*GIVEN}:
         return made[:-1], last
     return made, {}
 

@@ -155,9 +155,9 @@ class _Shapes(Tap):
 
 def _layouts(net: Functional, probe: Probe, reference: RecordedRun, train: bool) -> dict[tuple[str, str], str]:
     """In which layout the port holds the reference's inputs and outputs; none where the number of axes differs."""
-    inputs, keywords = run_flax.inputs_of(probe)
+    inputs, call = run_flax.inputs_of(probe)
     shapes = _Shapes()
-    jax.eval_shape(lambda p, s: net.forward(p, s, inputs, keywords, train, shapes)[0], net.params, net.stats)
+    jax.eval_shape(lambda p, s: net.forward(p, s, inputs, call, train, shapes)[0], net.params, net.stats)
     found = {}
     for (side, name), got in shapes.found.items():
         expected = (reference.inputs if side == "enter" else reference.outputs).get(name)
@@ -171,7 +171,7 @@ def _layouts(net: Functional, probe: Probe, reference: RecordedRun, train: bool)
 
 def of_port(net: Functional, probe: Probe, reference: RecordedRun, train: bool) -> RecordedRun:
     """The forced run of a port: `inputs` are what arrived, `outputs` what the layers made of the reference's inputs."""
-    inputs, keywords = run_flax.inputs_of(probe)
+    inputs, call = run_flax.inputs_of(probe)
     layouts = _layouts(net, probe, reference, train)
     loss = probe.loss.flax(_output_layouts(net, probe, reference, train))
     moving = run_flax.moving(inputs)
@@ -186,7 +186,7 @@ def of_port(net: Functional, probe: Probe, reference: RecordedRun, train: bool) 
     def forced(params: Any, zeros: Any, moving: Any, stats: Any) -> Any:
         whole = run_flax.with_moving(inputs, moving)
         tap = _Forced(reference, layouts, zeros)
-        values, stats = net.forward(params, stats, whole, keywords, train, tap)
+        values, stats = net.forward(params, stats, whole, call, train, tap)
         own = loss(values) if train else jnp.zeros(())
         return tap.total + own, (values, tap.arrived, tap.computed, stats, own)
 
@@ -217,8 +217,8 @@ def of_port(net: Functional, probe: Probe, reference: RecordedRun, train: bool) 
 
 
 def _output_layouts(net: Functional, probe: Probe, reference: RecordedRun, train: bool) -> dict[str, str]:
-    inputs, keywords = run_flax.inputs_of(probe)
-    values, _ = jax.eval_shape(lambda p, s: net.forward(p, s, inputs, keywords, train, Tap()), net.params, net.stats)
+    inputs, call = run_flax.inputs_of(probe)
+    values, _ = jax.eval_shape(lambda p, s: net.forward(p, s, inputs, call, train, Tap()), net.params, net.stats)
     found = {}
     for name, value in leaves(values, "output"):
         expected = reference.values.get(name)

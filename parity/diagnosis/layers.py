@@ -108,7 +108,8 @@ def _differing(
                 backward_pass(y, fed.pins, torch.as_tensor(slope))
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # a form that it cannot have here
             return None
-        pairs = [("output", y.detach().numpy(), case.port.outputs[layer], FORWARD)]
+        outputs = [fed.counted(array) for array in (y.detach().numpy(), case.port.outputs[layer])]
+        pairs = [("output", *outputs, FORWARD)]
         if train:
             buffers = {f"{layer}.{name}": b.numpy() for name, b in own.named_buffers() if b.is_floating_point()}
             theirs = case.port.statistics

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from parity.diagnosis.forced_runs import RecordedRun
 from parity.numerics import bounds
 from parity.numerics.layouts import Tensors
+from parity.numerics.quantities import Probe
 from parity.running.taps import layer_of
 
 NETWORK, LOSS = "(the network)", "(the loss)"
@@ -55,6 +56,14 @@ class ForcedRuns:
     deviations: list[Deviation]
 
 
+def _counted(run: RecordedRun, fed: Probe | None) -> RecordedRun:
+    """Return a run without the positions that do not count; its gradients there are compared."""
+    if fed is None or fed.mask is None:
+        return run
+    inputs, outputs = ({n: fed.counted(a) for n, a in tensors.items()} for tensors in (run.inputs, run.outputs))
+    return replace(run, inputs=inputs, outputs=outputs)
+
+
 def _wrong(got: Tensors, expected: Tensors, allowed: float) -> set[str]:
     """The tensors that are farther off than rounding explains, against what their number of elements lets expect."""
     sizes = {name: bounds.norm(array) for name, array in expected.items()}
@@ -86,14 +95,21 @@ class Carried:
 
 
 def deviations(
-    reference: RecordedRun, port: RecordedRun, leaf: Collection[str], train: bool, shared: Collection[str] = ()
+    reference: RecordedRun,
+    port: RecordedRun,
+    leaf: Collection[str],
+    train: bool,
+    shared: Collection[str] = (),
+    fed: Probe | None = None,
 ) -> Iterator[Deviation]:
     """What is wrong by itself in one mode, in execution order; gradients behind, from the end of the network.
 
     Args:
         leaf: the names of the layers in which no other is recorded.
         shared: the layers whose parameters are used outside of them too: a mistake elsewhere reaches their gradients.
+        fed: says which positions count; by default all.
     """
+    reference, port = _counted(reference, fed), _counted(port, fed)
     carried = Carried()
     seen: set[str] = set()
     arrived = _wrong(port.inputs, reference.inputs, FORWARD)

@@ -227,6 +227,8 @@ def _differing(reference: ReferenceNetwork, planted: PlantedCalls, places: Seque
             return None
         for place in (p for p in places if p.train is train):
             have = seen.get((place.side, place.call))
-            if have is None or bounds.distance(have, place.got) > allowed * (bounds.norm(place.got) or 1.0):
+            got = place.got if gradients else reference.probe.counted(place.got)
+            have = have if have is None or gradients else reference.probe.counted(have)
+            if have is None or bounds.distance(have, got) > allowed * (bounds.norm(got) or 1.0):
                 return {f"{place.side} {place.call}"}
     return set()

@@ -124,6 +124,21 @@ def mapped(value: Any, change: Callable[[str, Any], Any], name: str = "input") -
     return change(name, value) if hasattr(value, "shape") and hasattr(value, "dtype") else value
 
 
+def rebuilt(value: Any, change: Callable[[str, Any], Any], name: str = "output") -> Any:
+    """Return the nested value with `change(name, array)` for every array, in containers of the same kinds."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type) and not hasattr(value, "shape"):
+        held = value if isinstance(value, Mapping) else fields(value)
+        parts = {key: rebuilt(part, change, f"{name}.{key}") for key, part in held.items()}
+        return dataclasses.replace(value, **parts)
+    if isinstance(value, Mapping):
+        parts = {key: rebuilt(part, change, f"{name}.{key}") for key, part in value.items()}
+        return type(value)(parts)  # pyright: ignore[reportCallIssue]
+    if isinstance(value, list | tuple):
+        new = [rebuilt(part, change, f"{name}.{i}" if len(value) > 1 else name) for i, part in enumerate(value)]
+        return type(value)(*new) if hasattr(value, "_fields") else type(value)(new)
+    return change(name, value) if hasattr(value, "shape") and hasattr(value, "dtype") else value
+
+
 def first(value: Any) -> Any:
     """Return the first array of a nested value: what a layer that gives several is judged by.
 

@@ -6,7 +6,11 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from parity.numerics.calls import Call
 from parity.numerics.layouts import Tensors
+from parity.numerics.masking import counted
 from parity.numerics.pins import Pins
 
 # In the order of the table; all are measured for every port.
@@ -39,7 +43,9 @@ class Probe:
         inputs: arrays, or nested tuples and dicts of them, in PyTorch's layout; numbers that are not whole in float64.
         loss: what is differentiated.
         layouts: by the name of an input (`input.0`), its layout in Flax (`numerics.layouts.LAYOUTS`).
-        keywords: what is passed by name.
+        keywords: what is passed by name to both sides.
+        torch_call, flax_call: how each side is called, and what it alone is passed by name.
+        mask: booleans (batch, length): the positions of sequences that count; by default all.
         channels_last: whether PyTorch keeps images in memory as Flax does, so that it adds their numbers in another
             order.
         tensors: the parameters and statistics that are compared; by default all of the reference's.
@@ -57,6 +63,9 @@ class Probe:
     loss: Loss
     layouts: Mapping[str, str] = field(default_factory=dict)
     keywords: Mapping[str, Any] = field(default_factory=dict)
+    torch_call: Call = field(default_factory=lambda: Call("torch"))
+    flax_call: Call = field(default_factory=lambda: Call("flax"))
+    mask: np.ndarray | None = None
     channels_last: bool = False
     tensors: Collection[str] | None = None
     idle: Collection[str] = ()
@@ -66,6 +75,10 @@ class Probe:
     in_place: bool = True
     drops: bool = True
     pins: Pins | None = field(default_factory=lambda: Pins("pytorch"))
+
+    def counted(self, array: np.ndarray) -> np.ndarray:
+        """Return an array in PyTorch's layout with zeros at the positions that do not count."""
+        return counted(array, self.mask)
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -20,6 +19,7 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
+from parity.numerics.calls import Call
 from parity.numerics.layouts import (
     Tensors,
     aligned,
@@ -28,6 +28,7 @@ from parity.numerics.layouts import (
     layout_of,
     leaves,
     mapped,
+    rebuilt,
     to_flax,
     to_reference,
     with_first,
@@ -40,9 +41,6 @@ from ports.optim import State
 from ports.optimizers import OPTIMIZERS
 from ports.weights.live.flax import Part, Place
 
-# Names that a network's call may give to its mode, and what they are in train mode.
-MODES = {"train": True, "training": True, "is_training": True, "deterministic": False, "use_running_average": False}
-
 
 @dataclass(frozen=True)
 class Functional:
@@ -51,13 +49,13 @@ class Functional:
     Attributes:
         params: the tree of parameters.
         stats: the tree of everything else: running statistics.
-        forward: (params, stats, inputs, keywords, train, tap) to (output, new stats).
+        forward: (params, stats, inputs, call, train, tap) to (output, new stats).
         to_torch: (params, stats) to the torch form; gradients may stand in for the parameters.
     """
 
     params: PyTree
     stats: PyTree
-    forward: Callable[[PyTree, PyTree, PyTree, PyTree, bool, Tap], tuple[PyTree, PyTree]]
+    forward: Callable[[PyTree, PyTree, PyTree, Call, bool, Tap], tuple[PyTree, PyTree]]
     to_torch: Callable[[PyTree, PyTree], dict[str, np.ndarray]]
 
 
@@ -160,11 +158,6 @@ def _trace() -> Any:
     return jax.extend.core.get_opaque_trace_state(convention="nnx")
 
 
-def mode_keywords(call: Callable[..., Any], train: bool) -> dict[str, bool]:
-    """What a network's call must be told to be in train or eval mode."""
-    return {name: train is on for name, on in MODES.items() if name in inspect.signature(call).parameters}
-
-
 @contextmanager
 def float64_attention() -> Iterator[None]:
     """Let this thread's calls of `jax.nn.dot_product_attention` compute their softmax in float64, not in float32.
@@ -206,13 +199,15 @@ def attention(
     return jnp.einsum("...hqk,...khd->...qhd", jax.nn.softmax(scores, axis=-1), value)
 
 
-def inputs_of(probe: Probe) -> tuple[PyTree, PyTree]:
-    """The probe's inputs and keywords in Flax's layouts."""
+def inputs_of(probe: Probe) -> tuple[PyTree, Call]:
+    """Return the probe's inputs in Flax's layouts, and the call with all that is passed by name."""
 
     def change(name: str, array: np.ndarray) -> jax.Array:
         return jnp.array(to_flax(array, probe.layouts.get(name) or default_layout(array)))
 
-    return mapped(probe.inputs, change), mapped(dict(probe.keywords), change, "keyword")
+    both = mapped(dict(probe.keywords), change, "keyword")
+    alone = rebuilt(dict(probe.flax_call.keywords), lambda _, array: jnp.array(array))
+    return mapped(probe.inputs, change), replace(probe.flax_call, keywords={**both, **alone})
 
 
 def moving(inputs: PyTree) -> dict[str, jax.Array]:
@@ -241,8 +236,9 @@ def outputs(values: PyTree, expected: Tensors) -> Tensors:
     return {name: aligned(value, expected.get(name)) for name, value in leaves(values, "output")}
 
 
-def records(record: Mapping[str, jax.Array], expected: Tensors) -> Tensors:
-    return {name: aligned(value, expected.get(name)) for name, value in record.items()}
+def records(record: Mapping[str, jax.Array], expected: Tensors, probe: Probe) -> Tensors:
+    """Return what layers gave, in the layouts of the reference, at the positions that count."""
+    return {name: probe.counted(aligned(value, expected.get(name))) for name, value in record.items()}
 
 
 def output_layouts(values: PyTree, expected: Tensors) -> dict[str, str]:
@@ -274,7 +270,7 @@ class PortRuns:
         """
         self.net, self.probe, self.training = net, probe, training
         self.parameters, self.reference = parameters, reference
-        self.inputs, self.keywords = inputs_of(probe)
+        self.inputs, self.call = inputs_of(probe)
         self.pins = pins
         self.evaluate = jax.jit(program(self._evaluate, self.pins))
         self.update = self._updates_of(training.transform)
@@ -284,14 +280,14 @@ class PortRuns:
     def _evaluate(self, params: PyTree, stats: PyTree, arrays: dict[str, jax.Array]) -> PyTree:
         record = Recorder()
         whole = with_moving(self.inputs, arrays)
-        values, _ = self.net.forward(params, stats, whole, self.keywords, False, record)
+        values, _ = self.net.forward(params, stats, whole, self.call, False, record)
         return values, record.outputs
 
     def _gradient_of(self, loss_of: Callable[[PyTree], jax.Array]) -> Callable[..., Any]:
         def objective(params: PyTree, arrays: dict[str, jax.Array], stats: PyTree) -> tuple[jax.Array, PyTree]:
             record = Recorder()
             whole = with_moving(self.inputs, arrays)
-            values, stats = self.net.forward(params, stats, whole, self.keywords, True, record)
+            values, stats = self.net.forward(params, stats, whole, self.call, True, record)
             return loss_of(values), (values, record.outputs, stats)
 
         return jax.jit(jax.value_and_grad(program(objective, self.pins), argnums=(0, 1), has_aux=True))
@@ -319,7 +315,7 @@ class PortRuns:
         training, reference = self.training, self.reference
         values, record = self.evaluate(net.params, net.stats, arrays)
         yield "output.eval", outputs(values, reference["output.eval"])
-        yield "layer.eval", records(record, reference["layer.eval"])
+        yield "layer.eval", records(record, reference["layer.eval"], self.probe)
         if self.gradient is None:
             self.gradient = self._gradient_of(self.probe.loss.flax(output_layouts(values, reference["output.eval"])))
         del values, record
@@ -335,7 +331,7 @@ class PortRuns:
             (loss, (values, record, stats)), (grads, input_grads) = self.gradient(params, arrays, stats)
             if number == 0:
                 yield "output.train", outputs(values, reference["output.train"])
-                yield "layer.train", records(record, reference["layer.train"])
+                yield "layer.train", records(record, reference["layer.train"], self.probe)
                 yield "loss", {"loss": np.asarray(loss)}
             del values, record
             if number == 0:

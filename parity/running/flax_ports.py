@@ -35,6 +35,7 @@ class FlaxPort:
         functional: gives the pure functions that are run; from a model, PyTorch's names of the layers that are recorded
             and of its tensors, its `modules`, and the type that it computes in.
         places: gives where a model keeps each tensor.
+        called: gives the module that is called.
         put: writes arrays to their slots; gives the model.
     """
 
@@ -44,6 +45,7 @@ class FlaxPort:
     inventory: Callable[[Any, Probe, Any], list[ModelLayer]]
     functional: Callable[..., Functional]
     places: Callable[[Any, Any], Mapping[str, Any]]
+    called: Callable[[Any], Any]
     put: Callable[[Any, Sequence[tuple[Any, np.ndarray]]], Any]
 
     def written(self, net: Net, own: Mapping[str, np.ndarray], modules: object) -> Net:
@@ -89,6 +91,7 @@ FLAX_PORTS = {
         inventory=lambda net, fed, modules: inventory.of_nnx(net, fed),
         functional=_nnx_functional,
         places=lambda net, modules: nnx_weights.places(net, bare=True),
+        called=lambda net: net,
         put=_put_nnx,
     ),
     "linen": FlaxPort(
@@ -98,6 +101,7 @@ FLAX_PORTS = {
         inventory=inventory.of_linen,
         functional=run_linen.functional,
         places=linen_weights.places,
+        called=lambda net: net[0],
         put=_put_linen,
     ),
 }

@@ -139,11 +139,11 @@ def linen_layers(net: run_linen.Net, probe: Probe) -> dict[str, flax.linen.Modul
             found.setdefault(tuple(context.module.path), context.module)
         return call(*args, **kw)
 
-    inputs, keywords = run_flax.inputs_of(probe)
-    modes = run_flax.mode_keywords(type(module).__call__, False)
+    inputs, how = run_flax.inputs_of(probe)
+    keywords = how.arguments(module, inputs, False)
 
     def run() -> None:
-        jax.eval_shape(lambda v: module.apply(v, *inputs, **{**modes, **keywords}), dict(variables))
+        jax.eval_shape(lambda v: module.apply(v, method=lambda bound: how(bound, inputs, keywords)), dict(variables))
 
     with flax.linen.intercept_methods(seen), raising():
         run()
@@ -173,10 +173,10 @@ def of_linen(net: run_linen.Net, probe: Probe, layers: Mapping[str, flax.linen.M
 
 def _trace(functional: run_flax.Functional, probe: Probe, record: Recorder) -> None:
     """Runs a Flax model for its calls alone: shapes, no numbers."""
-    inputs, keywords = run_flax.inputs_of(probe)
+    inputs, call = run_flax.inputs_of(probe)
 
     def forward(params: Any, stats: Any) -> None:
-        functional.forward(params, stats, inputs, keywords, False, record)
+        functional.forward(params, stats, inputs, call, False, record)
 
     with raising():
         jax.eval_shape(forward, functional.params, functional.stats)

@@ -13,6 +13,7 @@ from flax import linen as nn
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
+from parity.numerics.calls import Call
 from parity.running.draws_jax import fixed_draws, keys
 from parity.running.flax import (
     Functional,
@@ -20,7 +21,6 @@ from parity.running.flax import (
     by_module,
     float64_attention,
     layer_names,
-    mode_keywords,
     placed,
     stack_lengths,
 )
@@ -90,28 +90,31 @@ def functional(
     named = {cells.get(path, path): name for path, name in named.items()}
 
     def forward(
-        params: PyTree, stats: PyTree, inputs: PyTree, keywords: PyTree, train: bool, tap: Tap
+        params: PyTree, stats: PyTree, inputs: PyTree, call: Call, train: bool, tap: Tap
     ) -> tuple[PyTree, PyTree]:
         listener = Listener(tap)
 
         def listening(
-            call: Callable[..., Any], args: tuple[Any, ...], kw: dict[str, Any], context: nn.module.InterceptorContext
+            method: Callable[..., Any], args: tuple[Any, ...], kw: dict[str, Any], context: nn.module.InterceptorContext
         ) -> Any:
             plain(context.module, dtype)
             if isinstance(context.module, nn.RNN):
                 plain(context.module.cell, dtype)
             if context.method_name != "__call__" or context.module.path not in named:
-                return call(*args, **kw)
-            return listener.around(named[context.module.path], call, args, kw)
+                return method(*args, **kw)
+            return listener.around(named[context.module.path], method, args, kw)
 
-        modes = mode_keywords(type(module).__call__, train)
+        keywords = call.arguments(module, inputs, train)
         with ExitStack() as stack:
             for context in (nn.intercept_methods(listening), opened(lengths), float64_attention(), fixed_draws()):
                 stack.enter_context(context)
             if inlined:
                 stack.enter_context(jax.disable_jit())
             values, new = module.apply(
-                {"params": params, **stats}, *inputs, mutable=list(stats), rngs=keys(), **{**modes, **keywords}
+                {"params": params, **stats},
+                mutable=list(stats),
+                rngs=keys(),
+                method=lambda bound: call(bound, inputs, keywords),
             )
         return values, {**stats, **new} if train else stats
 

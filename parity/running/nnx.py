@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import PyTree
 
+from parity.numerics.calls import Call
 from parity.numerics.tables import recomputed
 from parity.running.draws_jax import DROPS, fixed_draws
 from parity.running.flax import (
@@ -20,7 +21,6 @@ from parity.running.flax import (
     by_module,
     float64_attention,
     layer_names,
-    mode_keywords,
     placed,
     stack_lengths,
 )
@@ -159,17 +159,16 @@ def functional(
         definitions[train], params, stats = nnx.split(net, nnx.Param, ...)
 
     def forward(
-        params: PyTree, stats: PyTree, inputs: PyTree, keywords: PyTree, train: bool, tap: Tap
+        params: PyTree, stats: PyTree, inputs: PyTree, call: Call, train: bool, tap: Tap
     ) -> tuple[PyTree, PyTree]:
         copy = nnx.merge(definitions[train], params, stats, copy=True)
         if not DROPS.get():
             for _, module in nnx.iter_modules(copy):
                 if type(module).__module__.startswith("flax."):
                     vars(module).update({name: rate for name, rate in DROPPING.items() if hasattr(module, name)})
-        call: Any = copy
-        modes = mode_keywords(type(copy).__call__, train)
+        keywords = call.arguments(copy, inputs, train)  # before `tapped` hides the signature
         with tapped(copy, tap, named), opened(lengths), float64_attention(), fixed_draws():
-            values = call(*inputs, **{**modes, **keywords})
+            values = call(copy, inputs, keywords)
         return values, nnx.state(copy, nnx.Not(nnx.Param))
 
     def to_torch(params: PyTree, stats: PyTree) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ both kinds of padding mistakes, a non-square image shows exchanged axes.
 from __future__ import annotations
 
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from parity.numerics.layouts import LAYOUTS, leaves, mapped
+from parity.numerics.calls import Call
+from parity.numerics.layouts import LAYOUTS, leaves, mapped, rebuilt
 from parity.numerics.quantities import Loss, Probe
+from parity.options import CallOptions
 from parity.running import losses
 from ports import families
 from ports.errors import UserError
@@ -111,9 +113,7 @@ def make(
     return Probe((nchw,), losses.classification(rng.integers(0, classes, batch)))
 
 
-def given(
-    inputs: Sequence[Any], keywords: Mapping[str, Any] | None, layouts: Mapping[str, str] | None, loss: Loss
-) -> Probe:
+def given(inputs: Sequence[Any], options: CallOptions, loss: Loss) -> Probe:
     """Return somebody's inputs as numpy arrays, numbers that are not whole in float64.
 
     Raises:
@@ -130,7 +130,9 @@ def given(
                 raise UserError(f"{name}: {count} of {value.size} numbers are NaN or infinite, expected none")
         return value
 
-    if not inputs and not keywords:
+    keywords, layouts = options.keywords, options.layouts
+    alone = {"torch": dict(options.torch_keywords or {}), "flax": dict(options.flax_keywords or {})}
+    if not inputs and not keywords and not (alone["torch"] and alone["flax"]):
         raise UserError("got two models and no inputs; expected inputs behind them, in PyTorch's layout")
     arrays = mapped(tuple(inputs), array)
     named = mapped(dict(keywords or {}), array, "keyword")
@@ -144,7 +146,11 @@ def given(
             raise UserError(f"layouts: no input is called {name!r}; expected one of {', '.join(known)}")
         if layout not in LAYOUTS:
             raise UserError(f"layouts: {name}: got {layout!r}, expected one of {', '.join(LAYOUTS)}")
-    return Probe(arrays, loss, dict(layouts or {}), named)
+    calls = {
+        side: Call(side, keywords={n: rebuilt(value, array, f"{side}_keywords.{n}") for n, value in own.items()})
+        for side, own in alone.items()
+    }
+    return Probe(arrays, loss, dict(layouts or {}), named, calls["torch"], calls["flax"])
 
 
 def randomised(

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from parity.numerics import bounds
-from parity.numerics.layouts import Tensors, first, leaves, mapped, with_first
+from parity.numerics import bounds, masking
+from parity.numerics.layouts import Tensors, first, leaves, mapped, rebuilt, with_first
 from parity.numerics.quantities import Probe, Training, after
 from parity.numerics.tables import recomputed
 from parity.running import lifted_pytorch
@@ -206,20 +207,36 @@ def inputs_of(probe: Probe, grad: bool = False) -> tuple[Any, ...]:
 
 
 def run(net: nn.Module, probe: Probe, inputs: tuple[Any, ...]) -> Any:
-    keywords = mapped(dict(probe.keywords), lambda _, a: torch.tensor(a))
     with FixedDraws(probe.drops), lifted(net, probe.pins):
-        values = net(*inputs, **keywords)
+        values = called(net, probe, inputs)
+    if probe.mask is not None:
+        mask = probe.mask
+        values = rebuilt(values, lambda _, value: _counted(value, mask))
     if not probe.alone:
         return values
     return mapped(values, lambda name, value: None if name in probe.alone else value, "output")
 
 
+def called(net: nn.Module, probe: Probe, inputs: tuple[Any, ...]) -> Any:
+    """Return what the network gives, called as the probe says in the mode that it is in."""
+    both = mapped(dict(probe.keywords), lambda _, a: torch.tensor(a))
+    alone = rebuilt(dict(probe.torch_call.keywords), lambda _, a: torch.tensor(a))
+    call = replace(probe.torch_call, keywords={**both, **alone})
+    return call(net, inputs, call.arguments(net, inputs, net.training))
+
+
+def _counted(value: Tensor, mask: np.ndarray) -> Tensor:
+    """Return an output with zeros at the positions that do not count, where it has positions."""
+    if not masking.covers(mask, tuple(value.shape)):
+        return value
+    return torch.where(torch.as_tensor(masking.broadcast(mask, value.ndim)), value, torch.zeros_like(value))
+
+
 def chances(net: nn.Module, probe: Probe) -> Counter[float]:
     """Return how often a network drops values in train mode, by the part that it drops."""
-    keywords = mapped(dict(probe.keywords), lambda _, a: torch.tensor(a))
     net = promote(net).train()
     with torch.no_grad(), FixedDraws() as drawn, lifted(net, probe.pins):
-        net(*inputs_of(probe), **keywords)
+        called(net, probe, inputs_of(probe))
     return drawn.chances
 
 
@@ -229,6 +246,11 @@ def outputs(values: Any) -> Tensors:
 
 def numpy(tensors: dict[str, Tensor]) -> Tensors:
     return {name: tensor.detach().numpy() for name, tensor in tensors.items()}
+
+
+def records(tensors: dict[str, Tensor], probe: Probe) -> Tensors:
+    """Return what layers gave, at the positions that count."""
+    return {name: probe.counted(array) for name, array in numpy(tensors).items()}
 
 
 def statistics(net: nn.Module, probe: Probe) -> None:
@@ -283,7 +305,7 @@ def observe(
     with torch.no_grad(), tapped(net.eval(), record, names):
         values = run(net, probe, inputs_of(probe))
     yield "output.eval", outputs(values)
-    yield "layer.eval", numpy(record.outputs)
+    yield "layer.eval", records(record.outputs, probe)
     del values, record
 
     net.train()
@@ -296,7 +318,7 @@ def observe(
         loss = loss_of(probe, values)
         if number == 0:
             yield "output.train", {name: array.copy() for name, array in outputs(values).items()}
-            yield "layer.train", numpy(record.outputs)
+            yield "layer.train", records(record.outputs, probe)
             yield "loss", {"loss": loss.detach().numpy()}
         del values, record
         backward(loss, probe)

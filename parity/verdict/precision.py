@@ -30,7 +30,7 @@ from torch.utils._pytree import tree_map
 
 from parity.numerics import bounds
 from parity.numerics.bounds import Responses
-from parity.numerics.layouts import Tensors, default_layout, leaves, mapped
+from parity.numerics.layouts import Tensors, default_layout, leaves, mapped, rebuilt
 from parity.numerics.quantities import Loss, Observation, Probe, Training
 from parity.reports.report import Precision
 from parity.running import flax as run_flax
@@ -180,6 +180,8 @@ def fed_in(fed: Probe, dtype: str) -> Probe:
         fed,
         inputs=mapped(fed.inputs, rounded),
         keywords=mapped(dict(fed.keywords), rounded, "keyword"),
+        torch_call=replace(fed.torch_call, keywords=rebuilt(dict(fed.torch_call.keywords), rounded)),
+        flax_call=replace(fed.flax_call, keywords=rebuilt(dict(fed.flax_call.keywords), rounded)),
         pins=None,
         layouts={**{name: default_layout(array) for name, array in held}, **fed.layouts},
         loss=Loss(
@@ -246,11 +248,11 @@ def _flax(
 
 
 def _compiled(net: Functional, fed: Probe, exact: Observation, parameters: Sequence[str]) -> Callable[..., Any]:
-    (given, keywords), lost = run_flax.inputs_of(fed), []
+    (given, call), lost = run_flax.inputs_of(fed), []
 
     @jax.jit
     def evaluate(params: Any, stats: Any, arrays: Any) -> Any:
-        return net.forward(params, stats, run_flax.with_moving(given, arrays), keywords, False, Tap())[0]
+        return net.forward(params, stats, run_flax.with_moving(given, arrays), call, False, Tap())[0]
 
     values = evaluate(net.params, net.stats, run_flax.moving(given))
     loss_of = fed.loss.flax(run_flax.output_layouts(values, exact["output.eval"]))
@@ -258,7 +260,7 @@ def _compiled(net: Functional, fed: Probe, exact: Observation, parameters: Seque
     def objective(params: Any, arrays: Any, stats: Any) -> Any:
         whole = run_flax.with_moving(given, arrays)
         with flips.in_jax() as relus:
-            values, stats = net.forward(params, stats, whole, keywords, True, Tap())
+            values, stats = net.forward(params, stats, whole, call, True, Tap())
         lost.append(relus.lost)
         return loss_of(values), (values, relus.on, stats)
 

@@ -45,7 +45,8 @@ def moved(model: nn.Module, flax: Any, *inputs: Any, options: Mapping[str, Any] 
     """The pair with PyTorch's weights in both."""
     import parity
 
-    return model, parity.move(model, flax, *inputs, **(options or {})), *inputs
+    asked: dict[str, Any] = {**(options or {})}
+    return model, parity.move(model, flax, *inputs, **asked), *inputs
 
 
 def variables(module: linen.Module, *inputs: Any) -> tuple[linen.Module, Any]:
