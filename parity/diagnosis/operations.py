@@ -22,65 +22,123 @@ from parity.diagnosis.forced_runs import RecordedRun
 from parity.diagnosis.localise import BACKWARD, FORWARD
 from parity.diagnosis.search import search
 from parity.numerics import bounds
-from parity.numerics.layouts import Tensors, mapped
+from parity.numerics.layouts import Tensors, leaves, mapped
 from parity.numerics.quantities import Probe
 from parity.running import pytorch as run_pytorch
 from parity.running.taps import Tap
 from parity.traps.catalogue import OPERATIONS
+from parity.traps.operations.parts import Call, call_of, changes, name_of, reached, remember
 from parity.traps.planting import INPUT
 from parity.traps.trap import Trap
 
-# Operations whose parts a mistake in the next one may need, and those of them that change their first argument.
-REMEMBERED = ("add", "add_", "__add__", "__iadd__", "__radd__", "relu", "relu_")
-CHANGING = ("add_", "__iadd__", "relu_")
 
-
-class UsedFunctions(TorchFunctionMode):
-    """The names of the functions that are called."""
+class _Watching(TorchFunctionMode):
+    """Lets every tensor remember the call that made it; nothing that a tap does itself is watched."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.names: set[str] = {INPUT}
+        self.tap = _HandsOn(None, False)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.add(getattr(func, "__name__", ""))
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if self.tap.busy:
+            return func(*args, **kwargs)
+        call = Call(name_of(func), func, _before(func, args), kwargs)
+        value = self.planted(call, args)
+        if value is None:
+            value = func(*args, **kwargs)
+        elif isinstance(value, Tensor) and any(value is given for given in call.tensors):
+            value = value.view_as(value)
+        if changes(func) and args and isinstance(args[0], Tensor):
+            remember(args[0], call)
+        remember(value, call)
+        return value
+
+    def planted(self, call: Call, args: Any) -> Any:
+        """The value with a mistake; None where the call is left as it is."""
+        raise NotImplementedError
+
+    def inputs(self, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The network's inputs."""
+        return given
 
 
-class PlantedCalls(TorchFunctionMode):
+def _before(function: Any, args: Any) -> tuple[Any, ...]:
+    """The arguments, with a copy of the one that the function changes."""
+    if not changes(function) or not args or not isinstance(args[0], Tensor):
+        return tuple(args)
+    copied = args[0].clone()
+    if (call := call_of(args[0])) is not None:
+        remember(copied, call)
+    return copied, *args[1:]
+
+
+def _names(call: Call) -> tuple[str, str]:
+    return getattr(call.function, "__name__", ""), call.name
+
+
+class PossibleCalls(_Watching):
+    """Where mistakes can be planted: nothing is planted, and every trap is tried at every call of its functions.
+
+    Attributes:
+        calls: by trap, the numbers of the calls that can have it, and what identifies these calls.
+    """
+
+    def __init__(self, traps: Sequence[Trap]) -> None:
+        super().__init__()
+        self.traps: dict[str, list[Trap]] = {}
+        self.counts: dict[str, int] = {}
+        self.calls: dict[str, list[tuple[int, int]]] = {}
+        self.kept: list[Any] = []
+        for trap in traps:
+            for name in trap.names:
+                self.traps.setdefault(name, []).append(trap)
+
+    def planted(self, call: Call, args: Any) -> Any:
+        known = {trap.name: trap for name in _names(call) for trap in self.traps.get(name, ())}
+        for name, trap in known.items():
+            i = self.counts[name] = self.counts.get(name, -1) + 1
+            given = _before(call.function, args)
+            if _planted(trap, call.function, given, call.kw) is not None:
+                self.calls.setdefault(name, []).append((i, id(call.args)))
+                self.kept.append(call.args)
+
+    def of(self, trap: Trap, reach: set[int] | None) -> list[int] | None:
+        """The calls that can have the mistake and that a place depends on; None where there is none.
+
+        Args:
+            reach: what identifies the calls that the place depends on; None where that is not known.
+        """
+        if INPUT in trap.names:
+            return []
+        return [i for i, call in self.calls.get(trap.name, ()) if reach is None or call in reach] or None
+
+
+def _planted(trap: Trap, function: Any, args: Any, kwargs: Any) -> Any:
+    """The value with the mistake; None where this call cannot have it."""
+    if trap.plant is None:
+        return None
+    try:
+        return trap.plant(function, args, kwargs)
+    except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError):
+        return None
+
+
+class PlantedCalls(_Watching):
     """One mistake in the calls of its functions: in all of them, or in the one with this number."""
 
     def __init__(self, trap: Trap, only: int | None = None) -> None:
         super().__init__()
         self.trap, self.functions = trap, frozenset(trap.names)
-        self.only, self.made = only, 0
-        self.behind: list[str] = []
-        self.tap = _HandsOn(None, False)
+        self.only, self.made, self.calls = only, 0, 0
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
-        if self.tap.busy:
-            return func(*args, **kwargs)
-        if name in self.functions:
-            self.behind.append(self.tap.left)
-            if self.only in (None, len(self.behind) - 1):
-                value = self._made(func, args, kwargs)
-                if value is not None:
-                    return value
-        parts = tuple(a.clone() if isinstance(a, Tensor) and name in CHANGING else a for a in args)
-        value = func(*args, **kwargs)
-        if name in REMEMBERED and isinstance(value, Tensor):
-            value.made_of = (name.strip("_"), parts)  # pyright: ignore[reportAttributeAccessIssue]
-        return value
-
-    def _made(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """The value with the mistake; None where this call cannot have it."""
-        if self.trap.plant is None:
+    def planted(self, call: Call, args: Any) -> Any:
+        if self.functions.isdisjoint(_names(call)):
             return None
-        try:
-            value = self.trap.plant(func, args, kwargs)
-        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError):
+        self.calls += 1
+        if self.only not in (None, self.calls - 1):
             return None
+        value = _planted(self.trap, call.function, args, call.kw)
         self.made += value is not None
         return value
 
@@ -90,7 +148,8 @@ class PlantedCalls(TorchFunctionMode):
             return given
 
         def change(_: str, x: Tensor) -> Tensor:
-            value = self._made(None, (x,), {}) if x.is_floating_point() else None
+            value = _planted(self.trap, None, (x,), {}) if x.is_floating_point() else None
+            self.made += value is not None
             return x if value is None else value
 
         return mapped(given, change)
@@ -103,7 +162,14 @@ class _HandsOn(Tap):
         self.run, self.gradients = run or RecordedRun(), gradients
         self.seen: dict[tuple[str, str], np.ndarray] = {}
         self.handed: dict[str, Tensor] = {}
-        self.left, self.terms, self.busy = "", [], False
+        self.terms, self.busy = [], False
+        self.wanted: tuple[str, str] | None = None
+        self.reach: set[int] | None = None
+
+    def look(self, side: str, name: str, x: Tensor) -> None:
+        """Keeps what identifies the calls that `x` was computed by, at the place that is wanted."""
+        if (side, name) == self.wanted:
+            self.reach = reached(x)
 
     @contextmanager
     def _own(self) -> Iterator[None]:
@@ -121,6 +187,7 @@ class _HandsOn(Tap):
         return new.requires_grad_(self.gradients and new.is_floating_point())
 
     def enter(self, name: str, x: Tensor) -> Tensor:
+        self.look("enter", name, x)
         with self._own():
             self.seen["enter", name] = x.detach().clone().numpy()
             if not self.gradients or name not in self.run.inputs:
@@ -128,9 +195,9 @@ class _HandsOn(Tap):
             return self._leaf(name, x, self.run.inputs, self.run.input_gradients).clone()
 
     def leave(self, name: str, y: Tensor) -> Tensor:
+        self.look("leave", name, y)
         with self._own():
             self.seen["leave", name] = y.detach().clone().numpy()
-            self.left = name
             if name not in self.run.outputs:
                 return y
             self.handed[name] = self._leaf(name, y, self.run.outputs, self.run.output_gradients)
@@ -178,31 +245,46 @@ class ReferenceNetwork:
 
     def with_mistake(self, planted: PlantedCalls, train: bool, gradients: bool) -> dict[tuple[str, str], np.ndarray]:
         """What is seen at every place; up to where it ends, where the mistake gives shapes that do not fit."""
-        net, tap = copy.deepcopy(self.net).train(train), _HandsOn(self.runs[train], gradients)
-        planted.tap, planted.behind = tap, []
+        tap = _HandsOn(self.runs[train], gradients)
         try:
-            with torch.set_grad_enabled(gradients), run_pytorch.tapped(net, tap, self.names), planted:
-                inputs = planted.inputs(run_pytorch.inputs_of(self.probe, grad=gradients))
-                values = run_pytorch.run(net, self.probe, inputs)
+            values = self._run(planted, tap, train, gradients)
             if gradients:
                 tap.came_back(run_pytorch.loss_of(self.probe, values), self.probe)
         except (RuntimeError, TypeError, ValueError, IndexError):
             return tap.seen
         return tap.seen | {("end", name): value for name, value in run_pytorch.outputs(values).items()}
 
+    def possible(self, traps: Sequence[Trap], place: DifferingPlace) -> dict[str, list[int]]:
+        """By trap, the calls that can have it and that the place depends on."""
+        gradients = place.side == "gradient"
+        tap, watching = _HandsOn(self.runs[place.train], gradients), PossibleCalls(traps)
+        tap.wanted = (place.side, place.call)
+        values = self._run(watching, tap, place.train, gradients)
+        for name, value in leaves(values, "output"):
+            if isinstance(value, Tensor):
+                tap.look("end", name, value)
+        found = {trap.name: watching.of(trap, tap.reach) for trap in traps}
+        return {name: calls for name, calls in found.items() if calls is not None}
 
-def explain(reference: ReferenceNetwork, places: Sequence[DifferingPlace], before: str) -> tuple[Trap, ...]:
+    def _run(self, watching: _Watching, tap: _HandsOn, train: bool, gradients: bool) -> Any:
+        net = copy.deepcopy(self.net).train(train)
+        watching.tap = tap
+        with torch.set_grad_enabled(gradients), run_pytorch.tapped(net, tap, self.names), watching:
+            inputs = watching.inputs(run_pytorch.inputs_of(self.probe, grad=gradients))
+            return run_pytorch.run(net, self.probe, inputs)
+
+
+def explain(reference: ReferenceNetwork, places: Sequence[DifferingPlace]) -> tuple[Trap, ...]:
     """Return the trap that gives what the port has at all `places`: planted in all of its calls, or in one.
+
+    One run finds the traps that some call can have on the way to the first place: no other is tried.
 
     Args:
         places: all of outputs, or all of gradients.
-        before: the call after which the first place stands; only there a single call is looked for.
     """
-    used = UsedFunctions()
-    with torch.no_grad(), used:
-        run_pytorch.run(copy.deepcopy(reference.net).eval(), reference.probe, run_pytorch.inputs_of(reference.probe))
     gradients = places[0].side == "gradient"
-    known = [t for t in OPERATIONS if t.gradient is gradients and not used.names.isdisjoint(t.names)]
+    traps = [trap for trap in OPERATIONS if trap.gradient is gradients]
+    possible = reference.possible(traps, places[0])
 
     def differing(traps: tuple[Trap, ...]) -> set[str] | None:
         (trap,) = traps
@@ -210,11 +292,11 @@ def explain(reference: ReferenceNetwork, places: Sequence[DifferingPlace], befor
         left = _differing(reference, planted, places)
         if left is not None and not left:
             return left
-        calls = [i for i, behind in enumerate(planted.behind) if behind == before] if planted.made > 1 else []
+        calls = possible[trap.name] if planted.made > 1 else []
         single = (_differing(reference, PlantedCalls(trap, only), places) for only in calls)
         return next((found for found in single if found is not None and not found), left)
 
-    return search(known, differing)
+    return search([trap for trap in traps if trap.name in possible], differing)
 
 
 def _differing(reference: ReferenceNetwork, planted: PlantedCalls, places: Sequence[DifferingPlace]) -> set[str] | None:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parity.traps.operations.functions import ADD, CLAMP, RELU, SCALE
+from parity.traps.operations.parts import call_of
 from parity.traps.planting import MISSING, Values
 from parity.traps.trap import Trap
 
@@ -27,8 +28,8 @@ def _operand(i: int) -> Callable[..., Any]:
 
 def _summands(x: Any) -> list[Tensor] | None:
     """The two parts of a sum that `x` is."""
-    name, parts = getattr(x, "made_of", ("", ()))
-    return [*parts[:2]] if name in ("add", "iadd", "radd") and len(parts) > 1 else None
+    call = call_of(x)
+    return [*call.args[:2]] if call is not None and call.name == "add" and len(call.args) > 1 else None
 
 
 def _relu_before(i: int) -> Callable[..., Any]:
@@ -41,8 +42,8 @@ def _relu_before(i: int) -> Callable[..., Any]:
 
 def _relu_after(_: object, args: Values, kw: dict[str, Any]) -> Tensor | None:
     """The ReLU of one part, of the whole sum."""
-    parts: list[Any] = [getattr(p, "made_of", ("", ())) for p in args[:2]]
-    inner = [of[1][0] if of[0] == "relu" else None for of in parts]
+    parts = [call_of(p) for p in args[:2]]
+    inner = [call[0] if call is not None and call.name == "relu" else None for call in parts]
     if inner[0] is None and inner[1] is None:
         return None
     a, b = (p if x is None else x for p, x in zip(args[:2], inner, strict=True))
