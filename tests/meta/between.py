@@ -13,7 +13,11 @@ from flax import nnx
 from torch import nn
 
 from .activations import ACTIVATIONS
+from .heads import HEADS_AND_PARTS
+from .own_attention import OWN_ATTENTION
+from .own_norms import OWN_NORMS
 from .planted import Block, Case, NNXBlock, NNXWhole, between, images, moved, sequence
+from .rotary import ROTARY
 from .sequences import BAND, BAND_TORCH, LOWER_TORCH, attended, attending, bidirectional
 
 BLOCK, NETWORK = "block", "(the network)"
@@ -111,6 +115,10 @@ MEAN, STD = jnp.array((0.485, 0.456, 0.406)), jnp.array((0.229, 0.224, 0.225))
 
 BETWEEN = (
     *ACTIVATIONS,
+    *OWN_NORMS,
+    *ROTARY,
+    *OWN_ATTENTION,
+    *HEADS_AND_PARTS,
     Case("max-pool-same", between(POOL3, max_pool(padding="SAME"), size=(10, 6)), BLOCK),
     Case("max-pool-same", between(POOL3, max_pool(padding="SAME"), size=(10, 6), port="linen"), BLOCK),
     Case("max-pool-pads-zero", between(POOL3, zero_padded), BLOCK),
