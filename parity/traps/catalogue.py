@@ -9,6 +9,7 @@ from parity.traps.layers.sequences import SEQUENCES
 from parity.traps.losses import LOSSES
 from parity.traps.operations.activations import ACTIVATIONS, COMMON_ACTIVATIONS
 from parity.traps.operations.attention_and_inputs import ATTENTION_CALLS, DIRECTIONS_AND_INPUTS
+from parity.traps.operations.experts_and_gates import EXPERTS, GATES, SUMS_TOKENS_AND_POSITIONS
 from parity.traps.operations.gradients import OPERATION_GRADIENTS
 from parity.traps.operations.heads import HEADS_AND_PARTS, PATCHES_AND_WAVES
 from parity.traps.operations.own_attention import OWN_ATTENTION
@@ -25,7 +26,7 @@ from parity.traps.weights import SEVERAL_TENSORS, TENSORS
 WEIGHTS = (*TENSORS, *SEVERAL_TENSORS)
 LAYERS = (*KERNELS, *BATCH_NORMS, *STRIDES_AND_TRANSPOSED, *OTHER_NORMS, *SEQUENCES, *LAYER_GRADIENTS)
 IN_PARTS = (*OWN_NORMS, *ROTARY, *PARTIAL_ROTARY, *ATTENTION_CALLS, *OWN_ATTENTION)
-ARRANGED = (*HEADS_AND_PARTS, *PATCHES_AND_WAVES)
+ARRANGED = (*HEADS_AND_PARTS, *PATCHES_AND_WAVES, *EXPERTS, *GATES, *SUMS_TOKENS_AND_POSITIONS)
 # What is special stands before what is general: a cap that is missing before a tanh that is.
 OPERATIONS = (
     *(*COMMON_ACTIVATIONS, *IN_PARTS, *ARRANGED),

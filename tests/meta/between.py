@@ -13,6 +13,7 @@ from flax import nnx
 from torch import nn
 
 from .activations import ACTIVATIONS
+from .experts_and_gates import EXPERTS_AND_GATES
 from .heads import HEADS_AND_PARTS
 from .own_attention import OWN_ATTENTION
 from .own_norms import OWN_NORMS
@@ -119,6 +120,7 @@ BETWEEN = (
     *ROTARY,
     *OWN_ATTENTION,
     *HEADS_AND_PARTS,
+    *EXPERTS_AND_GATES,
     Case("max-pool-same", between(POOL3, max_pool(padding="SAME"), size=(10, 6)), BLOCK),
     Case("max-pool-same", between(POOL3, max_pool(padding="SAME"), size=(10, 6), port="linen"), BLOCK),
     Case("max-pool-pads-zero", between(POOL3, zero_padded), BLOCK),

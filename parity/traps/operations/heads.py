@@ -246,7 +246,7 @@ HEADS_AND_PARTS = (
         _tiled,
         "heads of keys and values are tiled; PyTorch's model repeats each for its group of queries",
         "jnp.repeat(k, groups, axis)",
-        "SRC54",
+        "onnx/onnx#7274",
     ),
     _row(
         "grouped-heads-repeated",

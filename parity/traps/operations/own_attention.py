@@ -414,7 +414,7 @@ OWN_ATTENTION: Sequence[Trap] = (
         _scale(_by_width),
         "the scores are divided by the root of the model's width; PyTorch's model divides by that of a head's depth",
         "1 / sqrt(depth)",
-        "keras-team/keras-hub@3131ca9ae",
+        "FrancescoSaverioZuppichini/ViT#1",
     ),
     _row(
         "attention-scaled-twice",

@@ -1,0 +1,579 @@
+"""Known mistakes in routers of experts, gated units, sums, tokens and positions. A new mistake is a new row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from parity.traps.operations.parts import Call, call_of, is_vector, made, name_of, number, orders, same, scaled, through
+from parity.traps.planting import Values
+from parity.traps.trap import Trap
+
+ACTIVATIONS = ("silu", "gelu", "sigmoid", "relu", "tanh", "leaky_relu", "elu", "mish", "softplus", "hardswish")
+
+# --- experts
+
+
+def _chosen(function: Any, args: Values, kw: dict[str, Any]) -> tuple[Call, Any] | None:
+    """The scores of all experts that the best are taken of, and what `topk` gives."""
+    scores = made(args[0], "softmax", "sigmoid")
+    return None if scores is None else (scores, function(*args, **kw))
+
+
+def _with_values(found: Any, values: Tensor) -> Any:
+    return type(found)((values, found.indices))
+
+
+def _softmax_of_chosen(function: Any, args: Values, kw: dict[str, Any]) -> Any:
+    """The softmax goes over the chosen experts alone."""
+    found = _chosen(function, args, kw)
+    if found is None or found[0].name != "softmax":
+        return None
+    logits = found[0][0].gather(-1, found[1].indices)
+    return _with_values(found[1], logits.softmax(-1))
+
+
+def _logits(function: Any, args: Values, kw: dict[str, Any]) -> Any:
+    """The chosen experts' logits are their weights."""
+    found = _chosen(function, args, kw)
+    return None if found is None else _with_values(found[1], found[0][0].gather(-1, found[1].indices))
+
+
+def _scored_by(score: Callable[[Tensor], Tensor], other: str) -> Callable[..., Any]:
+    """The scores by another function, where they are by `other`."""
+
+    def plant(function: Any, args: Values, kw: dict[str, Any]) -> Any:
+        found = _chosen(function, args, kw)
+        if found is None or found[0].name != other:
+            return None
+        return _with_values(found[1], score(found[0][0]).gather(-1, found[1].indices))
+
+    return plant
+
+
+def _renormalised(function: Any, args: Values, kw: dict[str, Any]) -> Any:
+    """The weights of the chosen experts sum to one."""
+    found = _chosen(function, args, kw)
+    if found is None:
+        return None
+    values = found[1].values
+    return _with_values(found[1], values / values.sum(-1, keepdim=True))
+
+
+def _not_renormalised(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
+    """The weights as they were chosen."""
+    total = made(args[1] if len(args) > 1 else kw["other"], "sum", "add", "clamp")
+    if total is not None and total.name != "sum":
+        total = made(total[0], "sum")
+    chosen = made(args[0], "topk", "gather")
+    return args[0] if total is not None and chosen is not None and through(total[0]) is through(args[0]) else None
+
+
+def _softmax_of_all(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
+    """The softmax goes over all experts, and the best of it are taken."""
+    chosen = made(args[0], "topk")
+    if chosen is None or call_of(through(args[0])).part != 0:  # pyright: ignore[reportOptionalMemberAccess]
+        return None
+    return chosen.function(chosen[0].softmax(-1), *chosen.args[1:], **chosen.kw).values
+
+
+def _fewer(function: Any, args: Values, kw: dict[str, Any]) -> Any:
+    """The last of the chosen experts has no weight."""
+    found = function(*args, **kw)
+    if args[0].ndim < 2 or found.values.shape[-1] < 2:
+        return None
+    values = torch.cat([found.values[..., :-1], torch.zeros_like(found.values[..., -1:])], -1)
+    return _with_values(found, values)
+
+
+def _biased(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
+    """The weights are the scores with the bias by which experts are chosen."""
+    scores, indices = through(args[0]), made(args[2] if len(args) > 2 else kw["index"], "topk")
+    biased = None if indices is None else made(indices[0], "add")
+    if biased is None or not any(through(part) is scores for part, _ in orders(biased)):
+        return None
+    return indices[0].gather(-1, args[2] if len(args) > 2 else kw["index"]) if indices else None
+
+
+def _bias_lost(function: Any, args: Values, kw: dict[str, Any]) -> Any:
+    """The experts are chosen by the scores without their bias."""
+    biased = made(args[0], "add")
+    if biased is None:
+        return None
+    for scores, bias in orders(biased):
+        if is_vector(bias) and made(scores, "sigmoid", "softmax"):
+            return function(scores, *args[1:], **kw)
+    return None
+
+
+# --- gated units
+
+
+def _gated(call: Call) -> tuple[Call, Tensor] | None:
+    """The activation and the other factor of a product, neither made of the other."""
+    for gate, other in orders(call):
+        active = made(gate, *ACTIVATIONS)
+        if active is None or not isinstance(other, Tensor) or made(other, *ACTIVATIONS) is not None:
+            continue
+        if active[0].shape == other.shape and through(active[0]) is not through(other):
+            return active, other
+    return None
+
+
+def _gate(change: Callable[[Callable[[Tensor], Tensor], Tensor, Tensor], Tensor]) -> Callable[..., Any]:
+    """Another combination of an activation, what it is applied to, and the other factor."""
+
+    def plant(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
+        found = _gated(Call("mul", function, args, kw))
+        if found is None:
+            return None
+        active, other = found
+        return change(lambda x: active.function(x, *active.args[1:], **active.kw), active[0], other)
+
+    return plant
+
+
+def _square(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
+    """The ReLU that is squared."""
+    call = Call(name_of(function), function, args, kw)
+    twice = call.name == "square" or number(call.argument(1, "exponent")) == 2 or call.argument(1, "other") is call[0]
+    return call[0].clone() if twice and made(call[0], "relu", "leaky_relu") else None
+
+
+def _own_gelu(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+    """Another GELU, where a product is the form with a tanh, or with a sigmoid."""
+
+    def plant(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
+        y, x = function(*args, **kw), _gelu_input(Call("mul", function, args, kw))
+        if x is None or not any(same(y, form(x)) for form in (_tanh_form, _quick_form, F.gelu)):
+            return None
+        new = change(x)
+        return None if same(new, y) else new
+
+    return plant
+
+
+def _gelu_input(call: Call) -> Tensor | None:
+    """What a GELU that ends with this product is applied to."""
+    for part, other in orders(call):
+        if made(other, "sigmoid", "add", "mul") is None or not isinstance(part, Tensor):
+            continue
+        half = scaled(part)
+        return through(half[0]) if half is not None and half[1] == 0.5 else through(part)
+    return None
+
+
+def _tanh_form(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def _quick_form(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+# --- residual sums, tokens, positions
+
+
+def _summands(function: Any, args: Values, kw: dict[str, Any]) -> tuple[Tensor, Tensor] | None:
+    a, b = args[0], args[1] if len(args) > 1 else kw.get("other")
+    both = isinstance(a, Tensor) and isinstance(b, Tensor) and a.ndim > 1 and a.shape == b.shape
+    return (a, b) if both else None
+
+
+def _sum(change: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Any]:
+    """Another combination of two summands."""
+
+    def plant(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
+        parts = _summands(function, args, kw)
+        return None if parts is None else change(*parts)
+
+    return plant
+
+
+def _table_lost(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
+    """The sum without a table of positions, which is alike for all examples."""
+    call = Call("add", function, args, kw)
+    for x, table in orders(call):
+        held = isinstance(table, nn.Parameter) or call_of(table) is None or made(table, "getitem", "unsqueeze")
+        if not isinstance(x, Tensor) or not isinstance(table, Tensor) or not held or x.ndim != 3:
+            continue
+        if table.shape[-2:] == x.shape[-2:] and table.numel() < x.numel() and table.is_floating_point():
+            return x.clone()
+    return None
+
+
+def _gain_lost(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
+    """The product without a factor for each feature."""
+    for x, gain in orders(Call("mul", function, args, kw)):
+        if isinstance(x, Tensor) and is_vector(gain) and x.ndim > 1:
+            return x.clone()
+    return None
+
+
+def _shift_lost(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
+    """The sum without a number for each feature."""
+    for x, shift in orders(Call("add", function, args, kw)):
+        if isinstance(x, Tensor) and is_vector(shift) and x.ndim > 1:
+            return x.clone()
+    return None
+
+
+def _by_root_of_width(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
+    """The embedding without the root of its width as a factor."""
+    for x, factor in orders(Call("mul", function, args, kw)):
+        by = number(factor)
+        if by is not None and isinstance(x, Tensor) and abs(by * by / x.shape[-1] - 1) < 1e-6:
+            return x.clone()
+    return None
+
+
+def _twice_by_root_of_width(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
+    x = _by_root_of_width(function, args, kw)
+    return None if x is None else x * x.shape[-1]
+
+
+def _scaled_logits(function: Any, args: Values, kw: dict[str, Any]) -> Tensor:
+    """The product with a matrix, divided by the root of its width."""
+    return function(*args, **kw) / args[0].shape[-1] ** 0.5
+
+
+def _pooled_mean(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
+    """The mean of all tokens, where PyTorch's model takes the first."""
+    x, index = args
+    first = isinstance(index, tuple) and len(index) == 2 and index[1] in (0, -1) and not isinstance(index[1], bool)
+    return x.mean(1) if first and index[0] == slice(None) and x.ndim == 3 else None
+
+
+def _first_token(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
+    """The first token, where PyTorch's model takes the mean of all."""
+    dim = args[1] if len(args) > 1 else kw.get("dim")
+    return args[0].select(1, 0) if args[0].ndim == 3 and dim in (1, -2, (1,), [1]) else None
+
+
+def _all_tokens(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
+    """The mean of all tokens, where PyTorch's model leaves the first out."""
+    part = made(args[0], "getitem")
+    if part is None or args[0].ndim != 3 or args[0].shape[1] >= part[0].shape[1]:
+        return None
+    return function(part[0], *args[1:], **kw)
+
+
+def _without_first(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
+    """The mean without the first token."""
+    dim = args[1] if len(args) > 1 else kw.get("dim")
+    return function(args[0][:, 1:], *args[1:], **kw) if args[0].ndim == 3 and dim in (1, -2) else None
+
+
+def _masked_sum(call: Call) -> tuple[Tensor, Tensor, Any] | None:
+    """A sum over time of what a mask keeps, divided by how much it keeps: the numbers, the mask, the axis."""
+    total = made(call[0], "sum")
+    product = made(total[0], "mul") if total else None
+    count = call.argument(1, "other")
+    counted = made(count, "sum", "clamp", "clamp_min") if isinstance(count, Tensor) else None
+    if total is None or product is None or counted is None:
+        return None
+    for x, mask in orders(product):
+        if isinstance(mask, Tensor) and not made(mask, "softmax") and bool(((mask == 0) | (mask == 1)).all()):
+            return x, mask.expand(x.shape), total.argument(1, "dim")
+    return None
+
+
+def _mean(change: Callable[[Tensor, Tensor, Any], Tensor]) -> Callable[..., Any]:
+    """Another mean, where PyTorch's model takes that of what a mask keeps."""
+
+    def plant(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
+        found = _masked_sum(Call("div", function, args, kw))
+        return None if found is None else change(*found)
+
+    return plant
+
+
+def _shifted_frequencies(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
+    """Frequencies that end one step earlier, or later: exp(−c · i / n) for exp(−c · i / (n − 1))."""
+    x = args[0]
+    if x.ndim < 1 or x.shape[-1] < 3 or x.numel() != x.shape[-1]:
+        return None
+    flat, n = x.flatten(), x.shape[-1]
+    step = flat[1] - flat[0]
+    if abs(flat[0]) > 1e-9 or step >= 0 or not same(flat, step * torch.arange(n)):
+        return None
+    for shift, other in ((1, 0), (0, 1)):
+        base = float(-step * (n - shift))
+        if abs(base - math.log(1e4)) < 1e-4:
+            return function(x * (n - shift) / (n - other))
+    return None
+
+
+def _row(name: str, where: Sequence[str], plant: Callable[..., Any], text: str, mend: str, source: str) -> Trap:
+    return Trap(name, "between", tuple(where), plant, text, mend, source)
+
+
+EXPERTS = (
+    _row(
+        "router-softmax-of-chosen",
+        ("topk",),
+        _softmax_of_chosen,
+        "the softmax goes over the chosen experts; PyTorch's model chooses of the softmax over all",
+        "softmax first, then top_k",
+        "lablup/mlxcel#391",
+    ),
+    _row(
+        "router-softmax-of-all",
+        ("softmax",),
+        _softmax_of_all,
+        "the softmax goes over all experts; PyTorch's model takes that of the chosen ones",
+        "top_k first, then softmax",
+        "NVIDIA/TensorRT-LLM#2752",
+    ),
+    _row(
+        "router-weights-are-logits",
+        ("topk",),
+        _logits,
+        "the experts' weights are the router's logits",
+        "take the softmax or sigmoid of them",
+        "sgl-project/sglang#35160",
+    ),
+    _row(
+        "router-softmax-for-sigmoid",
+        ("topk",),
+        _scored_by(lambda x: x.softmax(-1), "sigmoid"),
+        "the router's scores are a softmax; PyTorch's are sigmoids",
+        "nn.sigmoid",
+        "MetaX-MACA/vLLM-metax#270",
+    ),
+    _row(
+        "router-sigmoid-for-softmax",
+        ("topk",),
+        _scored_by(torch.sigmoid, "softmax"),
+        "the router's scores are sigmoids; PyTorch's are a softmax",
+        "nn.softmax",
+        "NVIDIA/TensorRT-Model-Connect#669",
+    ),
+    _row(
+        "router-renormalised",
+        ("topk",),
+        _renormalised,
+        "the weights of the chosen experts are divided by their sum; PyTorch's are not",
+        "leave them as they are, where norm_topk_prob is false",
+        "flashinfer-ai/flashinfer#2889",
+    ),
+    _row(
+        "router-not-renormalised",
+        ("div",),
+        _not_renormalised,
+        "the weights of the chosen experts are not divided by their sum",
+        "weights / weights.sum(-1, keepdims=True)",
+        "pytorch/torchtitan#1448",
+    ),
+    _row(
+        "router-bias-in-weights",
+        ("gather",),
+        _biased,
+        "the bias that experts are chosen with is part of their weights",
+        "choose by scores + bias, and weight by scores",
+        "huggingface/transformers#41647",
+    ),
+    _row(
+        "router-bias-missing",
+        ("topk",),
+        _bias_lost,
+        "the experts are chosen without the bias of the router",
+        "top_k(scores + bias)",
+        "SRC70",
+    ),
+    _row(
+        "router-one-expert-less",
+        ("topk",),
+        _fewer,
+        "one expert less is chosen",
+        "top_k with PyTorch's k",
+        "JieShibo/MoLE#7",
+    ),
+)
+
+GATES = (
+    _row(
+        "gate-exchanged",
+        ("mul",),
+        _gate(lambda act, a, b: act(b) * a),
+        "the activation stands on the other factor of a gated unit",
+        "act(gate) * up",
+        "ml-explore/mlx-lm#767",
+    ),
+    _row(
+        "gate-activation-of-product",
+        ("mul",),
+        _gate(lambda act, a, b: act(a * b)),
+        "the activation is taken of the product",
+        "act(gate) * up",
+        "Nijikadesu/breakdown-minimind#3",
+    ),
+    _row(
+        "gate-missing",
+        ("mul",),
+        _gate(lambda act, a, b: act(a)),
+        "the activation is not multiplied by the other part of a gated unit",
+        "act(gate) * up",
+        "SRC71",
+    ),
+    _row(
+        "gate-added",
+        ("mul",),
+        _gate(lambda act, a, b: act(a) + b),
+        "the parts of a gated unit are added",
+        "act(gate) * up",
+        "SRC72",
+    ),
+    _row(
+        "relu-square-missing",
+        ("pow", "square", "mul"),
+        _square,
+        "the ReLU is not squared",
+        "jnp.square(nn.relu(x))",
+        "SRC73",
+    ),
+    _row(
+        "written-gelu-is-exact",
+        ("mul",),
+        _own_gelu(F.gelu),
+        "the GELU is that with the error function; PyTorch's model has written out an approximation",
+        "approximate=True, or the form of PyTorch's model",
+        "SRC74",
+    ),
+    _row(
+        "written-gelu-is-tanh",
+        ("mul",),
+        _own_gelu(_tanh_form),
+        "the GELU is that with tanh; PyTorch's model has written out another",
+        "the form of PyTorch's model",
+        "clementpoiret/Equimo@3b2327a",
+    ),
+)
+
+SUMS_TOKENS_AND_POSITIONS = (
+    _row(
+        "residual-twice",
+        ("add",),
+        _sum(lambda a, b: 2 * a + b),
+        "the first part of a sum is added twice",
+        "add it once",
+        "yakhyo/darknet-pytorch#2",
+    ),
+    _row(
+        "residual-is-branch",
+        ("add",),
+        _sum(lambda a, b: 2 * b),
+        "the branch is added to itself; PyTorch's model adds it to what went into it",
+        "keep the input under a name of its own",
+        "facebookresearch/multimodal#305",
+    ),
+    _row(
+        "position-table-missing",
+        ("add",),
+        _table_lost,
+        "no table of positions is added",
+        "add the position embedding",
+        "clementpoiret/Equimo@f70bb27",
+    ),
+    _row(
+        "gain-missing",
+        ("mul",),
+        _gain_lost,
+        "the features are not multiplied by their gains, as LayerScale does",
+        "multiply by them",
+        "SRC77",
+    ),
+    _row(
+        "shift-missing",
+        ("add",),
+        _shift_lost,
+        "no bias is added to the features",
+        "add it",
+        "SRC78",
+    ),
+    _row(
+        "embedding-scale-missing",
+        ("mul",),
+        _by_root_of_width,
+        "the embedding is not multiplied by the root of its width",
+        "x * sqrt(width)",
+        "tenstorrent/tt-metal#22812",
+    ),
+    _row(
+        "embedding-scaled-twice",
+        ("mul",),
+        _twice_by_root_of_width,
+        "the embedding is multiplied by the root of its width twice",
+        "multiply once",
+        "TensorAuto/OpenTau#179",
+    ),
+    _row(
+        "logits-divided-by-root",
+        ("linear", "matmul"),
+        _scaled_logits,
+        "the product with the tied embedding is divided by the root of its width, as T5 does",
+        "do not scale it",
+        "huggingface/transformers#43681",
+    ),
+    _row(
+        "first-token-is-mean",
+        ("getitem",),
+        _pooled_mean,
+        "the mean of the tokens is taken; PyTorch's model takes one",
+        "x[:, 0]",
+        "SRC81",
+    ),
+    _row(
+        "mean-is-first-token",
+        ("mean",),
+        _first_token,
+        "the first token is taken; PyTorch's model takes the mean of all",
+        "x.mean(1)",
+        "SRC82",
+    ),
+    _row(
+        "mean-counts-class-token",
+        ("mean",),
+        _all_tokens,
+        "the mean goes over all tokens; PyTorch's leaves the first ones out",
+        "x[:, 1:].mean(1)",
+        "SRC83",
+    ),
+    _row(
+        "mean-lacks-first-token",
+        ("mean",),
+        _without_first,
+        "the mean leaves the first token out; PyTorch's goes over all",
+        "x.mean(1)",
+        "SRC83",
+    ),
+    _row(
+        "masked-mean-over-length",
+        ("div",),
+        _mean(lambda x, mask, dim: (x * mask).mean(dim)),
+        "the sum of what the mask keeps is divided by the length",
+        "divide by mask.sum()",
+        "SRC84",
+    ),
+    _row(
+        "masked-mean-of-all",
+        ("div",),
+        _mean(lambda x, mask, dim: x.mean(dim)),
+        "the mean goes over padding, too",
+        "(x * mask).sum(1) / mask.sum(1)",
+        "lanterndata/lantern_extras#91",
+    ),
+    _row(
+        "wave-frequencies-shifted",
+        ("exp",),
+        _shifted_frequencies,
+        "the last frequency of the sines is another: the step is divided by n for n − 1, or the other way",
+        "pass downscale_freq_shift as PyTorch's model does",
+        "kohya-ss/sd-scripts#1187",
+    ),
+)
