@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,12 @@ from parity.numerics.quantities import Probe
 from parity.running import pytorch as run_pytorch
 from parity.running.taps import Tap
 from parity.traps.catalogue import OPERATIONS
-from parity.traps.operations.parts import Call, call_of, changes, name_of, reached, remember
+from parity.traps.operations.parts import Call, changes, fresh, name_of, reached, remember, replayed
 from parity.traps.planting import INPUT
 from parity.traps.trap import Trap
+
+# Parts of the names of functions that draw numbers.
+RANDOM = ("rand", "dropout", "bernoulli", "multinomial", "normal_", "poisson")
 
 
 class _Watching(TorchFunctionMode):
@@ -37,18 +41,17 @@ class _Watching(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tap = _HandsOn(None, False)
+        self.tap, self.number = _HandsOn(None, False), 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self.tap.busy:
             return func(*args, **kwargs)
-        call = Call(name_of(func), func, _before(func, args), kwargs)
-        value = self.planted(call, args)
-        if value is None:
-            value = func(*args, **kwargs)
-        elif isinstance(value, Tensor) and any(value is given for given in call.tensors):
-            value = value.view_as(value)
+        call = Call(name_of(func), func, args, kwargs, number=self.number)
+        call = replace(call, args=call.given())
+        self.number += 1
+        value = fresh(self.planted(call, args))
+        value = func(*args, **kwargs) if value is None else value
         if changes(func) and args and isinstance(args[0], Tensor):
             remember(args[0], call)
         remember(value, call)
@@ -63,55 +66,82 @@ class _Watching(TorchFunctionMode):
         return given
 
 
-def _before(function: Any, args: Any) -> tuple[Any, ...]:
-    """The arguments, with a copy of the one that the function changes."""
-    if not changes(function) or not args or not isinstance(args[0], Tensor):
-        return tuple(args)
-    copied = args[0].clone()
-    if (call := call_of(args[0])) is not None:
-        remember(copied, call)
-    return copied, *args[1:]
-
-
 def _names(call: Call) -> tuple[str, str]:
     return getattr(call.function, "__name__", ""), call.name
 
 
-class PossibleCalls(_Watching):
-    """Where mistakes can be planted: nothing is planted, and every trap is tried at every call of its functions.
+@dataclass(frozen=True)
+class DifferingPlace:
+    """Where something came out otherwise.
 
     Attributes:
-        calls: by trap, the numbers of the calls that can have it, and what identifies these calls.
+        side: `enter` or `leave` of a call, or `end` for an output of the network, whose name `call` is then; `gradient`
+            for what comes back to the exit of a call.
+        got: what the port has there.
     """
 
-    def __init__(self, traps: Sequence[Trap]) -> None:
+    side: str
+    call: str
+    train: bool
+    got: np.ndarray
+
+
+class SeenCalls(_Watching):
+    """The calls of a run, kept where nothing else keeps them."""
+
+    def __init__(self, keep: bool) -> None:
         super().__init__()
-        self.traps: dict[str, list[Trap]] = {}
-        self.counts: dict[str, int] = {}
-        self.calls: dict[str, list[tuple[int, int]]] = {}
-        self.kept: list[Any] = []
-        for trap in traps:
-            for name in trap.names:
-                self.traps.setdefault(name, []).append(trap)
+        self.keep = keep
+        self.kept: list[Call] = []
 
     def planted(self, call: Call, args: Any) -> Any:
-        known = {trap.name: trap for name in _names(call) for trap in self.traps.get(name, ())}
-        for name, trap in known.items():
-            i = self.counts[name] = self.counts.get(name, -1) + 1
-            given = _before(call.function, args)
-            if _planted(trap, call.function, given, call.kw) is not None:
-                self.calls.setdefault(name, []).append((i, id(call.args)))
-                self.kept.append(call.args)
+        self.kept += [call] if self.keep else []
 
-    def of(self, trap: Trap, reach: set[int] | None) -> list[int] | None:
-        """The calls that can have the mistake and that a place depends on; None where there is none.
 
-        Args:
-            reach: what identifies the calls that the place depends on; None where that is not known.
+@dataclass(frozen=True)
+class WayTo:
+    """What was computed on the way to a place that differs.
+
+    Attributes:
+        value: what the reference has there; None for a gradient.
+        calls: by which it was computed, in order.
+    """
+
+    place: DifferingPlace
+    value: Tensor | None
+    calls: Sequence[Call]
+
+    def possible(self, traps: Sequence[Trap]) -> dict[str, list[int]]:
+        """By trap, the numbers of the calls that can have it."""
+        by_name: dict[str, list[Trap]] = {}
+        for trap in traps:
+            for name in trap.names:
+                by_name.setdefault(name, []).append(trap)
+        found: dict[str, list[int]] = {trap.name: [] for trap in by_name.get(INPUT, ())}
+        with torch.set_grad_enabled(self.place.side == "gradient"):
+            for call in self.calls:
+                known = {trap.name: trap for name in _names(call) for trap in by_name.get(name, ())}
+                given = call.given()
+                for name, trap in known.items():
+                    if _planted(trap, call.function, given, call.kw) is not None:
+                        found.setdefault(name, []).append(call.number)
+                    given = call.given() if changes(call.function) else given
+        return found
+
+    def arrives(self, trap: Trap, at: Sequence[int]) -> bool:
+        """Return whether the port's value may come out where these calls have the mistake, computed again alone.
+
+        What is random cannot be computed again, nor a gradient: then it may.
         """
-        if INPUT in trap.names:
-            return []
-        return [i for i, call in self.calls.get(trap.name, ()) if reach is None or call in reach] or None
+        random = any(word in call.name for call in self.calls for word in RANDOM)
+        if self.value is None or random or INPUT in trap.names:
+            return True
+        try:
+            with torch.no_grad():
+                value = replayed(self.value, self.calls, partial(_planted, trap), at)
+                return _same(value.numpy(), self.place.got, FORWARD)
+        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError):
+            return False
 
 
 def _planted(trap: Trap, function: Any, args: Any, kwargs: Any) -> Any:
@@ -125,18 +155,17 @@ def _planted(trap: Trap, function: Any, args: Any, kwargs: Any) -> Any:
 
 
 class PlantedCalls(_Watching):
-    """One mistake in the calls of its functions: in all of them, or in the one with this number."""
+    """One mistake in the calls of its functions: in all of them, or in the call with this number in the run."""
 
     def __init__(self, trap: Trap, only: int | None = None) -> None:
         super().__init__()
         self.trap, self.functions = trap, frozenset(trap.names)
-        self.only, self.made, self.calls = only, 0, 0
+        self.only, self.made = only, 0
 
     def planted(self, call: Call, args: Any) -> Any:
         if self.functions.isdisjoint(_names(call)):
             return None
-        self.calls += 1
-        if self.only not in (None, self.calls - 1):
+        if self.only not in (None, call.number):
             return None
         value = _planted(self.trap, call.function, args, call.kw)
         self.made += value is not None
@@ -164,12 +193,13 @@ class _HandsOn(Tap):
         self.handed: dict[str, Tensor] = {}
         self.terms, self.busy = [], False
         self.wanted: tuple[str, str] | None = None
-        self.reach: set[int] | None = None
+        self.reach: list[Call] = []
+        self.found: Tensor | None = None
 
     def look(self, side: str, name: str, x: Tensor) -> None:
-        """Keeps what identifies the calls that `x` was computed by, at the place that is wanted."""
+        """Keeps the calls that `x` was computed by, at the place that is wanted."""
         if (side, name) == self.wanted:
-            self.reach = reached(x)
+            self.found, self.reach = x, reached(x)
 
     @contextmanager
     def _own(self) -> Iterator[None]:
@@ -214,22 +244,6 @@ class _HandsOn(Tap):
 
 
 @dataclass(frozen=True)
-class DifferingPlace:
-    """Where something came out otherwise.
-
-    Attributes:
-        side: `enter` or `leave` of a call, or `end` for an output of the network, whose name `call` is then; `gradient`
-            for what comes back to the exit of a call.
-        got: what the port has there.
-    """
-
-    side: str
-    call: str
-    train: bool
-    got: np.ndarray
-
-
-@dataclass(frozen=True)
 class ReferenceNetwork:
     """The network that mistakes are planted in.
 
@@ -254,21 +268,23 @@ class ReferenceNetwork:
             return tap.seen
         return tap.seen | {("end", name): value for name, value in run_pytorch.outputs(values).items()}
 
-    def possible(self, traps: Sequence[Trap], place: DifferingPlace) -> dict[str, list[int]]:
-        """By trap, the calls that can have it and that the place depends on."""
+    def on_the_way_to(self, place: DifferingPlace) -> WayTo:
+        """What the reference computes on the way to a place.
+
+        A gradient depends on calls behind its place: there all calls of the run count.
+        """
         gradients = place.side == "gradient"
-        tap, watching = _HandsOn(self.runs[place.train], gradients), PossibleCalls(traps)
+        tap, watching = _HandsOn(self.runs[place.train], gradients), SeenCalls(gradients)
         tap.wanted = (place.side, place.call)
         values = self._run(watching, tap, place.train, gradients)
         for name, value in leaves(values, "output"):
             if isinstance(value, Tensor):
                 tap.look("end", name, value)
-        found = {trap.name: watching.of(trap, tap.reach) for trap in traps}
-        return {name: calls for name, calls in found.items() if calls is not None}
+        return WayTo(place, tap.found, watching.kept if gradients else tap.reach)
 
     def _run(self, watching: _Watching, tap: _HandsOn, train: bool, gradients: bool) -> Any:
         net = copy.deepcopy(self.net).train(train)
-        watching.tap = tap
+        watching.tap, watching.number = tap, 0
         with torch.set_grad_enabled(gradients), run_pytorch.tapped(net, tap, self.names), watching:
             inputs = watching.inputs(run_pytorch.inputs_of(self.probe, grad=gradients))
             return run_pytorch.run(net, self.probe, inputs)
@@ -277,26 +293,34 @@ class ReferenceNetwork:
 def explain(reference: ReferenceNetwork, places: Sequence[DifferingPlace]) -> tuple[Trap, ...]:
     """Return the trap that gives what the port has at all `places`: planted in all of its calls, or in one.
 
-    One run finds the traps that some call can have on the way to the first place: no other is tried.
+    What the reference computes on the way to the first place is computed again with each trap that some call on this
+    way can have. The whole network runs only with those that give what the port has there.
 
     Args:
         places: all of outputs, or all of gradients.
     """
     gradients = places[0].side == "gradient"
     traps = [trap for trap in OPERATIONS if trap.gradient is gradients]
-    possible = reference.possible(traps, places[0])
+    way = reference.on_the_way_to(places[0])
+    possible = way.possible(traps)
 
     def differing(traps: tuple[Trap, ...]) -> set[str] | None:
         (trap,) = traps
-        planted = PlantedCalls(trap)
-        left = _differing(reference, planted, places)
-        if left is not None and not left:
-            return left
-        calls = possible[trap.name] if planted.made > 1 else []
-        single = (_differing(reference, PlantedCalls(trap, only), places) for only in calls)
-        return next((found for found in single if found is not None and not found), left)
+        calls = possible[trap.name]
+        choices: list[int | None] = [None, *calls]
+        for only in choices:
+            if way.arrives(trap, calls if only is None else [only]):
+                left = _differing(reference, PlantedCalls(trap, only), places)
+                if left is not None and not left:
+                    return left
+        return {f"{places[0].side} {places[0].call}"}
 
     return search([trap for trap in traps if trap.name in possible], differing)
+
+
+def _same(have: np.ndarray | None, got: np.ndarray, allowed: float) -> bool:
+    """Whether the port's numbers are those of the planted network."""
+    return have is not None and bounds.distance(have, got) <= allowed * (bounds.norm(got) or 1.0)
 
 
 def _differing(reference: ReferenceNetwork, planted: PlantedCalls, places: Sequence[DifferingPlace]) -> set[str] | None:
@@ -309,6 +333,6 @@ def _differing(reference: ReferenceNetwork, planted: PlantedCalls, places: Seque
             return None
         for place in (p for p in places if p.train is train):
             have = seen.get((place.side, place.call))
-            if have is None or bounds.distance(have, place.got) > allowed * (bounds.norm(place.got) or 1.0):
+            if not _same(have, place.got, allowed):
                 return {f"{place.side} {place.call}"}
     return set()

@@ -224,8 +224,8 @@ BETWEEN = (
     Case(
         "chunks-exchanged",
         between(
-            lambda x: (lambda a, b: a * torch.tanh(b))(*x.chunk(2, 1)),
-            lambda x: jnp.tanh(x[..., :2]) * x[..., 2:],
+            lambda x: (lambda a, b: a * torch.sin(b))(*x.chunk(2, 1)),
+            lambda x: jnp.sin(x[..., :2]) * x[..., 2:],
             inner=2,
         ),
         BLOCK,

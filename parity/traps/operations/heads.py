@@ -238,7 +238,7 @@ HEADS_AND_PARTS = (
         _split_unmoved,
         "the heads are split off in place of time; PyTorch's model splits the features, and exchanges the axes",
         "reshape to (batch, time, heads, depth), then transpose",
-        "SRC53",
+        "reczoo/FuxiCTR#30",
     ),
     _row(
         "grouped-heads-tiled",
@@ -262,7 +262,7 @@ HEADS_AND_PARTS = (
         _packed_by_head,
         "queries, keys and values are unpacked in the other order: by head, or by kind",
         "reshape as PyTorch's model does: (3, heads, depth), or (heads, 3, depth)",
-        "SRC56",
+        "awslabs/slapo#46",
     ),
     _row(
         "packed-keys-first",

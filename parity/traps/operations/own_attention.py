@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parity.traps.operations.parts import Call, made, name_of, number, orders, scaled, through
+from parity.traps.operations.parts import Call, made, name_of, number, orders, read_once, scaled, through
 from parity.traps.planting import Values
 from parity.traps.trap import Trap
 
@@ -196,6 +196,7 @@ def _function(call: Call) -> Attention:
     return Attention(q @ k.transpose(-2, -1), q.shape[-1], tuple(steps), v)
 
 
+@read_once
 def attention_of(function: Any, args: Values, kw: dict[str, Any]) -> Attention | None:
     """Return the attention that ends at this call; None where there is none."""
     call = Call(name_of(function), function, args, kw)
@@ -449,98 +450,98 @@ OWN_ATTENTION: Sequence[Trap] = (
         _softmaxed(-2),
         "the softmax goes over the queries; PyTorch's over the keys",
         "axis=-1",
-        "SRC21",
+        "labmlai/annotated_deep_learning_paper_implementations#146",
     ),
     _row(
         "attention-sees-next",
         _mask(_causal(1)),
         "each query sees the next key, too",
         "jnp.tril(mask), with diagonal 0",
-        "SRC22",
+        "RVC-Boss/GPT-SoVITS#965",
     ),
     _row(
         "attention-misses-itself",
         _mask(_causal(-1)),
         "no query sees its own key: the first one sees none, and gives NaN",
         "jnp.tril(mask), with diagonal 0",
-        "SRC23",
+        "pbloem/former#10",
     ),
     _row(
         "attention-misses-itself-finite",
         _mask(_causal(-1), fill=-1e30),
         "no query sees its own key; the first sees all alike",
         "jnp.tril(mask), with diagonal 0",
-        "SRC23",
+        "pbloem/former#10",
     ),
     _row(
         "attention-causal-mask-missing",
         _mask(_without_causal),
         "only padding is masked; PyTorch's model is causal, too",
         "combine the masks: nn.combine_masks",
-        "SRC24",
+        "facebookresearch/xformers#1185",
     ),
     _row(
         "attention-padding-seen-too",
         _mask(_without_padding),
         "only what comes later is masked; PyTorch's model masks padding, too",
         "combine the masks: nn.combine_masks",
-        "SRC25",
+        "AI-Hypercomputer/maxtext#878",
     ),
     _row(
         "attention-mask-missing",
         lambda attention: attention.masked(None) if attention.kept is not None else None,
         "there is no mask",
         "mask the scores before the softmax",
-        "SRC26",
+        "facebookresearch/xformers#103",
     ),
     _row(
         "attention-mask-inverted",
         _mask(lambda kept: ~kept),
         "what PyTorch's model masks is kept, and the rest is masked",
         "true is where attention is, in Flax",
-        "SRC27",
+        "lucidrains/halonet-pytorch#6",
     ),
     _row(
         "attention-mask-transposed",
         _mask(_transposed),
         "the mask's queries and keys are exchanged",
         "queries before keys",
-        "SRC28",
+        "lsdefine/attention-is-all-you-need-keras#16",
     ),
     _row(
         "attention-masked-scores-zero",
         _multiplied,
         "masked scores are zero, and take part in the softmax",
         "jnp.where(mask, scores, -jnp.inf)",
-        "SRC29",
+        "georg-wolflein/good-features#1",
     ),
     _row(
         "attention-masked-afterwards",
         _afterwards,
         "the mask is applied behind the softmax: the weights do not sum to one",
         "mask the scores",
-        "SRC30",
+        "huggingface/pytorch-image-models#2236",
     ),
     _row(
         "attention-mask-added-as-ones",
         _added_as_ones,
         "the mask of zeros and ones is added to the scores",
         "jnp.where(mask, scores, -jnp.inf)",
-        "SRC31",
+        "huggingface/transformers#48363",
     ),
     _row(
         "attention-empty-row-zero",
         _empty_rows(torch.zeros_like),
         "a query without keys gives zero",
         "fill as PyTorch's model does",
-        "SRC32",
+        "explosion/curated-transformers#360",
     ),
     _row(
         "attention-empty-row-uniform",
         _empty_rows(_uniform),
         "a query without keys sees all alike, as a finite fill gives it",
         "jnp.where(mask.any(-1, keepdims=True), weights, 0)",
-        "SRC33",
+        "pytorch/pytorch#103749",
     ),
     _row(
         "attention-window-wider",
@@ -575,7 +576,7 @@ OWN_ATTENTION: Sequence[Trap] = (
         _mask(_aligned),
         "with more keys than queries, the causal mask starts at the other end",
         "jnp.tril with diagonal keys − queries, or 0, as PyTorch's model has it",
-        "SRC35",
+        "ml-explore/mlx#2835",
     ),
     _row(
         "attention-bias-missing",
@@ -624,6 +625,6 @@ OWN_ATTENTION: Sequence[Trap] = (
         _cap_last,
         "the cap stands behind the mask: masked scores are − cap, and take part in the softmax",
         "cap the scores, then mask them",
-        "SRC40",
+        "AI-Hypercomputer/maxtext@a56309f6f",
     ),
 )

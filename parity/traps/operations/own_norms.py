@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parity.traps.operations.parts import Call, is_vector, made, name_of, number, orders, same, through
+from parity.traps.operations.parts import Call, is_vector, made, name_of, number, orders, read_once, same, through
 from parity.traps.planting import Values
 from parity.traps.trap import Trap
 
@@ -158,6 +158,7 @@ def _plus_one(x: Any) -> tuple[Any, float]:
     return x, 0.0
 
 
+@read_once
 def norm_of(function: Any, args: Values, kw: dict[str, Any]) -> Norm | None:
     """Return the norm that ends at this call; None where there is none."""
     call = Call(name_of(function), function, args, kw)

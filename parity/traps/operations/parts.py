@@ -6,8 +6,8 @@ a part is planted at the call that ends it: from there the chain is read backwar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,6 +45,7 @@ class Call:
     Attributes:
         name: of the function, without underscores, one for all synonyms.
         part: the number of the tensor among several that it gave.
+        number: of the call in its run.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Call:
     args: Sequence[Any]
     kw: dict[str, Any]
     part: int | None = None
+    number: int = -1
 
     def __getitem__(self, i: int) -> Any:
         return self.args[i]
@@ -59,6 +61,15 @@ class Call:
     def argument(self, i: int, name: str, default: Any = None) -> Any:
         """An argument, by place or by name."""
         return self.args[i] if len(self.args) > i else self.kw.get(name, default)
+
+    def given(self) -> Any:
+        """The arguments, with a copy of the one that the function changes."""
+        if not changes(self.function) or not self.args or not isinstance(self.args[0], Tensor):
+            return self.args
+        copied = self.args[0].clone()
+        if (call := call_of(self.args[0])) is not None:
+            remember(copied, call)
+        return copied, *self.args[1:]
 
     @property
     def tensors(self) -> Iterator[Tensor]:
@@ -84,6 +95,15 @@ def changes(function: Any) -> bool:
     return name.strip("_") in CHANGING or (name.endswith("_") and not name.endswith("__"))
 
 
+def fresh(value: Any) -> Any:
+    """Return tensors of their own with the same numbers: a mistake may hand on one that knows another call."""
+    if isinstance(value, Tensor):
+        return value.view_as(value)
+    if type(value) in (list, tuple):
+        return type(value)(fresh(item) for item in value)
+    return value
+
+
 def remember(value: Any, call: Call) -> None:
     """Let what a call gave know the call."""
     if isinstance(value, Tensor):
@@ -92,9 +112,7 @@ def remember(value: Any, call: Call) -> None:
     elif isinstance(value, list | tuple):
         for i, item in enumerate(value):
             if isinstance(item, Tensor):
-                item.made_of = Call(  # pyright: ignore[reportAttributeAccessIssue]
-                    call.name, call.function, call.args, call.kw, i
-                )
+                item.made_of = replace(call, part=i)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def call_of(x: Any) -> Call | None:
@@ -167,14 +185,58 @@ def is_vector(x: Any) -> bool:
     return held and x.ndim > 0 and max(x.shape) == x.numel() > 1
 
 
-def reached(x: Any) -> set[int]:
-    """Return the ids of all calls that `x` was computed by, back to where layers handed on."""
-    found: set[int] = set()
-    open_calls = [call_of(x)]
-    while open_calls:
-        call = open_calls.pop()
-        if call is None or id(call.args) in found:
+def reached(x: Any) -> list[Call]:
+    """Return all calls that `x` was computed by, back to where layers handed on, in order."""
+    found: dict[int, Call] = {}
+    waiting = [call_of(x)]
+    while waiting:
+        call = waiting.pop()
+        if call is not None and call.number not in found:
+            found[call.number] = call
+            waiting += [call_of(t) for t in call.tensors]
+    return [found[number] for number in sorted(found)]
+
+
+def replayed(x: Any, calls: Sequence[Call], plant: Callable[..., Any], at: Collection[int]) -> Any:
+    """Return what `x` becomes where some of the calls that it was computed by are planted; None where they cannot be.
+
+    Args:
+        calls: all calls that `x` was computed by, in order.
+        at: the numbers of those that are planted.
+    """
+    made_anew: dict[int, Any] = {}
+
+    def anew(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            parts = [anew(item) for item in value]
+            return parts if isinstance(value, list) else tuple(parts)
+        call = call_of(value)
+        if call is None or call.number not in made_anew:
+            return value
+        new = made_anew[call.number]
+        return new if call.part is None else new[call.part]
+
+    for call in calls:
+        args, kw = anew(call.args), {name: anew(value) for name, value in call.kw.items()}
+        changed = any(a is not b for a, b in zip((*args, *kw.values()), (*call.args, *call.kw.values()), strict=True))
+        if call.number not in at and not changed:
             continue
-        found.add(id(call.args))
-        open_calls += [call_of(t) for t in call.tensors]
-    return found
+        new = replace(call, args=args, kw=kw)
+        given = new.given()
+        value = fresh(plant(call.function, given, kw)) if call.number in at else None
+        value = call.function(*given, **kw) if value is None else value
+        remember(value, new)
+        made_anew[call.number] = value
+    return anew(x)
+
+
+def read_once(read: Callable[..., Any]) -> Callable[..., Any]:
+    """Let many traps that look at one call read it once."""
+    last: list[Any] = [None, None]
+
+    def reading(function: Any, args: Any, kw: dict[str, Any]) -> Any:
+        if last[0] is not args:
+            last[:] = args, read(function, args, kw)
+        return last[1]
+
+    return reading

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parity.traps.operations.parts import Call, made, name_of, same, through
+from parity.traps.operations.parts import Call, made, name_of, read_once, same, through
 from parity.traps.planting import Values
 from parity.traps.trap import Trap
 
@@ -196,6 +196,7 @@ FORMS: dict[str, Callable[[Call], Iterator[Rotation]]] = {
 }
 
 
+@read_once
 def rotation_of(function: Any, args: Values, kw: dict[str, Any]) -> Rotation | None:
     """Return the rotation that ends at this call; None where there is none."""
     call = Call(name_of(function), function, args, kw)
