@@ -57,11 +57,18 @@ PACKAGES = ("torch", "jax", "flax", "optax", "numpy")
 GUIDES = {"Flax guide": "Convert PyTorch models to Flax", "torchvision.models": "Using the pre-trained models"}
 
 
+# An issue, a pull request or a commit of a project on GitHub.
+PROJECT = re.compile(r"[\w.-]+/[\w.-]+(#\d+|@[0-9a-f]{7,40})")
+
+
 WORDS = re.compile(r"Note|(section|figure|equation|table) [\d.]+|\w+( et al\.)?")
 
 
 def is_there(source: str) -> bool:
-    """Return whether a reader finds a source: a name of an installed framework, a paper with its year, or a guide."""
+    """Return whether a reader finds a source.
+
+    That is a name of an installed framework, a paper with its year, a guide, or an issue or commit of a project.
+    """
     found = False
     for part in re.split(r"[;,] | and ", source):
         name, _, _ = part.partition(":")
@@ -70,7 +77,7 @@ def is_there(source: str) -> bool:
                 found = pkgutil.resolve_name(name) is not None
             except (ImportError, AttributeError):
                 return False
-        elif re.search(r"\b(19|20)\d\d\b|arXiv:\d{4}\.\d+", part) or part in GUIDES:
+        elif PROJECT.fullmatch(part) or re.search(r"\b(19|20)\d\d\b|arXiv:\d{4}\.\d+", part) or part in GUIDES:
             found = True
         elif name.startswith("torchvision."):
             found = True  # not installed here
@@ -83,6 +90,11 @@ def test_a_reader_finds_every_source() -> None:
     assert [(trap.name, trap.source) for trap in catalogue.TRAPS if not is_there(trap.source)] == []
     assert not is_there("bn_momentum: flax.linen.BatchNorm: momentum")  # the name of a file that nobody has
     assert not is_there("flax.linen.BatchNorms")
+    assert not is_there("a bug in keras-hub")
+
+
+def test_many_entries_come_from_bugs_of_projects() -> None:
+    assert sum(PROJECT.fullmatch(trap.source) is not None for trap in catalogue.TRAPS) >= 100
 
 
 CASE = score.CASES["between"][0]

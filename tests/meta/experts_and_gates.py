@@ -194,7 +194,6 @@ EXPERTS_AND_GATES = (
     Case("first-token-is-mean", pooled(lambda x: x[:, 0], lambda x: x.mean(1)), NETWORK),
     Case("mean-is-first-token", pooled(lambda x: x.mean(1), lambda x: x[:, 0]), NETWORK),
     Case("mean-counts-class-token", pooled(lambda x: x[:, 1:].mean(1), lambda x: x.mean(1)), NETWORK),
-    Case("mean-lacks-first-token", pooled(lambda x: x.mean(dim=1), lambda x: x[:, 1:].mean(1)), NETWORK),
     Case("masked-mean-over-length", pooled(masked_mean, lambda x: (x * KEPT).mean(1)), NETWORK),
     Case("masked-mean-of-all", pooled(masked_mean, lambda x: x.mean(1)), NETWORK),
     Case("wave-frequencies-shifted", sequence(waves_torch, waves_jax), BLOCK),

@@ -61,31 +61,32 @@ def repeat_kv(x: Tensor) -> Tensor:
     return x[:, :, :, None].expand(2, STEPS, 2, 2, 2).reshape(2, STEPS, 4, 2)
 
 
-def mixed(q: Any, k: Any, v: Any, tanh: Any, sin: Any) -> Any:
+def mixed(parts: Any, tanh: Any, sin: Any) -> Any:
     """Something that needs all three parts in their places."""
+    q, k, v = parts
     return q * tanh(k) + sin(v)
 
 
 def packed_torch(shape: tuple[int, ...], axis: int) -> Any:
-    return lambda x: mixed(*x.view(2, STEPS, *shape).unbind(axis), torch.tanh, torch.sin).flatten(2)
+    return lambda x: mixed(x.view(2, STEPS, *shape).unbind(axis), torch.tanh, torch.sin).flatten(2)
 
 
 def packed_jax(shape: tuple[int, ...], axis: int, order: tuple[int, ...] = (0, 1, 2)) -> Any:
     def change(x: Any) -> Any:
         parts = [p.squeeze(axis) for p in jnp.split(x.reshape(2, STEPS, *shape), 3, axis)]
-        return mixed(*(parts[i] for i in order), jnp.tanh, jnp.sin).reshape(2, STEPS, -1)
+        return mixed([parts[i] for i in order], jnp.tanh, jnp.sin).reshape(2, STEPS, -1)
 
     return change
 
 
 def three_torch(x: Tensor) -> Tensor:
-    return mixed(*x.chunk(3, -1), torch.tanh, torch.sin)
+    return mixed(x.chunk(3, -1), torch.tanh, torch.sin)
 
 
 def three_jax(*order: int) -> Any:
     def change(x: Any) -> Any:
         parts = jnp.split(x, 3, -1)
-        return mixed(*(parts[i] for i in order), jnp.tanh, jnp.sin)
+        return mixed([parts[i] for i in order], jnp.tanh, jnp.sin)
 
     return change
 

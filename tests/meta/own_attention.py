@@ -35,6 +35,7 @@ def own(
     form: str = "fill",
     queries: int = STEPS,
     heads: int = HEADS,
+    scale_last: bool = False,
 ) -> Callable[[Tensor], Tensor]:
     """Attention in PyTorch, of a sequence to itself, by heads.
 
@@ -52,9 +53,13 @@ def own(
         if form == "function":
             y = F.scaled_dot_product_attention(q, h, h, attn_mask=kept if added is None else added, scale=scale)
             return y.transpose(1, 2).flatten(2)
-        scores = q @ h.transpose(-2, -1) * scale if scale != 1 else torch.einsum("bhqd,bhkd->bhqk", q, h)
+        if scale == 1 or scale_last:
+            scores = torch.einsum("bhqd,bhkd->bhqk", q, h)
+        else:
+            scores = q @ h.transpose(-2, -1) * scale
         scores = scores if cap is None else torch.tanh(scores / cap) * cap
         scores = scores if added is None else scores + added
+        scores = scores * scale if scale_last else scores
         if kept is not None and form == "fill":
             scores = scores.masked_fill(~kept, float("-inf"))
         elif kept is not None and form == "where":
@@ -153,6 +158,7 @@ OWN_ATTENTION = (
     Case("attention-bias-transposed", attention(own(bias=BIAS), port(bias=BIAS.swapaxes(1, 2))), BLOCK),
     Case("attention-bias-sign", attention(own(bias=BIAS), port(bias=-BIAS)), BLOCK),
     Case("attention-bias-scaled", attention(own(bias=BIAS), port(bias=BIAS, scale_last=True)), BLOCK),
+    Case("attention-bias-unscaled", attention(own(bias=BIAS, scale_last=True), port(bias=BIAS)), BLOCK),
     Case("attention-cap-missing", attention(own(CAUSAL, cap=1.0), port(CAUSAL)), BLOCK),
     Case("attention-cap-behind-mask", attention(own(CAUSAL, cap=1.0), port(CAUSAL, cap=1.0, cap_last=True)), BLOCK),
 )

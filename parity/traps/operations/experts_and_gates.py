@@ -181,8 +181,9 @@ def _quick_form(x: Tensor) -> Tensor:
 
 def _summands(function: Any, args: Values, kw: dict[str, Any]) -> tuple[Tensor, Tensor] | None:
     a, b = args[0], args[1] if len(args) > 1 else kw.get("other")
-    both = isinstance(a, Tensor) and isinstance(b, Tensor) and a.ndim > 1 and a.shape == b.shape
-    return (a, b) if both else None
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return None
+    return (a, b) if a.ndim > 1 and a.shape == b.shape else None
 
 
 def _sum(change: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Any]:
@@ -261,12 +262,6 @@ def _all_tokens(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | Non
     if part is None or args[0].ndim != 3 or args[0].shape[1] >= part[0].shape[1]:
         return None
     return function(part[0], *args[1:], **kw)
-
-
-def _without_first(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
-    """The mean without the first token."""
-    dim = args[1] if len(args) > 1 else kw.get("dim")
-    return function(args[0][:, 1:], *args[1:], **kw) if args[0].ndim == 3 and dim in (1, -2) else None
 
 
 def _masked_sum(call: Call) -> tuple[Tensor, Tensor, Any] | None:
@@ -384,7 +379,7 @@ EXPERTS = (
         _bias_lost,
         "the experts are chosen without the bias of the router",
         "top_k(scores + bias)",
-        "SRC70",
+        "DeepSeek 2024",
     ),
     _row(
         "router-one-expert-less",
@@ -419,7 +414,7 @@ GATES = (
         _gate(lambda act, a, b: act(a)),
         "the activation is not multiplied by the other part of a gated unit",
         "act(gate) * up",
-        "SRC71",
+        "Shazeer 2020",
     ),
     _row(
         "gate-added",
@@ -427,7 +422,7 @@ GATES = (
         _gate(lambda act, a, b: act(a) + b),
         "the parts of a gated unit are added",
         "act(gate) * up",
-        "SRC72",
+        "Shazeer 2020",
     ),
     _row(
         "relu-square-missing",
@@ -435,7 +430,7 @@ GATES = (
         _square,
         "the ReLU is not squared",
         "jnp.square(nn.relu(x))",
-        "SRC73",
+        "So et al. 2021",
     ),
     _row(
         "written-gelu-is-exact",
@@ -443,7 +438,7 @@ GATES = (
         _own_gelu(F.gelu),
         "the GELU is that with the error function; PyTorch's model has written out an approximation",
         "approximate=True, or the form of PyTorch's model",
-        "SRC74",
+        "Hendrycks and Gimpel 2016, section 2",
     ),
     _row(
         "written-gelu-is-tanh",
@@ -486,7 +481,7 @@ SUMS_TOKENS_AND_POSITIONS = (
         _gain_lost,
         "the features are not multiplied by their gains, as LayerScale does",
         "multiply by them",
-        "SRC77",
+        "Touvron et al. 2021",
     ),
     _row(
         "shift-missing",
@@ -494,7 +489,7 @@ SUMS_TOKENS_AND_POSITIONS = (
         _shift_lost,
         "no bias is added to the features",
         "add it",
-        "SRC78",
+        "Ba et al. 2016",
     ),
     _row(
         "embedding-scale-missing",
@@ -526,7 +521,7 @@ SUMS_TOKENS_AND_POSITIONS = (
         _pooled_mean,
         "the mean of the tokens is taken; PyTorch's model takes one",
         "x[:, 0]",
-        "SRC81",
+        "kyegomez/Vit-RGTS#10",
     ),
     _row(
         "mean-is-first-token",
@@ -534,7 +529,7 @@ SUMS_TOKENS_AND_POSITIONS = (
         _first_token,
         "the first token is taken; PyTorch's model takes the mean of all",
         "x.mean(1)",
-        "SRC82",
+        "Dosovitskiy et al. 2021",
     ),
     _row(
         "mean-counts-class-token",
@@ -542,15 +537,7 @@ SUMS_TOKENS_AND_POSITIONS = (
         _all_tokens,
         "the mean goes over all tokens; PyTorch's leaves the first ones out",
         "x[:, 1:].mean(1)",
-        "SRC83",
-    ),
-    _row(
-        "mean-lacks-first-token",
-        ("mean",),
-        _without_first,
-        "the mean leaves the first token out; PyTorch's goes over all",
-        "x.mean(1)",
-        "SRC83",
+        "lucidrains/vit-pytorch#226",
     ),
     _row(
         "masked-mean-over-length",
@@ -558,7 +545,7 @@ SUMS_TOKENS_AND_POSITIONS = (
         _mean(lambda x, mask, dim: (x * mask).mean(dim)),
         "the sum of what the mask keeps is divided by the length",
         "divide by mask.sum()",
-        "SRC84",
+        "Reimers and Gurevych 2019",
     ),
     _row(
         "masked-mean-of-all",

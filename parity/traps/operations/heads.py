@@ -214,7 +214,7 @@ HEADS_AND_PARTS = (
         _depth_first,
         "the features are split into depth and heads; PyTorch's model has the heads first",
         "reshape to (…, heads, depth)",
-        "SRC50",
+        "Vaswani et al. 2017, section 3.2.2",
     ),
     _row(
         "heads-merged-depth-first",
@@ -222,7 +222,7 @@ HEADS_AND_PARTS = (
         _merged_depth_first,
         "depth stands before heads where they are merged; PyTorch's model has the heads first",
         "transpose to (…, heads, depth) before the reshape",
-        "SRC51",
+        "Vaswani et al. 2017, section 3.2.2",
     ),
     _row(
         "heads-merged-unmoved",
@@ -230,7 +230,7 @@ HEADS_AND_PARTS = (
         _unmoved,
         "the axes are merged in the order in which they stand; PyTorch's model exchanges them first",
         "transpose before the reshape",
-        "SRC52",
+        "jsbaan/transformer-from-scratch#6",
     ),
     _row(
         "heads-split-unmoved",
@@ -254,7 +254,7 @@ HEADS_AND_PARTS = (
         _interleaved,
         "each item is repeated beside its copies; PyTorch's model tiles",
         "jnp.tile",
-        "SRC55",
+        "Ainslie et al. 2023",
     ),
     _row(
         "packed-parts-by-head",
@@ -270,7 +270,7 @@ HEADS_AND_PARTS = (
         _parts((1, 0, 2)),
         "the first two of three parts are exchanged: keys before queries",
         "queries, keys, values",
-        "SRC57",
+        "Vaswani et al. 2017, section 3.2.2",
     ),
     _row(
         "packed-values-second",
@@ -278,7 +278,7 @@ HEADS_AND_PARTS = (
         _parts((0, 2, 1)),
         "the last two of three parts are exchanged: values before keys",
         "queries, keys, values",
-        "SRC58",
+        "Vaswani et al. 2017, section 3.2.2",
     ),
 )
 
@@ -289,7 +289,7 @@ PATCHES_AND_WAVES = (
         _class_token_last,
         "the class token stands behind the patches; PyTorch's stands before them",
         "jnp.concatenate([token, patches], 1)",
-        "SRC60",
+        "Dosovitskiy et al. 2021",
     ),
     _row(
         "patch-channels-other-end",
@@ -297,7 +297,7 @@ PATCHES_AND_WAVES = (
         _pixels(_channels_other_end),
         "the channels of a patch stand at the other end of its pixels",
         "transpose the patches as PyTorch's model does",
-        "SRC61",
+        "cloneofsimo/minRF#6",
     ),
     _row(
         "patch-columns-first",
@@ -305,7 +305,7 @@ PATCHES_AND_WAVES = (
         _pixels(_columns_first),
         "the pixels of a patch stand in the order of its columns",
         "rows before columns",
-        "SRC62",
+        "NVIDIA/flashdreams#284",
     ),
     _row(
         "tokens-by-column",
@@ -313,7 +313,7 @@ PATCHES_AND_WAVES = (
         _tokens_by_column,
         "the places of the image are read column by column; PyTorch's model reads rows",
         "reshape (batch, rows, columns, channels)",
-        "SRC63",
+        "MIC-DKFZ/dynamic-network-architectures#13",
     ),
     _row(
         "grid-transposed",
@@ -321,7 +321,7 @@ PATCHES_AND_WAVES = (
         _grid_transposed,
         "the tokens are put back with rows and columns exchanged",
         "reshape to (batch, rows, columns, channels)",
-        "SRC64",
+        "huggingface/diffusers#11309",
     ),
     _row(
         "windows-unmoved",
@@ -329,7 +329,7 @@ PATCHES_AND_WAVES = (
         _windows_unmoved,
         "windows or patches are cut by a reshape alone; PyTorch's model exchanges axes before",
         "transpose to (batch, rows, columns, height, width, channels)",
-        "SRC65",
+        "Liu et al. 2021",
     ),
     _row(
         "patch-merging-order",
@@ -337,7 +337,7 @@ PATCHES_AND_WAVES = (
         _halves_in_other_order,
         "the second and the third of four parts are exchanged",
         "join them in PyTorch's order",
-        "SRC66",
+        "Liu et al. 2021",
     ),
     _row(
         "waves-interleaved",
@@ -345,7 +345,7 @@ PATCHES_AND_WAVES = (
         _waves,
         "sines and cosines stand side by side; PyTorch's model has all sines, then all cosines",
         "jnp.concatenate([sin, cos], -1)",
-        "SRC67",
+        "Vaswani et al. 2017, section 3.5",
     ),
     _row(
         "waves-in-blocks",
@@ -353,6 +353,6 @@ PATCHES_AND_WAVES = (
         _waves_in_blocks,
         "all sines stand before all cosines; PyTorch's model has them side by side",
         "jnp.stack([sin, cos], -1), then reshape",
-        "SRC68",
+        "Vaswani et al. 2017, section 3.5",
     ),
 )

@@ -272,7 +272,7 @@ OWN_NORMS = (
         _norm(_epsilon(0.0)),
         "the norm has no epsilon, or one that is lost in rounding",
         "add it to the mean square",
-        "SRC1",
+        "Zhang and Sennrich 2019",
     ),
     Trap(
         "norm-epsilon-outside",
@@ -299,7 +299,7 @@ OWN_NORMS = (
         _norm(_where(lambda norm: not norm.centred, centred=True)),
         "the mean is subtracted, as in a LayerNorm; PyTorch's model has an RMSNorm",
         "use RMSNorm",
-        "SRC2",
+        "Zhang and Sennrich 2019",
     ),
     Trap(
         "layer-norm-keeps-mean",
@@ -308,7 +308,7 @@ OWN_NORMS = (
         _norm(_where(lambda norm: norm.centred, centred=False)),
         "the mean is not subtracted, as in an RMSNorm; PyTorch's model has a LayerNorm",
         "use LayerNorm",
-        "SRC3",
+        "Ba et al. 2016",
     ),
     Trap(
         "norm-variance-unbiased",
@@ -335,7 +335,7 @@ OWN_NORMS = (
         _norm(_where(lambda norm: norm.scale is not None and norm.plus == 1, plus=0.0)),
         "the factor is scale; PyTorch's model multiplies by 1 + scale",
         "1 + scale, or add one to the weights when they are moved",
-        "SRC4",
+        "utensils/mold#1078",
     ),
     Trap(
         "norm-scale-missing",
@@ -344,7 +344,7 @@ OWN_NORMS = (
         _norm(_where(lambda norm: norm.scale is not None, scale=None)),
         "the normalised numbers are not scaled",
         "multiply by scale",
-        "SRC5",
+        "Ba et al. 2016",
     ),
     Trap(
         "norm-bias-missing",
@@ -353,7 +353,7 @@ OWN_NORMS = (
         _norm(_where(lambda norm: norm.bias is not None, bias=None)),
         "the norm has no bias",
         "add it",
-        "SRC6",
+        "Ba et al. 2016",
     ),
     Trap(
         "norm-missing",

@@ -153,8 +153,8 @@ def _turned(call: Call) -> Iterator[Rotation]:
                 a, b = _pairs(x, halves)
                 for sign in (1.0, -1.0):
                     if same(other, _joined(-sign * b, sign * a, halves)):
-                        tables = (_pairs(t, halves)[0] for t in (cos, sin * sign))
-                        yield Rotation(x, *tables, halves, x.shape)
+                        tables = [_pairs(t, halves)[0] for t in (cos, sin * sign)]
+                        yield Rotation(x, tables[0], tables[1], halves, x.shape)
 
 
 def _terms(x: Any) -> Iterator[tuple[Any, Any, Any, Any]]:
@@ -378,7 +378,7 @@ ROTARY = (
         _rotary(lambda r: replace(r, cos=r.sin, sin=r.cos).value()),
         "the tables of cosines and sines are exchanged",
         "exchange them",
-        "SRC8",
+        "Su et al. 2021, section 3.4",
     ),
     Trap(
         "rotary-missing",
@@ -396,7 +396,7 @@ ROTARY = (
         _rotary(lambda r: replace(r, x=r.value().reshape(r.x.shape)).value()),
         "the rotary embedding is applied twice",
         "rotate once",
-        "SRC10",
+        "Su et al. 2021, section 3.4",
     ),
     Trap(
         "rotary-position-one-later",
@@ -516,7 +516,7 @@ PARTIAL_ROTARY = (
         _partial(_other_part),
         "the features at the other end are rotated",
         "rotate the part that PyTorch's model does",
-        "SRC14",
+        "DeepSeek 2024",
     ),
     Trap(
         "rotary-exponent-of-depth",
