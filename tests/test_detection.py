@@ -27,7 +27,17 @@ SAMPLE = {
     "layer": ("bn-running-var", "attention-padding-seen", "bn-statistics-constant"),
     "loss": ("loss-weighted-mean-over-n", "loss-ignored-wraps"),
     "training": ("adamw-decay-coupled", "amsgrad-of-corrected", "clip-epsilon-missing", "cosine-stays"),
-    "between": ("relu-missing", "relu-gradient-half", "input-bgr", "backward-half-reversed", "pixel-shuffle-order"),
+    "between": (
+        "rotary-is-half-split",
+        "attention-misses-itself",
+        "norm-bias-missing",
+        "heads-depth-first",
+        "relu-missing",
+        "relu-gradient-half",
+        "input-bgr",
+        "backward-half-reversed",
+        "pixel-shuffle-order",
+    ),
 }
 CHOSEN = [
     (family, next(c for c in score.CASES[family] if c.trap == name)) for family in SAMPLE for name in SAMPLE[family]
@@ -47,7 +57,7 @@ def test_every_entry_is_planted_and_nothing_else() -> None:
 
 
 def test_entries_have_names_of_their_own_and_sources() -> None:
-    assert len(catalogue.TRAPS) >= 75
+    assert len(catalogue.TRAPS) >= 366
     counts = Counter((trap.place, trap.name) for trap in catalogue.TRAPS)
     assert [name for name, count in counts.items() if count > 1] == []
     assert [trap.name for trap in catalogue.TRAPS if not trap.source] == []
@@ -94,7 +104,7 @@ def test_a_reader_finds_every_source() -> None:
 
 
 def test_many_entries_come_from_bugs_of_projects() -> None:
-    assert sum(PROJECT.fullmatch(trap.source) is not None for trap in catalogue.TRAPS) >= 100
+    assert sum(PROJECT.fullmatch(trap.source) is not None for trap in catalogue.TRAPS) >= 95
 
 
 CASE = score.CASES["between"][0]

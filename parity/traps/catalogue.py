@@ -9,7 +9,8 @@ from parity.traps.layers.sequences import SEQUENCES
 from parity.traps.losses import LOSSES
 from parity.traps.operations.activations import ACTIVATIONS, COMMON_ACTIVATIONS
 from parity.traps.operations.attention_and_inputs import ATTENTION_CALLS, DIRECTIONS_AND_INPUTS
-from parity.traps.operations.experts_and_gates import EXPERTS, GATES, SUMS_TOKENS_AND_POSITIONS
+from parity.traps.operations.experts import EXPERTS
+from parity.traps.operations.gates_and_sums import GATES, SUMS_TOKENS_AND_POSITIONS
 from parity.traps.operations.gradients import OPERATION_GRADIENTS
 from parity.traps.operations.heads import HEADS_AND_PARTS, PATCHES_AND_WAVES
 from parity.traps.operations.own_attention import OWN_ATTENTION

@@ -138,6 +138,7 @@ def pooled(right: Any, wrong: Any) -> Any:
 
 
 EXPERTS_AND_GATES = (
+    Case("softmax-twice", sequence(torch_softmax, lambda x: jax_softmax(jax_softmax(x))), BLOCK),
     Case(
         "router-softmax-of-chosen",
         sequence(routed_torch(torch_softmax), routed_jax(jax_softmax, renormalise=True)),

@@ -53,10 +53,8 @@ def own(
         if form == "function":
             y = F.scaled_dot_product_attention(q, h, h, attn_mask=kept if added is None else added, scale=scale)
             return y.transpose(1, 2).flatten(2)
-        if scale == 1 or scale_last:
-            scores = torch.einsum("bhqd,bhkd->bhqk", q, h)
-        else:
-            scores = q @ h.transpose(-2, -1) * scale
+        bare = scale == 1 or scale_last
+        scores = torch.einsum("bhqd,bhkd->bhqk", q, h) if bare else q @ h.transpose(-2, -1) * scale
         scores = scores if cap is None else torch.tanh(scores / cap) * cap
         scores = scores if added is None else scores + added
         scores = scores * scale if scale_last else scores

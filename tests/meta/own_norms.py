@@ -99,4 +99,13 @@ OWN_NORMS = (
     ),
     Case("norm-times-root", sequence(rms, port(power=-1.0)), BLOCK),
     Case("norm-by-variance", sequence(standardised, port(mean=True, power=2.0)), BLOCK),
+    Case("norm-by-squared-variance", sequence(standardised, port(mean=True, power=4.0)), BLOCK),
+    Case(
+        "norm-by-root-of-deviation",
+        sequence(
+            lambda x: standardised(x) * SCALE_TORCH + BIAS_TORCH,
+            lambda x: (x - x.mean(-1, keepdims=True)) / (x.std(-1, keepdims=True) + 1e-3) ** 0.5 * SCALE + BIAS,
+        ),
+        BLOCK,
+    ),
 )

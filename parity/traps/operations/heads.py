@@ -278,7 +278,7 @@ HEADS_AND_PARTS = (
         _parts((0, 2, 1)),
         "the last two of three parts are exchanged: values before keys",
         "queries, keys, values",
-        "Vaswani et al. 2017, section 3.2.2",
+        "tenstorrent/tt-mlir#8958",
     ),
 )
 
@@ -353,6 +353,6 @@ PATCHES_AND_WAVES = (
         _waves_in_blocks,
         "all sines stand before all cosines; PyTorch's model has them side by side",
         "jnp.stack([sin, cos], -1), then reshape",
-        "Vaswani et al. 2017, section 3.5",
+        "tensorops/TransformerX#115",
     ),
 )

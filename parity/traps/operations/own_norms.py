@@ -235,6 +235,16 @@ def _divided(power: float) -> Callable[[Norm], Tensor | None]:
     return change
 
 
+def _root_of_deviation(norm: Norm) -> Tensor | None:
+    """Divided by the root of the deviation and epsilon."""
+    if not norm.centred or not norm.inside:
+        return None
+    centred = norm.x - norm.x.mean(norm.dim, keepdim=True)
+    y = centred / (centred.square().mean(norm.dim, keepdim=True).sqrt() + norm.eps).sqrt()
+    y = y if norm.scale is None else y * (norm.scale + norm.plus)
+    return y if norm.bias is None else y + norm.bias
+
+
 def _of_variance(norm: Norm) -> Tensor | None:
     """Divided by the deviation, and not centred."""
     if norm.centred:
@@ -299,7 +309,7 @@ OWN_NORMS = (
         _norm(_where(lambda norm: not norm.centred, centred=True)),
         "the mean is subtracted, as in a LayerNorm; PyTorch's model has an RMSNorm",
         "use RMSNorm",
-        "Zhang and Sennrich 2019",
+        "ggml-org/llama.cpp#173",
     ),
     Trap(
         "layer-norm-keeps-mean",
@@ -417,5 +427,23 @@ OWN_NORMS = (
         "the RMSNorm divides by the deviation from the mean; PyTorch's by the root of the mean square",
         "jnp.mean(jnp.square(x), -1, keepdims=True)",
         "huggingface/pytorch-image-models#2380",
+    ),
+    Trap(
+        "norm-by-squared-variance",
+        "between",
+        FUNCTIONAL,
+        _norm(_divided(4.0)),
+        "the numbers are divided by the square of the variance; PyTorch's model takes its root",
+        "(variance + epsilon) ** 0.5",
+        "131250208/TPlinker-joint-extraction#37",
+    ),
+    Trap(
+        "norm-by-root-of-deviation",
+        "between",
+        FUNCTIONAL,
+        _norm(_root_of_deviation),
+        "the numbers are divided by the root of the deviation; PyTorch's model takes the root of the variance",
+        "jnp.var in the root",
+        "fastai/course-v3#363",
     ),
 )
