@@ -8,9 +8,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from parity.traps.operations.functions import ADD, CLAMP, RELU, SCALE
+from parity.traps.operations.functions import ADD, CLAMP, FOURIER, RELU, SCALE
 from parity.traps.operations.parts import call_of
-from parity.traps.planting import MISSING, Values
+from parity.traps.planting import MISSING, Values, argument
 from parity.traps.trap import Trap
 
 RELU_PAGES = "He et al. 2016, figure 4; jax.nn.relu"
@@ -66,6 +66,16 @@ def _unscaled(function: Callable[..., Any], args: Values, kw: dict[str, Any]) ->
 def _inverse(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
     found = _number(function, args, kw)
     return found and (found[0] * found[1] if found[2] else found[0] / found[1])
+
+
+def _transformed(norm: str, default: bool) -> Callable[..., Any]:
+    """A Fourier transform with another norm, where PyTorch has the default, or where it has not."""
+
+    def plant(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
+        own = argument(args, kw, 3, "norm", None) or "backward"
+        return function(*args[:3], **{**kw, "norm": norm}) if (own == "backward") is default else None
+
+    return plant
 
 
 LOST_SUMMANDS = (
@@ -129,5 +139,23 @@ SUMS_AND_FACTORS = (
     ),
     Trap(
         "clamp-missing", "between", CLAMP, MISSING, "there is no clamp", "add jnp.clip", "torch.clamp, jax.numpy.clip"
+    ),
+    Trap(
+        "fourier-norm-added",
+        "between",
+        FOURIER,
+        _transformed("ortho", default=True),
+        "the Fourier transform is divided by the root of its length",
+        "leave norm out",
+        "torch.fft.rfft, jax.numpy.fft.rfft",
+    ),
+    Trap(
+        "fourier-norm-missing",
+        "between",
+        FOURIER,
+        _transformed("backward", default=False),
+        "the Fourier transform has the default norm; PyTorch's model has another",
+        "pass norm",
+        "torch.fft.rfft, jax.numpy.fft.rfft",
     ),
 )
