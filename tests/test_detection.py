@@ -27,7 +27,17 @@ SAMPLE = {
     "layer": ("bn-running-var", "attention-padding-seen", "bn-statistics-constant"),
     "loss": ("loss-weighted-mean-over-n", "loss-ignored-wraps"),
     "training": ("adamw-decay-coupled", "amsgrad-of-corrected", "clip-epsilon-missing", "cosine-stays"),
-    "between": ("relu-missing", "relu-gradient-half", "input-bgr", "backward-half-reversed", "pixel-shuffle-order"),
+    "between": (
+        "rotary-is-half-split",
+        "attention-misses-itself",
+        "norm-bias-missing",
+        "heads-depth-first",
+        "relu-missing",
+        "relu-gradient-half",
+        "input-bgr",
+        "backward-half-reversed",
+        "pixel-shuffle-order",
+    ),
 }
 CHOSEN = [
     (family, next(c for c in score.CASES[family] if c.trap == name)) for family in SAMPLE for name in SAMPLE[family]
@@ -47,7 +57,7 @@ def test_every_entry_is_planted_and_nothing_else() -> None:
 
 
 def test_entries_have_names_of_their_own_and_sources() -> None:
-    assert len(catalogue.TRAPS) >= 75
+    assert len(catalogue.TRAPS) >= 366
     counts = Counter((trap.place, trap.name) for trap in catalogue.TRAPS)
     assert [name for name, count in counts.items() if count > 1] == []
     assert [trap.name for trap in catalogue.TRAPS if not trap.source] == []
@@ -57,11 +67,18 @@ PACKAGES = ("torch", "jax", "flax", "optax", "numpy")
 GUIDES = {"Flax guide": "Convert PyTorch models to Flax", "torchvision.models": "Using the pre-trained models"}
 
 
+# An issue, a pull request or a commit of a project on GitHub.
+PROJECT = re.compile(r"[\w.-]+/[\w.-]+(#\d+|@[0-9a-f]{7,40})")
+
+
 WORDS = re.compile(r"Note|(section|figure|equation|table) [\d.]+|\w+( et al\.)?")
 
 
 def is_there(source: str) -> bool:
-    """Return whether a reader finds a source: a name of an installed framework, a paper with its year, or a guide."""
+    """Return whether a reader finds a source.
+
+    That is a name of an installed framework, a paper with its year, a guide, or an issue or commit of a project.
+    """
     found = False
     for part in re.split(r"[;,] | and ", source):
         name, _, _ = part.partition(":")
@@ -70,7 +87,7 @@ def is_there(source: str) -> bool:
                 found = pkgutil.resolve_name(name) is not None
             except (ImportError, AttributeError):
                 return False
-        elif re.search(r"\b(19|20)\d\d\b|arXiv:\d{4}\.\d+", part) or part in GUIDES:
+        elif PROJECT.fullmatch(part) or re.search(r"\b(19|20)\d\d\b|arXiv:\d{4}\.\d+", part) or part in GUIDES:
             found = True
         elif name.startswith("torchvision."):
             found = True  # not installed here
@@ -83,6 +100,11 @@ def test_a_reader_finds_every_source() -> None:
     assert [(trap.name, trap.source) for trap in catalogue.TRAPS if not is_there(trap.source)] == []
     assert not is_there("bn_momentum: flax.linen.BatchNorm: momentum")  # the name of a file that nobody has
     assert not is_there("flax.linen.BatchNorms")
+    assert not is_there("a bug in keras-hub")
+
+
+def test_many_entries_come_from_bugs_of_projects() -> None:
+    assert sum(PROJECT.fullmatch(trap.source) is not None for trap in catalogue.TRAPS) >= 95
 
 
 CASE = score.CASES["between"][0]

@@ -89,7 +89,7 @@ def _operation(
                 operations.DifferingPlace("gradient", d.call, d.train, cases[d.train].port.output_gradients[d.call])
             ]
             break
-    return operations.explain(network, places, deviations[0].before) if places else ()
+    return operations.explain(network, places) if places else ()
 
 
 def _where(deviation: Deviation) -> str:

@@ -8,9 +8,10 @@ that comes back to each layer, where every layer hands back what it did before.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,128 +23,51 @@ from parity.diagnosis.forced_runs import RecordedRun
 from parity.diagnosis.localise import BACKWARD, FORWARD
 from parity.diagnosis.search import search
 from parity.numerics import bounds
-from parity.numerics.layouts import Tensors, mapped
+from parity.numerics.layouts import Tensors, leaves, mapped
 from parity.numerics.quantities import Probe
 from parity.running import pytorch as run_pytorch
 from parity.running.taps import Tap
 from parity.traps.catalogue import OPERATIONS
+from parity.traps.operations.parts import Call, changes, fresh, name_of, reached, remember, replayed
 from parity.traps.planting import INPUT
 from parity.traps.trap import Trap
 
-# Operations whose parts a mistake in the next one may need, and those of them that change their first argument.
-REMEMBERED = ("add", "add_", "__add__", "__iadd__", "__radd__", "relu", "relu_")
-CHANGING = ("add_", "__iadd__", "relu_")
+# Parts of the names of functions that draw numbers.
+RANDOM = ("rand", "dropout", "bernoulli", "multinomial", "normal_", "poisson")
 
 
-class UsedFunctions(TorchFunctionMode):
-    """The names of the functions that are called."""
+class _Watching(TorchFunctionMode):
+    """Lets every tensor remember the call that made it; nothing that a tap does itself is watched."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.names: set[str] = {INPUT}
+        self.tap, self.number = _HandsOn(None, False), 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.add(getattr(func, "__name__", ""))
-        return func(*args, **(kwargs or {}))
-
-
-class PlantedCalls(TorchFunctionMode):
-    """One mistake in the calls of its functions: in all of them, or in the one with this number."""
-
-    def __init__(self, trap: Trap, only: int | None = None) -> None:
-        super().__init__()
-        self.trap, self.functions = trap, frozenset(trap.names)
-        self.only, self.made = only, 0
-        self.behind: list[str] = []
-        self.tap = _HandsOn(None, False)
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        kwargs = kwargs or {}
         if self.tap.busy:
             return func(*args, **kwargs)
-        if name in self.functions:
-            self.behind.append(self.tap.left)
-            if self.only in (None, len(self.behind) - 1):
-                value = self._made(func, args, kwargs)
-                if value is not None:
-                    return value
-        parts = tuple(a.clone() if isinstance(a, Tensor) and name in CHANGING else a for a in args)
-        value = func(*args, **kwargs)
-        if name in REMEMBERED and isinstance(value, Tensor):
-            value.made_of = (name.strip("_"), parts)  # pyright: ignore[reportAttributeAccessIssue]
+        call = Call(name_of(func), func, args, kwargs, number=self.number)
+        call = replace(call, args=call.given())
+        self.number += 1
+        value = fresh(self.planted(call, args))
+        value = func(*args, **kwargs) if value is None else value
+        if changes(func) and args and isinstance(args[0], Tensor):
+            remember(args[0], call)
+        remember(value, call)
         return value
 
-    def _made(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """The value with the mistake; None where this call cannot have it."""
-        if self.trap.plant is None:
-            return None
-        try:
-            value = self.trap.plant(func, args, kwargs)
-        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError):
-            return None
-        self.made += value is not None
-        return value
+    def planted(self, call: Call, args: Any) -> Any:
+        """The value with a mistake; None where the call is left as it is."""
+        raise NotImplementedError
 
     def inputs(self, given: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The network's inputs, where the mistake is made in them."""
-        if INPUT not in self.functions:
-            return given
-
-        def change(_: str, x: Tensor) -> Tensor:
-            value = self._made(None, (x,), {}) if x.is_floating_point() else None
-            return x if value is None else value
-
-        return mapped(given, change)
+        """The network's inputs."""
+        return given
 
 
-class _HandsOn(Tap):
-    """Every layer hands on what the reference's gave, whatever reaches it; with gradients, backward too."""
-
-    def __init__(self, run: RecordedRun | None, gradients: bool) -> None:
-        self.run, self.gradients = run or RecordedRun(), gradients
-        self.seen: dict[tuple[str, str], np.ndarray] = {}
-        self.handed: dict[str, Tensor] = {}
-        self.left, self.terms, self.busy = "", [], False
-
-    @contextmanager
-    def _own(self) -> Iterator[None]:
-        """Nothing is planted in what is done here."""
-        self.busy = True
-        try:
-            yield
-        finally:
-            self.busy = False
-
-    def _leaf(self, name: str, value: Tensor, tensors: Tensors, gradients: Tensors) -> Tensor:
-        if self.gradients and name in gradients and gradients[name].shape == value.shape:
-            self.terms.append((value, torch.as_tensor(gradients[name])))
-        new = torch.as_tensor(tensors[name]).clone()
-        return new.requires_grad_(self.gradients and new.is_floating_point())
-
-    def enter(self, name: str, x: Tensor) -> Tensor:
-        with self._own():
-            self.seen["enter", name] = x.detach().clone().numpy()
-            if not self.gradients or name not in self.run.inputs:
-                return x
-            return self._leaf(name, x, self.run.inputs, self.run.input_gradients).clone()
-
-    def leave(self, name: str, y: Tensor) -> Tensor:
-        with self._own():
-            self.seen["leave", name] = y.detach().clone().numpy()
-            self.left = name
-            if name not in self.run.outputs:
-                return y
-            self.handed[name] = self._leaf(name, y, self.run.outputs, self.run.output_gradients)
-            return self.handed[name].clone()
-
-    def came_back(self, loss: Tensor, probe: Probe) -> None:
-        """Records the gradient that comes back to every layer."""
-        for value, gradient in self.terms:
-            loss = loss + (value * gradient).sum()
-        run_pytorch.backward(loss, probe)
-        for name, leaf in self.handed.items():
-            back = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-            self.seen["gradient", name] = back.detach().numpy()
+def _names(call: Call) -> tuple[str, str]:
+    return getattr(call.function, "__name__", ""), call.name
 
 
 @dataclass(frozen=True)
@@ -162,6 +86,165 @@ class DifferingPlace:
     got: np.ndarray
 
 
+class SeenCalls(_Watching):
+    """The calls of a run, kept where nothing else keeps them."""
+
+    def __init__(self, keep: bool) -> None:
+        super().__init__()
+        self.keep = keep
+        self.kept: list[Call] = []
+
+    def planted(self, call: Call, args: Any) -> Any:
+        self.kept += [call] if self.keep else []
+
+
+@dataclass(frozen=True)
+class WayTo:
+    """What was computed on the way to a place that differs.
+
+    Attributes:
+        value: what the reference has there; None for a gradient.
+        calls: by which it was computed, in order.
+        counted: gives an array with zeros at the positions that do not count.
+    """
+
+    place: DifferingPlace
+    value: Tensor | None
+    calls: Sequence[Call]
+    counted: Callable[[np.ndarray], np.ndarray]
+
+    def possible(self, traps: Sequence[Trap]) -> dict[str, list[int]]:
+        """By trap, the numbers of the calls that can have it."""
+        by_name: dict[str, list[Trap]] = {}
+        for trap in traps:
+            for name in trap.names:
+                by_name.setdefault(name, []).append(trap)
+        found: dict[str, list[int]] = {trap.name: [] for trap in by_name.get(INPUT, ())}
+        with torch.set_grad_enabled(self.place.side == "gradient"):
+            for call in self.calls:
+                known = {trap.name: trap for name in _names(call) for trap in by_name.get(name, ())}
+                given = call.given()
+                for name, trap in known.items():
+                    if _planted(trap, call.function, given, call.kw) is not None:
+                        found.setdefault(name, []).append(call.number)
+                    given = call.given() if changes(call.function) else given
+        return found
+
+    def arrives(self, trap: Trap, at: Sequence[int]) -> bool:
+        """Return whether the port's value may come out where these calls have the mistake, computed again alone.
+
+        What is random cannot be computed again, nor a gradient: then it may.
+        """
+        random = any(word in call.name for call in self.calls for word in RANDOM)
+        if self.value is None or random or INPUT in trap.names:
+            return True
+        try:
+            with torch.no_grad():
+                value = replayed(self.value, self.calls, partial(_planted, trap), at)
+                return _same(self.counted(value.numpy()), self.counted(self.place.got), FORWARD)
+        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError):
+            return False
+
+
+def _planted(trap: Trap, function: Any, args: Any, kwargs: Any) -> Any:
+    """The value with the mistake; None where this call cannot have it."""
+    if trap.plant is None:
+        return None
+    try:
+        return trap.plant(function, args, kwargs)
+    except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError):
+        return None
+
+
+class PlantedCalls(_Watching):
+    """One mistake in the calls of its functions: in all of them, or in the call with this number in the run."""
+
+    def __init__(self, trap: Trap, only: int | None = None) -> None:
+        super().__init__()
+        self.trap, self.functions = trap, frozenset(trap.names)
+        self.only, self.made = only, 0
+
+    def planted(self, call: Call, args: Any) -> Any:
+        if self.functions.isdisjoint(_names(call)):
+            return None
+        if self.only not in (None, call.number):
+            return None
+        value = _planted(self.trap, call.function, args, call.kw)
+        self.made += value is not None
+        return value
+
+    def inputs(self, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The network's inputs, where the mistake is made in them."""
+        if INPUT not in self.functions:
+            return given
+
+        def change(_: str, x: Tensor) -> Tensor:
+            value = _planted(self.trap, None, (x,), {}) if x.is_floating_point() else None
+            self.made += value is not None
+            return x if value is None else value
+
+        return mapped(given, change)
+
+
+class _HandsOn(Tap):
+    """Every layer hands on what the reference's gave, whatever reaches it; with gradients, backward too."""
+
+    def __init__(self, run: RecordedRun | None, gradients: bool) -> None:
+        self.run, self.gradients = run or RecordedRun(), gradients
+        self.seen: dict[tuple[str, str], np.ndarray] = {}
+        self.handed: dict[str, Tensor] = {}
+        self.terms, self.busy = [], False
+        self.wanted: tuple[str, str] | None = None
+        self.reach: list[Call] = []
+        self.found: Tensor | None = None
+
+    def look(self, side: str, name: str, x: Tensor) -> None:
+        """Keeps the calls that `x` was computed by, at the place that is wanted."""
+        if (side, name) == self.wanted:
+            self.found, self.reach = x, reached(x)
+
+    @contextmanager
+    def _own(self) -> Iterator[None]:
+        """Nothing is planted in what is done here."""
+        self.busy = True
+        try:
+            yield
+        finally:
+            self.busy = False
+
+    def _leaf(self, name: str, value: Tensor, tensors: Tensors, gradients: Tensors) -> Tensor:
+        if self.gradients and name in gradients and gradients[name].shape == value.shape:
+            self.terms.append((value, torch.as_tensor(gradients[name])))
+        new = torch.as_tensor(tensors[name]).clone()
+        return new.requires_grad_(self.gradients and new.is_floating_point())
+
+    def enter(self, name: str, x: Tensor) -> Tensor:
+        self.look("enter", name, x)
+        with self._own():
+            self.seen["enter", name] = x.detach().clone().numpy()
+            if not self.gradients or name not in self.run.inputs:
+                return x
+            return self._leaf(name, x, self.run.inputs, self.run.input_gradients).clone()
+
+    def leave(self, name: str, y: Tensor) -> Tensor:
+        self.look("leave", name, y)
+        with self._own():
+            self.seen["leave", name] = y.detach().clone().numpy()
+            if name not in self.run.outputs:
+                return y
+            self.handed[name] = self._leaf(name, y, self.run.outputs, self.run.output_gradients)
+            return self.handed[name].clone()
+
+    def came_back(self, loss: Tensor, probe: Probe) -> None:
+        """Records the gradient that comes back to every layer."""
+        for value, gradient in self.terms:
+            loss = loss + (value * gradient).sum()
+        run_pytorch.backward(loss, probe)
+        for name, leaf in self.handed.items():
+            back = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+            self.seen["gradient", name] = back.detach().numpy()
+
+
 @dataclass(frozen=True)
 class ReferenceNetwork:
     """The network that mistakes are planted in.
@@ -178,43 +261,68 @@ class ReferenceNetwork:
 
     def with_mistake(self, planted: PlantedCalls, train: bool, gradients: bool) -> dict[tuple[str, str], np.ndarray]:
         """What is seen at every place; up to where it ends, where the mistake gives shapes that do not fit."""
-        net, tap = copy.deepcopy(self.net).train(train), _HandsOn(self.runs[train], gradients)
-        planted.tap, planted.behind = tap, []
+        tap = _HandsOn(self.runs[train], gradients)
         try:
-            with torch.set_grad_enabled(gradients), run_pytorch.tapped(net, tap, self.names), planted:
-                inputs = planted.inputs(run_pytorch.inputs_of(self.probe, grad=gradients))
-                values = run_pytorch.run(net, self.probe, inputs)
+            values = self._run(planted, tap, train, gradients)
             if gradients:
                 tap.came_back(run_pytorch.loss_of(self.probe, values), self.probe)
         except (RuntimeError, TypeError, ValueError, IndexError):
             return tap.seen
         return tap.seen | {("end", name): value for name, value in run_pytorch.outputs(values).items()}
 
+    def on_the_way_to(self, place: DifferingPlace) -> WayTo:
+        """What the reference computes on the way to a place.
 
-def explain(reference: ReferenceNetwork, places: Sequence[DifferingPlace], before: str) -> tuple[Trap, ...]:
+        A gradient depends on calls behind its place: there all calls of the run count.
+        """
+        gradients = place.side == "gradient"
+        tap, watching = _HandsOn(self.runs[place.train], gradients), SeenCalls(gradients)
+        tap.wanted = (place.side, place.call)
+        values = self._run(watching, tap, place.train, gradients)
+        for name, value in leaves(values, "output"):
+            if isinstance(value, Tensor):
+                tap.look("end", name, value)
+        return WayTo(place, tap.found, watching.kept if gradients else tap.reach, self.probe.counted)
+
+    def _run(self, watching: _Watching, tap: _HandsOn, train: bool, gradients: bool) -> Any:
+        net = copy.deepcopy(self.net).train(train)
+        watching.tap, watching.number = tap, 0
+        with torch.set_grad_enabled(gradients), run_pytorch.tapped(net, tap, self.names), watching:
+            inputs = watching.inputs(run_pytorch.inputs_of(self.probe, grad=gradients))
+            return run_pytorch.run(net, self.probe, inputs)
+
+
+def explain(reference: ReferenceNetwork, places: Sequence[DifferingPlace]) -> tuple[Trap, ...]:
     """Return the trap that gives what the port has at all `places`: planted in all of its calls, or in one.
+
+    What the reference computes on the way to the first place is computed again with each trap that some call on this
+    way can have. The whole network runs only with those that give what the port has there.
 
     Args:
         places: all of outputs, or all of gradients.
-        before: the call after which the first place stands; only there a single call is looked for.
     """
-    used = UsedFunctions()
-    with torch.no_grad(), used:
-        run_pytorch.run(copy.deepcopy(reference.net).eval(), reference.probe, run_pytorch.inputs_of(reference.probe))
     gradients = places[0].side == "gradient"
-    known = [t for t in OPERATIONS if t.gradient is gradients and not used.names.isdisjoint(t.names)]
+    traps = [trap for trap in OPERATIONS if trap.gradient is gradients]
+    way = reference.on_the_way_to(places[0])
+    possible = way.possible(traps)
 
     def differing(traps: tuple[Trap, ...]) -> set[str] | None:
         (trap,) = traps
-        planted = PlantedCalls(trap)
-        left = _differing(reference, planted, places)
-        if left is not None and not left:
-            return left
-        calls = [i for i, behind in enumerate(planted.behind) if behind == before] if planted.made > 1 else []
-        single = (_differing(reference, PlantedCalls(trap, only), places) for only in calls)
-        return next((found for found in single if found is not None and not found), left)
+        calls = possible[trap.name]
+        choices: list[int | None] = [None, *calls]
+        for only in choices:
+            if way.arrives(trap, calls if only is None else [only]):
+                left = _differing(reference, PlantedCalls(trap, only), places)
+                if left is not None and not left:
+                    return left
+        return {f"{places[0].side} {places[0].call}"}
 
-    return search(known, differing)
+    return search([trap for trap in traps if trap.name in possible], differing)
+
+
+def _same(have: np.ndarray | None, got: np.ndarray, allowed: float) -> bool:
+    """Whether the port's numbers are those of the planted network."""
+    return have is not None and bounds.distance(have, got) <= allowed * (bounds.norm(got) or 1.0)
 
 
 def _differing(reference: ReferenceNetwork, planted: PlantedCalls, places: Sequence[DifferingPlace]) -> set[str] | None:
@@ -229,6 +337,6 @@ def _differing(reference: ReferenceNetwork, planted: PlantedCalls, places: Seque
             have = seen.get((place.side, place.call))
             got = place.got if gradients else reference.probe.counted(place.got)
             have = have if have is None or gradients else reference.probe.counted(have)
-            if have is None or bounds.distance(have, got) > allowed * (bounds.norm(got) or 1.0):
+            if not _same(have, got, allowed):
                 return {f"{place.side} {place.call}"}
     return set()

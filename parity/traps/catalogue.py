@@ -9,10 +9,16 @@ from parity.traps.layers.sequences import SEQUENCES
 from parity.traps.losses import LOSSES
 from parity.traps.operations.activations import ACTIVATIONS, COMMON_ACTIVATIONS
 from parity.traps.operations.attention_and_inputs import ATTENTION_CALLS, DIRECTIONS_AND_INPUTS
+from parity.traps.operations.experts import EXPERTS
+from parity.traps.operations.gates_and_sums import GATES, SUMS_TOKENS_AND_POSITIONS
 from parity.traps.operations.gradients import OPERATION_GRADIENTS
+from parity.traps.operations.heads import HEADS_AND_PARTS, PATCHES_AND_WAVES
+from parity.traps.operations.own_attention import OWN_ATTENTION
+from parity.traps.operations.own_norms import OWN_NORMS
 from parity.traps.operations.pools import POOL_SETTINGS, POOLS
 from parity.traps.operations.rearrangements import JOINS_AND_AXES, REARRANGEMENTS
 from parity.traps.operations.resizes_and_means import DEVIATIONS_AND_CORNERS, RESIZES_AND_MEANS
+from parity.traps.operations.rotary import PARTIAL_ROTARY, ROTARY
 from parity.traps.operations.sums import LOST_SUMMANDS, SUMS_AND_FACTORS
 from parity.traps.training.optimizers import OPTIMIZERS
 from parity.traps.training.schedules_and_clipping import SCHEDULES_AND_CLIPPING
@@ -20,10 +26,14 @@ from parity.traps.weights import SEVERAL_TENSORS, TENSORS
 
 WEIGHTS = (*TENSORS, *SEVERAL_TENSORS)
 LAYERS = (*KERNELS, *BATCH_NORMS, *STRIDES_AND_TRANSPOSED, *OTHER_NORMS, *SEQUENCES, *LAYER_GRADIENTS)
+IN_PARTS = (*OWN_NORMS, *ROTARY, *PARTIAL_ROTARY, *ATTENTION_CALLS, *OWN_ATTENTION)
+ARRANGED = (*HEADS_AND_PARTS, *PATCHES_AND_WAVES, *EXPERTS, *GATES, *SUMS_TOKENS_AND_POSITIONS)
+# What is special stands before what is general: a cap that is missing before a tanh that is.
 OPERATIONS = (
-    *(*COMMON_ACTIVATIONS, *LOST_SUMMANDS, *POOLS, *JOINS_AND_AXES, *DEVIATIONS_AND_CORNERS),
+    *(*COMMON_ACTIVATIONS, *IN_PARTS, *ARRANGED),
+    *(*LOST_SUMMANDS, *POOLS, *JOINS_AND_AXES, *DEVIATIONS_AND_CORNERS),
     *(*ACTIVATIONS, *SUMS_AND_FACTORS, *OPERATION_GRADIENTS),
-    *(*POOL_SETTINGS, *REARRANGEMENTS, *ATTENTION_CALLS, *RESIZES_AND_MEANS, *DIRECTIONS_AND_INPUTS),
+    *(*POOL_SETTINGS, *REARRANGEMENTS, *RESIZES_AND_MEANS, *DIRECTIONS_AND_INPUTS),
 )
 TRAINING = (*OPTIMIZERS, *SCHEDULES_AND_CLIPPING)
 TRAPS = (*WEIGHTS, *LAYERS, *OPERATIONS, *LOSSES, *TRAINING)

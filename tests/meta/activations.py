@@ -81,6 +81,22 @@ ACTIVATIONS = (
     Case("scale-missing", between(lambda x: x + 0.1 * torch.tanh(x), lambda x: x + jnp.tanh(x)), BLOCK),
     Case("scale-missing", sequence(lambda x: x / 6**0.5, lambda x: x, port="linen"), BLOCK),
     Case("scale-inverse", sequence(lambda x: x * 6**0.5, lambda x: x / 6**0.5), BLOCK),
+    Case(
+        "fourier-norm-added",
+        sequence(
+            lambda x: x + torch.fft.fft2(x, dim=(-2, -1)).real,
+            lambda x: x + jnp.fft.fft2(x, axes=(-2, -1), norm="ortho").real,
+        ),
+        BLOCK,
+    ),
+    Case(
+        "fourier-norm-missing",
+        sequence(
+            lambda x: x + torch.fft.fft(x, norm="ortho").real,
+            lambda x: x + jnp.fft.fft(x).real,
+        ),
+        BLOCK,
+    ),
     Case("clamp-missing", between(lambda x: x.clamp(-0.5, 0.5), lambda x: x), BLOCK),
     Case("relu-gradient-half", black(torch.relu, lambda x: jnp.maximum(x, 0)), BLOCK),
     Case("abs-gradient-one", black(torch.abs, jnp.abs), BLOCK),

@@ -13,7 +13,12 @@ from flax import nnx
 from torch import nn
 
 from .activations import ACTIVATIONS
+from .experts_and_gates import EXPERTS_AND_GATES
+from .heads import HEADS_AND_PARTS
+from .own_attention import OWN_ATTENTION
+from .own_norms import OWN_NORMS
 from .planted import Block, Case, NNXBlock, NNXWhole, between, images, moved, sequence
+from .rotary import ROTARY
 from .sequences import BAND, BAND_TORCH, LOWER_TORCH, attended, attending, bidirectional
 
 BLOCK, NETWORK = "block", "(the network)"
@@ -105,10 +110,17 @@ def pixels(change: Any, port: str = "nnx") -> Any:
 POOL3: Any = functools.partial(F.max_pool2d, kernel_size=3, stride=2, padding=1)
 AVG3: Any = functools.partial(F.avg_pool2d, kernel_size=3, stride=2, padding=1)
 VALID = ((0, 0), (0, 0))
+# Of a sequence: the mean over time behind it would hide the order.
+STEPS = torch.arange(1, 6)
 MEAN, STD = jnp.array((0.485, 0.456, 0.406)), jnp.array((0.229, 0.224, 0.225))
 
 BETWEEN = (
     *ACTIVATIONS,
+    *OWN_NORMS,
+    *ROTARY,
+    *OWN_ATTENTION,
+    *HEADS_AND_PARTS,
+    *EXPERTS_AND_GATES,
     Case("max-pool-same", between(POOL3, max_pool(padding="SAME"), size=(10, 6)), BLOCK),
     Case("max-pool-same", between(POOL3, max_pool(padding="SAME"), size=(10, 6), port="linen"), BLOCK),
     Case("max-pool-pads-zero", between(POOL3, zero_padded), BLOCK),
@@ -188,10 +200,20 @@ BETWEEN = (
     ),
     Case(
         "resize-is-nearest",
-        between(lambda x: INTERPOLATE(x, scale_factor=2, mode="bilinear"), lambda x: x.repeat(2, 1).repeat(2, 2)),
+        between(
+            lambda x: torch.tanh(INTERPOLATE(x, scale_factor=2, mode="bilinear")),
+            lambda x: jnp.tanh(x.repeat(2, 1).repeat(2, 2)),
+        ),
         BLOCK,
     ),
-    Case("resize-is-bilinear", between(lambda x: INTERPOLATE(x, scale_factor=2), resize("bilinear", (18, 12))), BLOCK),
+    Case(
+        "resize-is-bilinear",
+        between(
+            lambda x: torch.tanh(INTERPOLATE(x, scale_factor=2)),
+            lambda x: jnp.tanh(resize("bilinear", (18, 12))(x)),
+        ),
+        BLOCK,
+    ),
     Case("pixel-shuffle-order", between(lambda x: F.pixel_shuffle(x, 2), depth_to_space, width=8, inner=2), BLOCK),
     Case(
         "pixel-unshuffle-order",
@@ -202,8 +224,8 @@ BETWEEN = (
     Case(
         "chunks-exchanged",
         between(
-            lambda x: (lambda a, b: a * torch.tanh(b))(*x.chunk(2, 1)),
-            lambda x: jnp.tanh(x[..., :2]) * x[..., 2:],
+            lambda x: (lambda a, b: a * torch.sin(b))(*x.chunk(2, 1)),
+            lambda x: jnp.sin(x[..., :2]) * x[..., 2:],
             inner=2,
         ),
         BLOCK,
@@ -218,7 +240,7 @@ BETWEEN = (
         BLOCK,
     ),
     Case("roll-sign", between(lambda x: x.roll((-1, -2), (2, 3)), lambda x: jnp.roll(x, (1, 2), (1, 2))), BLOCK),
-    Case("flip-missing", sequence(lambda x: x.flip(1), lambda x: x), BLOCK),
+    Case("flip-missing", sequence(lambda x: x.flip(1) * STEPS[:, None], lambda x: x * STEPS.numpy()[:, None]), BLOCK),
     Case("mask-sense", sequence(lambda x: x.masked_fill(x > 0.3, -1.0), lambda x: jnp.where(x > 0.3, x, -1.0)), BLOCK),
     Case(
         "mask-sense", between(lambda x: torch.where(x > 0.3, x, x * x), lambda x: jnp.where(x > 0.3, x * x, x)), BLOCK

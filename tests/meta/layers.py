@@ -27,8 +27,9 @@ def conv(right: Any, wrong: Any = nnx.Conv, kernel: Any = (3, 3), size: Any = (1
 
 
 def up(right: Any, wrong: Any = nnx.ConvTranspose, kernel: int = 3, **kw: Any) -> Any:
+    """conv, the transposed convolution, mean of squares, linear: a plain mean is that of the flipped kernel, too."""
     kw = {"strides": (2, 2), "transpose_kernel": True, **kw}
-    return layer(lambda: right, lambda rngs: wrong(4, 4, (kernel, kernel), rngs=rngs, **kw))
+    return layer(lambda: right, lambda rngs: wrong(4, 4, (kernel, kernel), rngs=rngs, **kw), squared=True)
 
 
 def bn(cls: Any = BatchNorm, right: Any = None, size: Any = (5, 4), **attributes: Any) -> Any:
@@ -169,7 +170,9 @@ def recurrent(right: Any, cell: Any, **settings: Any) -> Callable[[], tuple[Any,
 
 
 def bfloat16(v: Any) -> Any:
-    return v.astype(jnp.bfloat16).astype(v.dtype)
+    """Eight bits of the mantissa, by sums alone (Dekker 1971): the check undoes a cast, as every pin of a type."""
+    large = v * (2.0**45 + 1)
+    return large - (large - v)
 
 
 def stopped(cls: Any) -> Any:

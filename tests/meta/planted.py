@@ -66,14 +66,17 @@ class Block(nn.Module):
 
 
 class Whole(nn.Module):
-    """A block and a linear layer behind its mean over all axes but batch and channels."""
+    """A block and a linear layer behind its mean over all axes but batch and channels.
 
-    def __init__(self, block: nn.Module, head: nn.Module, axes: tuple[int, ...]) -> None:
+    The mean hides the order of what it sums. With `squared` it is the mean of squares, which does not.
+    """
+
+    def __init__(self, block: nn.Module, head: nn.Module, axes: tuple[int, ...], squared: bool = False) -> None:
         super().__init__()
-        self.block, self.head, self.axes = block, head, axes
+        self.block, self.head, self.axes, self.power = block, head, axes, 2 if squared else 1
 
     def forward(self, x: Any) -> Any:
-        return self.head(self.block(x).mean(self.axes))
+        return self.head((self.block(x) ** self.power).mean(self.axes))
 
 
 class NNXBlock(nnx.Module):
@@ -89,11 +92,11 @@ class NNXBlock(nnx.Module):
 class NNXWhole(nnx.Module):
     """`Whole` in NNX."""
 
-    def __init__(self, block: Any, head: Any, axes: tuple[int, ...]) -> None:
-        self.block, self.head, self.axes = block, head, axes
+    def __init__(self, block: Any, head: Any, axes: tuple[int, ...], squared: bool = False) -> None:
+        self.block, self.head, self.axes, self.power = block, head, axes, 2 if squared else 1
 
     def __call__(self, x: Any) -> Any:
-        return self.head(self.block(x).mean(self.axes))
+        return self.head((self.block(x) ** self.power).mean(self.axes))
 
 
 class LinenBlock(linen.Module):
@@ -203,10 +206,14 @@ def layer(
     out: int | None = None,
     size: tuple[int, ...] = (9, 6),
     scale: float = 1.0,
+    squared: bool = False,
 ) -> Make:
     """conv, the layer, global mean, linear; with one size (batch, time, features) and a linear layer in front.
 
     The layer's name is `block.second`.
+
+    Args:
+        squared: the mean is of squares.
     """
 
     def make() -> tuple[Any, ...]:
@@ -215,11 +222,12 @@ def layer(
         window, axes = (3,) * len(size), tuple(range(2, 2 + len(size)))
         conv = nn.Conv2d if len(size) == 2 else nn.Conv3d
         first = nn.Linear(3, channels) if flat else conv(3, channels, 3, padding=1)
-        model = Whole(Block(first, lambda x: x, right()), nn.Linear(out or channels, 3), (1,) if flat else axes)
+        head, axes = nn.Linear(out or channels, 3), (1,) if flat else axes
+        model = Whole(Block(first, lambda x: x, right()), head, axes, squared)
         begin = nnx.Linear(3, channels, rngs=rngs) if flat else nnx.Conv(3, channels, window, padding=1, rngs=rngs)
         flax = NNXBlock(begin, lambda x: x, wrong(rngs))
-        where = (1,) if flat else tuple(axis - 1 for axis in axes)
-        return moved(model, NNXWhole(flax, nnx.Linear(out or channels, 3, rngs=rngs), where), x)
+        where = axes if flat else tuple(axis - 1 for axis in axes)
+        return moved(model, NNXWhole(flax, nnx.Linear(out or channels, 3, rngs=rngs), where, squared), x)
 
     return make
 

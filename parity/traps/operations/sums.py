@@ -8,8 +8,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from parity.traps.operations.functions import ADD, CLAMP, RELU, SCALE
-from parity.traps.planting import MISSING, Values
+from parity.traps.operations.functions import ADD, CLAMP, FOURIER, RELU, SCALE
+from parity.traps.operations.parts import call_of
+from parity.traps.planting import MISSING, Values, argument
 from parity.traps.trap import Trap
 
 RELU_PAGES = "He et al. 2016, figure 4; jax.nn.relu"
@@ -27,8 +28,8 @@ def _operand(i: int) -> Callable[..., Any]:
 
 def _summands(x: Any) -> list[Tensor] | None:
     """The two parts of a sum that `x` is."""
-    name, parts = getattr(x, "made_of", ("", ()))
-    return [*parts[:2]] if name in ("add", "iadd", "radd") and len(parts) > 1 else None
+    call = call_of(x)
+    return [*call.args[:2]] if call is not None and call.name == "add" and len(call.args) > 1 else None
 
 
 def _relu_before(i: int) -> Callable[..., Any]:
@@ -41,8 +42,8 @@ def _relu_before(i: int) -> Callable[..., Any]:
 
 def _relu_after(_: object, args: Values, kw: dict[str, Any]) -> Tensor | None:
     """The ReLU of one part, of the whole sum."""
-    parts: list[Any] = [getattr(p, "made_of", ("", ())) for p in args[:2]]
-    inner = [of[1][0] if of[0] == "relu" else None for of in parts]
+    parts = [call_of(p) for p in args[:2]]
+    inner = [call[0] if call is not None and call.name == "relu" else None for call in parts]
     if inner[0] is None and inner[1] is None:
         return None
     a, b = (p if x is None else x for p, x in zip(args[:2], inner, strict=True))
@@ -65,6 +66,16 @@ def _unscaled(function: Callable[..., Any], args: Values, kw: dict[str, Any]) ->
 def _inverse(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
     found = _number(function, args, kw)
     return found and (found[0] * found[1] if found[2] else found[0] / found[1])
+
+
+def _transformed(norm: str, default: bool) -> Callable[..., Any]:
+    """A Fourier transform with another norm, where PyTorch has the default, or where it has not."""
+
+    def plant(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
+        own = argument(args, kw, 3, "norm", None) or "backward"
+        return function(*args[:3], **{**kw, "norm": norm}) if (own == "backward") is default else None
+
+    return plant
 
 
 LOST_SUMMANDS = (
@@ -128,5 +139,23 @@ SUMS_AND_FACTORS = (
     ),
     Trap(
         "clamp-missing", "between", CLAMP, MISSING, "there is no clamp", "add jnp.clip", "torch.clamp, jax.numpy.clip"
+    ),
+    Trap(
+        "fourier-norm-added",
+        "between",
+        FOURIER,
+        _transformed("ortho", default=True),
+        "the Fourier transform is divided by the root of its length",
+        "leave norm out",
+        "torch.fft.rfft, jax.numpy.fft.rfft",
+    ),
+    Trap(
+        "fourier-norm-missing",
+        "between",
+        FOURIER,
+        _transformed("backward", default=False),
+        "the Fourier transform has the default norm; PyTorch's model has another",
+        "pass norm",
+        "torch.fft.rfft, jax.numpy.fft.rfft",
     ),
 )

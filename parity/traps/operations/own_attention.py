@@ -1,0 +1,438 @@
+"""Known mistakes in attention, written as operations or called as one function. A new mistake is a new row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parity.traps.operations.attention_parts import Attention, Step, attention_of
+from parity.traps.planting import Values
+from parity.traps.trap import Trap
+
+HEADS = ("softmax", "scaled_dot_product_attention")
+
+
+def _attention(change: Callable[[Attention], Attention | Tensor | None]) -> Callable[..., Any]:
+    """Another value of an attention."""
+
+    def plant(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
+        attention = attention_of(function, args, kw)
+        new = None if attention is None else change(attention)
+        return new.value() if isinstance(new, Attention) else new
+
+    return plant
+
+
+def _scale(factor: Callable[[Attention, float], float]) -> Callable[[Attention], Attention | None]:
+    """Another factor of the scores."""
+
+    def change(attention: Attention) -> Attention | None:
+        first = next((step for step in attention.steps if step.kind == "scale"), None)
+        if first is None:
+            return None
+        new = factor(attention, first.value)
+        if abs(new / first.value - 1) < 1e-9:
+            return None
+        return attention.with_step("scale", lambda step: replace(step, value=new) if step is first else step)
+
+    return change
+
+
+def _by_width(attention: Attention, _: float) -> float:
+    heads = attention.scores.shape[1] if attention.scores.ndim > 3 else 1
+    return (attention.depth * heads) ** -0.5
+
+
+def _added(attention: Attention, scale: float) -> Attention | None:
+    """A factor, where there is none."""
+    if any(step.kind == "scale" for step in attention.steps):
+        return None
+    return replace(attention, steps=(Step("scale", scale), *attention.steps))
+
+
+def _mask(change: Callable[[Tensor], Tensor | None], fill: float | None = None) -> Callable[[Attention], Any]:
+    """Another mask."""
+
+    def plant(attention: Attention) -> Attention | None:
+        kept = attention.kept
+        new = None if kept is None else change(kept)
+        return None if kept is None or new is None or torch.equal(kept, new) else attention.masked(new, fill)
+
+    return plant
+
+
+def _square(n: int, m: int, diagonal: int) -> Tensor:
+    return torch.ones(n, m, dtype=torch.bool).tril(diagonal)
+
+
+def is_causal(kept: Tensor) -> bool:
+    """Return whether nothing behind a query is kept."""
+    n, m = kept.shape[-2:]
+    return n > 1 and n == m and not (kept & ~_square(n, m, 0)).any()
+
+
+def _causal(diagonal: int) -> Callable[[Tensor], Tensor | None]:
+    """The causal mask with another diagonal; other masks stay."""
+
+    def change(kept: Tensor) -> Tensor | None:
+        if not is_causal(kept):
+            return None
+        n, m = kept.shape[-2:]
+        keys = kept.any(-2, keepdim=True)
+        return (keys | torch.zeros_like(kept)) & _square(n, m, diagonal) & (kept | ~_square(n, m, min(diagonal, 0)))
+
+    return change
+
+
+def _without_causal(kept: Tensor) -> Tensor | None:
+    keys = kept.any(-2, keepdim=True)
+    return keys.expand(kept.shape) if is_causal(kept) and not keys.all() else None
+
+
+def _without_padding(kept: Tensor) -> Tensor | None:
+    n, m = kept.shape[-2:]
+    return _square(n, m, 0).expand(kept.shape) if is_causal(kept) and not kept.any(-2).all() else None
+
+
+def window_of(kept: Tensor) -> int | None:
+    """Return how many keys each query keeps of those before it and its own; None where it is not a window."""
+    n, m = kept.shape[-2:]
+    width = int(kept.sum(-1).max())
+    band = _square(n, m, 0) & ~_square(n, m, -width)
+    return width if n == m and width < n and torch.equal(kept, band.expand(kept.shape)) else None
+
+
+def _window(change: Callable[[int, int], int]) -> Callable[[Tensor], Tensor | None]:
+    """A window of another width."""
+
+    def plant(kept: Tensor) -> Tensor | None:
+        n, m = kept.shape[-2:]
+        if (width := window_of(kept)) is None:
+            return None
+        return (_square(n, m, 0) & ~_square(n, m, -change(width, n))).expand(kept.shape)
+
+    return plant
+
+
+def _both_sides(kept: Tensor) -> Tensor | None:
+    n, m = kept.shape[-2:]
+    if (width := window_of(kept)) is None:
+        return None
+    return (_square(n, m, width - 1) & ~_square(n, m, -width)).expand(kept.shape)
+
+
+def _aligned(kept: Tensor) -> Tensor | None:
+    """The triangle at the other end, where there are more keys than queries."""
+    n, m = kept.shape[-2:]
+    for diagonal, other in ((0, m - n), (m - n, 0)):
+        if n != m and torch.equal(kept, _square(n, m, diagonal).expand(kept.shape)):
+            return _square(n, m, other).expand(kept.shape)
+    return None
+
+
+def _transposed(kept: Tensor) -> Tensor | None:
+    return kept.mT if kept.shape[-1] == kept.shape[-2] else None
+
+
+def _multiplied(attention: Attention) -> Tensor | None:
+    """Masked scores are zero."""
+    return None if (kept := attention.kept) is None else attention.masked(kept, 0.0).value()
+
+
+def _afterwards(attention: Attention) -> Tensor | None:
+    """The weights are masked, and sum to less than one."""
+    if (kept := attention.kept) is None:
+        return None
+    return attention.value(attention.masked(None).weights() * kept)
+
+
+def _added_as_ones(attention: Attention) -> Tensor | None:
+    """One is added to the scores that are kept."""
+    if (kept := attention.kept) is None:
+        return None
+    free = attention.masked(None)
+    return attention.value(torch.softmax(free.logits() + kept.to(free.scores.dtype), -1))
+
+
+def _empty_rows(value: Callable[[Tensor], Tensor]) -> Callable[[Attention], Tensor | None]:
+    """Other weights of queries that keep no key."""
+
+    def change(attention: Attention) -> Tensor | None:
+        kept = attention.kept
+        if kept is None or kept.any(-1).all():
+            return None
+        weights = attention.weights()
+        return attention.value(torch.where(kept.any(-1, keepdim=True), weights, value(weights)))
+
+    return change
+
+
+def _cap_last(attention: Attention) -> Attention | None:
+    """The cap behind the mask."""
+    caps = tuple(step for step in attention.steps if step.kind == "cap")
+    rest = tuple(step for step in attention.steps if step.kind != "cap")
+    return replace(attention, steps=(*rest, *caps)) if caps and attention.kept is not None else None
+
+
+def _bias_first(attention: Attention) -> Attention | None:
+    """The bias is scaled with the scores."""
+    kinds = [step.kind for step in attention.steps]
+    if "bias" not in kinds or "scale" not in kinds or kinds.index("bias") < kinds.index("scale"):
+        return None
+    rest = (step for step in attention.steps if step.kind != "bias")
+    return replace(attention, steps=(*(s for s in attention.steps if s.kind == "bias"), *rest))
+
+
+def _bias_scaled_after(attention: Attention) -> Attention | None:
+    """The bias is added behind the scale."""
+    kinds = [step.kind for step in attention.steps]
+    if "bias" not in kinds or "scale" not in kinds or kinds.index("bias") > kinds.index("scale"):
+        return None
+    rest = (step for step in attention.steps if step.kind != "bias")
+    return replace(attention, steps=(*rest, *(s for s in attention.steps if s.kind == "bias")))
+
+
+def _changed(kind: str, change: Callable[[Step], Step | None]) -> Callable[[Attention], Attention | None]:
+    return lambda attention: attention.with_step(kind, change)
+
+
+def _turned(step: Step) -> Step | None:
+    square = step.value.ndim > 1 and step.value.shape[-1] == step.value.shape[-2]
+    return replace(step, value=step.value.mT) if square else step
+
+
+def _uniform(weights: Tensor) -> Tensor:
+    return torch.full_like(weights, 1 / weights.shape[-1])
+
+
+def _row(name: str, change: Callable[[Attention], Any], text: str, mend: str, source: str) -> Trap:
+    return Trap(name, "between", HEADS, _attention(change), text, mend, source)
+
+
+def _softmaxed(dim: int) -> Callable[[Attention], Attention | None]:
+    return lambda attention: replace(attention, dim=dim) if attention.scores.ndim >= -dim else None
+
+
+OWN_ATTENTION: Sequence[Trap] = (
+    _row(
+        "attention-scale-by-width",
+        _scale(_by_width),
+        "the scores are divided by the root of the model's width; PyTorch's model divides by that of a head's depth",
+        "1 / sqrt(depth)",
+        "FrancescoSaverioZuppichini/ViT#1",
+    ),
+    _row(
+        "attention-scaled-twice",
+        _scale(lambda _, scale: scale**2),
+        "the scores are scaled twice",
+        "scale the queries or the scores, not both",
+        "AI-Hypercomputer/maxtext@1f86bc030",
+    ),
+    _row(
+        "attention-scale-without-root",
+        _scale(lambda attention, _: 1 / attention.depth),
+        "the scores are divided by the depth; PyTorch's model divides by its root",
+        "1 / sqrt(depth)",
+        "delzac/cntkx#10",
+    ),
+    _row(
+        "attention-scale-power-of-two",
+        _scale(lambda attention, _: 2.0 ** (-attention.depth / 2)),
+        "the factor is 2 ** (-depth / 2); PyTorch's is depth ** -0.5",
+        "depth ** -0.5",
+        "erfanzar/EasyDeL@eee6c3a9",
+    ),
+    _row(
+        "attention-scale-added",
+        lambda attention: _added(attention, attention.depth**-0.5),
+        "the scores are divided by the root of the depth; PyTorch's model does not scale them",
+        "pass scale 1, as T5 needs it",
+        "AI-Hypercomputer/maxtext@9c2cc66ce",
+    ),
+    _row(
+        "attention-softmax-over-queries",
+        _softmaxed(-2),
+        "the softmax goes over the queries; PyTorch's over the keys",
+        "axis=-1",
+        "labmlai/annotated_deep_learning_paper_implementations#146",
+    ),
+    _row(
+        "attention-sees-next",
+        _mask(_causal(1)),
+        "each query sees the next key, too",
+        "jnp.tril(mask), with diagonal 0",
+        "RVC-Boss/GPT-SoVITS#965",
+    ),
+    _row(
+        "attention-misses-itself",
+        _mask(_causal(-1)),
+        "no query sees its own key: the first one sees none, and gives NaN",
+        "jnp.tril(mask), with diagonal 0",
+        "pbloem/former#10",
+    ),
+    _row(
+        "attention-misses-itself-finite",
+        _mask(_causal(-1), fill=-1e30),
+        "no query sees its own key; the first sees all alike",
+        "jnp.tril(mask), with diagonal 0",
+        "pbloem/former#10",
+    ),
+    _row(
+        "attention-causal-mask-missing",
+        _mask(_without_causal),
+        "only padding is masked; PyTorch's model is causal, too",
+        "combine the masks: nn.combine_masks",
+        "facebookresearch/xformers#1185",
+    ),
+    _row(
+        "attention-padding-seen-too",
+        _mask(_without_padding),
+        "only what comes later is masked; PyTorch's model masks padding, too",
+        "combine the masks: nn.combine_masks",
+        "AI-Hypercomputer/maxtext#878",
+    ),
+    _row(
+        "attention-mask-missing",
+        lambda attention: attention.masked(None) if attention.kept is not None else None,
+        "there is no mask",
+        "mask the scores before the softmax",
+        "facebookresearch/xformers#103",
+    ),
+    _row(
+        "attention-mask-inverted",
+        _mask(lambda kept: ~kept),
+        "what PyTorch's model masks is kept, and the rest is masked",
+        "true is where attention is, in Flax",
+        "lucidrains/halonet-pytorch#6",
+    ),
+    _row(
+        "attention-mask-transposed",
+        _mask(_transposed),
+        "the mask's queries and keys are exchanged",
+        "queries before keys",
+        "lsdefine/attention-is-all-you-need-keras#16",
+    ),
+    _row(
+        "attention-masked-scores-zero",
+        _multiplied,
+        "masked scores are zero, and take part in the softmax",
+        "jnp.where(mask, scores, -jnp.inf)",
+        "georg-wolflein/good-features#1",
+    ),
+    _row(
+        "attention-masked-afterwards",
+        _afterwards,
+        "the mask is applied behind the softmax: the weights do not sum to one",
+        "mask the scores",
+        "huggingface/pytorch-image-models#2236",
+    ),
+    _row(
+        "attention-mask-added-as-ones",
+        _added_as_ones,
+        "the mask of zeros and ones is added to the scores",
+        "jnp.where(mask, scores, -jnp.inf)",
+        "huggingface/transformers#48363",
+    ),
+    _row(
+        "attention-empty-row-zero",
+        _empty_rows(torch.zeros_like),
+        "a query without keys gives zero",
+        "fill as PyTorch's model does",
+        "explosion/curated-transformers#360",
+    ),
+    _row(
+        "attention-empty-row-uniform",
+        _empty_rows(_uniform),
+        "a query without keys sees all alike, as a finite fill gives it",
+        "jnp.where(mask.any(-1, keepdims=True), weights, 0)",
+        "pytorch/pytorch#103749",
+    ),
+    _row(
+        "attention-window-wider",
+        _mask(_window(lambda width, _: width + 1)),
+        "the window is one key wider",
+        "a query sees itself and width − 1 keys before it",
+        "AI-Hypercomputer/maxtext@4cb305191",
+    ),
+    _row(
+        "attention-window-narrower",
+        _mask(_window(lambda width, _: width - 1)),
+        "the window is one key narrower",
+        "a query sees itself and width − 1 keys before it",
+        "keras-team/keras-hub@94283d610",
+    ),
+    _row(
+        "attention-window-missing",
+        _mask(_window(lambda _, length: length)),
+        "there is no window: a query sees all keys before it",
+        "pass the window",
+        "keras-team/keras-hub@cf8aedfff",
+    ),
+    _row(
+        "attention-window-both-sides",
+        _mask(_both_sides),
+        "the window reaches ahead as far as back",
+        "combine it with the causal mask",
+        "Beltagy et al. 2020",
+    ),
+    _row(
+        "attention-causal-alignment",
+        _mask(_aligned),
+        "with more keys than queries, the causal mask starts at the other end",
+        "jnp.tril with diagonal keys − queries, or 0, as PyTorch's model has it",
+        "ml-explore/mlx#2835",
+    ),
+    _row(
+        "attention-bias-missing",
+        _changed("bias", lambda step: None),
+        "no bias is added to the scores",
+        "pass bias",
+        "mosaicml/examples#247",
+    ),
+    _row(
+        "attention-bias-transposed",
+        _changed("bias", _turned),
+        "the bias's queries and keys are exchanged",
+        "queries before keys",
+        "Raffel et al. 2020",
+    ),
+    _row(
+        "attention-bias-sign",
+        _changed("bias", lambda step: replace(step, value=-step.value)),
+        "the bias is subtracted",
+        "add it",
+        "Press et al. 2022",
+    ),
+    _row(
+        "attention-bias-scaled",
+        _bias_first,
+        "the bias is scaled with the scores; PyTorch's model adds it behind the scale",
+        "add the bias to the scaled scores",
+        "Raffel et al. 2020",
+    ),
+    _row(
+        "attention-bias-unscaled",
+        _bias_scaled_after,
+        "the bias is added behind the scale; PyTorch's model scales it with the scores",
+        "add the bias before the scale",
+        "Raffel et al. 2020",
+    ),
+    _row(
+        "attention-cap-missing",
+        _changed("cap", lambda step: None),
+        "the scores are not capped",
+        "cap * jnp.tanh(scores / cap)",
+        "AI-Hypercomputer/maxtext@fecf96adb",
+    ),
+    _row(
+        "attention-cap-behind-mask",
+        _cap_last,
+        "the cap stands behind the mask: masked scores are − cap, and take part in the softmax",
+        "cap the scores, then mask them",
+        "AI-Hypercomputer/maxtext@a56309f6f",
+    ),
+)
