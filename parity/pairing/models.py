@@ -17,6 +17,7 @@ from parity.running import pytorch as run_pytorch
 from parity.running.flax import Functional
 from parity.running.flax_ports import FLAX_PORTS, port_of
 from parity.running.model_layers import OPTIONAL, SECOND
+from parity.running.raised import raising
 from ports import weights
 from ports.errors import UserError
 
@@ -98,9 +99,9 @@ def pair_models(
     reference = run_pytorch.promote(model)
     state = _state(model)
     weights.write(reference, dict(state))
-    with inventory.raising("PyTorch"):
+    with raising("the PyTorch model"):
         ours = inventory.of_torch(reference, fed, state)
-    with inventory.raising():
+    with raising():
         flax = FLAX_PORTS[port].promote(other)
     layers = FLAX_PORTS[port].modules(flax, fed)
     theirs = FLAX_PORTS[port].inventory(flax, fed, layers)

@@ -25,6 +25,7 @@ from parity.running.flax import (
     stack_lengths,
 )
 from parity.running.opened import opened
+from parity.running.raised import raising
 from parity.running.taps import Tap
 from ports.weights.live.nnx import modules, places
 
@@ -168,7 +169,7 @@ def functional(
                     vars(module).update({name: rate for name, rate in DROPPING.items() if hasattr(module, name)})
         call: Any = copy
         modes = mode_keywords(type(copy).__call__, train)
-        with tapped(copy, tap, named), opened(lengths), float64_attention(), fixed_draws():
+        with raising(), tapped(copy, tap, named), opened(lengths), float64_attention(), fixed_draws():
             values = call(*inputs, **{**modes, **keywords})
         return values, nnx.state(copy, nnx.Not(nnx.Param))
 
