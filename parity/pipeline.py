@@ -6,11 +6,11 @@ memory beside the reference's at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from parity.diagnosis import findings as diagnosis
-from parity.diagnosis import forced_runs, localise
+from parity.diagnosis import flow, forced_runs, localise
 from parity.diagnosis import training as training_diagnosis
 from parity.diagnosis.divergence import first_divergence
 from parity.numerics.bounds import Responses
@@ -149,21 +149,39 @@ def _layers(
 ) -> tuple[list[Finding], Divergence]:
     """Return every mistake by itself, and the first divergence of the whole run."""
     reference, fed = subject.reference, subject.probe
-    tapped = run_pytorch.with_parameters(reference) if subject.names is None else list(subject.names)
-    leaf = {name for name in tapped if not any(other.startswith(f"{name}.") for other in tapped)}
-    shared = run_pytorch.shared(reference, fed)
-    cases = {}
-    for train in (False, True):
-        expected = forced_runs.of_reference(reference, fed, tapped, train)
-        got = forced_runs.of_port(functional, fed, expected, train)
-        cases[train] = localise.ForcedRuns(expected, got, list(localise.deviations(expected, got, leaf, train, shared)))
-        memory.release()
+    names = run_pytorch.with_parameters(reference) if subject.names is None else list(subject.names)
+    cases = _forced(functional, subject, names)
+    blocks = [name for name in subject.blocks if any(name in case.suspected for case in cases.values())]
+    with_blocks = subject.candidates[port].with_blocks
+    if blocks and with_blocks is not None:
+        closer = _forced(with_blocks(blocks), subject, [*names, *blocks])
+        if localise.narrower(cases, closer):
+            cases, names = closer, [*names, *blocks]
     first = first_divergence(port, judged, {train: case.deviations for train, case in cases.items()})
-    found = diagnosis.findings(port, reference, fed, cases, leaf)
+    found = diagnosis.findings(port, reference, fed, cases)
     if not found:
         text = f"{first.quantity} differs, and every layer by itself is right"
         found = [Finding(port, first.layer, None, text)]
     return found, first
+
+
+def _forced(functional: Functional, subject: Subject, names: Sequence[str]) -> dict[bool, localise.ForcedRuns]:
+    """Return the forced runs of a port by mode, train or not.
+
+    Args:
+        names: the modules that are recorded.
+    """
+    reference, fed, cases = subject.reference, subject.probe, {}
+    leaf = {name for name in names if not any(other.startswith(f"{name}.") for other in names)}
+    shared = run_pytorch.shared(reference, fed)
+    for train in (False, True):
+        expected = forced_runs.of_reference(reference, fed, names, train)
+        got = forced_runs.of_port(functional, fed, expected, train)
+        forced = {(side, call) for side in ("enter", "leave") for call in got.seen_at(side)}
+        passed = flow.of_reference(reference, fed, names, forced, train)
+        cases[train] = localise.compared(expected, got, leaf, train, passed, shared)
+        memory.release()
+    return cases
 
 
 def _training(port: str, subject: Subject, judged: Judgements, responses: Responses) -> Finding:

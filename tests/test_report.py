@@ -25,7 +25,7 @@ SCHEMA = {
         "precision",
     },
     "row": {"port", "quantity", "tensor", "distance", "bound", "ok", "dtype"},
-    "finding": {"port", "layer", "trap", "text", "also"},
+    "finding": {"port", "layer", "trap", "text", "also", "size"},
     "first divergence": {"port", "layer", "quantity", "text"},
     "point": {"layer", "distance", "bound", "ok"},
 }

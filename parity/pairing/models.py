@@ -11,6 +11,7 @@ import torch
 from flax import linen
 
 from parity.numerics.quantities import Probe
+from parity.pairing.blocks import blocks
 from parity.pairing.matching import Pairing, pair
 from parity.running import inventory
 from parity.running import pytorch as run_pytorch
@@ -61,6 +62,12 @@ class PairedModels:
             if p.torch.kind != inventory.OWN and module == p.torch.name:
                 found[p.flax.name] = module
         return found
+
+    @property
+    def blocks(self) -> dict[str, str]:
+        """PyTorch's names of modules around layers, by Flax's: where to look for a mistake. They decide nothing."""
+        modules = self.reference.named_modules()
+        return blocks(self.pairing, {n for n, m in modules if type(m).forward is not torch.nn.Module.forward})
 
     @property
     def second(self) -> dict[str, str]:

@@ -55,6 +55,8 @@ class Finding:
         trap: the name of the trap of `parity.traps.catalogue` that it is; None where no known mistake explains it.
         text: one line: what was found, what PyTorch does, how to mend it.
         also: the other layers that have the same mistake.
+        size: how far the result there is from the reference's when all before it is right, relative to the reference's;
+            None where that was not measured.
     """
 
     port: str
@@ -62,6 +64,7 @@ class Finding:
     trap: str | None
     text: str
     also: tuple[str, ...] = ()
+    size: float | None = None
 
 
 @dataclass(frozen=True)
