@@ -16,13 +16,14 @@ from parity.diagnosis.divergence import first_divergence
 from parity.numerics.bounds import Responses
 from parity.numerics.layouts import Tensors
 from parity.numerics.pins import Pin, Pins, listed
-from parity.reports.report import Divergence, Finding, Model
+from parity.reports.report import Cost, Divergence, Finding, Model
 from parity.running import memory
 from parity.running import pytorch as run_pytorch
 from parity.running.flax import Functional, PortRuns
 from parity.running.responses import of_port, responses_of
 from parity.running.subject import Candidate, Progress, Subject
 from parity.verdict import precision, roles
+from parity.verdict.cost import CostMeter
 from parity.verdict.judgement import EXPLAINABLE, Judgement, decided_by_the_network, judge, rounds_more, undecided
 from parity.verdict.precision import Policy
 from ports.errors import UserError
@@ -48,6 +49,7 @@ class Outcome:
         undecided: why the check cannot tell, where bounds from both sides decide nothing.
         advice: where the port rounds far more than the reference.
         pins: where the port's code fixes a type.
+        cost: what its mistakes do to the model; None where it has none.
     """
 
     judgements: Judgements
@@ -56,6 +58,7 @@ class Outcome:
     undecided: str | None = None
     advice: tuple[str, ...] = ()
     pins: tuple[Pin, ...] = ()
+    cost: Cost | None = None
 
 
 def run(subject: Subject, policy: Policy, progress: Progress) -> Model:
@@ -64,8 +67,10 @@ def run(subject: Subject, policy: Policy, progress: Progress) -> Model:
     found: dict[str, Outcome] = {}
     for port, candidate in subject.candidates.items():
         pins = Pins(port)
-        outcome = _outcome(port, candidate, subject, responses, pins, progress)
-        found[port] = replace(outcome, pins=tuple(pins))
+        meter = CostMeter(port, responses.reference)
+        outcome = _outcome(port, candidate, subject, responses, pins, meter, progress)
+        cost = meter.cost if _wrong(outcome.judgements) else None
+        found[port] = replace(outcome, pins=tuple(pins), cost=cost)
         memory.release()
     judged = {port: outcome.judgements for port, outcome in found.items()}
     return Model(
@@ -80,19 +85,26 @@ def run(subject: Subject, policy: Policy, progress: Progress) -> Model:
         profile={port: {q: qs[q].points for q in DRAWN if q in qs} for port, qs in judged.items()},
         precision=precision.measure(subject, policy, progress),
         pins=tuple(listed([*(subject.probe.pins or ()), *(pin for outcome in found.values() for pin in outcome.pins)])),
+        costs=tuple(outcome.cost for outcome in found.values() if outcome.cost is not None),
         advice=subject.advice + tuple(line for outcome in found.values() for line in outcome.advice),
     )
 
 
 def _outcome(
-    port: str, candidate: Candidate, subject: Subject, responses: Responses, pins: Pins, progress: Progress
+    port: str,
+    candidate: Candidate,
+    subject: Subject,
+    responses: Responses,
+    pins: Pins,
+    meter: CostMeter,
+    progress: Progress,
 ) -> Outcome:
     """Run and judge one port. Look for its mistakes where it is wrong."""
     progress(f"{port}: compiling and running")
     functional = candidate.build()
     trained = list(run_pytorch.parameters(subject.reference, subject.probe))
     runs = PortRuns(functional, subject.probe, subject.training, trained, responses.reference, pins)
-    judged = _judged(port, runs.observe(), responses)
+    judged = _judged(port, meter.passing(runs.observe()), responses)
     frozen = tuple(roles.advice(port, subject.reference, runs.trains_frozen)) if not subject.training.own else ()
     judged, notes = decided_by_the_network(port, judged, bool(subject.probe.frozen))
     wrong = _wrong(judged)
