@@ -142,6 +142,14 @@ def test_the_place_is_the_innermost_module(wrong: tuple[str, ...], expected: lis
     assert layers(found(FlatNet(wrong), NAMES)) == expected
 
 
+def test_a_loss_that_no_known_mistake_explains_is_told_as_such() -> None:
+    torch.manual_seed(0)
+    model, loss = Net(), (lambda values: values.square().mean(), lambda values: (values**2).mean() * 1.25)
+    port = parity.move(model, FlatNet(), X, names=NAMES)
+    (finding,) = parity.check(model, port, X, steps=1, names=NAMES, loss=loss).models[0].findings
+    assert (finding.layer, finding.trap, finding.size) == ("(the loss)", None, pytest.approx(0.25))
+
+
 def test_several_causes_in_one_module_are_told_apart_the_largest_first() -> None:
     report = found(FlatNet(("product0", "sinh0", "product1")), NAMES)
     assert layers(report) == [("blocks.0.mix", "blocks.1.mix"), ("blocks.0",)]

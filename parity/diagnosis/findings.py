@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -46,31 +46,40 @@ def findings(port: str, reference: nn.Module, fed: Probe, cases: Mapping[bool, F
     unknown: dict[str, list[Deviation]] = {}
     for deviations in groups.values():
         first = deviations[0]
-        layer, within = first.layer, first.aspect not in BETWEEN
-        if layer == LOSS:
-            traps = losses.explain(reference, fed, cases[True].port.loss)
-        elif within:
-            traps = layers.explain(layer, reference, fed, cases, first.aspect == "gradient")
-            if not traps and kind_of(reference.get_submodule(layer)) is None:  # a module of the user's own
-                traps = _operation(network, deviations, cases)
-        else:
-            traps = _operation(network, deviations, cases)
-        where = "" if within else f"{_where(first)}: "
-        for trap in traps:
-            found.append(Finding(port, layer, trap.name, f"{where}{trap.text}; {trap.mend}", size=first.size))
+        traps = _traps(network, deviations, cases)
+        where = f"{_where(first)}: " if first.aspect in BETWEEN else ""
+        texts = [(trap.name, f"{where}{trap.text}; {trap.mend}") for trap in traps]
         if not traps:
-            unknown.setdefault(layer, []).extend(deviations)
-            own = _own_class(reference, layer, names)
-            said = OF_CLASS.format(own, _mode(first)) if own and first.aspect in VALUES else _said(first)
-            found.append(Finding(port, layer, None, said, size=first.size))
+            unknown.setdefault(first.layer, []).extend(deviations)
+        for name, text in texts or [(None, _said(first, network))]:
+            found.append(Finding(port, first.layer, name, text, size=first.size))
     for layer, deviations in unknown.items():
         if parts := _built_otherwise(layer, deviations, cases):
-            largest = max(deviation.size for deviation in deviations)
-            new = Finding(port, layer, None, OTHERWISE.format(", ".join(parts)), size=largest)
-            at = next(i for i, finding in enumerate(found) if finding.layer == layer and finding.trap is None)
-            found = [f for f in found if f.layer != layer or f.trap is not None]
-            found.insert(at, new)
+            found = _as_one(found, layer, OTHERWISE.format(", ".join(parts)))
     return together(_largest_first(found))
+
+
+def _traps(
+    network: operations.ReferenceNetwork, deviations: Sequence[Deviation], cases: Mapping[bool, ForcedRuns]
+) -> tuple[Trap, ...]:
+    """Return the known mistakes behind deviations with one cause."""
+    layer, aspect = deviations[0].layer, deviations[0].aspect
+    if layer == LOSS:
+        return losses.explain(network.net, network.probe, cases[True].port.loss)
+    if aspect in BETWEEN:
+        return _operation(network, deviations, cases)
+    traps = layers.explain(layer, network.net, network.probe, cases, aspect == "gradient")
+    if traps or kind_of(network.net.get_submodule(layer)) is not None:
+        return traps
+    return _operation(network, deviations, cases)  # inside a module of the user's own
+
+
+def _as_one(found: Sequence[Finding], layer: str, text: str) -> list[Finding]:
+    """Return the findings with those of a layer that have no name made one, where the first of them was."""
+    nameless = [finding for finding in found if finding.layer == layer and finding.trap is None]
+    one = replace(max(nameless, key=_size), text=text)
+    rest = {id(finding) for finding in nameless[1:]}
+    return [one if finding is nameless[0] else finding for finding in found if id(finding) not in rest]
 
 
 OTHERWISE = (
@@ -145,20 +154,19 @@ def _mode(deviation: Deviation) -> str:
     return "train" if deviation.train else "eval"
 
 
-def _own_class(reference: nn.Module, layer: str, names: Collection[str]) -> str:
+def _own_class(network: operations.ReferenceNetwork, layer: str) -> str:
     """Return the class of a user's own module in which no layer is recorded; else an empty text."""
-    if layer == NETWORK or any(name.startswith(f"{layer}.") for name in names):
+    if layer == NETWORK or any(name.startswith(f"{layer}.") for name in network.names):
         return ""
-    module = reference.get_submodule(layer)
-    return type(module).__name__ if kind_of(module) is None and not _is_library(module) else ""
+    module = network.net.get_submodule(layer)
+    library = type(module).__module__.partition(".")[0] in LIBRARIES
+    return "" if library or kind_of(module) is not None else type(module).__name__
 
 
-def _is_library(module: nn.Module) -> bool:
-    return type(module).__module__.partition(".")[0] in LIBRARIES
-
-
-def _said(deviation: Deviation) -> str:
+def _said(deviation: Deviation, network: operations.ReferenceNetwork) -> str:
     mode = _mode(deviation)
+    if deviation.aspect in VALUES and (own := _own_class(network, deviation.layer)):
+        return OF_CLASS.format(own, mode)
     return {
         "output": f"on the reference's input the layer gives another output in {mode} mode",
         "between": f"all layers give what they should, and what comes {_where(deviation)} "
