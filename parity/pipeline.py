@@ -6,23 +6,24 @@ memory beside the reference's at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from parity.diagnosis import findings as diagnosis
-from parity.diagnosis import forced_runs, localise
+from parity.diagnosis import flow, forced_runs, localise
 from parity.diagnosis import training as training_diagnosis
 from parity.diagnosis.divergence import first_divergence
 from parity.numerics.bounds import Responses
 from parity.numerics.layouts import Tensors
 from parity.numerics.pins import Pin, Pins, listed
-from parity.reports.report import Divergence, Finding, Model
+from parity.reports.report import Cost, Divergence, Finding, Model
 from parity.running import memory
 from parity.running import pytorch as run_pytorch
 from parity.running.flax import Functional, PortRuns
 from parity.running.responses import of_port, responses_of
 from parity.running.subject import Candidate, Progress, Subject
 from parity.verdict import precision, roles
+from parity.verdict.cost import CostMeter
 from parity.verdict.judgement import EXPLAINABLE, Judgement, decided_by_the_network, judge, rounds_more, undecided
 from parity.verdict.precision import Policy
 from ports.errors import UserError
@@ -48,6 +49,7 @@ class Outcome:
         undecided: why the check cannot tell, where bounds from both sides decide nothing.
         advice: where the port rounds far more than the reference.
         pins: where the port's code fixes a type.
+        cost: what its mistakes do to the model; None where it has none.
     """
 
     judgements: Judgements
@@ -56,6 +58,7 @@ class Outcome:
     undecided: str | None = None
     advice: tuple[str, ...] = ()
     pins: tuple[Pin, ...] = ()
+    cost: Cost | None = None
 
 
 def run(subject: Subject, policy: Policy, progress: Progress) -> Model:
@@ -64,8 +67,10 @@ def run(subject: Subject, policy: Policy, progress: Progress) -> Model:
     found: dict[str, Outcome] = {}
     for port, candidate in subject.candidates.items():
         pins = Pins(port)
-        outcome = _outcome(port, candidate, subject, responses, pins, progress)
-        found[port] = replace(outcome, pins=tuple(pins))
+        meter = CostMeter(port, responses.reference)
+        outcome = _outcome(port, candidate, subject, responses, pins, meter, progress)
+        cost = meter.cost if _wrong(outcome.judgements) else None
+        found[port] = replace(outcome, pins=tuple(pins), cost=cost)
         memory.release()
     judged = {port: outcome.judgements for port, outcome in found.items()}
     return Model(
@@ -80,19 +85,26 @@ def run(subject: Subject, policy: Policy, progress: Progress) -> Model:
         profile={port: {q: qs[q].points for q in DRAWN if q in qs} for port, qs in judged.items()},
         precision=precision.measure(subject, policy, progress),
         pins=tuple(listed([*(subject.probe.pins or ()), *(pin for outcome in found.values() for pin in outcome.pins)])),
+        costs=tuple(outcome.cost for outcome in found.values() if outcome.cost is not None),
         advice=subject.advice + tuple(line for outcome in found.values() for line in outcome.advice),
     )
 
 
 def _outcome(
-    port: str, candidate: Candidate, subject: Subject, responses: Responses, pins: Pins, progress: Progress
+    port: str,
+    candidate: Candidate,
+    subject: Subject,
+    responses: Responses,
+    pins: Pins,
+    meter: CostMeter,
+    progress: Progress,
 ) -> Outcome:
     """Run and judge one port. Look for its mistakes where it is wrong."""
     progress(f"{port}: compiling and running")
     functional = candidate.build()
     trained = list(run_pytorch.parameters(subject.reference, subject.probe))
     runs = PortRuns(functional, subject.probe, subject.training, trained, responses.reference, pins)
-    judged = _judged(port, runs.observe(), responses)
+    judged = _judged(port, meter.passing(runs.observe()), responses)
     frozen = tuple(roles.advice(port, subject.reference, runs.trains_frozen)) if not subject.training.own else ()
     judged, notes = decided_by_the_network(port, judged, bool(subject.probe.frozen))
     wrong = _wrong(judged)
@@ -149,22 +161,39 @@ def _layers(
 ) -> tuple[list[Finding], Divergence]:
     """Return every mistake by itself, and the first divergence of the whole run."""
     reference, fed = subject.reference, subject.probe
-    tapped = run_pytorch.with_parameters(reference) if subject.names is None else list(subject.names)
-    leaf = {name for name in tapped if not any(other.startswith(f"{name}.") for other in tapped)}
-    shared = run_pytorch.shared(reference, fed)
-    cases = {}
-    for train in (False, True):
-        expected = forced_runs.of_reference(reference, fed, tapped, train)
-        got = forced_runs.of_port(functional, fed, expected, train)
-        found = localise.deviations(expected, got, leaf, train, shared, fed)
-        cases[train] = localise.ForcedRuns(expected, got, list(found))
-        memory.release()
+    names = run_pytorch.with_parameters(reference) if subject.names is None else list(subject.names)
+    cases = _forced(functional, subject, names)
+    blocks = [name for name in subject.blocks if any(name in case.suspected for case in cases.values())]
+    with_blocks = subject.candidates[port].with_blocks
+    if blocks and with_blocks is not None:
+        closer = _forced(with_blocks(blocks), subject, [*names, *blocks])
+        if localise.narrower(cases, closer):
+            cases, names = closer, [*names, *blocks]
     first = first_divergence(port, judged, {train: case.deviations for train, case in cases.items()})
-    found = diagnosis.findings(port, reference, fed, cases, leaf)
+    found = diagnosis.findings(port, reference, fed, cases)
     if not found:
         text = f"{first.quantity} differs, and every layer by itself is right"
         found = [Finding(port, first.layer, None, text)]
     return found, first
+
+
+def _forced(functional: Functional, subject: Subject, names: Sequence[str]) -> dict[bool, localise.ForcedRuns]:
+    """Return the forced runs of a port by mode, train or not.
+
+    Args:
+        names: the modules that are recorded.
+    """
+    reference, fed, cases = subject.reference, subject.probe, {}
+    leaf = {name for name in names if not any(other.startswith(f"{name}.") for other in names)}
+    shared = run_pytorch.shared(reference, fed)
+    for train in (False, True):
+        expected = forced_runs.of_reference(reference, fed, names, train)
+        got = forced_runs.of_port(functional, fed, expected, train)
+        forced = {(side, call) for side in ("enter", "leave") for call in got.seen_at(side)}
+        passed = flow.of_reference(reference, fed, names, forced, train)
+        cases[train] = localise.compared(expected, got, leaf, train, passed, shared, fed)
+        memory.release()
+    return cases
 
 
 def _training(port: str, subject: Subject, judged: Judgements, responses: Responses) -> Finding:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -259,7 +259,11 @@ def of_pair(own: OwnPair, options: PairOptions) -> Subject:
     # without any.
     lacking = dropped.total() > theirs.total() and theirs <= dropped
     fed = replace(fed, drops=not lacking)
-    used = _comparable(both, state, fed)
+    comparable = _comparable(both, both.names | both.blocks, state, fed)
+    used = {own: name for own, name in comparable.items() if own in both.names}
+
+    def with_blocks(blocks: Collection[str]) -> Functional:
+        return adapted(both.functional(state, {n: t for n, t in comparable.items() if n in used or t in blocks}))
 
     def in_type(dtype: str, state: Mapping[str, np.ndarray]) -> Functional:
         flax = FLAX_PORTS[both.port].promote(own.other, dtype)
@@ -270,15 +274,17 @@ def of_pair(own: OwnPair, options: PairOptions) -> Subject:
         net = replace(net, forward=_renaming(net.forward, renamed)) if renamed else net
         return replace(net, forward=undropped(net.forward)) if lacking else net
 
+    candidate = Candidate(lambda: adapted(both.functional(state, used)), lambda *a: adapted(in_type(*a)), with_blocks)
     note = f"{len(both.pairing.pairs)} layers paired, seed {options.seed}" + roles.note(both.reference, fed) + differing
     return Subject(
         own.title,
         both.reference,
-        {both.port: Candidate(lambda: adapted(both.functional(state, used)), lambda *a: adapted(in_type(*a)))},
+        {both.port: candidate},
         fed,
         how,
         options.seed,
         names=[name for name in both.names.values() if name in used.values()],
+        blocks=[name for own, name in comparable.items() if own not in used],
         note=note + "".join(f", accepted: {name}" for name in options.accept),
         advice=(f"{both.port}: {NO_DROPOUT.format(dropped.total(), theirs.total())}",) if lacking else (),
     )
@@ -391,17 +397,22 @@ def _repeatable(net: torch.nn.Module, fed: Probe) -> None:
                 )
 
 
-def _comparable(both: PairedModels, state: Mapping[str, np.ndarray], fed: Probe) -> dict[str, str]:
-    """Return the layers that both models call equally often, with outputs that are the same but for their layout.
+def _comparable(
+    both: PairedModels, names: Mapping[str, str], state: Mapping[str, np.ndarray], fed: Probe
+) -> dict[str, str]:
+    """Return the modules of `names` that both models call equally often, with outputs of the same shape but for layout.
 
     A layer that one of the models calls on a reshaped input is right or wrong by what comes of it.
+
+    Args:
+        names: PyTorch's names, by Flax's.
     """
     record = Recorder()
     copy = run_pytorch.promote(both.reference).eval()
-    with torch.no_grad(), run_pytorch.tapped(copy, record, both.names.values()):
+    with torch.no_grad(), run_pytorch.tapped(copy, record, names.values()):
         run_pytorch.run(copy, fed, run_pytorch.inputs_of(fed))
     ours = {name: tuple(y.shape) for name, y in record.outputs.items()}
-    net, record = both.functional(state, both.names), Recorder()
+    net, record = both.functional(state, names), Recorder()
     inputs, call = run_flax.inputs_of(fed)
 
     def forward(params: Any, stats: Any) -> None:
@@ -422,4 +433,4 @@ def _comparable(both: PairedModels, state: Mapping[str, np.ndarray], fed: Probe)
         return not reshaped
 
     unfit = {layer_of(call) for call in {*ours, *theirs} if not fits(call)}
-    return {own: name for own, name in both.names.items() if name not in unfit}
+    return {own: name for own, name in names.items() if name not in unfit}

@@ -4,6 +4,17 @@ from __future__ import annotations
 
 LONGEST = 1000  # characters of a line that is printed
 
+# What frameworks say where memory is full; cuBLAS, where its workspace does not fit, says the last.
+OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "RESOURCE_EXHAUSTED",
+    "out of memory",
+    "Out of memory",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+)
+
 
 class UserError(ValueError):
     """A mistake in what was asked for, never a defect of this package. The command line prints it as one line."""
@@ -12,6 +23,11 @@ class UserError(ValueError):
     def lines(self) -> list[str]:
         """What is wrong, a line each."""
         return str(self).split("\n")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception says that memory is full."""
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
 
 
 def require_positive(owner: str, **fields: object) -> None:

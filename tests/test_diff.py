@@ -13,7 +13,7 @@ import pytest
 
 from parity.commands.cli import main
 from parity.reports import diff
-from parity.reports.report import Divergence, Finding, Model, Point, Report, Row
+from parity.reports.report import Cost, Divergence, Finding, Model, Point, Report, Row
 
 JSON = dict[str, Any]
 PORTS, ROWS = ("nnx", "linen"), ("output.eval", "layer.eval", "loss")
@@ -31,6 +31,7 @@ def result() -> JSON:
             tuple(wrong),
             Divergence("nnx", "fc", "layer.eval"),
             findings=(Finding("nnx", "fc", "bias-lost", ""),),
+            costs=(Cost("nnx", 1e-3),),
         ),
     )
     report = Report(models, {"torch": "2.13", "jax": "0.10", "date": "2026-01-01"})

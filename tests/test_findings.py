@@ -153,7 +153,7 @@ def test_a_port_that_cannot_be_run_is_a_clear_error() -> None:
     net = reference(BASIC_NET)
     wrong = twin(net, "nnx")
     block(wrong).conv1.padding = "VALID"
-    with pytest.raises(UserError, match=r"nnx: the network raises TypeError: .*shapes"):
+    with pytest.raises(UserError, match=r"the Flax model raises TypeError: .*shapes.* in layer1.layers.0"):
         parity.check(net, wrong, steps=1)
 
 

@@ -237,7 +237,7 @@ ENDS: dict[str, tuple[Any, dict[str, Any], Callable[..., Any]]] = {
     "mismatch": (AssertionError, {"epsilon": 1e-3}, parity.assert_parity),
     "torch raises": (UserError, {"torch": (1, fail)}, parity.check),
     "flax raises": (UserError, {"flax": (1, fail)}, parity.check),
-    "torch raises late": (ValueError, {"torch": (6, fail)}, parity.check),
+    "torch raises late": (UserError, {"torch": (6, fail)}, parity.check),
     "torch interrupted": (KeyboardInterrupt, {"torch": (8, interrupt)}, parity.check),
     "flax interrupted": (KeyboardInterrupt, {"flax": (3, interrupt)}, parity.check),
     "question": (UserError, {}, partial(parity.check, layouts={"nothing": "same"})),

@@ -272,7 +272,7 @@ MISTAKES = [
         ),
     ),
     Mistake("zero-pad-behind", "layer2.0", "layer.eval", OPTION_A_NET, patch=padded_behind),
-    Mistake("avg-pool-counts-padding", "layer2.0", "layer.eval", POOLED_NET, patch=counted_padding),
+    Mistake("avg-pool-counts-padding", "layer2.0.downsample.0", "layer.eval", POOLED_NET, patch=counted_padding),
     Mistake("preact-raw-shortcut", "layer2.0", "layer.eval", PREACT_NET, plant=raw_shortcut),
     Mistake(
         "maximum-for-relu", "layer1.1.bn2", "gradient.parameter", ZERO_INIT_NET, patch=maximum_for_relu, fresh=True

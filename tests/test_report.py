@@ -23,11 +23,13 @@ SCHEMA = {
         "advice",
         "pins",
         "precision",
+        "costs",
     },
     "row": {"port", "quantity", "tensor", "distance", "bound", "ok", "dtype"},
-    "finding": {"port", "layer", "trap", "text", "also"},
+    "finding": {"port", "layer", "trap", "text", "also", "size"},
     "first divergence": {"port", "layer", "quantity", "text"},
     "point": {"layer", "distance", "bound", "ok"},
+    "cost": {"port", "output", "flips", "predictions", "divergence", "cosine", "drift", "steps"},
 }
 
 
@@ -39,6 +41,7 @@ def keys(file: JSON) -> dict[str, set[str]]:
         "finding": set(file["models"][WRONG]["findings"][0]),
         "first divergence": set(file["models"][WRONG]["first_divergence"]),
         "point": set(file["models"][NET]["profile"]["nnx"]["layer.eval"][0]),
+        "cost": set(file["models"][WRONG]["costs"][0]),
     }
 
 
@@ -59,6 +62,7 @@ def test_a_key_that_went_is_noticed(place: str) -> None:
         "finding": first["findings"][0],
         "first divergence": first["first_divergence"],
         "point": file["models"][NET]["profile"]["nnx"]["layer.eval"][0],
+        "cost": first["costs"][0],
     }
     objects[place]["another"] = objects[place].get("text")
     assert keys(file) != SCHEMA

@@ -133,7 +133,8 @@ def test_a_mistake_of_all_layers_is_found_in_each(port: str) -> None:
 
 def test_a_mistake_of_one_layer_is_found_there() -> None:
     (finding,) = checked("linen", wrong=1).models[0].findings
-    assert "between layers.1.fc2 and layers.2.norm" in finding.text
+    assert finding.layer == "layers.1"
+    assert "between layers.1.fc2 and the end of layers.1" in finding.text
 
 
 @pytest.mark.parametrize("port", STACKS)

@@ -155,18 +155,15 @@ def described(error: BaseException) -> str:
 def answer(worker: Worker, command: dict[str, Any]) -> dict[str, Any]:
     """One command; what goes wrong with a subject is its answer, not the end of the run."""
     from benchmarks.measure.clock import ClockError
-    from parity.reports.terminal import OUT_OF_MEMORY
-    from ports.errors import UserError
+    from ports.errors import UserError, is_out_of_memory
 
     try:
         return getattr(worker, command.pop("do"))(**command)
     except (ClockError, UserError) as error:
         traceback.print_exc()
         return {"error": str(error)}
-    except MemoryError:
-        return {"error": "out of memory"}
     except Exception as error:  # whatever a framework raises
-        if any(sign in str(error) for sign in OUT_OF_MEMORY):
+        if is_out_of_memory(error):
             return {"error": "out of memory"}
         traceback.print_exc()
         return {"error": described(error)}

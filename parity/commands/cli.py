@@ -224,9 +224,10 @@ def pair(path: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
     except UserError:
         raise
     except Exception as error:  # whatever somebody's module raises
-        said = f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0]
+        from parity.running.raised import described
+
         expected = "a function that returns (torch_model, flax_model, *inputs)"
-        raise UserError(f"{path}: {said}; expected {expected}") from error
+        raise UserError(f"{path}: {described(error)}; expected {expected}") from error
     finally:
         for folder in folders:
             sys.path.remove(folder)

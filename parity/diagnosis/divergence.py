@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from parity.diagnosis.localise import Deviation
+from parity.diagnosis.localise import Deviation, behind_of
 from parity.numerics.quantities import parameter_of
 from parity.reports.report import Divergence
 from parity.verdict.judgement import Judgement
@@ -22,10 +22,8 @@ def first_divergence(port: str, judged: Mapping[str, Judgement], forced: Mapping
     for quantity, train in (("layer.eval", False), ("layer.train", True)):
         if outside := judged[quantity].outside:
             if deviation := next(iter(forced[train]), None):
-                behind = "the output" if deviation.side == "end" else deviation.call
-                text = (
-                    f", between {deviation.before or 'the input'} and {behind}" if deviation.aspect == "between" else ""
-                )
+                stretch = f", between {deviation.before or 'the input'} and {behind_of(deviation)}"
+                text = stretch if deviation.aspect == "between" else ""
                 return Divergence(port, deviation.layer, quantity, text)
             return Divergence(port, outside[0], quantity)
     quantity, outside = next((q, j.outside) for q, j in judged.items() if j.outside)

@@ -3,75 +3,126 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import takewhile
 
 from torch import nn
 
 from parity.diagnosis import layers, losses, operations
-from parity.diagnosis.localise import LOSS, NETWORK, Deviation, ForcedRuns
+from parity.diagnosis.localise import LOSS, NETWORK, Deviation, ForcedRuns, behind_of
+from parity.numerics.pins import LIBRARIES
 from parity.numerics.quantities import Probe
 from parity.reports.report import Finding
 from parity.running.taps import layer_of
 from parity.traps.trap import Trap
+from ports.weights.layers.kinds import kind_of
+
+# What is wrong of a deviation that stands between layers.
+BETWEEN = ("between", "gradient between")
+
+# A module in which so many places are wrong, and all, is built otherwise.
+PARTS = 3
+
+# What is said of a module of the user's own class in which no other is recorded, wherever it stands.
+OF_CLASS = "what this {} makes of right values is another output in {} mode"
+VALUES = ("output", "between")
 
 NUMBER = re.compile(r"\d+")
 
 
-def findings(
-    port: str, reference: nn.Module, fed: Probe, cases: Mapping[bool, ForcedRuns], leaf: Collection[str]
-) -> list[Finding]:
-    """A finding a place that is wrong by itself, in execution order.
+def findings(port: str, reference: nn.Module, fed: Probe, cases: Mapping[bool, ForcedRuns]) -> list[Finding]:
+    """A finding a mistake, in execution order; of several in one module the largest first.
 
     Args:
         cases: by mode, train or not.
-        leaf: the layers in which no other is recorded.
     """
-    groups: dict[tuple[str, str], list[Deviation]] = {}
+    groups: dict[str, list[Deviation]] = {}
     for train in (False, True):
         for deviation in cases[train].deviations:
-            layer = _enclosing(deviation)
-            groups.setdefault((layer, deviation.before if layer == NETWORK else ""), []).append(deviation)
+            groups.setdefault(deviation.lead, []).append(deviation)
     names = {layer_of(call) for case in cases.values() for call in case.reference.outputs}
     network = operations.ReferenceNetwork(reference, fed, names, {t: case.reference for t, case in cases.items()})
-    found = []
-    for (layer, _), deviations in groups.items():
-        if layer == LOSS:
-            traps = losses.explain(reference, fed, cases[True].port.loss)
-        elif layer in leaf:
-            traps = layers.explain(layer, reference, fed, cases, deviations[0].aspect == "gradient")
-        else:
-            traps = _operation(network, deviations, cases)
-        where = "" if layer in leaf or layer == LOSS else f"{_where(deviations[0])}: "
-        for trap in traps or [None]:
-            text = f"{where}{trap.text}; {trap.mend}" if trap else _said(deviations[0])
-            found.append(Finding(port, layer, trap.name if trap else None, text))
-    return together(found)
+    found: list[Finding] = []
+    unknown: dict[str, list[Deviation]] = {}
+    for deviations in groups.values():
+        first = deviations[0]
+        traps = _traps(network, deviations, cases)
+        where = f"{_where(first)}: " if first.aspect in BETWEEN else ""
+        texts = [(trap.name, f"{where}{trap.text}; {trap.mend}") for trap in traps]
+        if not traps:
+            unknown.setdefault(first.layer, []).extend(deviations)
+        for name, text in texts or [(None, _said(first, network))]:
+            found.append(Finding(port, first.layer, name, text, size=first.size))
+    for layer, deviations in unknown.items():
+        if parts := _built_otherwise(layer, deviations, cases):
+            found = _as_one(found, layer, OTHERWISE.format(", ".join(parts)))
+    return together(_largest_first(found))
+
+
+def _traps(
+    network: operations.ReferenceNetwork, deviations: Sequence[Deviation], cases: Mapping[bool, ForcedRuns]
+) -> tuple[Trap, ...]:
+    """Return the known mistakes behind deviations with one cause."""
+    layer, aspect = deviations[0].layer, deviations[0].aspect
+    if layer == LOSS:
+        return losses.explain(network.net, network.probe, cases[True].port.loss)
+    if aspect in BETWEEN:
+        return _operation(network, deviations, cases)
+    traps = layers.explain(layer, network.net, network.probe, cases, aspect == "gradient")
+    if traps or kind_of(network.net.get_submodule(layer)) is not None:
+        return traps
+    return _operation(network, deviations, cases)  # inside a module of the user's own
+
+
+def _as_one(found: Sequence[Finding], layer: str, text: str) -> list[Finding]:
+    """Return the findings with those of a layer that have no name made one, where the first of them was."""
+    nameless = [finding for finding in found if finding.layer == layer and finding.trap is None]
+    one = replace(max(nameless, key=_size), text=text)
+    rest = {id(finding) for finding in nameless[1:]}
+    return [one if finding is nameless[0] else finding for finding in found if id(finding) not in rest]
+
+
+OTHERWISE = (
+    "nothing that arrives at {} is what it should be, and each of these is right by itself: the module calls them in "
+    "another order, or on other inputs; compare its forward with the port's"
+)
+
+
+def _built_otherwise(layer: str, deviations: Sequence[Deviation], cases: Mapping[bool, ForcedRuns]) -> list[str]:
+    """Return the parts of a module, where all that arrives at them and that it gives is wrong, each in its own way."""
+    module = "" if layer == NETWORK else layer
+    train = deviations[0].train
+    here = cases[train].within.get(module, frozenset())
+    if len(here) < PARTS or not here <= {(d.side, d.call) for d in deviations if d.train is train}:
+        return []
+    calls = [call for event, call, _ in cases[train].reference.events if event == "enter" and (event, call) in here]
+    return [call.removeprefix(f"{module}.") for call in calls]
+
+
+def _largest_first(found: Sequence[Finding]) -> list[Finding]:
+    """Return the findings in their order, but those of one module by size."""
+    sizes = {f.layer: sorted((g for g in found if g.layer == f.layer), key=_size, reverse=True) for f in found}
+    return [sizes[finding.layer].pop(0) for finding in found]
+
+
+def _size(finding: Finding) -> float:
+    return finding.size or 0.0
 
 
 def together(found: Sequence[Finding]) -> list[Finding]:
     """Return one finding for each mistake that stands in several places.
 
-    These are places with one known mistake, or places of which the same is said but for numbers.
+    These are places with one known mistake, places of which the same is said but for numbers, and modules of one class.
     """
     groups: dict[tuple[str, str], list[Finding]] = {}
     for finding in found:
         said = finding.trap or NUMBER.sub("#", f"{finding.layer} {finding.text}")
+        said = finding.text if finding.text.startswith(OF_CLASS.partition("{")[0]) else said
         groups.setdefault((finding.port, said), []).append(finding)
     return [
         replace(first, also=tuple(dict.fromkeys(f.layer for f in rest if f.layer != first.layer)))
         for first, *rest in groups.values()
     ]
-
-
-def _enclosing(deviation: Deviation) -> str:
-    """The module in which something between layers stands, where only the network as a whole is known to hold it."""
-    behind = deviation.call if deviation.side == "enter" else deviation.after
-    if deviation.layer != NETWORK or not behind:
-        return deviation.layer
-    pairs = zip(layer_of(deviation.before).split("."), layer_of(behind).split("."), strict=False)
-    return ".".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)) or NETWORK
 
 
 def _operation(
@@ -80,25 +131,41 @@ def _operation(
     """The known mistake between layers that gives what the port has wherever it differs here."""
     places = []
     for d in deviations:
-        if d.aspect == "between":
+        if d.aspect in ("between", "output"):
             run = cases[d.train].port
-            tensors = {"enter": run.inputs, "leave": run.outputs, "end": run.values}[d.side]
-            places.append(operations.DifferingPlace(d.side, d.call, d.train, tensors[d.call]))
+            places.append(operations.DifferingPlace(d.side, d.call, d.train, run.seen_at(d.side)[d.call]))
         elif d.aspect == "gradient between" and d.call in cases[d.train].port.output_gradients and not places:
             places = [
                 operations.DifferingPlace("gradient", d.call, d.train, cases[d.train].port.output_gradients[d.call])
             ]
             break
-    return operations.explain(network, places) if places else ()
+    found = operations.explain(network, places) if places else ()
+    # What is seen behind the first place may have a cause of its own besides.
+    return found or (operations.explain(network, places[:1]) if len(places) > 1 else ())
 
 
 def _where(deviation: Deviation) -> str:
-    behind = "the output" if deviation.side == "end" else deviation.after or deviation.call
+    behind = deviation.after or behind_of(deviation)
     return f"between {deviation.before or 'the input'} and {behind}"
 
 
-def _said(deviation: Deviation) -> str:
-    mode = "train" if deviation.train else "eval"
+def _mode(deviation: Deviation) -> str:
+    return "train" if deviation.train else "eval"
+
+
+def _own_class(network: operations.ReferenceNetwork, layer: str) -> str:
+    """Return the class of a user's own module in which no layer is recorded; else an empty text."""
+    if layer == NETWORK or any(name.startswith(f"{layer}.") for name in network.names):
+        return ""
+    module = network.net.get_submodule(layer)
+    library = type(module).__module__.partition(".")[0] in LIBRARIES
+    return "" if library or kind_of(module) is not None else type(module).__name__
+
+
+def _said(deviation: Deviation, network: operations.ReferenceNetwork) -> str:
+    mode = _mode(deviation)
+    if deviation.aspect in VALUES and (own := _own_class(network, deviation.layer)):
+        return OF_CLASS.format(own, mode)
     return {
         "output": f"on the reference's input the layer gives another output in {mode} mode",
         "between": f"all layers give what they should, and what comes {_where(deviation)} "

@@ -56,6 +56,10 @@ class RecordedRun:
     loss: float = 0.0
     events: list[tuple[str, str, tuple[str, ...]]] = field(default_factory=list)
 
+    def seen_at(self, side: str) -> Tensors:
+        """Return what was seen on entering (`enter`) or leaving (`leave`) calls, or at the `end` of the network."""
+        return {"enter": self.inputs, "leave": self.outputs, "end": self.values}[side]
+
 
 class _Reference(Tap):
     """Keeps what a PyTorch network does at its layers, gradients too."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from parity.diagnosis.flow import HANDED, SUMS, Flow, Place
 from parity.diagnosis.forced_runs import RecordedRun
 from parity.numerics import bounds
 from parity.numerics.layouts import Tensors
@@ -19,6 +20,9 @@ NETWORK, LOSS = "(the network)", "(the loss)"
 # Two differences are one that is carried on, as a residual stream does, where they are the same but for this part.
 CARRIED = 1e-6
 
+# What is so many times farther off than a difference that may have reached it has a cause of its own, too.
+LARGER = 30
+
 # A mistake moves a tensor by more than this part of it, and rounding in a single layer by less.
 FORWARD, BACKWARD = 1e-10, 1e-9
 
@@ -28,7 +32,7 @@ class Deviation:
     """One thing that is wrong by itself.
 
     Attributes:
-        layer: the layer; for what stands between layers, the innermost recorded module around it.
+        layer: the layer; for what stands between layers, the innermost module whose code holds it.
         aspect: `output`, `statistics` or `gradient` of the layer itself; `between` where what arrives at a call, or
             leaves the module, is wrong although all layers before it are right; `gradient between` likewise; `loss`
             of the loss of right outputs.
@@ -36,6 +40,8 @@ class Deviation:
         call: the call at which it is seen: for `between` the one at whose entrance, or the module at whose exit.
         before: the layer after which it stands; `after`, of a gradient, the one before which it stands.
         side: `enter` or `leave` of the call; `end` for an output of the network.
+        size: the distance from the reference there, relative to the reference.
+        lead: the layer, or the place at which its cause is seen first: deviations with one lead are one mistake.
     """
 
     layer: str
@@ -45,15 +51,73 @@ class Deviation:
     before: str = ""
     side: str = "leave"
     after: str = ""
+    size: float = 0.0
+    lead: str = ""
+
+
+def behind_of(deviation: Deviation) -> str:
+    """Return what comes after a mistake between layers."""
+    if deviation.side == "end":
+        return "the output"
+    return (
+        f"the end of {deviation.call}"
+        if deviation.side == "leave" and deviation.aspect == "between"
+        else deviation.call
+    )
 
 
 @dataclass(frozen=True)
 class ForcedRuns:
-    """One mode: the reference, the forced run of the port, and what is wrong by itself."""
+    """One mode: the reference, the forced run of the port, and what is wrong by itself.
+
+    Attributes:
+        suspected: the modules whose operations may hold a mistake that stands between layers.
+        wrong: the places where the forward pass is not as it should be.
+        within: by module, the places that are compared in its own code: where it calls a layer, and what it gives.
+    """
 
     reference: RecordedRun
     port: RecordedRun
     deviations: list[Deviation]
+    suspected: frozenset[str] = frozenset()
+    wrong: frozenset[Place] = frozenset()
+    within: Mapping[str, frozenset[Place]] = field(default_factory=dict)
+
+
+def compared(
+    reference: RecordedRun,
+    port: RecordedRun,
+    leaf: Collection[str],
+    train: bool,
+    flow: Flow,
+    shared: Collection[str] = (),
+    fed: Probe | None = None,
+) -> ForcedRuns:
+    """Say what is wrong by itself in one mode, in execution order; gradients behind, from the end of the network.
+
+    Args:
+        leaf: the names of the layers in which no other is recorded.
+        flow: of the reference, in this mode.
+        shared: the layers whose parameters are used outside of them too: a mistake elsewhere reaches their gradients.
+        fed: says which positions count; by default all.
+    """
+    found = _Comparison(_counted(reference, fed), _counted(port, fed), leaf, train, flow)
+    deviations = [*found.forward()]
+    if train:
+        deviations += [*found.of_loss_and_statistics(), *found.backward(shared)]
+    suspected = found.suspects.modules()
+    return ForcedRuns(reference, port, deviations, suspected, frozenset(found.wrong), found.within())
+
+
+def narrower(before: Mapping[bool, ForcedRuns], after: Mapping[bool, ForcedRuns]) -> bool:
+    """Return whether runs with more modules recorded explain more, by mode: fewer of the same places are wrong.
+
+    A module that the port cuts otherwise makes other places wrong, and explains none.
+    """
+    return all(
+        {(side, call) for side, call in after[train].wrong if call in case.reference.seen_at(side)} < case.wrong
+        for train, case in before.items()
+    )
 
 
 def _counted(run: RecordedRun, fed: Probe | None) -> RecordedRun:
@@ -77,6 +141,11 @@ def _wrong(got: Tensors, expected: Tensors, allowed: float) -> set[str]:
     }
 
 
+def _far(got: Tensors, expected: Tensors, name: str) -> float:
+    """Return the distance of two tensors, relative to the expected one."""
+    return float(bounds.distance(got[name], expected[name]) / (bounds.norm(expected[name]) or 1.0))
+
+
 class Carried:
     """The differences that were seen, to know one again that a residual stream carries on."""
 
@@ -94,66 +163,130 @@ class Carried:
         return known
 
 
-def deviations(
-    reference: RecordedRun,
-    port: RecordedRun,
-    leaf: Collection[str],
-    train: bool,
-    shared: Collection[str] = (),
-    fed: Probe | None = None,
-) -> Iterator[Deviation]:
-    """What is wrong by itself in one mode, in execution order; gradients behind, from the end of the network.
+class Suspects:
+    """The operations that may hold a mistake, and the mistakes that were told already.
 
     Args:
-        leaf: the names of the layers in which no other is recorded.
-        shared: the layers whose parameters are used outside of them too: a mistake elsewhere reaches their gradients.
-        fed: says which positions count; by default all.
+        right: the places that are as they should be: all that they come from is right.
     """
-    reference, port = _counted(reference, fed), _counted(port, fed)
-    carried = Carried()
-    seen: set[str] = set()
-    arrived = _wrong(port.inputs, reference.inputs, FORWARD)
-    computed = _wrong(port.outputs, reference.outputs, FORWARD)
-    before = ""
-    for event, call, around in reference.events:
-        outer = layer_of(around[-1]) if around else NETWORK
-        if event == "enter" and call in arrived:
-            if carried.again(port.inputs[call], reference.inputs[call]):
-                continue
-            seen |= {outer}
-            yield Deviation(outer, "between", train, call, before, "enter")
-        elif event == "leave" and call in computed:
+
+    def __init__(self, flow: Flow, right: Collection[Place]) -> None:
+        self.flow = flow
+        self.cleared = frozenset[int]().union(*(flow.slice(place) for place in right))
+        self.told: list[tuple[Deviation, frozenset[int]]] = []
+
+    def place(self, found: Deviation) -> Deviation:
+        """Return what is wrong with the module that holds it, and with the cause that may have reached it.
+
+        A cause passes through sums as it is, which `Carried` knows. Behind other operations it is another difference.
+        """
+        whole = self.flow.slice((found.side, found.call))
+        left = whole - self.cleared or whole
+        layer = self.flow.module_around(left, found.call) or NETWORK
+        reached = [d for d, other in self.told if not left.isdisjoint(other) and found.size <= LARGER * d.size]
+        sums = all(self.flow.operations[number].name in {*SUMS, HANDED} for number in left)
+        self.told.append((found, left))
+        return replace(found, layer=layer, lead=reached[0].lead if reached and not sums else found.lead)
+
+    def modules(self) -> frozenset[str]:
+        """Return the modules around the operations behind what was told, and around the calls where it was seen."""
+        operations = (self.flow.operations[number] for _, left in self.told for number in left)
+        callers = (self.flow.callers.get(found.call, ()) for found, _ in self.told)
+        return frozenset[str]().union(*(operation.modules for operation in operations), *callers)
+
+    def gradient(self, found: Deviation) -> Deviation:
+        """Return a wrong gradient that comes back to a call, with the module that it comes through."""
+        return replace(found, layer=self.flow.module_around(self.flow.users(found.call), found.call) or NETWORK)
+
+
+class _Comparison:
+    """Two runs in one mode, compared place by place."""
+
+    def __init__(
+        self, reference: RecordedRun, port: RecordedRun, leaf: Collection[str], train: bool, flow: Flow
+    ) -> None:
+        self.reference, self.port, self.leaf, self.train = reference, port, leaf, train
+        self.seen: set[str] = set()
+        self.before = ""
+        self.arrived = _wrong(port.inputs, reference.inputs, FORWARD)
+        self.computed = _wrong(port.outputs, reference.outputs, FORWARD)
+        self.ends = _wrong(port.values, reference.values, FORWARD)
+        wrong = {"enter": self.arrived, "leave": self.computed, "end": self.ends}
+        self.wrong = {(side, call) for side, calls in wrong.items() for call in calls}
+        self.seen_places = {(side, call) for side in wrong for call in port.seen_at(side)}
+        self.suspects = Suspects(flow, self.seen_places - self.wrong)
+
+    def _seen_at(self, side: str, call: str, layer: str = "") -> Deviation:
+        """Return what is wrong at a place: in a layer, or between layers where none is named."""
+        size = _far(self.port.seen_at(side), self.reference.seen_at(side), call)
+        aspect = "output" if layer else "between"
+        found = Deviation(layer, aspect, self.train, call, self.before, side, size=size, lead=layer or f"{side} {call}")
+        return found if layer else self.suspects.place(found)
+
+    def within(self) -> dict[str, frozenset[Place]]:
+        """Return the places in the code of each module."""
+        found: dict[str, set[Place]] = {}
+        for side, call in self.seen_places:
+            if side == "enter":
+                found.setdefault(self.suspects.flow.callers.get(call, ("",))[-1], set()).add((side, call))
+            elif layer_of(call) not in self.leaf:
+                found.setdefault(layer_of(call) if side == "leave" else "", set()).add((side, call))
+        return {module: frozenset(places) for module, places in found.items()}
+
+    def forward(self) -> Iterator[Deviation]:
+        """Yield what is wrong in the forward pass."""
+        carried = Carried()
+        port, reference = self.port, self.reference
+        for event, call, around in reference.events:
             name = layer_of(call)
-            seen |= {name}
-            yield Deviation(name, "output" if name in leaf else "between", train, call, before)
-        if event == "leave":
-            before = call
-    ends = sorted(_wrong(port.values, reference.values, FORWARD))
-    for name in ends:
-        seen |= {NETWORK}
-        if carried.again(port.values[name], reference.values[name]):
-            continue
-        yield Deviation(NETWORK, "between", train, name, before, "end")
-    if not train:
-        return
-    if not ends and not math.isclose(port.loss, reference.loss, rel_tol=FORWARD, abs_tol=FORWARD):
-        seen |= {NETWORK}  # the gradients that it sends into the network are wrong with it
-        yield Deviation(LOSS, "loss", train, LOSS, before)
-    for name in sorted(_wrong(port.statistics, reference.statistics, FORWARD)):
-        if (layer := name.rpartition(".")[0]) not in seen:
-            seen |= {layer}
-            yield Deviation(layer, "statistics", train, layer)
-    entering = _wrong(port.input_gradients, reference.input_gradients, BACKWARD)
-    leaving = _wrong(port.output_gradients, reference.output_gradients, BACKWARD)
-    parameters = {n.rpartition(".")[0] for n in _wrong(port.parameters, reference.parameters, BACKWARD)}
-    parameters -= {*shared} if seen else set()
-    after = ""
-    for event, call, around in reversed(reference.events):
-        name, outer = layer_of(call), layer_of(around[-1]) if around else NETWORK
-        if event == "leave" and call in leaving and outer not in seen:
-            seen |= {outer}
-            yield Deviation(outer, "gradient between", train, call, call, after=after)
-        elif event == "enter" and (call in entering or name in parameters) and name not in seen:
-            seen |= {name}
-            yield Deviation(name, "gradient" if name in leaf else "gradient between", train, call, call)
-        after = call if event == "enter" else after
+            if event == "enter" and call in self.arrived:
+                if carried.again(port.inputs[call], reference.inputs[call]):
+                    continue
+                self.seen |= {layer_of(around[-1]) if around else NETWORK}
+                yield self._seen_at("enter", call)
+            elif event == "leave" and call in self.computed:
+                self.seen |= {name}
+                yield self._seen_at("leave", call, name if name in self.leaf else "")
+            if event == "leave":
+                self.before = call
+        for name in sorted(self.ends):
+            self.seen |= {NETWORK}
+            if not carried.again(port.values[name], reference.values[name]):
+                yield self._seen_at("end", name)
+
+    def of_loss_and_statistics(self) -> Iterator[Deviation]:
+        """Yield a wrong loss of right outputs, and wrong statistics of right layers."""
+        ours, theirs = self.reference.loss, self.port.loss
+        if not self.ends and not math.isclose(theirs, ours, rel_tol=FORWARD, abs_tol=FORWARD):
+            self.seen |= {NETWORK}  # the gradients that it sends into the network are wrong with it
+            size = abs(theirs - ours) / (abs(ours) or 1.0)
+            yield Deviation(LOSS, "loss", self.train, LOSS, self.before, size=size, lead=LOSS)
+        for name in sorted(_wrong(self.port.statistics, self.reference.statistics, FORWARD)):
+            if (layer := name.rpartition(".")[0]) not in self.seen:
+                self.seen |= {layer}
+                size = _far(self.port.statistics, self.reference.statistics, name)
+                yield Deviation(layer, "statistics", self.train, layer, size=size, lead=layer)
+
+    def backward(self, shared: Collection[str]) -> Iterator[Deviation]:
+        """Yield what is wrong in the backward pass, from the end of the network."""
+        ours, theirs, seen = self.reference, self.port, self.seen
+        entering = _wrong(theirs.input_gradients, ours.input_gradients, BACKWARD)
+        leaving = _wrong(theirs.output_gradients, ours.output_gradients, BACKWARD)
+        wrong = _wrong(theirs.parameters, ours.parameters, BACKWARD)
+        parameters = {n.rpartition(".")[0] for n in wrong} - ({*shared} if seen else set())
+        after = ""
+        for event, call, around in reversed(ours.events):
+            name, outer = layer_of(call), layer_of(around[-1]) if around else NETWORK
+            if event == "leave" and call in leaving and outer not in seen:
+                seen |= {outer}
+                size = _far(theirs.output_gradients, ours.output_gradients, call)
+                found = Deviation(outer, "gradient between", self.train, call, call, after=after, size=size)
+                yield self.suspects.gradient(replace(found, lead=f"gradient {call}"))
+            elif event == "enter" and (call in entering or name in parameters) and name not in seen:
+                seen |= {name}
+                aspect = "gradient" if name in self.leaf else "gradient between"
+                sizes = [_far(theirs.parameters, ours.parameters, n) for n in wrong if n.rpartition(".")[0] == name]
+                sizes += [_far(theirs.input_gradients, ours.input_gradients, call)] if call in entering else []
+                size = max(sizes)
+                yield Deviation(name, aspect, self.train, call, call, size=size, lead=name)
+            after = call if event == "enter" else after

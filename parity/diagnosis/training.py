@@ -16,6 +16,7 @@ from parity.numerics.quantities import Probe, Training
 from parity.running import pytorch as run_pytorch
 from parity.traps.catalogue import TRAINING
 from parity.traps.trap import Trap
+from ports.errors import UserError
 from ports.optimizers import CLASSES, class_of
 
 
@@ -53,7 +54,7 @@ def _differing(
             assert trap.plant is not None
             training = trap.plant(training)
         updates = run_pytorch.trained(reference, fed, training)
-    except (KeyError, AttributeError):  # the caller's own optimizer has other options
+    except (KeyError, AttributeError, UserError):  # the caller's own optimizer has other options
         return None
     if updates.keys() != got.keys():
         return {*(updates.keys() ^ got.keys())}

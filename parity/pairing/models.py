@@ -14,6 +14,7 @@ from flax import linen
 from parity.numerics.layouts import Tensors
 from parity.numerics.quantities import Probe
 from parity.numerics.tables import recomputed
+from parity.pairing.blocks import blocks
 from parity.pairing.matching import pair
 from parity.pairing.pairs import Pairing, expanded
 from parity.pairing.trials import module
@@ -22,6 +23,7 @@ from parity.running import pytorch as run_pytorch
 from parity.running.flax import Functional
 from parity.running.flax_ports import FLAX_PORTS, port_of
 from parity.running.model_layers import OPTIONAL, SECOND
+from parity.running.raised import raising
 from ports import weights
 from ports.errors import UserError
 
@@ -72,6 +74,12 @@ class PairedModels:
             if ours and own and mine[ours] == theirs[own] == 1 and own not in found and ours not in found.values():
                 found[own] = ours
         return found
+
+    @property
+    def blocks(self) -> dict[str, str]:
+        """PyTorch's names of modules around layers, by Flax's: where to look for a mistake. They decide nothing."""
+        modules = self.reference.named_modules()
+        return blocks(self.pairing, {n for n, m in modules if type(m).forward is not torch.nn.Module.forward})
 
     @property
     def second(self) -> dict[str, str]:
@@ -130,9 +138,9 @@ def pair_models(
     reference = run_pytorch.promote(model)
     state = _state(model)
     weights.write(reference, dict(state))
-    with inventory.raising("PyTorch"):
+    with raising("the PyTorch model"):
         ours = inventory.of_torch(reference, fed, state)
-    with inventory.raising():
+    with raising():
         flax = FLAX_PORTS[port].promote(other)
     layers = FLAX_PORTS[port].modules(flax, fed)
     theirs = FLAX_PORTS[port].inventory(flax, fed, layers)

@@ -22,6 +22,7 @@ from parity.running import inventory
 from parity.running import pytorch as run_pytorch
 from parity.running.flax import Functional
 from parity.running.model_layers import ModelLayer
+from parity.running.raised import raising
 from parity.running.taps import Recorder, layer_of
 from ports.errors import UserError
 
@@ -239,7 +240,7 @@ class Trial:
     def _outputs(self, record: run_pytorch.Outputs | None = None) -> Tensors:
         names = {name for name, _ in self.reference.named_modules() if name} if record else set()
         tap = run_pytorch.Tap() if record is None else record
-        with inventory.raising("PyTorch"), torch.no_grad(), run_pytorch.tapped(self.reference, tap, names):
+        with raising("the PyTorch model"), torch.no_grad(), run_pytorch.tapped(self.reference, tap, names):
             values = run_pytorch.run(self.reference, self.fed, run_pytorch.inputs_of(self.fed))
         return run_pytorch.outputs(values)
 
@@ -260,7 +261,7 @@ class Trial:
             )
         net = self.build(pairing, names)
         inputs, keywords = run_flax.inputs_of(self.fed)
-        with inventory.raising():
+        with raising():
             values, _ = net.forward(net.params, net.stats, inputs, keywords, False, tap)
         return run_flax.outputs(values, self.values)
 

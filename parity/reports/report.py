@@ -55,6 +55,8 @@ class Finding:
         trap: the name of the trap of `parity.traps.catalogue` that it is; None where no known mistake explains it.
         text: one line: what was found, what PyTorch does, how to mend it.
         also: the other layers that have the same mistake.
+        size: how far the result there is from the reference's when all before it is right, relative to the reference's;
+            None where that was not measured.
     """
 
     port: str
@@ -62,6 +64,7 @@ class Finding:
     trap: str | None
     text: str
     also: tuple[str, ...] = ()
+    size: float | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,40 @@ class Precision:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What all mistakes of a port together do to the model, in float64; None where it was not measured.
+
+    Attributes:
+        output: ‖port − reference‖ / ‖reference‖ of all outputs together, in eval mode.
+        flips: at how many predictions another class has the largest logit.
+        predictions: of how many.
+        divergence: the mean Kullback-Leibler divergence of the port's prediction from the reference's, in nats.
+        cosine: of the angle between the two gradients, of all parameters together.
+        drift: the relative distance of what training added to all parameters, after so many `steps`.
+    """
+
+    port: str
+    output: float | None = None
+    flips: int | None = None
+    predictions: int | None = None
+    divergence: float | None = None
+    cosine: float | None = None
+    drift: float | None = None
+    steps: int | None = None
+
+    @property
+    def said(self) -> str:
+        """What was measured, in one line; empty where nothing was."""
+        parts = [] if self.output is None else [f"the output changes by {self.output:.1e}"]
+        parts += [] if self.flips is None else [f"{self.flips} of {self.predictions} top-1 predictions flip"]
+        parts += [] if self.divergence is None else [f"KL {self.divergence:.1e}"]
+        parts += [] if self.cosine is None else [f"cosine of the gradients {self.cosine:.6f}"]
+        steps = "step" if self.steps == 1 else "steps"
+        parts += [] if self.drift is None else [f"updates differ by {self.drift:.1e} after {self.steps} {steps}"]
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
 class Model:
     """The check of one network.
 
@@ -115,6 +152,7 @@ class Model:
         precision: what was measured in working precision; it decides nothing.
         pairing: of somebody's own models, which layer is which, and what that rests on; a line a pair.
         pins: where the models fix a type in their own code: lifted to float64 while it decides.
+        costs: what the mistakes of each port do to the model, where it was run and differs.
         advice: what is no mismatch and worth knowing, such as where a port rounds far more than the reference.
     """
 
@@ -132,6 +170,7 @@ class Model:
     pairing: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
     pins: tuple[Pin, ...] = ()
+    costs: tuple[Cost, ...] = ()
 
     @property
     def matches(self) -> bool:
@@ -254,9 +293,10 @@ def verdict(model: Model) -> Sequence[str]:
         )
         if first := model.first_divergence:
             lines.append(f"first divergence: {first.port}: {first.quantity} at {first.layer}{first.text}")
+        lines += [f"cost: {cost.port}: {cost.said}" for cost in model.costs if cost.said]
         for i, finding in enumerate(model.findings, 1):
             name = f" [{finding.trap}]" if finding.trap else ""
-            lines.append(f"{i}. {finding.port}: {finding.layer}{name}: {finding.text}{_also(finding)}")
+            lines.append(f"{i}. {finding.port}: {finding.layer}{name}: {finding.text}{_also(finding)}{_size(finding)}")
     if model.undecided:
         lines.append(f"{model.model}: cannot tell: {model.undecided}")
     return [*lines, *(f"advice: {line}" for line in model.advice), *lifted(model)]
@@ -267,6 +307,10 @@ def _also(finding: Finding) -> str:
         return ""
     more = " …" if len(finding.also) > NAMED else ""
     return f" (also at {len(finding.also)} more: {', '.join(finding.also[:NAMED])}{more})"
+
+
+def _size(finding: Finding) -> str:
+    return "" if finding.size is None else f" (off by {finding.size:.1e} there)"
 
 
 # What is said of each kind of pin.

@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from ports.errors import UserError, printable, shortened
+from ports.errors import UserError, is_out_of_memory, printable, shortened
 from ports.weights import WeightsError
 from ports.weights.files import destination
 from ports.weights.files.atomic import publish
@@ -27,15 +27,6 @@ from ports.weights.files.guard import DEBUG
 USAGE_ERROR: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 ROOT = Path(__file__).resolve().parents[2]
 REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # what no file and no code is to blame for
-OUT_OF_MEMORY = (
-    "can't allocate memory",
-    "RESOURCE_EXHAUSTED",
-    "out of memory",
-    "Out of memory",
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUBLAS_STATUS_NOT_INITIALIZED",  # so says cuBLAS where its workspace does not fit
-)
 
 
 def run(app: typer.Typer, name: str, arguments: Sequence[str] | None, program: str | None = None) -> int:
@@ -91,7 +82,7 @@ def _answer(name: str, action: Callable[[], int]) -> int:
             if isinstance(error, OSError) and error.errno in REFUSED:
                 _close_stdout()
                 return complain(name, f"cannot write: {error.strerror}")
-            if any(sign in str(error) for sign in OUT_OF_MEMORY):
+            if is_out_of_memory(error):
                 return complain(name, memory)
             if os.environ.get(DEBUG):
                 traceback.print_exc()

@@ -36,10 +36,13 @@ from parity.numerics.layouts import (
 from parity.numerics.pins import Pins
 from parity.numerics.quantities import Observation, Probe, Training, after
 from parity.running.lifted_flax import pinned, program
+from parity.running.raised import OF_GRADIENTS, raising
 from parity.running.taps import Calls, Recorder, Tap
 from ports.optim import State
 from ports.optimizers import OPTIMIZERS
 from ports.weights.live.flax import Part, Place
+
+TRANSFORM = "the optax transform"
 
 
 @dataclass(frozen=True)
@@ -297,10 +300,11 @@ class PortRuns:
         chosen: list[Callable[..., Any]] = []
 
         def update(grads: Any, state: Any, params: Any) -> Any:
-            if not chosen:
-                lifts = pinned(transform.update, (grads, state, params))
-                chosen.append(program(transform.update, self.pins) if lifts else transform.update)
-            return chosen[0](grads, state, params)
+            with raising(TRANSFORM, expected=OF_GRADIENTS):
+                if not chosen:
+                    lifts = pinned(transform.update, (grads, state, params))
+                    chosen.append(program(transform.update, self.pins) if lifts else transform.update)
+                return chosen[0](grads, state, params)
 
         return update
 
@@ -320,7 +324,8 @@ class PortRuns:
             self.gradient = self._gradient_of(self.probe.loss.flax(output_layouts(values, reference["output.eval"])))
         del values, record
         tx, start, params, stats = training.transform, net.params, net.params, net.stats
-        state = tx.init(start) if training.steps else None
+        with raising(TRANSFORM, expected=OF_GRADIENTS):
+            state = tx.init(start) if training.steps else None
         # PyTorch's optimizers leave a parameter without a gradient as it is. So does the check's own training here;
         # what a transform of the caller's does is what is judged.
         named = () if training.own else self.probe.idle

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import flax.linen
@@ -20,8 +19,8 @@ from parity.running import linen as run_linen
 from parity.running import nnx as run_nnx
 from parity.running import pytorch as run_pytorch
 from parity.running.model_layers import ModelLayer
+from parity.running.raised import raising
 from parity.running.taps import Recorder, layer_of
-from ports.errors import UserError
 from ports.weights.layers.kinds import has_counterpart, kind_of
 from ports.weights.live import linen, nnx
 from ports.weights.live.flax import Place
@@ -180,19 +179,6 @@ def _trace(functional: run_flax.Functional, probe: Probe, record: Recorder) -> N
 
     with raising():
         jax.eval_shape(forward, functional.params, functional.stats)
-
-
-@contextmanager
-def raising(side: str = "Flax") -> Iterator[None]:
-    """Whatever somebody's model raises is a question that cannot be put."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        said = str(error).strip().partition("\n")[0]
-        text = f"the {side} model raises {type(error).__name__}: {said}; expected it to run on these inputs"
-        raise UserError(text) from error
 
 
 def _of_flax(

@@ -26,6 +26,7 @@ from parity.running.flax import (
 )
 from parity.running.nnx import exact, parts, settings
 from parity.running.opened import opened
+from parity.running.raised import raising
 from parity.running.taps import Tap
 from ports.weights.live.linen import modules, places
 
@@ -106,7 +107,8 @@ def functional(
 
         keywords = call.arguments(module, inputs, train)
         with ExitStack() as stack:
-            for context in (nn.intercept_methods(listening), opened(lengths), float64_attention(), fixed_draws()):
+            seen = nn.intercept_methods(listening)
+            for context in (raising(), seen, opened(lengths), float64_attention(), fixed_draws()):
                 stack.enter_context(context)
             if inlined:
                 stack.enter_context(jax.disable_jit())

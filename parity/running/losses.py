@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from parity.numerics.layouts import leaves, to_flax, to_reference
 from parity.numerics.quantities import Loss
+from parity.running.raised import OF_OUTPUTS, raising
 
 
 def classification(labels: np.ndarray) -> Loss:
@@ -67,4 +68,9 @@ def projection(seed: int) -> Loss:
 
 def given(in_torch: Callable[[Any], Any], in_flax: Callable[[Any], Any]) -> Loss:
     """A user's own."""
-    return Loss(in_torch, lambda _: in_flax)
+
+    def told(values: Any) -> Any:
+        with raising("the loss in Flax", values, OF_OUTPUTS):
+            return in_flax(values)
+
+    return Loss(in_torch, lambda _: told)

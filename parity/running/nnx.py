@@ -25,6 +25,7 @@ from parity.running.flax import (
     stack_lengths,
 )
 from parity.running.opened import opened
+from parity.running.raised import raising
 from parity.running.taps import Tap
 from ports.weights.live.nnx import modules, places
 
@@ -167,7 +168,7 @@ def functional(
                 if type(module).__module__.startswith("flax."):
                     vars(module).update({name: rate for name, rate in DROPPING.items() if hasattr(module, name)})
         keywords = call.arguments(copy, inputs, train)  # before `tapped` hides the signature
-        with tapped(copy, tap, named), opened(lengths), float64_attention(), fixed_draws():
+        with raising(), tapped(copy, tap, named), opened(lengths), float64_attention(), fixed_draws():
             values = call(copy, inputs, keywords)
         return values, nnx.state(copy, nnx.Not(nnx.Param))
 

@@ -22,8 +22,11 @@ from parity.numerics.tables import recomputed
 from parity.running import lifted_pytorch
 from parity.running.draws_pytorch import FixedDraws
 from parity.running.lifted_pytorch import lifted
+from parity.running.raised import OF_GRADIENTS, OF_OUTPUTS, raising
 from parity.running.taps import Calls, Recorder, Tap
 from ports.errors import UserError
+
+MODEL, OPTIMIZER = "the PyTorch model", "the PyTorch optimizer"
 
 
 def promote(net: nn.Module) -> nn.Module:
@@ -66,14 +69,15 @@ def updated(net: nn.Module, probe: Probe) -> dict[str, Tensor]:
 
 def loss_of(probe: Probe, values: Any) -> Any:
     """Return the loss of a network's outputs."""
-    with lifted(None, probe.pins):
+    with raising("the loss in PyTorch", values, OF_OUTPUTS), lifted(None, probe.pins):
         return probe.loss.torch(values)
 
 
 def backward(loss: Tensor, probe: Probe) -> None:
     """Run the backward pass where there is one: not of a network whose inputs and parameters need no gradient."""
     if loss.requires_grad:
-        lifted_pytorch.backward(loss, probe.pins)
+        with raising("the backward pass of the PyTorch model", expected="expected gradients"):
+            lifted_pytorch.backward(loss, probe.pins)
 
 
 def tied(net: nn.Module) -> dict[str, str]:
@@ -207,7 +211,7 @@ def inputs_of(probe: Probe, grad: bool = False) -> tuple[Any, ...]:
 
 
 def run(net: nn.Module, probe: Probe, inputs: tuple[Any, ...]) -> Any:
-    with FixedDraws(probe.drops), lifted(net, probe.pins):
+    with raising(MODEL), FixedDraws(probe.drops), lifted(net, probe.pins):
         values = called(net, probe, inputs)
     if probe.mask is not None:
         mask = probe.mask
@@ -235,7 +239,7 @@ def _counted(value: Tensor, mask: np.ndarray) -> Tensor:
 def chances(net: nn.Module, probe: Probe) -> Counter[float]:
     """Return how often a network drops values in train mode, by the part that it drops."""
     net = promote(net).train()
-    with torch.no_grad(), FixedDraws() as drawn, lifted(net, probe.pins):
+    with raising(MODEL), torch.no_grad(), FixedDraws() as drawn, lifted(net, probe.pins):
         called(net, probe, inputs_of(probe))
     return drawn.chances
 
@@ -357,7 +361,8 @@ class Loop:
         self.params = {name: t for name, t in tensors.items() if isinstance(t, nn.Parameter)}
         if training.steps:
             self.start = {name: t.detach().clone() for name, t in tensors.items()}
-            made = training.optimizer(self.params)
+            with raising(OPTIMIZER, expected=OF_GRADIENTS):
+                made = training.optimizer(self.params)
             self.optimizer, self.scheduler = made if isinstance(made, tuple) else (made, None)
 
     def advance(self, number: int) -> Iterator[tuple[str, Tensors]]:
@@ -365,9 +370,10 @@ class Loop:
         if not self.training.steps or (number + 1) % self.training.accumulate:
             return
         self.training.prepare(self.params)
-        self.optimizer.step()
-        if self.scheduler is not None:
-            self.scheduler.step()
+        with raising(OPTIMIZER, expected=OF_GRADIENTS):
+            self.optimizer.step()
+            if self.scheduler is not None:
+                self.scheduler.step()
         self.optimizer.zero_grad()
         if step := self.training.done(number):
             updates = {name: (t.detach() - self.start[name]).numpy() for name, t in self.tensors.items()}

@@ -21,10 +21,12 @@ class Candidate:
     Attributes:
         build: gives the network in float64.
         in_type: gives it in a working precision; from the type and weights in the torch form.
+        with_blocks: gives it in float64, with some of the subject's blocks recorded too.
     """
 
     build: Callable[[], Functional]
     in_type: Callable[[str, Mapping[str, np.ndarray]], Functional]
+    with_blocks: Callable[[Collection[str]], Functional] | None = None
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Subject:
         training: what both are trained with.
         seed: of the perturbations that measure the rounding response.
         names: the modules that are recorded, by PyTorch's names; by default all but Sequentials that have parameters.
+        blocks: modules around them that the ports have too, where a mistake may be looked for.
         note: what the report says of it.
         advice: what a port does otherwise without being wrong.
     """
@@ -50,5 +53,6 @@ class Subject:
     training: Training
     seed: int = 0
     names: Collection[str] | None = None
+    blocks: Collection[str] = ()
     note: str = ""
     advice: tuple[str, ...] = ()

@@ -1,0 +1,220 @@
+"""Which operations of the reference compute what arrives at a layer, and in which of its modules they stand.
+
+A forced run of a port says that what arrives at a layer is wrong although all recorded layers give what they should.
+The mistake is then in the operations between these layers. The reference runs once while each of its operations notes
+what it is computed from. What arrives at a layer comes from a set of them: its slice. Operations that also stand in the
+slice of something right are right themselves. The innermost module around those that are left is the place.
+
+An operation that only the port has leaves no trace here. So what a layer hands on counts as an operation too, of the
+module that calls the layer: there the port may have done something to it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from parity.numerics.layouts import leaves
+from parity.numerics.quantities import Probe
+from parity.running import pytorch as run_pytorch
+from parity.running.taps import Tap
+
+# A place where values are seen: `enter` or `leave` of a call, or `end` of an output of the network.
+Place = tuple[str, str]
+
+# Operations with which a difference arrives as it left, as in a residual stream.
+SUMS = frozenset({"add", "add_", "__add__", "__iadd__", "__radd__", "dropout", "dropout_"})
+# What `Operation.name` is of a value that is handed on.
+HANDED = "(handed on)"
+WRITING = frozenset({"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__"})
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One call of a function in the reference.
+
+    Attributes:
+        modules: those whose code calls it, by name, from the network (an empty name) inward; one at least.
+        parts: the operations whose results it takes, by their numbers.
+    """
+
+    name: str
+    modules: tuple[str, ...]
+    parts: frozenset[int] = frozenset()
+
+
+@dataclass
+class Flow:
+    """The operations of one run in one mode.
+
+    Attributes:
+        operations: in order; their number is their place here.
+        arrivals: by place, the operations that what is seen there comes from.
+        handed: by call, the operation that stands for what it hands on.
+        callers: by call, the modules whose code calls it.
+    """
+
+    operations: list[Operation] = field(default_factory=list)
+    arrivals: dict[Place, frozenset[int]] = field(default_factory=dict)
+    handed: dict[str, int] = field(default_factory=dict)
+    callers: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def add(self, operation: Operation) -> frozenset[int]:
+        """Note an operation; return the set of its number."""
+        self.operations.append(operation)
+        return frozenset({len(self.operations) - 1})
+
+    def slice(self, place: Place) -> frozenset[int]:
+        """Return all operations between the recorded layers and a place."""
+        waiting, found = [*self.arrivals.get(place, ())], set[int]()
+        while waiting:
+            number = waiting.pop()
+            if number not in found:
+                found.add(number)
+                waiting += self.operations[number].parts
+        return frozenset(found)
+
+    def users(self, call: str) -> frozenset[int]:
+        """Return the operations that what a call hands on goes through, up to the next recorded layers."""
+        found = {self.handed[call]} if call in self.handed else set[int]()
+        for number, operation in enumerate(self.operations):
+            if not operation.parts.isdisjoint(found):
+                found.add(number)
+        return frozenset(found)
+
+    def module_around(self, numbers: Iterable[int], call: str) -> str:
+        """Return the innermost module around operations; around a call, where there are none. The network is `""`."""
+        around = [self.operations[number].modules for number in numbers] or [self.callers.get(call, ("",))]
+        levels = takewhile(lambda level: len({*level}) == 1, zip(*around, strict=False))
+        return [level[0] for level in levels][-1]
+
+
+class _Noting(TorchFunctionMode, Tap):
+    """Notes every operation, and what arrives at recorded layers."""
+
+    def __init__(self, flow: Flow, forced: Collection[Place]) -> None:
+        super().__init__()
+        self.flow, self.forced = flow, forced
+        self.running = [""]  # the network, whatever of it is called
+        self.busy = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        if self.busy:
+            return func(*args, **kwargs)
+        parts = frozenset[int]().union(*(_parts(t) for t in _tensors((args, kwargs))))
+        value = func(*args, **kwargs)
+        changed = [args[0]] if name in WRITING or (name.endswith("_") and not name.endswith("__")) else []
+        given = {id(tensor) for tensor in _tensors(args)}  # `contiguous` may give what it gets
+        new = [tensor for tensor in _tensors(value) if id(tensor) not in given]
+        new += [*_tensors(changed), *_tensors(kwargs.get("out"))]
+        if new:
+            number = self.flow.add(Operation(name, tuple(self.running), parts))
+            for tensor in new:
+                _set(tensor, number)
+            for tensor in _tensors(changed):
+                _write(tensor, number)
+        return value
+
+    @contextmanager
+    def unseen(self) -> Iterator[None]:
+        """Note nothing of what is done here."""
+        before, self.busy = self.busy, True
+        try:
+            yield
+        finally:
+            self.busy = before
+
+    def hand_on(self, value: Tensor, modules: tuple[str, ...]) -> Tensor:
+        """Return a copy of a value that comes from nothing but a recorded place."""
+        new = value.clone()
+        _set(new, self.flow.add(Operation(HANDED, modules)))
+        return new
+
+    def enter(self, name: str, x: Tensor) -> Tensor:
+        with self.unseen():
+            self.flow.arrivals["enter", name] = _parts(x)
+            self.flow.callers[name] = tuple(self.running)
+            return self.hand_on(x, (*self.running, name)) if ("enter", name) in self.forced else x
+
+    def leave(self, name: str, y: Tensor) -> Tensor:
+        with self.unseen():
+            self.flow.arrivals["leave", name] = _parts(y)
+            if ("leave", name) not in self.forced:
+                return y
+            self.flow.handed[name] = len(self.flow.operations)
+            return self.hand_on(y, tuple(self.running))
+
+
+def of_reference(net: nn.Module, probe: Probe, names: Collection[str], forced: Collection[Place], train: bool) -> Flow:
+    """Run the PyTorch network once, and note its operations.
+
+    Args:
+        names: the modules that are recorded.
+        forced: the places where the port got the reference's values.
+    """
+    net, flow = copy.deepcopy(net).train(train), Flow()
+    noting = _Noting(flow, forced)
+
+    def push(name: str) -> Any:
+        return lambda *_: noting.running.append(name)
+
+    def pop(*_: object) -> None:
+        noting.running.pop()
+
+    # A recorded layer is entered and left in its caller: a module is running after the one, and before the other.
+    inside = [(name, module) for name, module in net.named_modules() if name]
+    for _, module in inside:
+        module.register_forward_hook(pop)
+    with torch.no_grad(), run_pytorch.tapped(net, noting, names):
+        for name, module in inside:
+            module.register_forward_pre_hook(push(name))
+        inputs = run_pytorch.inputs_of(probe)
+        for _, tensor in leaves(inputs, "input"):
+            _set(tensor, flow.add(Operation(HANDED, ("",))))
+        with noting:
+            values = run_pytorch.run(net, probe, inputs)
+    for name, value in leaves(values, "output"):
+        flow.arrivals["end", name] = _parts(value)
+        flow.callers[name] = ("",)
+    return flow
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _tensors(part)
+    elif isinstance(value, dict):
+        yield from _tensors([*value.values()])
+
+
+# What a tensor comes from, and what its memory was changed by, stand at the tensor itself: they go when it goes.
+FROM, WRITTEN = "_parity_from", "_parity_written"
+
+
+def _parts(tensor: Tensor) -> frozenset[int]:
+    with torch._C.DisableTorchFunction():
+        base = tensor._base
+        written = getattr(tensor if base is None else base, WRITTEN, frozenset[int]())
+        return getattr(tensor, FROM, frozenset[int]()) | written
+
+
+def _set(tensor: Tensor, number: frozenset[int]) -> None:
+    setattr(tensor, FROM, number)
+
+
+def _write(tensor: Tensor, number: frozenset[int]) -> None:
+    """Note that memory was changed, which other views of it show too."""
+    with torch._C.DisableTorchFunction():
+        owner = tensor if tensor._base is None else tensor._base
+        setattr(owner, WRITTEN, getattr(owner, WRITTEN, frozenset[int]()) | number)

@@ -1,0 +1,198 @@
+"""Tells what a user's own code raises in one message: the exception, the layer, what it was called with, the place.
+
+The traceback says all of it: a frame knows the module whose code it runs, and what that was called with.
+"""
+
+from __future__ import annotations
+
+import dis
+import inspect
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from parity.numerics.layouts import leaves
+from parity.numerics.pins import LIBRARIES, package_of
+from ports.errors import UserError, is_out_of_memory, shortened
+
+STANDARD = Path(sysconfig.get_paths()["stdlib"])
+# Folders of installed packages: of two frames that belong to no framework, the user's own is the one outside of these.
+INSTALLED = ("site-packages", "dist-packages")
+# The methods of a module that its user calls.
+METHODS = ("forward", "__call__")
+# So many arrays that a layer was called with are shown, and so many characters of a message.
+SHOWN, LONGEST = 6, 300
+
+# What is expected of a model, of a loss, and of an optimizer.
+EXPECTED = "expected it to run on these inputs"
+OF_OUTPUTS = "expected a loss of the model's outputs"
+OF_GRADIENTS = "expected an update of the parameters"
+
+
+def _torch_name(root: Any, module: object) -> str:
+    return next((name for name, other in root.named_modules() if other is module), "")
+
+
+def _nnx_name(root: Any, module: object) -> str:
+    found = sys.modules["flax.nnx"].iter_modules(root)
+    return next((".".join(map(str, path)) for path, other in found if other is module), "")
+
+
+def _linen_name(_: object, module: Any) -> str:
+    return ".".join(module.path) if module.scope is not None else ""
+
+
+# By the class that all modules of a framework have: the name of a module in the model whose outermost module is given.
+# The classes go by their names: what runs one framework does not load the other.
+NAMES: dict[str, Callable[[Any, Any], str]] = {
+    "torch.nn.modules.module.Module": _torch_name,
+    "flax.nnx.module.Module": _nnx_name,
+    "flax.linen.module.Module": _linen_name,
+}
+
+
+def _framework(value: object) -> str | None:
+    """Return the class of `NAMES` that a module has; None of what is not a module."""
+    return next(
+        (name for cls in type(value).__mro__ if (name := f"{cls.__module__}.{cls.__qualname__}") in NAMES), None
+    )
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """A call of a module, as a frame shows it.
+
+    Attributes:
+        given: positional and keyword arguments.
+        exact: whether `given` is what the module was called with; its own code may have changed it otherwise.
+    """
+
+    module: Any
+    given: tuple[Any, dict[str, Any]]
+    exact: bool
+
+
+@contextmanager
+def raising(what: str = "the Flax model", given: object = None, expected: str = EXPECTED) -> Iterator[None]:
+    """Turn whatever a user's code raises into a question that cannot be put. Memory that is full is no such thing.
+
+    Args:
+        what: whose code runs.
+        given: what it is called with, where it is not a module.
+        expected: what it should have done.
+
+    Raises:
+        UserError: one line: the exception, the layer and the shapes that it got, the file and line.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise UserError(f"{what} raises {described(error, given)}; {expected}") from error
+
+
+def described(error: BaseException, given: object = None) -> str:
+    """Return an exception in one line: its type and first line, the layer and what it got, the file and line."""
+    said = shortened(str(error).strip().partition("\n")[0], LONGEST)
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    parts = [f"{type(error).__name__}: {said}" if said else type(error).__name__, _called(frames, given), place(error)]
+    return "; ".join(part for part in parts if part)
+
+
+def place(error: BaseException) -> str:
+    """Return where the user's code raised, `at model.py:12 in forward`; empty where none of it ran."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    lines = {id(frame): line for frame, line in traceback.walk_tb(error.__traceback__)}
+    foreign = [frame for frame in frames if not _is_library(frame)]
+    own = [frame for frame in foreign if not any(part in INSTALLED for part in Path(_file(frame)).parts)] or foreign
+    if not own:
+        return ""
+    return f"at {_shown(_file(own[-1]))}:{lines[id(own[-1])]} in {own[-1].f_code.co_name}"
+
+
+def _file(frame: FrameType) -> str:
+    return frame.f_code.co_filename
+
+
+def _is_library(frame: FrameType) -> bool:
+    """Return whether a frame belongs to a framework, to this project, or to Python."""
+    if package_of(frame) in (*LIBRARIES, "ports") or _file(frame).startswith("<frozen"):
+        return True
+    path = Path(_file(frame))
+    return path.is_relative_to(STANDARD) and not any(part in INSTALLED for part in path.parts)
+
+
+def _shown(file: str) -> str:
+    """Return a path as a reader types it: from the folder where they are, where it is in there."""
+    path = Path(file)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
+
+
+def _called(frames: list[FrameType], given: object) -> str:
+    """Return which layer was called, and with what; the innermost one."""
+    root, found = None, None
+    for frame in frames:
+        call = _call_of(frame)
+        if call is None:
+            continue
+        root = call.module if root is None else root
+        if found is None or call.module is not found.module or not found.exact:
+            found = call
+    if found is None:
+        got = _arrays(given) if given is not None else ""
+        return f"called with {got}" if got else ""
+    with suppress(Exception):  # a module that its own code left half made
+        layer = NAMES[_framework(found.module) or ""](root, found.module)
+        where = f"in {layer} ({type(found.module).__name__})" if layer else f"in {type(found.module).__name__}"
+        got = _arrays(found.given)
+        verb = "called with" if found.exact else "its arguments are then"
+        return f"{where}, {verb} {got}" if got else where
+    return ""
+
+
+def _call_of(frame: FrameType) -> LayerCall | None:
+    """Return the call of a module that a frame runs: its own code, or what a framework or the check runs around it."""
+    values = frame.f_locals
+    module = getattr(values.get("context"), "module", None) if "self" not in values else values["self"]
+    if _framework(module) is None:
+        return None
+    if _is_library(frame) and isinstance(values.get("args"), tuple):
+        keywords = values.get("kwargs", values.get("kw"))
+        return LayerCall(module, (values["args"], keywords if isinstance(keywords, dict) else {}), exact=True)
+    if frame.f_code.co_name not in METHODS:
+        return None
+    taken = inspect.getargvalues(frame)
+    own = {name: values[name] for name in taken.args[1:] if name in values}
+    more = tuple(values.get(taken.varargs or "", ()))
+    given = ((*own.values(), *more), values.get(taken.keywords or "", {}))
+    return LayerCall(module, given, exact=_stored(frame).isdisjoint(own))
+
+
+def _stored(frame: FrameType) -> set[str]:
+    """Return the names that a function gives new values."""
+    found: set[str] = set()
+    for instruction in dis.get_instructions(frame.f_code):
+        if instruction.opname.startswith("STORE"):  # one instruction may store two
+            named = instruction.argval
+            found |= {*named} if isinstance(named, tuple) else {str(named)}
+    return found
+
+
+def _arrays(given: object) -> str:
+    """Return types and shapes of arrays: `float64 (2, 4), int64 (2,)`."""
+    found = []
+    for _, array in leaves(given, "input"):
+        dtype, shape = getattr(array, "dtype", None), getattr(array, "shape", None)
+        if dtype is not None and shape is not None:
+            found.append(f"{str(dtype).removeprefix('torch.')} {tuple(shape)}")
+    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    return ", ".join(found[:SHOWN]) + more
