@@ -9,7 +9,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Unpack
+from typing import Any, TypeVar, Unpack
 
 import torch
 
@@ -29,6 +29,7 @@ from parity.options import (
     move_record,
     record,
 )
+from parity.pairing.models import PairedModels
 from parity.reports.report import Model, Report
 from parity.running import calling, isolation, losses, memory, objects
 from parity.running import device as devices
@@ -36,6 +37,8 @@ from parity.running.flax_ports import is_flax
 from parity.verdict import precision, transfer
 from parity.verdict.precision import Policy
 from ports.errors import UserError
+
+T = TypeVar("T")
 
 # Options with which a pair is called even where no inputs stand behind it.
 CALLED = ("keywords", "torch_keywords", "flax_keywords")
@@ -141,6 +144,25 @@ def move(
         other = objects.opened(flax_model)
         fed = calling.prepared(torch_model, other, inputs, asked, losses.projection(0))
         return other.written(moving.moved(torch_model, other.net, fed, asked.names))
+
+
+def paired(
+    torch_model: torch.nn.Module, flax_model: Any, *inputs: Any, read: Callable[[PairedModels], T], **options: Any
+) -> T:
+    """Return what a function reads from a pair, once values or computing have confirmed which tensor is which.
+
+    Args:
+        read: runs in the settings of the check.
+        options: the fields of `parity.MoveOptions`, as keywords.
+
+    Raises:
+        UserError: as `move`.
+    """
+    asked = move_record(options)
+    with isolation.isolated():
+        other = objects.opened(flax_model)
+        fed = calling.prepared(torch_model, other, inputs, asked, losses.projection(0))
+        return read(moving.settled(torch_model, other.net, fed, asked.names))
 
 
 def _check_network(network: Any, live: tuple[Any, ...], options: Mapping[str, Any]) -> Report:

@@ -11,7 +11,7 @@ import torch
 
 from parity.numerics.quantities import Probe
 from parity.pairing import choosing, ordering
-from parity.pairing.models import pair_models
+from parity.pairing.models import PairedModels, pair_models
 from parity.pairing.pairs import Pairing
 from parity.pairing.trials import Trial
 from parity.running import probes
@@ -23,15 +23,27 @@ from ports import weights
 
 def moved(model: torch.nn.Module, other: Any, fed: Probe, names: Mapping[str, str | None] | None) -> Any:
     """Return the Flax model with PyTorch's weights. See `parity.move`."""
+    both = settled(model, other, fed, names)
+    port = FLAX_PORTS[both.port]
+    own = both.moved(both.state)
+    _fitting(own, port.places(other, both.layers))
+    new = port.written(other, own, both.layers)
+    _read_back(own, port.places(new, both.layers))
+    return new
+
+
+def settled(model: torch.nn.Module, other: Any, fed: Probe, names: Mapping[str, str | None] | None) -> PairedModels:
+    """Return both models with a pairing that values or computing confirm.
+
+    Raises:
+        UserError: what cannot be paired, or does not fit.
+    """
     both = pair_models(model, other, fed, names)
-    port = both.port
     # A model that holds PyTorch's weights already says more than any computing.
     both = replace(both, pairing=choosing.by_values(both.pairing, both.own_values, both.state))
-    if problems := [misfit.text for misfit in transfer.judge(port, both.pairing).misfits]:
+    if problems := [misfit.text for misfit in transfer.judge(both.port, both.pairing).misfits]:
         raise weights.WeightsError(problems)
-
-    places = FLAX_PORTS[port].places(other, both.layers)
-    _fitting(both.moved(both.state), places)
+    _fitting(both.moved(both.state), FLAX_PORTS[both.port].places(other, both.layers))
     state = probes.varied(both.state, {*both.tensors.values()}, 0)
     weights.write(both.reference, dict(state))
 
@@ -41,12 +53,7 @@ def moved(model: torch.nn.Module, other: Any, fed: Probe, names: Mapping[str, st
     if both.pairing.choices:
         trial = Trial(build, both.reference, fed)
         both = replace(both, pairing=choosing.by_computing(both.pairing, trial, strict=True))
-    both = replace(both, pairing=ordering.settled(both.pairing, build, both.reference, fed))
-    own = both.moved(both.state)
-    _fitting(own, places)
-    new = FLAX_PORTS[port].written(other, own, both.layers)
-    _read_back(own, FLAX_PORTS[port].places(new, both.layers))
-    return new
+    return replace(both, pairing=ordering.settled(both.pairing, build, both.reference, fed))
 
 
 def _fitting(own: Mapping[str, np.ndarray], places: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from parity.commands import mapping
 from parity.commands import weights as cli_weights
 from parity.reports import terminal
 from parity.reports.progress import progress as _progress
@@ -93,6 +94,7 @@ def check(
     tf32: Tf32 = None,
     device: Device = "cpu",
     pairs: Pairs = False,
+    names_file: mapping.NamesFile = None,
     json_file: Json = None,
     html_file: Html = None,
 ) -> int:
@@ -151,6 +153,7 @@ def check(
         try:
             own, options = pair(name) if ":" in name else ((name,), {})
             options = {**options, "accept": accept} if accept else options
+            options = {**options, "names": mapping.names_of(names_file)} if names_file else options
             run: Any = api.check if ":" in name else api.check_network
             with _progress(name) as tell:
                 result = run(*own, **{**named, **common, **options}, progress=tell)
@@ -206,6 +209,7 @@ def diff(before: Before, after: After, times: Times = 10.0) -> int:
 
 
 cli_weights.register(app)
+mapping.register(app, lambda path: pair(path))
 
 
 def pair(path: str) -> tuple[tuple[Any, ...], dict[str, Any]]:

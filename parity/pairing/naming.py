@@ -181,7 +181,7 @@ def _match(entry: Entry, ours: list[Tensor], names: Sequence[str], others: Mappi
             f"names: {entry.text!r}: {sizes[0]} and {sizes[1]} cannot hold the same numbers in another order; "
             "expected one tensor on one side at least, and as many numbers on both"
         )
-    if len(ours) > 1 or len(theirs) > 1:  # the names are given in their order
+    if not entry.form and (len(ours) > 1 or len(theirs) > 1):  # the names are given in their order
         fitting = tuple(form for form in fitting if [*form.order] == sorted(form.order)) or fitting
     if entry.form:
         wanted = entry.form.replace(" ", "")

@@ -113,15 +113,18 @@ class Pairing:
     views: tuple[View, ...] = ()
     choices: tuple[Choice, ...] = field(default=(), compare=False)
 
-    def __str__(self) -> str:
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """Return PyTorch's name, the port's, the form and what it rests on, a row for each pair."""
         forms = {name: str(view.form) for view in self.views for name in view.names}
-        lines = []
-        for pair in self.pairs:
-            found = dict.fromkeys(forms[name] for name in pair.flax.tensors.values() if name in forms)
-            form = "; ".join(one for one in found if one != "same")
-            lines.append(f"{pair.torch.name} = {pair.flax.name}  ({pair.why}{': ' + form if form else ''})")
-        lines += map(str, (*self.unused, *self.spare))
-        return "\n".join(lines)
+        found = []
+        for p in self.pairs:
+            own = dict.fromkeys(forms[name] for name in p.flax.tensors.values() if name in forms)
+            found.append((p.torch.name, p.flax.name, "; ".join(one for one in own if one != "same"), p.why))
+        return found
+
+    def __str__(self) -> str:
+        lines = [f"{a} = {b}  ({why}{': ' + form if form else ''})" for a, b, form, why in self.rows()]
+        return "\n".join([*lines, *map(str, (*self.unused, *self.spare))])
 
     def choosing(self, choice: Choice, way: Sequence[int]) -> Pairing:
         """Return the pairing with one choice made; `reading` gives its values."""

@@ -37,6 +37,7 @@ class FlaxPort:
         places: gives where a model keeps each tensor.
         called: gives the module that is called.
         put: writes arrays to their slots; gives the model.
+        variable_names: gives what a checkpoint calls the whole variable of a slot.
     """
 
     promote: Callable[..., Any]
@@ -47,6 +48,7 @@ class FlaxPort:
     places: Callable[[Any, Any], Mapping[str, Any]]
     called: Callable[[Any], Any]
     put: Callable[[Any, Sequence[tuple[Any, np.ndarray]]], Any]
+    variable_names: Callable[[Any], Callable[[Any], str]]
 
     def written(self, net: Net, own: Mapping[str, np.ndarray], modules: object) -> Net:
         """Return the model with these tensors, in its own types: NNX's itself, of Linen's a copy of the variables."""
@@ -72,6 +74,11 @@ def _put_nnx(net: Net, new: Sequence[tuple[Any, np.ndarray]]) -> Net:
     return net
 
 
+def _nnx_names(net: Net) -> Callable[[Any], str]:
+    paths = nnx_weights.variable_paths(net)  # pyright: ignore[reportArgumentType]
+    return lambda slot: ".".join(map(str, paths[slot.key]))
+
+
 def _put_linen(net: Net, new: Sequence[tuple[Any, np.ndarray]]) -> Net:
     variables = jax.tree.map(lambda a: a, dict(net[1]))
     for slot, array in new:
@@ -93,6 +100,7 @@ FLAX_PORTS = {
         places=lambda net, modules: nnx_weights.places(net, bare=True),
         called=lambda net: net,
         put=_put_nnx,
+        variable_names=_nnx_names,
     ),
     "linen": FlaxPort(
         promote=run_linen.promote,
@@ -103,6 +111,7 @@ FLAX_PORTS = {
         places=linen_weights.places,
         called=lambda net: net[0],
         put=_put_linen,
+        variable_names=lambda net: lambda slot: ".".join(slot.path),
     ),
 }
 

@@ -58,20 +58,24 @@ class Layout:
         order: of the cut axes.
         shape: the new shape.
         old: the shape before.
+        flip: the new axes that run backwards.
     """
 
     fine: Shape
     order: tuple[int, ...]
     shape: Shape
     old: Shape
+    flip: tuple[int, ...] = ()
 
     def apply(self, array: np.ndarray) -> np.ndarray:
         """Return the array in the new order: a view where possible."""
-        return array.reshape(self.fine).transpose(self.order).reshape(self.shape)
+        new = np.asarray(array).reshape(self.fine).transpose(self.order).reshape(self.shape)
+        return np.flip(new, self.flip) if self.flip else new
 
     def undo(self, array: np.ndarray) -> np.ndarray:
         """Return the array in the old order."""
         back = np.argsort(self.order)
+        array = np.flip(array, self.flip) if self.flip else np.asarray(array)
         return array.reshape([self.fine[i] for i in self.order]).transpose(back).reshape(self.old)
 
     @property
@@ -106,13 +110,28 @@ class Rearrangement:
 
     def to_flax(self, tensors: Arrays) -> Arrays:
         """Return the values of Flax's variables."""
-        one = self.layout.apply(tensors[0] if self.gathering is None else self.gathering.together(tensors))
-        return (one,) if self.spreading is None else self.spreading.apart(one)
+        return self.spread(self.joined(tensors))
 
     def to_torch(self, variables: Arrays) -> Arrays:
         """Return PyTorch's tensors."""
-        one = self.layout.undo(variables[0] if self.spreading is None else self.spreading.together(variables))
-        return (one,) if self.gathering is None else self.gathering.apart(one)
+        return self.parted(self.collected(variables))
+
+    def joined(self, tensors: Arrays) -> np.ndarray:
+        """Return PyTorch's tensors as one array in Flax's layout."""
+        return self.layout.apply(tensors[0] if self.gathering is None else self.gathering.together(tensors))
+
+    def parted(self, one: np.ndarray) -> Arrays:
+        """Return PyTorch's tensors of the one array."""
+        old = self.layout.undo(one)
+        return (old,) if self.gathering is None else self.gathering.apart(old)
+
+    def spread(self, one: np.ndarray) -> Arrays:
+        """Return Flax's variables of the one array."""
+        return (one,) if self.spreading is None else self.spreading.apart(one)
+
+    def collected(self, variables: Arrays) -> np.ndarray:
+        """Return Flax's variables as one array."""
+        return variables[0] if self.spreading is None else self.spreading.together(variables)
 
     @property
     def order(self) -> tuple[int, ...]:

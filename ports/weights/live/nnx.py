@@ -196,18 +196,20 @@ def tensors(net: nnx.Module) -> dict[str, np.ndarray]:
 
 def parameters(net: nnx.Module) -> dict[str, tuple[Leaf, list[tuple[str | int, ...]]]]:
     """The leaf of each parameter, and the paths of its arrays in a tree like the parameters."""
-    paths: dict[Hashable, tuple[Any, ...]] = dict(_paths(net))
+    paths: dict[Hashable, tuple[Any, ...]] = {**variable_paths(net)}
     found = {n: p for n, p in places(net).items() if p.leaf.collection == "params" and p.slots}
     return {name: (leaf, [paths[slot.key] for slot in slots]) for name, (leaf, slots) in flax.unstacked(found).items()}
 
 
-def _paths(net: nnx.Module) -> Iterator[tuple[int, tuple[Any, ...]]]:
-    """The path in `nnx.state` of each variable, by the variable's id."""
+def variable_paths(net: nnx.Module) -> dict[int, tuple[Any, ...]]:
+    """Return the path in `nnx.state` of each variable, by the variable's id."""
+    found: dict[int, tuple[Any, ...]] = {}
     for path, _ in nnx.to_flat_state(nnx.state(net)):
         node: Any = net
         for key in path:
             node = getattr(node, key) if isinstance(key, str) and hasattr(node, key) else node[key]
-        yield id(node), path
+        found[id(node)] = path
+    return found
 
 
 def tree(net: nnx.Module) -> nnx.State:

@@ -12,7 +12,8 @@
     pattern = "*.position_ids"
     why = "computed, not learned"
 
-`{0}` and `{1}` change the order. One file serves both directions: it is read from the side that fits the file. `draft`
+`{0}` and `{1}` change the order. `[[tensor]]` says it tensor by tensor (`rules.tensors`), and `[names]` tells the check
+which layer is which. One file serves both directions: it is read from the side that fits the file. `draft`
 writes a first one to be edited.
 """
 
@@ -35,8 +36,11 @@ from ports.weights.known.names import normal
 from ports.weights.known.recognise import Found
 from ports.weights.layers.kinds import KINDS
 from ports.weights.layers.leaves import COUNTER, Leaf
+from ports.weights.rules import tensors as tensor_rows
 from ports.weights.rules.patterns import Names, misplaced, parse
+from ports.weights.rules.tensors import TensorRow
 
+KEYS = ("source", "target", "layer", "tensor", "ignore", "names")
 TYPES = {name: row for name, row in KINDS.items() if row.options is not None}
 OPTIONS = {option.name for row in TYPES.values() for option in row.options or ()}
 
@@ -72,6 +76,8 @@ class Rules:
     target: str
     rows: tuple[FileRow, ...]
     ignores: tuple[tuple[str, str], ...] = ()
+    tensors: tuple[TensorRow, ...] = ()
+    names: Mapping[str, str | None] = field(default_factory=dict)
 
     def found(self, shapes: Mapping[str, Shape]) -> RulesFound:
         """What of a file is what.
@@ -97,8 +103,9 @@ class Rules:
         problems: list[str] = []
         targets: dict[tuple[str, ...], str] = {}
         ignored = {n: why for n in tensors for pattern, why in self.ignores if _matches(n, pattern)}
+        self._by_tensor(tensors, found, problems, taken)
         patterns = [row.target if reverse else row.source for row in self.rows]
-        index = Names(_bare(tensors, style), max(pattern.count(".") for pattern in patterns) + 1)
+        index = Names(_bare(tensors, style), max((pattern.count(".") for pattern in patterns), default=0) + 1)
         for row in self.rows:
             mine, theirs = (row.target, row.source) if reverse else (row.source, row.target)
             layers = _layers(index, mine, row, style)
@@ -143,6 +150,21 @@ class Rules:
             reasons.setdefault(why, []).append(name)
         found.notes += [f"{describe(names)}: left out ({why})" for why, names in reasons.items()]
         return found, problems
+
+    def _by_tensor(
+        self, tensors: Mapping[str, Shape], found: RulesFound, problems: list[str], taken: dict[str, str]
+    ) -> None:
+        """Take what rows of tensors say."""
+        rows, wrong = tensor_rows.entries(self.tensors, found.style, tensors)
+        problems += wrong
+        found.entries += rows
+        for row in self.tensors:
+            if row.flax or found.other == "torch":
+                found.others.append(row.entry(found.other))
+            for name in row.names(found.style):
+                if name in taken:
+                    problems.append(f"{name}: taken by two rules")
+                taken[name] = name
 
     def target_rows(self, found: RulesFound, to: str) -> list[DialectEntry]:
         """Where an output keeps each tensor.
@@ -212,7 +234,7 @@ def load(path: Path) -> Rules:
         raise WeightsError(f"rules {path}: invalid TOML: {error}") from None
     except RecursionError:
         raise WeightsError(f"rules {path}: invalid TOML: it is nested too deeply") from None
-    problems = [f"unknown key {key!r}" for key in content if key not in ("source", "target", "layer", "ignore")]
+    problems = [f"unknown key {key!r}" for key in content if key not in KEYS]
     source, target = content.get("source", "torch"), content.get("target", "nnx")
     sides = {"source": source, "target": target}
     expected = ", ".join(TARGETS)
@@ -224,17 +246,28 @@ def load(path: Path) -> Rules:
         if not wrong:
             options = {key: value for key, value in row.items() if key in OPTIONS}
             rows.append(FileRow(row["source"], row["target"], row["type"], options))
+    tensors = []
+    for i, row in enumerate(_tables(content, "tensor", problems), 1):
+        made = tensor_rows.parsed(row)
+        if isinstance(made, TensorRow):
+            tensors.append(made)
+        else:
+            problems += [f"[[tensor]] {i}: {text}" for text in made]
+    names = content.get("names", {})
+    if not isinstance(names, dict) or not all(isinstance(v, str) for v in names.values()):
+        problems.append("names: expected [names], a name of Flax's for each of PyTorch's")
     ignores = []
     for i, row in enumerate(_tables(content, "ignore", problems), 1):
         if set(row) != {"pattern", "why"} or not all(isinstance(v, str) and v for v in row.values()):
             problems.append(f"[[ignore]] {i}: expected pattern and why, both text")
         else:
             ignores.append((row["pattern"], row["why"]))
-    if not rows and not problems:
-        problems.append("no [[layer]]")
+    if not rows and not tensors and not problems:
+        problems.append("no [[layer]], and no [[tensor]]")
     if problems:
         raise WeightsError([f"rules {path}: {problem}" for problem in problems])
-    return Rules(path.name, source, target, tuple(rows), tuple(ignores))
+    given = {name: other or None for name, other in names.items()}
+    return Rules(path.name, source, target, tuple(rows), tuple(ignores), tuple(tensors), given)
 
 
 def _tables(content: Mapping[str, Any], key: str, problems: list[str]) -> list[dict[str, Any]]:

@@ -1,0 +1,95 @@
+"""The commands `parity pairs` and `parity export-mapping`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from parity.reports import terminal
+from ports.errors import UserError
+
+if TYPE_CHECKING:
+    from parity.pairing.models import PairedModels
+
+Own = Annotated[str, typer.Argument(metavar="MODULE:FUNCTION", help="Returns (torch_model, flax_model, *inputs).")]
+Write = Annotated[Path | None, typer.Option("--write", metavar="FILE", help="Write the mapping: for check --names.")]
+Script = Annotated[Path, typer.Option("--script", metavar="FILE", help="Write a script that converts checkpoints.")]
+NamesFile = Annotated[Path | None, typer.Option("--names", metavar="FILE", help="A mapping that says which is which.")]
+
+T = TypeVar("T")
+Loader = Callable[[str], tuple[tuple[Any, ...], dict[str, Any]]]
+
+
+def register(app: typer.Typer, loaded: Loader) -> None:
+    """Add the commands.
+
+    Args:
+        loaded: gives the models, inputs and options of a user's function.
+    """
+
+    @app.command()
+    def pairs(own: Own, write: Write = None, names: NamesFile = None) -> int:
+        """Show which tensor of a pair of your own is which, and in what form the port holds it.
+
+        The file that --write gives is read by `parity check --names` and by `parity convert --rules`.
+        """
+        terminal.writable("--write", write)
+        from parity.pairing import derived
+
+        pairing, rules = _paired(
+            loaded(own), names, lambda both: (both.pairing, derived.rules(both) if write is not None else "")
+        )
+        table = Table("PyTorch", "port", "form", "rests on", box=None, pad_edge=False)
+        for row in pairing.rows():
+            table.add_row(*map(escape, row))
+        console = terminal.console()
+        console.print(table)
+        for one in (*pairing.unused, *pairing.spare):
+            console.print(str(one), markup=False, highlight=False, soft_wrap=True)
+        if write is not None:
+            terminal.write("--write", write, rules)
+            console.print(f"written {write}", markup=False, highlight=False)
+        return 0
+
+    @app.command("export-mapping")
+    def export_mapping(own: Own, script: Script, names: NamesFile = None) -> int:
+        """Write a script that converts checkpoints of a model of your own, both ways and bit for bit."""
+        terminal.writable("--script", script)
+        from parity.pairing import derived
+        from ports.weights.rules import script as scripts
+
+        rows, tensors = _paired(loaded(own), names, lambda both: (derived.rows(both), [*both.state]))
+        taken = {name for row in rows for name in row.torch}
+        alone = [name for name in tensors if name not in taken]
+        terminal.write("--script", script, scripts.text(rows, alone, script.name))
+        terminal.console().print(f"written {script}: {len(rows)} rows", markup=False, highlight=False)
+        return 0
+
+
+def names_of(file: Path) -> dict[str, str | None]:
+    """Return what a file says of names.
+
+    Raises:
+        UserError: it cannot be read, or says nothing of them.
+    """
+    from ports.weights.rules import rulesfile
+
+    found = rulesfile.load(file).names
+    if not found:
+        raise UserError(f"--names {file}: has no [names]; write one with parity pairs MODULE:FUNCTION --write {file}")
+    return dict(found)
+
+
+def _paired(loaded: tuple[tuple[Any, ...], dict[str, Any]], names: Path | None, read: Callable[[PairedModels], T]) -> T:
+    from parity import api
+    from parity.options import MoveOptions
+
+    (model, other, *inputs), options = loaded
+    known = {name: value for name, value in options.items() if name in MoveOptions.__dataclass_fields__}
+    known |= {"names": names_of(names)} if names is not None else {}
+    return api.paired(model, other, *inputs, read=read, **known)

@@ -1,0 +1,182 @@
+"""The mapping of a pair as rows of a rules file: what was proved becomes the conversion.
+
+PyTorch's model gets weights in which each number is another one. Moved into the port, they tell where every number of
+each variable comes from. The rearrangement that explains all of them is looked for, and written down.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from parity.pairing.models import PairedModels
+from parity.running.flax_ports import FLAX_PORTS
+from parity.running.model_layers import SECOND
+from ports.errors import UserError
+from ports.weights.form.rearrangement import Gathering, Layout, Rearrangement, layouts
+from ports.weights.layers.leaves import COUNTER
+from ports.weights.live.flax import Part
+from ports.weights.rules.tensors import TensorRow
+
+Arrays = Mapping[str, np.ndarray]
+LAYOUTS = 400  # that are tried of one array
+NO_LAYOUT = Layout((), (), (), ())
+
+
+def rules(both: PairedModels) -> str:
+    """Return the text of a rules file for a pair.
+
+    Raises:
+        UserError: a variable that no rearrangement gives: the folded bias of a recurrent layer.
+    """
+    found = rows(both)
+    taken = {name for row in found for name in row.torch}
+    left = [name for name in both.state if name not in taken]
+    lines = [f'source = "torch"\ntarget = "{both.port}"', "[names]\n" + "\n".join(_names(both))]
+    lines += [row.toml() for row in found]
+    lines += [f'[[ignore]]\npattern = {json.dumps(name)}\nwhy = "the port has no such tensor"' for name in left]
+    return "\n\n".join(lines) + "\n"
+
+
+def _names(both: PairedModels) -> list[str]:
+    """Return what `names` must say for the same pairing."""
+    pairing = both.pairing
+    viewed = {name: view for view in pairing.views for name in view.names}
+    said: dict[str, str] = {}
+    for p in pairing.pairs:
+        if not any(name in viewed for name in p.flax.tensors.values()):
+            said[p.torch.name] = p.flax.name
+    torch_names = {own: name for own, name in both.tensors.items() if own in viewed}
+    for view in pairing.views:
+        said[" + ".join(torch_names[name] for name in view.names)] = f"{' + '.join(view.held)}: {view.form}"
+    said |= {one.name: "" for one in (*pairing.unused, *pairing.spare) if one.why.startswith("given")}
+    return [f"{json.dumps(ours)} = {json.dumps(other)}" for ours, other in said.items()]
+
+
+def rows(both: PairedModels) -> list[TensorRow]:
+    """Return how each variable of the port is made of PyTorch's tensors.
+
+    Raises:
+        UserError: a variable that no rearrangement gives.
+    """
+    if folded := [name for name in both.state if re.search(rf"{SECOND}(_l\d+(_reverse)?)?$", name)]:
+        raise UserError(
+            f"{folded[0]}: the port holds the sum of PyTorch's two biases; a sum is no rearrangement. Move the weights "
+            "with parity.move"
+        )
+    marks = _marks(both)
+    variables = _variables(both, marks)
+    found = []
+    for ours, theirs in _together(marks, variables):
+        form = _form([marks[name] for name in ours], [variables[name] for name in theirs])
+        if form is None:
+            raise UserError(f"{', '.join(theirs)}: no rearrangement of {', '.join(ours)}; write the conversion by hand")
+        found.append(TensorRow(tuple(ours), tuple(theirs), form, not _statistics(ours)))
+    taken = {name for row in found for name in row.torch}
+    counters = sorted(name for name in both.state if name.endswith(COUNTER) and name not in taken)
+    return [*found, *(TensorRow((name,), (), Rearrangement(NO_LAYOUT), trained=False) for name in counters)]
+
+
+def _statistics(names: Sequence[str]) -> bool:
+    return all(name.rpartition(".")[2] in ("running_mean", "running_var", COUNTER) for name in names)
+
+
+def _marks(both: PairedModels) -> dict[str, np.ndarray]:
+    """Return arrays like PyTorch's paired tensors, in which each number is another one, from 1."""
+    start, found = 1, {}
+    for name in both.tensors.values():
+        shape = both.state[name].shape
+        count = math.prod(shape)
+        found[name] = np.arange(start, start + count, dtype=np.float64).reshape(shape)
+        start += count
+    return found
+
+
+def _variables(both: PairedModels, marks: Arrays) -> dict[str, np.ndarray]:
+    """Return the port's whole variables that hold marks, by the names that a checkpoint has."""
+    port = FLAX_PORTS[both.port]
+    written = both.moved({**both.state, **marks})
+    net = port.written(port.copied(both.flax), written, both.layers)
+    name_of = port.variable_names(net)
+    found: dict[str, np.ndarray] = {}
+    for own, place in port.places(net, both.layers).items():
+        if own in written and not own.endswith(COUNTER):
+            for slot in place.slots:
+                whole = slot.slot if isinstance(slot, Part) else slot
+                found[name_of(whole)] = np.asarray(whole.get())
+    return found
+
+
+def _together(marks: Arrays, variables: Arrays) -> Iterator[tuple[list[str], list[str]]]:
+    """Yield the tensors and the variables that hold one another's numbers."""
+    names = [*marks]
+    ends = np.cumsum([marks[name].size for name in names])
+    held = {
+        own: {names[i] for i in np.unique(np.searchsorted(ends, array.reshape(-1), "left"))}
+        for own, array in variables.items()
+    }
+    open_ = dict(held)
+    while open_:
+        first = next(iter(open_))
+        ours, theirs = set(open_[first]), {first}
+        while more := {own for own, some in open_.items() if some & ours} - theirs:
+            theirs |= more
+            ours |= {name for own in more for name in open_[own]}
+        open_ = {own: some for own, some in open_.items() if own not in theirs}
+        yield sorted(ours, key=_natural), sorted(theirs, key=_natural)
+
+
+def _natural(name: str) -> list[object]:
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)]
+
+
+def _form(tensors: Sequence[np.ndarray], variables: Sequence[np.ndarray]) -> Rearrangement | None:
+    """Return the rearrangement that makes the variables of the tensors; None where there is none."""
+    for spreading, target in _gathered(variables, first=None):
+        for gathering, one in _gathered(tensors, first=target):
+            for layout in layouts(one.shape, target.shape, LAYOUTS):
+                if (flip := _flipped(layout.apply(one), target)) is not None:
+                    new = Layout(layout.fine, layout.order, layout.shape, layout.old, flip)
+                    return Rearrangement(new, gathering, spreading)
+    return None
+
+
+def _gathered(arrays: Sequence[np.ndarray], first: np.ndarray | None) -> Iterator[tuple[Gathering | None, np.ndarray]]:
+    """Yield the ways to make one array of several: in their order, or in the order in which another array has them."""
+    if len(arrays) == 1:
+        yield None, arrays[0]
+        return
+    orders = [tuple(range(len(arrays)))]
+    if first is not None:
+        at = {int(mark): i for i, mark in enumerate(first.reshape(-1))}
+        places = [min(at.get(int(mark), 0) for mark in array.reshape(-1)[:1]) for array in arrays]
+        orders.append(tuple(int(i) for i in np.argsort(places)))
+    for order in dict.fromkeys(orders):
+        if len({array.shape for array in arrays}) == 1:
+            stacked = Gathering((1,) * len(arrays), True, order)
+            yield stacked, stacked.together(tuple(arrays))
+        elif len({array.shape[1:] for array in arrays}) == 1 and arrays[0].ndim:
+            joined = Gathering(tuple(len(array) for array in arrays), False, order)
+            yield joined, joined.together(tuple(arrays))
+
+
+def _flipped(array: np.ndarray, target: np.ndarray) -> tuple[int, ...] | None:
+    """Return the axes along which one array is the other one backwards; None where it is not."""
+    if np.array_equal(array, target):
+        return ()
+    if not array.size or array.reshape(-1)[0] not in (target[tuple(corner)] for corner in _corners(target.shape)):
+        return None
+    for count in range(1, array.ndim + 1):
+        for axes in itertools.combinations(range(array.ndim), count):
+            if np.array_equal(np.flip(array, axes), target):
+                return axes
+    return None
+
+
+def _corners(shape: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    return itertools.product(*((0, n - 1) for n in shape))

@@ -1,0 +1,158 @@
+"""A conversion as a script of its own, which needs NumPy and nothing of this package."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from ports.weights.rules.tensors import TensorRow
+
+TEMPLATE = '''"""Converts checkpoints of one model between PyTorch and Flax, bit for bit: safetensors files, with NumPy alone.
+
+    python {name} to-flax  model.safetensors flax.safetensors
+    python {name} to-torch flax.safetensors  model.safetensors
+
+Written by `parity export-mapping` from a pair of models. No number is computed: each is moved to its place.
+"""
+
+import json
+import os
+import sys
+
+import numpy as np
+
+# Of each row: the tensors of PyTorch, the variables of Flax, and how the ones become the others.
+ROWS = json.loads(r"""
+{rows}
+""")
+# Tensors that Flax does not have. They are kept in the metadata of its files, so that the way back gives them again.
+ALONE = json.loads(r"""
+{alone}
+""")
+UNSIGNED = {{1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}}
+SIZES = {{"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2}}
+SIZES |= {{"I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8, "C64": 8}}
+
+
+def read(path):
+    """Return the tensors of a file, as unsigned integers of their size, with their types; and the metadata."""
+    with open(path, "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        data = file.read()
+    tensors = {{}}
+    for name, about in header.items():
+        if name != "__metadata__":
+            start, end = about["data_offsets"]
+            array = np.frombuffer(data[start:end], UNSIGNED[SIZES[about["dtype"]]]).reshape(about["shape"])
+            tensors[name] = about["dtype"], array
+    return tensors, header.get("__metadata__", {{}})
+
+
+def write(path, tensors, metadata):
+    """Write a file whole, or not at all."""
+    header, start = {{"__metadata__": metadata}} if metadata else {{}}, 0
+    for name, (kind, array) in tensors.items():
+        header[name] = {{"dtype": kind, "shape": list(array.shape), "data_offsets": [start, start + array.nbytes]}}
+        start += array.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path + ".part", "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, array in tensors.values():
+            file.write(np.ascontiguousarray(array).tobytes())
+    os.replace(path + ".part", path)
+
+
+def together(arrays, how):
+    if how is None:
+        return arrays[0]
+    inside = [arrays[i] for i in how["order"]]
+    return np.stack(inside) if how["stacked"] else np.concatenate(inside)
+
+
+def apart(array, how):
+    if how is None:
+        return [array]
+    sizes = [how["sizes"][i] for i in how["order"]]
+    parts = list(array) if how["stacked"] else np.split(array, np.cumsum(sizes)[:-1])
+    return [parts[how["order"].index(i)] for i in range(len(parts))]
+
+
+def forth(array, row):
+    new = array.reshape(row["cut"]).transpose(row["transpose"]).reshape(row["reshape"])
+    return np.flip(new, row["flip"]) if row["flip"] else new
+
+
+def back(array, row):
+    array = np.flip(array, row["flip"]) if row["flip"] else array
+    cut = [row["cut"][i] for i in row["transpose"]]
+    return array.reshape(cut).transpose(np.argsort(row["transpose"])).reshape(row["shape"])
+
+
+def moved(given, here, there, change, dropped):
+    """Return the tensors under their other names. Each is read once, and each is written once."""
+    found, used = {{}}, set(dropped)
+    for row in ROWS:
+        absent = [name for name in row[here] if name not in given]
+        if absent:
+            sys.exit(f"{{absent[0]}}: is not in the file; expected a checkpoint of the model that this script is for")
+        kinds = {{given[name][0] for name in row[here]}}
+        if len(kinds) > 1:
+            sys.exit(f"{{', '.join(row[here])}}: have the types {{', '.join(sorted(kinds))}}; expected one")
+        used |= set(row[here])
+        arrays = change([given[name][1] for name in row[here]], row)
+        found |= {{name: (kinds.copy().pop(), array) for name, array in zip(row[there], arrays)}}
+    left = sorted(set(given) - used)
+    if left:
+        sys.exit(f"{{', '.join(left[:5])}}: nothing says where this goes; expected a checkpoint of the model")
+    return found
+
+
+def main():
+    if len(sys.argv) != 4 or sys.argv[1] not in ("to-flax", "to-torch"):
+        sys.exit(__doc__)
+    way, source, target = sys.argv[1:]
+    given, metadata = read(source)
+    if way == "to-flax":
+        kept = {{name: given[name] for name in ALONE if name in given}}
+        found = moved(
+            given, "torch", "flax", lambda a, row: apart(forth(together(a, row["gather"]), row), row["spread"]), ALONE
+        )
+        held = {{name: [kind, list(a.shape), a.tobytes().hex()] for name, (kind, a) in kept.items()}}
+        write(target, found, {{**metadata, **({{"kept": json.dumps(held)}} if held else {{}})}})
+    else:
+        found = moved(
+            given, "flax", "torch", lambda a, row: apart(back(together(a, row["spread"]), row), row["gather"]), ()
+        )
+        for name, (kind, shape, data) in json.loads(metadata.pop("kept", "{{}}")).items():
+            found[name] = kind, np.frombuffer(bytes.fromhex(data), UNSIGNED[SIZES[kind]]).reshape(shape)
+        write(target, found, metadata)
+    print(f"written {{target}}: {{len(found)}} tensors")
+
+
+if __name__ == "__main__":
+    main()
+'''
+
+
+def text(rows: Sequence[TensorRow], alone: Sequence[str], name: str) -> str:
+    """Return the script.
+
+    Args:
+        alone: PyTorch's tensors that Flax does not have.
+        name: of the script.
+    """
+    found: list[dict[str, Any]] = []
+    for row in (row for row in rows if row.flax):
+        layout, gather, spread = row.form.layout, row.form.gathering, row.form.spreading
+        both = [
+            None if how is None else {"sizes": how.sizes, "stacked": how.stacked, "order": how.order}
+            for how in (gather, spread)
+        ]
+        steps = {"shape": layout.old, "cut": layout.fine, "transpose": layout.order, "reshape": layout.shape}
+        names = {"torch": row.torch, "flax": row.flax}
+        found.append({**names, "gather": both[0], **steps, "flip": layout.flip, "spread": both[1]})
+    dropped = [*alone, *(name for row in rows if not row.flax for name in row.torch)]
+    listed = ",\n".join(json.dumps(row) for row in found)
+    return TEMPLATE.format(name=name, rows=f"[\n{listed}\n]", alone=json.dumps(dropped))
