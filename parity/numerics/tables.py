@@ -66,14 +66,14 @@ def _waves(wide: np.ndarray) -> np.ndarray | None:
     """
     sines, cosines = wide[0] == 0, wide[0] == 1
     positions, columns = wide.shape
-    told = np.flatnonzero(wide[1:].any(axis=1)) + 1
-    if not told.size or not (sines | cosines).all() or not sines.any():
+    padding = np.r_[False, ~wide[1:].any(axis=1)]
+    if padding[1:].all() or not (sines | cosines).all() or not sines.any():
         return None
-    padding = ~np.isin(np.arange(positions), [0, *told])
+    told = 1 + int(np.argmin(padding[1:]))
     at = np.arange(positions)[:, None]
     for frequencies in _candidates(columns):
-        waves = np.where(sines[:, None], np.sin(told[0] * frequencies), np.cos(told[0] * frequencies))
-        nearest = np.argmin(np.abs(waves - wide[told[0]][:, None]), axis=1)
+        waves = np.where(sines[:, None], np.sin(told * frequencies), np.cos(told * frequencies))
+        nearest = np.argmin(np.abs(waves - wide[told][:, None]), axis=1)
         nearest = np.where(cosines, _partners(nearest, sines, cosines), nearest)
         angles = at * frequencies[nearest]
         exact = np.where(sines, np.sin(angles), np.cos(angles))
