@@ -62,13 +62,13 @@ test-types: $(READY) ## run all tests, every call checked against its annotation
 score: $(READY) ## plant every known mistake and make 1000 faithful runs: an hour on two cores (WORKERS=2)
 	$(BIN)/python -m tests.meta --all --workers $(or $(WORKERS),2) --json benchmarks/results/score-cpu.json
 
-twins: setup-twins ## check every family of transformers and diffusers that has a Flax class, in .venv-twins: half an hour
-	$(TWINS)/bin/python -m tests.twins $(if $(JSON),--json $(JSON))
-	$(TWINS)/bin/pytest tests/test_twins.py $(PYTEST_ARGS)
+twins: setup-twins ## check every family of transformers and diffusers that has a Flax class, in .venv-twins: a quarter of an hour (STORE=1)
+	$(TWINS)/bin/python -m tests.twins $(if $(STORE),--store)
+	$(TWINS)/bin/pytest tests/test_twins.py -k published
 
 twins-fast: setup-twins ## the same with four of them, within three minutes
 	$(TWINS)/bin/python -m tests.twins --fast
-	$(TWINS)/bin/pytest tests/test_twins.py $(PYTEST_ARGS)
+	$(TWINS)/bin/pytest tests/test_twins.py -k published
 
 fuzz: $(READY) ## damaged files, killed writers, hostile names and random state dicts, for five minutes (MINUTES=...)
 	$(BIN)/python -m tests.fuzz all --minutes $(or $(MINUTES),5) --workers 2 --seed $(SEED) --keep $(FAULTS)

@@ -6,7 +6,7 @@ import numpy as np
 
 from .building import diffusers_pair
 from .inputs import BATCH
-from .twin import Twin
+from .twin import Difference, Twin
 
 # GroupNorms have 32 groups, so 32 channels are the fewest.
 UNET = {
@@ -16,6 +16,22 @@ UNET = {
     "attention_head_dim": 4,
     "cross_attention_dim": 16,
 }
+
+
+NORM = Difference(
+    "The norm in front of a spatial transformer has epsilon 1e-6 in PyTorch, 1e-5 in Flax",
+    "Transformer2DModel._init_continuous_input (models/transformers/transformer_2d.py:176)",
+    "FlaxTransformer2DModel.setup (models/attention_flax.py:368)",
+    layers="*.attentions.*.norm",
+    trap="norm-epsilon-1e-5",
+)
+GELU = Difference(
+    "The gate of the feed-forward layers is the exact GELU in PyTorch, its tanh approximation in Flax",
+    "GEGLU.gelu calls F.gelu (models/activations.py:111)",
+    "FlaxGEGLU.__call__ calls nn.gelu, whose default is the approximation (models/attention_flax.py:494)",
+    layers="*.transformer_blocks.*.ff.net",
+    trap="gelu-tanh",
+)
 
 
 def numbers(seed: int, *shape: int) -> np.ndarray:
@@ -40,6 +56,7 @@ TWINS = (
         diffusers_pair,
         ordered=True,
         layouts={"input.0": "same"},
+        differences=(NORM, GELU),
     ),
     Twin(
         "vae",
@@ -66,5 +83,6 @@ TWINS = (
         diffusers_pair,
         ordered=True,
         layouts={"input.0": "same", "input.3": "same"},
+        differences=(NORM, GELU),
     ),
 )

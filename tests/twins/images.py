@@ -109,7 +109,6 @@ TWINS = (
         pixels,
         transformers_pair,
         differences=(REGNET, REGNET_MODE),
-        fast=True,
     ),
     Twin("clip-vision", "transformers", "CLIPVisionModel", clip_vision, pixels, transformers_pair),
     Twin("clip", "transformers", "CLIPModel", clip, lambda: {**placed(), **pixels()}, transformers_pair),

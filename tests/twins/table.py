@@ -18,11 +18,10 @@ HEAD = """# Twins
 
 Networks that other people published in PyTorch and in Flax, and what the check says of each. Each pair is built from
 one small configuration, with dropout as published. Its weights are random ones of PyTorch's, brought over by the
-package's own converter. `make twins` checks all of them
-in an environment of its own; `tests/twins/` holds the rows.
+package's own converter. `make twins` checks all of them in an environment of its own; `tests/twins/` holds the rows.
 
-`tests/twins/table.py` writes this page from `tests/twins/verdicts.json`. Numbers are
-relative L2 distances in float64, the largest of any tensor."""
+`tests/twins/table.py` writes this page from `tests/twins/verdicts.json`. Numbers are relative L2 distances in float64,
+the largest of any tensor."""
 
 COLUMNS = ("family", "PyTorch class", "verdict", "layers", "eval output", "gradients", "3 SGD steps", "differences")
 QUANTITIES = ("output.eval", "gradient.parameter", "training.parameter")

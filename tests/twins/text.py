@@ -27,8 +27,8 @@ POSITIONS = Difference(
     "Without position_ids PyTorch counts positions from padding_idx + 1 on and gives padding the position padding_idx;"
     " the Flax module counts from 0",
     "RobertaEmbeddings.forward makes them from input_ids (models/roberta/modeling_roberta.py:87)",
-    "FlaxRobertaModule.__call__ takes arange (models/roberta/modeling_flax_roberta.py:951); FlaxRobertaModel around it"
-    " makes them as PyTorch does (line 845)",
+    "FlaxRobertaModule.__call__ takes arange (models/roberta/modeling_flax_roberta.py:951);"
+    " FlaxRobertaPreTrainedModel.__call__ around it makes them as PyTorch does (line 845)",
     layers="embeddings.position_embeddings",
 )
 
@@ -58,6 +58,7 @@ TWINS = (
         text,
         transformers_pair,
         differences=(POSITIONS,),
+        fast=True,
     ),
     Twin(
         "roberta-prelayernorm",

@@ -44,6 +44,14 @@ LONGT5_DROPOUT = cross_dropout(
     "FlaxLongT5LayerCrossAttention (models/longt5/modeling_flax_longt5.py:1243)",
 )
 
+WAV2VEC2_DROPOUT = Difference(
+    "In training PyTorch drops values within the layers of the encoder; Flax drops only what enters the first",
+    "Wav2Vec2EncoderLayerStableLayerNorm.forward (models/wav2vec2/modeling_wav2vec2.py:667)",
+    "FlaxWav2Vec2StableLayerNormEncoder.__call__ calls self.layers without deterministic, whose default is True"
+    " (models/wav2vec2/modeling_flax_wav2vec2.py:677)",
+    advice="PyTorch draws 9 dropout masks in a training step, the port 1",
+)
+
 # PyTorch's classes count positions themselves; the Flax modules are told them.
 PLACED = {"position_ids": positions(), "decoder_position_ids": positions(TARGET)}
 
@@ -130,7 +138,13 @@ TWINS = (
         fast=True,
     ),
     Twin(
-        "mt5", "transformers", "MT5ForConditionalGeneration", lambda p: p.MT5Config(**T5), translated, transformers_pair
+        "mt5",
+        "transformers",
+        "MT5ForConditionalGeneration",
+        lambda p: p.MT5Config(**T5),
+        translated,
+        transformers_pair,
+        differences=(MT5_DROPOUT,),
     ),
     Twin(
         "longt5",
@@ -169,5 +183,6 @@ TWINS = (
         sound,
         transformers_pair,
         shape=(1, 400),
+        differences=(WAV2VEC2_DROPOUT,),
     ),
 )
