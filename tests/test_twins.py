@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib.util
 import re
 import warnings
 from collections.abc import Mapping
@@ -187,3 +188,37 @@ def test_another_setting_of_a_published_twin_is_red() -> None:
         problems = said(dataclasses.replace(bert, build=build))
     assert problems[0].startswith("got mismatch, expected parity")
     assert any("LayerNorm" in line and "a finding that is no known difference" in line for line in problems)
+
+
+def cited(twin: Twin) -> list[tuple[str, Path, list[int]]]:
+    """Return the sentence, the file and the lines of each source of a twin's differences."""
+    found = importlib.util.find_spec(twin.package)
+    assert found is not None
+    assert found.origin is not None
+    package = Path(found.origin).parent
+    sentences = [text for difference in twin.differences for text in (difference.pytorch, difference.flax)]
+    return [
+        (text, package / path, [int(n) for n in re.findall(r"\d+", lines)])
+        for text in sentences
+        for path, lines in re.findall(r"(models/[\w/]+\.py):(\d+(?: and \d+)?)", text)
+    ]
+
+
+def missing(text: str, file: Path, lines: list[int]) -> list[str]:
+    """Return what a sentence names and its file does not hold: lines with a word of it, and its classes."""
+    code = file.read_text()
+    words = set(re.findall(r"\w{4,}", text)) - {"self", "from", "calls", "makes", "takes", "models"}
+    at = code.splitlines()
+    found = [f"{file.name}:{n}" for n in lines if not words & set(re.findall(r"\w+", at[n - 1]))]
+    classes = re.findall(r"\b(\w*[A-Z]\w*)\.\w+", text.replace("nn.", "").replace("flax.linen.", ""))
+    return found + [name for name in classes if f"class {name}" not in code and name != "BatchNorm"]
+
+
+@pytest.mark.skipif(not running.ready("transformers"), reason="transformers has no Flax classes here; run make twins")
+@pytest.mark.parametrize("name", [twin.name for twin in ALL if twin.differences])
+def test_published_sources_say_what_the_rows_say(name: str) -> None:
+    sources = cited(TWINS[name])
+    assert sources
+    assert [missing(*source) for source in sources] == [[]] * len(sources)
+    text, file, _ = sources[0]
+    assert missing(text, file, [1])[:1] == [f"{file.name}:1"], "a wrong line goes unseen"

@@ -20,8 +20,8 @@ UNET = {
 
 NORM = Difference(
     "The norm in front of a spatial transformer has epsilon 1e-6 in PyTorch, 1e-5 in Flax",
-    "Transformer2DModel._init_continuous_input (models/transformers/transformer_2d.py:176)",
-    "FlaxTransformer2DModel.setup (models/attention_flax.py:368)",
+    "Transformer2DModel._init_continuous_input makes a GroupNorm (models/transformers/transformer_2d.py:176)",
+    "FlaxTransformer2DModel.setup makes a GroupNorm (models/attention_flax.py:368)",
     layers="*.attentions.*.norm",
     trap="norm-epsilon-1e-5",
 )

@@ -38,7 +38,7 @@ REGNET = variance(
 )
 REGNET_MODE = Difference(
     "In training the BatchNorms within an X or Y layer use the batch's statistics in PyTorch, the running ones in Flax",
-    "RegNetConvLayer.forward follows the mode of the model (models/regnet/modeling_regnet.py:57)",
+    "RegNetConvLayer.forward calls normalization in the mode of the model (models/regnet/modeling_regnet.py:62)",
     "FlaxRegNetXLayer.__call__ and FlaxRegNetYLayer.__call__ call self.layer without deterministic, whose default is"
     " True (models/regnet/modeling_flax_regnet.py:310 and 398)",
     layers="regnet.encoder.stages.*.layer.*.normalization",

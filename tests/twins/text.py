@@ -27,7 +27,7 @@ POSITIONS = Difference(
     "Without position_ids PyTorch counts positions from padding_idx + 1 on and gives padding the position padding_idx;"
     " the Flax module counts from 0",
     "RobertaEmbeddings.forward makes them from input_ids (models/roberta/modeling_roberta.py:87)",
-    "FlaxRobertaModule.__call__ takes arange (models/roberta/modeling_flax_roberta.py:951);"
+    "FlaxRobertaModule.__call__ takes arange (models/roberta/modeling_flax_roberta.py:952);"
     " FlaxRobertaPreTrainedModel.__call__ around it makes them as PyTorch does (line 845)",
     layers="embeddings.position_embeddings",
 )

@@ -46,7 +46,7 @@ LONGT5_DROPOUT = cross_dropout(
 
 WAV2VEC2_DROPOUT = Difference(
     "In training PyTorch drops values within the layers of the encoder; Flax drops only what enters the first",
-    "Wav2Vec2EncoderLayerStableLayerNorm.forward (models/wav2vec2/modeling_wav2vec2.py:667)",
+    "Wav2Vec2EncoderLayerStableLayerNorm.forward calls dropout (models/wav2vec2/modeling_wav2vec2.py:667)",
     "FlaxWav2Vec2StableLayerNormEncoder.__call__ calls self.layers without deterministic, whose default is True"
     " (models/wav2vec2/modeling_flax_wav2vec2.py:677)",
     advice="PyTorch draws 9 dropout masks in a training step, the port 1",
