@@ -10,6 +10,9 @@ NETWORK ?= resnet50
 OUT ?= benchmarks/results
 SEED ?= 0
 FAULTS ?= $(VENV)/faults
+PINS ?= constraints.txt
+EXTRA ?= dev
+TWINS := .venv-twins
 
 GPU_PYTHON = $(or $(PYTHON),python3)
 define MISSING
@@ -20,12 +23,16 @@ endef
 export MISSING
 
 .DEFAULT_GOAL := help
-.PHONY: help setup parity parity-all bench gpu gpu-rehearsal test test-fast test-types score fuzz soak lint clean
+.PHONY: help setup setup-twins parity parity-all bench gpu gpu-rehearsal test test-fast test-types score twins twins-fast fuzz soak lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY) ## set up .venv with everything pinned in constraints.txt
+
+# The last releases of transformers and diffusers with Flax classes are older than those of .venv.
+setup-twins: ## set up .venv-twins with the pins of constraints-twins.txt
+	@$(MAKE) --no-print-directory setup VENV=$(TWINS) PINS=constraints-twins.txt EXTRA=twins
 
 parity: $(READY) ## check that ResNet-50 is the same in all three ports
 	$(BIN)/parity check $(NETWORK)
@@ -55,6 +62,14 @@ test-types: $(READY) ## run all tests, every call checked against its annotation
 score: $(READY) ## plant every known mistake and make 1000 faithful runs: an hour on two cores (WORKERS=2)
 	$(BIN)/python -m tests.meta --all --workers $(or $(WORKERS),2) --json benchmarks/results/score-cpu.json
 
+twins: setup-twins ## check every family of transformers and diffusers that has a Flax class, in .venv-twins: a quarter of an hour (STORE=1)
+	$(TWINS)/bin/python -m tests.twins $(if $(STORE),--store)
+	$(TWINS)/bin/pytest tests/test_twins.py -k published
+
+twins-fast: setup-twins ## the same with four of them, within three minutes
+	$(TWINS)/bin/python -m tests.twins --fast
+	$(TWINS)/bin/pytest tests/test_twins.py -k published
+
 fuzz: $(READY) ## damaged files, killed writers, hostile names and random state dicts, for five minutes (MINUTES=...)
 	$(BIN)/python -m tests.fuzz all --minutes $(or $(MINUTES),5) --workers 2 --seed $(SEED) --keep $(FAULTS)
 
@@ -66,12 +81,12 @@ lint: $(READY) ## ruff check, ruff format --check, pyright
 	$(BIN)/ruff format --check
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 
-clean: ## remove .venv
-	rm -rf $(VENV)
+clean: ## remove .venv and .venv-twins
+	rm -rf $(VENV) $(TWINS)
 
 # While a set-up is under way the stamp is called .unfinished; one found at the start was interrupted, and is redone.
 # Some systems' Python lacks the part of venv that installs pip: there the interpreter's own pip does it.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt $(PINS)
 	@set -eu; \
 	if [ -e $(VENV)/.unfinished ]; then rm -rf $(VENV); fi; \
 	mkdir -p $(VENV); \
@@ -98,6 +113,6 @@ $(READY): pyproject.toml constraints.txt
 	if [ -t 1 ]; then quiet=; else quiet=-q; fi; \
 	echo "Setting up $(VENV) with $$($(BIN)/python --version)"; \
 	$(BIN)/python -m pip install $$quiet -c constraints.txt torch; \
-	$(BIN)/python -m pip install $$quiet -c constraints.txt -e '.[dev]'; \
+	$(BIN)/python -m pip install $$quiet -c $(PINS) -e '.[$(EXTRA)]'; \
 	mv $(VENV)/.unfinished $@; \
 	touch $@

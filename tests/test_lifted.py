@@ -298,6 +298,11 @@ def test_what_cannot_be_lifted_is_named() -> None:
     assert [pin.operation for pin in pins if pin.kind == "kept"] == ["pure_callback"]
 
 
+def cleared(table: np.ndarray, row: int) -> np.ndarray:
+    """Return a table whose row for padding is zero."""
+    return np.where(np.arange(len(table))[:, None] == row, 0, table)
+
+
 FREQUENCIES = 10000.0 ** (-np.arange(8) / 8)
 ANGLES, LAST = (np.arange(40)[:, None] * f for f in (FREQUENCIES, 10000.0 ** (-np.arange(8) / 7)))
 TABLES: dict[str, np.ndarray] = {
@@ -310,6 +315,8 @@ TABLES: dict[str, np.ndarray] = {
     "to the last": np.concatenate(
         [f(np.arange(40)[:, None] * 10000.0 ** (-np.arange(8) / 7)) for f in (np.sin, np.cos)], 1
     ),
+    "cleared for padding": cleared(np.concatenate([np.sin(LAST), np.cos(LAST)], 1), 1),
+    "cleared later": cleared(np.concatenate([np.sin(ANGLES), np.cos(ANGLES)], 1), 5),
 }
 
 
@@ -331,8 +338,10 @@ def test_a_table_with_a_formula_is_computed_again(name: str) -> None:
         FREQUENCIES * (1 + 1e-5 * np.arange(8)),
         np.full(8, np.nan),
         np.zeros(0),
+        np.eye(6)[[0, 1, 1, 1]] * [1, 0, 0, 0, 0, 0],
+        cleared(np.concatenate([np.sin(1.01 * LAST), np.cos(LAST)], 1), 1),
     ],
-    ids=["random", "mask", "ones", "line", "another formula", "NaN", "empty"],
+    ids=["random", "mask", "ones", "line", "another formula", "NaN", "empty", "zeros", "cleared, another formula"],
 )
 def test_other_tables_are_left_as_they_are(table: np.ndarray) -> None:
     assert recomputed(table.astype(np.float32)) is None

@@ -61,19 +61,23 @@ def _frequencies(wide: np.ndarray) -> np.ndarray | None:
 def _waves(wide: np.ndarray) -> np.ndarray | None:
     """Return sines and cosines of position times frequency, where these are what the table holds.
 
-    The first row tells which columns are sines (0) and which are cosines (1); the second, which frequency each has.
+    The first row tells which columns are sines (0) and which are cosines (1); the next, which frequency each has. A
+    later row of zeros is the position of padding, which some models clear.
     """
     sines, cosines = wide[0] == 0, wide[0] == 1
     positions, columns = wide.shape
-    if positions < 2 or not (sines | cosines).all() or not sines.any():
+    padding = np.r_[False, ~wide[1:].any(axis=1)]
+    if padding[1:].all() or not (sines | cosines).all() or not sines.any():
         return None
+    told = 1 + int(np.argmin(padding[1:]))
     at = np.arange(positions)[:, None]
     for frequencies in _candidates(columns):
-        waves = np.where(sines[:, None], np.sin(frequencies), np.cos(frequencies))
-        nearest = np.argmin(np.abs(waves - wide[1][:, None]), axis=1)
+        waves = np.where(sines[:, None], np.sin(told * frequencies), np.cos(told * frequencies))
+        nearest = np.argmin(np.abs(waves - wide[told][:, None]), axis=1)
         nearest = np.where(cosines, _partners(nearest, sines, cosines), nearest)
         angles = at * frequencies[nearest]
         exact = np.where(sines, np.sin(angles), np.cos(angles))
+        exact[padding] = 0
         if (np.abs(exact - wide) <= UNITS * UNIT * (1 + angles)).all():
             return exact
     return None
