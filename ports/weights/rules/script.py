@@ -8,12 +8,13 @@ from typing import Any
 
 from ports.weights.rules.tensors import TensorRow
 
-TEMPLATE = '''"""Converts checkpoints of one model between PyTorch and Flax, bit for bit: safetensors files, with NumPy alone.
+TEMPLATE = '''"""Converts checkpoints of one model between PyTorch and Flax, bit for bit, with NumPy alone.
 
     python {name} to-flax  model.safetensors flax.safetensors
     python {name} to-torch flax.safetensors  model.safetensors
 
-Written by `parity export-mapping` from a pair of models. No number is computed: each is moved to its place.
+The files are safetensors. `parity export-mapping` wrote this from a pair of models. No number is computed: each is
+moved to its place.
 """
 
 import json
