@@ -21,12 +21,13 @@ from ports.errors import UserError
 ROUNDS = 3  # of all choices, each with what the others were set to
 
 
-def by_values(pairing: Pairing, own: Mapping[str, np.ndarray], state: Tensors) -> Pairing:
+def by_values(pairing: Pairing, own: Mapping[str, np.ndarray], state: Tensors, moved: bool = False) -> Pairing:
     """Return the pairing with the forms under which the port's values are PyTorch's; what stays open, open.
 
     Args:
         own: the port's tensors by their own names.
         state: PyTorch's.
+        moved: whether the port should hold PyTorch's weights: of those that it holds in no form the likeliest is taken.
     """
     expected = _expected(pairing, state)
     left: list[Choice] = []
@@ -34,7 +35,7 @@ def by_values(pairing: Pairing, own: Mapping[str, np.ndarray], state: Tensors) -
         equal = [way for way in choice.ways if _holds(pairing, choice, way, own, expected)]
         ways = tuple(equal) or choice.ways
         pairing = pairing.choosing(choice, ways[0])
-        if len(ways) > 1:
+        if len(ways) > 1 and (equal or not moved):
             left.append(Choice(choice.views, ways))
     return pairing.reading(own).open(left)
 
