@@ -220,7 +220,7 @@ def own_pair(model: torch.nn.Module, other: object, inputs: Sequence[object], op
 def _formed(both: PairedModels, fed: Probe, options: PairOptions) -> PairedModels:
     """Return the pair with the form of each tensor chosen; a wrong one is found as a difference of the weights."""
     own = both.own_values
-    both = replace(both, pairing=choosing.by_values(both.pairing, own, both.state, moved=True))
+    both = replace(both, pairing=choosing.by_values(both.pairing, own, both.state))
     if not both.pairing.choices:
         return both
     state = probes.varied(both.state, {*both.tensors.values()}, options.seed)
