@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -13,6 +14,8 @@ from parity.traps.operations.attention_parts import attention_of
 from parity.traps.operations.own_norms import norm_of
 from parity.traps.operations.parts import Call, changes, fresh, made, name_of, reached, remember, replayed
 from parity.traps.operations.rotary_parts import rotation_of
+
+ONE = torch.ones(2)
 
 
 class Remembering(TorchFunctionMode):
@@ -144,3 +147,20 @@ def test_a_mistake_that_hands_on_a_tensor_leaves_its_call_alone() -> None:
     assert found is not None
     assert found.number == tanh.number
     assert fresh(add[1]) is not add[1]
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "kw", "changing"),
+    [
+        (F.relu, (ONE,), {"inplace": True}, True),
+        (F.relu, (ONE, True), {}, True),
+        (F.relu, (ONE,), {}, False),
+        (F.dropout, (ONE, 0.5, True), {}, False),
+        (F.dropout, (ONE, 0.5, True, True), {}, True),
+        (torch.relu_, (ONE,), {}, True),
+    ],
+)
+def test_a_call_knows_whether_it_changes_what_it_gets(
+    function: Any, args: tuple[Any, ...], kw: dict[str, Any], changing: bool
+) -> None:
+    assert Call("", function, args, kw).changing is changing

@@ -28,7 +28,7 @@ from parity.numerics.quantities import Probe
 from parity.running import pytorch as run_pytorch
 from parity.running.taps import Tap
 from parity.traps.catalogue import OPERATIONS
-from parity.traps.operations.parts import Call, changes, fresh, name_of, reached, remember, replayed
+from parity.traps.operations.parts import Call, fresh, name_of, reached, remember, replayed
 from parity.traps.planting import INPUT
 from parity.traps.trap import Trap
 
@@ -52,7 +52,7 @@ class _Watching(TorchFunctionMode):
         self.number += 1
         value = fresh(self.planted(call, args))
         value = func(*args, **kwargs) if value is None else value
-        if changes(func) and args and isinstance(args[0], Tensor):
+        if call.changing:
             remember(args[0], call)
         remember(value, call)
         return value
@@ -127,7 +127,7 @@ class WayTo:
                 for name, trap in known.items():
                     if _planted(trap, call.function, given, call.kw) is not None:
                         found.setdefault(name, []).append(call.number)
-                    given = call.given() if changes(call.function) else given
+                    given = call.given() if call.changing else given
         return found
 
     def arrives(self, trap: Trap, at: Sequence[int]) -> bool:

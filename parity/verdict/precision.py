@@ -113,8 +113,9 @@ def measure(subject: Subject, policy: Policy, progress: Progress) -> tuple[Preci
                 for draw in moved:
                     responses.add(run(*draw)[0].items())
             except (UserError, TypeError, ValueError, RuntimeError, IndexError) as error:  # the verdict stands
-                said = str(error).strip().partition("\n")[0]
-                text = f"(does not run: {type(error).__name__}: {said})"
+                cause = error.__cause__ or error  # of a user's code, what it raised
+                said = str(cause).strip().partition("\n")[0]
+                text = f"(does not run: {type(cause).__name__}: {said})"
                 rows.append(Precision(side, dtype, "(none)", text, np.inf, 0.0, np.inf, np.inf, None, 0))
                 continue
             changed, total = flips.count(on, theirs)

@@ -6,8 +6,10 @@ a part is planted at the call that ends it: from there the chain is read backwar
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -62,9 +64,16 @@ class Call:
         """An argument, by place or by name."""
         return self.args[i] if len(self.args) > i else self.kw.get(name, default)
 
+    @property
+    def changing(self) -> bool:
+        """Whether it changes its first argument in place: by its name, or because it is told to."""
+        place = _inplace(self.function)
+        asked = self.argument(place, "inplace") is True if place is not None else False
+        return (asked or changes(self.function)) and bool(self.args) and isinstance(self.args[0], Tensor)
+
     def given(self) -> Any:
         """The arguments, with a copy of the one that the function changes."""
-        if not changes(self.function) or not self.args or not isinstance(self.args[0], Tensor):
+        if not self.changing:
             return self.args
         copied = self.args[0].clone()
         if (call := call_of(self.args[0])) is not None:
@@ -93,6 +102,18 @@ def changes(function: Any) -> bool:
     """Return whether a function changes its first argument in place."""
     name = getattr(function, "__name__", "")
     return name.strip("_") in CHANGING or (name.endswith("_") and not name.endswith("__"))
+
+
+@lru_cache(512)
+def _inplace(function: Any) -> int | None:
+    """Return the place of the argument `inplace` of PyTorch's functional activations."""
+    if getattr(function, "__module__", "") != "torch.nn.functional":
+        return None
+    try:
+        names = [*inspect.signature(function).parameters]
+    except ValueError:
+        return None
+    return names.index("inplace") if "inplace" in names else None
 
 
 def fresh(value: Any) -> Any:
