@@ -292,3 +292,46 @@ def test_blocks_are_modules_with_the_same_tensors() -> None:
     assert blocks(Pairing(pairs), called) == {"h0": "enc.h.0"}
     own = Pair(layer("n.weight", "own"), layer("m.n.scale", "own"), "")
     assert blocks(Pairing((own,)), {"n"}) == {"m.n": "n"}
+
+
+class Joined(torch.nn.Module):
+    """A block: its second layer gets the sum, and the sum goes on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(6, 6), torch.nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = x + self.first(x)
+        return h + self.second(h)
+
+
+class JoinedNet(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.start, self.block, self.end = torch.nn.Linear(6, 6), Joined(), torch.nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.end(self.block(self.start(x)))
+
+
+class JoinedPort(nnx.Module):
+    """It gives the second layer what came into the block."""
+
+    def __init__(self) -> None:
+        rngs = nnx.Rngs(0)
+        self.start, self.end = nnx.Linear(6, 6, rngs=rngs), nnx.Linear(6, 2, rngs=rngs)
+        self.first, self.second = nnx.Linear(6, 6, rngs=rngs), nnx.Linear(6, 6, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.start(x)
+        h = x + self.first(x)
+        return self.end(h + self.second(x))
+
+
+def test_a_right_value_in_a_wrong_place_stands_in_the_module_that_passes_it() -> None:
+    torch.manual_seed(0)
+    model, names = JoinedNet(), {"block.first": "first", "block.second": "second"}
+    port = parity.move(model, JoinedPort(), X, names=names)
+    (finding,) = parity.check(model, port, X, steps=0, names=names).models[0].findings
+    assert (finding.layer, finding.trap) == ("block", "sum-lacks-second")

@@ -182,7 +182,8 @@ class Suspects:
         """
         whole = self.flow.slice((found.side, found.call))
         left = whole - self.cleared or whole
-        layer = self.flow.module_around(left, found.call) or NETWORK
+        # Where all of them are right, the module that calls the layer gives it another value.
+        layer = self.flow.module_around(whole - self.cleared, found.call) or NETWORK
         reached = [d for d, other in self.told if not left.isdisjoint(other) and found.size <= LARGER * d.size]
         sums = all(self.flow.operations[number].name in {*SUMS, HANDED} for number in left)
         self.told.append((found, left))
