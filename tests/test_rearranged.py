@@ -321,6 +321,45 @@ def test_a_table_that_is_not_trained_needs_no_counterpart() -> None:
     assert "mask: not trained, and absent from nnx" in report.models[0].pairing
 
 
+ANGLES = np.arange(4)[:, None] / 10000 ** (np.arange(0, WIDTH, 2) / WIDTH)
+TABLE = np.stack([np.sin(ANGLES), np.cos(ANGLES)], -1).reshape(4, WIDTH)
+
+
+class Positions(nn.Module):
+    """The table is a buffer, or an embedding that is not trained; float32 rounds it."""
+
+    def __init__(self, frozen: bool) -> None:
+        super().__init__()
+        self.fc, table = nn.Linear(WIDTH, 2), torch.tensor(TABLE, dtype=torch.float32)
+        if frozen:
+            self.table = nn.Embedding.from_pretrained(table)
+        else:
+            self.register_buffer("table", table)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        places = self.table.weight if isinstance(self.table, nn.Embedding) else self.table
+        return self.fc(x + places)
+
+
+class ComputedPositions(nnx.Module):
+    def __init__(self, wrong: float = 0.0) -> None:
+        self.fc, self.wrong = nnx.Linear(WIDTH, 2, rngs=nnx.Rngs(0)), wrong
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        angles = jnp.arange(4)[:, None] / 10000 ** (jnp.arange(0, WIDTH, 2) / WIDTH)
+        table = jnp.stack([jnp.sin(angles), jnp.cos(angles)], -1).reshape(4, WIDTH)
+        return self.fc(x + table + self.wrong)
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["buffer", "frozen"])
+def test_a_table_that_pytorch_alone_holds_is_computed_again(frozen: bool) -> None:
+    torch.manual_seed(0)
+    ours = Positions(frozen).eval()
+    report = parity.check(ours, parity.move(ours, ComputedPositions(), INPUTS), INPUTS, steps=0)
+    assert report, str(report)
+    assert not parity.check(ours, parity.move(ours, ComputedPositions(1e-7), INPUTS), INPUTS, steps=0)
+
+
 # --- rearrangements by themselves
 
 
