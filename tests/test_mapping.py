@@ -233,3 +233,40 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     Path("empty.toml").write_text('[[layer]]\nsource = "a"\ntarget = "b"\ntype = "linear"\n')
     assert main(["check", "own.py:make", "--names", "empty.toml"]) == 2
     assert "has no [names]" in capsys.readouterr().err
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(7, WIDTH), nn.Linear(WIDTH, 7, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.embed(x))
+
+
+class Attending(nnx.Module):
+    def __init__(self) -> None:
+        self.embed = nnx.Embed(7, WIDTH, rngs=nnx.Rngs(0))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.embed.attend(self.embed(x))
+
+
+@pytest.mark.parametrize("equal", [True, False], ids=["tied", "untied"])
+def test_a_script_gives_tied_tensors_both_names(equal: bool, tmp_path: Path) -> None:
+    rows, tied = api.paired(
+        Tied().eval(), Attending(), np.arange(6)[None], read=lambda both: (derived.rows(both), derived.tied(both))
+    )
+    assert tied == {"head.weight": "embed.weight"}
+    (tmp_path / "convert.py").write_text(script.text(rows, [], "convert.py", tied))
+    own = {name: np.array(a, order="C") for name, a in weights.read(Tied()).items()}
+    own["head.weight"] = own["head.weight"] + (0 if equal else 1)
+    save_file(own, tmp_path / "a.safetensors")
+    ways = (("to-flax", "a.safetensors", "b.safetensors"), ("to-torch", "b.safetensors", "c.safetensors"))
+    done = [
+        subprocess.run([sys.executable, "-I", "convert.py", *way], cwd=tmp_path, capture_output=True, check=False)
+        for way in ways
+    ]
+    assert (done[0].returncode == 0) is equal
+    assert not equal or same(tmp_path / "c.safetensors", own)

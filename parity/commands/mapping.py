@@ -63,10 +63,12 @@ def register(app: typer.Typer, loaded: Loader) -> None:
         from parity.pairing import derived
         from ports.weights.rules import script as scripts
 
-        rows, tensors = _paired(loaded(own), names, lambda both: (derived.rows(both), [*both.state]))
+        rows, tensors, tied = _paired(
+            loaded(own), names, lambda both: (derived.rows(both), [*both.state], derived.tied(both))
+        )
         taken = {name for row in rows for name in row.torch}
-        alone = [name for name in tensors if name not in taken]
-        terminal.write("--script", script, scripts.text(rows, alone, script.name))
+        alone = [name for name in tensors if name not in taken and name not in tied]
+        terminal.write("--script", script, scripts.text(rows, alone, script.name, tied))
         terminal.console().print(f"written {script}: {len(rows)} rows", markup=False, highlight=False)
         return 0
 

@@ -82,6 +82,13 @@ def rows(both: PairedModels) -> list[TensorRow]:
     return [*found, *(TensorRow((name,), (), Rearrangement(NO_LAYOUT), trained=False) for name in counters)]
 
 
+def tied(both: PairedModels) -> dict[str, str]:
+    """Return the first names of PyTorch's tensors that have several, by the others that no layer of the port has."""
+    first = {id(both.state[name]): name for name in both.tensors.values()}
+    paired = {*both.tensors.values()}
+    return {n: first[id(a)] for n, a in both.state.items() if n not in paired and id(a) in first}
+
+
 def _statistics(names: Sequence[str]) -> bool:
     return all(name.rpartition(".")[2] in ("running_mean", "running_var", COUNTER) for name in names)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ports.weights.rules.tensors import TensorRow
@@ -30,6 +30,10 @@ ROWS = json.loads(r"""
 # Tensors that Flax does not have. They are kept in the metadata of its files, so that the way back gives them again.
 ALONE = json.loads(r"""
 {alone}
+""")
+# PyTorch's second names of tensors, and the first ones. The way back gives those that the file had.
+TIED = json.loads(r"""
+{tied}
 """)
 UNSIGNED = {{1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}}
 SIZES = {{"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2}}
@@ -116,18 +120,29 @@ def main():
     way, source, target = sys.argv[1:]
     given, metadata = read(source)
     if way == "to-flax":
+        tied = [name for name in TIED if name in given]
+        for name in tied:
+            if not np.array_equal(given[name][1], given[TIED[name]][1]):
+                sys.exit(f"{{name}}: differs from {{TIED[name]}}; expected one tensor, as in the model")
         kept = {{name: given[name] for name in ALONE if name in given}}
         found = moved(
-            given, "torch", "flax", lambda a, row: apart(forth(together(a, row["gather"]), row), row["spread"]), ALONE
+            given,
+            "torch",
+            "flax",
+            lambda a, row: apart(forth(together(a, row["gather"]), row), row["spread"]),
+            [*ALONE, *tied],
         )
         held = {{name: [kind, list(a.shape), a.tobytes().hex()] for name, (kind, a) in kept.items()}}
-        write(target, found, {{**metadata, **({{"kept": json.dumps(held)}} if held else {{}})}})
+        more = {{"kept": json.dumps(held)}} if held else {{}}
+        more |= {{"tied": json.dumps(tied)}} if tied else {{}}
+        write(target, found, {{**metadata, **more}})
     else:
         found = moved(
             given, "flax", "torch", lambda a, row: apart(back(together(a, row["spread"]), row), row["gather"]), ()
         )
         for name, (kind, shape, data) in json.loads(metadata.pop("kept", "{{}}")).items():
             found[name] = kind, np.frombuffer(bytes.fromhex(data), UNSIGNED[SIZES[kind]]).reshape(shape)
+        found |= {{name: found[TIED[name]] for name in json.loads(metadata.pop("tied", "[]"))}}
         write(target, found, metadata)
     print(f"written {{target}}: {{len(found)}} tensors")
 
@@ -137,12 +152,13 @@ if __name__ == "__main__":
 '''
 
 
-def text(rows: Sequence[TensorRow], alone: Sequence[str], name: str) -> str:
+def text(rows: Sequence[TensorRow], alone: Sequence[str], name: str, tied: Mapping[str, str] | None = None) -> str:
     """Return the script.
 
     Args:
         alone: PyTorch's tensors that Flax does not have.
         name: of the script.
+        tied: the first names of tensors of PyTorch's, by their second ones.
     """
     found: list[dict[str, Any]] = []
     for row in (row for row in rows if row.flax):
@@ -156,4 +172,4 @@ def text(rows: Sequence[TensorRow], alone: Sequence[str], name: str) -> str:
         found.append({**names, "gather": both[0], **steps, "flip": layout.flip, "spread": both[1]})
     dropped = [*alone, *(name for row in rows if not row.flax for name in row.torch)]
     listed = ",\n".join(json.dumps(row) for row in found)
-    return TEMPLATE.format(name=name, rows=f"[\n{listed}\n]", alone=json.dumps(dropped))
+    return TEMPLATE.format(name=name, rows=f"[\n{listed}\n]", alone=json.dumps(dropped), tied=json.dumps(tied or {}))
