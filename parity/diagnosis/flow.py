@@ -42,7 +42,8 @@ class Operation:
     """One call of a function in the reference.
 
     Attributes:
-        modules: those whose code calls it, by name, from the network (an empty name) inward; one at least.
+        modules: those whose code calls it, by name, from the network (an empty name) inward; one at least. A
+            `Sequential` is none of them: it does nothing of its own, so no mistake can stand in its code.
         parts: the operations whose results it takes, by their numbers.
     """
 
@@ -171,7 +172,7 @@ def of_reference(net: nn.Module, probe: Probe, names: Collection[str], forced: C
         noting.running.pop()
 
     # A recorded layer is entered and left in its caller: a module is running after the one, and before the other.
-    inside = [(name, module) for name, module in net.named_modules() if name]
+    inside = [(name, module) for name, module in net.named_modules() if name and not _plain_sequence(module)]
     for _, module in inside:
         module.register_forward_hook(pop)
     with torch.no_grad(), run_pytorch.tapped(net, noting, names):
@@ -186,6 +187,10 @@ def of_reference(net: nn.Module, probe: Probe, names: Collection[str], forced: C
         flow.arrivals["end", name] = _parts(value)
         flow.callers[name] = ("",)
     return flow
+
+
+def _plain_sequence(module: nn.Module) -> bool:
+    return type(module).forward is nn.Sequential.forward
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
