@@ -94,6 +94,7 @@ def told(**wrong: Callable[..., Any]) -> str:
             "PyTorch's value computed with 0.731 in the place of 1/4 in `mul` (test_hypotheses.py:",
         ),
         ({"mixed": lambda x: x * 1.3}, "PyTorch's value computed with what `matmul` (test_hypotheses.py:"),
+        ({"atan": lambda x: x, "sub": lambda a, b: jnp.arctan(a - b)}, "computed with `sub` (test_hypotheses.py:"),
         ({"softmax": lambda x: jax.nn.softmax(x, -1)[:, ::-1]}, "gives reversed along axis 1"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

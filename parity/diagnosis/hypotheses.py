@@ -21,7 +21,7 @@ from torch import Tensor
 from parity.diagnosis.localise import FORWARD
 from parity.diagnosis.operations import DifferingPlace, ReferenceNetwork, WayTo
 from parity.numerics import bounds
-from parity.traps.operations.parts import RANDOM, TRANSPARENT, Call, number, replayed
+from parity.traps.operations.parts import RANDOM, TRANSPARENT, Call, call_of, number, replayed
 
 Array = np.ndarray
 ERRORS = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, ZeroDivisionError)
@@ -97,6 +97,41 @@ def _exchanged(call: Call, result: Tensor) -> Iterator[Change]:
         )
 
 
+def _in_another_order(call: Call, result: Tensor) -> Iterator[Change]:
+    for i, given in enumerate(call.args):
+        between, inner = _axes_between(given)
+        if inner is None:
+            continue
+        for j, below in enumerate(inner.args):
+            if isinstance(below, Tensor) and below.shape == (between[-1][0] if between else given).shape:
+                yield Change(f"with {{op}} before `{inner.name}`", partial(_first_outer, i, between, inner, j))
+
+
+def _axes_between(x: Any) -> tuple[list[Call], Call | None]:
+    """Return the calls that only move the axes of what another computed, from `x` backward, and that other call."""
+    between, call = list[Call](), call_of(x)
+    while call is not None and call.args and call.name in (*TRANSPARENT, "permute", "transpose"):
+        between.append(call)
+        call = call_of(call[0])
+    return between, call
+
+
+def _first_outer(i: int, between: list[Call], inner: Call, j: int, f: Any, args: Any, kw: Any, n: float) -> Tensor:
+    """Compute a call on what the call before it took, and that call on the result."""
+
+    def moved(x: Tensor) -> Tensor:
+        for call in reversed(between):
+            x = call.function(x, *call.args[1:], **call.kw)
+        return x
+
+    below = moved(inner[j])
+    value = f(*(below if k == i else a for k, a in enumerate(args)), **kw)
+    # Where the axes of the result come from, which number by number tells.
+    order = [int(k) for k in moved(torch.zeros([k + 2 for k in range(value.ndim)])).shape]
+    value = value.permute([order.index(k + 2) for k in range(value.ndim)])
+    return moved(inner.function(*(value if k == j else a for k, a in enumerate(inner.args)), **inner.kw))
+
+
 def _another_function(call: Call, result: Tensor) -> Iterator[Change]:
     if call.name in UNARY and isinstance(call[0], Tensor):
         for name, function in UNARY.items():
@@ -154,6 +189,7 @@ def _scaled(call: Call, result: Tensor) -> Iterator[Change]:
 CHANGES: tuple[Callable[[Call, Tensor], Iterator[Change]], ...] = (
     _left_out,
     _exchanged,
+    _in_another_order,
     _another_function,
     _other_axes,
     _one_more,
