@@ -23,7 +23,7 @@ from torch import nn
 from ports.errors import UserError
 
 # Modules of this package that hold no bug.
-HARNESS = ("__main__", "inputs", "rivals", "running", "surroundings", "table")
+HARNESS = ("__main__", "inputs", "rivals", "running", "skeletons", "surroundings", "table")
 
 KINDS = (
     "rotary",

@@ -55,7 +55,7 @@ BUG = Bug(
     port=lambda wrong: FlaxDecoder(wrong, FlaxQwen3Attention),
     inputs=lambda: (tokens(VOCABULARY),),
     layer="layers.0.self_attn",
-    named=r"order|norm.*(after|before).*(rotary|rotat|rope)|(rotary|rotat|rope).*(after|before).*norm",
+    named=r"norm.*(after|before).*(rotary|rotat|rope)|(rotary|rotat|rope).*(after|before).*norm",
     kind="rotary",
     blind=True,
 )

@@ -26,7 +26,7 @@ BUG = Bug(
     port=lambda wrong: FlaxDecoder(wrong, FlaxAttention, FlaxSwappedMlp),
     inputs=lambda: (tokens(VOCABULARY),),
     layer="layers.0.mlp",
-    named=r"swap|exchang|other (half|branch|factor|projection)|gate|order",
+    named=r"swap|exchang|other (half|branch|factor|projection)|gate",
     kind="gated unit",
     blind=True,
 )

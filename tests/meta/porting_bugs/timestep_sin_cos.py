@@ -120,7 +120,7 @@ BUG = Bug(
     port=Port,
     inputs=inputs,
     layer="time_proj",
-    named=r"sin.*cos|cos.*sin|swap|flip|exchang|halves|order",
+    named=r"sin.*cos|cos.*sin|swap|flip|exchang|halves",
     kind="embedding",
     blind=True,
 )

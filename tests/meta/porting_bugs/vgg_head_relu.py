@@ -61,7 +61,7 @@ BUG = Bug(
     port=Port,
     inputs=lambda: (numbers(3, 3, 16, 12),),
     layer="classifier.1",
-    named=r"relu|activation|rectif",
+    named=r"relu|rectif|activation.*(missing|lack)|(missing|lack|without).*activation",
     kind="vision",
     blind=True,
 )
