@@ -16,7 +16,7 @@ BUG = Bug(
     port=lambda wrong: Port(query_unnormed=wrong),
     inputs=lambda: (numbers(2, 7, WIDTH), numbers(2, 5, WIDTH, seed=1)),
     layer="layers.0.multihead_attn",
-    named=r"quer|without (the )?(residual|norm)|(before|skips?|bypass\w*) (the )?norm|norm1|input of",
+    named=r"quer|without (the )?(residual|norm)|(before|skips?|bypass\w*) (the )?norm|input of",
     kind="attention",
     blind=True,
 )

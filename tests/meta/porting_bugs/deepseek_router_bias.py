@@ -74,7 +74,7 @@ BUG = Bug(
     port=lambda wrong: FlaxDecoder(wrong, FlaxAttention, FlaxDeepseekMoe),
     inputs=lambda: (tokens(VOCABULARY),),
     layer="layers.0.mlp.gate",
-    named=r"(select|choos|chosen|top.?k|rout|weight|scor).*bias|bias.*(select|choos|chosen|top.?k|rout|weight|scor)",
+    named=r"(select|choos|chosen|top.?k|rout).*bias|bias.*(select|choos|chosen|top.?k|rout)",
     kind="experts",
     blind=True,
 )

@@ -64,8 +64,7 @@ class FlaxPooling(linen.Module):
 
     @linen.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        sides = ((1, 1), (1, 1))
-        return linen.avg_pool(x, (3, 3), (1, 1), sides, count_include_pad=self.count_padding) - x
+        return linen.avg_pool(x, (3, 3), (1, 1), "SAME", count_include_pad=self.count_padding) - x
 
 
 class FlaxConvMlp(linen.Module):
@@ -101,7 +100,7 @@ BUG = Bug(
     source="google/flax#2448",
     what="The average pooling counts the padding.",
     torch=Torch,
-    port=Port,
+    port=lambda wrong: Port(wrong),
     inputs=lambda: (numbers(2, 3, 24, 16),),
     layer="blocks.0.token_mixer.pool",
     named=r"count_include_pad|padding.*(count|averag|mean|divi)|(count|averag|mean|divi).*padding",
