@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 from torch import nn
 
 from parity.diagnosis import hypotheses, layers, losses, operations
@@ -51,7 +52,7 @@ def findings(port: str, reference: nn.Module, fed: Probe, cases: Mapping[bool, F
         texts = [(trap.name, f"{where}{trap.text}; {trap.mend}") for trap in traps]
         if not traps:
             unknown.setdefault(first.layer, []).extend(deviations)
-        for name, text in texts or [(None, _said(first, network) + _supposed(first, network, cases))]:
+        for name, text in texts or [(None, _said(first, network, cases) + _supposed(first, network, cases))]:
             found.append(Finding(port, first.layer, name, text, size=first.size))
     for layer, deviations in unknown.items():
         if parts := _built_otherwise(layer, deviations, cases):
@@ -172,8 +173,22 @@ def _own_class(network: operations.ReferenceNetwork, layer: str) -> str:
     return "" if library or kind_of(module) is not None else type(module).__name__
 
 
-def _said(deviation: Deviation, network: operations.ReferenceNetwork) -> str:
+def _indices(deviation: Deviation, cases: Mapping[bool, ForcedRuns]) -> str:
+    """Return what is said of a layer that gets other indices; an empty text where what it gets is no indices."""
+    case = cases[deviation.train]
+    if deviation.aspect != "between" or deviation.side != "enter":
+        return ""
+    expected, got = case.reference.inputs[deviation.call], case.port.inputs[deviation.call]
+    if expected.dtype.kind not in "iu" or expected.shape != got.shape:
+        return ""
+    at = tuple(int(i) for i in np.argwhere(expected != got)[0])
+    return f"{deviation.call} gets other indices: at {at} the port's is {got[at]}, PyTorch's is {expected[at]}"
+
+
+def _said(deviation: Deviation, network: operations.ReferenceNetwork, cases: Mapping[bool, ForcedRuns]) -> str:
     mode = _mode(deviation)
+    if indices := _indices(deviation, cases):
+        return indices
     if deviation.aspect in VALUES and (own := _own_class(network, deviation.layer)):
         return OF_CLASS.format(own, mode)
     return {

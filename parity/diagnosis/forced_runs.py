@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
+from parity.diagnosis.flow import Place
 from parity.numerics.layouts import LAYOUTS, Tensors, axes, leaves, to_flax, to_reference
 from parity.numerics.pins import Pins
 from parity.numerics.quantities import Probe
@@ -26,6 +27,7 @@ from parity.running import pytorch as run_pytorch
 from parity.running.flax import Functional
 from parity.running.lifted_flax import program
 from parity.running.taps import Tap
+from ports.errors import UserError
 from ports.weights.live.pytorch import to_numpy
 
 # A program that runs once: what XLA's optimisations take to compile is more than they save.
@@ -117,9 +119,7 @@ class _Forced(Tap):
     the reference's would.
     """
 
-    def __init__(
-        self, reference: RecordedRun, layouts: Mapping[tuple[str, str], str], zeros: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, reference: RecordedRun, layouts: Mapping[Place, str], zeros: Mapping[str, Any]) -> None:
         self.reference, self.layouts, self.zeros = reference, layouts, zeros
         self.arrived: dict[str, Any] = {}
         self.computed: dict[str, Any] = {}
@@ -129,6 +129,8 @@ class _Forced(Tap):
         layout = self.layouts.get((side, name))
         if layout is None:
             return value
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            return jnp.array(to_flax(tensors[name], layout), value.dtype)
         if name in gradients and to_flax(tensors[name], layout).shape == value.shape:
             self.total += jnp.vdot(value, jnp.array(to_flax(gradients[name], layout)))
         forced = jnp.array(to_flax(tensors[name], layout))
@@ -146,7 +148,7 @@ class _Forced(Tap):
 
 class _Shapes(Tap):
     def __init__(self) -> None:
-        self.found: dict[tuple[str, str], Any] = {}
+        self.found: dict[Place, Any] = {}
 
     def enter(self, name: str, x: Any) -> Any:
         self.found["enter", name] = jax.ShapeDtypeStruct(x.shape, x.dtype)
@@ -157,26 +159,59 @@ class _Shapes(Tap):
         return y
 
 
-def _layouts(net: Functional, probe: Probe, reference: RecordedRun, train: bool) -> dict[tuple[str, str], str]:
-    """In which layout the port holds the reference's inputs and outputs; none where the number of axes differs."""
+def _layouts(
+    net: Functional, probe: Probe, reference: RecordedRun, train: bool
+) -> tuple[dict[Place, str], dict[Place, str]]:
+    """Return in which layout the port holds the reference's inputs and outputs.
+
+    Nothing is returned for a place where the number of axes differs, or where numbers are whole on one side alone.
+
+    Returns:
+        By place, the layout; and the same of the places whose shapes do not fit, where it is a guess.
+    """
     inputs, call = run_flax.inputs_of(probe)
     shapes = _Shapes()
     jax.eval_shape(lambda p, s: net.forward(p, s, inputs, call, train, shapes)[0], net.params, net.stats)
-    found = {}
+    found, guessed = {}, {}
     for (side, name), got in shapes.found.items():
         expected = (reference.inputs if side == "enter" else reference.outputs).get(name)
-        if expected is None or expected.ndim != got.ndim or not jnp.issubdtype(got.dtype, jnp.floating):
+        if expected is None or expected.ndim != got.ndim or not _both_numbers(expected, got):
             continue
         order = LAYOUTS if got.ndim > 3 else ("same", *LAYOUTS)
         fitting = (a for a in order if tuple(expected.shape[i] for i in axes(a, expected.ndim)) == got.shape)
-        found[side, name] = next(fitting, next(iter(order)))
-    return found
+        if layout := next(fitting, None):
+            found[side, name] = layout
+        elif jnp.issubdtype(got.dtype, jnp.floating):
+            guessed[side, name] = next(iter(order))
+    return found, guessed
+
+
+def _both_numbers(expected: np.ndarray, got: Any) -> bool:
+    """Return whether both sides have floating numbers, or both whole ones, as indices of an embedding are."""
+    if jnp.issubdtype(got.dtype, jnp.integer):
+        return expected.dtype.kind in "iu"
+    return jnp.issubdtype(got.dtype, jnp.floating) and expected.dtype.kind not in "iub"
 
 
 def of_port(net: Functional, probe: Probe, reference: RecordedRun, train: bool) -> RecordedRun:
-    """The forced run of a port: `inputs` are what arrived, `outputs` what the layers made of the reference's inputs."""
+    """Return the forced run: its `inputs` are what arrived, its `outputs` what layers made of the reference's inputs.
+
+    A layer whose output has another shape is wrong, and the reference's output lets what follows be judged. Where the
+    port cannot go on with that shape, it has its own way to get along with its shapes: then it goes on with its own.
+    """
+    fitting, guessed = _layouts(net, probe, reference, train)
+    try:
+        return _forced_run(net, probe, reference, train, fitting | guessed)
+    except UserError:
+        if not guessed:
+            raise
+        return _forced_run(net, probe, reference, train, fitting)
+
+
+def _forced_run(
+    net: Functional, probe: Probe, reference: RecordedRun, train: bool, layouts: Mapping[Place, str]
+) -> RecordedRun:
     inputs, call = run_flax.inputs_of(probe)
-    layouts = _layouts(net, probe, reference, train)
     loss = probe.loss.flax(_output_layouts(net, probe, reference, train))
     moving = run_flax.moving(inputs)
 
@@ -184,7 +219,8 @@ def of_port(net: Functional, probe: Probe, reference: RecordedRun, train: bool) 
         result = {}
         for (side, name), layout in layouts.items():
             tensor = (reference.inputs if side == "enter" else reference.outputs)[name]
-            result[f"{side} {name}"] = jnp.zeros(to_flax(tensor, layout).shape)
+            if tensor.dtype.kind not in "iu":
+                result[f"{side} {name}"] = jnp.zeros(to_flax(tensor, layout).shape)
         return result
 
     def forced(params: Any, zeros: Any, moving: Any, stats: Any) -> Any:

@@ -21,6 +21,7 @@ from torch import Tensor
 from parity.diagnosis.localise import FORWARD
 from parity.diagnosis.operations import DifferingPlace, ReferenceNetwork, WayTo
 from parity.numerics import bounds
+from parity.numerics.layouts import wide
 from parity.traps.operations.parts import RANDOM, TRANSPARENT, Call, call_of, number, replayed
 
 Array = np.ndarray
@@ -295,15 +296,16 @@ def explain(network: ReferenceNetwork, place: DifferingPlace) -> str:
     expected = run.seen_at(place.side).get(place.call)
     if expected is None or expected.shape != place.got.shape or not np.isfinite(place.got).all():
         return "" if expected is None else of_shape(expected, place.got)
-    if not np.issubdtype(place.got.dtype, np.floating):
+    if place.got.dtype.kind not in "fiu":
         return ""
+    got = wide(place.got)
     values = {
         **{f"what arrives at {call}": array for call, array in run.inputs.items()},
         **{f"what {call} gives": array for call, array in run.outputs.items()},
     }
     own = {f"what arrives at {place.call}"} if place.side == "enter" else {f"what {place.call} gives"}
     others = {name: array for name, array in values.items() if name not in own}
-    return of_value(expected, place.got) or from_elsewhere(others, place.got) or of_operation(network, place)
+    return of_value(wide(expected), got) or from_elsewhere(others, got) or of_operation(network, place)
 
 
 def of_shape(expected: Array, got: Array) -> str:
@@ -379,10 +381,10 @@ def of_operation(network: ReferenceNetwork, place: DifferingPlace) -> str:
 
 
 def _result(call: Call) -> Tensor | None:
-    """Return what a call gives, computed again; None where that is no tensor of floats."""
+    """Return what a call gives, computed again; None where that is not a tensor of real numbers."""
     try:
         with torch.no_grad():
             result = call.function(*call.given(), **call.kw)
     except ERRORS:
         return None
-    return result if isinstance(result, Tensor) and result.is_floating_point() else None
+    return result if isinstance(result, Tensor) and result.dtype != torch.bool and not result.is_complex() else None

@@ -37,6 +37,15 @@ NAMES = {"torch.FloatTensor": "torch.DoubleTensor", "torch.HalfTensor": "torch.D
 # Functions whose type is no cast: they take the bits of a number for another, or ask about types.
 BITS = {"view", "is_floating_point", "can_cast", "promote_types", "result_type", "finfo", "is_tensor", "__set__"}
 
+
+def _hardsigmoid(x: Tensor, inplace: bool = False) -> Tensor:
+    y = nn.functional.relu6(x + 3) / 6
+    return x.copy_(y) if inplace else y
+
+
+# Functions whose gradient PyTorch computes with a constant of float32, whatever the type: with 1/6 here.
+EXACT: dict[str, Callable[..., Tensor]] = {"hardsigmoid": _hardsigmoid}
+
 # One lock for the moments in which PyTorch's default type is float64: the setting is the whole process's.
 DEFAULT = threading.RLock()
 
@@ -67,7 +76,7 @@ class Lifted(TorchFunctionMode):
         args = tuple(map(seen.wide, args))
         kwargs = {key: seen.wide(value) for key, value in kwargs.items()}
         with nullcontext() if seen.floating else default_float64():
-            result = func(*args, **kwargs)
+            result = (EXACT[name] if name in EXACT else func)(*args, **kwargs)
         if in_place:
             return result
         return _each(result, _double)
