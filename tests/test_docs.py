@@ -13,13 +13,13 @@ from urllib.parse import unquote, urldefrag
 
 import pytest
 
-from docs.generator import code, traps, twins
+from docs.generator import code, costs, traps, twins
 from docs.generator.tables import ROOT
 from parity.traps.catalogue import TRAPS
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 BLOCK = re.compile(r"(?s)^```python\n(.*?)^```", re.MULTILINE)
-UNFILLED = re.compile(r"<!-- (table|code):|^::: ", re.MULTILINE)
+UNFILLED = re.compile(r"^<!-- (table|code):|^::: ", re.MULTILINE)
 ELSEWHERE = re.compile(r"^(https?:)?//")
 
 
@@ -106,9 +106,22 @@ def test_a_trap_without_a_row_has_a_page_and_stands_in_the_index() -> None:
 
 
 def test_costs_are_shown_as_they_were_measured() -> None:
+    none = dict.fromkeys(key for key, _, _ in traps.COSTS)
+    assert list(traps.cost([{**none, "output": 1e-17}]))[-1] == "| rounding |"
+    assert list(traps.measured_in([none])) == ["In the networks of `tests/meta/` the output is not finite."]
     row = {"output": 0.25, "flips": 1, "predictions": 3, "divergence": None, "cosine": None, "drift": None}
     assert list(traps.cost([row]))[-1] == "| 2.5e-01 | 1 of 3 |"
     assert list(traps.cost([{**row, "output": None, "flips": None}])) == []
+
+
+def test_a_stored_cost_is_what_the_check_measures() -> None:
+    """`python -m docs.generator.costs NAME` measures the cases of one trap again."""
+    stored = traps.measured()
+    assert set(stored) <= {trap.name for trap in TRAPS}
+    found = [cost for _, case in costs.measured(("gelu-is-relu",)) for cost in case["costs"]]
+    assert [row["output"] for row in found] == pytest.approx([row["output"] for row in stored["gelu-is-relu"]])
+    assert [row["drift"] for row in found] == pytest.approx([row["drift"] for row in stored["gelu-is-relu"]])
+    assert stored["gelu-quick"][0]["output"] != pytest.approx(found[0]["output"])
 
 
 def test_fields_of_a_record_are_read_from_its_docstring() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from docs.generator.tables import rows
 
-PLACE = re.compile(r"<!-- code: ([\w-]+)(?: (\w+))? -->")
+PLACE = re.compile(r"(?m)^<!-- code: ([\w-]+)(?: (\w+))? -->$")
 
 
 def families(_: str) -> list[str]:

@@ -266,7 +266,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], list[str]]]] = {
     "published": ("../../tests/twins/verdicts.json", published),
 }
 IN_README = ("fastest", "evidence", "published")
-PLACE = re.compile(r"<!-- table: (\w+) -->")
+PLACE = re.compile(r"(?m)^<!-- table: (\w+) -->$")
 
 
 def load(name: str) -> Results:

@@ -105,7 +105,7 @@ def measured_in(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     elif rows:
         yield "In the networks of `tests/meta/` the output is not finite."
     else:
-        yield "The tensors do not fit, so that nothing can be run."
+        yield "Nothing was measured."
 
 
 def said(traps: Sequence[Trap], example: Example | None) -> Iterator[str]:
