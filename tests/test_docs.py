@@ -138,25 +138,25 @@ def test_fields_of_a_record_are_read_from_its_docstring() -> None:
 
 
 def test_every_option_and_key_is_explained() -> None:
+    from parity.numerics.pins import Pin
     from parity.options import NetworkOptions, PairOptions
-    from parity.reports.report import Cost, Finding, Model, Precision
+    from parity.reports import report
 
-    tables = [code.options_of(r) for r in (PairOptions, NetworkOptions)]
-    tables += [code.keys_of(r) for r in (Cost, Finding, Model, Precision)]
-    empty = {line.split("`")[1] for table in tables for line in table[2:] if line.endswith("|  |")}
-    assert empty <= {
-        "port",
-        "model",
-        "rows",
-        "first_divergence",
-        "note",
-        "steps",
-        "seconds",
-        "trap",
-        "side",
-        "dtype",
-        "quantity",
-    }
+    records = (report.Model, report.Row, report.Finding, report.Cost, report.Precision, report.Divergence, report.Point)
+    tables = [code.options_of(PairOptions), code.options_of(NetworkOptions)]
+    tables += [code.keys_of(record) for record in (*records, Pin)]
+    assert [line for table in tables for line in table[2:] if line.endswith("|  |")] == []
+
+
+def test_types_are_those_of_json() -> None:
+    assert code.json_type("dict[str, tuple[Point, ...]] | None") == "dict[str, list[Point]] or null"
+
+
+def test_functions_keep_their_names() -> None:
+    found = {name: traps.where(rows[0]) for name, rows in traps.grouped().items()}
+    assert found["pad-zeros"] == "`pad`"
+    assert found["conv-padding-same"] == "`Conv`"
+    assert found["weight-lost"] == "any kind"
 
 
 def test_the_twin_of_a_reference_holds_its_docstring() -> None:

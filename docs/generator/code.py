@@ -77,13 +77,37 @@ def default(field: dataclasses.Field[Any]) -> str:
     return "" if value is dataclasses.MISSING else repr(value) if not callable(field.default) else str(value)
 
 
+# What the docstrings of the report's records take for granted.
+PLAIN = {
+    "model": "the name of the network, or the class of the reference",
+    "rows": "a row for each quantity of each port",
+    "first_divergence": "the first layer that leaves its bound",
+    "note": "what was checked: layers that were paired, images, seeds",
+    "seconds": "how long the check took",
+    "port": "`nnx` or `linen`",
+    "quantity": "what is compared, such as `output.eval` or `gradient.parameter`",
+    "tensor": "the worst tensor",
+    "layer": "its PyTorch name",
+    "distance": "‖port − reference‖ / ‖reference‖",
+    "bound": "the largest distance that rounding can explain",
+    "ok": "whether the distance is within the bound",
+    "dtype": "the type in which it was computed",
+    "text": "what was found, in one line",
+    "steps": "after how many steps `drift` was measured",
+}
+
+
+def json_type(annotation: str) -> str:
+    """Return what a type is in JSON."""
+    return re.sub(r"tuple\[([\w.]+), \.\.\.\]", r"list[\1]", annotation).replace(" | ", " or ").replace("None", "null")
+
+
 def keys_of(record: type) -> list[str]:
     """Return a row for each key that a record has in the JSON."""
-    about = attributes(record)
+    about = {**PLAIN, **attributes(record)}
     lines: list[tuple[object, ...]] = [("key", "type", "what it is")]
     for field in dataclasses.fields(record):
-        kind = str(field.type).replace("|", "\\|")
-        lines.append((f"`{field.name}`", f"`{kind}`", cell(about.get(field.name, ""))))
+        lines.append((f"`{field.name}`", f"`{json_type(str(field.type))}`", cell(about.get(field.name, ""))))
     return rows(*lines)
 
 

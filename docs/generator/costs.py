@@ -57,13 +57,10 @@ def as_they_are(case: Any) -> list[dict[str, Any]]:
 
 def output(port: Any, inputs: Sequence[np.ndarray]) -> np.ndarray | None:
     """Return the output in float64, or in float32 where a cell of the port keeps its carry in float32."""
+    narrow = nnx.state(port)
     for wide in (True, False):
         with jax.enable_x64(wide), contextlib.suppress(TypeError, ValueError):
-            if wide:
-                narrow = nnx.state(port)
-                nnx.update(port, jax.tree.map(widened, narrow))
-            else:
-                nnx.update(port, narrow)
+            nnx.update(port, jax.tree.map(widened, narrow) if wide else narrow)
             given = [x if wide or x.dtype != np.float64 else x.astype(np.float32) for x in map(channels_last, inputs)]
             return np.array(port(*given))
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,13 @@ There are {count} of them. Use the search of this site, or look in the groups be
 def sentence(text: str) -> str:
     """Return a text of the catalogue as a sentence."""
     return text[:1].upper() + text[1:].rstrip(".") + "."
+
+
+def where(trap: Trap) -> str:
+    """Return the layers, functions, kinds or optimizers where a mistake can be made."""
+    names = (item if isinstance(item, str) else item.__name__ for item in trap.where)
+    found = dict.fromkeys(re.sub(r"[123]d$", "", name.strip("_")) for name in names)
+    return ", ".join(f"`{name}`" for name in found) or "any kind"
 
 
 def grouped() -> dict[str, list[Trap]]:
@@ -83,8 +91,8 @@ def cost(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         return
     yield "| " + " | ".join(title for _, title, _ in shown) + " |"
     yield "|" + "---|" * len(shown)
-    for row in rows:
-        yield "| " + " | ".join(number(row, key, form) for key, _, form in shown) + " |"
+    cells = (tuple(number(row, key, form) for key, _, form in shown) for row in rows)
+    yield from (f"| {' | '.join(row)} |" for row in dict.fromkeys(cells))
 
 
 def number(row: Mapping[str, Any], key: str, form: str) -> str:
@@ -113,9 +121,9 @@ def said(traps: Sequence[Trap], example: Example | None) -> Iterator[str]:
     for trap in traps:
         place, about = PLACES[trap.place]
         yield from (f"**What the port does.** {sentence(trap.text)}", "")
-        yield from (f"**Mend.** {sentence(trap.mend)}", "")
+        yield from (f"**Mend:** {trap.mend}", "")
         gradient = " The outputs are right, and the gradients are wrong." if trap.gradient else ""
-        yield from (f"**Where.** {place}: {trap.listed_where}. {about}{gradient}", "")
+        yield from (f"**Where.** {place}: {where(trap)}. {about}{gradient}", "")
     if example:
         yield from (f"**Why it happens.** {example.why}", "")
 
