@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -17,6 +18,14 @@ GROUPS = tuple(examples.groups())
 EXAMPLES = examples.by_name()
 # Tables in float32 inside of optax, PyTorch and JAX.
 CLOSE = 1e-6
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_quickly() -> Iterator[None]:
+    """Each piece of code runs once: compiling it well takes longer than running it."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def equal(a: Sequence[np.ndarray], b: Sequence[np.ndarray], tolerance: float) -> bool:

@@ -9,6 +9,7 @@ expression that makes something comparable of it.
 from __future__ import annotations
 
 import ast
+import functools
 import math
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -110,20 +111,25 @@ def value(code: str, space: dict[str, Any]) -> Any:
 
 def in_flax(example: Example, code: str) -> Any:
     """Return what a piece of Flax code gives, in float64: the value, or its gradients."""
+    return _in_flax(example.setup, example.given, example.use, example.gradient, code)
+
+
+@functools.lru_cache(maxsize=64)  # many rows of a group share their right code
+def _in_flax(setup: str, given: str, use: str, gradient: bool, code: str) -> Any:
     import jax
 
     with jax.enable_x64(True):
         space = flax_space()
-        exec(example.setup, space)
-        exec(example.given, space)
-        if example.gradient:
+        exec(setup, space)
+        exec(given, space)
+        if gradient:
             space["x"] = jax.numpy.asarray(space["x"])
             return np_tree(jax.grad(lambda x: value(code, {**space, "x": x}).sum())(space["x"]))
         space["code"] = code
-        if example.use == "gradients(code)":
+        if use == "gradients(code)":
             return np_tree(gradients(code, space))
         found = value(code, space)
-        return np_tree(eval(example.use, space) if example.use else found)
+        return np_tree(eval(use, space) if use else found)
 
 
 def gradients(code: str, space: dict[str, Any]) -> Any:
