@@ -120,7 +120,7 @@ def test_commands_of_readme_and_pages_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     text = "\n".join([TEXT, *(page.read_text() for page in PAGES)])
     targets = set(re.findall(r"(?m)(?:^ {4}|`)make ([a-z-]+)", text))
-    assert {"parity", "test", "docs", "setup"} <= targets
+    assert {"parity", "test", "docs", "fuzz"} <= targets
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
 
 
