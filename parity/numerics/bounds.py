@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_map
 
-from parity.numerics.layouts import Tensors, mapped
+from parity.numerics.layouts import Tensors, mapped, wide
 from parity.numerics.quantities import Loss, Observation, Probe, parameter_of
 
 # A right port stands at 0.5 to 12 times the response (README has the table); the smallest known mistake at 1e5 times.
@@ -60,6 +60,9 @@ def one_ulp(array: np.ndarray, rng: np.random.Generator, units: int = 1) -> np.n
     Args:
         units: how many of its last places a number moves.
     """
+    if array.dtype.kind == "c":
+        parts = np.ascontiguousarray(array).reshape(-1).view(np.real(array).dtype)
+        return one_ulp(parts, rng, units).view(array.dtype).reshape(array.shape)
     if not floating(array):
         return array
     towards = np.where(rng.random(array.shape) < 0.5, -np.inf, np.inf).astype(array.dtype)
@@ -101,7 +104,7 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
     """‖a − b‖₂; infinite where shapes, or the places and signs of what is not finite, are not the same."""
     if a.shape != b.shape:
         return np.inf
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    a, b = wide(a), wide(b)
     finite = np.isfinite(b)
     if not finite.all():
         if not np.array_equal(a[~finite], b[~finite], equal_nan=True) or not np.isfinite(a[finite]).all():
@@ -116,7 +119,7 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 
 def norm(array: np.ndarray | np.floating) -> float:
     """‖array‖₂ over what is finite in it, without overflow."""
-    array = np.asarray(array, np.float64).ravel()
+    array = wide(array).ravel()
     array = array[np.isfinite(array)] if not np.isfinite(array).all() else array
     largest = float(np.abs(array).max(initial=0))
     return largest * float(np.linalg.norm(array / largest)) if largest > 0 else 0.0
@@ -249,6 +252,8 @@ class Responses:
 
 def ulp(array: np.ndarray | np.floating) -> np.ndarray | np.float64:
     """One unit in the last place of every number (0 for integers), as float64."""
+    if array.dtype.kind == "c":
+        return np.hypot(ulp(np.real(array)), ulp(np.imag(array)))
     if not floating(array):
         return np.zeros(array.shape)
     return np.spacing(np.abs(np.where(np.isfinite(array), array, 0))).astype(np.float64)

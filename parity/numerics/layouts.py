@@ -22,6 +22,12 @@ LAYOUTS: dict[str, Callable[[int], tuple[int, ...]]] = {
 }
 
 
+def wide(array: Any) -> np.ndarray:
+    """Return numbers in float64; complex ones in complex128."""
+    array = np.asarray(array)
+    return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64, copy=False)
+
+
 def axes(layout: str, dimensions: int) -> tuple[int, ...]:
     """Of a PyTorch array into `layout`; arrays of fewer than three dimensions have one layout only."""
     return LAYOUTS[layout](dimensions) if dimensions > 2 else tuple(range(dimensions))
@@ -50,8 +56,8 @@ def layout_of(got: Any, expected: np.ndarray) -> str | None:
         return next(iter(fitting.values()), None)
 
     def far(layout: str) -> float:
-        difference = np.asarray(to_reference(got, layout), np.float64) - expected
-        total = float(np.vdot(difference, difference))
+        difference = wide(to_reference(got, layout)) - expected
+        total = float(np.real(np.vdot(difference, difference)))
         return total if np.isfinite(total) else np.inf
 
     return min(fitting.values(), key=far)

@@ -115,7 +115,7 @@ def _variables(both: PairedModels, marks: Arrays) -> dict[str, np.ndarray]:
         if own in written and not own.endswith(COUNTER):
             for slot in place.slots:
                 whole = slot.slot if isinstance(slot, Part) else slot
-                found[name_of(whole)] = np.asarray(whole.get())
+                found[name_of(whole)] = np.real(whole.get())
     return found
 
 

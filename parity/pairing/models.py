@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from flax import linen
 
-from parity.numerics.layouts import Tensors
+from parity.numerics.layouts import Tensors, wide
 from parity.numerics.quantities import Probe
 from parity.numerics.tables import recomputed
 from parity.pairing.blocks import blocks
@@ -165,8 +165,8 @@ def _state(model: torch.nn.Module) -> dict[str, np.ndarray]:
     seen: dict[object, str] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         array = given[name]
-        if array.dtype.kind == "f" or array.dtype.name == "bfloat16":
-            array = array.astype(np.float64)
+        if array.dtype.kind in "fc" or array.dtype.name == "bfloat16":
+            array = wide(array)
             if count := int((~np.isfinite(array)).sum()):
                 raise UserError(f"weights: {name}: {count} of {array.size} numbers are NaN or infinite, expected none")
         first = seen.setdefault((tensor.data_ptr(), tensor.shape) if tensor.numel() else name, name)

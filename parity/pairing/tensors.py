@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
+from parity.numerics.layouts import wide
 from parity.pairing.likeness import ROLES, Token, tokens, words
 from parity.running.model_layers import OPTIONAL, ModelLayer, normal_name
 from ports.weights.form.rearrangement import Rearrangement
@@ -56,9 +57,9 @@ class Tensor:
 
         None where all numbers are equal: they tell nothing.
         """
-        if self.value.size < 2 or self.value.dtype.kind not in "fiu" or not np.ptp(self.value):
+        if self.value.size < 2 or self.value.dtype.kind not in "fiuc" or not np.ptp(self.value):
             return None
-        bits = np.ascontiguousarray(self.value, np.float64).view(np.uint64)
+        bits = np.ascontiguousarray(wide(self.value)).reshape(-1).view(np.uint64)
         return int(bits.sum(dtype=np.uint64)), int(((bits >> np.uint64(20)) ** 2).sum(dtype=np.uint64))
 
     @property

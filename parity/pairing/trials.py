@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from parity.numerics.layouts import Tensors, aligned, layout_of, to_flax
+from parity.numerics.layouts import Tensors, aligned, layout_of, to_flax, wide
 from parity.numerics.quantities import Probe
 from parity.pairing.pairs import Pair, Pairing
 from parity.running import flax as run_flax
@@ -385,7 +385,7 @@ def distance(got: np.ndarray, expected: np.ndarray) -> float:
     if got.size != expected.size:
         return float("inf")
     step = max(1, expected.size // SKETCH)
-    a, b = (array.reshape(-1)[::step].astype(np.float64) for array in (got, expected))
+    a, b = (wide(array.reshape(-1)[::step]) for array in (got, expected))
     far = float(np.linalg.norm(a - b)) / (float(np.linalg.norm(b)) or 1.0)
     return far if np.isfinite(far) else float("inf")
 
@@ -395,6 +395,6 @@ def equal_part(got: np.ndarray, expected: np.ndarray) -> float:
     got = aligned(got, expected)
     if got.size != expected.size or not expected.size:
         return 0.0
-    size = float(np.sqrt(np.mean(np.square(expected, dtype=np.float64))))
-    near = np.abs(got.reshape(-1).astype(np.float64) - expected.reshape(-1)) < 1e-6 * size
+    size = float(np.sqrt(np.mean(np.square(np.abs(wide(expected))))))
+    near = np.abs(wide(got).reshape(-1) - expected.reshape(-1)) < 1e-6 * size
     return float(np.mean(near))

@@ -31,6 +31,7 @@ from parity.numerics.layouts import (
     rebuilt,
     to_flax,
     to_reference,
+    wide,
     with_first,
 )
 from parity.numerics.pins import Pins
@@ -334,6 +335,7 @@ class PortRuns:
         )
         for number in range(training.passes):
             (loss, (values, record, stats)), (grads, input_grads) = self.gradient(params, arrays, stats)
+            grads = jax.tree.map(as_in_pytorch, grads)
             if number == 0:
                 yield "output.train", outputs(values, reference["output.train"])
                 yield "layer.train", records(record, reference["layer.train"], self.probe)
@@ -384,10 +386,15 @@ def parameter_leaves(net: Functional) -> dict[str, set[int]]:
     marks = [jnp.full_like(leaf, i) for i, leaf in enumerate(leaves, 1)]
     marked, blank = (net.to_torch(tree.unflatten(new), net.stats) for new in (marks, [0 * mark for mark in marks]))
     found = {
-        name: np.flatnonzero(np.bincount((a.astype(float) - blank[name].astype(float)).astype(int).ravel()))
+        name: np.flatnonzero(np.bincount((np.real(wide(a)) - np.real(wide(blank[name]))).astype(int).ravel()))
         for name, a in marked.items()
     }
     return {name: {int(i) - 1 for i in places if i} for name, places in found.items() if places.any()}
+
+
+def as_in_pytorch(gradient: jax.Array) -> jax.Array:
+    """Return PyTorch's gradient: of complex numbers JAX gives its conjugate."""
+    return gradient.conj() if jnp.iscomplexobj(gradient) else gradient
 
 
 def _leaves_of(net: Functional, names: Collection[str]) -> set[int]:

@@ -24,7 +24,7 @@ from parity.running.flax import (
     placed,
     stack_lengths,
 )
-from parity.running.nnx import exact, parts, settings
+from parity.running.nnx import COMPLEX, exact, parts, settings
 from parity.running.opened import opened
 from parity.running.raised import raising
 from parity.running.taps import Tap
@@ -44,6 +44,8 @@ def promote(net: Net, dtype: str = "float64") -> Net:
     wide = jnp.promote_types(dtype, jnp.float32)
 
     def cast(path: tuple[Any, ...], a: ArrayLike) -> jax.Array:
+        if jnp.issubdtype(jnp.asarray(a).dtype, jnp.complexfloating):
+            return jnp.array(a, COMPLEX.get(dtype, jnp.complex64))
         floating = jnp.issubdtype(jnp.asarray(a).dtype, jnp.floating)
         return jnp.array(a, (wide if parts(path)[1:-1] in norms else dtype) if floating else None)
 

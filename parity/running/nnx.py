@@ -39,6 +39,8 @@ TYPES: dict[str, dict[str, Callable[[Any], Any]]] = {
     },
     "bfloat16": {"dtype": lambda _: jnp.bfloat16, "param_dtype": lambda _: jnp.bfloat16},
 }
+# The complex type of a run; there is none as narrow as bfloat16.
+COMPLEX = {"float64": jnp.complex128}
 # The attribute of a layer that says what its calls are recorded under.
 MARK = "_recorded_under"
 # Settings of the libraries' layers that drop values, where dropout does nothing.
@@ -73,6 +75,8 @@ def promote(net: nnx.Module, dtype: str = "float64") -> nnx.Module:
     wide = jnp.promote_types(dtype, jnp.float32)
 
     def cast(path: tuple[Any, ...], a: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+        if jnp.issubdtype(a.dtype, jnp.complexfloating):
+            return jnp.array(a, COMPLEX.get(dtype, jnp.complex64))
         if not jnp.issubdtype(a.dtype, jnp.floating):
             return a
         within = parts(path)

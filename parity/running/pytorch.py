@@ -41,7 +41,7 @@ def promote(net: nn.Module) -> nn.Module:
         if isinstance(module, nn.RMSNorm) and module.eps is None:
             module.eps = torch.finfo(torch.float32 if module.weight is None else module.weight.dtype).eps
     tables = {name: found for name, b in net.named_buffers() if (found := _table(b)) is not None}
-    net = net.to(torch.get_default_device(), torch.float64)
+    net = _in_float64(net)
     for name, buffer in net.named_buffers():
         if name in tables:
             buffer.copy_(torch.as_tensor(tables[name]))
@@ -49,6 +49,17 @@ def promote(net: nn.Module) -> nn.Module:
         if isinstance(module, nn.RNNBase):
             module.dropout = 0.0
     return net
+
+
+def _in_float64(net: nn.Module) -> nn.Module:
+    """Return the network in float64; `nn.Module.to` would take the imaginary parts away."""
+    device = torch.get_default_device()
+
+    def widened(tensor: Tensor) -> Tensor:
+        dtype = torch.complex128 if tensor.is_complex() else torch.float64 if tensor.is_floating_point() else None
+        return tensor.to(device, dtype)
+
+    return net._apply(widened)
 
 
 def _table(buffer: Tensor) -> np.ndarray | None:

@@ -48,7 +48,7 @@ def of_port(runs: PortRuns, responses: Responses, subject: Subject) -> Responses
         rng = np.random.default_rng([subject.seed * DRAWS + draw, 7])
 
         def moved(leaf: jax.Array, rng: np.random.Generator = rng) -> jax.Array:
-            if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            if not jnp.issubdtype(leaf.dtype, jnp.inexact):
                 return leaf
             return jax.device_put(bounds.one_ulp(np.asarray(leaf), rng), leaf.sharding)
 

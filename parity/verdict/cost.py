@@ -87,7 +87,7 @@ def _cosine(got: Tensors, expected: Tensors) -> float | None:
     sizes = [_whole(map(bounds.norm, tensors.values())) for tensors in (got, expected)]
     if not all(sizes) or not _comparable(got, expected):
         return None
-    return float(sum(np.vdot(got[name] / sizes[0], array / sizes[1]) for name, array in expected.items()))
+    return float(sum(np.real(np.vdot(got[name] / sizes[0], array / sizes[1])) for name, array in expected.items()))
 
 
 def _logits(outputs: Tensors) -> str | None:

@@ -271,7 +271,7 @@ def _compiled(net: Functional, fed: Probe, exact: Observation, parameters: Seque
         arrays = run_flax.moving(run_flax.inputs_of(fed)[0])
         found = {"output.eval": run_flax.outputs(evaluate(net.params, net.stats, arrays), exact["output.eval"])}
         (loss, (values, on, stats)), (grads, input_grads) = gradient(net.params, arrays, net.stats)
-        torch_form = net.to_torch(grads, stats)
+        torch_form = net.to_torch(jax.tree.map(run_flax.as_in_pytorch, grads), stats)
         found["output.train"] = run_flax.outputs(values, exact["output.train"])
         found["loss"] = {"loss": np.asarray(loss)}
         found["gradient.parameter"] = {name: torch_form[name] for name in parameters if name in torch_form}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from parity.numerics import bounds
+from parity.numerics.layouts import wide
 from parity.pairing.pairs import Pair, Pairing
 from parity.reports.report import Row
 from parity.running.model_layers import OPTIONAL
@@ -119,7 +120,7 @@ def _differing(p: Pair) -> list[DifferingTensor]:
     for leaf, mine in p.torch.values.items():
         if leaf in OPTIONAL or leaf not in p.flax.values:
             continue
-        theirs = np.asarray(p.flax.values[leaf], np.float64)
+        theirs = wide(p.flax.values[leaf])
         far = bounds.distance(theirs, mine) / (bounds.norm(mine) or 1.0)
         if far > 0:
             found.append(DifferingTensor(p, leaf, theirs, far))

@@ -1,0 +1,117 @@
+"""Parameters that are complex numbers, as the spectral weights of a Fourier neural operator are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as linen
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+import parity
+from parity.numerics import bounds
+from ports import weights
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+X = np.random.default_rng(0).standard_normal((3, 8, 5))
+MODES = 3
+
+
+class Net(torch.nn.Module):
+    """(batch, length, channels): a filter on the lowest frequencies between two linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(5, 4), torch.nn.Linear(4, 2)
+        self.filter = torch.nn.Parameter(0.3 * torch.randn(MODES, 4, 4, dtype=torch.cfloat))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        spectrum = torch.fft.rfft(x, dim=1)
+        kept = torch.einsum("bki,kio->bko", spectrum[:, :MODES], self.filter)
+        return self.last(torch.tanh(torch.fft.irfft(kept, n=x.shape[1], dim=1)))
+
+
+def filtered(x: jax.Array, weight: jax.Array, norm: str | None = None) -> jax.Array:
+    spectrum = jnp.fft.rfft(x, axis=1, norm=norm)
+    kept = jnp.einsum("bki,kio->bko", spectrum[:, :MODES], weight)
+    return jnp.tanh(jnp.fft.irfft(kept, n=x.shape[1], axis=1))
+
+
+class NNXNet(nnx.Module):
+    def __init__(self, wrong: str = "") -> None:
+        self.first, self.last = (nnx.Linear(i, o, rngs=nnx.Rngs(0)) for i, o in ((5, 4), (4, 2)))
+        self.filter, self.wrong = nnx.Param(jnp.ones((MODES, 4, 4), jnp.complex64)), wrong
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        weight = self.filter.get_value()
+        if self.wrong == "conjugate":
+            weight = weight.conj()
+        if self.wrong == "gradient":  # the imaginary part is not trained
+            weight = weight.real + 1j * jax.lax.stop_gradient(weight.imag)
+        return self.last(filtered(self.first(x), weight, "ortho" if self.wrong == "norm" else None))
+
+
+class LinenNet(linen.Module):
+    @linen.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = linen.Dense(4, name="first")(x)
+        weight = self.param("filter", lambda _: jnp.ones((MODES, 4, 4), jnp.complex64))
+        return linen.Dense(2, name="last")(filtered(x, weight))
+
+
+@pytest.fixture(scope="module")
+def net() -> Net:
+    torch.manual_seed(0)
+    return Net()
+
+
+def linen_port() -> Any:
+    return LinenNet(), LinenNet().init(jax.random.key(0), jnp.asarray(X, jnp.float32))
+
+
+@pytest.mark.parametrize("build", [NNXNet, linen_port], ids=["nnx", "linen"])
+def test_a_faithful_port_passes(net: Net, build: Any) -> None:
+    report = parity.check(net, parity.move(net, build(), X), X, steps=2)
+    assert report, report.failure()
+
+
+def test_every_bit_is_moved(net: Net) -> None:
+    port = parity.move(net, NNXNet(), X)
+    assert port.filter.get_value().dtype == jnp.complex64
+    assert np.asarray(port.filter.get_value()).tobytes() == weights.read(net)["filter"].tobytes()
+
+
+@pytest.mark.parametrize("wrong", ["conjugate", "norm"])
+def test_a_wrong_value_is_caught(net: Net, wrong: str) -> None:
+    report = parity.check(net, parity.move(net, NNXNet(wrong), X), X, steps=1)
+    assert report.exit_code == 1
+    assert report.models[0].findings[0].layer == "(the network)"
+
+
+def test_a_gradient_without_its_imaginary_part_is_caught(net: Net) -> None:
+    report = parity.check(net, parity.move(net, NNXNet("gradient"), X), X, steps=1)
+    first = report.models[0].first_divergence
+    assert report.exit_code == 1
+    assert first is not None
+    assert first.quantity == "gradient.parameter"
+
+
+def test_distance_and_norm_count_both_parts() -> None:
+    a = np.array([3 + 4j, 0])
+    assert bounds.norm(a) == 5
+    assert bounds.distance(a, a.conj()) == 8
+
+
+def test_both_parts_are_moved_by_a_unit() -> None:
+    a = np.array([[1 + 2j, 3 - 4j], [0, 5j]])
+    moved = bounds.one_ulp(a, np.random.default_rng(0))
+    assert moved.shape == a.shape
+    assert (np.real(moved) != np.real(a)).tolist() == [[True, True], [False, False]]
+    assert (np.imag(moved) != np.imag(a)).tolist() == [[True, True], [False, True]]
+    assert np.abs(moved - a).max() < 1e-15
