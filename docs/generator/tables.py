@@ -1,27 +1,25 @@
-"""README's tables, made from what `parity check`, `make score` and `benchmarks.studies.check_cost` wrote with `--json`.
+"""Tables and sentences of README and the site, made from what was measured: the files in `benchmarks/results/`.
 
-python tests/readme.py     writes the tables into README.md
+A page says `<!-- table: parity -->` where a table belongs, and the site puts it there. README must be readable without
+the site, so its sentences stand between two marks: `python -m docs.generator.tables` writes them.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from benchmarks.reporting import results as speeds
+from benchmarks.reporting import tables
+from benchmarks.reporting.schema import ResultRow
+from benchmarks.reporting.schema import Results as SpeedResults
+from benchmarks.subjects.roster import SUBJECTS
+from benchmarks.subjects.subject import SWEPT
 
-from benchmarks.reporting import results as speeds  # noqa: E402
-from benchmarks.reporting import tables  # noqa: E402
-from benchmarks.reporting.schema import ResultRow  # noqa: E402
-from benchmarks.reporting.schema import Results as SpeedResults  # noqa: E402
-from benchmarks.subjects.roster import SUBJECTS  # noqa: E402
-from benchmarks.subjects.subject import SWEPT  # noqa: E402
-
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 Results = dict[str, Any]
 
@@ -215,7 +213,45 @@ def _latency(row: ResultRow) -> str:
     return f"{tables.number(speeds.median(row))} ms" + (f", p99 {tables.number(late)} ms" if late else "")
 
 
-# By the name of the place in README: the file, and what is made of it.
+# The setting of README's sentence on speed, and what its two rows are called there.
+FASTEST = ("resnet50", ("inference", "training"))
+
+
+def fastest(results: SpeedResults) -> list[str]:
+    """Return one sentence: how the fastest Flax port compares with the fastest PyTorch port, in each mode."""
+    network, modes = FASTEST
+    said = []
+    for setting in (s for mode in modes for s in speeds.settings_of(results) if (s.network, s.mode) == (network, mode)):
+        note = next(note for note in tables.table(results, setting).notes if note.startswith("fastest Flax port ("))
+        ratio = re.search(r"is ([\d.]+) \[", note)
+        assert ratio, note
+        said.append(f"{ratio[1]} times as fast in {setting.mode}")
+    return [
+        f"On two CPU cores the fastest Flax port of `{network}` is {' and '.join(said)} as the fastest PyTorch port."
+    ]
+
+
+def evidence(results: Results) -> list[str]:
+    """Return one line: what the check found of what was planted."""
+    found = results["results"]
+    caught, named = (sum(row[what] for row in found) for what in ("caught", "name"))
+    return [
+        f"- The check caught {caught} of {len(found)} planted mistakes and named {named}. "
+        f"It raised {results['false_alarms']} false alarms in {results['faithful']} faithful runs."
+    ]
+
+
+def published(results: Results) -> list[str]:
+    """Return one line: the published pairs."""
+    rows = results["twins"].values()
+    equal = sum(row["verdict"] == "parity" for row in rows)
+    return [
+        f"- It checked {len(rows)} pairs that others published in both frameworks. {equal} are equal, "
+        "and the differences of the others are in their sources."
+    ]
+
+
+# By name: the file, and what is made of it.
 TABLES: dict[str, tuple[str, Callable[[Any], list[str]]]] = {
     "parity": ("parity-cpu.json", parity),
     "score": ("score-cpu.json", score),
@@ -225,24 +261,39 @@ TABLES: dict[str, tuple[str, Callable[[Any], list[str]]]] = {
     "means": ("speed-cpu-*.json", means),
     "autotune": ("autotune-cpu-*.json", autotune),
     "flags": ("flags-cpu-*.json", flags),
+    "fastest": ("speed-cpu-*.json", fastest),
+    "evidence": ("score-cpu.json", evidence),
+    "published": ("../../tests/twins/verdicts.json", published),
 }
+IN_README = ("fastest", "evidence", "published")
+PLACE = re.compile(r"(?m)^<!-- table: (\w+) -->$")
 
 
 def load(name: str) -> Results:
-    """The results of a table: of several files the newest, by the date in its name."""
-    return json.loads(max(RESULTS.glob(TABLES[name][0])).read_text())
+    """Return the results of a table: of several files the newest, by the date in its name."""
+    folder, _, pattern = TABLES[name][0].rpartition("/")
+    return json.loads(max((RESULTS / folder).glob(pattern)).read_text())
+
+
+def made(name: str, results: Results | None = None) -> str:
+    """Return a table in Markdown."""
+    return "\n".join(TABLES[name][1](results or load(name)))
+
+
+def filled(text: str) -> str:
+    """Return the text of a page with its tables in their places."""
+    return PLACE.sub(lambda place: made(place[1]), text)
 
 
 def readme(text: str, results: dict[str, Results]) -> str:
-    """The text with the tables in their places."""
+    """Return README with its sentences in their places."""
     for name, found in results.items():
-        table = "\n".join(TABLES[name][1](found))
-        place = f"(?s)<!-- {name} table -->.*?<!-- end -->"
-        text, count = re.subn(place, lambda _, n=name, t=table: f"<!-- {n} table -->\n{t}\n<!-- end -->", text)
-        assert count == 1, f"README.md has no place for the table of {name}"
+        place = f"(?s)<!-- {name} -->.*?<!-- end -->"
+        text, count = re.subn(place, lambda _, n=name, f=found: f"<!-- {n} -->\n{made(n, f)}\n<!-- end -->", text)
+        assert count == 1, f"README.md has no place for {name}"
     return text
 
 
 if __name__ == "__main__":
     file = ROOT / "README.md"
-    file.write_text(readme(file.read_text(), {name: load(name) for name in TABLES}))
+    file.write_text(readme(file.read_text(), {name: load(name) for name in IN_README}))
