@@ -130,7 +130,8 @@ def _outcome(
         mistake = _training(port, subject, judged, responses)
         return Outcome(judged, (*apart, mistake), first_divergence(port, judged, {}))
     progress(f"{port}: looking for the layers that are wrong")
-    found, first = _layers(port, functional, subject, judged)
+    found, first, where = _layers(port, functional, subject, judged)
+    apart = roles.findings(port, subject.probe, outside, subject.training.own, where)
     told = {finding.layer for finding in apart}
     return Outcome(judged, (*apart, *(f for f in found if f.trap or f.layer not in told)), first)
 
@@ -158,8 +159,8 @@ def _judged(port: str, stream: Iterable[tuple[str, Tensors]], responses: Respons
 
 def _layers(
     port: str, functional: Functional, subject: Subject, judged: Judgements
-) -> tuple[list[Finding], Divergence]:
-    """Return every mistake by itself, and the first divergence of the whole run."""
+) -> tuple[list[Finding], Divergence, frozenset[str]]:
+    """Return every mistake by itself, the first divergence of the whole run, and the modules whose values are wrong."""
     reference, fed = subject.reference, subject.probe
     names = run_pytorch.with_parameters(reference) if subject.names is None else list(subject.names)
     cases = _forced(functional, subject, names)
@@ -174,7 +175,8 @@ def _layers(
     if not found:
         text = f"{first.quantity} differs, and every layer by itself is right"
         found = [Finding(port, first.layer, None, text)]
-    return found, first
+    deviations = (deviation for case in cases.values() for deviation in case.deviations)
+    return found, first, frozenset(d.layer for d in deviations if d.aspect in localise.VALUES)
 
 
 def _forced(functional: Functional, subject: Subject, names: Sequence[str]) -> dict[bool, localise.ForcedRuns]:

@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from parity.diagnosis import hypotheses, layers, losses, operations
-from parity.diagnosis.localise import LOSS, NETWORK, Deviation, ForcedRuns, behind_of
+from parity.diagnosis.localise import LOSS, NETWORK, VALUES, Deviation, ForcedRuns, behind_of
 from parity.numerics.pins import LIBRARIES
 from parity.numerics.quantities import Probe
 from parity.reports.report import Finding
@@ -26,7 +26,6 @@ PARTS = 3
 
 # What is said of a module of the user's own class in which no other is recorded, wherever it stands.
 OF_CLASS = "what this {} makes of right values is another output in {} mode"
-VALUES = ("output", "between")
 
 NUMBER = re.compile(r"\d+")
 

@@ -27,6 +27,10 @@ LARGER = 30
 FORWARD, BACKWARD = 1e-10, 1e-9
 
 
+# The aspects of a deviation that say that the forward pass is wrong.
+VALUES = ("output", "between")
+
+
 @dataclass(frozen=True)
 class Deviation:
     """One thing that is wrong by itself.

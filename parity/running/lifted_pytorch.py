@@ -76,7 +76,8 @@ class Lifted(TorchFunctionMode):
         args = tuple(map(seen.wide, args))
         kwargs = {key: seen.wide(value) for key, value in kwargs.items()}
         with nullcontext() if seen.floating else default_float64():
-            result = (EXACT[name] if name in EXACT else func)(*args, **kwargs)
+            run = EXACT.get(name, func)
+            result = run(*args, **kwargs)
         if in_place:
             return result
         return _each(result, _double)

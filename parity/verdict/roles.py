@@ -73,19 +73,22 @@ def note(net: torch.nn.Module, fed: Probe) -> str:
     return f", gradients not compared: {', '.join(names[:NAMED])}{more} (not trained on both sides)" if names else ""
 
 
-def findings(port: str, fed: Probe, outside: Mapping[str, Sequence[str]], own: bool) -> list[Finding]:
+def findings(
+    port: str, fed: Probe, outside: Mapping[str, Sequence[str]], own: bool, wrong: Collection[str] = ()
+) -> list[Finding]:
     """Return a finding for every tensor that one side trains and the other does not.
 
     Args:
         outside: by quantity, the tensors of gradients and training beyond their bounds.
         own: whether the transform is the caller's. What it does to a parameter without a gradient is its own mistake.
+        wrong: the modules whose values are wrong. A gradient that a tensor of theirs gets follows from that.
     """
     moved = dict.fromkeys(parameter_of(q, name) for q, names in outside.items() if q != GRADIENT for name in names)
     found = []
     for name in dict.fromkeys((*outside.get(GRADIENT, ()), *moved)):
         if name in fed.fixed:
             text = f"{name}: PyTorch trains it; in the port it is not a parameter and stays what it is; {TRAIN}"
-        elif name in fed.idle and (not own or name not in moved):
+        elif name in fed.idle and name.rpartition(".")[0] not in wrong and (not own or name not in moved):
             text = f"{name}: PyTorch's gets no gradient and training leaves it; the port's gets a gradient; {LEAVE}"
         else:
             continue
