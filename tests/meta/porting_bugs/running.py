@@ -77,7 +77,8 @@ def run(bug: Bug) -> Outcome:
         wrong, fits = moved(bug, reference, built(bug, True)), True
     except UserError:
         wrong, fits = with_weights_of(right, built(bug, True)), False
-    good, bad = checked(bug, reference, right), checked(bug, reference, wrong)
+    good = checked(bug, reference, right, bug.options)
+    bad = checked(bug, reference, wrong, {**bug.options, **bug.mistaken})
     return Outcome(
         passes=isinstance(good, Report) and good.exit_code == 0,
         **told(bug, bad),
@@ -151,10 +152,10 @@ def with_weights_of(right: Any, wrong: Any) -> Any:
     return wrong
 
 
-def checked(bug: Bug, reference: nn.Module, port: Any) -> Report | str:
+def checked(bug: Bug, reference: nn.Module, port: Any, options: Mapping[str, Any]) -> Report | str:
     """Return the check's report, or why it refuses."""
     try:
-        return parity.check(reference, port, *bug.inputs(), **bug.options)
+        return parity.check(reference, port, *bug.inputs(), **options)
     except UserError as error:
         return str(error)
 
