@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from parity.diagnosis import layers, losses, operations
+from parity.diagnosis import hypotheses, layers, losses, operations
 from parity.diagnosis.localise import LOSS, NETWORK, Deviation, ForcedRuns, behind_of
 from parity.numerics.pins import LIBRARIES
 from parity.numerics.quantities import Probe
@@ -51,7 +51,7 @@ def findings(port: str, reference: nn.Module, fed: Probe, cases: Mapping[bool, F
         texts = [(trap.name, f"{where}{trap.text}; {trap.mend}") for trap in traps]
         if not traps:
             unknown.setdefault(first.layer, []).extend(deviations)
-        for name, text in texts or [(None, _said(first, network))]:
+        for name, text in texts or [(None, _said(first, network) + _supposed(first, network, cases))]:
             found.append(Finding(port, first.layer, name, text, size=first.size))
     for layer, deviations in unknown.items():
         if parts := _built_otherwise(layer, deviations, cases):
@@ -142,6 +142,16 @@ def _operation(
     found = operations.explain(network, places) if places else ()
     # What is seen behind the first place may have a cause of its own besides.
     return found or (operations.explain(network, places[:1]) if len(places) > 1 else ())
+
+
+def _supposed(deviation: Deviation, network: operations.ReferenceNetwork, cases: Mapping[bool, ForcedRuns]) -> str:
+    """Return what the port has there in terms of what PyTorch has, where one simple change explains it."""
+    if deviation.aspect not in VALUES:
+        return ""
+    got = cases[deviation.train].port.seen_at(deviation.side)[deviation.call]
+    place = operations.DifferingPlace(deviation.side, deviation.call, deviation.train, got)
+    change = hypotheses.explain(network, place)
+    return f"; there the port has {change}" if change else ""
 
 
 def _where(deviation: Deviation) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,16 +25,14 @@ from parity.diagnosis.localise import BACKWARD, FORWARD
 from parity.diagnosis.search import search
 from parity.numerics import bounds
 from parity.numerics.layouts import Tensors, leaves, mapped
+from parity.numerics.pins import own_frame
 from parity.numerics.quantities import Probe
 from parity.running import pytorch as run_pytorch
 from parity.running.taps import Tap
 from parity.traps.catalogue import OPERATIONS
-from parity.traps.operations.parts import Call, fresh, name_of, reached, remember, replayed
+from parity.traps.operations.parts import RANDOM, Call, fresh, name_of, reached, remember, replayed
 from parity.traps.planting import INPUT
 from parity.traps.trap import Trap
-
-# Parts of the names of functions that draw numbers.
-RANDOM = ("rand", "dropout", "bernoulli", "multinomial", "normal_", "poisson")
 
 
 class _Watching(TorchFunctionMode):
@@ -47,7 +46,7 @@ class _Watching(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.tap.busy:
             return func(*args, **kwargs)
-        call = Call(name_of(func), func, args, kwargs, number=self.number)
+        call = Call(name_of(func), func, args, kwargs, number=self.number, place=self.place())
         call = replace(call, args=call.given())
         self.number += 1
         value = fresh(self.planted(call, args))
@@ -56,6 +55,10 @@ class _Watching(TorchFunctionMode):
             remember(args[0], call)
         remember(value, call)
         return value
+
+    def place(self) -> str:
+        """The file and line that a call comes from, where that is asked for."""
+        return ""
 
     def planted(self, call: Call, args: Any) -> Any:
         """The value with a mistake; None where the call is left as it is."""
@@ -93,6 +96,10 @@ class SeenCalls(_Watching):
         super().__init__()
         self.keep = keep
         self.kept: list[Call] = []
+
+    def place(self) -> str:
+        frame = own_frame()
+        return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame else ""
 
     def planted(self, call: Call, args: Any) -> Any:
         self.kept += [call] if self.keep else []

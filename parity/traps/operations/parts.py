@@ -36,6 +36,9 @@ TRANSPARENT = frozenset(
     ("contiguous", "clone", "to", "type", "type_as", "float", "double", "half", "bfloat16", "dropout", "detach")
 )
 
+# Parts of the names of functions that draw numbers.
+RANDOM = ("rand", "dropout", "bernoulli", "multinomial", "normal_", "poisson")
+
 # Operations that change their first argument.
 CHANGING = ("iadd", "isub", "imul", "itruediv", "idiv", "ipow", "setitem")
 
@@ -48,6 +51,7 @@ class Call:
         name: of the function, without underscores, one for all synonyms.
         part: the number of the tensor among several that it gave.
         number: of the call in its run.
+        place: file and line of the code that calls it; empty where nobody asked for it.
     """
 
     name: str
@@ -56,6 +60,7 @@ class Call:
     kw: dict[str, Any]
     part: int | None = None
     number: int = -1
+    place: str = ""
 
     def __getitem__(self, i: int) -> Any:
         return self.args[i]

@@ -1,0 +1,388 @@
+"""Say what a port computes where no known mistake explains it: what PyTorch computes, with one simple change.
+
+The changes are rows: a constant factor, an axis in another order, an operation left out or added, another constant, a
+value from elsewhere. A change is told only where it gives the port's numbers to rounding, so that it is no guess. One
+unknown number is fitted by Gauss and Newton's method; thousands of numbers then have to agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from parity.diagnosis.localise import FORWARD
+from parity.diagnosis.operations import DifferingPlace, ReferenceNetwork, WayTo
+from parity.numerics import bounds
+from parity.traps.operations.parts import RANDOM, TRANSPARENT, Call, call_of, number, replayed
+
+Array = np.ndarray
+ERRORS = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, ZeroDivisionError)
+
+# The most that is computed again for one place: times, and numbers in all of them.
+TIMES, NUMBERS = 3000, 3e9
+# The fit ends where it has not come this part closer in a step, or after so many steps.
+CLOSER, STEPS = 0.9, 12
+# An order of more than this many entries is not written out.
+LISTED = 12
+
+# Functions of one tensor, which are easily taken for one another, forgotten or added.
+UNARY: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu, tanh": partial(F.gelu, approximate="tanh"),
+    "silu": F.silu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "softplus": F.softplus,
+    "elu": F.elu,
+    "leaky_relu": F.leaky_relu,
+    "softmax": partial(torch.softmax, dim=-1),
+    "log_softmax": partial(torch.log_softmax, dim=-1),
+    "exp": torch.exp,
+    "log": torch.log,
+    "abs": torch.abs,
+    "sqrt": torch.sqrt,
+    "square": torch.square,
+    "normalize": partial(F.normalize, dim=-1),
+    "sin": torch.sin,
+    "cos": torch.cos,
+}
+# Operations whose two operands may not be exchanged.
+ORDERED = frozenset(("sub", "div", "matmul", "pow", "rdiv", "rsub"))
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change of what a call gives.
+
+    Attributes:
+        text: how it is told, with `{}` for the number.
+        value: the call's new value, from its arguments and the number.
+        starts: where the number is sought, first the number that changes nothing; empty where there is none.
+    """
+
+    text: str
+    value: Callable[[Any, Any, Any, float], Any]
+    starts: tuple[float, ...] = ()
+
+
+def _on_result(text: str, change: Callable[[Any, float], Any], starts: tuple[float, ...] = ()) -> Change:
+    return Change(text, lambda f, args, kw, n: change(f(*args, **kw), n), starts)
+
+
+def _left_out(call: Call, result: Tensor) -> Iterator[Change]:
+    if call.name in TRANSPARENT:
+        return
+    for i, given in enumerate(call.args):
+        if isinstance(given, Tensor) and given.shape == result.shape and given.dtype == result.dtype:
+            other = "" if i == 0 and sum(isinstance(a, Tensor) for a in call.args) == 1 else _ORDINALS[min(i, 2)]
+            yield Change(f"without {{op}}{other}", lambda f, args, kw, n, i=i: args[i])
+
+
+_ORDINALS = (" (its first argument alone)", " (its second argument alone)", " (one argument alone)")
+
+
+def _exchanged(call: Call, result: Tensor) -> Iterator[Change]:
+    if call.name in ORDERED and len(call.args) > 1:
+        yield Change(
+            "with the two arguments of {op} exchanged", lambda f, args, kw, n: f(args[1], args[0], *args[2:], **kw)
+        )
+
+
+def _in_another_order(call: Call, result: Tensor) -> Iterator[Change]:
+    for i, given in enumerate(call.args):
+        between, inner = _axes_between(given)
+        if inner is None:
+            continue
+        for j, below in enumerate(inner.args):
+            if isinstance(below, Tensor) and below.shape == (between[-1][0] if between else given).shape:
+                yield Change(f"with {{op}} before `{inner.name}`", partial(_first_outer, i, between, inner, j))
+
+
+def _axes_between(x: Any) -> tuple[list[Call], Call | None]:
+    """Return the calls that only move the axes of what another computed, from `x` backward, and that other call."""
+    between, call = list[Call](), call_of(x)
+    while call is not None and call.args and call.name in (*TRANSPARENT, "permute", "transpose"):
+        between.append(call)
+        call = call_of(call[0])
+    return between, call
+
+
+def _first_outer(i: int, between: list[Call], inner: Call, j: int, f: Any, args: Any, kw: Any, n: float) -> Tensor:
+    """Compute a call on what the call before it took, and that call on the result."""
+
+    def moved(x: Tensor) -> Tensor:
+        for call in reversed(between):
+            x = call.function(x, *call.args[1:], **call.kw)
+        return x
+
+    below = moved(inner[j])
+    value = f(*(below if k == i else a for k, a in enumerate(args)), **kw)
+    # Where the axes of the result come from, which number by number tells.
+    order = [int(k) for k in moved(torch.zeros([k + 2 for k in range(value.ndim)])).shape]
+    value = value.permute([order.index(k + 2) for k in range(value.ndim)])
+    return moved(inner.function(*(value if k == j else a for k, a in enumerate(inner.args)), **inner.kw))
+
+
+def _another_function(call: Call, result: Tensor) -> Iterator[Change]:
+    if call.name in UNARY and isinstance(call[0], Tensor):
+        for name, function in UNARY.items():
+            yield Change(f"with `{name}` in the place of {{op}}", lambda f, args, kw, n, g=function: g(args[0]))
+
+
+def _one_more(call: Call, result: Tensor) -> Iterator[Change]:
+    for name, function in UNARY.items():
+        yield _on_result(f"with `{name}` behind {{op}}", lambda value, n, g=function: g(value))
+    if sum(isinstance(a, Tensor) for a in call.args) == 1 and call.name not in TRANSPARENT:
+        yield Change("with {op} applied twice", lambda f, args, kw, n: f(f(*args, **kw), *args[1:], **kw))
+
+
+def _other_axes(call: Call, result: Tensor) -> Iterator[Change]:
+    for a, b in combinations(range(result.ndim), 2):
+        text = f"with the axes {a} and {b} of what {{op}} gives exchanged"
+        yield _on_result(text, lambda value, n, a=a, b=b: value.transpose(a, b))
+        if result.shape[a] != result.shape[b]:
+            text = f"with what {{op}} gives transposed in its axes {a} and {b} and reshaped back"
+            yield _on_result(text, lambda value, n, a=a, b=b: value.transpose(a, b).reshape(value.shape))
+    for axis in range(result.ndim):
+        if result.shape[axis] > 1:
+            yield _on_result(
+                f"with what {{op}} gives reversed along axis {axis}", lambda value, n, a=axis: value.flip(a)
+            )
+            for by in (1, -1):
+                text = f"with what {{op}} gives rolled by {by} along axis {axis}"
+                yield _on_result(text, lambda value, n, a=axis, by=by: value.roll(by, a))
+
+
+def _another_constant(call: Call, result: Tensor) -> Iterator[Change]:
+    for key, given in (*enumerate(call.args), *call.kw.items()):
+        c = number(given)
+        if c is None or (isinstance(given, int) and call.name not in _WITH_NUMBERS):
+            continue
+        yield Change(
+            f"with {{}} in the place of {shown(c)} in {{op}}",
+            lambda f, args, kw, n, key=key: f(
+                *(n if key == i else a for i, a in enumerate(args)),
+                **{name: n if key == name else value for name, value in kw.items()},
+            ),
+            (c, c + 1, c - 1, 2 * c, c / 2, -c, 1 / c if c else 1.0, 1.0, 0.0),
+        )
+
+
+_WITH_NUMBERS = frozenset(("mul", "div", "rdiv", "add", "sub", "rsub", "pow", "clamp", "clip"))
+
+
+def _scaled(call: Call, result: Tensor) -> Iterator[Change]:
+    yield _on_result("with what {op} gives multiplied by {}", lambda value, n: value * n, (1.0, 0.5, 2.0, -1.0))
+    yield _on_result("with {} added to what {op} gives", lambda value, n: value + n, (0.0,))
+
+
+# The rows: each yields the changes that a call can have. Those that need no number come first.
+CHANGES: tuple[Callable[[Call, Tensor], Iterator[Change]], ...] = (
+    _left_out,
+    _exchanged,
+    _in_another_order,
+    _another_function,
+    _other_axes,
+    _one_more,
+    _another_constant,
+    _scaled,
+)
+
+
+def shown(value: float) -> str:
+    """Return a number as a reader knows it again: `3`, `1/8`, `√32`, `1/√32`, or its first digits."""
+    for text, exact in (("{}", value), ("1/{}", 1 / value if value else 0.5)):
+        if abs(exact - round(exact)) < 1e-8 * abs(exact) and abs(exact) < 1e5:
+            return text.format(round(exact))
+    for text, exact in (("√{}", value**2), ("1/√{}", value**-2 if value else 0.5)):
+        if value > 0 and abs(exact - round(exact)) < 1e-8 * exact and exact < 1e5:
+            return text.format(round(exact))
+    return f"{value:.6g}"
+
+
+@dataclass
+class _Trial:
+    """The place: what the port has there, and how often it was computed again."""
+
+    way: WayTo
+    got: Array
+    times: int = 0
+    cost: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        elements = sum(t.numel() for call in self.way.calls for t in call.tensors)
+        self.cost = max(1.0, float(elements))
+
+    @property
+    def spent(self) -> bool:
+        return self.times >= TIMES or self.times * self.cost >= NUMBERS
+
+    def error(self, value: Array) -> Array | None:
+        """Return how far a value is from the port's; None where it has another shape, or NaN."""
+        value = self.way.counted(value)
+        if value.shape != self.got.shape:
+            return None
+        difference = value - self.got
+        return difference if np.isfinite(difference).all() else None
+
+    def is_right(self, error: Array | None) -> bool:
+        return error is not None and float(np.linalg.norm(error)) <= FORWARD * (bounds.norm(self.got) or 1.0)
+
+    def with_change(self, change: Change, call: Call, n: float) -> Array | None:
+        """Return how far the port is from what PyTorch computes with a change; None where it cannot be computed."""
+        self.times += 1
+        try:
+            with torch.no_grad():
+                plant = partial(_valued, change, n)
+                value = replayed(self.way.value, self.way.calls, plant, [call.number])
+                return self.error(value.detach().numpy())
+        except ERRORS:
+            return None
+
+    def holds(self, change: Change, call: Call) -> float | None:
+        """Return the number that makes a change explain the port, 0 where it needs no number; else None."""
+        if not change.starts:
+            return 0.0 if self.is_right(self.with_change(change, call, 0.0)) else None
+        errors = {n: self.with_change(change, call, n) for n in dict.fromkeys(change.starts)}
+        for n, error in errors.items():
+            if self.is_right(error):
+                return n
+        sizes = {n: float(np.linalg.norm(e)) for n, e in errors.items() if e is not None}
+        for n in dict.fromkeys((change.starts[0], min(sizes, key=lambda n: sizes[n], default=change.starts[0]))):
+            if n in sizes and (found := self.fitted(change, call, n)) is not None:
+                return found
+        return None
+
+    def fitted(self, change: Change, call: Call, n: float) -> float | None:
+        """Return the number with which a change explains the port's value, sought from `n` on."""
+        before = np.inf
+        for _ in range(STEPS):
+            h = 1e-6 * max(abs(n), 1e-3)
+            error, beside = self.with_change(change, call, n), self.with_change(change, call, n + h)
+            if self.is_right(error):
+                return n
+            if error is None or beside is None or (size := float(np.linalg.norm(error))) > CLOSER * before:
+                return None
+            slope = (beside - error) / h
+            steepness = float(np.vdot(slope, slope))
+            if steepness == 0:
+                return None
+            n, before = n - float(np.vdot(slope, error)) / steepness, size
+        return None
+
+
+def _valued(change: Change, n: float, function: Any, args: Any, kw: Any) -> Any:
+    return change.value(function, args, kw, n)
+
+
+def explain(network: ReferenceNetwork, place: DifferingPlace) -> str:
+    """Return what the port has at a place, in terms of what PyTorch has: an end of a sentence; else an empty text.
+
+    Nothing is said of what is random, nor of values that are not finite.
+    """
+    if place.side == "gradient":
+        return ""
+    run = network.runs[place.train]
+    expected = run.seen_at(place.side).get(place.call)
+    if expected is None or expected.shape != place.got.shape or not np.isfinite(place.got).all():
+        return "" if expected is None else of_shape(expected, place.got)
+    if not np.issubdtype(place.got.dtype, np.floating):
+        return ""
+    values = {
+        **{f"what arrives at {call}": array for call, array in run.inputs.items()},
+        **{f"what {call} gives": array for call, array in run.outputs.items()},
+    }
+    own = {f"what arrives at {place.call}"} if place.side == "enter" else {f"what {place.call} gives"}
+    others = {name: array for name, array in values.items() if name not in own}
+    return of_value(expected, place.got) or from_elsewhere(others, place.got) or of_operation(network, place)
+
+
+def of_shape(expected: Array, got: Array) -> str:
+    """Return how a value of another shape comes from PyTorch's."""
+    if expected.size == got.size and expected.ndim == got.ndim and expected.ndim > 1:
+        for a, b in combinations(range(expected.ndim), 2):
+            if _equal(np.swapaxes(expected, a, b), got):
+                return f"PyTorch's value with the axes {a} and {b} exchanged"
+    return ""
+
+
+def _equal(a: Array, b: Array) -> bool:
+    return a.shape == b.shape and bool(bounds.distance(a, b) <= FORWARD * (bounds.norm(b) or 1.0))
+
+
+def of_value(expected: Array, got: Array) -> str:
+    """Return how a value comes from PyTorch's, whatever was computed: by a factor, a sum, or another order."""
+    size = float(np.vdot(expected, expected))
+    if not bounds.norm(got):
+        return "zero everywhere" if size else ""
+    if size and _equal(expected * (factor := float(np.vdot(expected, got)) / size), got):
+        return (
+            f"PyTorch's value divided by {shown(1 / factor)}"
+            if abs(factor) < 1
+            else f"PyTorch's value times {shown(factor)}"
+        )
+    if _equal(expected + (term := float(np.mean(got - expected))), got):
+        return f"PyTorch's value plus {shown(term)}"
+    for axis in range(expected.ndim):
+        if order := _order(expected, got, axis):
+            listed = f" ({', '.join(map(str, order))})" if len(order) <= LISTED else ""
+            return f"PyTorch's value with the entries of axis {axis} in another order{listed}"
+    return ""
+
+
+def _order(expected: Array, got: Array, axis: int) -> list[int]:
+    """Return which entries of PyTorch's axis the port has, one after the other; empty where they are others."""
+    ours, theirs = (np.moveaxis(a, axis, 0).reshape(a.shape[axis], -1) for a in (expected, got))
+    if len(ours) < 2 or ours.shape[1] < 2:
+        return []
+    # A sum with random weights knows a row again, so that not every row is held against every other.
+    weights = np.random.default_rng(0).standard_normal(ours.shape[1])
+    sums, wanted = ours @ weights, theirs @ weights
+    sorted_sums = np.argsort(sums)
+    at = np.clip(np.searchsorted(sums[sorted_sums], wanted), 0, len(sums) - 1)
+    beside = np.clip(at - 1, 0, None)
+    nearer = np.abs(sums[sorted_sums[at]] - wanted) <= np.abs(sums[sorted_sums[beside]] - wanted)
+    order = sorted_sums[np.where(nearer, at, beside)]
+    return [int(i) for i in order] if _equal(ours[order], theirs) else []
+
+
+def from_elsewhere(values: Mapping[str, Array], got: Array) -> str:
+    """Return which other value of the reference the port has at a place."""
+    return next((name for name, array in values.items() if _equal(np.asarray(array), got)), "")
+
+
+def of_operation(network: ReferenceNetwork, place: DifferingPlace) -> str:
+    """Return with which change of one operation the reference computes what the port has at a place."""
+    way = network.on_the_way_to(place)
+    if way.value is None or any(word in call.name for call in way.calls for word in RANDOM):
+        return ""
+    trial = _Trial(way, way.counted(place.got))
+    results = [(call, result) for call in reversed(way.calls) if (result := _result(call)) is not None]
+    for row in CHANGES:
+        for call, result in results:
+            for change in row(call, result):
+                if trial.spent:
+                    return ""
+                if (n := trial.holds(change, call)) is not None:
+                    at = f"`{call.name}` ({call.place})" if call.place else f"`{call.name}`"
+                    return f"PyTorch's value computed {change.text.replace('{op}', at).replace('{}', shown(n))}"
+    return ""
+
+
+def _result(call: Call) -> Tensor | None:
+    """Return what a call gives, computed again; None where that is no tensor of floats."""
+    try:
+        with torch.no_grad():
+            result = call.function(*call.given(), **call.kw)
+    except ERRORS:
+        return None
+    return result if isinstance(result, Tensor) and result.is_floating_point() else None

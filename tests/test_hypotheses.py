@@ -1,0 +1,143 @@
+"""What is said of a mistake that no entry of the catalogue has: PyTorch's computation with one simple change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+import parity
+from parity.diagnosis import hypotheses
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+X = np.random.default_rng(0).standard_normal((3, 5, 6))
+A = np.random.default_rng(1).standard_normal((4, 5, 5))
+
+
+class Gate(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(6, 6), torch.nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        mixed = torch.softmax(x @ x.transpose(-2, -1) * 0.25, dim=-1) @ x
+        return self.last(torch.atan(mixed) - x.pow(2))
+
+
+class Net(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.head = Gate(), torch.nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.gate(x))
+
+
+# By operation: what the port computes.
+RIGHT: dict[str, Callable[..., jax.Array]] = {
+    "scale": lambda x: x * 0.25,
+    "softmax": lambda x: jax.nn.softmax(x, -1),
+    "atan": jnp.arctan,
+    "sub": lambda a, b: a - b,
+    "pow": lambda x: x**2,
+    "mixed": lambda x: x,
+    "end": lambda x, before: x,
+}
+
+
+class NNXGate(nnx.Module):
+    def __init__(self, wrong: dict[str, Callable[..., jax.Array]]) -> None:
+        self.first, self.last = (nnx.Linear(6, 6, rngs=nnx.Rngs(0)) for _ in range(2))
+        self.does = RIGHT | wrong
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        does, before, x = self.does, x, self.first(x)
+        mixed = does["mixed"](does["softmax"](does["scale"](x @ jnp.swapaxes(x, -2, -1))) @ x)
+        return self.last(does["end"](does["sub"](does["atan"](mixed), does["pow"](x)), before))
+
+
+class NNXNet(nnx.Module):
+    def __init__(self, **wrong: Callable[..., jax.Array]) -> None:
+        self.gate, self.head = NNXGate(wrong), nnx.Linear(6, 4, rngs=nnx.Rngs(0))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.head(self.gate(x))
+
+
+def told(**wrong: Callable[..., Any]) -> str:
+    torch.manual_seed(0)
+    net = Net()
+    (finding,) = parity.check(net, parity.move(net, NNXNet(**wrong), X), X, steps=1).models[0].findings
+    assert (finding.layer, finding.trap) == ("gate", None)
+    return finding.text
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        ({"end": lambda x, _: x / 1.189}, "PyTorch's value divided by 1.189"),
+        ({"end": lambda x, _: x[..., ::-1]}, "the entries of axis 2 in another order (5, 4, 3, 2, 1, 0)"),
+        ({"end": lambda x, before: before}, "there the port has what arrives at gate.first"),
+        ({"atan": lambda x: x}, "PyTorch's value computed without `atan` (test_hypotheses.py:"),
+        ({"atan": lambda x: jnp.arctan(jnp.arctan(x))}, "PyTorch's value computed with `atan` (test_hypotheses.py:"),
+        ({"pow": lambda x: x**3}, "PyTorch's value computed with 3 in the place of 2 in `pow` (test_hypotheses.py:"),
+        (
+            {"scale": lambda x: x * 0.731},
+            "PyTorch's value computed with 0.731 in the place of 1/4 in `mul` (test_hypotheses.py:",
+        ),
+        ({"mixed": lambda x: x * 1.3}, "PyTorch's value computed with what `matmul` (test_hypotheses.py:"),
+        ({"atan": lambda x: x, "sub": lambda a, b: jnp.arctan(a - b)}, "computed with `sub` (test_hypotheses.py:"),
+        ({"softmax": lambda x: jax.nn.softmax(x, -1)[:, ::-1]}, "gives reversed along axis 1"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_one_change_of_one_operation_is_said(wrong: dict[str, Callable[..., Any]], expected: str) -> None:
+    assert expected in told(**wrong)
+
+
+def test_what_is_not_one_simple_change_is_said_to_be_none() -> None:
+    assert "the port has" not in told(atan=lambda x: x + 0.1 * x**3)
+
+
+def test_a_value_that_is_almost_a_multiple_is_none() -> None:
+    """A change is told where it explains all numbers, and a single wrong one is enough to say nothing."""
+    assert hypotheses.of_value(A, 3 * A) == "PyTorch's value times 3"
+    wrong = 3 * A
+    wrong[0, 0, 0] += 1e-6
+    assert hypotheses.of_value(A, wrong) == ""
+
+
+@pytest.mark.parametrize(
+    ("got", "expected"),
+    [
+        (A / 8**0.5, "PyTorch's value divided by √8"),
+        (-A, "PyTorch's value times -1"),
+        (A + 0.5, "PyTorch's value plus 1/2"),
+        (0 * A, "zero everywhere"),
+        (A[[1, 0, 2, 3]], "PyTorch's value with the entries of axis 0 in another order (1, 0, 2, 3)"),
+        (A[:, :, [0, 0, 1, 2, 3]], "PyTorch's value with the entries of axis 2 in another order (0, 0, 1, 2, 3)"),
+    ],
+)
+def test_values_as_a_whole(got: np.ndarray, expected: str) -> None:
+    assert hypotheses.of_value(A, got) == expected
+
+
+def test_another_shape() -> None:
+    assert hypotheses.of_shape(A, A.transpose(1, 0, 2)) == "PyTorch's value with the axes 0 and 1 exchanged"
+    assert hypotheses.of_shape(A, A.reshape(5, 4, 5)) == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(3.0, "3"), (0.125, "1/8"), (32**0.5, "√32"), (32**-0.5, "1/√32"), (1.189, "1.189"), (0.0, "0"), (-2.0, "-2")],
+)
+def test_numbers_are_shown_as_readers_know_them(value: float, text: str) -> None:
+    assert hypotheses.shown(value) == text
