@@ -1,6 +1,6 @@
 """The port scales by the depth of a head; Gemma 2's 27B scales by its width over its heads.
 
-Source: ggml-org/llama.cpp#8444. There 9B had the scale of 27B
+Source: antonellof/ferrox#40.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Port(PortAttention):
 
 
 BUG = Bug(
-    source="ggml-org/llama.cpp#8444",
+    source="antonellof/ferrox#40",
     what="scales scores by another constant than the configuration gives",
     torch=lambda: TorchLanguageModel("self_attn", Torch),
     port=lambda wrong: PortLanguageModel("self_attn", lambda rngs: Port(rngs, wrong)),
@@ -40,4 +40,5 @@ BUG = Bug(
     layer="layers.0.self_attn",
     named=r"attention-scale|scale|factor",
     kind="configuration",
+    trap_added=True,
 )

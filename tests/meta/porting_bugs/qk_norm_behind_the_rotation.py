@@ -1,6 +1,6 @@
 """The port normalises queries and keys behind the rotation; PyTorch's model in front of it.
 
-Source: karpathy/nanochat#743. With a scale for each feature the order matters
+Source: karpathy/nanochat#743. With a scale for each feature the order matters.
 """
 
 from __future__ import annotations

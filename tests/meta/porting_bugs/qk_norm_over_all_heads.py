@@ -50,4 +50,5 @@ BUG = Bug(
     layer="layers.0.self_attn",
     named=r"norm-over-all-heads|all heads at once",
     kind="attention",
+    trap_added=True,
 )

@@ -1,6 +1,6 @@
 """The port's rotary embedding rotates the two halves of a head; PyTorch's model rotates neighbours.
 
-Source: EleutherAI/gpt-neox#834. Checkpoints for one form were run with the other
+Source: EleutherAI/gpt-neox#834. Checkpoints for one form were run with the other.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The port rotates queries by the angles of the next position.
 
-Source: fla-org/flash-linear-attention#766. An offset of one in the positions
+Source: fla-org/flash-linear-attention#766. An offset of one in the positions.
 """
 
 from __future__ import annotations
