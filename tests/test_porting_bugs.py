@@ -57,6 +57,7 @@ def test_a_finding_elsewhere_or_of_another_kind_does_not_count() -> None:
               "layers.0.input_layernorm": False, "layers.1.self_attn": False, "(the network)": False}  # fmt: skip
     assert {place: running.is_at(place, bug.layers) for place in places} == places
     assert running.is_at("norm", ["norm"])
+    assert running.is_at("(the network)", ["norm"])
     assert not running.is_at("", ["norm"])
     assert running.is_named(bug, "rotary-is-half-split", "")
     assert not running.is_named(bug, "attention-unscaled", "the scores are not scaled")
@@ -84,7 +85,10 @@ def test_every_bug_is_stored_as_its_record_says() -> None:
     stored = table.load()["bugs"]
     assert list(stored) == porting_bugs.names(), "run python -m tests.meta.porting_bugs NAME --store"
     for name, bug in porting_bugs.chosen().items():
-        assert {field: stored[name][field] for field in running.row(bug)} == running.row(bug), name
+        one = stored[name]
+        assert {field: one.get(field) for field in running.row(bug)} == running.row(bug), name
+        assert one["place"] == running.is_at(one["layer"], bug.layers), name
+        assert one["named"] == (one["findings"] > 0 and running.is_named(bug, one["trap"], one["text"])), name
 
 
 def test_the_page_is_what_was_measured() -> None:

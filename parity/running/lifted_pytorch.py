@@ -76,7 +76,7 @@ class Lifted(TorchFunctionMode):
         args = tuple(map(seen.wide, args))
         kwargs = {key: seen.wide(value) for key, value in kwargs.items()}
         with nullcontext() if seen.floating else default_float64():
-            run = EXACT.get(name, func)
+            run: Callable[..., Any] = EXACT.get(name, func)
             result = run(*args, **kwargs)
         if in_place:
             return result

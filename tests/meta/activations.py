@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -41,6 +42,7 @@ ACTIVATIONS = (
     Case("gelu-tanh", sequence(F.gelu, nnx.gelu), BLOCK),
     Case("gelu-tanh", between(F.gelu, nnx.gelu, port="linen"), BLOCK),
     Case("gelu-quick", sequence(F.gelu, lambda x: x * jax.nn.sigmoid(1.702 * x)), BLOCK),
+    Case("gelu-is-silu", sequence(partial(F.gelu, approximate="tanh"), nnx.silu), BLOCK),
     Case("gelu-is-relu", sequence(F.gelu, nnx.relu, port="linen"), BLOCK),
     Case("gelu-missing", sequence(F.gelu, lambda x: x), BLOCK),
     Case("leaky-slope", between(lambda x: F.leaky_relu(x, 0.2), nnx.leaky_relu), BLOCK),

@@ -167,6 +167,11 @@ BETWEEN = (
         BLOCK,
     ),
     Case(
+        "pad-both-sides",
+        between(lambda x: F.pad(x, (0, 1, 0, 1)), lambda x: jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))),
+        BLOCK,
+    ),
+    Case(
         "pad-zeros",
         between(lambda x: F.pad(x, (1, 1, 1, 1), "reflect"), lambda x: jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))),
         BLOCK,

@@ -123,6 +123,8 @@ OWN_ATTENTION = (
     Case("attention-scale-without-root", attention(own(scale=0.4), port(scale=1 / DEPTH)), BLOCK),
     Case("attention-scale-power-of-two", attention(own(heads=1), port(scale=2.0**-4, heads=1)), BLOCK),
     Case("attention-scale-added", attention(own(scale=1), port()), BLOCK),
+    Case("attention-scale-default", attention(own(CAUSAL, scale=0.3), port(CAUSAL)), BLOCK),
+    Case("attention-scale-default", attention(own(CAUSAL, scale=0.3, form="function"), port(CAUSAL)), BLOCK),
     Case("attention-softmax-over-queries", attention(own(), port(axis=-2)), BLOCK),
     Case("attention-sees-next", attention(own(CAUSAL), port(QUERIES >= KEYS - 1)), BLOCK),
     Case("attention-sees-next", attention(own(CAUSAL, form="function"), port(QUERIES >= KEYS - 1)), BLOCK),

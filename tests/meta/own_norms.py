@@ -43,6 +43,10 @@ def by_heads(x: Tensor) -> Tensor:
     return rms(x.view(2, 5, 2, 3)).flatten(2)
 
 
+def by_heads_in_front(x: Tensor) -> Tensor:
+    return rms(x.view(2, 5, 2, 3).transpose(1, 2)).transpose(1, 2).flatten(2)
+
+
 def twice(x: Any) -> Any:
     return port()(port()(x) * SCALE) * SCALE
 
@@ -95,6 +99,11 @@ OWN_NORMS = (
     Case(
         "norm-over-all-heads",
         sequence(by_heads, lambda x: port(axis=(-2, -1))(x.reshape(2, 5, 2, 3)).reshape(2, 5, 6)),
+        BLOCK,
+    ),
+    Case(
+        "norm-over-all-heads-in-front",
+        sequence(by_heads_in_front, lambda x: port(axis=(-2, -1))(x.reshape(2, 5, 2, 3)).reshape(2, 5, 6)),
         BLOCK,
     ),
     Case("norm-times-root", sequence(rms, port(power=-1.0)), BLOCK),

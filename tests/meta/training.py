@@ -77,6 +77,17 @@ def falling(cls: Callable[..., torch.optim.Optimizer], **options: Any) -> Callab
     return make
 
 
+def grouped(params: Any) -> Any:
+    """PyTorch's side: AdamW that decays matrices alone."""
+    kept = [*params]
+    groups = [
+        {"params": [p for p in kept if p.ndim > 1]},
+        {"params": [p for p in kept if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = AdamW(groups, lr=LR, weight_decay=WD)
+    return optimizer, ExponentialLR(optimizer, GAMMA)
+
+
 def cosine(params: Any) -> Any:
     optimizer = SGD(params, lr=LR)
     return optimizer, CosineAnnealingLR(optimizer, T_MAX)
@@ -132,6 +143,7 @@ TRAINING = (
     row("decay-not-scaled", falling(SGD, **BOTH), trace, rate, optax.add_decayed_weights(-WD)),
     row("decay-on-weights-only", falling(SGD, **BOTH), optax.add_decayed_weights(WD, mask=matrices), trace, rate),
     row("decay-on-weights-only", falling(AdamW, weight_decay=WD), optax.adamw(FALLING, weight_decay=WD, mask=matrices)),
+    row("decay-on-all", grouped, optax.adamw(FALLING, weight_decay=WD)),
     row("adam-decay-decoupled", falling(Adam, weight_decay=WD), optax.adamw(FALLING, weight_decay=WD)),
     row("adamw-decay-coupled", falling(AdamW, weight_decay=WD), decay, optax.adam(FALLING)),
     row("adamw-decay-1e-4", falling(AdamW), optax.adamw(FALLING)),

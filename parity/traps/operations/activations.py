@@ -95,6 +95,7 @@ ACTIVATIONS = (
         "use nn.gelu",
         "Hendrycks and Gimpel 2016, section 2",
     ),
+    Trap("gelu-is-silu", "between", GELU, instead(F.silu), "SiLU for GELU", "use nn.gelu", "huggingface/candle#3747"),
     Trap("gelu-is-relu", "between", GELU, instead(F.relu), "ReLU for GELU", "use nn.gelu", GELU_PAGES),
     Trap(
         "relu6-is-relu",

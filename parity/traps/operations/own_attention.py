@@ -254,6 +254,13 @@ OWN_ATTENTION: Sequence[Trap] = (
         "AI-Hypercomputer/maxtext@9c2cc66ce",
     ),
     _row(
+        "attention-scale-default",
+        _scale(lambda attention, _: attention.depth**-0.5),
+        "the scores are divided by the root of a head's depth, the default; PyTorch's model has another scale",
+        "pass the scale that the configuration gives",
+        "antonellof/ferrox#40",
+    ),
+    _row(
         "attention-softmax-over-queries",
         _softmaxed(-2),
         "the softmax goes over the queries; PyTorch's over the keys",

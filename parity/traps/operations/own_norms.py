@@ -219,6 +219,12 @@ def _all_heads(norm: Norm) -> Tensor | None:
     return replace(norm, dim=(last - 1, last)).value() if norm.x.ndim == 4 and norm.dim == (last,) else None
 
 
+def _all_heads_in_front(norm: Norm) -> Tensor | None:
+    """The norm over the heads, too, of numbers (batch, heads, length, depth)."""
+    last = norm.x.ndim - 1
+    return replace(norm, dim=(last - 2, last)).value() if norm.x.ndim == 4 and norm.dim == (last,) else None
+
+
 def _divided(power: float) -> Callable[[Norm], Tensor | None]:
     """The numbers divided by another power of the root."""
 
@@ -398,6 +404,16 @@ OWN_NORMS = (
         FUNCTIONAL,
         _norm(_all_heads),
         "queries and keys are normalised over all heads at once; PyTorch's model normalises each head",
+        "normalise after the split into heads, over the last axis",
+        "EleutherAI/gpt-neox#1367",
+    ),
+    Trap(
+        "norm-over-all-heads-in-front",
+        "between",
+        FUNCTIONAL,
+        _norm(_all_heads_in_front),
+        "queries and keys are normalised over all heads at once; PyTorch's model, whose heads stand in front of the "
+        "length, normalises each head",
         "normalise after the split into heads, over the last axis",
         "EleutherAI/gpt-neox#1367",
     ),

@@ -39,6 +39,14 @@ def _padded(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> T
     return function(args[0], other, *args[2:], **rest) if other != pads else None
 
 
+def _both_sides(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
+    """The other side of an axis that is padded at one side padded as much."""
+    pads = list(args[1] if len(args) > 1 else kw["pad"])
+    other = [max(pads[i], pads[i + 1 - 2 * (i % 2)]) for i in range(len(pads))]
+    rest = {n: v for n, v in kw.items() if n != "pad"}
+    return function(args[0], other, *args[2:], **rest) if other != pads else None
+
+
 def _zeros(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
     pads = args[1] if len(args) > 1 else kw["pad"]
     mode = args[2] if len(args) > 2 else kw.get("mode", "constant")
@@ -135,6 +143,15 @@ JOINS_AND_AXES = (
         "the odd row or column is padded at the other side",
         "exchange the pads",
         "torch.nn.functional.pad, jax.numpy.pad",
+    ),
+    Trap(
+        "pad-both-sides",
+        "between",
+        PAD,
+        _both_sides,
+        "both sides are padded; PyTorch's model pads one",
+        "pad that side: padding=((0, 1), (0, 1))",
+        "huggingface/diffusers#5137",
     ),
     Trap(
         "pad-zeros",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from parity.traps.training.optimizer_formulas import adagrad, adam, formula, rmsprop, setting, sgd
-from parity.traps.training.training_changes import decay_on_weights_only
+from parity.traps.training.training_changes import decay_on_all, decay_on_weights_only
 from parity.traps.trap import Trap
 from ports.optimizers import having
 
@@ -43,6 +43,15 @@ OPTIMIZERS = (
         "no decay on biases and norms; PyTorch decays every parameter of the group",
         "no mask, or two groups in PyTorch",
         DECAY_PAGES,
+    ),
+    Trap(
+        "decay-on-all",
+        "training",
+        ANY,
+        decay_on_all,
+        "decay on every parameter; PyTorch's training has a group without decay, such as biases and norms",
+        "a mask: optax.adamw(…, mask=…), optax.add_decayed_weights(wd, mask)",
+        "salesforce/jaxformer#28",
     ),
     Trap(
         "adam-decay-decoupled",

@@ -43,6 +43,19 @@ def decay_on_weights_only(training: Training) -> Training:
     return replace(training, optimizer=make)
 
 
+def decay_on_all(training: Training) -> Training:
+    """Every group decays as the one that decays most."""
+
+    def make(params: Params) -> Any:
+        optimizer, scheduler = made(training, params)
+        most = max(group.get("weight_decay", 0.0) for group in optimizer.param_groups)
+        for group in optimizer.param_groups:
+            group.update({"weight_decay": most} if "weight_decay" in group else {})
+        return optimizer, scheduler
+
+    return replace(training, optimizer=make)
+
+
 def scheduled(change: Callable[[Any, Any], Any]) -> Callable[[Training], Training]:
     """Another schedule: from optimizer and scheduler to what is stepped."""
 

@@ -2,7 +2,8 @@
 
 Every module here with a `BUG` is one bug; its name is the bug's. `running.py` asks the check about both versions,
 `rivals.py` asks the rules that people use today, and `table.py` writes `docs/porting-bugs.md`. The other modules are
-`inputs.py`, which draws inputs, `surroundings.py`, what stands around many of the bugs, and `__main__.py`, the command.
+`inputs.py`, which draws inputs, `surroundings.py` and `images.py`, what stands around many of the bugs, and
+`__main__.py`, the command.
 
 To add a bug, write its module. Write `named` before the bug is run for the first time, and leave it as it is.
 """
@@ -23,7 +24,7 @@ from torch import nn
 from ports.errors import UserError
 
 # Modules of this package that hold no bug.
-HARNESS = ("__main__", "inputs", "rivals", "running", "skeletons", "surroundings", "table")
+HARNESS = ("__main__", "images", "inputs", "rivals", "running", "skeletons", "surroundings", "table")
 
 KINDS = (
     "rotary",
@@ -58,7 +59,9 @@ class Bug:
         named: a pattern that the first finding (its trap and its text) must match to have named the bug.
         kind: one of `KINDS`.
         blind: whether its writer knew nothing of the traps.
+        trap_added: whether the check got a trap because it did not name this bug when it was first run.
         options: of `parity.check`, such as an optimizer or a loss.
+        mistaken: options of the wrong version in place of these, where the bug is in the loss or in the optimizer.
 
     Raises:
         ValueError: a kind, a source or a pattern that is not valid.
@@ -73,7 +76,9 @@ class Bug:
     named: str
     kind: str
     blind: bool = False
+    trap_added: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    mistaken: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

@@ -1,6 +1,6 @@
-"""mlx-lm's Gemma 2 does not cap the scores of attention.
+"""The port does not cap attention scores, as Gemma 2 does.
 
-Source: ml-explore/mlx-examples#857.
+Source: AI-Hypercomputer/maxtext@fecf96adb.
 """
 
 from __future__ import annotations
@@ -11,30 +11,41 @@ import torch
 
 from . import Bug
 from .inputs import tokens
-from .skeletons import VOCABULARY, FlaxAttention, FlaxDecoder, TorchAttention, TorchDecoder
+from .surroundings import (
+    DEPTH,
+    VOCABULARY,
+    PortAttention,
+    PortLanguageModel,
+    TorchAttention,
+    TorchLanguageModel,
+    port_causal,
+    torch_causal,
+)
 
-CAP = 50.0
+
+class Torch(TorchAttention):
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        scores = q @ k.transpose(-1, -2) * DEPTH**-0.5
+        scores = torch.tanh(scores / 0.5) * 0.5
+        scores = scores.masked_fill(~torch_causal(q.shape[2]), float("-inf"))
+        return scores.softmax(-1) @ v
 
 
-class Gemma2Attention(TorchAttention):
-    def scored(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(super().scored(q, k) / CAP) * CAP
-
-
-class FlaxGemma2Attention(FlaxAttention):
-    def scored(self, q: jax.Array, k: jax.Array) -> jax.Array:
-        scores = super().scored(q, k)
-        return scores if self.wrong else jnp.tanh(scores / CAP) * CAP
+class Port(PortAttention):
+    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) * DEPTH**-0.5
+        scores = scores if self.wrong else jnp.tanh(scores / 0.5) * 0.5
+        weights = jax.nn.softmax(jnp.where(port_causal(q.shape[1]), scores, -jnp.inf))
+        return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
 
 
 BUG = Bug(
-    source="ml-explore/mlx-examples#857",
-    what="Scores are not capped by a tanh before the mask.",
-    torch=lambda: TorchDecoder(Gemma2Attention),
-    port=lambda wrong: FlaxDecoder(wrong, FlaxGemma2Attention),
+    source="AI-Hypercomputer/maxtext@fecf96adb",
+    what="does not cap the scores",
+    torch=lambda: TorchLanguageModel("self_attn", Torch),
+    port=lambda wrong: PortLanguageModel("self_attn", lambda rngs: Port(rngs, wrong)),
     inputs=lambda: (tokens(VOCABULARY),),
     layer="layers.0.self_attn",
-    named=r"\bcap|softcap|soft-cap|tanh",
+    named=r"attention-cap|not capped|tanh",
     kind="attention",
-    blind=True,
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from flax import linen, nnx
 from torch import nn
 
 import parity
+from parity.diagnosis.localise import NETWORK
 from parity.reports.report import Report
 from ports.errors import UserError
 
@@ -77,7 +78,8 @@ def run(bug: Bug) -> Outcome:
         wrong, fits = moved(bug, reference, built(bug, True)), True
     except UserError:
         wrong, fits = with_weights_of(right, built(bug, True)), False
-    good, bad = checked(bug, reference, right), checked(bug, reference, wrong)
+    good = checked(bug, reference, right, bug.options)
+    bad = checked(bug, reference, wrong, {**bug.options, **bug.mistaken})
     return Outcome(
         passes=isinstance(good, Report) and good.exit_code == 0,
         **told(bug, bad),
@@ -107,9 +109,11 @@ def told(bug: Bug, report: Report | str) -> dict[str, Any]:
     }
 
 
-def is_at(found: str, layers: Iterable[str]) -> bool:
+def is_at(found: str, layers: Sequence[str]) -> bool:
     """Return whether a place is one of these layers, lies within one, or is the block that holds one."""
-    return any(found in (layer, layer.rpartition(".")[0] or layer) or found.startswith(f"{layer}.") for layer in layers)
+    return any(
+        found in (layer, layer.rpartition(".")[0] or NETWORK) or found.startswith(f"{layer}.") for layer in layers
+    )
 
 
 def is_named(bug: Bug, trap: str | None, text: str) -> bool:
@@ -151,10 +155,10 @@ def with_weights_of(right: Any, wrong: Any) -> Any:
     return wrong
 
 
-def checked(bug: Bug, reference: nn.Module, port: Any) -> Report | str:
+def checked(bug: Bug, reference: nn.Module, port: Any, options: Mapping[str, Any]) -> Report | str:
     """Return the check's report, or why it refuses."""
     try:
-        return parity.check(reference, port, *bug.inputs(), **bug.options)
+        return parity.check(reference, port, *bug.inputs(), **options)
     except UserError as error:
         return str(error)
 
@@ -168,4 +172,4 @@ def to_json(outcomes: Mapping[str, Outcome], bugs: Mapping[str, Bug]) -> dict[st
 def row(bug: Bug) -> dict[str, Any]:
     """Return what a bug's record says of it, as stored beside what was measured."""
     said = {"source": bug.source, "what": bug.what, "kind": bug.kind, "blind": bug.blind}
-    return {**said, "layers": list(bug.layers), "pattern": bug.named}
+    return {**said, "trap_added": bug.trap_added, "layers": list(bug.layers), "pattern": bug.named}

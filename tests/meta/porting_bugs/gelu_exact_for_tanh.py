@@ -1,0 +1,54 @@
+"""The port's gated unit has the exact GELU; Gemma's has the tanh approximation.
+
+Source: NVIDIA-NeMo/Megatron-Bridge#4661.
+"""
+
+from __future__ import annotations
+
+import jax
+import torch
+from flax import nnx
+from torch import nn
+
+from . import Bug
+from .inputs import tokens
+from .surroundings import (
+    VOCABULARY,
+    WIDTH,
+    PortLanguageModel,
+    TorchLanguageModel,
+)
+
+
+class Torch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(WIDTH, 2 * WIDTH)
+        self.down_proj = nn.Linear(2 * WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(nn.functional.gelu(self.gate_proj(x), approximate="tanh") * self.up_proj(x))
+
+
+class Port(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs, wrong: bool) -> None:
+        self.wrong = wrong
+        self.gate_proj = nnx.Linear(WIDTH, 2 * WIDTH, rngs=rngs)
+        self.up_proj = nnx.Linear(WIDTH, 2 * WIDTH, rngs=rngs)
+        self.down_proj = nnx.Linear(2 * WIDTH, WIDTH, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        gate = jax.nn.gelu(self.gate_proj(x), approximate=not self.wrong)
+        return self.down_proj(gate * self.up_proj(x))
+
+
+BUG = Bug(
+    source="NVIDIA-NeMo/Megatron-Bridge#4661",
+    what="computes the exact GELU; PyTorch's model computes its tanh approximation",
+    torch=lambda: TorchLanguageModel("mlp", Torch),
+    port=lambda wrong: PortLanguageModel("mlp", lambda rngs: Port(rngs, wrong)),
+    inputs=lambda: (tokens(VOCABULARY),),
+    layer="layers.0.mlp",
+    named=r"gelu",
+    kind="gated unit",
+)
