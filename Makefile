@@ -23,7 +23,7 @@ endef
 export MISSING
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-twins docs parity parity-all bench gpu gpu-rehearsal test test-fast test-types score twins twins-fast fuzz soak lint clean
+.PHONY: help setup setup-twins docs parity parity-all bench gpu gpu-rehearsal test test-nightly test-fast test-types score twins twins-fast fuzz soak lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ gpu-rehearsal: $(READY) ## the same stages on the CPU with small networks, withi
 
 test: $(READY) ## run all tests
 	$(BIN)/pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+test-nightly: $(READY) ## run all tests, those too that take minutes
+	$(BIN)/pytest -n 2 --dist worksteal --nightly $(PYTEST_ARGS)
 
 test-fast: $(READY) ## run the quick modules, under two minutes
 	$(BIN)/pytest -n 2 --dist worksteal --fast $(PYTEST_ARGS)

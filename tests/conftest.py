@@ -1,6 +1,7 @@
 """Shared fixtures: the folder of real data, where there is one, quick compilation, and the same numbers in every run.
 
-`pytest --fast` leaves out the modules that take most of the time (`make test-fast`). `pytest --shuffle 7` runs the
+`pytest --fast` leaves out the modules that take most of the time (`make test-fast`). Tests marked `nightly` run with
+`pytest --nightly` alone (`make test-nightly`): they take minutes. `pytest --shuffle 7` runs the
 modules, and the tests of each module, in the random order of that seed.
 """
 
@@ -78,6 +79,7 @@ SLOW = re.compile(
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fast", action="store_true", help="leave out the modules that take most of the time")
+    parser.addoption("--nightly", action="store_true", help="run the tests marked nightly too")
     parser.addoption("--shuffle", type=int, metavar="SEED", help="run the tests in the random order of this seed")
 
 
@@ -87,6 +89,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         slow = [item for item in items if SLOW.fullmatch(item.path.name)]
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if not SLOW.fullmatch(item.path.name)]
+    if not config.getoption("--nightly"):
+        nightly = [item for item in items if item.get_closest_marker("nightly")]
+        config.hook.pytest_deselected(items=nightly)
+        items[:] = [item for item in items if not item.get_closest_marker("nightly")]
     if (seed := config.getoption("--shuffle")) is None:
         return
     rng = random.Random(seed)

@@ -258,6 +258,7 @@ def test_a_command_that_does_not_want_to_end_is_ended(tmp_path: Path, monkeypatc
     assert ends[0].code is None
 
 
+@pytest.mark.nightly
 def test_a_stage_on_this_machine_from_end_to_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -261,6 +261,7 @@ def make():
 """
 
 
+@pytest.mark.nightly
 def test_a_pair_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "pair.py"
     file.write_text(OWN.format(approximate=False))
@@ -284,6 +285,7 @@ def test_a_pair_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "GELU" in error
 
 
+@pytest.mark.nightly
 def test_what_a_subject_raises_is_a_row_and_the_log_has_where(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -45,6 +45,7 @@ def problems(example: Example) -> list[str]:
     return said
 
 
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.title)
 def test_wrong_code_is_wrong_and_right_code_is_right(group: Group) -> None:

@@ -76,11 +76,16 @@ class Lifted(TorchFunctionMode):
         args = tuple(map(seen.wide, args))
         kwargs = {key: seen.wide(value) for key, value in kwargs.items()}
         with nullcontext() if seen.floating else default_float64():
-            run: Callable[..., Any] = EXACT.get(name, func)
-            result = run(*args, **kwargs)
+            result = self._run(name, func)(*args, **kwargs)
         if in_place:
             return result
         return _each(result, _double)
+
+    @staticmethod
+    def _run(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return what computes a function in float64."""
+        exact = EXACT.get(name)
+        return function if exact is None else exact
 
     def _table(self, value: Tensor) -> Tensor:
         """Return a tensor that the model holds in a narrow type in float64."""
