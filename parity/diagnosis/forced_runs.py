@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from parity.numerics.layouts import LAYOUTS, Tensors, axes, leaves, to_flax, to_reference
+from parity.numerics.layouts import LAYOUTS, Tensors, fitting, leaves, to_flax, to_reference
 from parity.numerics.pins import Pins
 from parity.numerics.quantities import Probe
 from parity.running import flax as run_flax
@@ -167,9 +167,7 @@ def _layouts(net: Functional, probe: Probe, reference: RecordedRun, train: bool)
         expected = (reference.inputs if side == "enter" else reference.outputs).get(name)
         if expected is None or expected.ndim != got.ndim or not jnp.issubdtype(got.dtype, jnp.floating):
             continue
-        order = LAYOUTS if got.ndim > 3 else ("same", *LAYOUTS)
-        fitting = (a for a in order if tuple(expected.shape[i] for i in axes(a, expected.ndim)) == got.shape)
-        found[side, name] = next(fitting, next(iter(order)))
+        found[side, name] = fitting(expected.shape, got.shape) or ("same" if got.ndim < 4 else next(iter(LAYOUTS)))
     return found
 
 
@@ -226,13 +224,6 @@ def _output_layouts(net: Functional, probe: Probe, reference: RecordedRun, train
     found = {}
     for name, value in leaves(values, "output"):
         expected = reference.values.get(name)
-        order = LAYOUTS if value.ndim > 3 else ("same", *LAYOUTS)
-        fits = (
-            a
-            for a in order
-            if expected is not None
-            and expected.ndim == value.ndim
-            and tuple(expected.shape[i] for i in axes(a, expected.ndim)) == value.shape
-        )
-        found[name] = next(fits, "same")
+        same_rank = expected is not None and expected.ndim == value.ndim
+        found[name] = (fitting(expected.shape, value.shape) if same_rank else None) or "same"
     return found

@@ -97,7 +97,7 @@ def measure(subject: Subject, policy: Policy, progress: Progress) -> tuple[Preci
     products = nullcontext if policy.tf32 is not None else partial(jax.default_matmul_precision, policy.matmul)
     rows = []
     for dtype in policy.dtypes:
-        net = cast(reference, dtype)
+        net = cast(reference, dtype, subject.types)
         state, probe = weights.read(net), fed_in(fed, dtype)
         units = TF32_UNITS if policy.tf32 and dtype == "float32" else 1
         moved = [bounds.perturbed(state, probe, subject.seed * DRAWS + draw, units) for draw in range(DRAWS)]
@@ -161,12 +161,25 @@ def _at_least(dtype: str, run: Observation) -> Observation:
     return {q: {name: widened(array) for name, array in tensors.items()} for q, tensors in run.items()}
 
 
-def cast(reference: nn.Module, dtype: str) -> nn.Module:
-    """A copy of a PyTorch network in this type; BatchNorm's parameters and statistics are float32."""
+def cast(reference: nn.Module, dtype: str, types: Mapping[str, str] | None = None) -> nn.Module:
+    """A copy of a PyTorch network in this type; BatchNorm's parameters and statistics are float32.
+
+    So are buffers that no checkpoint has: tables, which a model that is loaded in bfloat16 computes in float32.
+
+    Args:
+        types: of its tensors, where the network has a policy for bfloat16 of its own.
+    """
     net = copy.deepcopy(reference)
     for module in net.modules():
         own = torch.float32 if isinstance(module, nn.modules.batchnorm._BatchNorm) else TORCH[dtype]
+        tables = {name: module._buffers[name] for name in module._non_persistent_buffers_set}
         module._apply(lambda t, own=own: t.to(own) if t.is_floating_point() else t, recurse=False)
+        module._buffers |= {n: t.float() if t is not None and t.is_floating_point() else t for n, t in tables.items()}
+    if types and dtype == "bfloat16":
+        exact = {**dict(reference.named_parameters()), **dict(reference.named_buffers())}
+        for name, tensor in (*net.named_parameters(), *net.named_buffers()):
+            if name in types and tensor.is_floating_point():
+                tensor.data = exact[name].data.to(getattr(torch, types[name]))
     return net
 
 
@@ -189,6 +202,20 @@ def fed_in(fed: Probe, dtype: str) -> Probe:
             lambda values: fed.loss.torch(tree_map(_widened_torch, values)),
             lambda layouts: lambda values: fed.loss.flax(layouts)(jax.tree.map(_widened_jax, values)),
         ),
+    )
+
+
+def widened(fed: Probe) -> Probe:
+    """Return a probe with the same numbers in float64."""
+
+    def wide(_: str, array: np.ndarray) -> np.ndarray:
+        return array.astype(np.float64) if bounds.floating(array) else array
+
+    return replace(
+        fed,
+        inputs=mapped(fed.inputs, wide),
+        keywords=mapped(dict(fed.keywords), wide, "keyword"),
+        torch_call=replace(fed.torch_call, keywords=rebuilt(dict(fed.torch_call.keywords), wide)),
     )
 
 

@@ -1,0 +1,331 @@
+"""Where a side rounds: every layer by itself, and what is computed between two layers, in a working precision.
+
+A softmax counts as a layer, wherever it is called: its scores are forced, and what it gives is compared once it is
+rounded to the type, which either side may do a line later.
+
+In a forced run every layer gets the same input on each side, rounded to the type, and hands on the same output. What a
+layer gives is then off by its own rounding alone, and what arrives at the next layer by the rounding between the two.
+The exact values are those of the reference in float64 on the same rounded inputs and weights, so that an error is what
+the code rounds and nothing else.
+
+Each operation rounds its result as the code says. PyTorch computes so by itself. JAX's compiler computes chains of
+operations in float32 where that is faster, one way on each device; therefore the port runs without it, one operation
+after the other. PyTorch's fused functions run in both of their forms (`running.written_out`).
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from parity.numerics import bounds
+from parity.numerics.layouts import fitting, leaves, to_flax, to_reference
+from parity.numerics.pins import Pins
+from parity.numerics.quantities import Probe
+from parity.running import flax as run_flax
+from parity.running import pytorch as run_pytorch
+from parity.running.device import Crossing
+from parity.running.flax import Functional
+from parity.running.subject import Subject
+from parity.running.taps import Calls, Tap, layer_of
+from parity.running.written_out import written_out
+from parity.verdict import precision
+from ports import weights
+from ports.weights.live.pytorch import to_numpy
+
+# Where a value is seen: entering a layer, leaving it, or at the end of the network; and which call.
+Key = tuple[str, str]
+Values = dict[Key, np.ndarray]
+
+# Runs with other weights and inputs, each moved by one unit in the last place: roundings are drawn anew.
+DRAWS = 4
+
+# What calls of a softmax are called, and JAX's names of the functions that one of its calls goes through.
+SOFTMAX, RULES = "(softmax)", ("_softmax", "_softmax_deprecated")
+
+# A score beyond this is a mask, which each side writes with a number of its own.
+MASKED = 1e4
+
+# The root mean square of a rounding, as a part of one unit in the last place.
+ROUNDING = 12**-0.5
+
+
+@dataclass
+class Errors:
+    """Squares of distances from the exact values at one place, summed over draws.
+
+    Attributes:
+        within: the module whose code computes what is seen there.
+        port: of the port.
+        forms: of the reference, as it is and with its fused functions written out.
+        unit: that one rounding of every number makes, in the type in which the reference has them.
+        count: of numbers.
+        size: of the exact values.
+    """
+
+    within: str
+    port: float = 0.0
+    forms: tuple[float, ...] = ()
+    unit: float = 0.0
+    count: int = 0
+    size: float = 0.0
+
+    def add(self, arrays: Sequence[np.ndarray], held: np.dtype) -> None:
+        """Add one draw: the exact values, the port's, and those of the reference's forms, held in a type."""
+        exact = arrays[0]
+        port, *forms = (bounds.distance(array, exact) ** 2 for array in arrays[1:])
+        self.port += port
+        self.forms = tuple(a + b for a, b in zip(self.forms or [0.0] * len(forms), forms, strict=True))
+        self.unit += (ROUNDING * bounds.norm(bounds.ulp(exact.astype(held)))) ** 2
+        self.count += exact.size
+        self.size += bounds.norm(exact) ** 2
+
+
+class Forcing(Tap):
+    """Keeps what comes to every layer and out of it, and puts other values in their places.
+
+    Args:
+        values: in PyTorch's layout; nothing is replaced elsewhere.
+        put: gives a framework's array from a key, a value and what it replaces; None where the shapes do not fit.
+    """
+
+    def __init__(self, values: Values, put: Callable[[Key, np.ndarray, Any], Any]) -> None:
+        self.values, self.put, self.calls = values, put, Calls()
+        self.seen: dict[Key, Any] = {}
+        self.within: dict[Key, str] = {}
+        self.running: list[str] = []
+
+    def enter(self, name: str, x: Any) -> Any:
+        self.within["enter", name] = self.running[-1] if self.running else ""
+        self.running.append(name)
+        return self._at(("enter", name), x)
+
+    def leave(self, name: str, y: Any) -> Any:
+        if name in self.running:
+            del self.running[self.running.index(name) :]
+        self.within["leave", name] = name
+        return self._at(("leave", name), y)
+
+    def softmax(self, original: Callable[..., Any], x: Any, *args: Any, **kw: Any) -> Any:
+        """Call a softmax: its input is forced, and its output recorded."""
+        name = self.calls.next(SOFTMAX)
+        x = self.enter(name, x)
+        self.running.pop()
+        y = self.seen["leave", name] = original(x, *args, **kw)
+        self.within["leave", name] = self.within["enter", name]
+        return y
+
+    def _at(self, key: Key, value: Any) -> Any:
+        self.seen[key] = value
+        new = None if key not in self.values else self.put(key, self.values[key], value)
+        return value if new is None else new
+
+
+class _Softmaxes(TorchFunctionMode):
+    """Tells a tap of the calls of a softmax, but of those inside PyTorch's own Python functions."""
+
+    FUNCTIONS = (torch.softmax, torch.Tensor.softmax, torch.nn.functional.softmax, torch.special.softmax)
+
+    def __init__(self, tap: Forcing) -> None:
+        super().__init__()
+        self.tap = tap
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        return self.tap.softmax(func, *args, **kwargs) if func in self.FUNCTIONS and args else func(*args, **kwargs)
+
+
+@contextmanager
+def _jax_softmaxes(tap: Forcing) -> Iterator[None]:
+    """Tell a tap of this thread's calls of `jax.nn.softmax`, imported under whatever name: it calls one of `RULES`."""
+    module, thread = inspect.unwrap(jax.nn.softmax).__globals__, threading.get_ident()
+    originals = {name: module[name] for name in RULES if name in module}
+
+    def told(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kw: Any) -> Any:
+            # Inside a transformation, such as `jax.vmap`, there are no numbers to be seen.
+            ours = threading.get_ident() == thread and not any(isinstance(arg, jax.core.Tracer) for arg in args)
+            return tap.softmax(original, *args, **kw) if ours else original(*args, **kw)
+
+        return call
+
+    module.update({name: told(original) for name, original in originals.items()})
+    try:
+        yield
+    finally:
+        module.update(originals)
+
+
+def _is_softmax(key: Key) -> bool:
+    return layer_of(key[1]) == SOFTMAX
+
+
+def _into_torch(key: Key, array: np.ndarray, old: torch.Tensor) -> torch.Tensor | None:
+    if tuple(old.shape) != array.shape or not old.is_floating_point():
+        return None
+    return torch.as_tensor(array, device=old.device).to(old.dtype)
+
+
+def _layout(key: Key, expected: np.ndarray, got: jax.Array) -> str | None:
+    """Return in which layout a port holds an array; None where it holds another one. Scores have no channels."""
+    if expected.ndim != got.ndim or not jnp.issubdtype(got.dtype, jnp.floating):
+        return None
+    if _is_softmax(key):
+        return "same" if expected.shape == got.shape else None
+    return fitting(expected.shape, got.shape)
+
+
+def _into_jax(key: Key, array: np.ndarray, old: jax.Array) -> jax.Array | None:
+    layout = _layout(key, array, old)
+    return None if layout is None else jnp.asarray(to_flax(array, layout), old.dtype)
+
+
+def of_torch(net: nn.Module, fed: Probe, values: Values, train: bool) -> tuple[Values, dict[Key, str]]:
+    """Return what a PyTorch network has at its modules and its end, in its types, and in which module each was made."""
+    net, tap = (copy.deepcopy(net) if train else net).train(train), Forcing(values, _into_torch)
+    names = [name for name, _ in net.named_modules() if name]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one kernel for a whole layer has no parts to be seen
+    try:
+        with torch.no_grad(), Crossing(), run_pytorch.tapped(net, tap, names), _Softmaxes(tap):
+            result = run_pytorch.run(net, fed, run_pytorch.inputs_of(fed))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    tap.seen |= {("end", name): value for name, value in leaves(result, "output") if isinstance(value, torch.Tensor)}
+    found = {key: to_numpy(value) for key, value in tap.seen.items() if value.is_floating_point()}
+    return {key: fed.counted(array) if array.ndim else array for key, array in found.items()}, tap.within
+
+
+def of_flax(net: Functional, fed: Probe, values: Values, train: bool) -> Values:
+    """Return what a port has there, in PyTorch's layout, one operation after the other."""
+    tap = Forcing({key: array for key, array in values.items() if key[0] != "end"}, _into_jax)
+    with jax.enable_x64(False), jax.disable_jit(), _jax_softmaxes(tap):
+        inputs, call = run_flax.inputs_of(fed)
+        result, _ = net.forward(net.params, net.stats, inputs, call, train, tap)
+    found = {}
+    for key, value in (tap.seen | {("end", name): value for name, value in leaves(result, "output")}).items():
+        layout = None if key not in values else _layout(key, values[key], value)
+        found |= {} if layout is None else {key: fed.counted(to_reference(np.asarray(value), layout))}
+    return found
+
+
+def measure(
+    subject: Subject,
+    port: str,
+    dtype: str,
+    products: Callable[[], Any] = nullcontext,
+    draws: int = DRAWS,
+) -> dict[Key, Errors]:
+    """Return the errors of a port and of the reference in a type at every place that both have, in execution order."""
+    low = precision.cast(subject.reference, dtype, subject.types)
+    norms = _batch_norms(low)
+    state, fed = _representable(weights.read(low), norms, dtype), precision.fed_in(subject.probe, dtype)
+    found: dict[Key, Errors] = {}
+    for draw in range(draws):
+        moved, moved_fed = bounds.perturbed(state, fed, subject.seed * draws + draw)
+        moved |= {name: moved[first] for name, first in run_pytorch.tied(low).items()}
+        moved = _representable(moved, norms, dtype)
+        weights.write(low, moved)
+        with jax.enable_x64(False):
+            net = subject.candidates[port].in_type(dtype, moved)
+        sides = Sides(subject, low, moved, replace(moved_fed, channels_last=False), dtype, net)
+        for train in (False, True) if norms else (False,):
+            with products():
+                sides.add(found, train)
+    return found
+
+
+def _batch_norms(net: nn.Module) -> list[str]:
+    return [name for name, module in net.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
+def _representable(state: Mapping[str, np.ndarray], norms: Collection[str], dtype: str) -> dict[str, np.ndarray]:
+    """Return weights whose BatchNorms have parameters that the type can hold: Flax's rounds them to it.
+
+    They stay float32; the statistics keep all of their digits.
+    """
+    trained = {f"{norm}.{part}" for norm in norms for part in ("weight", "bias")}
+    return {n: _rounded(a, dtype).astype(a.dtype) if n in trained else a for n, a in state.items()}
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Everything that one draw runs: the reference in float64 and in a type, a port in it, and what all are fed."""
+
+    subject: Subject
+    low: nn.Module
+    state: Mapping[str, np.ndarray]
+    fed: Probe
+    dtype: str
+    net: Functional
+
+    def add(self, found: dict[Key, Errors], train: bool) -> None:
+        """Add the errors of this draw."""
+        exact = run_pytorch.promote(self.subject.reference)
+        weights.write(exact, {n: a.astype(np.float64) if bounds.floating(a) else a for n, a in self.state.items()})
+        wide = replace(precision.widened(self.fed), pins=Pins("pytorch"))
+        with written_out():
+            free, _ = of_torch(exact, wide, {}, train)
+        rounded = {key: _rounded(array, self.dtype) for key, array in free.items()}
+        common = self._common({key: array for key, array in rounded.items() if np.isfinite(array).all()}, train)
+        forced = {key: array for key, array in common.items() if key[0] != "end"}
+        with written_out():
+            expected, within = of_torch(exact, wide, forced, train)
+            written, _ = of_torch(self.low, self.fed, forced, train)
+        fused, _ = of_torch(self.low, self.fed, forced, train)
+        port = of_flax(self.net, self.fed, common, train)
+        for key in [key for key in expected if key in port and key in written]:
+            arrays = [values[key] for values in (expected, port, fused, written) if key in values]
+            if _is_softmax(key):
+                counts = np.abs(arrays[0]) < MASKED
+                arrays = [np.where(counts, array, 0) for array in arrays]
+                arrays[1:] = [_rounded(array, self.dtype) for array in arrays[1:]]
+            name = (key[0], f"{key[1]} (train)") if train else key
+            entry = found.setdefault(name, Errors(within.get(key, "")))
+            entry.add(arrays, np.dtype(precision.DTYPES[self.dtype]) if _is_softmax(key) else written[key].dtype)
+
+    def _common(self, values: Values, train: bool) -> Values:
+        """Return the values at the places that both sides have, and at the end.
+
+        Softmaxes are counted: where a side calls more of them than the other, they are not compared.
+        """
+        shapes = Forcing({}, lambda *_: None)
+        with jax.enable_x64(False), jax.disable_jit(), _jax_softmaxes(shapes):
+            inputs, call = run_flax.inputs_of(self.fed)
+            self.net.forward(self.net.params, self.net.stats, inputs, call, train, shapes)
+        theirs = {key for key in shapes.seen if _is_softmax(key)}
+        same = theirs == {key for key in values if _is_softmax(key)}
+        recorded = self.subject.names
+        if recorded is None:
+            recorded = run_pytorch.with_parameters(self.subject.reference)
+        return {
+            key: array
+            for key, array in values.items()
+            if key[0] == "end" or (same if _is_softmax(key) else layer_of(key[1]) in recorded and key in shapes.seen)
+        }
+
+
+def _rounded(array: np.ndarray, dtype: str) -> np.ndarray:
+    """Return an array rounded to a type, as float64; what is too large for it as its largest number."""
+    largest = float(ml_dtypes.finfo(precision.DTYPES[dtype]).max)
+    return np.clip(array.astype(np.float64), -largest, largest).astype(precision.DTYPES[dtype]).astype(np.float64)
+
+
+def places(found: Mapping[Key, Errors]) -> Iterator[tuple[Key, Errors]]:
+    """Return the places where a rounding can be seen: the numbers are finite, and a side is not exact."""
+    for key, errors in found.items():
+        if errors.unit > 0 and (errors.port or any(errors.forms)) and all(map(np.isfinite, errors.forms)):
+            yield key, errors
