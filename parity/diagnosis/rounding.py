@@ -50,8 +50,8 @@ from ports.weights.live.pytorch import to_numpy
 Key = tuple[str, str]
 Values = dict[Key, np.ndarray]
 
-# Runs with other weights and inputs, each moved by one unit in the last place: roundings are drawn anew.
-DRAWS = 4
+# Runs whose layers get inputs that are moved by one unit in the last place: roundings are drawn anew.
+DRAWS = 3
 
 # What calls of a softmax are called, and JAX's names of the functions that one of its calls goes through.
 SOFTMAX, RULES = "(softmax)", ("_softmax", "_softmax_deprecated")
@@ -74,6 +74,7 @@ class Errors:
         unit: that one rounding of every number makes, in the type in which the reference has them.
         count: of numbers.
         size: of the exact values.
+        held: the type in which the reference has them.
     """
 
     within: str
@@ -82,10 +83,11 @@ class Errors:
     unit: float = 0.0
     count: int = 0
     size: float = 0.0
+    held: str = "float64"
 
     def add(self, arrays: Sequence[np.ndarray], held: np.dtype) -> None:
         """Add one draw: the exact values, the port's, and those of the reference's forms, held in a type."""
-        exact = arrays[0]
+        exact, self.held = arrays[0], held.name
         port, *forms = (bounds.distance(array, exact) ** 2 for array in arrays[1:])
         self.port += port
         self.forms = tuple(a + b for a, b in zip(self.forms or [0.0] * len(forms), forms, strict=True))
@@ -176,7 +178,7 @@ def _is_softmax(key: Key) -> bool:
 def _into_torch(key: Key, array: np.ndarray, old: torch.Tensor) -> torch.Tensor | None:
     if tuple(old.shape) != array.shape or not old.is_floating_point():
         return None
-    return torch.as_tensor(array, device=old.device).to(old.dtype)
+    return torch.as_tensor(array.astype(np.float64), device=old.device).to(old.dtype)
 
 
 def _layout(key: Key, expected: np.ndarray, got: jax.Array) -> str | None:
@@ -189,8 +191,13 @@ def _layout(key: Key, expected: np.ndarray, got: jax.Array) -> str | None:
 
 
 def _into_jax(key: Key, array: np.ndarray, old: jax.Array) -> jax.Array | None:
+    """Return a value in the type of what it replaces, or in the reference's where that is wider.
+
+    So a layer that gives a narrower type is found itself, and not those behind it. A softmax's own type is what counts.
+    """
     layout = _layout(key, array, old)
-    return None if layout is None else jnp.asarray(to_flax(array, layout), old.dtype)
+    dtype = old.dtype if _is_softmax(key) else jnp.promote_types(old.dtype, array.dtype)
+    return None if layout is None else jnp.asarray(to_flax(array, layout), dtype)
 
 
 def of_torch(net: nn.Module, fed: Probe, values: Values, train: bool) -> tuple[Values, dict[Key, str]]:
@@ -231,96 +238,95 @@ def measure(
 ) -> dict[Key, Errors]:
     """Return the errors of a port and of the reference in a type at every place that both have, in execution order."""
     low = precision.cast(subject.reference, dtype, subject.types)
-    norms = _batch_norms(low)
-    state, fed = _representable(weights.read(low), norms, dtype), precision.fed_in(subject.probe, dtype)
+    norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in low.modules())
+    state, fed = weights.read(low), precision.fed_in(subject.probe, dtype)
+    exact = run_pytorch.promote(subject.reference)
+    weights.write(exact, {n: a.astype(np.float64) if bounds.floating(a) else a for n, a in state.items()})
+    with jax.enable_x64(False):
+        net = subject.candidates[port].in_type(dtype, state)
+    wide = replace(precision.widened(fed), pins=Pins("pytorch"))
+    recorded = subject.names
+    sides = Sides(exact, low, net, fed, wide, dtype, run_pytorch.with_parameters(exact) if recorded is None else recorded)
     found: dict[Key, Errors] = {}
-    for draw in range(draws):
-        moved, moved_fed = bounds.perturbed(state, fed, subject.seed * draws + draw)
-        moved |= {name: moved[first] for name, first in run_pytorch.tied(low).items()}
-        moved = _representable(moved, norms, dtype)
-        weights.write(low, moved)
-        with jax.enable_x64(False):
-            net = subject.candidates[port].in_type(dtype, moved)
-        sides = Sides(subject, low, moved, replace(moved_fed, channels_last=False), dtype, net)
-        for train in (False, True) if norms else (False,):
-            with products():
-                sides.add(found, train)
+    for train in (False, True) if norms else (False,):
+        with products():
+            common = sides.common(train)
+            for draw in range(draws):
+                sides.add(found, _moved(common, dtype, [subject.seed, draw, 12]), train)
     return found
 
 
-def _batch_norms(net: nn.Module) -> list[str]:
-    return [name for name, module in net.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-
-
-def _representable(state: Mapping[str, np.ndarray], norms: Collection[str], dtype: str) -> dict[str, np.ndarray]:
-    """Return weights whose BatchNorms have parameters that the type can hold: Flax's rounds them to it.
-
-    They stay float32; the statistics keep all of their digits.
-    """
-    trained = {f"{norm}.{part}" for norm in norms for part in ("weight", "bias")}
-    return {n: _rounded(a, dtype).astype(a.dtype) if n in trained else a for n, a in state.items()}
+def _moved(values: Values, dtype: str, seed: Sequence[int]) -> Values:
+    """Return values in a type moved by one unit in its last place: their roundings are drawn anew."""
+    rng = np.random.default_rng(seed)
+    narrow = {key: array.astype(precision.DTYPES[dtype]) for key, array in values.items()}
+    return {key: bounds.one_ulp(array, rng).astype(values[key].dtype) for key, array in narrow.items()}
 
 
 @dataclass(frozen=True)
 class Sides:
-    """Everything that one draw runs: the reference in float64 and in a type, a port in it, and what all are fed."""
+    """All that runs: the reference in float64 and in a type, a port in it, on the same weights, and what they are fed.
 
-    subject: Subject
+    Attributes:
+        wide: what the reference in float64 is fed: the same numbers.
+        names: the layers that are recorded on both sides.
+    """
+
+    exact: nn.Module
     low: nn.Module
-    state: Mapping[str, np.ndarray]
-    fed: Probe
-    dtype: str
     net: Functional
+    fed: Probe
+    wide: Probe
+    dtype: str
+    names: Collection[str]
 
-    def add(self, found: dict[Key, Errors], train: bool) -> None:
-        """Add the errors of this draw."""
-        exact = run_pytorch.promote(self.subject.reference)
-        weights.write(exact, {n: a.astype(np.float64) if bounds.floating(a) else a for n, a in self.state.items()})
-        wide = replace(precision.widened(self.fed), pins=Pins("pytorch"))
+    def add(self, found: dict[Key, Errors], values: Values, train: bool) -> None:
+        """Add the errors of one draw, in which every layer gets its value."""
+        forced = {key: array for key, array in values.items() if key[0] != "end"}
         with written_out():
-            free, _ = of_torch(exact, wide, {}, train)
-        rounded = {key: _rounded(array, self.dtype) for key, array in free.items()}
-        common = self._common({key: array for key, array in rounded.items() if np.isfinite(array).all()}, train)
-        forced = {key: array for key, array in common.items() if key[0] != "end"}
-        with written_out():
-            expected, within = of_torch(exact, wide, forced, train)
+            expected, within = of_torch(self.exact, self.wide, forced, train)
             written, _ = of_torch(self.low, self.fed, forced, train)
         fused, _ = of_torch(self.low, self.fed, forced, train)
-        port = of_flax(self.net, self.fed, common, train)
+        port = of_flax(self.net, self.fed, values, train)
         for key in [key for key in expected if key in port and key in written]:
-            arrays = [values[key] for values in (expected, port, fused, written) if key in values]
+            arrays = [of[key] for of in (expected, port, fused, written) if key in of]
+            held = written[key].dtype
             if _is_softmax(key):
+                held = np.dtype(precision.DTYPES[self.dtype])
                 counts = np.abs(arrays[0]) < MASKED
                 arrays = [np.where(counts, array, 0) for array in arrays]
                 arrays[1:] = [_rounded(array, self.dtype) for array in arrays[1:]]
             name = (key[0], f"{key[1]} (train)") if train else key
-            entry = found.setdefault(name, Errors(within.get(key, "")))
-            entry.add(arrays, np.dtype(precision.DTYPES[self.dtype]) if _is_softmax(key) else written[key].dtype)
+            found.setdefault(name, Errors(within.get(key, ""))).add(arrays, held)
 
-    def _common(self, values: Values, train: bool) -> Values:
-        """Return the values at the places that both sides have, and at the end.
+    def common(self, train: bool) -> Values:
+        """Return the reference's values, rounded to the type, at the places that both sides have, and at the end.
 
+        Each is of the type in which the reference holds it.
         Softmaxes are counted: where a side calls more of them than the other, they are not compared.
         """
-        shapes = Forcing({}, lambda *_: None)
-        with jax.enable_x64(False), jax.disable_jit(), _jax_softmaxes(shapes):
+        with written_out():
+            free, _ = of_torch(self.exact, self.wide, {}, train)
+            held, _ = of_torch(self.low, self.fed, {}, train)
+        values = {key: _rounded(array, self.dtype) for key, array in free.items() if key in held}
+        values = {key: a.astype(held[key].dtype) for key, a in values.items() if np.isfinite(a).all()}
+        seen = Forcing({}, lambda *_: None)
+        with jax.enable_x64(False), jax.disable_jit(), _jax_softmaxes(seen):
             inputs, call = run_flax.inputs_of(self.fed)
-            self.net.forward(self.net.params, self.net.stats, inputs, call, train, shapes)
-        theirs = {key for key in shapes.seen if _is_softmax(key)}
-        same = theirs == {key for key in values if _is_softmax(key)}
-        recorded = self.subject.names
-        if recorded is None:
-            recorded = run_pytorch.with_parameters(self.subject.reference)
-        return {
-            key: array
-            for key, array in values.items()
-            if key[0] == "end" or (same if _is_softmax(key) else layer_of(key[1]) in recorded and key in shapes.seen)
-        }
+            self.net.forward(self.net.params, self.net.stats, inputs, call, train, seen)
+        theirs, ours = ({key for key in keys if _is_softmax(key)} for keys in (seen.seen, values))
+
+        def is_common(key: Key) -> bool:
+            if _is_softmax(key):
+                return theirs == ours
+            return key[0] == "end" or (layer_of(key[1]) in self.names and key in seen.seen)
+
+        return {key: array for key, array in values.items() if is_common(key)}
 
 
 def _rounded(array: np.ndarray, dtype: str) -> np.ndarray:
-    """Return an array rounded to a type, as float64; what is too large for it as its largest number."""
-    largest = float(ml_dtypes.finfo(precision.DTYPES[dtype]).max)
+    """Return an array rounded to a type, as float64; what is too large for it as a number near its largest."""
+    largest = float(ml_dtypes.finfo(precision.DTYPES[dtype]).max) / 2
     return np.clip(array.astype(np.float64), -largest, largest).astype(precision.DTYPES[dtype]).astype(np.float64)
 
 

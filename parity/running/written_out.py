@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 F: Any = torch.nn.functional
 
 # The functions as they are; `written_out` puts others in their places.
-MATMUL, CONVOLUTIONS = F.linear, {n: getattr(F, f"conv{n}d") for n in (1, 2, 3)}
+MATMUL, BATCH_NORM, CONVOLUTIONS = F.linear, F.batch_norm, {n: getattr(F, f"conv{n}d") for n in (1, 2, 3)}
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -117,10 +117,33 @@ def attention(
     return torch.softmax(scores, -1, dtype=wide).to(value.dtype) @ value
 
 
+def batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """As Flax's: parameters are rounded to the type of the input, and in eval mode all of it is in that type."""
+    scale, shift = (None if t is None else t.to(x.dtype) for t in (weight, bias))
+    if training or running_mean is None or running_var is None:
+        scale, shift = (t if t is None or old is None else t.to(old.dtype) for t, old in ((scale, weight), (shift, bias)))
+        return BATCH_NORM(x, running_mean, running_var, scale, shift, training, momentum, eps)
+    shape = (-1, *[1] * (x.ndim - 2))
+    factor = torch.rsqrt(running_var.to(x.dtype) + eps)
+    factor = factor if scale is None else factor * scale
+    y = (x - running_mean.to(x.dtype).reshape(shape)) * factor.reshape(shape)
+    return y if shift is None else y + shift.reshape(shape)
+
+
 # (where a function is, its name, what it is made of).
 FUSED: tuple[tuple[Any, str, Callable[..., Tensor]], ...] = (
     (F, "linear", linear),
     *((F, f"conv{n}d", partial(convolution, n)) for n in CONVOLUTIONS),
+    (F, "batch_norm", batch_norm),
     (F, "silu", silu),
     (F, "gelu", gelu),
     (F, "sigmoid", sigmoid),

@@ -28,10 +28,10 @@ class Limit:
     alarms: int
     rate: float
 
-    @property
-    def said(self) -> str:
-        """What a reader is told of false alarms."""
-        return f"{self.alarms} false alarms in {self.runs:,} faithful runs, at most {self.rate:.2%} of them (95 %)"
+    def said(self, dtype: str) -> str:
+        """Return what a reader is told of false alarms."""
+        rate = f"{self.alarms} of {self.runs:,} faithful runs, below {self.rate:.2%} with 95 % confidence"
+        return f"judged in {dtype}: at most {self.less:g} times PyTorch's rounding at each place; false alarms: {rate}"
 
 
 LIMITS = {

@@ -19,7 +19,7 @@ from torch import nn
 
 F = torch.nn.functional
 FIRST = 300  # the first position, as behind a cache: bfloat16 holds no such number exactly
-HEADS, DEPTH, WIDTH, LENGTH, BATCH, WORDS = 4, 8, 32, 12, 3, 40
+HEADS, DEPTH, WIDTH, LENGTH, BATCH, WORDS, EXPERTS = 4, 8, 32, 10, 3, 40, 4
 
 
 # --- what stands between layers, in JAX
@@ -94,7 +94,8 @@ class Ops:
     decayed: Callable[[jax.Array], jax.Array] = decayed
     pool: Callable[[jax.Array], jax.Array] = lambda x: x.mean((1, 2))
     add: Callable[[jax.Array, jax.Array], jax.Array] = jnp.add
-    logits: Callable[[jax.Array], jax.Array] = lambda x: x.astype(jnp.float32)
+    logits: Callable[[jax.Array], jax.Array] = lambda x: 30 * jnp.tanh(x.astype(jnp.float32) / 30)
+    stream: Callable[[jax.Array], jax.Array] = lambda x: x
     embed: Callable[[jax.Array], jax.Array] = lambda x: x * jnp.asarray(math.sqrt(WIDTH), x.dtype)
 
 
@@ -113,6 +114,7 @@ class Setting:
     layers: Mapping[str, Any] = field(default_factory=dict)
 
     def of(self, name: str) -> dict[str, Any]:
+        """Return the settings of a layer."""
         return {"dtype": self.layers.get(name, self.dtype), "param_dtype": self.param_dtype, "rngs": nnx.Rngs(0)}
 
 
@@ -168,23 +170,47 @@ class FlaxConv(nnx.Module):
         return self.fc(self.ops.pool(x))
 
 
-class TorchEncoder(nn.Module):
-    """A block with softmax in float32, or PyTorch's fused attention."""
+class TorchAttention(nn.Module):
+    """Softmax in float32, or PyTorch's fused attention; with `turns` a rotary embedding."""
 
-    def __init__(self, fused: bool = False) -> None:
+    def __init__(self, bias: bool = True, fused: bool = False, turns: bool = False) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(WIDTH, WIDTH, bias=bias) for _ in range(4))
+        self.fused, self.turns = fused, turns
+
+    def forward(self, x: Any) -> Any:
+        q, k, v = (f(x).unflatten(-1, (HEADS, DEPTH)) for f in (self.q, self.k, self.v))
+        if self.turns:
+            q, k = torch_rotated(q), torch_rotated(k)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True) if self.fused else torch_attend(q, k, v)
+        return self.o(y.transpose(1, 2).flatten(2))
+
+
+class TorchFeedForward(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
+
+    def forward(self, x: Any) -> Any:
+        return self.down(F.gelu(self.up(x)))
+
+
+class TorchEncoder(nn.Module):
+    """A block; with `wide` its residual stream is float32."""
+
+    def __init__(self, fused: bool = False, wide: bool = False) -> None:
         super().__init__()
         self.embed, self.place = nn.Embedding(WORDS, WIDTH), nn.Parameter(torch.randn(LENGTH, WIDTH))
         self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.q, self.k, self.v, self.o = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
-        self.up, self.down, self.fused = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH), fused
+        self.attn, self.mlp, self.wide = TorchAttention(fused=fused), TorchFeedForward(), wide
 
     def forward(self, tokens: Any) -> Any:
-        x = self.embed(tokens) + self.place
-        y = self.norm1(x)
-        q, k, v = (f(y).unflatten(-1, (HEADS, DEPTH)).transpose(1, 2) for f in (self.q, self.k, self.v))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True) if self.fused else torch_attend(q, k, v)
-        x = x + self.o(y.transpose(1, 2).flatten(2))
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
+        x = self.embed(tokens)
+        dtype = x.dtype
+        x = x.float() + self.place.float() if self.wide else x + self.place
+        x = x + self.attn(self.norm1(x.to(dtype)))
+        return x + self.mlp(self.norm2(x.to(dtype)))
 
 
 def torch_attend(q: Any, k: Any, v: Any) -> Any:
@@ -195,22 +221,41 @@ def torch_attend(q: Any, k: Any, v: Any) -> Any:
     return torch.softmax(scores, -1, dtype=torch.float32).to(v.dtype) @ v
 
 
+class FlaxAttention(nnx.Module):
+    def __init__(self, s: Setting, bias: bool = True, turns: bool = False) -> None:
+        self.q, self.k, self.v, self.o = (nnx.Linear(WIDTH, WIDTH, use_bias=bias, **s.of(f"attn.{n}")) for n in "qkvo")
+        self.ops, self.turns = s.ops, turns
+
+    def __call__(self, x: Any) -> Any:
+        q, k, v = (f(x).reshape(*x.shape[:2], HEADS, DEPTH) for f in (self.q, self.k, self.v))
+        if self.turns:
+            turns = self.ops.angles(x.shape[1])
+            q, k = self.ops.rotated(q, turns), self.ops.rotated(k, turns)
+        return self.o(self.ops.attend(q, k, v, self.ops.softmax).reshape(x.shape))
+
+
+class FlaxFeedForward(nnx.Module):
+    def __init__(self, s: Setting) -> None:
+        self.up, self.down = nnx.Linear(WIDTH, 2 * WIDTH, **s.of("mlp.up")), nnx.Linear(2 * WIDTH, WIDTH, **s.of("mlp.down"))
+        self.ops = s.ops
+
+    def __call__(self, x: Any) -> Any:
+        return self.down(self.ops.act(self.up(x)))
+
+
 class FlaxEncoder(nnx.Module):
     def __init__(self, s: Setting) -> None:
         self.embed = nnx.Embed(WORDS, WIDTH, **s.of("embed"))
         self.place = nnx.Param(jnp.zeros((LENGTH, WIDTH), s.param_dtype))
         self.norm1, self.norm2 = (nnx.LayerNorm(WIDTH, epsilon=1e-5, **s.of(n)) for n in ("norm1", "norm2"))
-        self.q, self.k, self.v, self.o = (nnx.Linear(WIDTH, WIDTH, **s.of(n)) for n in "qkvo")
-        self.up, self.down = nnx.Linear(WIDTH, 2 * WIDTH, **s.of("up")), nnx.Linear(2 * WIDTH, WIDTH, **s.of("down"))
-        self.ops = s.ops
+        self.attn, self.mlp, self.ops = FlaxAttention(s), FlaxFeedForward(s), s.ops
 
     def __call__(self, tokens: Any) -> Any:
         x = self.embed(tokens)
-        x = self.ops.add(x, self.place[...].astype(x.dtype))
-        y = self.norm1(x)
-        q, k, v = (f(y).reshape(*y.shape[:2], HEADS, DEPTH) for f in (self.q, self.k, self.v))
-        x = self.ops.add(x, self.o(self.ops.attend(q, k, v, self.ops.softmax).reshape(y.shape)))
-        return self.ops.add(x, self.down(self.ops.act(self.up(self.norm2(x)))))
+        dtype = x.dtype
+        x = self.ops.add(self.ops.stream(x), self.place[...].astype(dtype))
+        x = self.ops.add(x, self.attn(self.norm1(x.astype(dtype))))
+        return self.ops.add(x, self.mlp(self.norm2(x.astype(dtype))))
 
 
 class TorchRms(nn.Module):
@@ -234,30 +279,37 @@ class FlaxRms(nnx.Module):
         return self.ops.rms(x, self.weight[...].astype(x.dtype))
 
 
+class TorchExperts(nn.Module):
+    """Gated experts; router and sum are float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(WIDTH, EXPERTS, bias=False)
+        self.gate, self.up = (nn.Linear(WIDTH, EXPERTS * WIDTH, bias=False) for _ in range(2))
+        self.down = nn.Linear(WIDTH, WIDTH, bias=False)
+
+    def forward(self, x: Any) -> Any:
+        gates = torch.softmax(self.router(x).float(), -1)
+        parts = (F.silu(self.gate(x)) * self.up(x)).unflatten(-1, (EXPERTS, WIDTH))
+        return self.down((parts.float() * gates[..., None]).sum(2).to(x.dtype))
+
+
 class TorchDecoder(nn.Module):
-    """RMSNorm, rotary embedding, gated experts whose router is float32, a running mean, logits in float32."""
+    """RMSNorm, rotary embedding, experts, a running mean, a head whose logits are bounded in float32."""
 
     def __init__(self, wide: bool = False) -> None:
         super().__init__()
         self.embed = nn.Embedding(WORDS, WIDTH)
         self.norm1, self.norm2, self.norm3 = (TorchRms(wide) for _ in range(3))
-        self.q, self.k, self.v, self.o = (nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(4))
-        self.router = nn.Linear(WIDTH, 3, bias=False)
-        self.gate, self.up = nn.Linear(WIDTH, 3 * WIDTH, bias=False), nn.Linear(WIDTH, 3 * WIDTH, bias=False)
-        self.down, self.head = nn.Linear(WIDTH, WIDTH, bias=False), nn.Linear(WIDTH, WORDS, bias=False)
+        self.attn, self.experts = TorchAttention(bias=False, turns=True), TorchExperts()
+        self.head = nn.Linear(WIDTH, WORDS, bias=False)
 
     def forward(self, tokens: Any) -> Any:
         x = self.embed(tokens)
         x = x * torch.tensor(math.sqrt(WIDTH), dtype=x.dtype)
-        y = self.norm1(x)
-        q, k, v = (f(y).unflatten(-1, (HEADS, DEPTH)) for f in (self.q, self.k, self.v))
-        q, k = (torch_rotated(t).transpose(1, 2) for t in (q, k))
-        x = x + self.o(torch_attend(q, k, v.transpose(1, 2)).transpose(1, 2).flatten(2))
-        y = self.norm2(x)
-        gates = torch.softmax(self.router(y).float(), -1)
-        parts = (F.silu(self.gate(y)) * self.up(y)).unflatten(-1, (3, WIDTH))
-        x = x + self.down((parts.float() * gates[..., None]).sum(2).to(x.dtype))
-        return self.head(self.norm3(torch_decayed(x))).float()
+        x = x + self.attn(self.norm1(x))
+        x = x + self.experts(self.norm2(x))
+        return 30 * torch.tanh(self.head(self.norm3(torch_decayed(x))).float() / 30)
 
 
 def torch_rotated(x: Any) -> Any:
@@ -279,29 +331,32 @@ def torch_decayed(x: Any) -> Any:
     return torch.stack(out, 1).to(x.dtype)
 
 
+class FlaxExperts(nnx.Module):
+    def __init__(self, s: Setting) -> None:
+        self.router = nnx.Linear(WIDTH, EXPERTS, use_bias=False, **s.of("experts.router"))
+        self.gate, self.up = (
+            nnx.Linear(WIDTH, EXPERTS * WIDTH, use_bias=False, **s.of(f"experts.{n}")) for n in ("gate", "up")
+        )
+        self.down, self.ops = nnx.Linear(WIDTH, WIDTH, use_bias=False, **s.of("experts.down")), s.ops
+
+    def __call__(self, x: Any) -> Any:
+        gates = self.ops.router(self.router(x))
+        parts = (self.ops.gate(self.gate(x)) * self.up(x)).reshape(*x.shape[:2], EXPERTS, WIDTH)
+        return self.down(self.ops.mixed(parts, gates))
+
+
 class FlaxDecoder(nnx.Module):
     def __init__(self, s: Setting) -> None:
         self.embed = nnx.Embed(WORDS, WIDTH, **s.of("embed"))
         self.norm1, self.norm2, self.norm3 = (FlaxRms(s) for _ in range(3))
-        self.q, self.k, self.v, self.o = (nnx.Linear(WIDTH, WIDTH, use_bias=False, **s.of(n)) for n in "qkvo")
-        self.router = nnx.Linear(WIDTH, 3, use_bias=False, **s.of("router"))
-        self.gate, self.up = (nnx.Linear(WIDTH, 3 * WIDTH, use_bias=False, **s.of(n)) for n in ("gate", "up"))
-        self.down = nnx.Linear(WIDTH, WIDTH, use_bias=False, **s.of("down"))
-        self.head, self.ops = nnx.Linear(WIDTH, WORDS, use_bias=False, **s.of("head")), s.ops
+        self.attn, self.experts, self.ops = FlaxAttention(s, bias=False, turns=True), FlaxExperts(s), s.ops
+        self.head = nnx.Linear(WIDTH, WORDS, use_bias=False, **s.of("head"))
 
     def __call__(self, tokens: Any) -> Any:
-        ops = self.ops
-        x = ops.embed(self.embed(tokens))
-        y = self.norm1(x)
-        q, k, v = (f(y).reshape(*y.shape[:2], HEADS, DEPTH) for f in (self.q, self.k, self.v))
-        turns = ops.angles(x.shape[1])
-        q, k = ops.rotated(q, turns), ops.rotated(k, turns)
-        x = ops.add(x, self.o(ops.attend(q, k, v, ops.softmax).reshape(y.shape)))
-        y = self.norm2(x)
-        gates = ops.router(self.router(y))
-        parts = (ops.gate(self.gate(y)) * self.up(y)).reshape(*y.shape[:2], 3, WIDTH)
-        x = ops.add(x, self.down(ops.mixed(parts, gates)))
-        return ops.logits(self.head(self.norm3(ops.decayed(x))))
+        x = self.ops.embed(self.embed(tokens))
+        x = self.ops.add(x, self.attn(self.norm1(x)))
+        x = self.ops.add(x, self.experts(self.norm2(x)))
+        return self.ops.logits(self.head(self.norm3(self.ops.decayed(x))))
 
 
 def numbers(rng: np.random.Generator) -> np.ndarray:
