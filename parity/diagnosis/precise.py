@@ -20,12 +20,9 @@ from parity.numerics.pins import CAST, Pin
 from parity.reports.report import Finding, Row
 from parity.running.subject import Subject
 from parity.running.taps import layer_of
-from parity.verdict.limits import LEAST, LIMITS, Limit, allowed
+from parity.verdict.limits import BETWEEN, KINDS, LAYER, LEAST, LIMITS, SCORES, spread
 
 WHOLE = "(the network)"
-
-# Where a rounding is seen: the quantity of its row, and what is said of it.
-SEEN = {"leave": "precision.layer", "enter": "precision.between", "end": "precision.between"}
 
 # From this ratio on the port computes as a type with eight digits less would.
 NARROWER = 2.0**8
@@ -41,7 +38,8 @@ class Place:
         over: the same for the form that rounds less.
         port, reference: errors in roundings: one of every number, in the type in which PyTorch has them.
         size: the port's error relative to the exact values.
-        lowest, highest: the limits of both ratios.
+        held: the type in which PyTorch has what is seen there, whose limits count.
+        spread: what few numbers may add to a ratio.
     """
 
     key: Key
@@ -52,8 +50,26 @@ class Place:
     port: float
     reference: float
     size: float
-    lowest: float
-    highest: float
+    held: str
+    spread: float
+
+    @property
+    def kind(self) -> str:
+        """What is seen there."""
+        side, call = self.key
+        if layer_of(call) == SOFTMAX:
+            return SCORES if side == "enter" else LAYER
+        return LAYER if side == "leave" else BETWEEN
+
+    @property
+    def highest(self) -> float:
+        """The largest ratio of a right port."""
+        return LIMITS[self.held].less[self.kind] * self.spread
+
+    @property
+    def lowest(self) -> float:
+        """The smallest one."""
+        return LIMITS[self.held].more[self.kind] / self.spread
 
     @property
     def less(self) -> bool:
@@ -108,14 +124,13 @@ def judged(
 def places(errors: dict[Key, Errors], dtype: str) -> Iterable[Place]:
     """Return the places where a rounding can be seen, with their limits."""
     for key, error in rounding.places(errors):
-        yield place_of(key, error, dtype, LIMITS.get(error.held, LIMITS[dtype]))
+        yield place_of(key, error, dtype)
 
 
-def place_of(key: Key, error: Errors, dtype: str, limit: Limit) -> Place:
+def place_of(key: Key, error: Errors, dtype: str) -> Place:
     """Return one place."""
     least = LEAST**2 * error.unit
     high, low = max(*error.forms, least), min(error.forms)
-    lowest, highest = allowed(limit, error.count)
     over = math.sqrt(error.port / low) if low >= least else 1.0
     return Place(
         key,
@@ -126,19 +141,18 @@ def place_of(key: Key, error: Errors, dtype: str, limit: Limit) -> Place:
         math.sqrt(error.port / error.unit),
         math.sqrt(max(error.forms) / error.unit),
         math.sqrt(error.port / error.size) if error.size else math.inf,
-        lowest,
-        highest,
+        error.held if error.held in LIMITS else dtype,
+        spread(error.count),
     )
 
 
 def _rows(port: str, dtype: str, found: Sequence[Place]) -> Iterable[Row]:
-    """Return a row for what layers give and one for what is computed between them: the worst place of each."""
-    for quantity in dict.fromkeys(SEEN.values()):
-        seen = [place for place in found if SEEN[place.key[0]] == quantity]
-        if seen:
+    """Return a row for each kind of place: the worst one."""
+    for kind in KINDS:
+        if seen := [place for place in found if place.kind == kind]:
             worst = max(seen, key=lambda place: place.ratio / place.highest)
             bound = worst.size * worst.highest / worst.ratio if worst.ratio else 0.0
-            yield Row(port, quantity, _named(worst), worst.size, bound, not any(p.less for p in seen), dtype)
+            yield Row(port, f"precision.{kind}", _named(worst), worst.size, bound, not any(p.less for p in seen), dtype)
 
 
 def _named(place: Place) -> str:

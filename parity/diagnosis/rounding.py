@@ -72,7 +72,7 @@ class Errors:
         port: of the port.
         forms: of the reference, as it is and with its fused functions written out.
         unit: that one rounding of every number makes, in the type in which the reference has them.
-        count: of numbers.
+        fourth: the sum of the fourth powers of these roundings.
         size: of the exact values.
         held: the type in which the reference has them.
     """
@@ -81,9 +81,14 @@ class Errors:
     port: float = 0.0
     forms: tuple[float, ...] = ()
     unit: float = 0.0
-    count: int = 0
+    fourth: float = 0.0
     size: float = 0.0
     held: str = "float64"
+
+    @property
+    def count(self) -> float:
+        """How many numbers of one size would tell as much: a few large ones drown the rest."""
+        return max(self.unit**2 / self.fourth, 1.0) if self.fourth else 1.0
 
     def add(self, arrays: Sequence[np.ndarray], held: np.dtype) -> None:
         """Add one draw: the exact values, the port's, and those of the reference's forms, held in a type."""
@@ -91,8 +96,9 @@ class Errors:
         port, *forms = (bounds.distance(array, exact) ** 2 for array in arrays[1:])
         self.port += port
         self.forms = tuple(a + b for a, b in zip(self.forms or [0.0] * len(forms), forms, strict=True))
-        self.unit += (ROUNDING * bounds.norm(bounds.ulp(exact.astype(held)))) ** 2
-        self.count += exact.size
+        unit = (ROUNDING * bounds.ulp(exact.astype(held))) ** 2
+        self.unit += float(unit.sum())
+        self.fourth += float((unit**2).sum())
         self.size += bounds.norm(exact) ** 2
 
 

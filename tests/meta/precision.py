@@ -1,6 +1,208 @@
-"""Faithful runs in working precision: how far right ports are from PyTorch, and the limits that follow.
+"""Limits of working precision, from faithful runs; their rate of false alarms; and what they find of planted mistakes.
 
-`python -m tests.meta.precision` draws weights and inputs of small networks, with the precision idioms that real models
-use, and measures every place of each by `parity.diagnosis.rounding`.
+`python -m tests.meta.precision --store` writes `benchmarks/results/precision-limits.json`, whose figures
+`parity/verdict/limits.py` has. Faithful pairs with drawn weights and inputs give the largest ratio of a port's error to
+PyTorch's; the limit is twice as far from 1. Other draws then say how often that limit is wrong.
 """
+
 from __future__ import annotations
+
+import json
+import math
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from scipy.stats import beta
+
+from parity.diagnosis import precise, rounding
+from parity.diagnosis.precise import Place
+from parity.reports import terminal
+from parity.reports.progress import progress
+from parity.running import isolation
+from parity.verdict.limits import FEW, KINDS, LEAST, LIMITS, Limit
+
+from . import commit
+from .precision_mistakes import MISTAKES, Mistake
+from .precision_pairs import FAITHFUL, Pair, fresh
+
+STORED = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "precision-limits.json"
+
+# Seeds of the runs that are drawn to find the limits; those that judge them come behind.
+CALIBRATION, FIRST = 5, 100
+
+# A limit is at least so far from 1.
+MARGIN = 0.1
+
+
+@dataclass(frozen=True)
+class Extremes:
+    """One faithful run.
+
+    Attributes:
+        largest, smallest: by kind of place, the ratios nearest to a limit, without what few numbers may add.
+        at: where the largest of all is.
+        less, more: whether the port is called less, or more, precise anywhere.
+    """
+
+    pair: str
+    dtype: str
+    seed: int
+    largest: dict[str, float]
+    smallest: dict[str, float]
+    at: str
+    places: int
+    less: bool
+    more: bool
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the check makes of one planted mistake.
+
+    Attributes:
+        caught: a place is outside of its limit, on the right side.
+        layer: the first such place is in the module of the mistake.
+    """
+
+    name: str
+    dtype: str
+    caught: bool
+    layer: bool
+    said: str
+    more: bool
+
+
+def places(pair: Pair, dtype: str, seeds: Sequence[int]) -> Iterator[tuple[int, list[Place]]]:
+    """Yield the places of faithful runs with these seeds."""
+    subject = pair.subject()
+    for seed in seeds:
+        with isolation.isolated():
+            drawn = fresh(subject, pair.feed, seed)
+            yield seed, list(precise.places(rounding.measure(drawn, "nnx", dtype), dtype))
+
+
+def extremes(pair: Pair, dtype: str, seed: int, found: Sequence[Place]) -> Extremes:
+    """Return what one run adds to a measurement. Places that PyTorch holds in another type have that type's limits."""
+    judged = [place for place in found if place.held == dtype]
+    top = max(judged, key=lambda p: p.ratio / p.highest)
+    largest = {kind: max((p.ratio / p.spread for p in judged if p.kind == kind), default=1.0) for kind in KINDS}
+    smallest = {kind: min((p.over * p.spread for p in judged if p.kind == kind), default=1.0) for kind in KINDS}
+    less, more = (any(getattr(place, kind) for place in judged) for kind in ("less", "more"))
+    at = f"{top.key[1]} ({top.key[0]})"
+    return Extremes(pair.name, dtype, seed, largest, smallest, at, len(judged), less, more)
+
+
+def limits_of(runs: Sequence[Extremes]) -> tuple[dict[str, float], dict[str, float]]:
+    """Return by kind the largest and the smallest ratio that a right port may have, from faithful runs."""
+    far = {kind: 2 * (max(run.largest[kind] for run in runs) - 1) for kind in KINDS}
+    near = {kind: 2 * (1 / min(run.smallest[kind] for run in runs) - 1) for kind in KINDS}
+    less = {kind: math.ceil(100 * (1 + max(value, MARGIN))) / 100 for kind, value in far.items()}
+    return less, {kind: math.floor(100 / (1 + max(value, MARGIN))) / 100 for kind, value in near.items()}
+
+
+def interval(count: int, total: int) -> tuple[float, float]:
+    """Return Clopper and Pearson's 95 % interval of a rate."""
+    low = float(beta.ppf(0.025, count, total - count + 1)) if count else 0.0
+    high = float(beta.ppf(0.975, count + 1, total - count)) if count < total else 1.0
+    return low, high
+
+
+def sweep(
+    dtype: str, seeds: Sequence[int], say: Callable[[str], None], pairs: Sequence[Pair] = FAITHFUL
+) -> list[Extremes]:
+    """Return the runs of every faithful pair in a type."""
+    runs = []
+    for pair in (pair for pair in pairs if dtype in pair.dtypes):
+        say(f"{dtype}: {pair.name}")
+        runs += [extremes(pair, dtype, seed, found) for seed, found in places(pair, dtype, seeds)]
+    return runs
+
+
+def plant(mistake: Mistake) -> Found:
+    """Plant one mistake and judge it."""
+    subject = mistake.pair.subject()
+    with isolation.isolated():
+        judged = precise.judged(subject, "nnx", mistake.dtype)
+    layers = [finding.layer for finding in judged.findings]
+    if mistake.more:
+        layers = [line.split(": ")[1] for line in judged.advice]
+    said = "; ".join(layers) or "nothing"
+    return Found(mistake.name, mistake.dtype, bool(layers), layers[:1] == [mistake.layer], said, mistake.more)
+
+
+def summary(dtype: str, calibration: Sequence[Extremes], judged: Sequence[Extremes]) -> dict[str, Any]:
+    """Return what is stored of a type."""
+    less, more = limits_of(calibration)
+    alarms, over = sum(run.less for run in judged), sum(run.more for run in judged)
+    worst = {kind: max(judged, key=lambda run, kind=kind: run.largest[kind]) for kind in KINDS}
+    return {
+        "less": less,
+        "more": more,
+        "calibration": {"runs": len(calibration), "places": sum(run.places for run in calibration)},
+        "runs": len(judged),
+        "places": sum(run.places for run in judged),
+        "alarms": alarms,
+        "interval": interval(alarms, len(judged)),
+        "over_precise": over,
+        "over_precise_interval": interval(over, len(judged)),
+        "worst": {kind: asdict(run) for kind, run in worst.items()},
+        "pairs": Counter(run.pair for run in judged),
+    }
+
+
+def share(found: Sequence[Found], what: str) -> dict[str, Any]:
+    """Return how many mistakes of how many, with the interval of the rate."""
+    count = sum(getattr(one, what) for one in found)
+    return {"count": count, "of": len(found), "interval": interval(count, len(found))}
+
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+Runs = Annotated[int, typer.Option(metavar="N", help="Faithful runs of each type, at least, that judge its limit.")]
+Dtype = Annotated[str | None, typer.Option(metavar="DTYPE", help="One type alone; the stored figures of others stay.")]
+Store = Annotated[bool, typer.Option("--store", help="Write benchmarks/results/precision-limits.json.")]
+Planted = Annotated[bool, typer.Option("--mistakes", help="Plant the mistakes alone.")]
+
+
+@app.command()
+def measure(runs: Runs = 1000, dtype: Dtype = None, store: Store = False, mistakes: Planted = False) -> int:
+    """Find limits from faithful runs, judge them by others, and plant mistakes. Exit 1 where more than 1 in 20 is missed."""
+    stored = json.loads(STORED.read_text()) if STORED.exists() else {"schema": 1, "types": {}}
+    result = {**stored, "few": FEW, "least": LEAST, "draws": rounding.DRAWS, "commit": commit()}
+    with progress("precision") as say:
+        for one in () if mistakes else [dtype] if dtype else LIMITS:
+            result["types"][one] = of_type(one, runs, say)
+            print(json.dumps({one: result["types"][one]}, indent=1))
+        found = []
+        for mistake in MISTAKES if dtype is None else ():
+            say(mistake.name)
+            found.append(plant(mistake))
+    if found:
+        result["mistakes"] = {what: share(found, what) for what in ("caught", "layer")}
+        result["planted"] = [asdict(one) for one in found]
+        print(json.dumps({**result["mistakes"], "missed": [asdict(f) for f in found if not f.caught]}, indent=1))
+    if store:
+        STORED.write_text(json.dumps(result, indent=1) + "\n")
+    return int(bool(found) and sum(one.caught for one in found) < 0.95 * len(found))
+
+
+def of_type(dtype: str, runs: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """Find the limit of a type, and judge it."""
+    pairs = sum(dtype in pair.dtypes for pair in FAITHFUL)
+    calibration = sweep(dtype, range(CALIBRATION), say)
+    LIMITS[dtype] = Limit(*limits_of(calibration), 0, 0, 1.0)
+    return summary(dtype, calibration, sweep(dtype, range(FIRST, FIRST + math.ceil(runs / pairs)), say))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; a user's mistake is one line on stderr and exit code 2."""
+    return terminal.run(app, "precision", arguments, "python -m tests.meta.precision")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
