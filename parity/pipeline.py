@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 from parity.diagnosis import findings as diagnosis
 from parity.diagnosis import flow, forced_runs, localise
+from parity.diagnosis import precise as precise_diagnosis
 from parity.diagnosis import training as training_diagnosis
 from parity.diagnosis.divergence import first_divergence
-from parity.diagnosis import precise as precise_diagnosis
 from parity.numerics.bounds import Responses
 from parity.numerics.layouts import Tensors
 from parity.numerics.pins import Pin, Pins, listed
@@ -97,9 +97,7 @@ def run(subject: Subject, policy: Policy, progress: Progress) -> Model:
     )
 
 
-def _precise(
-    subject: Subject, right: Sequence[str], policy: Policy, progress: Progress
-) -> precise_diagnosis.Judged:
+def _precise(subject: Subject, right: Sequence[str], policy: Policy, progress: Progress) -> precise_diagnosis.Judged:
     """Judge the ports in every type of the policy, where it is to decide.
 
     Args:

@@ -106,8 +106,8 @@ def check(
 
     `package.module:function` names a function that returns a pair of your own and its inputs:
     (torch_model, flax_model, *inputs), or a dict of `parity.check`'s arguments besides: (…, {"names": …}).
-    The verdict is float64's; --dtype measures what each side's error in float32 or bfloat16 is. With --decide every place
-    of a port is judged there too: where it rounds more than PyTorch does, the exit code is 1.
+    The verdict is float64's; --dtype measures what each side's error in float32 or bfloat16 is. With --decide every
+    place of a port is judged there too: where it rounds more than PyTorch does, the exit code is 1.
     """
     if bool(names) == every:
         raise UserError(

@@ -224,6 +224,6 @@ def _output_layouts(net: Functional, probe: Probe, reference: RecordedRun, train
     found = {}
     for name, value in leaves(values, "output"):
         expected = reference.values.get(name)
-        same_rank = expected is not None and expected.ndim == value.ndim
-        found[name] = (fitting(expected.shape, value.shape) if same_rank else None) or "same"
+        layout = fitting(expected.shape, value.shape) if expected is not None and expected.ndim == value.ndim else None
+        found[name] = layout or "same"
     return found

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from parity.diagnosis import rounding
-from parity.diagnosis.rounding import SOFTMAX, Errors, Key
+from parity.diagnosis.rounding import Errors
 from parity.numerics.pins import CAST, Pin
 from parity.reports.report import Finding, Row
+from parity.running.forced_values import SOFTMAX, Key
 from parity.running.subject import Subject
 from parity.running.taps import layer_of
 from parity.verdict.limits import BETWEEN, KINDS, LAYER, LEAST, LIMITS, SCORES, spread
@@ -157,8 +158,8 @@ def _rows(port: str, dtype: str, found: Sequence[Place]) -> Iterable[Row]:
 
 def _named(place: Place) -> str:
     """Return where a place is, in the words of a table."""
-    side, call = place.key
-    return f"{place.within or WHOLE} {SOFTMAX}" if layer_of(call) == SOFTMAX else call
+    call = place.key[1]
+    return f"{_layer(place)} {SOFTMAX}" if layer_of(call) == SOFTMAX else call
 
 
 def _groups(found: Sequence[Place]) -> list[list[Place]]:

@@ -32,7 +32,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return product if bias is None else product + bias
 
 
-def convolution(dimensions: int, x: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kw: Any) -> Tensor:
+def convolution(
+    dimensions: int, x: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kw: Any
+) -> Tensor:
     """A convolution, then a sum."""
     product = CONVOLUTIONS[dimensions](x, weight, None, *args, **kw)
     return product if bias is None else product + bias.reshape(-1, *[1] * dimensions)
@@ -44,7 +46,7 @@ def sigmoid(x: Tensor) -> Tensor:
 
 
 def silu(x: Tensor, inplace: bool = False) -> Tensor:
-    """x * sigmoid(x)."""
+    """X * sigmoid(x)."""
     return x * sigmoid(x)
 
 
@@ -68,7 +70,7 @@ def logsigmoid(x: Tensor) -> Tensor:
 
 
 def mish(x: Tensor, inplace: bool = False) -> Tensor:
-    """x * tanh(softplus(x))."""
+    """X * tanh(softplus(x))."""
     return x * torch.tanh(softplus(x))
 
 
@@ -78,7 +80,7 @@ def elu(x: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
 
 
 def hardswish(x: Tensor, inplace: bool = False) -> Tensor:
-    """x * relu6(x + 3) / 6."""
+    """X * relu6(x + 3) / 6."""
     return x * ((x + 3).clamp(0, 6) / 6)
 
 
@@ -88,7 +90,7 @@ def hardsigmoid(x: Tensor, inplace: bool = False) -> Tensor:
 
 
 def softsign(x: Tensor) -> Tensor:
-    """x / (1 + |x|)."""
+    """X / (1 + |x|)."""
     return x / (1 + x.abs())
 
 
@@ -130,7 +132,9 @@ def batch_norm(
     """As Flax's: parameters are rounded to the type of the input, and in eval mode all of it is in that type."""
     scale, shift = (None if t is None else t.to(x.dtype) for t in (weight, bias))
     if training or running_mean is None or running_var is None:
-        scale, shift = (t if t is None or old is None else t.to(old.dtype) for t, old in ((scale, weight), (shift, bias)))
+        scale, shift = (
+            t if t is None or old is None else t.to(old.dtype) for t, old in ((scale, weight), (shift, bias))
+        )
         return BATCH_NORM(x, running_mean, running_var, scale, shift, training, momentum, eps)
     shape = (-1, *[1] * (x.ndim - 2))
     factor = torch.rsqrt(running_var.to(x.dtype) + eps)
@@ -166,7 +170,8 @@ class _Parts(TorchFunctionMode):
     """Computes a fused function's parts, wherever the function was taken from."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return PARTS.get(func, func)(*args, **(kwargs or {}))
+        called: Callable[..., Any] = PARTS.get(func, func)
+        return called(*args, **(kwargs or {}))
 
 
 @contextmanager

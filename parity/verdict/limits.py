@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-
 # What is seen at a place: a layer's output, what is computed between layers, or the scores that a softmax gets. Scores
 # have a limit of their own: a few of them are large, and queries that are scaled before their product round otherwise.
 LAYER, BETWEEN, SCORES = "layer", "between", "scores"

@@ -122,7 +122,9 @@ def measure(subject: Subject, policy: Policy, progress: Progress) -> tuple[Preci
                 for draw in moved:
                     responses.add(run(*draw)[0].items())
             except RAISED as error:  # the verdict stands
-                rows.append(Precision(side, dtype, "(none)", f"({does_not_run(error)})", np.inf, 0.0, np.inf, np.inf, None, 0))
+                rows.append(
+                    Precision(side, dtype, "(none)", f"({does_not_run(error)})", np.inf, 0.0, np.inf, np.inf, None, 0)
+                )
                 continue
             changed, total = flips.count(on, theirs)
             rows += [

@@ -171,7 +171,10 @@ Planted = Annotated[bool, typer.Option("--mistakes", help="Plant the mistakes al
 
 @app.command()
 def measure(runs: Runs = 1000, dtype: Dtype = None, store: Store = False, mistakes: Planted = False) -> int:
-    """Find limits from faithful runs, judge them by others, and plant mistakes. Exit 1 where more than 1 in 20 is missed."""
+    """Find limits from faithful runs, judge them by others, and plant mistakes.
+
+    Exit 1 where more than one planted mistake in 20 is missed.
+    """
     stored = json.loads(STORED.read_text()) if STORED.exists() else {"schema": 1, "types": {}}
     result = {**stored, "few": FEW, "least": LEAST, "draws": rounding.DRAWS, "commit": commit()}
     with progress("precision") as say:

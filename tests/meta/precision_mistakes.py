@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from .precision_networks import (
+    DEPTH,
     EXPERTS,
     FIRST,
-    DEPTH,
     FlaxConv,
     FlaxDecoder,
     FlaxEncoder,
@@ -24,8 +24,8 @@ from .precision_networks import (
     TorchDecoder,
     TorchEncoder,
     TorchMlp,
-    attend,
     angles,
+    attend,
     numbers,
     pictures,
     rms,

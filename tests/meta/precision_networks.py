@@ -53,7 +53,8 @@ def rms_scaled_wide(x: jax.Array, scale: jax.Array) -> jax.Array:
 
 def angles(length: int) -> jax.Array:
     """(length, DEPTH / 2), in float32."""
-    return jnp.arange(FIRST, FIRST + length, dtype=jnp.float32)[:, None] * 100.0 ** -(jnp.arange(0, DEPTH, 2, jnp.float32) / DEPTH)
+    frequencies = 100.0 ** -(jnp.arange(0, DEPTH, 2, jnp.float32) / DEPTH)
+    return jnp.arange(FIRST, FIRST + length, dtype=jnp.float32)[:, None] * frequencies
 
 
 def rotated(x: jax.Array, turns: jax.Array) -> jax.Array:
@@ -236,8 +237,8 @@ class FlaxAttention(nnx.Module):
 
 class FlaxFeedForward(nnx.Module):
     def __init__(self, s: Setting) -> None:
-        self.up, self.down = nnx.Linear(WIDTH, 2 * WIDTH, **s.of("mlp.up")), nnx.Linear(2 * WIDTH, WIDTH, **s.of("mlp.down"))
-        self.ops = s.ops
+        self.up = nnx.Linear(WIDTH, 2 * WIDTH, **s.of("mlp.up"))
+        self.down, self.ops = nnx.Linear(2 * WIDTH, WIDTH, **s.of("mlp.down")), s.ops
 
     def __call__(self, x: Any) -> Any:
         return self.down(self.ops.act(self.up(x)))

@@ -175,9 +175,7 @@ def _mlp(name: str, act: Callable[[Any], Any], flax_act: Callable[[Any], Any], s
 
 def _encoder(name: str, ops: Ops, setting: Setting = CAST, fused: bool = False) -> Pair:
     dtypes = BOTH if setting.dtype is None else ("bfloat16",)
-    return Pair(
-        f"encoder, {name}", lambda: TorchEncoder(fused), FlaxEncoder, words, replace(setting, ops=ops), dtypes
-    )
+    return Pair(f"encoder, {name}", lambda: TorchEncoder(fused), FlaxEncoder, words, replace(setting, ops=ops), dtypes)
 
 
 def _decoder(name: str, ops: Ops, setting: Setting = CAST, wide: bool = False) -> Pair:
