@@ -134,16 +134,17 @@ def test_there_are_enough_mistakes_each_under_a_name_of_its_own() -> None:
 
 @pytest.mark.parametrize("name", ["mlp, gelu, tanh", "encoder, scaled queries", "decoder, parameters in float32"])
 def test_faithful_runs_pass(name: str) -> None:
-    for _, found in precision.places(PAIRS[name], "bfloat16", [1]):
-        assert len(found) > 5
-        assert not [place for place in found if place.less or place.more]
+    pair = PAIRS[name]
+    found = precision.places(pair.subject(), pair, "bfloat16", 1)
+    assert len(found) > 5
+    assert not [place for place in found if place.less or place.more]
 
 
 def test_a_narrower_limit_refuses_faithful_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     narrow = dict.fromkeys(KINDS, 0.5)
     monkeypatch.setitem(LIMITS, "bfloat16", replace(LIMITS["bfloat16"], less=narrow))
-    [(_, found)] = precision.places(PAIRS["mlp, silu"], "bfloat16", [1])
-    assert any(place.less for place in found)
+    pair = PAIRS["mlp, silu"]
+    assert any(place.less for place in precision.places(pair.subject(), pair, "bfloat16", 1))
 
 
 # --- the limits are those that were measured

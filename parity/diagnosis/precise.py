@@ -40,7 +40,7 @@ class Place:
         port, reference: errors in roundings: one of every number, in the type in which PyTorch has them.
         size: the port's error relative to the exact values.
         held: the type in which PyTorch has what is seen there, whose limits count.
-        spread: what few numbers may add to a ratio.
+        spread, over_spread: what chance may add to either ratio.
     """
 
     key: Key
@@ -53,6 +53,7 @@ class Place:
     size: float
     held: str
     spread: float
+    over_spread: float
 
     @property
     def kind(self) -> str:
@@ -70,7 +71,7 @@ class Place:
     @property
     def lowest(self) -> float:
         """The smallest one."""
-        return LIMITS[self.held].more[self.kind] / self.spread
+        return LIMITS[self.held].more[self.kind] / self.over_spread
 
     @property
     def less(self) -> bool:
@@ -132,6 +133,7 @@ def place_of(key: Key, error: Errors, dtype: str) -> Place:
     """Return one place."""
     least = LEAST**2 * error.unit
     high, low = max(*error.forms, least), min(error.forms)
+    most, fewest = error.forms.index(max(error.forms)), error.forms.index(low)
     over = math.sqrt(error.port / low) if low >= least else 1.0
     return Place(
         key,
@@ -143,7 +145,8 @@ def place_of(key: Key, error: Errors, dtype: str) -> Place:
         math.sqrt(max(error.forms) / error.unit),
         math.sqrt(error.port / error.size) if error.size else math.inf,
         error.held if error.held in LIMITS else dtype,
-        spread(error.count),
+        spread(error.count, error.scatter(most)),
+        spread(error.count, error.scatter(fewest)),
     )
 
 

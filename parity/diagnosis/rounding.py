@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -38,7 +38,7 @@ from parity.verdict import precision
 from ports import weights
 
 # Runs whose layers get inputs that are moved by one unit in the last place: roundings are drawn anew.
-DRAWS = 3
+DRAWS = 6
 
 # A score beyond this is a mask, which each side writes with a number of its own.
 MASKED = 1e4
@@ -59,6 +59,8 @@ class Errors:
         fourth: the sum of the fourth powers of these roundings.
         size: of the exact values.
         held: the type in which the reference has them.
+        slices: the port's squares and those of each form, by axis and index: a rounding of one channel, or of one row,
+            is in all numbers of its slice.
     """
 
     within: str
@@ -68,6 +70,25 @@ class Errors:
     fourth: float = 0.0
     size: float = 0.0
     held: str = "float64"
+    slices: list[np.ndarray] = field(default_factory=list)
+
+    def _add_slices(self, squares: Sequence[np.ndarray]) -> None:
+        """Add squares of the port and of each form."""
+        axes = range(squares[0].ndim)
+        sums = [np.array([s.sum(tuple(a for a in axes if a != axis)) for s in squares]) for axis in axes]
+        self.slices = [a + b for a, b in zip(self.slices, sums, strict=True)] if self.slices else sums
+
+    def scatter(self, form: int) -> float:
+        """Return the standard deviation of the logarithm of the port's error over a form's, from slice to slice.
+
+        Of a port that rounds as this form does, in other places, few slices may be farther off by chance.
+        """
+        found = 0.0
+        for sums in self.slices:
+            port, other = sums[0], sums[1 + form]
+            if port.sum() > 0 and other.sum() > 0:
+                found = max(found, bounds.norm(port / port.sum() - other / other.sum()) / 2)
+        return found
 
     @property
     def count(self) -> float:
@@ -78,6 +99,8 @@ class Errors:
         """Add one draw: the exact values, the port's, and those of the reference's forms, held in a type."""
         exact, self.held = arrays[0], held.name
         port, *forms = (bounds.distance(array, exact) ** 2 for array in arrays[1:])
+        if np.isfinite([port, *forms]).all():
+            self._add_slices([(np.asarray(array, np.float64) - exact) ** 2 for array in arrays[1:]])
         self.port += port
         self.forms = tuple(a + b for a, b in zip(self.forms or [0.0] * len(forms), forms, strict=True))
         unit = (ROUNDING * np.asarray(bounds.ulp(exact.astype(held)))) ** 2

@@ -7,6 +7,7 @@ were drawn to find it. Other faithful runs, drawn afterwards, say how often it i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -55,6 +56,15 @@ LEAST = 0.5
 FEW = 3.0
 
 
-def spread(count: float) -> float:
-    """Return the factor that so many numbers may add to a ratio by chance."""
-    return 1 + FEW / count**0.5
+# Standard deviations that are still chance, where slices of a tensor scatter.
+DEVIATIONS = 3.0
+
+
+def spread(count: float, scatter: float = 0.0) -> float:
+    """Return the factor that chance may add to a ratio.
+
+    Args:
+        count: of numbers that round by themselves.
+        scatter: the standard deviation of the ratio's logarithm, as slices of the tensors show it.
+    """
+    return max(1 + FEW / count**0.5, math.exp(DEVIATIONS * scatter))
