@@ -16,6 +16,9 @@ from parity.reports.terminal import SafeConsole
 
 SCHEMA = 1
 
+# The type of the verdict; rows of another one judge rounding.
+DECIDING = "float64"
+
 # So many layers with the same mistake stand in a line.
 NAMED = 3
 
@@ -33,7 +36,7 @@ class Row:
     distance: float
     bound: float
     ok: bool
-    dtype: str = "float64"
+    dtype: str = DECIDING
 
 
 @dataclass(frozen=True)
@@ -247,7 +250,8 @@ def table(model: Model) -> Table:
         if first and i:
             result.add_section()
         said = "[green]ok[/]" if row.ok else "[bold red]DIFFERS[/]"
-        result.add_row(row.port, row.quantity, escape(row.tensor), f"{row.distance:.1e}", f"{row.bound:.1e}", said)
+        quantity = row.quantity if row.dtype == DECIDING else f"{row.quantity} ({row.dtype})"
+        result.add_row(row.port, quantity, escape(row.tensor), f"{row.distance:.1e}", f"{row.bound:.1e}", said)
     return result
 
 
@@ -307,7 +311,7 @@ def _mismatch(model: Model) -> str:
     wrong = dict.fromkeys(row.port for row in model.rows if not row.ok)
     types = " and ".join(dict.fromkeys(row.dtype for row in model.rows if not row.ok))
     said = ("differs" if len(wrong) == 1 else "differ") + " from PyTorch"
-    if "float64" not in types:
+    if DECIDING not in types:
         said = ("is" if len(wrong) == 1 else "are") + f" less precise than PyTorch in {types}"
     return f"{model.model}: NO parity: {', '.join(wrong)} {said}"
 

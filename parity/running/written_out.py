@@ -163,15 +163,14 @@ FUSED: tuple[tuple[Any, str, Callable[..., Tensor]], ...] = (
     (F, "scaled_dot_product_attention", attention),
 )
 # By the function itself: a model may hold it under a name of its own.
-PARTS = {getattr(owner, name): parts for owner, name, parts in FUSED}
+PARTS: dict[Any, Any] = {getattr(owner, name): parts for owner, name, parts in FUSED}
 
 
 class _Parts(TorchFunctionMode):
     """Computes a fused function's parts, wherever the function was taken from."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        called: Callable[..., Any] = PARTS.get(func, func)
-        return called(*args, **(kwargs or {}))
+        return PARTS.get(func, func)(*args, **(kwargs or {}))
 
 
 @contextmanager

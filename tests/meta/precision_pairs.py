@@ -69,9 +69,9 @@ class Pair:
         """Return PyTorch's network, the port with its weights, and inputs; as a user would give them."""
         torch.manual_seed(seed)
         model, x = self.torch(), self.feed(np.random.default_rng(seed))
-        port = parity.move(model, self.flax(replace(self.setting, param_dtype=jnp.float32)), x)
         if self.setting.dtype == jnp.bfloat16:
             model = model.to(torch.bfloat16)
+        port = parity.move(model, self.flax(replace(self.setting, param_dtype=jnp.float32)), x)
         if self.setting.param_dtype == jnp.float32:
             return model, port, x
         whole = self.flax(self.setting)
