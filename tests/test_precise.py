@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 import torch
 from flax import linen, nnx
 from meta import precision
-from meta.precision_mistakes import MISTAKES
+from meta.precision_mistakes import MISTAKES, tanh_in_parts
 from meta.precision_networks import FlaxMlp, Ops, Setting, TorchMlp
 from meta.precision_pairs import COMPUTED, FAITHFUL, Pair, fresh
 
@@ -77,11 +78,50 @@ def test_a_less_precise_port_is_no_parity_and_its_layer_is_named() -> None:
     mistake = PLANTED["attention's softmax in bfloat16, bfloat16"]
     report = checked(mistake.pair, "bfloat16")
     assert report.exit_code == 1
-    first = report.models[0].findings[0]
+    [first] = report.models[0].findings  # what comes of the softmax is not told again
     assert first.layer == "attn"
     assert "less precise than PyTorch in bfloat16: its softmax is off by" in first.text
     assert "PyTorch's code has float32 there (softmax at precision_networks.py:" in first.text
     assert "nnx is less precise than PyTorch in bfloat16" in str(report)
+
+
+class TorchGate(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = torch.nn.Linear(4, 8)
+
+    def forward(self, x: Any) -> Any:
+        return torch.tanh(self.dense(x))
+
+
+class TorchOut(torch.nn.Module):
+    """Gets its input from a module beside it, and hands it on as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = torch.nn.Linear(8, 2)
+
+    def forward(self, x: Any) -> Any:
+        return self.dense(x)
+
+
+class FlaxParts(nnx.Module):
+    def __init__(self) -> None:
+        self.gate, self.out = nnx.Linear(4, 8, rngs=nnx.Rngs(0)), nnx.Linear(8, 2, rngs=nnx.Rngs(0))
+
+    def __call__(self, x: Any) -> Any:
+        return self.out(tanh_in_parts(self.gate(x)))
+
+
+def test_the_module_that_computes_is_named_and_not_the_one_that_hands_on() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(OrderedDict(gate=TorchGate(), out=TorchOut()))
+    x = np.random.default_rng(0).standard_normal((64, 4)).astype(np.float32)
+    port = parity.move(model, FlaxParts(), x, names={"gate.dense": "gate", "out.dense": "out"})
+    names = {"gate.dense": "gate", "out.dense": "out"}
+    report = parity.check(model, port, x, steps=0, dtypes="bfloat16", decide=True, names=names)
+    assert [finding.layer for finding in report.models[0].findings] == ["gate"], str(report)
+    assert "what it hands to out.dense is off by" in report.models[0].findings[0].text
 
 
 def test_more_precision_than_pytorch_is_advice() -> None:
@@ -168,6 +208,15 @@ def test_the_stored_measurement_is_large_enough() -> None:
     assert sum(one["runs"] for one in stored["types"].values()) >= 1000
     assert stored["mistakes"]["caught"]["of"] == len(MISTAKES)
     assert stored["mistakes"]["caught"]["count"] >= 0.95 * len(MISTAKES)
+
+
+def test_the_documentation_has_the_stored_figures() -> None:
+    stored = json.loads(precision.STORED.read_text())
+    root = Path(__file__).resolve().parents[1]
+    text = (root / "docs" / "precision.md").read_text()
+    assert "\n".join(precision.table(stored)) in text
+    assert precision.planted(stored) in " ".join(text.split())
+    assert precision.planted(stored) in " ".join((root / "README.md").read_text().split())
 
 
 def test_interval_of_a_rate() -> None:

@@ -7,6 +7,7 @@ the finding's. A port that rounds less computes with more digits than PyTorch: t
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -56,12 +57,16 @@ class Place:
     over_spread: float
 
     @property
+    def is_softmax(self) -> bool:
+        """Whether a softmax is called there."""
+        return layer_of(self.key[1]) == SOFTMAX
+
+    @property
     def kind(self) -> str:
         """What is seen there."""
-        side, call = self.key
-        if layer_of(call) == SOFTMAX:
-            return SCORES if side == "enter" else LAYER
-        return LAYER if side == "leave" else BETWEEN
+        if self.is_softmax:
+            return SCORES if self.key[0] == "enter" else LAYER
+        return LAYER if self.key[0] == "leave" else BETWEEN
 
     @property
     def highest(self) -> float:
@@ -116,11 +121,17 @@ def judged(
         products: sets JAX's precision of products.
     """
     found = list(places(rounding.measure(subject, port, dtype, products), dtype))
-    less, more = ([place for place in found if getattr(place, kind)] for kind in ("less", "more"))
+    less, more = (_first([place for place in found if getattr(place, kind)], found) for kind in ("less", "more"))
     told = {p.layer: p for p in sorted(pins, reverse=True) if p.kind == CAST and p.side == "pytorch"}
     findings = tuple(_finding(port, group, told) for group in _groups(less))
     advice = tuple(f"{port}: {_described(group, more=True)}{_also(group)}" for group in _groups(more))
     return Judged(tuple(_rows(port, dtype, found)), findings, advice)
+
+
+def _first(outside: Sequence[Place], found: Sequence[Place]) -> list[Place]:
+    """Return the places outside of their limits, but not what comes of a softmax that is: its output is not forced."""
+    behind = [after for before, after in itertools.pairwise(found) if before in outside and before.is_softmax]
+    return [place for place in outside if place not in behind]
 
 
 def places(errors: dict[Key, Errors], dtype: str) -> Iterable[Place]:
@@ -161,8 +172,7 @@ def _rows(port: str, dtype: str, found: Sequence[Place]) -> Iterable[Row]:
 
 def _named(place: Place) -> str:
     """Return where a place is, in the words of a table."""
-    call = place.key[1]
-    return f"{_layer(place)} {SOFTMAX}" if layer_of(call) == SOFTMAX else call
+    return f"{_layer(place)} {SOFTMAX}" if place.is_softmax else place.key[1]
 
 
 def _groups(found: Sequence[Place]) -> list[list[Place]]:
@@ -170,7 +180,7 @@ def _groups(found: Sequence[Place]) -> list[list[Place]]:
     groups: dict[object, list[Place]] = {}
     for place in found:
         side, call = place.key
-        call = SOFTMAX if layer_of(call) == SOFTMAX else re.sub(r"\d+", "*", call)
+        call = SOFTMAX if place.is_softmax else re.sub(r"\d+", "*", call)
         groups.setdefault((side, call, re.sub(r"\d+", "*", place.within)), []).append(place)
     return list(groups.values())
 
@@ -192,7 +202,7 @@ def _described(group: Sequence[Place], more: bool = False) -> str:
     place = group[0]
     side, call = place.key
     seen = {"leave": "its output", "end": f"the output {call}"}.get(side, f"what it hands to {call}")
-    if layer_of(call) == SOFTMAX:
+    if place.is_softmax:
         seen = "its softmax" if side == "leave" else "the scores of its softmax"
     what = "more" if more else "less"
     limit = f"at least {place.lowest:.2g}" if more else f"at most {place.highest:.3g}"

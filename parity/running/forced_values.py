@@ -50,31 +50,32 @@ class Forcing(Tap):
         self.seen: dict[Key, Any] = {}
         self.within: dict[Key, str] = {}
         self.running: list[str] = []
+        self.makers: dict[int, tuple[str, Any]] = {}
 
     def enter(self, name: str, x: Any) -> Any:
-        self.within["enter", name] = self.running[-1] if self.running else ""
+        maker = self.makers[id(x)][0] if id(x) in self.makers else self.running[-1] if self.running else ""
         self.running.append(name)
-        return self._at(("enter", name), x)
+        return self._at(("enter", name), x, maker)
 
     def leave(self, name: str, y: Any) -> Any:
         if name in self.running:
             del self.running[self.running.index(name) :]
-        self.within["leave", name] = name
-        return self._at(("leave", name), y)
+        return self._at(("leave", name), y, self.makers[id(y)][0] if id(y) in self.makers else name)
 
     def softmax(self, original: Callable[..., Any], x: Any, *args: Any, **kw: Any) -> Any:
         """Call a softmax: its input is forced, and its output recorded."""
-        name = self.calls.next(SOFTMAX)
-        x = self.enter(name, x)
-        self.running.pop()
-        y = self.seen["leave", name] = original(x, *args, **kw)
-        self.within["leave", name] = self.within["enter", name]
+        name, around = self.calls.next(SOFTMAX), self.running[-1] if self.running else ""
+        y = self.seen["leave", name] = original(self._at(("enter", name), x, around), *args, **kw)
+        self.within["leave", name] = around
         return y
 
-    def _at(self, key: Key, value: Any) -> Any:
-        self.seen[key] = value
+    def _at(self, key: Key, value: Any, maker: str) -> Any:
+        """Keep a value and return what is put in its place. The module that made it is the innermost that gave it."""
+        self.seen[key], self.within[key] = value, maker
         new = None if key not in self.values else self.put(key, self.values[key], value)
-        return value if new is None else new
+        new = value if new is None else new
+        self.makers |= {id(held): (maker, held) for held in (value, new)}
+        return new
 
 
 class _Softmaxes(TorchFunctionMode):

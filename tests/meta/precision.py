@@ -176,6 +176,27 @@ def share(found: Sequence[Found], what: str) -> dict[str, Any]:
     return {"count": count, "of": len(found), "interval": interval(count, len(found))}
 
 
+def table(stored: Mapping[str, Any]) -> list[str]:
+    """Return the lines of the documentation's table: the limits, and how often they are wrong."""
+    lines = ["| type | layer | between | scores | faithful runs | places | false alarms, 95 % interval |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for dtype, one in stored["types"].items():
+        limits = " | ".join(f"{one['less'][kind]:g}" for kind in KINDS)
+        rate = f"{one['alarms']} ({one['interval'][0]:.2%} to {one['interval'][1]:.2%})"
+        lines.append(f"| {dtype} | {limits} | {one['runs']:,} | {one['places']:,} | {rate} |")
+    return lines
+
+
+def planted(stored: Mapping[str, Any]) -> str:
+    """Return what the documentation says of planted mistakes."""
+    caught, layer = (stored["mistakes"][what] for what in ("caught", "layer"))
+    low, high = caught["interval"]
+    return (
+        f"{caught['count']} of {caught['of']} planted mistakes are found ({low:.0%} to {high:.0%}, 95 % interval), "
+        f"{layer['count']} at their layer"
+    )
+
+
 def faithful(runs: int, bench: Bench) -> Iterator[dict[str, Any]]:
     """Find the limits, and judge them by runs of ever more seeds; yield what is stored of the types after each."""
     calibration = {dtype: [run for seed in CALIBRATION for run in bench.runs(dtype, seed)] for dtype in LIMITS}
