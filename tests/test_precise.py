@@ -225,15 +225,16 @@ def test_interval_of_a_rate() -> None:
     assert precision.interval(3, 10) == pytest.approx((0.0667, 0.6525), abs=1e-4)
 
 
-def test_a_limit_is_twice_as_far_from_one_as_the_largest_ratio() -> None:
-    def run(largest: float, smallest: float) -> precision.Extremes:
+def test_a_limit_is_some_times_as_far_from_one_as_the_largest_ratio() -> None:
+    def run(largest: float, smallest: float, dtype: str = "bfloat16") -> precision.Extremes:
         sides: list[dict[str, float]] = [dict.fromkeys(KINDS, ratio) for ratio in (largest, smallest)]
-        return precision.Extremes("net", "bfloat16", 0, *sides, "fc (leave)", 1, False, False)
+        return precision.Extremes("net", dtype, 0, *sides, "fc (leave)", 1, False, False)
 
     less, more = precision.limits_of([run(1.2, 1.0), run(1.0, 0.8)])
     assert less == dict.fromkeys(KINDS, 1.4)
-    assert more == dict.fromkeys(KINDS, 0.66)
+    assert more == dict.fromkeys(KINDS, 0.67)
     assert precision.limits_of([run(1.0, 1.0)])[0] == dict.fromkeys(KINDS, 1.1)
+    assert precision.limits_of([run(3.0, 1.0, "float32")]) == (dict.fromkeys(KINDS, 41.0), dict.fromkeys(KINDS, 0.5))
 
 
 def test_few_numbers_widen_a_limit() -> None:

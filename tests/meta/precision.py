@@ -2,13 +2,12 @@
 
 `python -m tests.meta.precision --store` writes `benchmarks/results/precision-limits.json`, whose figures
 `parity/verdict/limits.py` has. Faithful pairs with drawn weights and inputs give the largest ratio of a port's error to
-PyTorch's; the limit is twice as far from 1. Other draws then say how often that limit is wrong.
+PyTorch's; the limit is some times as far from 1 (`FAR`). Other draws then say how often that limit is wrong.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,8 +36,12 @@ STORED = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "preci
 # slices counted; those that judge the limits come behind.
 CALIBRATION, FIRST = (0, 1, 2, 3, 4, 100, 113), 200
 
-# A limit is at least so far from 1.
-MARGIN = 0.1
+# So many times as far from 1 as the largest ratio is a limit. In float32 errors of right ports have long tails, such as
+# those of a variance that cancels, and a mistake is a narrower type: hundreds of times and more.
+FAR = {"float32": 20.0, "bfloat16": 2.0}
+
+# The largest ratio counts as so far from 1 at least.
+NEAREST = 0.05
 
 
 @dataclass(frozen=True)
@@ -99,10 +102,11 @@ def extremes(pair: Pair, dtype: str, seed: int, found: Sequence[Place]) -> Extre
 
 def limits_of(runs: Sequence[Extremes]) -> tuple[dict[str, float], dict[str, float]]:
     """Return by kind the largest and the smallest ratio that a right port may have, from faithful runs."""
-    far = {kind: 2 * (max(run.largest[kind] for run in runs) - 1) for kind in KINDS}
-    near = {kind: 2 * (1 / min(run.smallest[kind] for run in runs) - 1) for kind in KINDS}
-    less = {kind: math.ceil(100 * (1 + max(value, MARGIN))) / 100 for kind, value in far.items()}
-    return less, {kind: math.floor(100 / (1 + max(value, MARGIN))) / 100 for kind, value in near.items()}
+    times = FAR[runs[0].dtype]
+    far = {kind: max(max(run.largest[kind] for run in runs) - 1, NEAREST) for kind in KINDS}
+    near = {kind: max(1 / min(run.smallest[kind] for run in runs) - 1, NEAREST) for kind in KINDS}
+    less = {kind: round(1 + times * value, 2) for kind, value in far.items()}
+    return less, {kind: round(1 / (1 + times * value), 2) for kind, value in near.items()}
 
 
 def interval(count: int, total: int) -> tuple[float, float]:
@@ -158,7 +162,12 @@ def summary(dtype: str, calibration: Sequence[Extremes], judged: Sequence[Extrem
     return {
         "less": less,
         "more": more,
-        "calibration": {"runs": len(calibration), "places": sum(run.places for run in calibration)},
+        "calibration": {
+            "runs": len(calibration),
+            "places": sum(run.places for run in calibration),
+            "largest": {kind: max(run.largest[kind] for run in calibration) for kind in KINDS},
+            "smallest": {kind: min(run.smallest[kind] for run in calibration) for kind in KINDS},
+        },
         "runs": len(judged),
         "places": sum(run.places for run in judged),
         "alarms": alarms,
