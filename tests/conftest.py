@@ -70,7 +70,7 @@ settings.load_profile("tests")
 SLOW = re.compile(
     "test_(bad_files|benchmarks|benchmark_processes|bombs|cifar10|cli|conversion|convert|convolution|detection|export"
     "|faithful|false_alarms|findings|folded|fuzz|gpu_stages|imports|isolation|layer_rules|networks|optimizer_files"
-    "|optimizer_states|own_models|plain|planted|plugin|precision|readme|real_classes|real_images|recurrent|resume"
+    "|optimizer_states|own_models|plain|planted|plugin|precise|precision|readme|real_classes|real_images|recurrent|resume"
     "|rulesfile|training|transformer|tutorial|weather|weights|winograd|zero_copy)[.]py"
 )
 

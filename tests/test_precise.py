@@ -227,8 +227,9 @@ def test_interval_of_a_rate() -> None:
 
 def test_a_limit_is_some_times_as_far_from_one_as_the_largest_ratio() -> None:
     def run(largest: float, smallest: float, dtype: str = "bfloat16") -> precision.Extremes:
-        sides: list[dict[str, float]] = [dict.fromkeys(KINDS, ratio) for ratio in (largest, smallest)]
-        return precision.Extremes("net", dtype, 0, *sides, "fc (leave)", 1, False, False)
+        high: dict[str, float] = dict.fromkeys(KINDS, largest)
+        low: dict[str, float] = dict.fromkeys(KINDS, smallest)
+        return precision.Extremes("net", dtype, 0, high, low, "fc (leave)", 1, False, False)
 
     less, more = precision.limits_of([run(1.2, 1.0), run(1.0, 0.8)])
     assert less == dict.fromkeys(KINDS, 1.4)
