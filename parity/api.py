@@ -192,7 +192,7 @@ def _check_pair(
 
 def _report(options: Options, found: Callable[[Policy], Model]) -> Report:
     """Return the report of one check, which runs alone and in known settings."""
-    policy = Policy(options.types, options.tf32, isolation.matmul_precision())
+    policy = Policy(options.types, options.tf32, isolation.matmul_precision(), options.decide)
     devices.require(options.device, options.tf32, policy.dtypes)
     subjects.plan(options)
     with isolation.isolated(options.device, options.tf32, options.progress):
@@ -206,7 +206,8 @@ def _report(options: Options, found: Callable[[Policy], Model]) -> Report:
 
 def _noted(policy: Policy, device: str) -> str:
     """Return what a report's note says of the working precisions and of the device."""
-    said = [f"measured in {precision.POLICIES[dtype]}" for dtype in policy.dtypes]
+    done = "judged" if policy.decide else "measured"
+    said = [f"{done} in {precision.POLICIES[dtype]}" for dtype in policy.dtypes]
     said += [] if policy.tf32 is None else [f"TF32 {'on' if policy.tf32 else 'off'}"]
     said += ["on the GPU"] if device == "gpu" else []
     return "".join(f", {text}" for text in said)

@@ -66,7 +66,8 @@ class Options:
         clip_grad_norm: PyTorch clips its gradients to this norm (`torch.nn.utils.clip_grad_norm_`) before a step.
         accumulate: PyTorch sums the gradients of so many passes before a step.
         dtypes: working precisions, `float32` and `bfloat16`, in which every side is measured against float64 besides
-            (`verdict.precision` has the policies). They decide nothing.
+            (`verdict.precision` has the policies). Without `decide` they decide nothing.
+        decide: a port that is less precise than PyTorch in one of `dtypes`, at any place, is no parity.
         tf32: whether float32's products are rounded to TF32, in both frameworks; by default as each has it. NVIDIA's
             GPUs only.
         device: `cpu` or `gpu`: where both frameworks run.
@@ -83,6 +84,7 @@ class Options:
     clip_grad_norm: float | None = None
     accumulate: int = 1
     dtypes: str | Sequence[str] = ()
+    decide: bool = False
     tf32: bool | None = None
     device: str = "cpu"
     progress: Callable[[str], None] = quiet
@@ -90,6 +92,8 @@ class Options:
     def __post_init__(self) -> None:
         _whole("steps", self.steps, 0)
         _whole("seed", self.seed, 0)
+        if self.decide and not self.types:
+            raise UserError("decide: got no dtypes, expected float32 or bfloat16: the types in which ports are judged")
 
     @property
     def types(self) -> tuple[str, ...]:
@@ -224,6 +228,7 @@ class _Settings(TypedDict, total=False):
     clip_grad_norm: float | None
     accumulate: int
     dtypes: str | Sequence[str]
+    decide: bool
     tf32: bool | None
     device: str
     progress: Callable[[str], None]

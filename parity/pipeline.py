@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from parity.diagnosis import findings as diagnosis
 from parity.diagnosis import flow, forced_runs, localise
+from parity.diagnosis import precise as precise_diagnosis
 from parity.diagnosis import training as training_diagnosis
 from parity.diagnosis.divergence import first_divergence
 from parity.numerics.bounds import Responses
@@ -25,6 +26,7 @@ from parity.running.subject import Candidate, Progress, Subject
 from parity.verdict import precision, roles
 from parity.verdict.cost import CostMeter
 from parity.verdict.judgement import EXPLAINABLE, Judgement, decided_by_the_network, judge, rounds_more, undecided
+from parity.verdict.limits import LIMITS
 from parity.verdict.precision import Policy
 from ports.errors import UserError
 
@@ -73,21 +75,44 @@ def run(subject: Subject, policy: Policy, progress: Progress) -> Model:
         found[port] = replace(outcome, pins=tuple(pins), cost=cost)
         memory.release()
     judged = {port: outcome.judgements for port, outcome in found.items()}
+    right = [port for port, outcome in found.items() if not _wrong(outcome.judgements)]
+    precise = _precise(subject, right, policy, progress)
     return Model(
         subject.title,
-        rows=tuple(j.row for quantities in judged.values() for j in quantities.values()),
+        rows=tuple(j.row for quantities in judged.values() for j in quantities.values()) + precise.rows,
         first_divergence=next((outcome.first for outcome in found.values() if outcome.first), None),
-        undecided=undecided(responses) or next((o.undecided for o in found.values() if o.undecided), None),
+        undecided=undecided(responses)
+        or next((o.undecided for o in found.values() if o.undecided), None)
+        or precise.undecided,
         note=subject.note,
         largest={port: {q: j.largest for q, j in quantities.items()} for port, quantities in judged.items()},
         multiple={port: {q: j.multiple for q, j in quantities.items()} for port, quantities in judged.items()},
-        findings=tuple(finding for outcome in found.values() for finding in outcome.findings),
+        findings=tuple(finding for outcome in found.values() for finding in outcome.findings) + precise.findings,
         profile={port: {q: qs[q].points for q in DRAWN if q in qs} for port, qs in judged.items()},
         precision=precision.measure(subject, policy, progress),
         pins=tuple(listed([*(subject.probe.pins or ()), *(pin for outcome in found.values() for pin in outcome.pins)])),
         costs=tuple(outcome.cost for outcome in found.values() if outcome.cost is not None),
-        advice=subject.advice + tuple(line for outcome in found.values() for line in outcome.advice),
+        limits=tuple(LIMITS[dtype].said(dtype) for dtype in policy.dtypes if policy.decide),
+        advice=subject.advice + tuple(line for o in found.values() for line in o.advice) + precise.advice,
     )
+
+
+def _precise(subject: Subject, right: Sequence[str], policy: Policy, progress: Progress) -> precise_diagnosis.Judged:
+    """Judge the ports in every type of the policy, where it is to decide.
+
+    Args:
+        right: the ports that are right in float64: of another one no error is rounding.
+    """
+    whole = precise_diagnosis.Judged()
+    for dtype in policy.dtypes if policy.decide else ():
+        for port in right:
+            progress(f"working precision: every place of {port} in {dtype}")
+            try:
+                whole += precise_diagnosis.judged(subject, port, dtype, subject.probe.pins or (), policy.products)
+            except precision.RAISED as error:
+                whole += precise_diagnosis.Judged(undecided=f"{port} in {dtype} {precision.does_not_run(error)}")
+            memory.release()
+    return whole
 
 
 def _outcome(

@@ -28,6 +28,7 @@ from parity.running import pytorch as run_pytorch
 from parity.running.draws_jax import counted, undropped
 from parity.running.flax import Functional
 from parity.running.flax_ports import FLAX_PORTS, port_of
+from parity.running.nnx import OWN_TYPES
 from parity.running.subject import Candidate, Subject
 from parity.running.taps import Recorder, Tap, layer_of
 from parity.running.training import TrainingPlan
@@ -266,8 +267,9 @@ def of_pair(own: OwnPair, options: PairOptions) -> Subject:
         return adapted(both.functional(state, {n: t for n, t in comparable.items() if n in used or t in blocks}))
 
     def in_type(dtype: str, state: Mapping[str, np.ndarray]) -> Functional:
-        flax = FLAX_PORTS[both.port].promote(own.other, dtype)
-        return replace(both, flax=flax, dtype=dtype).functional(state, {})
+        port = FLAX_PORTS[both.port]
+        chosen = OWN_TYPES if dtype == "bfloat16" and port.is_narrow(own.other, own.fed) else dtype
+        return replace(both, flax=port.promote(own.other, chosen), dtype=chosen).functional(state, used)
 
     def adapted(net: Functional) -> Functional:
         net = replace(net, forward=_masking(net.forward, masks)) if masks else net
@@ -284,10 +286,17 @@ def of_pair(own: OwnPair, options: PairOptions) -> Subject:
         how,
         options.seed,
         names=[name for name in both.names.values() if name in used.values()],
+        types=_types(own.given),
         blocks=[name for own, name in comparable.items() if own not in used],
         note=note + "".join(f", accepted: {name}" for name in options.accept),
         advice=(f"{both.port}: {NO_DROPOUT.format(dropped.total(), theirs.total())}",) if lacking else (),
     )
+
+
+def _types(given: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Return the types of a model's tensors where one is narrower than float32; else nothing."""
+    types = {name: array.dtype.name for name, array in given.items()}
+    return types if {*types.values()} & {"bfloat16", "float16"} else {}
 
 
 NO_DROPOUT = (

@@ -24,6 +24,7 @@ SCHEMA = {
         "pins",
         "precision",
         "costs",
+        "limits",
     },
     "row": {"port", "quantity", "tensor", "distance", "bound", "ok", "dtype"},
     "finding": {"port", "layer", "trap", "text", "also", "size"},

@@ -47,6 +47,9 @@ Dtypes = Annotated[
     list[str] | None,
     typer.Option("--dtype", metavar="DTYPE", help="Measure in float32 or bfloat16 besides; may be given twice."),
 ]
+Decide = Annotated[
+    bool, typer.Option("--decide", help="With --dtype: a port that rounds more than PyTorch there is no parity.")
+]
 Tf32 = Annotated[str | None, typer.Option(metavar="on|off", help="TF32 in both frameworks; else as each has it.")]
 Device = Annotated[str, typer.Option(help="Where both frameworks run: cpu or gpu.")]
 Pairs = Annotated[
@@ -91,6 +94,7 @@ def check(
     weights: Weights = None,
     accept: Accept = None,
     dtype: Dtypes = None,
+    decide: Decide = False,
     tf32: Tf32 = None,
     device: Device = "cpu",
     pairs: Pairs = False,
@@ -102,7 +106,8 @@ def check(
 
     `package.module:function` names a function that returns a pair of your own and its inputs:
     (torch_model, flax_model, *inputs), or a dict of `parity.check`'s arguments besides: (…, {"names": …}).
-    The verdict is float64's; --dtype measures what each side's error in float32 or bfloat16 is, and decides nothing.
+    The verdict is float64's; --dtype measures what each side's error in float32 or bfloat16 is. With --decide every
+    place of a port is judged there too: where it rounds more than PyTorch does, the exit code is 1.
     """
     if bool(names) == every:
         raise UserError(
@@ -141,6 +146,7 @@ def check(
     }
     named = {name: value for name, value in named.items() if value is not None}
     common = {"steps": steps, "optimizer": optimizer, "seed": seed, "dtypes": dtypes, "device": device}
+    common["decide"] = decide
     common["tf32"] = None if tf32 is None else devices.TF32[tf32]
     # What is wrong with an option is said before the first network runs.
     asked = NetworkOptions(**named, **common)

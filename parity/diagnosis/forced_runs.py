@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from parity.diagnosis.flow import Place
-from parity.numerics.layouts import LAYOUTS, Tensors, axes, leaves, to_flax, to_reference
+from parity.numerics.layouts import LAYOUTS, Tensors, fitting, leaves, to_flax, to_reference
 from parity.numerics.pins import Pins
 from parity.numerics.quantities import Probe
 from parity.running import flax as run_flax
@@ -177,12 +177,10 @@ def _layouts(
         expected = (reference.inputs if side == "enter" else reference.outputs).get(name)
         if expected is None or expected.ndim != got.ndim or not _both_numbers(expected, got):
             continue
-        order = LAYOUTS if got.ndim > 3 else ("same", *LAYOUTS)
-        fitting = (a for a in order if tuple(expected.shape[i] for i in axes(a, expected.ndim)) == got.shape)
-        if layout := next(fitting, None):
+        if layout := fitting(expected.shape, got.shape):
             found[side, name] = layout
         elif jnp.issubdtype(got.dtype, jnp.floating):
-            guessed[side, name] = next(iter(order))
+            guessed[side, name] = "same" if got.ndim < 4 else next(iter(LAYOUTS))
     return found, guessed
 
 
@@ -262,13 +260,6 @@ def _output_layouts(net: Functional, probe: Probe, reference: RecordedRun, train
     found = {}
     for name, value in leaves(values, "output"):
         expected = reference.values.get(name)
-        order = LAYOUTS if value.ndim > 3 else ("same", *LAYOUTS)
-        fits = (
-            a
-            for a in order
-            if expected is not None
-            and expected.ndim == value.ndim
-            and tuple(expected.shape[i] for i in axes(a, expected.ndim)) == value.shape
-        )
-        found[name] = next(fits, "same")
+        layout = fitting(expected.shape, value.shape) if expected is not None and expected.ndim == value.ndim else None
+        found[name] = layout or "same"
     return found

@@ -63,6 +63,15 @@ def layout_of(got: Any, expected: np.ndarray) -> str | None:
     return min(fitting.values(), key=far)
 
 
+def fitting(expected: tuple[int, ...], got: tuple[int, ...]) -> str | None:
+    """Return the first layout in which an array of PyTorch's shape has the shape `got`; None where no layout has it.
+
+    From four dimensions on channels are taken to be last.
+    """
+    order = LAYOUTS if len(got) > 3 else ("same", *LAYOUTS)
+    return next((a for a in order if tuple(expected[i] for i in axes(a, len(expected))) == got), None)
+
+
 def aligned(got: Any, expected: np.ndarray | None) -> np.ndarray:
     """`got` in the layout of `expected`, or as it is where its shape fits in none."""
     got = np.asarray(got)

@@ -16,6 +16,9 @@ from parity.reports.terminal import SafeConsole
 
 SCHEMA = 1
 
+# The type of the verdict; rows of another one judge rounding.
+DECIDING = "float64"
+
 # So many layers with the same mistake stand in a line.
 NAMED = 3
 
@@ -33,7 +36,7 @@ class Row:
     distance: float
     bound: float
     ok: bool
-    dtype: str = "float64"
+    dtype: str = DECIDING
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,7 @@ class Model:
         precision: what was measured in working precision; it decides nothing.
         pairing: of somebody's own models, which layer is which, and what that rests on; a line a pair.
         pins: where the models fix a type in their own code: lifted to float64 while it decides.
+        limits: a line for each working precision that decides: the limit, and the rate of false alarms that it has.
         costs: what the mistakes of each port do to the model, where it was run and differs.
         advice: what is no mismatch and worth knowing, such as where a port rounds far more than the reference.
     """
@@ -171,6 +175,7 @@ class Model:
     advice: tuple[str, ...] = ()
     pins: tuple[Pin, ...] = ()
     costs: tuple[Cost, ...] = ()
+    limits: tuple[str, ...] = ()
 
     @property
     def matches(self) -> bool:
@@ -245,7 +250,8 @@ def table(model: Model) -> Table:
         if first and i:
             result.add_section()
         said = "[green]ok[/]" if row.ok else "[bold red]DIFFERS[/]"
-        result.add_row(row.port, row.quantity, escape(row.tensor), f"{row.distance:.1e}", f"{row.bound:.1e}", said)
+        quantity = row.quantity if row.dtype == DECIDING else f"{row.quantity} ({row.dtype})"
+        result.add_row(row.port, quantity, escape(row.tensor), f"{row.distance:.1e}", f"{row.bound:.1e}", said)
     return result
 
 
@@ -283,14 +289,12 @@ def flips(model: Model) -> Sequence[str]:
 def verdict(model: Model) -> Sequence[str]:
     ports = dict.fromkeys(row.port for row in model.rows)
     if model.ok:
-        equal = f"{model.model}: parity in float64: PyTorch = {' = '.join(ports)} ({model.seconds:.0f} s)"
-        return [equal, *(f"advice: {line}" for line in model.advice), *lifted(model)]
+        types = " and ".join(dict.fromkeys(row.dtype for row in model.rows))
+        equal = f"{model.model}: parity in {types}: PyTorch = {' = '.join(ports)} ({model.seconds:.0f} s)"
+        return [equal, *(f"advice: {line}" for line in model.advice), *model.limits, *lifted(model)]
     lines = []
     if not model.matches:
-        wrong = dict.fromkeys(row.port for row in model.rows if not row.ok)
-        lines.append(
-            f"{model.model}: NO parity: {', '.join(wrong)} differ{'s' if len(wrong) == 1 else ''} from PyTorch"
-        )
+        lines.append(_mismatch(model))
         if first := model.first_divergence:
             lines.append(f"first divergence: {first.port}: {first.quantity} at {first.layer}{first.text}")
         lines += [f"cost: {cost.port}: {cost.said}" for cost in model.costs if cost.said]
@@ -299,7 +303,17 @@ def verdict(model: Model) -> Sequence[str]:
             lines.append(f"{i}. {finding.port}: {finding.layer}{name}: {finding.text}{_also(finding)}{_size(finding)}")
     if model.undecided:
         lines.append(f"{model.model}: cannot tell: {model.undecided}")
-    return [*lines, *(f"advice: {line}" for line in model.advice), *lifted(model)]
+    return [*lines, *(f"advice: {line}" for line in model.advice), *model.limits, *lifted(model)]
+
+
+def _mismatch(model: Model) -> str:
+    """Return what is wrong with which ports: they differ in float64, or are less precise in another type."""
+    wrong = dict.fromkeys(row.port for row in model.rows if not row.ok)
+    types = " and ".join(dict.fromkeys(row.dtype for row in model.rows if not row.ok))
+    said = ("differs" if len(wrong) == 1 else "differ") + " from PyTorch"
+    if DECIDING not in types:
+        said = ("is" if len(wrong) == 1 else "are") + f" less precise than PyTorch in {types}"
+    return f"{model.model}: NO parity: {', '.join(wrong)} {said}"
 
 
 def _also(finding: Finding) -> str:

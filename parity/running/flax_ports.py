@@ -38,6 +38,7 @@ class FlaxPort:
         called: gives the module that is called.
         put: writes arrays to their slots; gives the model.
         variable_names: gives what a checkpoint calls the whole variable of a slot.
+        types: gives the types that a model's layers are set to, and those of its parameters.
     """
 
     promote: Callable[..., Any]
@@ -49,6 +50,11 @@ class FlaxPort:
     called: Callable[[Any], Any]
     put: Callable[[Any, Sequence[tuple[Any, np.ndarray]]], Any]
     variable_names: Callable[[Any], Callable[[Any], str]]
+    types: Callable[[Any, Probe], list[Any]]
+
+    def is_narrow(self, net: Net, fed: Probe) -> bool:
+        """Return whether a model names a type below float32 itself, in its layers' settings or its parameters."""
+        return run_nnx.is_narrow(self.types(net, fed))
 
     def written(self, net: Net, own: Mapping[str, np.ndarray], modules: object) -> Net:
         """Return the model with these tensors, in its own types: NNX's itself, of Linen's a copy of the variables."""
@@ -101,6 +107,7 @@ FLAX_PORTS = {
         called=lambda net: net,
         put=_put_nnx,
         variable_names=_nnx_names,
+        types=inventory.nnx_types,
     ),
     "linen": FlaxPort(
         promote=run_linen.promote,
@@ -112,6 +119,7 @@ FLAX_PORTS = {
         called=lambda net: net[0],
         put=_put_linen,
         variable_names=lambda net: lambda slot: ".".join(slot.path),
+        types=inventory.linen_types,
     ),
 }
 

@@ -125,6 +125,28 @@ def of_nnx(net: Any, probe: Probe) -> list[ModelLayer]:
     return _of_flax(modules, nnx.places(net, bare=True), record, cells)
 
 
+def nnx_types(net: Any, probe: Probe) -> list[Any]:
+    """Return the types that the layers of an NNX model are set to, and those of its parameters."""
+    arrays = jax.tree.leaves(flax.nnx.state(net, flax.nnx.Param))
+    return [getattr(m, "dtype", None) for _, m in flax.nnx.iter_modules(net)] + [a.dtype for a in arrays]
+
+
+def linen_types(net: run_linen.Net, probe: Probe) -> list[Any]:
+    """Return the types that the layers of a Linen model are set to, and those of its parameters."""
+    module, variables = net
+    found = [a.dtype for a in jax.tree.leaves(variables.get("params", {}))]
+
+    def seen(call: Any, args: Any, kw: Any, context: Any) -> Any:
+        found.append(getattr(context.module, "dtype", None))
+        return call(*args, **kw)
+
+    inputs, how = run_flax.inputs_of(probe)
+    keywords = how.arguments(module, inputs, False)
+    with flax.linen.intercept_methods(seen), raising(), jax.disable_jit(run_linen.jitted([module])):
+        jax.eval_shape(lambda v: module.apply(v, method=lambda bound: how(bound, inputs, keywords)), dict(variables))
+    return found
+
+
 def linen_layers(net: run_linen.Net, probe: Probe) -> dict[str, flax.linen.Module]:
     """Linen's modules under the names of their scopes, found by running it: those made in `nn.compact` too."""
     module, variables = net

@@ -24,7 +24,7 @@ from parity.running.flax import (
     placed,
     stack_lengths,
 )
-from parity.running.nnx import COMPLEX, exact, parts, settings
+from parity.running.nnx import COMPLEX, OWN_TYPES, exact, parts, settings
 from parity.running.opened import opened
 from parity.running.raised import raising
 from parity.running.taps import Tap
@@ -36,9 +36,12 @@ Net = tuple[nn.Module, Mapping[str, Any]]
 def promote(net: Net, dtype: str = "float64") -> Net:
     """The variables in a type, by default float64 with running statistics too; `functional` sets the layers to it.
 
-    In bfloat16 statistics, and parameters of the modules that have them, are float32.
+    In bfloat16 statistics, and parameters of the modules that have them, are float32. In its `own` types it stays as
+    it is.
     """
     module, variables = net
+    if dtype == OWN_TYPES:
+        return module, jax.tree.map(jnp.asarray, dict(variables))
     paths = [parts(path) for path, _ in jax.tree.leaves_with_path(dict(variables))]
     norms = {path[1:-1] for path in paths if path[0] == "batch_stats"}
     wide = jnp.promote_types(dtype, jnp.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,6 +29,9 @@ from parity.running.raised import raising
 from parity.running.taps import Tap
 from ports.weights.live.nnx import modules, places
 
+# What a model is measured in that has a policy for narrow types itself: the types that it names.
+OWN_TYPES = "own"
+
 # Settings of layers that are fixed to a type, by the type of the run: what becomes of them. With None a layer computes
 # in the type of its inputs and weights.
 TYPES: dict[str, dict[str, Callable[[Any], Any]]] = {
@@ -38,9 +41,12 @@ TYPES: dict[str, dict[str, Callable[[Any], Any]]] = {
         "param_dtype": lambda _: jnp.float32,
     },
     "bfloat16": {"dtype": lambda _: jnp.bfloat16, "param_dtype": lambda _: jnp.bfloat16},
+    OWN_TYPES: {},
 }
 # The complex type of a run; there is none as narrow as bfloat16.
 COMPLEX = {"float64": jnp.complex128}
+# Types that a model with a policy of its own names; a setting may be numpy's class or its dtype.
+NARROW = (jnp.bfloat16, jnp.float16)
 # The attribute of a layer that says what its calls are recorded under.
 MARK = "_recorded_under"
 # Settings of the libraries' layers that drop values, where dropout does nothing.
@@ -53,6 +59,11 @@ def settings(module: Any, dtype: str) -> dict[str, Any]:
     chosen = TYPES[dtype] | ({} if DROPS.get() or not library else {n: lambda _, r=r: r for n, r in DROPPING.items()})
     given = {name: getattr(module, name) for name in chosen if hasattr(module, name)}
     return {name: chosen[name](old) for name, old in given.items() if old is not None or (library and name == "dtype")}
+
+
+def is_narrow(types: Iterable[Any]) -> bool:
+    """Return whether one of these settings of layers, or types of parameters, is narrower than float32."""
+    return any(dtype in NARROW for dtype in types)
 
 
 def parts(path: Any) -> tuple[Any, ...]:
@@ -69,12 +80,14 @@ def exact(a: Any) -> Any:
 def promote(net: nnx.Module, dtype: str = "float64") -> nnx.Module:
     """A copy in a type, by default float64 with its running statistics too.
 
-    In bfloat16 the parameters and statistics of BatchNorm are float32.
+    In bfloat16 the parameters and statistics of BatchNorm are float32. A copy in its `own` types keeps all of them.
     """
     norms = {path for path, module in nnx.iter_modules(net) if isinstance(module, nnx.BatchNorm)}
-    wide = jnp.promote_types(dtype, jnp.float32)
+    wide = None if dtype == OWN_TYPES else jnp.promote_types(dtype, jnp.float32)
 
     def cast(path: tuple[Any, ...], a: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+        if wide is None:
+            return a
         if jnp.issubdtype(a.dtype, jnp.complexfloating):
             return jnp.array(a, COMPLEX.get(dtype, jnp.complex64))
         if not jnp.issubdtype(a.dtype, jnp.floating):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from torch import nn
@@ -44,6 +44,8 @@ class Subject:
         blocks: modules around them that the ports have too, where a mistake may be looked for.
         note: what the report says of it.
         advice: what a port does otherwise without being wrong.
+        types: of the reference's tensors, as they were given, by name, where its types are a policy of its own: one at
+            least is narrower than float32. Empty where it is cast as a whole.
     """
 
     title: str
@@ -56,3 +58,4 @@ class Subject:
     blocks: Collection[str] = ()
     note: str = ""
     advice: tuple[str, ...] = ()
+    types: Mapping[str, str] = field(default_factory=dict)

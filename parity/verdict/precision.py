@@ -53,6 +53,9 @@ QUANTITIES = ("output.eval", "output.train", "loss", "gradient.parameter", "grad
 # Runs with moved weights and inputs; the response is the root mean square of their distances.
 DRAWS = 3
 
+# What a side may raise in a type that it was not written for.
+RAISED = (UserError, TypeError, ValueError, RuntimeError, IndexError)
+
 ONCE = Training(0, dict, None)  # one pass, no step
 
 # From a type and weights in the torch form to a Flax network in that type.
@@ -69,6 +72,7 @@ class Policy:
         dtypes: `float32`, `bfloat16`; each once.
         tf32: with True, inputs and weights of float32 are moved by one unit in the last place of TF32.
         matmul: JAX's precision of products as the caller set it; `tf32` goes before.
+        decide: whether a port that is less precise than PyTorch is no parity.
 
     Raises:
         UserError: an unknown type.
@@ -77,11 +81,17 @@ class Policy:
     dtypes: tuple[str, ...] = ()
     tf32: bool | None = None
     matmul: str | None = None
+    decide: bool = False
 
     def __post_init__(self) -> None:
         if unknown := [dtype for dtype in self.dtypes if dtype not in DTYPES]:
             expected = " or ".join(DTYPES)
             raise UserError(f"dtype: got {unknown[0]!r}, expected {expected} (the verdict is float64's at all times)")
+
+    @property
+    def products(self) -> Callable[[], AbstractContextManager[Any]]:
+        """What sets JAX's precision of products."""
+        return nullcontext if self.tf32 is not None else partial(jax.default_matmul_precision, self.matmul)
 
 
 def measure(subject: Subject, policy: Policy, progress: Progress) -> tuple[Precision, ...]:
@@ -94,10 +104,9 @@ def measure(subject: Subject, policy: Policy, progress: Progress) -> tuple[Preci
     exact, on = _pytorch(reference)({}, fed)
     assert on is not None
     sizes = Responses(exact, {}).sizes
-    products = nullcontext if policy.tf32 is not None else partial(jax.default_matmul_precision, policy.matmul)
     rows = []
     for dtype in policy.dtypes:
-        net = cast(reference, dtype)
+        net = cast(reference, dtype, subject.types)
         state, probe = weights.read(net), fed_in(fed, dtype)
         units = TF32_UNITS if policy.tf32 and dtype == "float32" else 1
         moved = [bounds.perturbed(state, probe, subject.seed * DRAWS + draw, units) for draw in range(DRAWS)]
@@ -106,17 +115,16 @@ def measure(subject: Subject, policy: Policy, progress: Progress) -> tuple[Preci
         for side in ("pytorch", *subject.candidates):
             progress(f"working precision: {side} in {dtype}")
             try:
-                flax = partial(_flax, dtype=dtype, exact=exact, parameters=list(parameters), products=products)
+                flax = partial(_flax, dtype=dtype, exact=exact, parameters=list(parameters), products=policy.products)
                 run = _pytorch(net) if side == "pytorch" else flax(subject.candidates[side].in_type)
                 first, theirs = run(state, probe)
                 responses = Responses(_at_least(dtype, first), {name: state[name] for name in parameters})
                 for draw in moved:
                     responses.add(run(*draw)[0].items())
-            except (UserError, TypeError, ValueError, RuntimeError, IndexError) as error:  # the verdict stands
-                cause = error.__cause__ or error  # of a user's code, what it raised
-                said = str(cause).strip().partition("\n")[0]
-                text = f"(does not run: {type(cause).__name__}: {said})"
-                rows.append(Precision(side, dtype, "(none)", text, np.inf, 0.0, np.inf, np.inf, None, 0))
+            except RAISED as error:  # the verdict stands
+                rows.append(
+                    Precision(side, dtype, "(none)", f"({does_not_run(error)})", np.inf, 0.0, np.inf, np.inf, None, 0)
+                )
                 continue
             changed, total = flips.count(on, theirs)
             rows += [
@@ -127,6 +135,13 @@ def measure(subject: Subject, policy: Policy, progress: Progress) -> tuple[Preci
             del run, first, responses
             memory.release()
     return tuple(rows)
+
+
+def does_not_run(error: Exception) -> str:
+    """Return what is said of a side that raises in a type."""
+    cause = error.__cause__ or error  # of a user's code, what it raised
+    said = str(cause).strip().partition("\n")[0]
+    return f"does not run: {type(cause).__name__}: {said}"
 
 
 def _worst(
@@ -161,12 +176,25 @@ def _at_least(dtype: str, run: Observation) -> Observation:
     return {q: {name: widened(array) for name, array in tensors.items()} for q, tensors in run.items()}
 
 
-def cast(reference: nn.Module, dtype: str) -> nn.Module:
-    """A copy of a PyTorch network in this type; BatchNorm's parameters and statistics are float32."""
+def cast(reference: nn.Module, dtype: str, types: Mapping[str, str] | None = None) -> nn.Module:
+    """A copy of a PyTorch network in this type; BatchNorm's parameters and statistics are float32.
+
+    So are buffers that no checkpoint has: tables, which a model that is loaded in bfloat16 computes in float32.
+
+    Args:
+        types: of its tensors, where the network has a policy for bfloat16 of its own.
+    """
     net = copy.deepcopy(reference)
     for module in net.modules():
         own = torch.float32 if isinstance(module, nn.modules.batchnorm._BatchNorm) else TORCH[dtype]
+        tables = {name: module._buffers[name] for name in module._non_persistent_buffers_set}
         module._apply(lambda t, own=own: t.to(own) if t.is_floating_point() else t, recurse=False)
+        module._buffers |= {n: t.float() if t is not None and t.is_floating_point() else t for n, t in tables.items()}
+    if types and dtype == "bfloat16":
+        exact = {**dict(reference.named_parameters()), **dict(reference.named_buffers())}
+        for name, tensor in (*net.named_parameters(), *net.named_buffers()):
+            if name in types and tensor.is_floating_point():
+                tensor.data = exact[name].data.to(getattr(torch, types[name]))
     return net
 
 
@@ -189,6 +217,20 @@ def fed_in(fed: Probe, dtype: str) -> Probe:
             lambda values: fed.loss.torch(tree_map(_widened_torch, values)),
             lambda layouts: lambda values: fed.loss.flax(layouts)(jax.tree.map(_widened_jax, values)),
         ),
+    )
+
+
+def widened(fed: Probe) -> Probe:
+    """Return a probe with the same numbers in float64."""
+
+    def wide(_: str, array: np.ndarray) -> np.ndarray:
+        return array.astype(np.float64) if bounds.floating(array) else array
+
+    return replace(
+        fed,
+        inputs=mapped(fed.inputs, wide),
+        keywords=mapped(dict(fed.keywords), wide, "keyword"),
+        torch_call=replace(fed.torch_call, keywords=rebuilt(dict(fed.torch_call.keywords), wide)),
     )
 
 
