@@ -124,6 +124,39 @@ def test_the_module_that_computes_is_named_and_not_the_one_that_hands_on() -> No
     assert "what it hands to out.dense is off by" in report.models[0].findings[0].text
 
 
+class TorchTwo(torch.nn.Module):
+    """Is called by a keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.out = torch.nn.Linear(4, 8), torch.nn.Linear(8, 2)
+
+    def forward(self, hidden: Any) -> Any:
+        return self.out(torch.tanh(self.gate(hidden)))
+
+
+class Keyword(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.two = TorchTwo()
+
+    def forward(self, x: Any) -> Any:
+        return self.two(hidden=x)
+
+
+def test_a_module_that_is_called_by_keyword_is_named() -> None:
+    torch.manual_seed(0)
+    x, names = (
+        np.random.default_rng(0).standard_normal((64, 4)).astype(np.float32),
+        {"two.gate": "gate", "two.out": "out"},
+    )
+    model = Keyword()
+    report = parity.check(
+        model, parity.move(model, FlaxParts(), x, names=names), x, steps=0, dtypes="bfloat16", decide=True, names=names
+    )
+    assert [finding.layer for finding in report.models[0].findings] == ["two"], str(report)
+
+
 def test_more_precision_than_pytorch_is_advice() -> None:
     report = checked(PLANTED["a layer in float32, bfloat16"].pair, "bfloat16")
     assert report.exit_code == 0
