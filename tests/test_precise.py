@@ -124,6 +124,39 @@ def test_the_module_that_computes_is_named_and_not_the_one_that_hands_on() -> No
     assert "what it hands to out.dense is off by" in report.models[0].findings[0].text
 
 
+class TorchTwo(torch.nn.Module):
+    """Is called by a keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.out = torch.nn.Linear(4, 8), torch.nn.Linear(8, 2)
+
+    def forward(self, hidden: Any) -> Any:
+        return self.out(torch.tanh(self.gate(hidden)))
+
+
+class Keyword(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.two = TorchTwo()
+
+    def forward(self, x: Any) -> Any:
+        return self.two(hidden=x)
+
+
+def test_a_module_that_is_called_by_keyword_is_named() -> None:
+    torch.manual_seed(0)
+    x, names = (
+        np.random.default_rng(0).standard_normal((64, 4)).astype(np.float32),
+        {"two.gate": "gate", "two.out": "out"},
+    )
+    model = Keyword()
+    report = parity.check(
+        model, parity.move(model, FlaxParts(), x, names=names), x, steps=0, dtypes="bfloat16", decide=True, names=names
+    )
+    assert [finding.layer for finding in report.models[0].findings] == ["two"], str(report)
+
+
 def test_more_precision_than_pytorch_is_advice() -> None:
     report = checked(PLANTED["a layer in float32, bfloat16"].pair, "bfloat16")
     assert report.exit_code == 0
@@ -294,14 +327,19 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "conv1d": (X[0], X[0, :, :, :3], X[0, 0, 0, :3]),
     "conv2d": (X, X[:, :, :3, :3], X[0, 0, 0, :2]),
     "conv3d": (X[None, :, :2], X[:, :2, None, :3, :3].transpose(0, 1), X[0, 0, 0, :2]),
+    "addmm": (X[0, 0, 0], X[0, 0], X[0, 0].T @ X[0, 1]),
+    "baddbmm": (X[0], X[0], X[1].transpose(1, 2) @ X[0]),
     "batch_norm": (X, X[0, :, 0, 0], X[0, :, 0, 1].abs(), X[0, :, 1, 0], X[0, :, 1, 1]),
     "scaled_dot_product_attention": (X, X + 1, X - 1),
 }
 
 
-@pytest.mark.parametrize("name", sorted({name for _, name, _ in written_out.FUSED}))
+FUNCTIONS = {name: getattr(owner, name) for owner, name, _ in reversed(written_out.FUSED)}
+
+
+@pytest.mark.parametrize("name", sorted(FUNCTIONS))
 def test_parts_compute_what_the_function_computes(name: str) -> None:
-    function = getattr(torch.nn.functional, name)
+    function = FUNCTIONS[name]
     arguments = ARGUMENTS.get(name, (X,))
     called: list[str] = []
 
@@ -318,7 +356,8 @@ def test_parts_compute_what_the_function_computes(name: str) -> None:
 
 
 def test_functions_are_put_back_and_other_threads_keep_them() -> None:
-    before = {name: getattr(torch.nn.functional, name) for _, name, _ in written_out.FUSED}
+    fused = {name for owner, name, _ in written_out.FUSED if owner is torch.nn.functional}
+    before = {name: getattr(torch.nn.functional, name) for name in fused}
     x, seen = torch.linspace(-4, 4, 999).bfloat16(), []
     with written_out.written_out():
         ours = torch.nn.functional.silu(x)

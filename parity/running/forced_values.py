@@ -40,6 +40,8 @@ SOFTMAX, RULES = "(softmax)", ("_softmax", "_softmax_deprecated")
 class Forcing(Tap):
     """Keeps what comes to every layer and out of it, and puts other values in their places.
 
+    `running` has the modules that run, from the outside in, where they are told (`_running`).
+
     Args:
         values: in PyTorch's layout; nothing is replaced elsewhere.
         put: gives a framework's array from a key, a value and what it replaces; None where the shapes do not fit.
@@ -54,12 +56,9 @@ class Forcing(Tap):
 
     def enter(self, name: str, x: Any) -> Any:
         maker = self.makers[id(x)][0] if id(x) in self.makers else self.running[-1] if self.running else ""
-        self.running.append(name)
         return self._at(("enter", name), x, maker)
 
     def leave(self, name: str, y: Any) -> Any:
-        if name in self.running:
-            del self.running[self.running.index(name) :]
         return self._at(("leave", name), y, self.makers[id(y)][0] if id(y) in self.makers else name)
 
     def softmax(self, original: Callable[..., Any], x: Any, *args: Any, **kw: Any) -> Any:
@@ -76,6 +75,24 @@ class Forcing(Tap):
         new = value if new is None else new
         self.makers |= {id(held): (maker, held) for held in (value, new)}
         return new
+
+
+@contextmanager
+def _running(net: nn.Module, tap: Forcing) -> Iterator[None]:
+    """Tell a tap which modules run, those that are called by keywords alone too, once it has seen what they get."""
+    hooks = []
+
+    def left(*_: object) -> None:
+        tap.running.pop()
+
+    for name, module in net.named_modules():
+        hooks.append(module.register_forward_pre_hook(lambda *_, name=name: tap.running.append(name)))
+        hooks.append(module.register_forward_hook(left))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class _Softmaxes(TorchFunctionMode):
@@ -149,7 +166,7 @@ def of_torch(net: nn.Module, fed: Probe, values: Values, train: bool) -> tuple[V
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one kernel for a whole layer has no parts to be seen
     try:
-        with torch.no_grad(), Crossing(), run_pytorch.tapped(net, tap, names), _Softmaxes(tap):
+        with torch.no_grad(), Crossing(), run_pytorch.tapped(net, tap, names), _running(net, tap), _Softmaxes(tap):
             result = run_pytorch.run(net, fed, run_pytorch.inputs_of(fed))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

@@ -32,6 +32,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return product if bias is None else product + bias
 
 
+def addmm(bias: Tensor, x: Tensor, weight: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """A product of matrices, or of a batch of them, then a sum."""
+    product = x @ weight
+    product = product if alpha == 1 else product * alpha
+    return product + (bias if beta == 1 else bias * beta)
+
+
 def convolution(
     dimensions: int, x: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kw: Any
 ) -> Tensor:
@@ -147,6 +154,7 @@ def batch_norm(
 FUSED: tuple[tuple[Any, str, Callable[..., Tensor]], ...] = (
     (F, "linear", linear),
     *((F, f"conv{n}d", partial(convolution, n)) for n in CONVOLUTIONS),
+    *((owner, name, addmm) for owner in (torch, Tensor) for name in ("addmm", "baddbmm")),
     (F, "batch_norm", batch_norm),
     (F, "silu", silu),
     (F, "gelu", gelu),
