@@ -42,8 +42,7 @@ class Operation:
     """One call of a function in the reference.
 
     Attributes:
-        modules: those whose code calls it, by name, from the network (an empty name) inward; one at least. A
-            `Sequential` is none of them: it does nothing of its own, so no mistake can stand in its code.
+        modules: those whose code calls it, by name, from the network (an empty name) inward; one at least.
         parts: the operations whose results it takes, by their numbers.
     """
 
@@ -61,12 +60,14 @@ class Flow:
         arrivals: by place, the operations that what is seen there comes from.
         handed: by call, the operation that stands for what it hands on.
         callers: by call, the modules whose code calls it.
+        sequences: the modules that are a `Sequential`, whose code does nothing but call its parts in turn.
     """
 
     operations: list[Operation] = field(default_factory=list)
     arrivals: dict[Place, frozenset[int]] = field(default_factory=dict)
     handed: dict[str, int] = field(default_factory=dict)
     callers: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    sequences: frozenset[str] = frozenset()
 
     def add(self, operation: Operation) -> frozenset[int]:
         """Note an operation; return the set of its number."""
@@ -93,9 +94,16 @@ class Flow:
 
     def module_around(self, numbers: Iterable[int], call: str) -> str:
         """Return the innermost module around operations; around a call, where there are none. The network is `""`."""
-        around = [self.operations[number].modules for number in numbers] or [self.callers.get(call, ("",))]
+        around = [self.operations[number].modules for number in numbers] or [self._givers(call)]
         levels = takewhile(lambda level: len({*level}) == 1, zip(*around, strict=False))
         return [level[0] for level in levels][-1]
+
+    def _givers(self, call: str) -> tuple[str, ...]:
+        """Return the modules that call a call, up to the innermost whose code chooses what the call gets."""
+        modules = self.callers.get(call, ("",))
+        while len(modules) > 1 and modules[-1] in self.sequences:
+            modules = modules[:-1]
+        return modules
 
 
 class _Noting(TorchFunctionMode, Tap):
@@ -172,7 +180,8 @@ def of_reference(net: nn.Module, probe: Probe, names: Collection[str], forced: C
         noting.running.pop()
 
     # A recorded layer is entered and left in its caller: a module is running after the one, and before the other.
-    inside = [(name, module) for name, module in net.named_modules() if name and not _plain_sequence(module)]
+    inside = [(name, module) for name, module in net.named_modules() if name]
+    flow.sequences = frozenset(name for name, module in inside if _is_plain_sequence(module))
     for _, module in inside:
         module.register_forward_hook(pop)
     with torch.no_grad(), run_pytorch.tapped(net, noting, names):
@@ -189,7 +198,7 @@ def of_reference(net: nn.Module, probe: Probe, names: Collection[str], forced: C
     return flow
 
 
-def _plain_sequence(module: nn.Module) -> bool:
+def _is_plain_sequence(module: nn.Module) -> bool:
     return type(module).forward is nn.Sequential.forward
 
 
