@@ -103,6 +103,13 @@ def test_a_reader_finds_every_source() -> None:
     assert not is_there("a bug in keras-hub")
 
 
+def test_a_place_is_a_name_without_its_dimensions() -> None:
+    """A function's own last letters stay: `pad` is no `pa` in one dimension."""
+    places = {place for trap in catalogue.TRAPS for place in trap.places}
+    assert {"pad", "add", "unbind", "Conv", "max_pool"} <= places
+    assert not {"pa", "a", "unbin", "Conv2d", "max_pool2d"} & places
+
+
 def test_many_entries_come_from_bugs_of_projects() -> None:
     assert sum(PROJECT.fullmatch(trap.source) is not None for trap in catalogue.TRAPS) >= 95
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -37,9 +36,7 @@ def sentence(text: str) -> str:
 
 def where(trap: Trap) -> str:
     """Return the layers, functions, kinds or optimizers where a mistake can be made."""
-    names = (item if isinstance(item, str) else item.__name__ for item in trap.where)
-    found = dict.fromkeys(re.sub(r"[123]d$", "", name.strip("_")) for name in names)
-    return ", ".join(f"`{name}`" for name in found) or "any kind"
+    return ", ".join(f"`{name}`" for name in trap.places) or "any kind"
 
 
 def grouped() -> dict[str, list[Trap]]:

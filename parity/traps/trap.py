@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -57,11 +58,13 @@ class Trap:
         return tuple(item for item in self.where if isinstance(item, str))
 
     @property
+    def places(self) -> tuple[str, ...]:
+        """The names of all layers, functions, kinds or optimizers where it can be made, without their dimensions."""
+        names = (item if isinstance(item, str) else item.__name__ for item in self.where)
+        return tuple(dict.fromkeys(re.sub("[123]d$", "", name.strip("_")) for name in names))
+
+    @property
     def listed_where(self) -> str:
         """Where it can be made, as `parity traps` lists it."""
-        if self.place == "weight":
-            return f"weights of {', '.join(self.names) or 'any layer'}"
-        if self.place == "training":
-            return ", ".join(self.names)
-        names = [item if isinstance(item, str) else item.__name__ for item in self.where]
-        return ", ".join(dict.fromkeys(name.strip("_").rstrip("123d") for name in names))
+        listed = ", ".join(self.places)
+        return f"weights of {listed or 'any layer'}" if self.place == "weight" else listed

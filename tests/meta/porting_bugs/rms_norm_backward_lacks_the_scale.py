@@ -13,14 +13,7 @@ from torch import nn
 
 from . import Bug
 from .inputs import tokens
-from .surroundings import (
-    VOCABULARY,
-    WIDTH,
-    PortLanguageModel,
-    PortMlp,
-    TorchLanguageModel,
-    TorchMlp,
-)
+from .surroundings import VOCABULARY, WIDTH, PortLanguageModel, PortNormed, TorchLanguageModel, TorchNormed
 
 
 class TorchNorm(nn.Module):
@@ -30,15 +23,6 @@ class TorchNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * self.weight
-
-
-class Torch(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.mlp = TorchNorm(), TorchMlp()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.mlp(self.norm(x))
 
 
 @jax.custom_vjp
@@ -66,19 +50,11 @@ class PortNorm(nnx.Module):
         return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-5) * self.weight[...]
 
 
-class Port(nnx.Module):
-    def __init__(self, rngs: nnx.Rngs, wrong: bool) -> None:
-        self.norm, self.mlp = PortNorm(wrong), PortMlp(rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.mlp(self.norm(x))
-
-
 BUG = Bug(
     source="karpathy/llm.c#763",
     what="has a gradient that lacks the scale",
-    torch=lambda: TorchLanguageModel("block", Torch),
-    port=lambda wrong: PortLanguageModel("block", lambda rngs: Port(rngs, wrong)),
+    torch=lambda: TorchLanguageModel("block", lambda: TorchNormed(TorchNorm())),
+    port=lambda wrong: PortLanguageModel("block", lambda rngs: PortNormed(PortNorm(wrong), rngs)),
     inputs=lambda: (tokens(VOCABULARY),),
     layer=("layers.0.block.norm", "layers.1.block.norm"),
     named=r"gradient",

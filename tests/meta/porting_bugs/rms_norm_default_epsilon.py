@@ -13,14 +13,7 @@ from torch import nn
 
 from . import Bug
 from .inputs import tokens
-from .surroundings import (
-    VOCABULARY,
-    WIDTH,
-    PortLanguageModel,
-    PortMlp,
-    TorchLanguageModel,
-    TorchMlp,
-)
+from .surroundings import VOCABULARY, WIDTH, PortLanguageModel, PortNormed, TorchLanguageModel, TorchNormed
 
 
 class TorchNorm(nn.Module):
@@ -32,15 +25,6 @@ class TorchNorm(nn.Module):
         return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5))
 
 
-class Torch(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.mlp = TorchNorm(), TorchMlp()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.mlp(self.norm(x))
-
-
 class PortNorm(nnx.Module):
     def __init__(self, wrong: bool) -> None:
         self.wrong, self.weight = wrong, nnx.Param(jnp.ones(WIDTH))
@@ -50,19 +34,11 @@ class PortNorm(nnx.Module):
         return self.weight[...] * (x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon))
 
 
-class Port(nnx.Module):
-    def __init__(self, rngs: nnx.Rngs, wrong: bool) -> None:
-        self.norm, self.mlp = PortNorm(wrong), PortMlp(rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.mlp(self.norm(x))
-
-
 BUG = Bug(
     source="keras-team/keras-hub@81de50adc",
     what="adds the epsilon 1e-6; PyTorch's model adds 1e-5",
-    torch=lambda: TorchLanguageModel("block", Torch),
-    port=lambda wrong: PortLanguageModel("block", lambda rngs: Port(rngs, wrong)),
+    torch=lambda: TorchLanguageModel("block", lambda: TorchNormed(TorchNorm())),
+    port=lambda wrong: PortLanguageModel("block", lambda rngs: PortNormed(PortNorm(wrong), rngs)),
     inputs=lambda: (tokens(VOCABULARY),),
     layer="layers.0.block.norm",
     named=r"epsilon",

@@ -13,14 +13,7 @@ from torch import nn
 
 from . import Bug
 from .inputs import tokens
-from .surroundings import (
-    VOCABULARY,
-    WIDTH,
-    PortLanguageModel,
-    PortMlp,
-    TorchLanguageModel,
-    TorchMlp,
-)
+from .surroundings import VOCABULARY, WIDTH, PortLanguageModel, PortNormed, TorchLanguageModel, TorchNormed
 
 
 class TorchNorm(nn.Module):
@@ -30,15 +23,6 @@ class TorchNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.weight * x / torch.sqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5)
-
-
-class Torch(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.mlp = TorchNorm(), TorchMlp()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.mlp(self.norm(x))
 
 
 class PortNorm(nnx.Module):
@@ -51,19 +35,11 @@ class PortNorm(nnx.Module):
         return self.weight[...] * x / root
 
 
-class Port(nnx.Module):
-    def __init__(self, rngs: nnx.Rngs, wrong: bool) -> None:
-        self.norm, self.mlp = PortNorm(wrong), PortMlp(rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.mlp(self.norm(x))
-
-
 BUG = Bug(
     source="tile-ai/tilelang#1243",
     what="adds epsilon to the root; PyTorch's model adds it to the mean square",
-    torch=lambda: TorchLanguageModel("block", Torch),
-    port=lambda wrong: PortLanguageModel("block", lambda rngs: Port(rngs, wrong)),
+    torch=lambda: TorchLanguageModel("block", lambda: TorchNormed(TorchNorm())),
+    port=lambda wrong: PortLanguageModel("block", lambda rngs: PortNormed(PortNorm(wrong), rngs)),
     inputs=lambda: (tokens(VOCABULARY),),
     layer="layers.0.block.norm",
     named=r"norm-epsilon-outside|epsilon is added to the root",

@@ -13,14 +13,7 @@ from torch import nn
 
 from . import Bug
 from .inputs import tokens
-from .surroundings import (
-    VOCABULARY,
-    WIDTH,
-    PortLanguageModel,
-    PortMlp,
-    TorchLanguageModel,
-    TorchMlp,
-)
+from .surroundings import VOCABULARY, WIDTH, PortLanguageModel, PortNormed, TorchLanguageModel, TorchNormed
 
 
 class TorchNorm(nn.Module):
@@ -31,15 +24,6 @@ class TorchNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-6)
         return (y * (1 + self.weight.float())).to(x.dtype)
-
-
-class Torch(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.mlp = TorchNorm(), TorchMlp()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.mlp(self.norm(x))
 
 
 class PortNorm(nnx.Module):
@@ -53,19 +37,11 @@ class PortNorm(nnx.Module):
         return y.astype(x.dtype) * scale.astype(x.dtype) if self.wrong else (y * scale).astype(x.dtype)
 
 
-class Port(nnx.Module):
-    def __init__(self, rngs: nnx.Rngs, wrong: bool) -> None:
-        self.norm, self.mlp = PortNorm(wrong), PortMlp(rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.mlp(self.norm(x))
-
-
 BUG = Bug(
     source="huggingface/transformers#29402",
     what="rounds in front of the scale; PyTorch's model rounds behind it",
-    torch=lambda: TorchLanguageModel("block", Torch),
-    port=lambda wrong: PortLanguageModel("block", lambda rngs: Port(rngs, wrong)),
+    torch=lambda: TorchLanguageModel("block", lambda: TorchNormed(TorchNorm())),
+    port=lambda wrong: PortLanguageModel("block", lambda rngs: PortNormed(PortNorm(wrong), rngs)),
     inputs=lambda: (tokens(VOCABULARY),),
     layer="layers.0.block.norm",
     named=r"bfloat16|rounds|cast",

@@ -6,51 +6,19 @@ Source: lablup/mlxcel#391.
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import torch
-from flax import nnx
-from torch import nn
 
 from . import Bug
 from .inputs import tokens
-from .surroundings import (
-    VOCABULARY,
-    WIDTH,
-    PortLanguageModel,
-    PortMlp,
-    TorchLanguageModel,
-    TorchMlp,
-)
-
-EXPERTS, CHOSEN = 4, 2
+from .surroundings import CHOSEN, VOCABULARY, PortExperts, PortLanguageModel, TorchExperts, TorchLanguageModel
 
 
-class Torch(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.router = nn.Linear(WIDTH, EXPERTS, bias=False)
-        self.experts = nn.ModuleList(TorchMlp() for _ in range(EXPERTS))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weights, chosen = self.route(self.router(x))
-        dense = torch.zeros(*x.shape[:-1], EXPERTS, dtype=x.dtype).scatter(-1, chosen, weights)
-        return torch.stack([dense[..., i, None] * expert(x) for i, expert in enumerate(self.experts)]).sum(0)
-
+class Torch(TorchExperts):
     def route(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return logits.softmax(-1).topk(CHOSEN)
 
 
-class Port(nnx.Module):
-    def __init__(self, rngs: nnx.Rngs, wrong: bool) -> None:
-        self.wrong = wrong
-        self.router = nnx.Linear(WIDTH, EXPERTS, use_bias=False, rngs=rngs)
-        self.experts = nnx.List(PortMlp(rngs) for _ in range(EXPERTS))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        weights, chosen = self.route(self.router(x))
-        dense = (jax.nn.one_hot(chosen, EXPERTS, dtype=x.dtype) * weights[..., None]).sum(-2)
-        return jnp.stack([dense[..., i, None] * expert(x) for i, expert in enumerate(self.experts)]).sum(0)
-
+class Port(PortExperts):
     def route(self, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
         if self.wrong:
             weights, chosen = jax.lax.top_k(logits, CHOSEN)

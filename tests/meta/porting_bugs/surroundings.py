@@ -17,6 +17,7 @@ from flax import linen, nnx
 from torch import nn
 
 WIDTH, HEADS, DEPTH, VOCABULARY = 32, 4, 8, 50
+EXPERTS, CHOSEN = 4, 2
 
 
 class TorchLayer(nn.Module):
@@ -111,6 +112,57 @@ class PortMlp(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.fc2(jax.nn.silu(self.fc1(x)))
+
+
+class TorchNormed(nn.Module):
+    """A norm of the bug's own, and a network behind it."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.mlp = norm, TorchMlp()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.mlp(self.norm(x))
+
+
+class PortNormed(nnx.Module):
+    def __init__(self, norm: Callable[[jax.Array], jax.Array], rngs: nnx.Rngs) -> None:
+        self.norm, self.mlp = norm, PortMlp(rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.mlp(self.norm(x))
+
+
+class TorchExperts(nn.Module):
+    """A sum over experts; `route` gives the weights and numbers (…, `CHOSEN`) of those that are chosen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(WIDTH, EXPERTS, bias=False)
+        self.experts = nn.ModuleList(TorchMlp() for _ in range(EXPERTS))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weights, chosen = self.route(self.router(x))
+        dense = torch.zeros(*x.shape[:-1], EXPERTS, dtype=x.dtype).scatter(-1, chosen, weights)
+        return torch.stack([dense[..., i, None] * expert(x) for i, expert in enumerate(self.experts)]).sum(0)
+
+    def route(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        raise NotImplementedError
+
+
+class PortExperts(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs, wrong: bool) -> None:
+        self.wrong = wrong
+        self.router = nnx.Linear(WIDTH, EXPERTS, use_bias=False, rngs=rngs)
+        self.experts = nnx.List(PortMlp(rngs) for _ in range(EXPERTS))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        weights, chosen = self.route(self.router(x))
+        dense = (jax.nn.one_hot(chosen, EXPERTS, dtype=x.dtype) * weights[..., None]).sum(-2)
+        return jnp.stack([dense[..., i, None] * expert(x) for i, expert in enumerate(self.experts)]).sum(0)
+
+    def route(self, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+        raise NotImplementedError
 
 
 class TorchAttention(nn.Module):
