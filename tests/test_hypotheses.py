@@ -88,10 +88,10 @@ def told(**wrong: Callable[..., Any]) -> str:
         ({"end": lambda x, before: before}, "there the port has what arrives at gate.first"),
         ({"atan": lambda x: x}, "PyTorch's value computed without `atan` (test_hypotheses.py:"),
         ({"atan": lambda x: jnp.arctan(jnp.arctan(x))}, "PyTorch's value computed with `atan` (test_hypotheses.py:"),
-        ({"pow": lambda x: x**3}, "PyTorch's value computed with 3 in the place of 2 in `pow` (test_hypotheses.py:"),
+        ({"pow": lambda x: x**3}, "PyTorch's value computed with 3 instead of 2 in `pow` (test_hypotheses.py:"),
         (
             {"scale": lambda x: x * 0.731},
-            "PyTorch's value computed with 0.731 in the place of 1/4 in `mul` (test_hypotheses.py:",
+            "PyTorch's value computed with 0.731 instead of 1/4 in `mul` (test_hypotheses.py:",
         ),
         ({"mixed": lambda x: x * 1.3}, "PyTorch's value computed with what `matmul` (test_hypotheses.py:"),
         ({"atan": lambda x: x, "sub": lambda a, b: jnp.arctan(a - b)}, "computed with `sub` (test_hypotheses.py:"),
@@ -113,6 +113,11 @@ def test_a_value_that_is_almost_a_multiple_is_none() -> None:
     wrong = 3 * A
     wrong[0, 0, 0] += 1e-6
     assert hypotheses.of_value(A, wrong) == ""
+
+
+def test_few_numbers_prove_no_factor() -> None:
+    """Any single number is any other one times something."""
+    assert hypotheses.of_value(A[0, 0, :1], 1.7 * A[0, 0, :1]) == ""
 
 
 @pytest.mark.parametrize(

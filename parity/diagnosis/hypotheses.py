@@ -1,8 +1,8 @@
 """Say what a port computes where no known mistake explains it: what PyTorch computes, with one simple change.
 
 The changes are rows: a constant factor, an axis in another order, an operation left out or added, another constant, a
-value from elsewhere. A change is told only where it gives the port's numbers to rounding, so that it is no guess. One
-unknown number is fitted by Gauss and Newton's method; thousands of numbers then have to agree.
+value from elsewhere. A change is told only where it gives all of the port's numbers to rounding, so that it is no
+guess. One unknown number is fitted by Gauss and Newton's method, where there are enough numbers to agree.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ ERRORS = (Exception,)
 TIMES, NUMBERS = 3000, 3e9
 # The fit ends where it has not come this part closer in a step, or after so many steps.
 CLOSER, STEPS = 0.9, 12
+# Of fewer numbers an unknown one explains too much.
+ENOUGH = 8
 # An order of more than this many entries is not written out.
 LISTED = 12
 
@@ -83,13 +85,11 @@ def _on_result(text: str, change: Callable[[Any, float], Any], starts: tuple[flo
 def _left_out(call: Call, result: Tensor) -> Iterator[Change]:
     if call.name in TRANSPARENT:
         return
+    alone = sum(isinstance(given, Tensor) for given in call.args) == 1
     for i, given in enumerate(call.args):
         if isinstance(given, Tensor) and given.shape == result.shape and given.dtype == result.dtype:
-            other = "" if i == 0 and sum(isinstance(a, Tensor) for a in call.args) == 1 else _ORDINALS[min(i, 2)]
-            yield Change(f"without {{op}}{other}", lambda f, args, kw, n, i=i: args[i])
-
-
-_ORDINALS = (" (its first argument alone)", " (its second argument alone)", " (one argument alone)")
+            text = "without {op}" if alone else f"with argument {i + 1} of {{op}} instead of its result"
+            yield Change(text, lambda f, args, kw, n, i=i: args[i])
 
 
 def _exchanged(call: Call, result: Tensor) -> Iterator[Change]:
@@ -128,7 +128,7 @@ def _first_outer(i: int, between: list[Call], inner: Call, j: int, f: Any, args:
 
     below = moved(inner[j])
     value = f(*(below if k == i else a for k, a in enumerate(args)), **kw)
-    # Where the axes of the result come from, which number by number tells.
+    # An array whose axes have different lengths tells where the axes of the result come from.
     order = [int(k) for k in moved(torch.zeros([k + 2 for k in range(value.ndim)])).shape]
     value = value.permute([order.index(k + 2) for k in range(value.ndim)])
     return moved(inner.function(*(value if k == j else a for k, a in enumerate(inner.args)), **inner.kw))
@@ -137,12 +137,12 @@ def _first_outer(i: int, between: list[Call], inner: Call, j: int, f: Any, args:
 def _another_function(call: Call, result: Tensor) -> Iterator[Change]:
     if call.name in UNARY and isinstance(call[0], Tensor):
         for name, function in UNARY.items():
-            yield Change(f"with `{name}` in the place of {{op}}", lambda f, args, kw, n, g=function: g(args[0]))
+            yield Change(f"with `{name}` instead of {{op}}", lambda f, args, kw, n, g=function: g(args[0]))
 
 
 def _one_more(call: Call, result: Tensor) -> Iterator[Change]:
     for name, function in UNARY.items():
-        yield _on_result(f"with `{name}` behind {{op}}", lambda value, n, g=function: g(value))
+        yield _on_result(f"with `{name}` after {{op}}", lambda value, n, g=function: g(value))
     if sum(isinstance(a, Tensor) for a in call.args) == 1 and call.name not in TRANSPARENT:
         yield Change("with {op} applied twice", lambda f, args, kw, n: f(f(*args, **kw), *args[1:], **kw))
 
@@ -170,7 +170,7 @@ def _another_constant(call: Call, result: Tensor) -> Iterator[Change]:
         if c is None or (isinstance(given, int) and call.name not in _WITH_NUMBERS):
             continue
         yield Change(
-            f"with {{}} in the place of {shown(c)} in {{op}}",
+            f"with {{}} instead of {shown(c)} in {{op}}",
             lambda f, args, kw, n, key=key: f(
                 *(n if key == i else a for i, a in enumerate(args)),
                 **{name: n if key == name else value for name, value in kw.items()},
@@ -254,6 +254,8 @@ class _Trial:
         """Return the number that makes a change explain the port, 0 where it needs no number; else None."""
         if not change.starts:
             return 0.0 if self.is_right(self.with_change(change, call, 0.0)) else None
+        if self.got.size < ENOUGH:
+            return None
         errors = {n: self.with_change(change, call, n) for n in dict.fromkeys(change.starts)}
         for n, error in errors.items():
             if self.is_right(error):
@@ -327,6 +329,8 @@ def of_value(expected: Array, got: Array) -> str:
     size = float(np.vdot(expected, expected))
     if not bounds.norm(got):
         return "zero everywhere" if size else ""
+    if got.size < ENOUGH:
+        return ""
     if size and _equal(expected * (factor := float(np.vdot(expected, got)) / size), got):
         return (
             f"PyTorch's value divided by {shown(1 / factor)}"
