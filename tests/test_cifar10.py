@@ -21,7 +21,8 @@ RULES = (
     Rename(r"^linear\.", "fc.", why="that code calls the classifier linear"),
     Default("num_batches_tracked", 0, why="saved before PyTorch counted batches"),
 )
-WRONG = 827
+# Of how many images how many are classified wrong: 8.27 % of all of them.
+WRONG = {1_000: 85, 10_000: 827}
 BATCH = 1000
 
 
@@ -64,11 +65,14 @@ def predictions(port: str, weights: dict[str, np.ndarray], images: np.ndarray) -
     return np.concatenate(logits).argmax(1)
 
 
+@pytest.mark.parametrize("count", [1_000, pytest.param(10_000, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("port", ports.PORTS)
-def test_published_error(port: str, weights: dict[str, np.ndarray], images: tuple[np.ndarray, np.ndarray]) -> None:
+def test_published_error(
+    port: str, count: int, weights: dict[str, np.ndarray], images: tuple[np.ndarray, np.ndarray]
+) -> None:
     pixels, labels = images
     assert len(labels) == 10_000
-    assert int((predictions(port, weights, pixels) != labels).sum()) == WRONG
+    assert int((predictions(port, weights, pixels[:count]) != labels[:count]).sum()) == WRONG[count]
 
 
 def test_trained_weights_pass_the_check(weights: dict[str, np.ndarray]) -> None:

@@ -15,6 +15,8 @@ from torch import nn
 from ports.errors import UserError
 from ports.fast import convolution, pytorch
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 NHWC = ("NHWC", "HWIO", "NHWC")
 
 
@@ -43,14 +45,19 @@ def test_it_is_xlas_with_its_gradients(window: int, channels: int, out: int, str
     with jax.enable_x64(True):
         x, kernel = arrays(window, channels, out, groups)
 
-        def found(f: Any) -> Any:
-            return jax.jit(jax.value_and_grad(lambda x, kernel: jnp.sin(f(x, kernel)).sum(), (0, 1)))(x, kernel)
+        def found(f: Any, x: Any, kernel: Any) -> Any:
+            return jax.value_and_grad(lambda x, kernel: jnp.sin(f(x, kernel)).sum(), (0, 1))(x, kernel)
 
-        for one, other in zip(jax.tree.leaves(found(ours)), jax.tree.leaves(found(theirs)), strict=True):
+        @jax.jit
+        def all_of_them(x: Any, kernel: Any) -> Any:
+            each = jax.vmap(jax.grad(lambda kernel, x: jnp.sin(ours(x[None], kernel)).sum()), (None, 0))(kernel, x)
+            return found(ours, x, kernel), found(theirs, x, kernel), each
+
+        one_way, other_way, each = all_of_them(x, kernel)
+        for one, other in zip(jax.tree.leaves(one_way), jax.tree.leaves(other_way), strict=True):
             assert one.dtype == jnp.float64
             np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
-        each = jax.vmap(jax.grad(lambda kernel, x: jnp.sin(ours(x[None], kernel)).sum()), (None, 0))(kernel, x)
-        np.testing.assert_allclose(each.sum(0), found(theirs)[1][1], rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(each.sum(0), other_way[1][1], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((2, 1), (1, 3)), ((3, 3), (3, 3)), "SAME"])
@@ -63,13 +70,16 @@ def test_small_images(size: tuple[int, int], stride: int, dilation: int, padding
     with jax.enable_x64(True):
         x, kernel = jnp.array(rng.normal(size=(2, *size, 4))), jnp.array(rng.normal(size=(3, 3, 4, 5)))
 
-        def found(f: Any) -> Any:
+        def found(f: Any, x: Any, kernel: Any) -> Any:
             def objective(x: Any, kernel: Any) -> Any:
                 return jnp.sin(f(x, kernel, (stride, stride), padding, **options)).sum()
 
             return f(x, kernel, (stride, stride), padding, **options), jax.grad(objective, (0, 1))(x, kernel)
 
-        ours, theirs = found(convolution.on_cpu), found(jax.lax.conv_general_dilated)
+        def both(x: Any, kernel: Any) -> Any:
+            return found(convolution.on_cpu, x, kernel), found(jax.lax.conv_general_dilated, x, kernel)
+
+        ours, theirs = jax.jit(both)(x, kernel)
         for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
             assert one.shape == other.shape
             np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
@@ -86,9 +96,8 @@ def test_groups_are_a_few_convolutions(channels: int, groups: int, parts: int, s
         def found(f: Any) -> Any:
             return jax.value_and_grad(lambda x, kernel: jnp.sin(f(x, kernel)).sum(), (0, 1))
 
-        for one, other in zip(
-            jax.tree.leaves(found(ours)(x, kernel)), jax.tree.leaves(found(theirs)(x, kernel)), strict=True
-        ):
+        one_way, other_way = jax.jit(lambda x, kernel: (found(ours)(x, kernel), found(theirs)(x, kernel)))(x, kernel)
+        for one, other in zip(jax.tree.leaves(one_way), jax.tree.leaves(other_way), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
         forward, program = (str(jax.make_jaxpr(f)(x, kernel)) for f in (ours, found(ours)))
     assert set(re.findall(r"feature_group_count=(\d+)", program)) <= {"1"}

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -43,9 +42,13 @@ FEW += ["dilated-bottleneck", "tutorial_net", "tutorial_resnet-four_convs", "fea
 # ---- names
 
 
-def deep_ones_nightly(names: Iterable[str]) -> list[Any]:
-    """Return the names; networks of a hundred layers and more, which are built as shallow ones are, run nightly."""
-    return [pytest.param(name, marks=pytest.mark.nightly) if re.search(r"1\d\d$", name) else name for name in names]
+# One of each kind of network. The others have the same code, with more blocks or wider ones: they run nightly.
+KINDS_OF_NETWORKS = ("resnet18", "resnext50_32x4d", "resnet50d", "cifar_resnet20", "wrn_40_4", "tutorial_net")
+KINDS_OF_NETWORKS += ("tutorial_resnet", "encoder_small")
+
+
+def others_nightly(names: Iterable[str]) -> list[Any]:
+    return [name if name in KINDS_OF_NETWORKS else pytest.param(name, marks=pytest.mark.nightly) for name in names]
 
 
 def digest(lines: list[str]) -> str:
@@ -79,7 +82,7 @@ def size_of(spec: Any) -> tuple[int, ...]:
 
 
 @pytest.mark.usefixtures("no_type_checks")
-@pytest.mark.parametrize("name", deep_ones_nightly(NETWORKS))
+@pytest.mark.parametrize("name", others_nightly(NETWORKS))
 def test_fx_traces_and_layers_fuse(name: str) -> None:
     spec = get(name)
     net = skeleton(spec).eval()
@@ -92,7 +95,7 @@ def test_fx_traces_and_layers_fuse(name: str) -> None:
     assert fused(x).shape == (2, spec.num_classes)
 
 
-@pytest.mark.parametrize("name", deep_ones_nightly(NETWORKS))
+@pytest.mark.parametrize("name", others_nightly(NETWORKS))
 def test_torch_export_takes_it(name: str) -> None:
     spec = get(name)
     (x,) = meta_inputs(spec, 2, size_of(spec))
@@ -156,7 +159,7 @@ def abstract_input(name: str, *leading: int) -> jax.ShapeDtypeStruct:
 
 
 @pytest.mark.parametrize("port", FLAX)
-@pytest.mark.parametrize("name", deep_ones_nightly(NETWORKS))
+@pytest.mark.parametrize("name", others_nightly(NETWORKS))
 def test_jax_differentiates_maps_and_lowers_it_for_two_platforms(name: str, port: str) -> None:
     call, variables = abstract(name, port)
     x, classes = abstract_input(name), get(name).num_classes
