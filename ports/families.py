@@ -7,6 +7,7 @@ from typing import Any
 
 from ports.errors import UserError
 from ports.family import Family, Input, Layer, Shape
+from ports.objective import Objective
 from ports.resnet.family import RESNET_FAMILY
 from ports.transformer.family import TRANSFORMER_FAMILY
 from ports.tutorial.family import TUTORIAL_FAMILY
@@ -61,6 +62,16 @@ def example_size(spec: Any) -> Shape:
 def inputs_of(spec: Any, batch: int, size: Shape) -> tuple[Input, ...]:
     """Return what a network takes, in PyTorch's layout."""
     return family_of(spec).inputs(spec, batch, size)
+
+
+def targets_of(spec: Any, batch: int, size: Shape) -> Input:
+    """Return what a network is to predict for a batch of examples of a size."""
+    return objective_of(spec).targets(spec, batch, size)
+
+
+def objective_of(spec: Any) -> Objective:
+    """Return what a network is trained for."""
+    return family_of(spec).objective
 
 
 def takes_images(spec: Any) -> bool:

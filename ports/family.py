@@ -11,11 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-
 from ports.errors import UserError
-
-Shape = tuple[int, ...]
+from ports.objective import CLASSIFICATION, Input, Objective, Shape
 
 COUNTER = "num_batches_tracked"
 
@@ -90,25 +87,6 @@ class Description(Protocol):
     def number_of_blocks(self) -> int: ...
 
 
-@dataclass(frozen=True)
-class Input:
-    """An input of a network: an array in PyTorch's layout.
-
-    Attributes:
-        shape: with the batch first.
-        below: of whole numbers, the first that is too large; None for real numbers.
-    """
-
-    shape: Shape
-    below: int | None = None
-
-    def draw(self, rng: np.random.Generator) -> np.ndarray:
-        """Return random values: float64, normally distributed; or int64."""
-        if self.below is None:
-            return rng.standard_normal(self.shape)
-        return rng.integers(0, self.below, self.shape)
-
-
 def image_inputs(spec: Any, batch: int, size: Shape) -> tuple[Input, ...]:
     """The input of a network that takes a batch of images."""
     return (Input((batch, spec.in_channels, *size)),)
@@ -142,7 +120,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Family:
-    """One family of networks that classify: the loss is the cross-entropy of their outputs.
+    """One family of networks.
 
     Attributes:
         name: of its folder in `ports`.
@@ -157,6 +135,7 @@ class Family:
         parts: fields of a description that are descriptions themselves, whose fields may be changed by their names.
         sizes: gives what a checkpoint of a description may have otherwise.
         headless: gives the description without its classifier; None where there is no such network.
+        objective: what the networks are trained for.
     """
 
     name: str
@@ -171,6 +150,7 @@ class Family:
     parts: tuple[str, ...] = ()
     sizes: Callable[[Any], tuple[Size, ...]] = lambda spec: ()
     headless: Callable[[Any], Any] = lambda spec: None
+    objective: Objective = CLASSIFICATION
 
     def has_option(self, name: str) -> bool:
         """Return whether descriptions have a field of this name, or a part that has."""

@@ -6,8 +6,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from ports.errors import UserError
+
+
+def classification(outputs: Any, labels: Any) -> Any:
+    """The mean cross-entropy of logits. Of feature maps, which have no labels, the sum of their mean squares.
+
+    Args:
+        outputs: logits (batch, classes), or feature maps.
+        labels: integers (batch,).
+    """
+    if isinstance(outputs, jax.Array):
+        return optax.softmax_cross_entropy_with_integer_labels(outputs, labels).mean()
+    return sum((jnp.square(value).mean() for value in outputs), jnp.zeros(()))
 
 
 def cross_entropy(

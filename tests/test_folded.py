@@ -44,7 +44,7 @@ def small(name: str, **changes: Any) -> Any:
 
 def weights_of(spec: Any) -> dict[str, np.ndarray]:
     net = ports.create(spec, "pytorch", dtype="float64")
-    fed = probe.make(probe.photographs(), batch=2, size=(17, 17), channels=3, classes=5, seed=0)
+    fed = probe.of_spec(spec, batch=2, size=(17, 17), seed=0)
     with torch.no_grad():
         randomise(net, fed, 0)
     return dict(ports.weights.read(net))

@@ -40,6 +40,7 @@ from parity.running.subject import Candidate, Subject
 from parity.running.tf32 import PARTS, products
 from parity.verdict import precision
 from ports import UserError
+from ports.objective import CLASSIFICATION
 from ports.resnet.spec import Stage
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -378,7 +379,7 @@ def test_all_of_pytorch_runs_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(device, "to_numpy", fetch)
     monkeypatch.setattr(forced_runs, "to_numpy", fetch)
     net = reference(OPTION_A_NET, fresh=True)
-    loss = losses.classification(np.array([1, 2]))
+    loss = losses.of_family(CLASSIFICATION, np.array([1, 2]))
     with device.using("gpu"):
         fed = Probe((np.zeros((2, 3, 16, 13)),), loss)
         promoted = run_pytorch.promote(net)

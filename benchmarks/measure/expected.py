@@ -52,7 +52,7 @@ def prepare(setting: Setting, changes: Mapping[str, Any], folder: Path, seed: in
     if is_prepared(place):
         return
     place.mkdir(parents=True, exist_ok=True)
-    images, labels = input_sets(setting, spec, folder, seed), class_labels(setting, spec, seed)
+    images, labels = input_sets(setting, spec, folder, seed), target_sets(setting, spec, seed)
     weights = initial_weights(setting, spec, folder, seed)
     np.save(place / "labels.npy", labels)
     expected = exact(spec, setting, weights, images[0], labels[0], exact_file(setting, changes, folder))
@@ -72,10 +72,11 @@ def prepare(setting: Setting, changes: Mapping[str, Any], folder: Path, seed: in
     (place / BOUNDS).write_text(json.dumps(bounds))
 
 
-def class_labels(setting: Setting, spec: Description, seed: int) -> np.ndarray:
-    """Draw the labels of all input sets: (sets, batch)."""
+def target_sets(setting: Setting, spec: Description, seed: int) -> np.ndarray:
+    """Draw what is to be predicted for all input sets: (sets, batch, …)."""
     draws = (np.random.default_rng([seed, number]) for number in range(SETS))
-    return np.stack([rng.integers(0, spec.num_classes, setting.batch) for rng in draws])
+    one = families.targets_of(spec, setting.batch, setting.size)
+    return np.stack([one.draw(rng) for rng in draws])
 
 
 def initial_weights(setting: Setting, spec: Description, folder: Path, seed: int) -> Numbers:
@@ -188,7 +189,7 @@ def run(
         if setting.mode == "inference":
             with torch.no_grad():
                 return {"logits": net.eval()(x).double().cpu().numpy()}
-        step = torch_steps.training_step(net.train(), net.parameters())
+        step = torch_steps.training_step(net.train(), net.parameters(), families.objective_of(spec).in_torch())
         loss = step(x, torch.from_numpy(labels).to(device))
     return {"loss": loss.double().cpu().numpy(), **parameter_change(ports.weights.read(net), weights)}
 

@@ -21,6 +21,7 @@ from benchmarks.subjects.packed import Packed
 from benchmarks.subjects.quickest import Quickest
 from benchmarks.subjects.settings import LEARNING_RATE, MOMENTUM, RESULT, WEIGHT_DECAY, Setting
 from benchmarks.subjects.subject import SubjectOptions
+from ports import families
 from ports.optim import sgd
 
 Tree = PyTree[jax.Array]
@@ -49,8 +50,10 @@ def optimizer() -> optax.GradientTransformation:
     return sgd(LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels).mean()
+def loss_in_float32(case: NetworkCase) -> Callable[[PyTree, jax.Array], jax.Array]:
+    """The loss of a case's network, of outputs and targets; as under PyTorch's autocast it is computed in float32."""
+    loss_of = families.objective_of(case.spec).in_flax()
+    return lambda outputs, labels: loss_of(jax.tree.map(lambda a: a.astype(jnp.float32), outputs), labels)
 
 
 def laid_out(inputs: np.ndarray, dtype: DTypeLike) -> jax.Array:
@@ -159,6 +162,7 @@ def build_nnx(case: NetworkCase, options: SubjectOptions = USUAL) -> JaxRun:
     ports.weights.write(model, case.weights)
     if options.fast:
         ports.fast.use(model)
+    loss_of = loss_in_float32(case)
 
     def infer(model: Callable[[jax.Array], jax.Array], images: jax.Array) -> jax.Array:
         return model(images)
@@ -168,7 +172,7 @@ def build_nnx(case: NetworkCase, options: SubjectOptions = USUAL) -> JaxRun:
 
         def objective(params: nnx.State) -> tuple[jax.Array, nnx.State]:
             model = nnx.merge(graphdef, params, rest, copy=True)
-            return cross_entropy(model(images), labels), nnx.state(model, nnx.Not(nnx.Param))
+            return loss_of(model(images), labels), nnx.state(model, nnx.Not(nnx.Param))
 
         (loss, changed), grads = jax.value_and_grad(objective, has_aux=True)(params)
         nnx.update(model, changed)
@@ -260,14 +264,14 @@ def stateless(
             lambda: read(params, rest),
             lambda images, _: (apply, params, rest, images),
         )
-    tx = optimizer()
+    tx, loss_of = optimizer(), loss_in_float32(case)
 
     def train(
         params: Tree, rest: Tree, state: Tree, images: jax.Array, labels: jax.Array
     ) -> tuple[Tree, Tree, Tree, jax.Array]:
         def objective(params: Tree) -> tuple[jax.Array, Tree]:
             logits, changed = forward(params, rest, images, True)
-            return cross_entropy(logits, labels), changed
+            return loss_of(logits, labels), changed
 
         (loss, changed), grads = jax.value_and_grad(objective, has_aux=True)(params)
         updates, state = tx.update(grads, state, params)

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.subjects.case import NetworkCase
 from benchmarks.subjects.settings import LEARNING_RATE, MOMENTUM, RESULT, WEIGHT_DECAY
 from benchmarks.subjects.subject import SubjectOptions
 from parity.running.tf32 import products
+from ports import families
 
 EAGER = SubjectOptions()
 
@@ -32,14 +32,17 @@ def policy(precision: str, where: str) -> Iterator[None]:
 
 
 def training_step(
-    net: Callable[[Tensor], Tensor], parameters: Iterable[Tensor], fused: bool = False
+    net: Callable[[Tensor], Tensor],
+    parameters: Iterable[Tensor],
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    fused: bool = False,
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """A step of SGD on the cross-entropy of the logits; gives the loss."""
+    """A step of SGD on the loss of outputs and targets; gives the loss."""
     optimizer = torch.optim.SGD(parameters, LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, fused=fused)
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
         optimizer.zero_grad(set_to_none=True)
-        loss = F.cross_entropy(net(images), labels)
+        loss = loss_of(net(images), labels)
         with torch.autocast(images.device.type, enabled=False):
             loss.backward()
             optimizer.step()
@@ -86,7 +89,9 @@ class TorchRun:
             forward = torch.compile(forward, mode=options.compile)
         self.forward = forward
         fused = self.device.type == "cuda" or options.compile is not None
-        self.train = training_step(forward, self.net.parameters(), fused) if setting.mode == "training" else None
+        loss_of = families.objective_of(case.spec).in_torch()
+        step = training_step(forward, self.net.parameters(), loss_of, fused)
+        self.train = step if setting.mode == "training" else None
 
     def step(self, which: int) -> Tensor:
         with self.policy():

@@ -5,36 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import torch
-import torch.nn.functional as F
 
 from parity.numerics.layouts import leaves, to_flax, to_reference
 from parity.numerics.quantities import Loss
 from parity.running.raised import OF_OUTPUTS, raising
+from ports.objective import Objective
 
 
-def classification(labels: np.ndarray) -> Loss:
-    """Mean cross-entropy of logits; for feature maps the sum of their mean squares.
+def of_family(objective: Objective, targets: np.ndarray) -> Loss:
+    """What the networks of a family are trained for.
 
     Args:
-        labels: int64 (batch,).
+        targets: as `objective.targets` describes them.
     """
-
-    def in_torch(values: Any) -> Any:
-        if isinstance(values, torch.Tensor):
-            return F.cross_entropy(values, torch.as_tensor(labels))
-        return torch.stack([value.square().mean() for value in values]).sum()
-
-    def in_flax(values: Any) -> Any:
-        if isinstance(values, jax.Array):
-            return optax.softmax_cross_entropy_with_integer_labels(values, jnp.array(labels)).mean()
-        return sum((jnp.square(value).mean() for value in values), jnp.zeros(()))
-
-    return Loss(in_torch, lambda _: in_flax)
+    in_torch, in_flax = objective.in_torch(), objective.in_flax()
+    return Loss(
+        lambda values: in_torch(values, torch.as_tensor(targets)),
+        lambda _: lambda values: in_flax(values, jnp.array(targets)),
+    )
 
 
 def projection(seed: int) -> Loss:

@@ -70,7 +70,7 @@ def _open(file: Path) -> Image.Image:
 
 
 def of_spec(spec: Any, *, batch: int, size: tuple[int, ...], seed: int, images: str | Path | None = None) -> Probe:
-    """Return a batch for a described network: photographs where it takes images, else random inputs; random labels.
+    """Return a batch for a described network: photographs where it takes images, else random inputs; random targets.
 
     Args:
         images: a file or a folder of photographs; by default two of this package.
@@ -78,26 +78,20 @@ def of_spec(spec: Any, *, batch: int, size: tuple[int, ...], seed: int, images: 
     Raises:
         UserError: photographs that cannot be read.
     """
+    rng = np.random.default_rng([seed, 2])
     if families.takes_images(spec):
         height, width = size
-        return make(
-            photographs(images),
-            batch=batch,
-            size=(height, width),
-            channels=spec.in_channels,
-            classes=spec.num_classes,
-            seed=seed,
-        )
-    rng = np.random.default_rng([seed, 2])
-    inputs = tuple(one.draw(rng) for one in families.inputs_of(spec, batch, size))
-    return Probe(inputs, losses.classification(rng.integers(0, spec.num_classes, batch)))
+        inputs = (_crops(photographs(images), batch, (height, width), spec.in_channels, rng),)
+    else:
+        inputs = tuple(one.draw(rng) for one in families.inputs_of(spec, batch, size))
+    targets = families.targets_of(spec, batch, size).draw(rng)
+    return Probe(inputs, losses.of_family(families.objective_of(spec), targets))
 
 
-def make(
-    images: list[Image.Image], *, batch: int, size: tuple[int, int], channels: int, classes: int, seed: int
-) -> Probe:
-    """A batch of photographs with random labels. Beyond the number of photographs, random crops of them follow."""
-    rng = np.random.default_rng([seed, 2])
+def _crops(
+    images: list[Image.Image], batch: int, size: tuple[int, int], channels: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Return photographs, NCHW. Beyond their number, random crops of them follow."""
     arrays = []
     for i in range(batch):
         image = images[i % len(images)].convert("L" if channels == 1 else "RGB")
@@ -109,8 +103,7 @@ def make(
         arrays.append(np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box), np.float64))
     pixels = np.stack(arrays).reshape(batch, *size, channels) / 255
     mean, std = (MEAN, STD) if channels == 3 else (MEAN.mean(), STD.mean())
-    nchw = np.ascontiguousarray(((pixels - mean) / std).transpose(0, 3, 1, 2))
-    return Probe((nchw,), losses.classification(rng.integers(0, classes, batch)))
+    return np.ascontiguousarray(((pixels - mean) / std).transpose(0, 3, 1, 2))
 
 
 def given(inputs: Sequence[Any], options: CallOptions, loss: Loss) -> Probe:

@@ -1,0 +1,67 @@
+"""What the networks of a family are trained for: targets, and one loss in each framework. No framework is imported."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Input:
+    """An input of a network, or its target: an array in PyTorch's layout.
+
+    Attributes:
+        shape: with the batch first.
+        below: of whole numbers, the first that is too large; None for real numbers.
+    """
+
+    shape: Shape
+    below: int | None = None
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        """Return random values: float64, normally distributed; or int64."""
+        if self.below is None:
+            return rng.standard_normal(self.shape)
+        return rng.integers(0, self.below, self.shape)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss of what a network returns and of targets, the same in both frameworks.
+
+    Attributes:
+        targets: gives the targets of a batch of examples of a size. Both losses get them in this layout.
+        torch: the loss in PyTorch, as "module:function"; called with outputs and targets, it returns a scalar.
+        flax: the loss in JAX, for both Flax ports.
+    """
+
+    targets: Callable[[Any, int, Shape], Input]
+    torch: str
+    flax: str
+
+    def in_torch(self) -> Callable[[Any, Any], Any]:
+        """Return the loss in PyTorch."""
+        return _function(self.torch)
+
+    def in_flax(self) -> Callable[[Any, Any], Any]:
+        """Return the loss in JAX."""
+        return _function(self.flax)
+
+
+def _function(place: str) -> Callable[[Any, Any], Any]:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+CLASSIFICATION = Objective(
+    targets=lambda spec, batch, size: Input((batch,), below=spec.num_classes),
+    torch="ports.torch_losses:classification",
+    flax="ports.losses:classification",
+)
+"""The mean cross-entropy of logits (batch, classes) and labels (batch,)."""
