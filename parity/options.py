@@ -168,6 +168,7 @@ class PairOptions(Options, CallOptions):
         names: Flax's layer names by PyTorch's, where they cannot be paired with certainty (`pairing.matching.pair`).
         loss: what is differentiated; by default the mean of every output times fixed random numbers.
         accept: names of `traps.catalogue.LAYERS` (`parity traps` lists them): differences that are meant.
+        branches: list the branches of the models' own code that these inputs do not take; needs the `coverage` package.
         mask: booleans (batch, length), true where a position of a sequence counts. Of outputs and layers that begin
             with these axes in PyTorch the others are not compared, and the loss gets zeros there.
     """
@@ -175,6 +176,7 @@ class PairOptions(Options, CallOptions):
     names: Mapping[str, str | None] | None = None
     loss: Losses | None = None
     accept: Sequence[str] = ()
+    branches: bool = False
     mask: Mask | None = None
 
     def __post_init__(self) -> None:
@@ -256,6 +258,7 @@ class PairSettings(_Settings, _CallSettings, total=False):
     names: Mapping[str, str | None] | None
     loss: Losses | None
     accept: Sequence[str]
+    branches: bool
     mask: Mask | None
 
 

@@ -93,6 +93,7 @@ def run(subject: Subject, policy: Policy, progress: Progress) -> Model:
         pins=tuple(listed([*(subject.probe.pins or ()), *(pin for outcome in found.values() for pin in outcome.pins)])),
         costs=tuple(outcome.cost for outcome in found.values() if outcome.cost is not None),
         limits=tuple(LIMITS[dtype].said(dtype) for dtype in policy.dtypes if policy.decide),
+        unexercised=subject.unexercised,
         advice=subject.advice + tuple(line for o in found.values() for line in o.advice) + precise.advice,
     )
 

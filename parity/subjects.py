@@ -22,7 +22,7 @@ from parity.pairing import choosing
 from parity.pairing.models import PairedModels, pair_models
 from parity.pairing.pairs import Pairing
 from parity.pairing.trials import Trial
-from parity.running import calling, losses, memory, objects, probes, training
+from parity.running import calling, losses, memory, objects, probes, training, unexercised
 from parity.running import flax as run_flax
 from parity.running import pytorch as run_pytorch
 from parity.running.draws_jax import counted, undropped
@@ -190,6 +190,7 @@ class OwnPair:
         both: the models in float64, layer by layer.
         other: the Flax model as it was given, or that in a model object.
         fed: the inputs, and how the models are called.
+        unexercised: the arguments that are left at their defaults.
         given: PyTorch's tensors as they are, before recurrent biases are folded.
     """
 
@@ -198,6 +199,7 @@ class OwnPair:
     other: Any
     fed: Probe
     given: Mapping[str, np.ndarray]
+    unexercised: tuple[str, ...] = ()
 
 
 def own_pair(model: torch.nn.Module, other: object, inputs: Sequence[object], options: PairOptions) -> OwnPair:
@@ -215,7 +217,12 @@ def own_pair(model: torch.nn.Module, other: object, inputs: Sequence[object], op
     both = _formed(both, fed, options)
     if options.mask is not None:
         fed = replace(fed, mask=masking.positions(options.mask))
-    return OwnPair(type(model).__name__, both, opened.net, fed, weights.read(model))
+    called = FLAX_PORTS[port_of(opened.net)].called(opened.net)
+    idle = (
+        *unexercised.arguments(fed.torch_call, model, fed),
+        *unexercised.arguments(fed.flax_call, called, fed),
+    )
+    return OwnPair(type(model).__name__, both, opened.net, fed, weights.read(model), idle)
 
 
 def _formed(both: PairedModels, fed: Probe, options: PairOptions) -> PairedModels:
@@ -287,10 +294,30 @@ def of_pair(own: OwnPair, options: PairOptions) -> Subject:
         options.seed,
         names=[name for name in both.names.values() if name in used.values()],
         types=_types(own.given),
+        unexercised=unexercised.layers((pair.torch for pair in both.pairing.pairs), {*fed.idle} - {*fed.frozen})
+        + own.unexercised
+        + (_branches(both, state, fed) if options.branches else ()),
         blocks=[name for own, name in comparable.items() if own not in used],
         note=note + "".join(f", accepted: {name}" for name in options.accept),
         advice=(f"{both.port}: {NO_DROPOUT.format(dropped.total(), theirs.total())}",) if lacking else (),
     )
+
+
+def _branches(both: PairedModels, state: Mapping[str, np.ndarray], fed: Probe) -> tuple[str, ...]:
+    """Return the branches of both models' code that none takes in eval or in train mode."""
+    net = both.functional(state, {})
+    inputs, call = run_flax.inputs_of(fed)
+
+    def reference(train: bool) -> None:
+        copy = run_pytorch.promote(both.reference).train(train)
+        with torch.no_grad(), run_pytorch.tapped(copy, Tap(), ()):
+            run_pytorch.run(copy, fed, run_pytorch.inputs_of(fed))
+
+    def port(train: bool) -> None:
+        forward = lambda params, stats: net.forward(params, stats, inputs, call, train, Tap())[0]  # noqa: E731
+        jax.eval_shape(forward, net.params, net.stats)
+
+    return unexercised.branches([partial(run, train) for run in (reference, port) for train in (False, True)])
 
 
 def _types(given: Mapping[str, np.ndarray]) -> dict[str, str]:

@@ -21,6 +21,7 @@ SCHEMA = {
         "profile",
         "pairing",
         "advice",
+        "unexercised",
         "pins",
         "precision",
         "costs",

@@ -47,6 +47,9 @@ Dtypes = Annotated[
     list[str] | None,
     typer.Option("--dtype", metavar="DTYPE", help="Measure in float32 or bfloat16 besides; may be given twice."),
 ]
+Branches = Annotated[
+    bool, typer.Option("--branches", help="List the branches of a pair's own code that its inputs do not take.")
+]
 Decide = Annotated[
     bool, typer.Option("--decide", help="With --dtype: a port that rounds more than PyTorch there is no parity.")
 ]
@@ -93,6 +96,7 @@ def check(
     seed: Seed = 0,
     weights: Weights = None,
     accept: Accept = None,
+    branches: Branches = False,
     dtype: Dtypes = None,
     decide: Decide = False,
     tf32: Tf32 = None,
@@ -159,6 +163,7 @@ def check(
         try:
             own, options = pair(name) if ":" in name else ((name,), {})
             options = {**options, "accept": accept} if accept else options
+            options = {**options, "branches": True} if branches else options
             options = {**options, "names": mapping.names_of(names_file)} if names_file else options
             run: Any = api.check if ":" in name else api.check_network
             with _progress(name) as tell:

@@ -91,6 +91,17 @@ class Call:
             del found[first.name]
         return found
 
+    def at_default(self, model: Any, inputs: Sequence[Any], keywords: Mapping[str, Any]) -> list[str]:
+        """Return the names of the arguments that get no value of the caller's, and so have their default.
+
+        Args:
+            keywords: what both sides are passed by name.
+        """
+        known = self.parameters(model)
+        places = [name for name, parameter in known.items() if parameter.kind in BY_PLACE]
+        given = {*places[: len(inputs)], *keywords, *self.arguments(model, inputs, False)}
+        return [n for n, one in known.items() if one.default is not Parameter.empty and n not in given]
+
     def require(self, model: Any, inputs: Sequence[Any], keywords: Mapping[str, Any]) -> None:
         """Raise where the model cannot be called so.
 

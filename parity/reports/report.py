@@ -158,6 +158,7 @@ class Model:
         limits: a line for each working precision that decides: the limit, and the rate of false alarms that it has.
         costs: what the mistakes of each port do to the model, where it was run and differs.
         advice: what is no mismatch and worth knowing, such as where a port rounds far more than the reference.
+        unexercised: what the inputs did not reach, and so was not compared: layers, arguments, branches of code.
     """
 
     model: str
@@ -173,6 +174,7 @@ class Model:
     precision: tuple[Precision, ...] = ()
     pairing: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
+    unexercised: tuple[str, ...] = ()
     pins: tuple[Pin, ...] = ()
     costs: tuple[Cost, ...] = ()
     limits: tuple[str, ...] = ()
@@ -286,12 +288,19 @@ def flips(model: Model) -> Sequence[str]:
     return lines
 
 
+def remarks(model: Model) -> list[str]:
+    """Return what is told of a network whether it is right or not."""
+    told = [f"advice: {line}" for line in model.advice]
+    told += [f"not exercised: {line}" for line in model.unexercised]
+    return [*told, *model.limits, *lifted(model)]
+
+
 def verdict(model: Model) -> Sequence[str]:
     ports = dict.fromkeys(row.port for row in model.rows)
     if model.ok:
         types = " and ".join(dict.fromkeys(row.dtype for row in model.rows))
         equal = f"{model.model}: parity in {types}: PyTorch = {' = '.join(ports)} ({model.seconds:.0f} s)"
-        return [equal, *(f"advice: {line}" for line in model.advice), *model.limits, *lifted(model)]
+        return [equal, *remarks(model)]
     lines = []
     if not model.matches:
         lines.append(_mismatch(model))
@@ -303,7 +312,7 @@ def verdict(model: Model) -> Sequence[str]:
             lines.append(f"{i}. {finding.port}: {finding.layer}{name}: {finding.text}{_also(finding)}{_size(finding)}")
     if model.undecided:
         lines.append(f"{model.model}: cannot tell: {model.undecided}")
-    return [*lines, *(f"advice: {line}" for line in model.advice), *model.limits, *lifted(model)]
+    return [*lines, *remarks(model)]
 
 
 def _mismatch(model: Model) -> str:

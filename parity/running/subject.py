@@ -44,6 +44,7 @@ class Subject:
         blocks: modules around them that the ports have too, where a mistake may be looked for.
         note: what the report says of it.
         advice: what a port does otherwise without being wrong.
+        unexercised: what the inputs do not reach.
         types: of the reference's tensors, as they were given, by name, where its types are a policy of its own: one at
             least is narrower than float32. Empty where it is cast as a whole.
     """
@@ -58,4 +59,5 @@ class Subject:
     blocks: Collection[str] = ()
     note: str = ""
     advice: tuple[str, ...] = ()
+    unexercised: tuple[str, ...] = ()
     types: Mapping[str, str] = field(default_factory=dict)

@@ -1,0 +1,132 @@
+"""Says what a check's inputs did not reach: layers, arguments of the call, and branches of the models' own code.
+
+What is not reached is not compared: a mistake there stays unseen.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import linecache
+import sys
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import flax.linen
+from flax import nnx
+from torch import nn
+
+from parity.numerics.calls import Call
+from parity.numerics.quantities import Probe
+from parity.running.model_layers import ModelLayer
+from ports.errors import UserError
+
+# Packages whose code is not a model's own.
+FRAMEWORKS = ("torch", "jax", "flax", "optax", "parity")
+MODULES = (nn.Module, nnx.Module, flax.linen.Module)
+
+
+def layers(found: Iterable[ModelLayer], without_gradient: Collection[str]) -> tuple[str, ...]:
+    """Return a line that names the layers of PyTorch that are never used, if there are any.
+
+    Such a layer is not called, and no gradient reaches it: its tensors are not read elsewhere.
+
+    Args:
+        without_gradient: the parameters that are not frozen and get none.
+    """
+    names = [one.name for one in found if one.rank is None and {*one.tensors.values()} <= {*without_gradient}]
+    return (f"PyTorch: layers that are never used: {', '.join(names)}",) if names else ()
+
+
+def arguments(call: Call, model: Any, fed: Probe) -> list[str]:
+    """Return a line that names the arguments of a model's own call left at their defaults, if there are any."""
+    if type(call.holder(model)).__module__.partition(".")[0] in FRAMEWORKS:
+        return []
+    names = call.at_default(model, fed.inputs, fed.keywords)
+    return [f"{call.side}: arguments left at their defaults: {', '.join(names)}"] if names else []
+
+
+def branches(runs: Iterable[Callable[[], Any]]) -> tuple[str, ...]:
+    """Run functions, and return a line for each branch of the models' own code that none of them took.
+
+    Branches are those of `if`, `for`, `while` and `match` in functions that were called, in the files of the modules'
+    classes. The `coverage` package measures them.
+
+    Raises:
+        UserError: the package is not installed, or something else traces this process.
+    """
+    try:
+        import coverage
+    except ModuleNotFoundError:
+        raise UserError("branches: got no package coverage, expected it installed: pip install coverage") from None
+    if coverage.Coverage.current() is not None or sys.gettrace() is not None:
+        raise UserError("branches: another tool traces this process; expected none: run the check without it")
+    measure = coverage.Coverage(branch=True, data_file=None, config_file=False, include=sorted(_files()))
+    measure.start()
+    try:
+        for run in runs:
+            run()
+    finally:
+        measure.stop()
+    if not measure.get_data().measured_files():
+        return ()
+    with tempfile.TemporaryDirectory(prefix="parity-") as folder:
+        file = Path(folder) / "branches.json"
+        measure.json_report(outfile=str(file), ignore_errors=True)
+        found: Mapping[str, Any] = json.loads(file.read_text())["files"]
+    return tuple(line for name, measured in found.items() for line in _untaken(Path(name), measured["functions"]))
+
+
+def _files() -> Iterator[str]:
+    """Yield the files of loaded modules that define a class of network."""
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if file is None or name.partition(".")[0] in FRAMEWORKS:
+            continue
+        own = (value for value in list(vars(module).values()) if isinstance(value, type))
+        if any(issubclass(value, MODULES) and value.__module__ == name for value in own):
+            yield file
+
+
+@dataclass(frozen=True)
+class Branching:
+    """A statement with branches.
+
+    Attributes:
+        inside: the first line of what it leads to where it holds.
+        never: what is said of it where that is never reached.
+        always: the same where nothing else is; empty where that is as it should be.
+    """
+
+    inside: int
+    never: str
+    always: str = ""
+
+
+def _branchings(source: str) -> dict[int, Branching]:
+    found = {}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.If | ast.While):
+            found[node.lineno] = Branching(node.body[0].lineno, "never true", "never false")
+        elif isinstance(node, ast.For):
+            found[node.lineno] = Branching(node.body[0].lineno, "never entered")
+        elif isinstance(node, ast.match_case):
+            found[node.pattern.lineno] = Branching(node.body[0].lineno, "never matched")
+    return found
+
+
+def _untaken(file: Path, functions: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the branches of a file that were not taken, of functions that were called."""
+    known: dict[int, Branching] = {}
+    for name, measured in functions.items():
+        if not name or not measured["executed_lines"]:
+            continue
+        known = known or _branchings(file.read_text())
+        for line, to in measured["missing_branches"]:
+            if (branching := known.get(line)) is None:
+                continue
+            if said := branching.never if to == branching.inside else branching.always:
+                yield f"{file.name}:{line}: `{linecache.getline(str(file), line).strip()}` in {name} is {said}"
