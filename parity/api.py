@@ -186,7 +186,12 @@ def _check_pair(
     if judged.misfits:
         return Model(own.title, (judged.row,), findings=tuple(told), pairing=lines)
     found = pipeline.run(subjects.of_pair(own, options), policy, options.progress)
-    more = (finding for finding in found.findings if finding.trap or finding.layer not in judged.tied)
+    ports_names = {pair.torch.name: pair.flax.name for pair in pairing.pairs}
+    more = (
+        replace(f, fix=tuple(replace(fix, module=ports_names.get(fix.module, fix.module)) for fix in f.fix))
+        for f in found.findings
+        if f.trap or f.layer not in judged.tied
+    )
     return replace(found, rows=(judged.row, *found.rows), findings=(*told, *more), pairing=lines)
 
 

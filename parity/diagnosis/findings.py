@@ -13,8 +13,9 @@ from parity.diagnosis import hypotheses, layers, losses, operations
 from parity.diagnosis.localise import LOSS, NETWORK, VALUES, Deviation, ForcedRuns, behind_of
 from parity.numerics.pins import LIBRARIES
 from parity.numerics.quantities import Probe
-from parity.reports.report import Finding
+from parity.reports.report import Finding, Fix
 from parity.running.taps import layer_of
+from parity.traps.arguments import mended
 from parity.traps.trap import Trap
 from ports.weights.layers.kinds import kind_of
 
@@ -48,15 +49,21 @@ def findings(port: str, reference: nn.Module, fed: Probe, cases: Mapping[bool, F
         first = deviations[0]
         traps = _traps(network, deviations, cases)
         where = f"{_where(first)}: " if first.aspect in BETWEEN else ""
-        texts = [(trap.name, f"{where}{trap.text}; {trap.mend}") for trap in traps]
+        texts = [(trap.name, f"{where}{trap.text}; {trap.mend}", _fix(trap, first.layer, reference)) for trap in traps]
         if not traps:
             unknown.setdefault(first.layer, []).extend(deviations)
-        for name, text in texts or [(None, _said(first, network, cases) + _supposed(first, network, cases))]:
-            found.append(Finding(port, first.layer, name, text, size=first.size))
+        for name, text, fix in texts or [(None, _said(first, network, cases) + _supposed(first, network, cases), ())]:
+            found.append(Finding(port, first.layer, name, text, size=first.size, fix=fix))
     for layer, deviations in unknown.items():
         if parts := _built_otherwise(layer, deviations, cases):
             found = _as_one(found, layer, OTHERWISE.format(", ".join(parts)))
     return together(_largest_first(found))
+
+
+def _fix(trap: Trap, layer: str, reference: nn.Module) -> tuple[Fix, ...]:
+    """Return the arguments of a layer that mend a mistake, if they do."""
+    found = mended(trap, reference.get_submodule(layer)) if trap.arguments else []
+    return tuple(Fix(layer, *values) for values in found)
 
 
 def _traps(
@@ -120,7 +127,11 @@ def together(found: Sequence[Finding]) -> list[Finding]:
         said = finding.text if finding.text.startswith(OF_CLASS.partition("{")[0]) else said
         groups.setdefault((finding.port, said), []).append(finding)
     return [
-        replace(first, also=tuple(dict.fromkeys(f.layer for f in rest if f.layer != first.layer)))
+        replace(
+            first,
+            also=tuple(dict.fromkeys(f.layer for f in rest if f.layer != first.layer)),
+            fix=tuple(dict.fromkeys(fix for f in (first, *rest) for fix in f.fix)),
+        )
         for first, *rest in groups.values()
     ]
 

@@ -60,6 +60,7 @@ class Finding:
         also: the other layers that have the same mistake.
         size: how far the result there is from the reference's when all before it is right, relative to the reference's;
             None where that was not measured.
+        fix: the arguments that mend it, of each layer that has it; empty where no argument does.
     """
 
     port: str
@@ -68,6 +69,27 @@ class Finding:
     text: str
     also: tuple[str, ...] = ()
     size: float | None = None
+    fix: tuple[Fix, ...] = ()
+
+
+@dataclass(frozen=True)
+class Fix:
+    """An argument of one layer of the port that mends a mistake for certain.
+
+    Attributes:
+        module: the port's name of the layer.
+        argument: of Flax's layer.
+        got: what the port has; None where that is not known.
+        expected: what PyTorch's layer has, in Flax's terms.
+    """
+
+    module: str
+    argument: str
+    got: Any
+    expected: Any
+
+    def __str__(self) -> str:
+        return f"{self.module}: {self.argument}={self.expected!r}"
 
 
 @dataclass(frozen=True)
@@ -310,6 +332,9 @@ def verdict(model: Model) -> Sequence[str]:
         for i, finding in enumerate(model.findings, 1):
             name = f" [{finding.trap}]" if finding.trap else ""
             lines.append(f"{i}. {finding.port}: {finding.layer}{name}: {finding.text}{_also(finding)}{_size(finding)}")
+            lines += [f"   fix: {fix}" for fix in finding.fix[:NAMED]]
+            if len(finding.fix) > NAMED:
+                lines.append(f"   fix: {len(finding.fix) - NAMED} more layers, which --json lists")
     if model.undecided:
         lines.append(f"{model.model}: cannot tell: {model.undecided}")
     return [*lines, *remarks(model)]

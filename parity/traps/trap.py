@@ -34,6 +34,7 @@ class Trap:
         mend: what to write in the port.
         source: pages of the frameworks' documentation, by the names of what they describe, and papers.
         gradient: whether the values are right and the gradients are not.
+        arguments: of a layer, the arguments of Flax's that the port gives otherwise (`arguments.ARGUMENTS`).
         related: tells a mistake from PyTorch's and the port's tensor, where the planted form would depend on the port.
     """
 
@@ -45,6 +46,7 @@ class Trap:
     mend: str
     source: str
     gradient: bool = False
+    arguments: tuple[str, ...] = ()
     related: Callable[[np.ndarray, np.ndarray], bool] | None = None
 
     @property

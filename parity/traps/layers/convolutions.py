@@ -59,6 +59,7 @@ KERNELS = (
         "the convolution pads like 'SAME'; PyTorch pads both sides alike",
         "give the padding as numbers: ((1, 1), (1, 1))",
         "flax.linen.Conv: padding",
+        arguments=("padding",),
     ),
     Trap(
         "conv-padding-none",
@@ -68,8 +69,18 @@ KERNELS = (
         "the convolution does not pad",
         "give the padding as numbers",
         CONV_PAGES,
+        arguments=("padding",),
     ),
-    Trap("conv-stride-one", "layer", CONV, _strideless, "the convolution has stride 1", "pass strides", STRIDE_NOTE),
+    Trap(
+        "conv-stride-one",
+        "layer",
+        CONV,
+        _strideless,
+        "the convolution has stride 1",
+        "pass strides",
+        STRIDE_NOTE,
+        arguments=("strides",),
+    ),
     Trap(
         "conv-dilation-forgotten",
         "layer",
@@ -78,6 +89,7 @@ KERNELS = (
         "the kernel is not dilated",
         "pass kernel_dilation",
         CONV_PAGES,
+        arguments=("kernel_dilation", "padding"),
     ),
     Trap(
         "kernel-transposed",
@@ -135,6 +147,7 @@ STRIDES_AND_TRANSPOSED = (
         "the stride is 2",
         "strides",
         STRIDE_NOTE,
+        arguments=("strides",),
     ),
     Trap(
         "conv-stride-exchanged",
@@ -144,6 +157,7 @@ STRIDES_AND_TRANSPOSED = (
         "height's and width's stride are exchanged",
         "strides",
         STRIDE_NOTE,
+        arguments=("strides",),
     ),
     Trap(
         "conv-padding-exchanged",
@@ -153,6 +167,7 @@ STRIDES_AND_TRANSPOSED = (
         "height's and width's padding are exchanged",
         "padding",
         CONV_PAGES,
+        arguments=("padding",),
     ),
     Trap(
         "conv-padding-zeros",

@@ -47,6 +47,7 @@ BATCH_NORMS = (
         "epsilon is 1e-3",
         EPSILON,
         "flax.linen.BatchNorm: epsilon",
+        arguments=("epsilon",),
     ),
     Trap(
         "bn-epsilon-1e-6",
@@ -56,6 +57,7 @@ BATCH_NORMS = (
         "epsilon is 1e-6",
         EPSILON,
         "flax.linen.BatchNorm: epsilon",
+        arguments=("epsilon",),
     ),
     Trap(
         "norm-epsilon-1e-6",
@@ -65,6 +67,7 @@ BATCH_NORMS = (
         "epsilon is 1e-6, which is Flax's default",
         EPSILON,
         NORM_PAGES,
+        arguments=("epsilon",),
     ),
     Trap(
         "bn-momentum-0.99",
@@ -74,6 +77,7 @@ BATCH_NORMS = (
         "the momentum is Flax's default, 0.99",
         MOMENTUM,
         MOMENTUM_PAGE,
+        arguments=("momentum",),
     ),
     Trap(
         "bn-momentum-copied",
@@ -83,6 +87,7 @@ BATCH_NORMS = (
         "PyTorch's momentum was copied",
         MOMENTUM,
         MOMENTUM_PAGE,
+        arguments=("momentum",),
     ),
     Trap(
         "bn-running-var",
@@ -185,6 +190,7 @@ OTHER_NORMS = (
         "epsilon is 1e-5",
         "pass epsilon as PyTorch's layer has it",
         NORM_PAGES,
+        arguments=("epsilon",),
     ),
     Trap(
         "group-norm-32-groups",
@@ -194,6 +200,7 @@ OTHER_NORMS = (
         "32 groups, Flax's default",
         "num_groups",
         GROUP_NORM_PAGES,
+        arguments=("num_groups",),
     ),
     Trap(
         "group-norm-one-group",
@@ -203,6 +210,7 @@ OTHER_NORMS = (
         "one group of all channels",
         "num_groups",
         GROUP_NORM_PAGES,
+        arguments=("num_groups",),
     ),
     Trap(
         "group-norm-per-channel",
@@ -212,6 +220,7 @@ OTHER_NORMS = (
         "a group a channel",
         "num_groups",
         GROUP_NORM_PAGES,
+        arguments=("num_groups",),
     ),
     Trap(
         "group-norm-group-size",
@@ -221,6 +230,7 @@ OTHER_NORMS = (
         "the number of groups was given as their size",
         "num_groups",
         GROUP_NORM_PAGES,
+        arguments=("num_groups",),
     ),
     Trap(
         "layer-norm-over-time",
