@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +21,8 @@ from parity import pipeline, subjects
 from parity.commands import cli
 from parity.commands.cli import main
 from parity.numerics.quantities import QUANTITIES
+from parity.options import PairOptions
+from parity.reports.report import Finding
 from ports.resnet.spec import BASIC, ResNetSpec, Stage, Stem
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -334,3 +338,28 @@ def test_a_file_may_import_the_one_beside_it(tmp_path: Path) -> None:
     before = [*sys.path]
     assert cli.pair(f"{tmp_path}/asked_for.py:make") == ((1, 2, 3), {})
     assert sys.path == before
+
+
+def test_data_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", SMALL, "--ports", "nnx", "--steps", "1", "--json", "-"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["ok"] is True
+    assert "cifar_resnet20: parity in float64" in err
+    assert main(["check", "no_such_network", "--json", "-"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("parity: unknown network")
+
+
+def test_the_skill_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its keys, options and commands exist."""
+    assert main(["skill"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("---\nname: parity\n")
+    cells = re.findall(r"^\| `(\w+)` \|", text, re.M)
+    assert {"layer", "trap", "fix"} <= {*cells} <= {field.name for field in dataclasses.fields(Finding)} | {"trap"}
+    for option in re.findall(r"`(\w+)=`", text):
+        assert option in {field.name for field in dataclasses.fields(PairOptions)}
+    assert main(["check", "--help"]) == 0
+    commands = capsys.readouterr().out
+    assert all(option in commands for option in re.findall(r"(?<![\w-])--[a-z]+", text))

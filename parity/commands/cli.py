@@ -58,7 +58,10 @@ Device = Annotated[str, typer.Option(help="Where both frameworks run: cpu or gpu
 Pairs = Annotated[
     bool, typer.Option("--pairs", help="Show which layer of a pair of your own was taken for which, and why.")
 ]
-Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result there.")]
+Json = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Write the result there; - is stdout, tables go to stderr then."),
+]
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page to look at there.")]
 Before = Annotated[Path, typer.Argument(metavar="BEFORE", help="A file of `parity check --json`.")]
 After = Annotated[Path, typer.Argument(metavar="AFTER", help="A later one.")]
@@ -120,7 +123,8 @@ def check(
     chosen = list(families.NETWORKS) if every else list(dict.fromkeys(names or []))
     if weights is not None and len(chosen) > 1:
         raise UserError(f"--weights: got {len(chosen)} networks, expected one")
-    for option, file in (("--json", json_file), ("--html", html_file)):
+    data_on_stdout = json_file == Path("-")
+    for option, file in (("--json", None if data_on_stdout else json_file), ("--html", html_file)):
         terminal.writable(option, file)
     size = terminal.size(image_size)
     for name in chosen:
@@ -158,7 +162,7 @@ def check(
     TrainingPlan(steps, optimizer)
     if images is not None:
         probes.photographs(images)
-    console, found = terminal.console(), []
+    console, found = terminal.console(stderr=data_on_stdout), []
     for name in chosen:
         try:
             own, options = pair(name) if ":" in name else ((name,), {})
@@ -183,7 +187,8 @@ def check(
         equal = sum(model.ok for model in found)
         console.print(f"{equal} of {len(found)} networks: parity in every port", highlight=False)
     if json_file is not None:
-        terminal.write("--json", json_file, json.dumps(whole.to_json(), indent=1, allow_nan=False) + "\n")
+        data = json.dumps(whole.to_json(), indent=1, allow_nan=False) + "\n"
+        sys.stdout.write(data) if data_on_stdout else terminal.write("--json", json_file, data)
     if html_file is not None:
         from parity.reports.html import page
 
@@ -203,6 +208,13 @@ def traps() -> int:
     for trap in catalogue.TRAPS:
         table.add_row(trap.name, trap.listed_where, trap.text, trap.mend, trap.source)
     terminal.console().print(table)
+    return 0
+
+
+@app.command()
+def skill() -> int:
+    """How a coding agent verifies a port: a file for its folder of skills (`parity skill > SKILL.md`)."""
+    sys.stdout.write((Path(__file__).parents[1] / "SKILL.md").read_text(encoding="utf-8"))
     return 0
 
 

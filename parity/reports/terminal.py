@@ -142,9 +142,11 @@ class SafeConsole(Console):
         return super().render_str(printable(text), **options)
 
 
-def console(width: int = 140) -> Console:
+def console(width: int = 140, *, stderr: bool = False) -> Console:
     """Return a console as wide as the terminal; wide enough for a whole table where the output goes into a file."""
-    return SafeConsole() if sys.stdout is not None and sys.stdout.isatty() else SafeConsole(width=width)
+    stream = sys.stderr if stderr else sys.stdout
+    at_terminal = stream is not None and stream.isatty()
+    return SafeConsole(stderr=stderr) if at_terminal else SafeConsole(width=width, stderr=stderr)
 
 
 def size(text: str | None) -> tuple[int, int] | None:
