@@ -70,7 +70,7 @@ settings.load_profile("tests")
 # Modules that `--fast` leaves out: they take most of the time. Each tests a whole command, or many networks.
 SLOW = re.compile(
     "test_(bad_files|benchmarks|benchmark_processes|bombs|cifar10|cli|conversion|convert|convolution|detection|docs|export"
-    "|faithful|false_alarms|findings|folded|fuzz|gpu_stages|imports|isolation|layer_rules|networks|optimizer_files"
+    "|examples|faithful|false_alarms|findings|folded|fuzz|gpu_stages|imports|isolation|layer_rules|networks|optimizer_files"
     "|optimizer_states|own_models|plain|planted|plugin|porting_bugs|precision|readme|real_classes|real_images"
     "|recurrent|resume"
     "|rulesfile|training|transformer|trap_examples|tutorial|weather|weights|winograd|zero_copy)[.]py"
