@@ -158,6 +158,22 @@ def accumulated(h: jax.Array) -> jax.Array:
     return jnp.einsum("...i,ij->...j", flat, jnp.eye(8, dtype=jnp.bfloat16), preferred_element_type=jnp.float32)
 
 
+def turned_torch(h: torch.Tensor) -> torch.Tensor:
+    return h * torch.sin(2 * torch.pi * (torch.arange(0.5, 8, dtype=h.dtype) / 8))
+
+
+def turned_jax(h: jax.Array) -> jax.Array:
+    """Coordinates in float32 times a Python number that no short decimal gives."""
+    return h * jnp.sin(2 * jnp.pi * (jnp.arange(0.5, 8, dtype=jnp.float32) / 8))
+
+
+def cached(h: jax.Array) -> jax.Array:
+    """Through a float32 cache, at a position that is counted in int32."""
+    at, cache = jnp.zeros((), jnp.int32), jnp.zeros((len(h), LENGTH + 2, 8), jnp.float32)
+    cache = jax.lax.dynamic_update_slice(cache, h, (0, at, 0))
+    return jax.lax.dynamic_slice(cache, (0, at, 0), h.shape)
+
+
 PAIRS: dict[str, tuple[Function, Function]] = {
     "softmax in PyTorch": (lambda h: F.softmax(h, -1, dtype=torch.float32).to(h.dtype), lambda h: jax.nn.softmax(h)),
     "softmax in the port": (
@@ -174,6 +190,8 @@ PAIRS: dict[str, tuple[Function, Function]] = {
     "own gradient": (Reversed.apply, reversed_jax),
     "default type": (scaled_torch, scaled_jax),
     "table of numpy": (rotated_torch, rotated_numpy),
+    "number times a range": (turned_torch, turned_jax),
+    "cache": (lambda h: h * 1.0, cached),
     "type of a product": (lambda h: h.bfloat16(), accumulated),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from flax import linen, nnx
 from torch import nn
 
 import parity
+from parity.pairing import ordering
 from ports import UserError
 from ports.weights.form.rearrangement import Gathering, Layout, Rearrangement, layouts
 
@@ -214,6 +216,51 @@ def made(case: str) -> tuple[nn.Module, Any]:
 def test_moved_weights_are_those_of_pytorch(case: str) -> None:
     ours, port = made(case)
     report = parity.check(ours, parity.move(ours, port, INPUTS), INPUTS, steps=1)
+    assert report, str(report)
+
+
+class BeforeGelu(nnx.Module):
+    def __init__(self) -> None:
+        rngs = nnx.Rngs(0)
+        self.attn, self.out = nnx.MultiHeadAttention(HEADS, WIDTH, decode=False, rngs=rngs), nnx.Linear(6, 6, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.out(nnx.gelu(self.attn(x)))
+
+
+def test_a_mistake_behind_an_attention_does_not_hide_which_part_is_which() -> None:
+    torch.manual_seed(0)
+    layers = {"attn": Apart(), "act": nn.GELU(), "out": nn.Linear(WIDTH, 6)}
+    ours = nn.Sequential(OrderedDict(layers)).eval()
+    report = parity.check(ours, parity.move(ours, BeforeGelu(), INPUTS), INPUTS, steps=0)
+    assert [f.trap for f in report.models[0].findings] == ["gelu-tanh"]
+
+
+class Named(nn.Module):
+    """Gives its output under a name."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"hidden": self.net(x)}
+
+
+def test_outputs_of_other_names_prove_a_pairing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Port(nnx.Module):
+        def __init__(self) -> None:
+            rngs = nnx.Rngs(0)
+            self.value, self.weight, self.end, self.out = (nnx.Linear(WIDTH, WIDTH, rngs=rngs) for _ in range(4))
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            value, weight = (layer(x).reshape(*x.shape[:2], HEADS, -1) for layer in (self.value, self.weight))
+            return self.out(attended(weight, self.end(x).reshape(weight.shape), value).reshape(x.shape))
+
+    monkeypatch.setattr(ordering, "_by_parts", None)
+    torch.manual_seed(0)
+    ours = Named(Apart()).eval()
+    report = parity.check(ours, parity.move(ours, Port(), INPUTS), INPUTS, steps=0)
     assert report, str(report)
 
 

@@ -18,6 +18,7 @@ from parity.running import flax as run_flax
 from parity.running import linen as run_linen
 from parity.running import nnx as run_nnx
 from parity.running import pytorch as run_pytorch
+from parity.running.lifted_flax import shapes
 from parity.running.model_layers import ModelLayer
 from parity.running.raised import raising
 from parity.running.taps import Recorder, layer_of
@@ -143,7 +144,7 @@ def linen_types(net: run_linen.Net, probe: Probe) -> list[Any]:
     inputs, how = run_flax.inputs_of(probe)
     keywords = how.arguments(module, inputs, False)
     with flax.linen.intercept_methods(seen), raising(), jax.disable_jit(run_linen.jitted([module])):
-        jax.eval_shape(lambda v: module.apply(v, method=lambda bound: how(bound, inputs, keywords)), dict(variables))
+        shapes(lambda v: module.apply(v, method=lambda bound: how(bound, inputs, keywords)), dict(variables))
     return found
 
 
@@ -164,7 +165,7 @@ def linen_layers(net: run_linen.Net, probe: Probe) -> dict[str, flax.linen.Modul
     keywords = how.arguments(module, inputs, False)
 
     def run() -> None:
-        jax.eval_shape(lambda v: module.apply(v, method=lambda bound: how(bound, inputs, keywords)), dict(variables))
+        shapes(lambda v: module.apply(v, method=lambda bound: how(bound, inputs, keywords)), dict(variables))
 
     with flax.linen.intercept_methods(seen), raising():
         run()
@@ -200,7 +201,7 @@ def _trace(functional: run_flax.Functional, probe: Probe, record: Recorder) -> N
         functional.forward(params, stats, inputs, call, False, record)
 
     with raising():
-        jax.eval_shape(forward, functional.params, functional.stats)
+        shapes(forward, functional.params, functional.stats)
 
 
 def _of_flax(
