@@ -86,6 +86,38 @@ def test_tied_weights_pass() -> None:
     assert report, str(report)
 
 
+class AlsoShared(torch.nn.Module):
+    """An embedding that is used by its second name alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = torch.nn.Embedding(17, 4)
+        self.encoder = torch.nn.ModuleDict({"embed": torch.nn.Embedding(17, 4), "out": torch.nn.Linear(4, 3)})
+        self.encoder["embed"].weight = self.shared.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.encoder["out"](torch.tanh(self.encoder["embed"](ids)))
+
+
+class Embedding(nnx.Module):
+    def __init__(self, stopped: bool = False) -> None:
+        rngs = nnx.Rngs(0)
+        embed, out = nnx.Embed(17, 4, rngs=rngs), nnx.Linear(4, 3, rngs=rngs)
+        self.encoder, self.stopped = nnx.Dict(embed=embed, out=out), stopped
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        x = self.encoder["embed"](ids)
+        return self.encoder["out"](jnp.tanh(jax.lax.stop_gradient(x) if self.stopped else x))
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_tensor_is_trained_under_the_name_that_is_paired(stopped: bool) -> None:
+    report = checked(AlsoShared(), Embedding(stopped), TOKENS)
+    wrong = {row.tensor for row in report.models[0].rows if row.quantity == "gradient.parameter" and not row.ok}
+    assert wrong == ({"encoder.embed.weight"} if stopped else set())
+    assert bool(report) is not stopped
+
+
 def test_rms_norm_without_an_epsilon_has_that_of_float32() -> None:
     norm = nnx.RMSNorm(5, epsilon=float(np.finfo(np.float32).eps), rngs=nnx.Rngs(0))
     report = checked(torch.nn.RMSNorm(5), norm, SERIES)

@@ -23,9 +23,9 @@ from parity.numerics.layouts import LAYOUTS, Tensors, fitting, leaves, to_flax, 
 from parity.numerics.pins import Pins
 from parity.numerics.quantities import Probe
 from parity.running import flax as run_flax
+from parity.running import lifted_flax
 from parity.running import pytorch as run_pytorch
 from parity.running.flax import Functional
-from parity.running.lifted_flax import program
 from parity.running.taps import Tap
 from ports.errors import UserError
 from ports.weights.live.pytorch import to_numpy
@@ -106,7 +106,8 @@ def of_reference(net: torch.nn.Module, probe: Probe, names: Collection[str] | No
         loss = run_pytorch.loss_of(probe, values)
         run.loss = float(to_numpy(loss))
         run_pytorch.backward(loss, probe)
-        own = ((n, p.grad) for n, p in net.named_parameters() if n not in probe.fixed)
+        named = run_pytorch.named_parameters(net, probe.tensors)
+        own = ((n, p.grad) for n, p in named.items() if n not in probe.fixed)
         run.parameters = {n: grad.numpy() for n, grad in own if grad is not None}
         run.statistics = {n: b.numpy().copy() for n, b in net.named_buffers()}
     return run
@@ -171,7 +172,7 @@ def _layouts(
     """
     inputs, call = run_flax.inputs_of(probe)
     shapes = _Shapes()
-    jax.eval_shape(lambda p, s: net.forward(p, s, inputs, call, train, shapes)[0], net.params, net.stats)
+    lifted_flax.shapes(lambda p, s: net.forward(p, s, inputs, call, train, shapes)[0], net.params, net.stats)
     found, guessed = {}, {}
     for (side, name), got in shapes.found.items():
         expected = (reference.inputs if side == "enter" else reference.outputs).get(name)
@@ -228,7 +229,7 @@ def _forced_run(
         own = loss(values) if train else jnp.zeros(())
         return tap.total + own, (values, tap.arrived, tap.computed, stats, own)
 
-    objective = program(forced, Pins("flax"))
+    objective = lifted_flax.program(forced, Pins("flax"))
     if train:
         gradient = jax.jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True), compiler_options=QUICK)
         (_, (values, arrived, computed, stats, own)), (grads, at) = gradient(net.params, zeros(), moving, net.stats)
@@ -256,7 +257,7 @@ def _forced_run(
 
 def _output_layouts(net: Functional, probe: Probe, reference: RecordedRun, train: bool) -> dict[str, str]:
     inputs, call = run_flax.inputs_of(probe)
-    values, _ = jax.eval_shape(lambda p, s: net.forward(p, s, inputs, call, train, Tap()), net.params, net.stats)
+    values, _ = lifted_flax.shapes(lambda p, s: net.forward(p, s, inputs, call, train, Tap()), net.params, net.stats)
     found = {}
     for name, value in leaves(values, "output"):
         expected = reference.values.get(name)

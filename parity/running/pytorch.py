@@ -67,14 +67,30 @@ def _table(buffer: Tensor) -> np.ndarray | None:
     return recomputed(buffer.numpy(force=True)) if buffer.dtype == torch.float32 else None
 
 
+def named_parameters(net: nn.Module, compared: Collection[str] | None) -> dict[str, nn.Parameter]:
+    """Return each parameter once: of several names under the first that is compared, or else under its first name.
+
+    Args:
+        compared: the names of tensors that both models have; None for all.
+    """
+    names: dict[int, str] = {}
+    found = dict(net.named_parameters(remove_duplicate=False))
+    for name, parameter in found.items():
+        first = names.setdefault(id(parameter), name)
+        if compared is not None and first not in compared and name in compared:
+            names[id(parameter)] = name
+    return {name: found[name] for name in names.values()}
+
+
 def parameters(net: nn.Module, probe: Probe) -> dict[str, nn.Parameter]:
     """What is trained and compared."""
-    return {n: p for n, p in net.named_parameters() if probe.tensors is None or n in probe.tensors}
+    named = named_parameters(net, probe.tensors)
+    return {n: p for n, p in named.items() if probe.tensors is None or n in probe.tensors}
 
 
 def updated(net: nn.Module, probe: Probe) -> dict[str, Tensor]:
     """Return what training is compared of: what is trained, and what must stay."""
-    tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    tensors = {**dict(net.named_parameters(remove_duplicate=False)), **dict(net.named_buffers())}
     return {**parameters(net, probe), **{n: t for n, t in tensors.items() if n in probe.idle}}
 
 
