@@ -64,6 +64,19 @@ def test_nnx_lstm_passes() -> None:
     assert report, str(report)
 
 
+def test_volumes_pass() -> None:
+    class Port(nnx.Module):
+        def __init__(self) -> None:
+            self.conv = nnx.Conv(2, 4, (3, 3, 3), padding=1, rngs=nnx.Rngs(0))
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return self.conv(x).mean((1, 2, 3))
+
+    model = torch.nn.Sequential(torch.nn.Conv3d(2, 4, 3, padding=1), torch.nn.AdaptiveAvgPool3d(1), torch.nn.Flatten())
+    report = checked(model, Port(), RNG.standard_normal((2, 2, 4, 5, 6)), steps=1)
+    assert report, str(report)
+
+
 def test_tied_weights_pass() -> None:
     class Torch(torch.nn.Module):
         def __init__(self) -> None:

@@ -230,8 +230,7 @@ def inputs_of(probe: Probe, grad: bool = False) -> tuple[Any, ...]:
 
     def tensor(_: str, array: np.ndarray) -> Tensor:
         new = torch.tensor(array)
-        if probe.channels_last and new.ndim == 4:
-            new = new.to(memory_format=torch.channels_last)
+        new = as_images(new) if probe.channels_last else new
         return new.requires_grad_(grad and new.is_floating_point())
 
     return mapped(probe.inputs, tensor)
@@ -319,6 +318,11 @@ def learning_rate(net: nn.Module, probe: Probe, moves: float = 1e-3) -> float:
     return moves * min((size / slope for size, slope in pairs if size > 0 and slope > 0), default=1.0)
 
 
+def as_images(tensor: Tensor) -> Tensor:
+    """Return an array with its channels last in memory, if it has an image's four axes."""
+    return tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+
+
 def observe(
     net: nn.Module, probe: Probe, training: Training, names: Collection[str] | None = None
 ) -> Iterator[tuple[str, Tensors]]:
@@ -331,7 +335,7 @@ def observe(
     """
     net = copy.deepcopy(net)
     if probe.channels_last:
-        net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        net = net._apply(as_images)
     record = Outputs(probe.in_place)
     with torch.no_grad(), tapped(net.eval(), record, names):
         values = run(net, probe, inputs_of(probe))
