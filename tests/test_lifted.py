@@ -325,6 +325,7 @@ FREQUENCIES = 10000.0 ** (-np.arange(8) / 8)
 ANGLES, LAST = (np.arange(40)[:, None] * f for f in (FREQUENCIES, 10000.0 ** (-np.arange(8) / 7)))
 TABLES: dict[str, np.ndarray] = {
     "frequencies": FREQUENCIES,
+    "two frequencies": FREQUENCIES[:2],
     "frequencies of Llama 3": 500000.0 ** (-np.arange(64) / 64),
     "scaled positions": FREQUENCIES / 4,
     "halves": np.concatenate([np.sin(ANGLES), np.cos(ANGLES)], 1),
@@ -353,13 +354,25 @@ def test_a_table_with_a_formula_is_computed_again(name: str) -> None:
         np.tril(np.ones((6, 6))),
         np.ones(8),
         np.linspace(0, 1, 9),
+        np.array([1.0, 0.7123457]),
         FREQUENCIES * (1 + 1e-5 * np.arange(8)),
         np.full(8, np.nan),
         np.zeros(0),
         np.eye(6)[[0, 1, 1, 1]] * [1, 0, 0, 0, 0, 0],
         cleared(np.concatenate([np.sin(1.01 * LAST), np.cos(LAST)], 1), 1),
     ],
-    ids=["random", "mask", "ones", "line", "another formula", "NaN", "empty", "zeros", "cleared, another formula"],
+    ids=[
+        "random",
+        "mask",
+        "ones",
+        "line",
+        "two numbers",
+        "another formula",
+        "NaN",
+        "empty",
+        "zeros",
+        "cleared, another formula",
+    ],
 )
 def test_other_tables_are_left_as_they_are(table: np.ndarray) -> None:
     assert recomputed(table.astype(np.float32)) is None

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from parity.numerics import bounds, masking
 from parity.numerics.layouts import Tensors, first, leaves, mapped, rebuilt, with_first
@@ -132,6 +134,22 @@ class Users(TorchFunctionMode):
             if name := self.names.get(id(value)):
                 self.found.setdefault(name, set()).add(self.running[-1] if self.running else "")
         return func(*args, **(kwargs or {}))
+
+
+class Used(TorchDispatchMode):
+    """Which tensors operations read, in code that no function mode sees too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensors = (value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor))
+        self.read |= {value.untyped_storage().data_ptr() for value in tensors if value.numel()}
+        return func(*args, **(kwargs or {}))
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        return not tensor.numel() or tensor.untyped_storage().data_ptr() in self.read
 
 
 def shared(net: nn.Module, probe: Probe) -> set[str]:
