@@ -125,7 +125,7 @@ def narrower(before: Mapping[bool, ForcedRuns], after: Mapping[bool, ForcedRuns]
 
 
 def cut_otherwise(cases: Mapping[bool, ForcedRuns]) -> set[str]:
-    """Return the layers that give something else, and what comes right after them is something else too.
+    """Return the layers that give something else, and what comes after them is something else too.
 
     They may be cut otherwise: the port scales, or activates, outside of the layer.
     """
@@ -153,10 +153,11 @@ def mended(before: Mapping[bool, ForcedRuns], after: Mapping[bool, ForcedRuns], 
 
 
 def _followed(case: ForcedRuns) -> Iterator[tuple[Deviation, Deviation]]:
-    """Yield the layers that are wrong, each with what is wrong right behind it."""
-    for d in case.deviations:
-        if d.aspect == "output":
-            yield from ((d, other) for other in case.deviations if other.aspect == "between" and other.before == d.call)
+    """Yield the layers that are wrong, each with the first thing that is wrong between layers behind it."""
+    for i, d in enumerate(case.deviations):
+        behind = next((other for other in case.deviations[i:] if other.aspect == "between"), None)
+        if d.aspect == "output" and behind is not None:
+            yield d, behind
 
 
 def _counted(run: RecordedRun, fed: Probe | None) -> RecordedRun:
