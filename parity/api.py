@@ -37,6 +37,7 @@ from parity.running.flax_ports import is_flax
 from parity.verdict import precision, transfer
 from parity.verdict.precision import Policy
 from ports.errors import UserError
+from ports.weights.layers.kinds import composed_apart
 
 T = TypeVar("T")
 
@@ -140,7 +141,7 @@ def move(
             another; tensors that do not fit in shape or type. Nothing was written then.
     """
     asked = move_record(options)
-    with isolation.isolated():
+    with isolation.isolated(), composed_apart(torch_model.modules()):
         other = objects.opened(flax_model)
         fed = calling.prepared(torch_model, other, inputs, asked, losses.projection(0))
         return other.written(moving.moved(torch_model, other.net, fed, asked.names))
@@ -159,7 +160,7 @@ def paired(
         UserError: as `move`.
     """
     asked = move_record(options)
-    with isolation.isolated():
+    with isolation.isolated(), composed_apart(torch_model.modules()):
         other = objects.opened(flax_model)
         fed = calling.prepared(torch_model, other, inputs, asked, losses.projection(0))
         return read(moving.settled(torch_model, other.net, fed, asked.names))
@@ -178,7 +179,11 @@ def _check_network(network: Any, live: tuple[Any, ...], options: Mapping[str, An
 def _check_pair(
     torch_model: torch.nn.Module, flax_model: Any, inputs: tuple[Any, ...], options: PairOptions, policy: Policy
 ) -> Model:
-    own = subjects.own_pair(torch_model, flax_model, inputs, options)
+    with composed_apart(torch_model.modules()):
+        return _checked(subjects.own_pair(torch_model, flax_model, inputs, options), options, policy)
+
+
+def _checked(own: subjects.OwnPair, options: PairOptions, policy: Policy) -> Model:
     pairing = own.both.pairing
     judged = transfer.judge(own.both.port, pairing)
     told = weights_diagnosis.findings(own.both.port, pairing, judged, own.given)

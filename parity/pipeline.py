@@ -190,6 +190,7 @@ def _layers(
     reference, fed = subject.reference, subject.probe
     names = run_pytorch.with_parameters(reference) if subject.names is None else list(subject.names)
     cases = _forced(functional, subject, names)
+    cases, names = _without_cuts(functional, subject, names, cases)
     blocks = [name for name in subject.blocks if any(name in case.suspected for case in cases.values())]
     with_blocks = subject.candidates[port].with_blocks
     if blocks and with_blocks is not None:
@@ -203,6 +204,21 @@ def _layers(
         found = [Finding(port, first.layer, None, text)]
     deviations = (deviation for case in cases.values() for deviation in case.deviations)
     return found, first, frozenset(d.layer for d in deviations if d.aspect in localise.VALUES)
+
+
+def _without_cuts(
+    functional: Functional, subject: Subject, names: list[str], cases: dict[bool, localise.ForcedRuns]
+) -> tuple[dict[bool, localise.ForcedRuns], list[str]]:
+    """Return the forced runs, and the modules that are recorded, without the layers that the port cuts otherwise."""
+    cut = localise.cut_otherwise(cases)
+    while cut:
+        left = [name for name in names if name not in cut]
+        closer = _forced(functional, subject, left)
+        kept = {layer for layer in cut if localise.mended(cases, closer, layer)}
+        if kept == cut:
+            return closer, left
+        cut = kept
+    return cases, names
 
 
 def _forced(functional: Functional, subject: Subject, names: Sequence[str]) -> dict[bool, localise.ForcedRuns]:

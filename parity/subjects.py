@@ -22,7 +22,7 @@ from parity.pairing import choosing
 from parity.pairing.models import PairedModels, pair_models
 from parity.pairing.pairs import Pairing
 from parity.pairing.trials import Trial
-from parity.running import calling, losses, memory, objects, probes, training, unexercised
+from parity.running import calling, lifted_flax, losses, memory, objects, probes, training, unexercised
 from parity.running import flax as run_flax
 from parity.running import pytorch as run_pytorch
 from parity.running.draws_jax import counted, undropped
@@ -353,7 +353,7 @@ def _outputs(
         values, _ = net.forward(params, stats, inputs, call, False, Tap())
         kept.update((name, jax.ShapeDtypeStruct(a.shape, a.dtype)) for name, a in leaves(values, "output"))
 
-    jax.eval_shape(forward, net.params, net.stats)
+    lifted_flax.shapes(forward, net.params, net.stats)
     names = counterparts(kept, ours)
     if not names:
         said = f"PyTorch gives {_listed(ours)}, the port {_listed(kept)}"
@@ -409,10 +409,11 @@ def _chances(net: Functional, fed: Probe) -> Counter[float]:
     inputs, call = run_flax.inputs_of(fed)
 
     def forward(params: Any, stats: Any) -> None:
+        found.clear()  # a program that cannot be traced with lifted casts is run again
         net.forward(params, stats, inputs, call, True, Tap())
 
     with counted() as found:
-        jax.eval_shape(forward, net.params, net.stats)
+        lifted_flax.shapes(forward, net.params, net.stats)
     return found
 
 
@@ -454,7 +455,7 @@ def _comparable(
     def forward(params: Any, stats: Any) -> None:
         net.forward(params, stats, inputs, call, False, record)
 
-    jax.eval_shape(forward, net.params, net.stats)
+    lifted_flax.shapes(forward, net.params, net.stats)
     theirs = {name: tuple(y.shape) for name, y in record.outputs.items()}
 
     def fits(call: str) -> bool:

@@ -522,3 +522,90 @@ class NnxTokens(nnx.Module):
 def test_a_frozen_model_without_any_gradient_passes() -> None:
     model, x = Tokens(5, 3).requires_grad_(False), np.array([[0, 3, 1], [2, 2, 4]])
     parity.assert_parity(model, parity.move(model, NnxTokens(), x), x)
+
+
+class ActivatedNorm(torch.nn.BatchNorm2d):
+    """BatchNorm with the activation in it."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.silu(super().forward(input))
+
+
+class ActivatedOutside(nnx.Module):
+    def __init__(self) -> None:
+        rngs = nnx.Rngs(0)
+        self.up, self.down = (nnx.Conv(a, b, (3, 3), padding=1, rngs=rngs) for a, b in ((3, 4), (4, 2)))
+        self.norm = nnx.BatchNorm(4, epsilon=1e-5, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down(nnx.silu(self.norm(self.up(x))))
+
+
+def test_statistics_are_told_beside_a_layer_that_is_cut_otherwise() -> None:
+    torch.manual_seed(0)
+    layers = {"up": torch.nn.Conv2d(3, 4, 3, padding=1), "norm": ActivatedNorm(4)}
+    model = torch.nn.Sequential(OrderedDict(layers, down=torch.nn.Conv2d(4, 2, 3, padding=1)))
+    report = parity.check(model, parity.move(model, ActivatedOutside(), IMAGES), IMAGES)
+    assert {*differing(report)} == {"statistics"}
+    assert named(report) == [("norm", "bn-momentum-0.99"), ("norm", "bn-running-var")]
+
+
+class ScaledEmbedding(torch.nn.Embedding):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input) * 3
+
+
+class EmbeddedOutside(nnx.Module):
+    def __init__(self, factor: float) -> None:
+        rngs, self.factor = nnx.Rngs(0), factor
+        self.embed, self.out = nnx.Embed(7, 4, rngs=rngs), nnx.Linear(4, 3, rngs=rngs)
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        return self.out(self.embed(ids) * self.factor)
+
+
+@pytest.mark.parametrize(("factor", "count"), [(3.0, 0), (3.001, 1)])
+def test_a_mistake_behind_a_layer_that_is_cut_otherwise_is_one_finding(factor: float, count: int) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(OrderedDict(embed=ScaledEmbedding(7, 4), out=torch.nn.Linear(4, 3)))
+    ids = np.arange(7)[None]
+    report = parity.check(model, parity.move(model, EmbeddedOutside(factor), ids), ids, steps=1)
+    found = report.models[0].findings
+    assert [finding.size is not None and finding.size < 1e-3 for finding in found] == [True] * count
+
+
+class FunctionalNorm(torch.nn.LayerNorm):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
+
+
+class ChannelsLast(torch.nn.Module):
+    """Norms over channels that it moves last, on images that are as high and wide as they have channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.dense = torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Linear(4, 4)
+        self.before, self.after = FunctionalNorm(4, 1e-2), FunctionalNorm(4, 1e-2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x).permute(0, 2, 3, 1)
+        return self.after(torch.tanh(self.dense(self.before(x)))).permute(0, 3, 1, 2)
+
+
+class ChannelsLastPort(nnx.Module):
+    def __init__(self, epsilon: float) -> None:
+        rngs = nnx.Rngs(0)
+        self.conv, self.dense = nnx.Conv(3, 4, (3, 3), padding=1, rngs=rngs), nnx.Linear(4, 4, rngs=rngs)
+        self.before, self.after = (nnx.LayerNorm(4, epsilon=epsilon, rngs=rngs) for _ in range(2))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.after(jax.numpy.tanh(self.dense(self.before(self.conv(x)))))
+
+
+def test_one_wrong_number_in_one_line_is_one_finding_in_whatever_layout() -> None:
+    torch.manual_seed(0)
+    model, images = ChannelsLast(), np.random.default_rng(0).standard_normal((2, 3, 4, 4))
+    report = parity.check(model, parity.move(model, ChannelsLastPort(1e-3), images), images, steps=1)
+    (finding,) = report.models[0].findings
+    assert (finding.layer, finding.also) == ("before", ("after",))
+    assert "computed with 1/1000 instead of 1/100 in `layer_norm`" in finding.text

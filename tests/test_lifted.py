@@ -158,6 +158,22 @@ def accumulated(h: jax.Array) -> jax.Array:
     return jnp.einsum("...i,ij->...j", flat, jnp.eye(8, dtype=jnp.bfloat16), preferred_element_type=jnp.float32)
 
 
+def turned_torch(h: torch.Tensor) -> torch.Tensor:
+    return h * torch.sin(2 * torch.pi * (torch.arange(0.5, 8, dtype=h.dtype) / 8))
+
+
+def turned_jax(h: jax.Array) -> jax.Array:
+    """Coordinates in float32 times a Python number that no short decimal gives."""
+    return h * jnp.sin(2 * jnp.pi * (jnp.arange(0.5, 8, dtype=jnp.float32) / 8))
+
+
+def cached(h: jax.Array) -> jax.Array:
+    """Through a float32 cache, at a position that is counted in int32."""
+    at, cache = jnp.zeros((), jnp.int32), jnp.zeros((len(h), LENGTH + 2, 8), jnp.float32)
+    cache = jax.lax.dynamic_update_slice(cache, h, (0, at, 0))
+    return jax.lax.dynamic_slice(cache, (0, at, 0), h.shape)
+
+
 PAIRS: dict[str, tuple[Function, Function]] = {
     "softmax in PyTorch": (lambda h: F.softmax(h, -1, dtype=torch.float32).to(h.dtype), lambda h: jax.nn.softmax(h)),
     "softmax in the port": (
@@ -174,6 +190,8 @@ PAIRS: dict[str, tuple[Function, Function]] = {
     "own gradient": (Reversed.apply, reversed_jax),
     "default type": (scaled_torch, scaled_jax),
     "table of numpy": (rotated_torch, rotated_numpy),
+    "number times a range": (turned_torch, turned_jax),
+    "cache": (lambda h: h * 1.0, cached),
     "type of a product": (lambda h: h.bfloat16(), accumulated),
 }
 
@@ -307,6 +325,7 @@ FREQUENCIES = 10000.0 ** (-np.arange(8) / 8)
 ANGLES, LAST = (np.arange(40)[:, None] * f for f in (FREQUENCIES, 10000.0 ** (-np.arange(8) / 7)))
 TABLES: dict[str, np.ndarray] = {
     "frequencies": FREQUENCIES,
+    "two frequencies": FREQUENCIES[:2],
     "frequencies of Llama 3": 500000.0 ** (-np.arange(64) / 64),
     "scaled positions": FREQUENCIES / 4,
     "halves": np.concatenate([np.sin(ANGLES), np.cos(ANGLES)], 1),
@@ -335,13 +354,25 @@ def test_a_table_with_a_formula_is_computed_again(name: str) -> None:
         np.tril(np.ones((6, 6))),
         np.ones(8),
         np.linspace(0, 1, 9),
+        np.array([1.0, 0.7123457]),
         FREQUENCIES * (1 + 1e-5 * np.arange(8)),
         np.full(8, np.nan),
         np.zeros(0),
         np.eye(6)[[0, 1, 1, 1]] * [1, 0, 0, 0, 0, 0],
         cleared(np.concatenate([np.sin(1.01 * LAST), np.cos(LAST)], 1), 1),
     ],
-    ids=["random", "mask", "ones", "line", "another formula", "NaN", "empty", "zeros", "cleared, another formula"],
+    ids=[
+        "random",
+        "mask",
+        "ones",
+        "line",
+        "two numbers",
+        "another formula",
+        "NaN",
+        "empty",
+        "zeros",
+        "cleared, another formula",
+    ],
 )
 def test_other_tables_are_left_as_they_are(table: np.ndarray) -> None:
     assert recomputed(table.astype(np.float32)) is None

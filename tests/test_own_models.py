@@ -64,6 +64,19 @@ def test_nnx_lstm_passes() -> None:
     assert report, str(report)
 
 
+def test_volumes_pass() -> None:
+    class Port(nnx.Module):
+        def __init__(self) -> None:
+            self.conv = nnx.Conv(2, 4, (3, 3, 3), padding=1, rngs=nnx.Rngs(0))
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return self.conv(x).mean((1, 2, 3))
+
+    model = torch.nn.Sequential(torch.nn.Conv3d(2, 4, 3, padding=1), torch.nn.AdaptiveAvgPool3d(1), torch.nn.Flatten())
+    report = checked(model, Port(), RNG.standard_normal((2, 2, 4, 5, 6)), steps=1)
+    assert report, str(report)
+
+
 def test_tied_weights_pass() -> None:
     class Torch(torch.nn.Module):
         def __init__(self) -> None:
@@ -84,6 +97,38 @@ def test_tied_weights_pass() -> None:
 
     report = checked(Torch(), Flax(), TOKENS % 7)
     assert report, str(report)
+
+
+class AlsoShared(torch.nn.Module):
+    """An embedding that is used by its second name alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = torch.nn.Embedding(17, 4)
+        self.encoder = torch.nn.ModuleDict({"embed": torch.nn.Embedding(17, 4), "out": torch.nn.Linear(4, 3)})
+        self.encoder["embed"].weight = self.shared.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.encoder["out"](torch.tanh(self.encoder["embed"](ids)))
+
+
+class Embedding(nnx.Module):
+    def __init__(self, stopped: bool = False) -> None:
+        rngs = nnx.Rngs(0)
+        embed, out = nnx.Embed(17, 4, rngs=rngs), nnx.Linear(4, 3, rngs=rngs)
+        self.encoder, self.stopped = nnx.Dict(embed=embed, out=out), stopped
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        x = self.encoder["embed"](ids)
+        return self.encoder["out"](jnp.tanh(jax.lax.stop_gradient(x) if self.stopped else x))
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_tensor_is_trained_under_the_name_that_is_paired(stopped: bool) -> None:
+    report = checked(AlsoShared(), Embedding(stopped), TOKENS)
+    wrong = {row.tensor for row in report.models[0].rows if row.quantity == "gradient.parameter" and not row.ok}
+    assert wrong == ({"encoder.embed.weight"} if stopped else set())
+    assert bool(report) is not stopped
 
 
 def test_rms_norm_without_an_epsilon_has_that_of_float32() -> None:

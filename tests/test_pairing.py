@@ -99,7 +99,7 @@ def test_names_that_are_not_there(names: dict[str, str]) -> None:
 def test_layers_without_a_call_need_no_partner() -> None:
     found = pair([layer("a"), layer("shortcut", "conv", rank=None)], [layer("x"), layer("unused", rank=None)])
     assert [one.name for one in found.unused] == ["shortcut"]
-    assert "never called" in str(found)
+    assert "never used" in str(found)
 
 
 def test_tied_output_layer_needs_no_partner() -> None:

@@ -263,6 +263,14 @@ def test_a_backward_pass_is_told() -> None:
     assert line_of(Doubled.backward, 2) in found
 
 
+def test_code_that_needs_numbers_under_jit_is_told_what_to_do() -> None:
+    def counted(x: jax.Array, training: bool) -> jax.Array:
+        return x * (1 if float(x.sum()) > 0 else 2)
+
+    with pytest.raises(UserError, match=r"ConcretizationTypeError.*runs ports under jax\.jit.*jnp\.where"):
+        parity.check(Model(), NNXModel(counted), X)
+
+
 def test_memory_that_is_full_is_no_mistake_of_a_model() -> None:
     for error in (MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: Out of memory")):
         with pytest.raises(type(error)), raising():

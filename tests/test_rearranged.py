@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,8 @@ from flax import linen, nnx
 from torch import nn
 
 import parity
+from parity.api import paired
+from parity.pairing import ordering
 from ports import UserError
 from ports.weights.form.rearrangement import Gathering, Layout, Rearrangement, layouts
 
@@ -217,6 +220,51 @@ def test_moved_weights_are_those_of_pytorch(case: str) -> None:
     assert report, str(report)
 
 
+class BeforeGelu(nnx.Module):
+    def __init__(self) -> None:
+        rngs = nnx.Rngs(0)
+        self.attn, self.out = nnx.MultiHeadAttention(HEADS, WIDTH, decode=False, rngs=rngs), nnx.Linear(6, 6, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.out(nnx.gelu(self.attn(x)))
+
+
+def test_a_mistake_behind_an_attention_does_not_hide_which_part_is_which() -> None:
+    torch.manual_seed(0)
+    layers = {"attn": Apart(), "act": nn.GELU(), "out": nn.Linear(WIDTH, 6)}
+    ours = nn.Sequential(OrderedDict(layers)).eval()
+    report = parity.check(ours, parity.move(ours, BeforeGelu(), INPUTS), INPUTS, steps=0)
+    assert [f.trap for f in report.models[0].findings] == ["gelu-tanh"]
+
+
+class Named(nn.Module):
+    """Gives its output under a name."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"hidden": self.net(x)}
+
+
+def test_outputs_of_other_names_prove_a_pairing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Port(nnx.Module):
+        def __init__(self) -> None:
+            rngs = nnx.Rngs(0)
+            self.value, self.weight, self.end, self.out = (nnx.Linear(WIDTH, WIDTH, rngs=rngs) for _ in range(4))
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            value, weight = (layer(x).reshape(*x.shape[:2], HEADS, -1) for layer in (self.value, self.weight))
+            return self.out(attended(weight, self.end(x).reshape(weight.shape), value).reshape(x.shape))
+
+    monkeypatch.setattr(ordering, "_by_parts", None)
+    torch.manual_seed(0)
+    ours = Named(Apart()).eval()
+    report = parity.check(ours, parity.move(ours, Port(), INPUTS), INPUTS, steps=0)
+    assert report, str(report)
+
+
 def test_a_wrong_order_of_parts_is_a_finding() -> None:
     """The weights were written by hand: query, key and value as the port does not read them."""
     ours, port = made("fused-in-one-array")
@@ -305,6 +353,9 @@ def test_what_has_no_counterpart_is_named() -> None:
             super().__init__()
             self.idle = nn.Parameter(torch.randn(5))
 
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + 0 * self.idle.sum()
+
     names: dict[str, str | None] = {"first": "beta", "second": "alpha"}
     with pytest.raises(UserError, match=r"names=\{'idle': None\}"):
         parity.move(Extra(), OtherTwice(), INPUTS, names=names)
@@ -313,6 +364,108 @@ def test_what_has_no_counterpart_is_named() -> None:
     report = parity.check(ours, moved, INPUTS, steps=0, names=names | {"idle": None})
     assert report, str(report)
     assert "idle: given: no counterpart" in report.models[0].pairing
+
+
+class Depthwise(nn.Module):
+    """Uses the tensors of a convolution that it never calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(WIDTH, WIDTH, 3, groups=WIDTH)
+        self.spare = nn.Linear(WIDTH, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = nn.functional.pad(x.transpose(1, 2), (2, 0))
+        return nn.functional.conv1d(rows, self.conv.weight, self.conv.bias, groups=WIDTH).transpose(1, 2)
+
+
+class TwoDepthwise(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.h = nn.ModuleList([Depthwise(), Depthwise()])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.h[1](self.h[0](x).relu())
+
+
+class Causal(nnx.Module):
+    def __init__(self) -> None:
+        rngs = nnx.Rngs(0)
+        self.conv = nnx.Dict(inner=nnx.Conv(WIDTH, WIDTH, 3, padding="CAUSAL", feature_group_count=WIDTH, rngs=rngs))
+        self.idle = OwnDense(WIDTH, 3, rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.conv["inner"](x)
+
+
+class Blocks(nnx.Module):
+    def __init__(self) -> None:
+        self.h = nnx.List([Causal(), Causal()])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.h[1](nnx.relu(self.h[0](x)))
+
+
+def test_tensors_that_are_used_need_a_counterpart_and_others_need_none() -> None:
+    torch.manual_seed(0)
+    ours = TwoDepthwise().eval()
+    report = parity.check(ours, parity.move(ours, Blocks(), INPUTS), INPUTS, steps=1)
+    assert report, str(report)
+    assert "h.0.spare: never used in PyTorch, and absent from nnx" in report.models[0].pairing
+    assert "h.0.idle.w: never used in nnx, and absent from PyTorch" in report.models[0].pairing
+
+
+def test_a_bias_of_a_library_attention_that_pytorch_lacks_is_named() -> None:
+    ours, port = made("separate-library")
+    ours.k_proj = nn.Linear(WIDTH, WIDTH, bias=False)
+    with pytest.raises(UserError, match=r"k_proj .*candidates attn\.key \(linear: weight \(6, 6\), bias \(6,\)\)"):
+        parity.move(ours, port, INPUTS)
+
+
+class Norms(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict({"before": OwnNorm(), "after": OwnNorm()})
+        self.mid = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers["after"](x + self.mid(self.layers["before"](x)))
+
+
+class Scale(nnx.Module):
+    def __init__(self) -> None:
+        self.scale = nnx.Param(jnp.ones(WIDTH))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-6) * self.scale[...]
+
+
+class ScaledNorms(nnx.Module):
+    """In a module of another name, behind a mistake that hides which norm is which."""
+
+    def __init__(self) -> None:
+        self.layers = nnx.Dict(before=Scale(), after=Scale())
+        self.mid = nnx.Linear(WIDTH, WIDTH, rngs=nnx.Rngs(0))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = jnp.tanh(3 * x)
+        return jnp.sin(self.layers["after"](x + jnp.cos(self.mid(self.layers["before"](x)))))
+
+
+class Inside(nnx.Module):
+    def __init__(self) -> None:
+        self.model = ScaledNorms()
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.model(x)
+
+
+def test_order_and_similar_names_tell_layers_where_computing_does_not() -> None:
+    torch.manual_seed(0)
+    ours, port = nn.Sequential(OrderedDict(text=Norms())), Inside()
+    pairs = paired(ours, port, INPUTS, read=lambda both: both.pairing.pairs)
+    told = {(p.torch.name, p.flax.name, p.why) for p in pairs}
+    assert ("text.layers.after.weight", "model.layers.after.scale", "similar names") in told
 
 
 def test_a_table_that_is_not_trained_needs_no_counterpart() -> None:

@@ -29,6 +29,8 @@ PARTS = 3
 OF_CLASS = "what this {} makes of right values is another output in {} mode"
 
 NUMBER = re.compile(r"\d+")
+# The number in place of PyTorch's: layers tell it more or less exactly.
+FITTED = re.compile(r"(?<=computed with )\S+(?= instead of \S+ in `)")
 
 
 def findings(port: str, reference: nn.Module, fed: Probe, cases: Mapping[bool, ForcedRuns]) -> list[Finding]:
@@ -123,7 +125,10 @@ def together(found: Sequence[Finding]) -> list[Finding]:
     """
     groups: dict[tuple[str, str], list[Finding]] = {}
     for finding in found:
-        said = finding.trap or NUMBER.sub("#", f"{finding.layer} {finding.text}")
+        changed = FITTED.sub("#", finding.text)
+        # One change of one line of PyTorch's code is one mistake, in whichever layers that line runs.
+        other = changed if changed != finding.text else NUMBER.sub("#", f"{finding.layer} {finding.text}")
+        said = finding.trap or other
         said = finding.text if finding.text.startswith(OF_CLASS.partition("{")[0]) else said
         groups.setdefault((finding.port, said), []).append(finding)
     return [

@@ -9,7 +9,7 @@ and the gradient that arrives there from behind is compared by itself. One run f
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,14 +19,14 @@ import numpy as np
 import torch
 
 from parity.diagnosis.flow import Place
-from parity.numerics.layouts import LAYOUTS, Tensors, fitting, leaves, to_flax, to_reference
+from parity.numerics.layouts import LAYOUTS, Tensors, fitting, layout_of, leaves, to_flax, to_reference, unclear
 from parity.numerics.pins import Pins
 from parity.numerics.quantities import Probe
 from parity.running import flax as run_flax
+from parity.running import lifted_flax
 from parity.running import pytorch as run_pytorch
 from parity.running.flax import Functional
-from parity.running.lifted_flax import program
-from parity.running.taps import Tap
+from parity.running.taps import Recorder, Tap
 from ports.errors import UserError
 from ports.weights.live.pytorch import to_numpy
 
@@ -106,7 +106,8 @@ def of_reference(net: torch.nn.Module, probe: Probe, names: Collection[str] | No
         loss = run_pytorch.loss_of(probe, values)
         run.loss = float(to_numpy(loss))
         run_pytorch.backward(loss, probe)
-        own = ((n, p.grad) for n, p in net.named_parameters() if n not in probe.fixed)
+        named = run_pytorch.named_parameters(net, probe.tensors)
+        own = ((n, p.grad) for n, p in named.items() if n not in probe.fixed)
         run.parameters = {n: grad.numpy() for n, grad in own if grad is not None}
         run.statistics = {n: b.numpy().copy() for n, b in net.named_buffers()}
     return run
@@ -171,17 +172,38 @@ def _layouts(
     """
     inputs, call = run_flax.inputs_of(probe)
     shapes = _Shapes()
-    jax.eval_shape(lambda p, s: net.forward(p, s, inputs, call, train, shapes)[0], net.params, net.stats)
+    lifted_flax.shapes(lambda p, s: net.forward(p, s, inputs, call, train, shapes)[0], net.params, net.stats)
     found, guessed = {}, {}
-    for (side, name), got in shapes.found.items():
-        expected = (reference.inputs if side == "enter" else reference.outputs).get(name)
-        if expected is None or expected.ndim != got.ndim or not _both_numbers(expected, got):
-            continue
-        if layout := fitting(expected.shape, got.shape):
+    pairs = {
+        (side, name): (expected, got)
+        for (side, name), got in shapes.found.items()
+        if (expected := (reference.inputs if side == "enter" else reference.outputs).get(name)) is not None
+        and expected.ndim == got.ndim
+        and _both_numbers(expected, got)
+    }
+    several = [place for place, (expected, got) in pairs.items() if unclear(expected.shape, got.shape)]
+    values = _values(net, probe, train, several) if several else {}
+    for (side, name), (expected, got) in pairs.items():
+        value = values.get((side, name))
+        layout = fitting(expected.shape, got.shape) if value is None else layout_of(value, expected)
+        if layout:
             found[side, name] = layout
         elif jnp.issubdtype(got.dtype, jnp.floating):
             guessed[side, name] = "same" if got.ndim < 4 else next(iter(LAYOUTS))
     return found, guessed
+
+
+def _values(net: Functional, probe: Probe, train: bool, places: Sequence[Place]) -> dict[Place, np.ndarray]:
+    """Return what the port gives and gets at these places when nothing is forced."""
+    inputs, call = run_flax.inputs_of(probe)
+
+    def recorded(params: Any, stats: Any) -> list[Any]:
+        tap = Recorder(inputs=True)
+        net.forward(params, stats, inputs, call, train, tap)
+        return [(tap.inputs if side == "enter" else tap.outputs)[name] for side, name in places]
+
+    run = jax.jit(lifted_flax.program(recorded, Pins("flax")), compiler_options=QUICK)
+    return dict(zip(places, map(np.asarray, run(net.params, net.stats)), strict=True))
 
 
 def _both_numbers(expected: np.ndarray, got: Any) -> bool:
@@ -228,7 +250,7 @@ def _forced_run(
         own = loss(values) if train else jnp.zeros(())
         return tap.total + own, (values, tap.arrived, tap.computed, stats, own)
 
-    objective = program(forced, Pins("flax"))
+    objective = lifted_flax.program(forced, Pins("flax"))
     if train:
         gradient = jax.jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True), compiler_options=QUICK)
         (_, (values, arrived, computed, stats, own)), (grads, at) = gradient(net.params, zeros(), moving, net.stats)
@@ -256,7 +278,7 @@ def _forced_run(
 
 def _output_layouts(net: Functional, probe: Probe, reference: RecordedRun, train: bool) -> dict[str, str]:
     inputs, call = run_flax.inputs_of(probe)
-    values, _ = jax.eval_shape(lambda p, s: net.forward(p, s, inputs, call, train, Tap()), net.params, net.stats)
+    values, _ = lifted_flax.shapes(lambda p, s: net.forward(p, s, inputs, call, train, Tap()), net.params, net.stats)
     found = {}
     for name, value in leaves(values, "output"):
         expected = reference.values.get(name)

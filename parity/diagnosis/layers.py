@@ -91,7 +91,8 @@ def _differing(
     found: set[str] = set()
     layer, module = planted
     for train, case in cases.items():
-        if layer not in case.reference.inputs or layer not in case.port.outputs:
+        recorded = layer in case.reference.inputs and layer in case.port.outputs
+        if not recorded and (backward or layer in case.reference.outputs):
             return None
         own = copy.deepcopy(module)
         args, keywords = calls[train]
@@ -108,8 +109,10 @@ def _differing(
                 backward_pass(y, fed.pins, torch.as_tensor(slope))
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # a form that it cannot have here
             return None
-        outputs = [fed.counted(array) for array in (y.detach().numpy(), case.port.outputs[layer])]
-        pairs = [("output", *outputs, FORWARD)]
+        pairs = []
+        if recorded:  # a layer that the port cuts otherwise has statistics alone
+            outputs = [fed.counted(array) for array in (y.detach().numpy(), case.port.outputs[layer])]
+            pairs = [("output", *outputs, FORWARD)]
         if train:
             buffers = {f"{layer}.{name}": b.numpy() for name, b in own.named_buffers() if b.is_floating_point()}
             theirs = case.port.statistics

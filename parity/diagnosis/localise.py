@@ -124,6 +124,42 @@ def narrower(before: Mapping[bool, ForcedRuns], after: Mapping[bool, ForcedRuns]
     )
 
 
+def cut_otherwise(cases: Mapping[bool, ForcedRuns]) -> set[str]:
+    """Return the layers that give something else, and what comes after them is something else too.
+
+    They may be cut otherwise: the port scales, or activates, outside of the layer.
+    """
+    return {d.layer for case in cases.values() for d, _ in _followed(case)}
+
+
+def mended(before: Mapping[bool, ForcedRuns], after: Mapping[bool, ForcedRuns], layer: str) -> bool:
+    """Return whether what comes after a layer is right, or by far nearer, where the port goes on with its own output.
+
+    Args:
+        after: the runs in which the layer is not recorded.
+    """
+    found = []
+    for train, case in before.items():
+        for d, behind in _followed(case):
+            if d.layer == layer:
+                run = after[train]
+                place = (behind.side, behind.call)
+                ours, theirs = run.reference.seen_at(behind.side), run.port.seen_at(behind.side)
+                seen = behind.call in ours and behind.call in theirs
+                found.append(
+                    seen and (place not in run.wrong or _far(theirs, ours, behind.call) * LARGER < behind.size)
+                )
+    return bool(found) and all(found)
+
+
+def _followed(case: ForcedRuns) -> Iterator[tuple[Deviation, Deviation]]:
+    """Yield the layers that are wrong, each with the first thing that is wrong between layers behind it."""
+    for i, d in enumerate(case.deviations):
+        behind = next((other for other in case.deviations[i:] if other.aspect == "between"), None)
+        if d.aspect == "output" and behind is not None:
+            yield d, behind
+
+
 def _counted(run: RecordedRun, fed: Probe | None) -> RecordedRun:
     """Return a run without the positions that do not count; its gradients there are compared."""
     if fed is None or fed.mask is None:

@@ -72,6 +72,12 @@ def fitting(expected: tuple[int, ...], got: tuple[int, ...]) -> str | None:
     return next((a for a in order if tuple(expected[i] for i in axes(a, len(expected))) == got), None)
 
 
+def unclear(expected: tuple[int, ...], got: tuple[int, ...]) -> bool:
+    """Return whether an array of PyTorch's shape has the shape `got` in several layouts: numbers alone tell them."""
+    ways = {axes(layout, len(expected)) for layout in LAYOUTS}
+    return sum(tuple(expected[i] for i in way) == got for way in ways) > 1
+
+
 def aligned(got: Any, expected: np.ndarray | None) -> np.ndarray:
     """`got` in the layout of `expected`, or as it is where its shape fits in none."""
     got = np.asarray(got)

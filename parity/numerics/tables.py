@@ -14,6 +14,7 @@ import numpy as np
 # Float32's rounding, relative; a formula of a few operations is off by a few of them.
 UNIT = float(np.finfo(np.float32).eps)
 UNITS = 4
+FEW = 4  # numbers; of fewer only frequencies that begin with 1 are taken for a table
 
 # The bases that sines and cosines are tried with; that of frequencies by themselves is read off them.
 BASES = (10000.0, 500000.0, 1000000.0, 100000.0, 100.0, 1000.0, 5000000.0, 8000000.0, 10000000.0)
@@ -25,10 +26,12 @@ def recomputed(table: np.ndarray) -> np.ndarray | None:
     Args:
         table: (n,) frequencies, or (positions, ..., columns) of sines and cosines.
     """
-    if table.size < 4 or not np.isfinite(table).all():
+    if table.size < 2 or not np.isfinite(table).all():
         return None
     wide = table.astype(np.float64)
     squeezed = wide.reshape([n for n in wide.shape if n > 1] or [1])
+    if table.size < FEW and not (squeezed.ndim == 1 and squeezed[0] == 1):
+        return None
     if squeezed.ndim == 1:
         found = _frequencies(squeezed)
     elif squeezed.ndim == 2:

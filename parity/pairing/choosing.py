@@ -15,7 +15,7 @@ import numpy as np
 
 from parity.numerics.layouts import Tensors
 from parity.pairing.pairs import Choice, Pairing, View
-from parity.pairing.trials import AGREES, Trial, sites
+from parity.pairing.trials import AGREES, Trial, nearest, sites
 from ports.errors import UserError
 
 ROUNDS = 3  # of all choices, each with what the others were set to
@@ -97,14 +97,12 @@ def _best(pairing: Pairing, choice: Choice, trial: Trial) -> tuple[Sequence[int]
     for way in choice.ways:
         if trial.plain(pairing.choosing(choice, way)) <= AGREES:
             return way, True
-    agreeing = [_agreeing(pairing.choosing(choice, way), trial) for way in choice.ways]
-    best = [way for way, count in zip(choice.ways, agreeing, strict=True) if count == max(agreeing)]
-    return best[0], len(best) == 1
-
-
-def _agreeing(pairing: Pairing, trial: Trial) -> int:
-    """Return how many inputs and outputs of layers and of the models agree, each layer by itself."""
-    return sum(far <= AGREES for far, _ in sites(pairing, trial, alone=True).values())
+    found = [sites(pairing.choosing(choice, way), trial, alone=True) for way in choice.ways]
+    agreeing = [sum(far <= AGREES for far, _ in one.values()) for one in found]
+    best = [i for i, count in enumerate(agreeing) if count == max(agreeing)]
+    # Behind a mistake no way agrees, and the right one is by far the nearest.
+    told = best[0] if len(best) == 1 else nearest(found)
+    return choice.ways[best[0] if told is None else told], told is not None
 
 
 def _message(pairing: Pairing, choice: Choice) -> str:

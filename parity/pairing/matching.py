@@ -30,13 +30,29 @@ from dataclasses import replace
 
 import numpy as np
 
+from parity.pairing.likeness import best, module_similarity, tokens
 from parity.pairing.naming import Entry, nearest, tensors_named, unpaired, within, without
-from parity.pairing.pairs import GIVEN, NAMES, NUMBERED, ONLY, ORDER, PREFIXED, TIED, VALUES, Pair, Pairing, Unpaired
+from parity.pairing.pairs import (
+    GIVEN,
+    NAMES,
+    NUMBERED,
+    ONLY,
+    ORDER,
+    PREFIXED,
+    SIMILAR,
+    TIED,
+    VALUES,
+    Pair,
+    Pairing,
+    Unpaired,
+)
 from parity.pairing.rearranging import rest
 from parity.pairing.tensors import Match
 from parity.running.inventory import OWN
 from parity.running.model_layers import OPTIONAL, ModelLayer, normal_name
 from ports.errors import UserError
+
+ALIKE = 200  # layers of one kind whose names are compared with one another
 
 
 def pair(
@@ -98,7 +114,7 @@ def _needed(layer: ModelLayer, idle: Container[object]) -> bool:
 
 def _spared(layer: ModelLayer, side: str, other: str) -> Unpaired:
     """Say why a layer needs no counterpart."""
-    what = f"never called in {side}" if layer.rank is None else "not trained"
+    what = f"never used in {side}" if layer.rank is None else "not trained"
     return Unpaired(layer.name, f"{what}, and absent from {other}")
 
 
@@ -156,6 +172,7 @@ def _paired(left: dict[str, ModelLayer], right: dict[str, ModelLayer], found: li
     _in_order(left, right, found)
     _owners_in_order(left, right, found)
     _behind_a_prefix(left, right, found)
+    _alike_in_order(found)
     _by(left, right, lambda layer: (_or_none(None if layer.leaf else layer.numbered), layer.signature), NUMBERED, found)
     kinds = Counter(layer.kind for side in (left, right) for layer in side.values() if layer.rank is not None)
     if len(left) == len(right) and all(count == 2 for count in kinds.values()):
@@ -188,6 +205,22 @@ def _behind_a_prefix(left: dict[str, ModelLayer], right: dict[str, ModelLayer], 
                 sole = tails[0][end] == tails[1][end] == 1
                 if sole and a.key is not None and a.signature == b.signature and a.name in left and b.name in right:
                     _take(left, right, a, b, PREFIXED, found)
+
+
+def _alike_in_order(found: list[Pair]) -> None:
+    """Say of layers that were paired in order where their modules' names say the same."""
+    kinds: dict[object, list[tuple[int, str, str]]] = defaultdict(list)
+    for i, p in enumerate(found):
+        if p.why == ORDER:
+            kinds[p.torch.signature].append((i, p.torch.owner or p.torch.name, p.flax.owner or p.flax.name))
+    for some in kinds.values():
+        mine, theirs = (tokens(side) for side in ([a for _, a, _ in some], [b for _, _, b in some]))
+        if len(some) <= ALIKE:
+            alike = best(
+                [*mine], [*theirs], lambda a, b, mine=mine, theirs=theirs: module_similarity(mine[a], theirs[b])
+            )
+            for i, a, b in some:
+                found[i] = replace(found[i], why=SIMILAR) if (a, b) in alike else found[i]
 
 
 def _ends(layer: ModelLayer) -> list[str]:
@@ -283,7 +316,7 @@ def _in_order(left: dict[str, ModelLayer], right: dict[str, ModelLayer], found: 
 
 def _called(layers: Iterable[ModelLayer]) -> list[ModelLayer]:
     """The layers whose call is seen: a parameter of a module's own has none."""
-    return [layer for layer in layers if layer.rank is not None and not layer.leaf]
+    return [layer for layer in layers if layer.rank is not None and layer.seen and not layer.leaf]
 
 
 def _mark(left: Iterable[ModelLayer], right: Iterable[ModelLayer]) -> None:

@@ -29,12 +29,25 @@ import torch
 from parity.numerics.layouts import Tensors
 from parity.numerics.quantities import Probe
 from parity.pairing.pairs import NAMES, PREFIXED, SIMILAR, VALUES, Pair, Pairing
-from parity.pairing.trials import NOISE, TOLD, Build, Run, Trial, Unit, distance, exchanged, sites, units
+from parity.pairing.trials import (
+    NOISE,
+    NOWHERE,
+    TOLD,
+    Build,
+    Run,
+    Trial,
+    Unit,
+    distance,
+    exchanged,
+    moving,
+    nearest,
+    sites,
+    units,
+)
 from parity.running import inventory
 from ports.errors import UserError
 
 PART = 0.05  # of a site's numbers that must agree, where all ways are far off
-NOWHERE = (float("inf"), 0.0)  # distance and part of what one way does not have
 SEARCHED, CONTRARY = 300, 60  # runs of a search for a proof; of one that goes against names
 LEAVES = 30  # pairs of parameters of one module that are tried the other way round
 TOGETHER = 6  # pairs that one message names
@@ -221,8 +234,8 @@ def _agreeing(pairing: Pairing, trial: Trial) -> None:
     for a, b in leaves:
         new = {a.torch.name: replace(a, flax=b.flax), b.torch.name: replace(b, flax=a.flax)}
         there = sites(replace(pairing, pairs=tuple(new.get(p.torch.name, p) for p in pairing.pairs)), trial)
-        moving = [site for site in here if here[site] != there.get(site)]
-        if moving and max(there.get(s, NOWHERE)[0] for s in moving) * TOLD < max(here[s][0] for s in moving):
+        told = [site for site in here if here[site] != there.get(site)]
+        if told and max(there.get(s, NOWHERE)[0] for s in told) * TOLD < max(here[s][0] for s in told):
             raise UserError(
                 f"{a} and {b}: their names say so, but the models agree only if the two are exchanged; if the names "
                 f"are right, say so with names={{{a.torch.name!r}: {a.flax.name!r}}}; nothing was written"
@@ -254,13 +267,11 @@ def _decided(pairing: Pairing, group: list[Unit], trial: Trial) -> Pairing:
         for order in itertools.permutations(group)
     ]
     found = [sites(way, trial) for way in ways]
-    moving = [site for site in found[0] if len({one.get(site) for one in found}) > 1]
-    far = sorted((max((one.get(site, NOWHERE)[0] for site in moving), default=0.0), i) for i, one in enumerate(found))
-    if moving and far[0][0] * TOLD < far[1][0]:
-        return ways[far[0][1]]
+    if (best := nearest(found)) is not None:
+        return ways[best]
     # Behind a mistake every way is far off; the right one may still agree in a part, such as one direction of two.
     alike = sorted(
-        ((sum(one.get(site, NOWHERE)[1] for site in moving), i) for i, one in enumerate(found)), reverse=True
+        ((sum(one.get(site, NOWHERE)[1] for site in moving(found)), i) for i, one in enumerate(found)), reverse=True
     )
     if alike[0][0] >= PART and alike[1][0] * TOLD < alike[0][0]:
         return ways[alike[0][1]]

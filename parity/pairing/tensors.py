@@ -102,4 +102,4 @@ def tensors_of(layers: Iterable[ModelLayer]) -> list[Tensor]:
 def _rank(layer: ModelLayer) -> int:
     if layer.leaf:
         return 1000 * layer.owner_rank
-    return NEVER if layer.rank is None else layer.rank
+    return NEVER if layer.rank is None or not layer.seen else layer.rank

@@ -7,6 +7,7 @@ silent is heard.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,16 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from parity.numerics.layouts import Tensors, aligned, layout_of, to_flax, wide
+from parity.numerics.layouts import Tensors, aligned, counterparts, layout_of, leaves, to_flax, wide
+from parity.numerics.pins import Pins
 from parity.numerics.quantities import Probe
 from parity.pairing.pairs import Pair, Pairing
 from parity.running import flax as run_flax
-from parity.running import inventory
+from parity.running import inventory, lifted_flax
 from parity.running import pytorch as run_pytorch
 from parity.running.flax import Functional
 from parity.running.model_layers import ModelLayer
 from parity.running.raised import raising
-from parity.running.taps import Recorder, layer_of
+from parity.running.taps import Recorder, Tap, layer_of
 from ports.errors import UserError
 
 TOLD = 10.0  # so many times as far must every other way be
@@ -31,6 +33,7 @@ AGREES = 1e-6  # a distance, relative to its size, that is no difference: some m
 NOISE = 1e-12  # of the outputs of one model that computes in float64
 SKETCH = 4096  # numbers of an array that are looked at
 TRIALS = 600  # runs under other pairings, before it is given up
+NOWHERE = (float("inf"), 0.0)  # distance and part of what one way does not have
 ROUNDS = 8  # runs in which layers follow what arrives at them
 
 # Gives the Flax model with PyTorch's weights under a pairing; the names that its modules are recorded under.
@@ -221,12 +224,14 @@ class Trial:
         reference: PyTorch's model in float64.
         given, handed: what PyTorch gives its modules, and what they give, by the names of the calls.
         values: PyTorch's outputs.
+        lifts: whether the Flax model runs with casts that give float64; None before the first run.
     """
 
     build: Build
     reference: torch.nn.Module
     fed: Probe
     trials: int = 0
+    lifts: bool | None = None
     given: Tensors = field(default_factory=dict)
     handed: Tensors = field(default_factory=dict)
     values: Tensors = field(default_factory=dict)
@@ -245,7 +250,7 @@ class Trial:
         return run_pytorch.outputs(values)
 
     def run(self, pairing: Pairing, names: Mapping[str, str], tap: Recorder) -> Tensors:
-        """The Flax model's outputs, in PyTorch's layouts.
+        """The Flax model's outputs, under PyTorch's names and in PyTorch's layouts.
 
         Args:
             names: what its modules are called in `tap`.
@@ -261,9 +266,16 @@ class Trial:
             )
         net = self.build(pairing, names)
         inputs, keywords = run_flax.inputs_of(self.fed)
-        with raising():
-            values, _ = net.forward(net.params, net.stats, inputs, keywords, False, tap)
-        return run_flax.outputs(values, self.values)
+
+        def forward(tap: Tap) -> Any:
+            return net.forward(net.params, net.stats, inputs, keywords, False, tap)[0]
+
+        if self.lifts is None:
+            self.lifts = lifted_flax.lifts(lambda: forward(Tap()))
+        with raising(), lifted_flax.casts_lifted(Pins("")) if self.lifts else nullcontext():
+            values = forward(tap)
+        found = dict(leaves(values, "output"))
+        return {name: aligned(found[own], self.values[name]) for own, name in counterparts(found, self.values).items()}
 
     def follow(self, pairing: Pairing, free: Callable[[Pair], bool], always: bool = False) -> Run:
         """Run until no free layer gets what another layer gets in PyTorch; such a layer is paired with that one.
@@ -301,11 +313,7 @@ class Trial:
         Args:
             alone: hand PyTorch's inputs to the layers, too.
         """
-        names = {
-            module(p.flax): module(p.torch)
-            for p in pairing.pairs
-            if module(p.flax) and module(p.torch) and inventory.module_of(p.torch.name) == p.torch.name
-        }
+        names = {unit.flax: unit.torch for unit in self._seen(pairing)}
         tap = _Handing(self.handed, self.given if alone else None)
         return tap, self.run(pairing, names, tap)
 
@@ -370,6 +378,22 @@ def sites(pairing: Pairing, trial: Trial, alone: bool = False) -> Mapping[str, t
         for name, got in found.items()
         if name in expected
     }
+
+
+def moving(found: Sequence[Mapping[str, tuple[float, float]]]) -> list[str]:
+    """Return the sites that tell ways apart.
+
+    Args:
+        found: the `sites` of each way.
+    """
+    return [site for site in found[0] if len({one.get(site) for one in found}) > 1]
+
+
+def nearest(found: Sequence[Mapping[str, tuple[float, float]]]) -> int | None:
+    """Return the way that is by far the nearest to PyTorch where the ways differ; None where no way is."""
+    told = moving(found)
+    far = sorted((max((one.get(site, NOWHERE)[0] for site in told), default=0.0), i) for i, one in enumerate(found))
+    return far[0][1] if told and len(far) > 1 and far[0][0] * TOLD < far[1][0] else None
 
 
 def _put(state: Mapping[str, torch.Tensor], group: Iterable[Unit], arrays: Sequence[torch.Tensor]) -> None:

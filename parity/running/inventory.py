@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen
@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from parity.numerics.pins import Pins
 from parity.numerics.quantities import Probe
 from parity.running import flax as run_flax
 from parity.running import linen as run_linen
 from parity.running import nnx as run_nnx
 from parity.running import pytorch as run_pytorch
+from parity.running.lifted_flax import shapes, trace
 from parity.running.model_layers import ModelLayer
 from parity.running.raised import raising
 from parity.running.taps import Recorder, layer_of
@@ -57,15 +59,41 @@ def of_torch(net: nn.Module, probe: Probe, state: Mapping[str, np.ndarray]) -> l
     record = Recorder(inputs=True)
     names = {module_of(layer.name) for layer in layers}
     names |= {outer for layer in layers if layer.kind == OWN for outer in _prefixes(layer.name) if outer}
-    with torch.no_grad(), run_pytorch.tapped(net.eval(), record, names):
+    with torch.no_grad(), run_pytorch.tapped(net.eval(), record, names), run_pytorch.Used() as used:
         run_pytorch.run(net, probe, run_pytorch.inputs_of(probe))
     ranks = _ranks(record, names)
-    for i, layer in enumerate(layers):
-        at = ranks.get(module_of(layer.name))
-        # When a module of one's own uses its own tensors is not seen: behind all others, in the modules' order.
-        layer.rank = None if at is None and layer.kind != OWN else 1000 * (len(ranks) if at is None else at) + i
+    parameters = dict(net.named_parameters(remove_duplicate=False))
+    tensors = {layer.name: [parameters[n] for n in layer.tensors.values() if n in parameters] for layer in layers}
+    # A tensor of several layers is used by those that are called.
+    called = {id(p) for layer in layers if module_of(layer.name) in ranks for p in tensors[layer.name]}
+
+    def uses(layer: ModelLayer) -> bool:
+        some = tensors[layer.name]
+        return (layer.kind == OWN and not some) or any(p in used and id(p) not in called for p in some)
+
+    _ranked(layers, {layer.name: ranks.get(module_of(layer.name)) for layer in layers}, len(ranks), uses)
     _owned(layers, ranks)
     return layers
+
+
+def _ranked(
+    layers: Sequence[ModelLayer], at: Mapping[str, int | None], last: int, uses: Callable[[ModelLayer], bool]
+) -> None:
+    """Say of each layer when it is called.
+
+    When a module's own tensors are used is not seen, nor when another module uses the tensors of a layer that is never
+    called: behind all others, in the modules' order.
+
+    Args:
+        at: when each layer is called; None where no call is seen.
+        last: behind all calls.
+        uses: whether the tensors of a layer are used.
+    """
+    for i, layer in enumerate(layers):
+        number = at[layer.name]
+        layer.seen = layer.kind == OWN or number is not None
+        used = number is not None or uses(layer)
+        layer.rank = 1000 * (last if number is None else number) + i if used else None
 
 
 def _trains(tensor: torch.Tensor) -> bool:
@@ -119,10 +147,10 @@ def of_nnx(net: Any, probe: Probe) -> list[ModelLayer]:
             seen.add(id(module))
             modules[name] = module
     record = Recorder(inputs=True)
-    functional = run_nnx.functional(net)
-    _trace(functional, probe, record)
+    places = nnx.places(net, bare=True)
+    unused = _trace(run_nnx.functional(net, tensors={name: name for name in places}), probe, record)
     cells = {name: f"{name}.cell" for name, m in modules.items() if isinstance(m, flax.nnx.RNN)}
-    return _of_flax(modules, nnx.places(net, bare=True), record, cells)
+    return _of_flax(modules, places, record, cells, unused)
 
 
 def nnx_types(net: Any, probe: Probe) -> list[Any]:
@@ -143,7 +171,7 @@ def linen_types(net: run_linen.Net, probe: Probe) -> list[Any]:
     inputs, how = run_flax.inputs_of(probe)
     keywords = how.arguments(module, inputs, False)
     with flax.linen.intercept_methods(seen), raising(), jax.disable_jit(run_linen.jitted([module])):
-        jax.eval_shape(lambda v: module.apply(v, method=lambda bound: how(bound, inputs, keywords)), dict(variables))
+        shapes(lambda v: module.apply(v, method=lambda bound: how(bound, inputs, keywords)), dict(variables))
     return found
 
 
@@ -164,7 +192,7 @@ def linen_layers(net: run_linen.Net, probe: Probe) -> dict[str, flax.linen.Modul
     keywords = how.arguments(module, inputs, False)
 
     def run() -> None:
-        jax.eval_shape(lambda v: module.apply(v, method=lambda bound: how(bound, inputs, keywords)), dict(variables))
+        shapes(lambda v: module.apply(v, method=lambda bound: how(bound, inputs, keywords)), dict(variables))
 
     with flax.linen.intercept_methods(seen), raising():
         run()
@@ -185,31 +213,40 @@ def linen_layers(net: run_linen.Net, probe: Probe) -> dict[str, flax.linen.Modul
 def of_linen(net: run_linen.Net, probe: Probe, layers: Mapping[str, flax.linen.Module]) -> list[ModelLayer]:
     """Linen's layers with tensors."""
     record = Recorder(inputs=True)
-    _trace(run_linen.functional(net, layers=layers), probe, record)
+    places = linen.places(net, layers)
+    unused = _trace(run_linen.functional(net, None, {name: name for name in places}, layers), probe, record)
     cells = {
         name: ".".join(m.cell.path) for name, m in layers.items() if isinstance(m, flax.linen.RNN) and m.cell.scope
     }
-    return _of_flax(layers, linen.places(net, layers), record, cells)
+    return _of_flax(layers, places, record, cells, unused)
 
 
-def _trace(functional: run_flax.Functional, probe: Probe, record: Recorder) -> None:
-    """Runs a Flax model for its calls alone: shapes, no numbers."""
+def _trace(functional: run_flax.Functional, probe: Probe, record: Recorder) -> set[str]:
+    """Run a Flax model for its calls alone, without numbers; return the tensors of parameters that it does not use."""
     inputs, call = run_flax.inputs_of(probe)
 
     def forward(params: Any, stats: Any) -> None:
         functional.forward(params, stats, inputs, call, False, record)
 
     with raising():
-        jax.eval_shape(forward, functional.params, functional.stats)
+        program, _ = trace(forward, (functional.params, functional.stats), Pins(""))
+    read = {id(v) for equation in program.jaxpr.eqns for v in equation.invars}
+    used = {i for i, v in enumerate(program.jaxpr.invars) if id(v) in read}
+    return {name for name, leaves in run_flax.parameter_leaves(functional).items() if not leaves & used}
 
 
 def _of_flax(
-    modules: Mapping[str, Any], places: Mapping[str, Place[Any]], record: Recorder, cells: Mapping[str, str]
+    modules: Mapping[str, Any],
+    places: Mapping[str, Place[Any]],
+    record: Recorder,
+    cells: Mapping[str, str],
+    unused: Container[str],
 ) -> list[ModelLayer]:
     """Layers in the order of their modules.
 
     Args:
         cells: the names of recurrent cells by those of the layers that run them.
+        unused: the names of parameters that the model does not use.
     """
     layers: dict[str, ModelLayer] = {}
     for own, place in places.items():
@@ -225,9 +262,11 @@ def _of_flax(
     for runner, cell in cells.items():
         if runner in ranks:
             ranks.setdefault(cell, ranks[runner])
-    for i, layer in enumerate(layers.values()):
-        at = ranks.get(layer.name)
-        layer.rank = None if at is None and layer.kind != OWN else 1000 * (len(ranks) if at is None else at) + i
+
+    def uses(layer: ModelLayer) -> bool:
+        return any(name not in unused for name in layer.tensors.values())
+
+    _ranked([*layers.values()], {name: ranks.get(name) for name in layers}, len(ranks), uses)
     _owned(layers.values(), ranks)
     return [*layers.values()]
 

@@ -74,6 +74,21 @@ def pinned(function: Function, args: Values) -> bool:
     return needs(closed.jaxpr) or any(narrow(_dtype(c)) for c in closed.consts)
 
 
+def shapes(function: Function, *args: Any) -> Any:
+    """Run a function of pytrees for its calls and shapes alone, as `program` traces it; return what it gives."""
+    return trace(function, args, Pins(""))[1]
+
+
+def lifts(function: Callable[[], Any]) -> bool:
+    """Return whether a function can be traced with casts that give float64."""
+    try:
+        with casts_lifted(Pins("")):
+            jax.eval_shape(function)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
 def trace(function: Function, args: Values, pins: Pins) -> tuple[Any, Any]:
     """Return the traced program, and the shapes of what it gives.
 
@@ -113,11 +128,70 @@ def casts_lifted(pins: Pins) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(limits_of_float32())
         stack.enter_context(numpy_lifted(pins))
+        stack.enter_context(types_lifted(pins))
         if original is not None:
             stack.enter_context(jax.default_matmul_precision("highest"))
             setattr(module, CONVERT, convert)
             stack.callback(setattr, module, CONVERT, original)
         yield
+
+
+@contextmanager
+def types_lifted(pins: Pins) -> Iterator[None]:
+    """Let this thread's operations of `OPERANDS` get what fits together in float64."""
+    thread = threading.get_ident()
+
+    def changing(primitive: Any, change: Operands) -> Function:
+        original = primitive.bind
+
+        def bind(*args: Any, **params: Any) -> Any:
+            if threading.get_ident() == thread:
+                args, params = change(primitive.name, args, params, pins)
+            return original(*args, **params)
+
+        return bind
+
+    before = {primitive: vars(primitive).get("bind") for primitive in OPERANDS}
+    try:
+        for primitive, change in OPERANDS.items():
+            vars(primitive)["bind"] = changing(primitive, change)
+        yield
+    finally:
+        for primitive, bind in before.items():
+            vars(primitive).pop("bind", None)
+            vars(primitive).update({} if bind is None else {"bind": bind})
+
+
+def _typed(key: str, name: str, args: Any, params: dict[str, Any], pins: Pins) -> tuple[Any, dict[str, Any]]:
+    """Let an operation that names a narrow type, and takes none, give float64.
+
+    What it gave in float32 could not be added to a Python number, which the lifted casts make float64.
+    """
+    dtype = params.get(key)
+    if not narrow(dtype) or any(narrow(_dtype(x)) for x in args):
+        return args, params
+    pins.note(name, dtype, layer_name)
+    return args, {**params, key: WIDE[dtype]}
+
+
+def _indexed(first: int, name: str, args: Any, params: dict[str, Any], pins: Pins) -> tuple[Any, dict[str, Any]]:
+    """Give all indices of a slice one type: beside a position that is counted in int32 a Python number is int64."""
+    indices = args[first:]
+    if len({jnp.result_type(x) for x in indices}) > 1:
+        indices = tuple(lax.convert_element_type(x, np.int64) for x in indices)
+    return (*args[:first], *indices), params
+
+
+# From the name of an operation, its operands and its parameters to other operands and parameters.
+Operands = Callable[[str, Any, dict[str, Any], Pins], tuple[Any, dict[str, Any]]]
+
+OPERANDS: dict[Any, Operands] = {
+    lax.iota_p: partial(_typed, "dtype"),
+    lax.dot_general_p: partial(_typed, "preferred_element_type"),
+    lax.conv_general_dilated_p: partial(_typed, "preferred_element_type"),
+    lax.dynamic_slice_p: partial(_indexed, 1),
+    lax.dynamic_update_slice_p: partial(_indexed, 2),
+}
 
 
 # The one function through which JAX casts: Python numbers, arrays and traced values. It is not public, and without it

@@ -28,7 +28,7 @@ class ModelLayer:
         kind: of which rule of `ports.weights.layers.leaves` it is: `conv`, `linear`; `own` for a module of the user's.
         tensors: by its name within the layer (`weight`), the name of each tensor in the whole model.
         values: by the same names, in PyTorch's layout.
-        rank: when it is called first; None where it is never called.
+        rank: when it is called first; None where it is never called, and its tensors are not used either.
         owner: of a module's own parameter: the module, or the one around it, that is called.
         leaf: its name within the owner.
         owner_rank: when the owner is called first.
@@ -36,6 +36,7 @@ class ModelLayer:
         key: its name, where names can tell it: None where its numbers tell nothing.
         numbered: its name with each number counted among those in its place.
         trained: whether a gradient reaches it; a buffer, a table and a frozen embedding are not trained.
+        seen: whether its call is seen: another module may use the tensors of a layer that is never called.
     """
 
     name: str
@@ -50,6 +51,7 @@ class ModelLayer:
     key: str | None = None
     numbered: str = ""
     trained: bool = True
+    seen: bool = True
 
     @property
     def signature(self) -> tuple[object, ...]:

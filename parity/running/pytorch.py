@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from parity.numerics import bounds, masking
 from parity.numerics.layouts import Tensors, first, leaves, mapped, rebuilt, with_first
@@ -67,14 +69,30 @@ def _table(buffer: Tensor) -> np.ndarray | None:
     return recomputed(buffer.numpy(force=True)) if buffer.dtype == torch.float32 else None
 
 
+def named_parameters(net: nn.Module, compared: Collection[str] | None) -> dict[str, nn.Parameter]:
+    """Return each parameter once: of several names under the first that is compared, or else under its first name.
+
+    Args:
+        compared: the names of tensors that both models have; None for all.
+    """
+    names: dict[int, str] = {}
+    found = dict(net.named_parameters(remove_duplicate=False))
+    for name, parameter in found.items():
+        first = names.setdefault(id(parameter), name)
+        if compared is not None and first not in compared and name in compared:
+            names[id(parameter)] = name
+    return {name: found[name] for name in names.values()}
+
+
 def parameters(net: nn.Module, probe: Probe) -> dict[str, nn.Parameter]:
     """What is trained and compared."""
-    return {n: p for n, p in net.named_parameters() if probe.tensors is None or n in probe.tensors}
+    named = named_parameters(net, probe.tensors)
+    return {n: p for n, p in named.items() if probe.tensors is None or n in probe.tensors}
 
 
 def updated(net: nn.Module, probe: Probe) -> dict[str, Tensor]:
     """Return what training is compared of: what is trained, and what must stay."""
-    tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    tensors = {**dict(net.named_parameters(remove_duplicate=False)), **dict(net.named_buffers())}
     return {**parameters(net, probe), **{n: t for n, t in tensors.items() if n in probe.idle}}
 
 
@@ -116,6 +134,22 @@ class Users(TorchFunctionMode):
             if name := self.names.get(id(value)):
                 self.found.setdefault(name, set()).add(self.running[-1] if self.running else "")
         return func(*args, **(kwargs or {}))
+
+
+class Used(TorchDispatchMode):
+    """Which tensors operations read, in code that no function mode sees too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensors = (value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor))
+        self.read |= {value.untyped_storage().data_ptr() for value in tensors if value.numel()}
+        return func(*args, **(kwargs or {}))
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        return not tensor.numel() or tensor.untyped_storage().data_ptr() in self.read
 
 
 def shared(net: nn.Module, probe: Probe) -> set[str]:
@@ -214,8 +248,7 @@ def inputs_of(probe: Probe, grad: bool = False) -> tuple[Any, ...]:
 
     def tensor(_: str, array: np.ndarray) -> Tensor:
         new = torch.tensor(array)
-        if probe.channels_last and new.ndim == 4:
-            new = new.to(memory_format=torch.channels_last)
+        new = as_images(new) if probe.channels_last else new
         return new.requires_grad_(grad and new.is_floating_point())
 
     return mapped(probe.inputs, tensor)
@@ -303,6 +336,11 @@ def learning_rate(net: nn.Module, probe: Probe, moves: float = 1e-3) -> float:
     return moves * min((size / slope for size, slope in pairs if size > 0 and slope > 0), default=1.0)
 
 
+def as_images(tensor: Tensor) -> Tensor:
+    """Return an array with its channels last in memory, if it has an image's four axes."""
+    return tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+
+
 def observe(
     net: nn.Module, probe: Probe, training: Training, names: Collection[str] | None = None
 ) -> Iterator[tuple[str, Tensors]]:
@@ -315,7 +353,7 @@ def observe(
     """
     net = copy.deepcopy(net)
     if probe.channels_last:
-        net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        net = net._apply(as_images)
     record = Outputs(probe.in_place)
     with torch.no_grad(), tapped(net.eval(), record, names):
         values = run(net, probe, inputs_of(probe))

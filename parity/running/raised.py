@@ -33,6 +33,18 @@ SHOWN, LONGEST = 6, 300
 EXPECTED = "expected it to run on these inputs"
 OF_OUTPUTS = "expected a loss of the model's outputs"
 OF_GRADIENTS = "expected an update of the parameters"
+TRACED = (
+    "the check runs ports under jax.jit, where arrays have no numbers yet: expected it to compute this from shapes and "
+    "Python numbers (flax_keywords= and flax_call= can pass them), or with jnp.where and jax.lax.cond"
+)
+
+# What JAX raises where code under `jax.jit` asks for the numbers of an array.
+CONCRETE = (
+    "ConcretizationTypeError",
+    "TracerArrayConversionError",
+    "TracerIntegerConversionError",
+    "NonConcreteBooleanIndexError",
+)
 
 
 def _torch_name(root: Any, module: object) -> str:
@@ -97,7 +109,13 @@ def raising(what: str = "the Flax model", given: object = None, expected: str = 
     except Exception as error:
         if is_out_of_memory(error):
             raise
+        expected = TRACED if _wants_numbers(error) else expected
         raise UserError(f"{what} raises {described(error, given)}; {expected}") from error
+
+
+def _wants_numbers(error: BaseException) -> bool:
+    """Return whether code that JAX traces asked for the numbers of an array."""
+    return any(cls.__module__.startswith("jax") and cls.__name__ in CONCRETE for cls in type(error).__mro__)
 
 
 def described(error: BaseException, given: object = None) -> str:

@@ -169,7 +169,9 @@ def decided_by_the_network(
     wrong = [quantity for quantity, judgement in judged.items() if judgement.outside]
     inputs = judged["gradient.input"]
     stopped = frozen and inputs.outside and not any(inputs.got[name].any() for name in inputs.outside)
-    if not wrong or not {*wrong} <= {*LAYERS, *(("gradient.input",) if stopped else ())}:
+    apart = {*LAYERS, *(("gradient.input",) if stopped else ())}
+    # Statistics are seen by no output of training: what they are off by is told for itself.
+    if not {*wrong} & apart or not {*wrong} <= {*apart, "statistics"}:
         return judged, []
     said = []
     if layers := list(dict.fromkeys(name for q in LAYERS if q in wrong for name in judged[q].outside)):
@@ -179,4 +181,4 @@ def decided_by_the_network(
         said.append(
             f"{port}: no gradient reaches {inputs.outside[0]}, where PyTorch's does, and everything else agrees"
         )
-    return {q: j.without_outside() if q in wrong else j for q, j in judged.items()}, said
+    return {q: j.without_outside() if q in wrong and q in apart else j for q, j in judged.items()}, said

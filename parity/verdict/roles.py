@@ -40,7 +40,8 @@ def _gradients(net: torch.nn.Module, fed: Probe, tensors: Collection[str]) -> di
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
         raise UserError(f"loss: got {type(loss).__name__} {tuple(getattr(loss, 'shape', ()))}, expected one number")
     run_pytorch.backward(loss, fed)
-    return {n: p.grad is not None for n, p in copy.named_parameters() if n in tensors and p.requires_grad}
+    named = run_pytorch.named_parameters(copy, tensors)
+    return {n: p.grad is not None for n, p in named.items() if n in tensors and p.requires_grad}
 
 
 def assigned(net: torch.nn.Module, fed: Probe, tensors: Collection[str], in_port: Collection[str]) -> Probe:
@@ -52,10 +53,11 @@ def assigned(net: torch.nn.Module, fed: Probe, tensors: Collection[str], in_port
     """
     got = _gradients(net, fed, tensors)
     trained, without = ({name for name, on in got.items() if on is wanted} for wanted in (True, False))
-    for name, parameter in net.named_parameters():
+    named = run_pytorch.named_parameters(net, tensors)
+    for name, parameter in named.items():
         parameter.requires_grad_(name in trained)
     buffers = {n for n, _ in net.named_buffers()} & {*tensors}
-    parameters = {n for n, _ in net.named_parameters()} & {*tensors}
+    parameters = {*named} & {*tensors}
     return replace(
         fed,
         tensors=frozenset(trained | (without & {*in_port}) | buffers),

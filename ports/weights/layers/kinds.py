@@ -8,7 +8,9 @@ is called `Linear` does not get Flax's row. No framework is imported.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
 
@@ -50,6 +52,7 @@ class LayerKind:
         options: the settings that `leaves` reads; None where only a live layer has them.
         needs: PyTorch's names of the tensors that every such layer has.
         ranks: how many dimensions the first of them may have in PyTorch; empty where a draft never takes this row.
+        composed: whether Flax's class is made of layers that have rows themselves.
     """
 
     name: str
@@ -60,6 +63,7 @@ class LayerKind:
     options: tuple[Option, ...] | None = ()
     needs: tuple[str, ...] = ("weight",)
     ranks: tuple[int, ...] = ()
+    composed: bool = False
 
     @property
     def pairs_as(self) -> str:
@@ -135,6 +139,7 @@ KINDS: dict[str, LayerKind] = {
             options=(HEADS,),
             needs=("in_proj_weight", "out_proj.weight"),
             ranks=(2,),
+            composed=True,
         ),
         LayerKind(
             "lstm",
@@ -148,6 +153,7 @@ KINDS: dict[str, LayerKind] = {
     )
 }
 REGISTERED: list[LayerKind] = []  # the rows that users add; a later one wins
+APART: ContextVar[tuple[LayerKind, ...]] = ContextVar("APART", default=())  # the rows that no layer has now
 
 
 def register(
@@ -185,7 +191,22 @@ def kind_of(layer: object) -> LayerKind | None:
     """Return the row of the most derived class of a live layer that has one, in PyTorch or in Flax."""
     rows = _by_class()
     found = (rows.get(cls) or rows.get(_qualified(cls)) for cls in type(layer).__mro__)
-    return next((row for row in found if row is not None), None)
+    return next((row for row in found if row is not None and row not in APART.get()), None)
+
+
+@contextmanager
+def composed_apart(torch_layers: Iterable[object]) -> Iterator[None]:
+    """Take Flax's composed layers as what they are made of, where the PyTorch model has no such layer as a whole.
+
+    Args:
+        torch_layers: all layers of the PyTorch model.
+    """
+    whole = {row.name for layer in torch_layers if (row := kind_of(layer)) is not None}
+    token = APART.set(tuple(row for row in KINDS.values() if row.composed and row.name not in whole))
+    try:
+        yield
+    finally:
+        APART.reset(token)
 
 
 def has_counterpart(kind: LayerKind) -> bool:
