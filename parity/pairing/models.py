@@ -62,13 +62,15 @@ class PairedModels:
     def names(self) -> dict[str, str]:
         """PyTorch's names of the layers that are recorded, by Flax's: a module of the user's own with all its tensors.
 
-        A layer inside a recurrent layer, and a module of which another one has a part, are not recorded.
+        A layer inside a recurrent layer, a module of which another one has a part, and a table that the port has in the
+        module that uses it, are not recorded.
         """
         found = {}
         for p in self.pairing.pairs:
             if p.torch.kind != inventory.OWN and inventory.module_of(p.torch.name) == p.torch.name:
                 found[p.flax.name] = p.torch.name
-        owners = {(module(p.torch), module(p.flax)) for p in self.pairing.pairs if p.torch.leaf and p.flax.leaf}
+        own = [p for p in self.pairing.pairs if p.torch.leaf and p.flax.leaf and p.torch.placed == p.flax.placed]
+        owners = {(module(p.torch), module(p.flax)) for p in own}
         mine, theirs = (Counter(names) for names in zip(*owners, strict=True)) if owners else (Counter(), Counter())
         for ours, own in owners:
             if ours and own and mine[ours] == theirs[own] == 1 and own not in found and ours not in found.values():

@@ -6,6 +6,7 @@ silent is heard.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -301,10 +302,14 @@ class Trial:
         Args:
             alone: hand PyTorch's inputs to the layers, too.
         """
+        modules = {(module(p.flax), inventory.module_of(module(p.torch))) for p in pairing.pairs}
+        mine = Counter(own for own, _ in modules)
+        # What arrives at a module that holds several of PyTorch's is not what arrives at any of those.
         names = {
             module(p.flax): module(p.torch)
             for p in pairing.pairs
             if module(p.flax) and module(p.torch) and inventory.module_of(p.torch.name) == p.torch.name
+            if mine[module(p.flax)] == 1
         }
         tap = _Handing(self.handed, self.given if alone else None)
         return tap, self.run(pairing, names, tap)
