@@ -189,6 +189,9 @@ def _layers(
     reference, fed = subject.reference, subject.probe
     names = run_pytorch.with_parameters(reference) if subject.names is None else list(subject.names)
     cases = _forced(functional, subject, names)
+    if apart := _cut_otherwise(functional, subject, names, cases[False]):
+        names = [name for name in names if name not in apart]
+        cases = _forced(functional, subject, names)
     blocks = [name for name in subject.blocks if any(name in case.suspected for case in cases.values())]
     with_blocks = subject.candidates[port].with_blocks
     if blocks and with_blocks is not None:
@@ -210,17 +213,41 @@ def _forced(functional: Functional, subject: Subject, names: Sequence[str]) -> d
     Args:
         names: the modules that are recorded.
     """
-    reference, fed, cases = subject.reference, subject.probe, {}
+    return {train: _forced_in(functional, subject, names, train) for train in (False, True)}
+
+
+def _forced_in(functional: Functional, subject: Subject, names: Sequence[str], train: bool) -> localise.ForcedRuns:
+    """Return the forced runs of a port in one mode."""
+    reference, fed = subject.reference, subject.probe
     leaf = {name for name in names if not any(other.startswith(f"{name}.") for other in names)}
     shared = run_pytorch.shared(reference, fed)
-    for train in (False, True):
-        expected = forced_runs.of_reference(reference, fed, names, train)
-        got = forced_runs.of_port(functional, fed, expected, train)
-        forced = {(side, call) for side in ("enter", "leave") for call in got.seen_at(side)}
-        passed = flow.of_reference(reference, fed, names, forced, train)
-        cases[train] = localise.compared(expected, got, leaf, train, passed, shared, fed)
-        memory.release()
-    return cases
+    expected = forced_runs.of_reference(reference, fed, names, train)
+    got = forced_runs.of_port(functional, fed, expected, train)
+    forced = {(side, call) for side in ("enter", "leave") for call in got.seen_at(side)}
+    passed = flow.of_reference(reference, fed, names, forced, train)
+    case = localise.compared(expected, got, leaf, train, passed, shared, fed)
+    memory.release()
+    return case
+
+
+def _cut_otherwise(
+    functional: Functional, subject: Subject, names: Sequence[str], case: localise.ForcedRuns
+) -> frozenset[str]:
+    """Return the layers that give something else in the port, where what follows makes up for it.
+
+    A norm that has its activation inside of it in one model is such a layer: not recorded, it moves nothing.
+
+    Args:
+        case: the forced run in eval mode with all layers recorded.
+    """
+    left = case.differing
+    while left:
+        tried = _forced_in(functional, subject, [name for name in names if name not in left], False)
+        guilty = localise.reaching(case, tried, left)
+        if not guilty:
+            return left
+        left -= guilty
+    return left
 
 
 def _training(port: str, subject: Subject, judged: Judgements, responses: Responses) -> Finding:
