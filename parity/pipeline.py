@@ -6,7 +6,7 @@ memory beside the reference's at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from parity.diagnosis import findings as diagnosis
@@ -216,13 +216,19 @@ def _forced(functional: Functional, subject: Subject, names: Sequence[str]) -> d
     return {train: _forced_in(functional, subject, names, train) for train in (False, True)}
 
 
-def _forced_in(functional: Functional, subject: Subject, names: Sequence[str], train: bool) -> localise.ForcedRuns:
-    """Return the forced runs of a port in one mode."""
+def _forced_in(
+    functional: Functional, subject: Subject, names: Sequence[str], train: bool, passing: Collection[str] = ()
+) -> localise.ForcedRuns:
+    """Return the forced runs of a port in one mode.
+
+    Args:
+        passing: the layers that hand on what they compute.
+    """
     reference, fed = subject.reference, subject.probe
     leaf = {name for name in names if not any(other.startswith(f"{name}.") for other in names)}
     shared = run_pytorch.shared(reference, fed)
     expected = forced_runs.of_reference(reference, fed, names, train)
-    got = forced_runs.of_port(functional, fed, expected, train)
+    got = forced_runs.of_port(functional, fed, expected, train, passing)
     forced = {(side, call) for side in ("enter", "leave") for call in got.seen_at(side)}
     passed = flow.of_reference(reference, fed, names, forced, train)
     case = localise.compared(expected, got, leaf, train, passed, shared, fed)
@@ -235,15 +241,14 @@ def _cut_otherwise(
 ) -> frozenset[str]:
     """Return the layers that give something else in the port, where what follows makes up for it.
 
-    A norm that has its activation inside of it in one model is such a layer: not recorded, it moves nothing.
+    A norm that has its activation inside of it in one model is such a layer: what it computes itself may be handed on.
 
     Args:
-        case: the forced run in eval mode with all layers recorded.
+        case: the forced run in eval mode.
     """
     left = case.differing
     while left:
-        tried = _forced_in(functional, subject, [name for name in names if name not in left], False)
-        guilty = localise.reaching(case, tried, left)
+        guilty = localise.reaching(case, _forced_in(functional, subject, names, False, left), left)
         if not guilty:
             return left
         left -= guilty

@@ -26,7 +26,7 @@ from parity.running import flax as run_flax
 from parity.running import pytorch as run_pytorch
 from parity.running.flax import Functional
 from parity.running.lifted_flax import program
-from parity.running.taps import Tap
+from parity.running.taps import Tap, layer_of
 from ports.errors import UserError
 from ports.weights.live.pytorch import to_numpy
 
@@ -191,13 +191,21 @@ def _both_numbers(expected: np.ndarray, got: Any) -> bool:
     return jnp.issubdtype(got.dtype, jnp.floating) and expected.dtype.kind not in "iub"
 
 
-def of_port(net: Functional, probe: Probe, reference: RecordedRun, train: bool) -> RecordedRun:
+def of_port(
+    net: Functional, probe: Probe, reference: RecordedRun, train: bool, passing: Collection[str] = ()
+) -> RecordedRun:
     """Return the forced run: its `inputs` are what arrived, its `outputs` what layers made of the reference's inputs.
 
     A layer whose output has another shape is wrong, and the reference's output lets what follows be judged. Where the
     port cannot go on with that shape, it has its own way to get along with its shapes: then it goes on with its own.
+
+    Args:
+        passing: the layers that hand on what they compute; their outputs are not recorded.
     """
-    fitting, guessed = _layouts(net, probe, reference, train)
+    fitting, guessed = (
+        {place: layout for place, layout in some.items() if place[0] != "leave" or layer_of(place[1]) not in passing}
+        for some in _layouts(net, probe, reference, train)
+    )
     try:
         return _forced_run(net, probe, reference, train, fitting | guessed)
     except UserError:

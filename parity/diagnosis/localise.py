@@ -134,8 +134,8 @@ def reaching(before: ForcedRuns, after: ForcedRuns, layers: frozenset[str]) -> f
     """Return those of some layers whose own output does not bring about what PyTorch's does.
 
     Args:
-        before: the runs with all layers recorded.
-        after: the runs in which these layers are not.
+        before: the runs in which every layer hands on PyTorch's output.
+        after: the runs in which these layers hand on their own.
     """
     moved: list[Place] = []
     for side, call in after.wrong:
