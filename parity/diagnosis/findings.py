@@ -28,6 +28,8 @@ PARTS = 3
 OF_CLASS = "what this {} makes of right values is another output in {} mode"
 
 NUMBER = re.compile(r"\d+")
+# What is said of one change of one operation, with the line of PyTorch's code that calls it.
+LINE = re.compile(r"PyTorch's value computed .*`[^`]+` \(.+:\d+\).*$")
 
 
 def findings(port: str, reference: nn.Module, fed: Probe, cases: Mapping[bool, ForcedRuns]) -> list[Finding]:
@@ -112,11 +114,13 @@ def _size(finding: Finding) -> float:
 def together(found: Sequence[Finding]) -> list[Finding]:
     """Return one finding for each mistake that stands in several places.
 
-    These are places with one known mistake, places of which the same is said but for numbers, and modules of one class.
+    These are places with one known mistake, places where one line of PyTorch's computes the same other thing, places of
+    which the same is said but for numbers, and modules of one class.
     """
     groups: dict[tuple[str, str], list[Finding]] = {}
     for finding in found:
-        said = finding.trap or NUMBER.sub("#", f"{finding.layer} {finding.text}")
+        line = LINE.search(finding.text)
+        said = finding.trap or (line.group() if line else NUMBER.sub("#", f"{finding.layer} {finding.text}"))
         said = finding.text if finding.text.startswith(OF_CLASS.partition("{")[0]) else said
         groups.setdefault((finding.port, said), []).append(finding)
     return [
