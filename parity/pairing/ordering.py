@@ -253,6 +253,8 @@ def _decided(pairing: Pairing, group: list[Unit], trial: Trial) -> Pairing:
         trial.follow(exchanged(pairing, group, order), _unnamed, always=True).pairing
         for order in itertools.permutations(group)
     ]
+    if len({tuple(p.flax.name for p in way.pairs) for way in ways}) == 1:
+        return ways[0]  # what arrives at them told it, whichever was tried
     found = [sites(way, trial) for way in ways]
     moving = [site for site in found[0] if len({one.get(site) for one in found}) > 1]
     far = sorted((max((one.get(site, NOWHERE)[0] for site in moving), default=0.0), i) for i, one in enumerate(found))
