@@ -196,9 +196,13 @@ def _layers(
     if blocks and with_blocks is not None:
         closer = _forced(with_blocks(blocks), subject, [*names, *blocks])
         if localise.narrower(cases, closer):
-            cases, names = closer, [*names, *blocks]
-    first = first_divergence(port, judged, {train: case.deviations for train, case in cases.items()})
+            functional, cases, names = with_blocks(blocks), closer, [*names, *blocks]
     found = diagnosis.findings(port, reference, fed, cases)
+    nameless = frozenset(finding.layer for finding in found if finding.trap is None)
+    if apart := _made_up_for(functional, subject, names, cases[False], nameless & cases[False].differing):
+        cases = _forced(functional, subject, [name for name in names if name not in apart])
+        found = diagnosis.findings(port, reference, fed, cases)
+    first = first_divergence(port, judged, {train: case.deviations for train, case in cases.items()})
     if not found:
         text = f"{first.quantity} differs, and every layer by itself is right"
         found = [Finding(port, first.layer, None, text)]
@@ -221,23 +225,46 @@ def _without_cuts(
     return cases, names
 
 
+def _made_up_for(
+    functional: Functional, subject: Subject, names: Sequence[str], case: localise.ForcedRuns, layers: frozenset[str]
+) -> frozenset[str]:
+    """Return those of some layers that give something else in the port, where what follows makes up for it.
+
+    A norm that has its activation inside of it in PyTorch is such a layer: the port's own output does as well.
+
+    Args:
+        case: the forced run in eval mode.
+    """
+    left = layers
+    while left:
+        after = _forced_in(functional, subject, [name for name in names if name not in left], False)
+        silent = localise.silent(case, after, left)
+        if silent == left:
+            return left
+        left = silent
+    return left
+
+
 def _forced(functional: Functional, subject: Subject, names: Sequence[str]) -> dict[bool, localise.ForcedRuns]:
     """Return the forced runs of a port by mode, train or not.
 
     Args:
         names: the modules that are recorded.
     """
-    reference, fed, cases = subject.reference, subject.probe, {}
+    return {train: _forced_in(functional, subject, names, train) for train in (False, True)}
+
+
+def _forced_in(functional: Functional, subject: Subject, names: Sequence[str], train: bool) -> localise.ForcedRuns:
+    reference, fed = subject.reference, subject.probe
     leaf = {name for name in names if not any(other.startswith(f"{name}.") for other in names)}
     shared = run_pytorch.shared(reference, fed)
-    for train in (False, True):
-        expected = forced_runs.of_reference(reference, fed, names, train)
-        got = forced_runs.of_port(functional, fed, expected, train)
-        forced = {(side, call) for side in ("enter", "leave") for call in got.seen_at(side)}
-        passed = flow.of_reference(reference, fed, names, forced, train)
-        cases[train] = localise.compared(expected, got, leaf, train, passed, shared, fed)
-        memory.release()
-    return cases
+    expected = forced_runs.of_reference(reference, fed, names, train)
+    got = forced_runs.of_port(functional, fed, expected, train)
+    forced = {(side, call) for side in ("enter", "leave") for call in got.seen_at(side)}
+    passed = flow.of_reference(reference, fed, names, forced, train)
+    case = localise.compared(expected, got, leaf, train, passed, shared, fed)
+    memory.release()
+    return case
 
 
 def _training(port: str, subject: Subject, judged: Judgements, responses: Responses) -> Finding:

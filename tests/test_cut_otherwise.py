@@ -185,3 +185,28 @@ def test_a_mistake_where_one_side_gives_more_is_found_at_its_layer() -> None:
 def test_models_without_an_output_in_common_are_refused() -> None:
     with pytest.raises(UserError, match=r"outputs: PyTorch gives output\.x \(3, 5, 4\), the port output \(3, 5, 6\)"):
         checked(Torch(lambda a, b, x: {"x": b(a(x))}), Flax(lambda a, b, x: b(a(x)) @ jnp.ones((4, 6))))
+
+
+class Activated(torch.nn.LayerNorm):
+    """A norm with its activation inside of it, as timm's are."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input).relu()
+
+
+def activated(epsilon: float = 1e-5) -> tuple[Torch, Flax]:
+    """Return a model with such a norm, and a port whose GELU is another; in it the activation follows the norm."""
+    model = Torch(lambda a, b, x: torch.nn.functional.gelu(b(a(x))), Activated(6))
+    port = Flax(lambda a, b, x: nnx.gelu(b(nnx.relu(a(x)))), lambda rngs: nnx.LayerNorm(6, epsilon=epsilon, rngs=rngs))
+    return model, port
+
+
+def test_layer_that_is_cut_otherwise_is_no_finding_beside_a_mistake() -> None:
+    (model,) = checked(*activated()).models
+    assert [(f.layer, f.trap) for f in model.findings] == [("(the network)", "gelu-tanh")]
+
+
+def test_mistake_of_a_layer_that_is_cut_otherwise_is_found() -> None:
+    (model,) = checked(*activated(epsilon=1e-2)).models
+    assert [f.layer for f in model.findings] == ["a", "(the network)"]
+    assert model.findings[1].trap == "gelu-tanh"

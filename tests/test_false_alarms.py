@@ -608,4 +608,4 @@ def test_one_wrong_number_in_one_line_is_one_finding_in_whatever_layout() -> Non
     report = parity.check(model, parity.move(model, ChannelsLastPort(1e-3), images), images, steps=1)
     (finding,) = report.models[0].findings
     assert (finding.layer, finding.also) == ("before", ("after",))
-    assert "computed with 1/1000 instead of 1/100 in `layer_norm`" in finding.text
+    assert "computed with 0.001 instead of 0.01 in `layer_norm`" in finding.text

@@ -142,7 +142,83 @@ def test_another_shape() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(3.0, "3"), (0.125, "1/8"), (32**0.5, "√32"), (32**-0.5, "1/√32"), (1.189, "1.189"), (0.0, "0"), (-2.0, "-2")],
+    [
+        (3.0, "3"),
+        (0.125, "1/8"),
+        (32**0.5, "√32"),
+        (32**-0.5, "1/√32"),
+        (1.189, "1.189"),
+        (0.0, "0"),
+        (-2.0, "-2"),
+        (1e-5, "1e-05"),
+    ],
 )
 def test_numbers_are_shown_as_readers_know_them(value: float, text: str) -> None:
     assert hypotheses.shown(value) == text
+
+
+class Standardized(torch.nn.Linear):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(input, torch.nn.functional.layer_norm(self.weight, (6,), eps=1e-3), self.bias)
+
+
+class NNXStandardized(nnx.Linear):
+    def __call__(self, inputs: jax.Array) -> jax.Array:  # pyright: ignore[reportIncompatibleMethodOverride]
+        kernel, bias = self.kernel[...], self.bias
+        assert bias is not None
+        centered = kernel - kernel.mean(0)
+        return inputs @ (centered * jax.lax.rsqrt(jnp.square(centered).mean(0) + 2.5e-4)) + bias[...]
+
+
+class Standard(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body = Standardized(6, 6), torch.nn.Sequential(Standardized(6, 6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(torch.tanh(self.stem(x)))
+
+
+class NNXStandard(nnx.Module):
+    def __init__(self) -> None:
+        self.stem, self.body = NNXStandardized(6, 6, rngs=nnx.Rngs(0)), NNXStandardized(6, 6, rngs=nnx.Rngs(1))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.body(jnp.tanh(self.stem(x)))
+
+
+def test_one_line_of_code_with_another_number_is_one_finding() -> None:
+    torch.manual_seed(0)
+    model = Standard()
+    port = parity.move(model, NNXStandard(), X)
+    (checked,) = parity.check(model, port, X, steps=0).models
+    (finding,) = checked.findings
+    assert "with 0.00025 instead of 0.001 in `layer_norm`" in finding.text
+    assert (finding.layer, finding.also) == ("stem", ("body.0",))
+
+
+class Padded(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.max_pool2d(torch.nn.functional.pad(self.conv(x), (1, 1, 1, 1), value=0.0), 3, 2)
+
+
+class NNXPadded(nnx.Module):
+    def __init__(self) -> None:
+        self.conv = nnx.Conv(3, 4, (1, 1), rngs=nnx.Rngs(0))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nnx.max_pool(self.conv(x), (3, 3), (2, 2), ((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
+
+
+def test_padding_with_another_value_is_said_as_the_code_has_it() -> None:
+    torch.manual_seed(0)
+    model, images = Padded(), np.random.default_rng(0).standard_normal((2, 3, 6, 6))
+    torch.nn.init.constant_(model.conv.bias, -4.0)  # pyright: ignore[reportArgumentType]
+    port = parity.move(model, NNXPadded(), images)
+    (checked,) = parity.check(model, port, images, steps=0).models
+    (finding,) = checked.findings
+    assert "with -inf instead of 0 in `pad`" in finding.text

@@ -31,6 +31,8 @@ OF_CLASS = "what this {} makes of right values is another output in {} mode"
 NUMBER = re.compile(r"\d+")
 # The number in place of PyTorch's: layers tell it more or less exactly.
 FITTED = re.compile(r"(?<=computed with )\S+(?= instead of \S+ in `)")
+# What is said of one change of one operation, with the line of PyTorch's code that calls it.
+LINE = re.compile(r"PyTorch's value computed .*`[^`]+` \(.+:\d+\).*$")
 
 
 def findings(port: str, reference: nn.Module, fed: Probe, cases: Mapping[bool, ForcedRuns]) -> list[Finding]:
@@ -121,14 +123,15 @@ def _size(finding: Finding) -> float:
 def together(found: Sequence[Finding]) -> list[Finding]:
     """Return one finding for each mistake that stands in several places.
 
-    These are places with one known mistake, places of which the same is said but for numbers, and modules of one class.
+    These are places with one known mistake, places where one line of PyTorch's computes the same other thing, places of
+    which the same is said but for numbers, and modules of one class.
     """
     groups: dict[tuple[str, str], list[Finding]] = {}
     for finding in found:
-        changed = FITTED.sub("#", finding.text)
+        line = LINE.search(finding.text)
+        changed = line.group() if line else NUMBER.sub("#", f"{finding.layer} {finding.text}")
         # One change of one line of PyTorch's code is one mistake, in whichever layers that line runs.
-        other = changed if changed != finding.text else NUMBER.sub("#", f"{finding.layer} {finding.text}")
-        said = finding.trap or other
+        said = finding.trap or (FITTED.sub("#", changed) if line else changed)
         said = finding.text if finding.text.startswith(OF_CLASS.partition("{")[0]) else said
         groups.setdefault((finding.port, said), []).append(finding)
     return [

@@ -7,6 +7,7 @@ guess. One unknown number is fitted by Gauss and Newton's method, where there ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,6 +35,7 @@ TIMES, NUMBERS = 3000, 3e9
 CLOSER, STEPS = 0.9, 12
 # Of fewer numbers an unknown one explains too much.
 ENOUGH = 8
+DIGITS = 6  # of a number that is said
 # An order of more than this many entries is not written out.
 LISTED = 12
 
@@ -175,10 +177,12 @@ def _another_constant(call: Call, result: Tensor) -> Iterator[Change]:
                 *(n if key == i else a for i, a in enumerate(args)),
                 **{name: n if key == name else value for name, value in kw.items()},
             ),
-            (c, c + 1, c - 1, 2 * c, c / 2, -c, 1 / c if c else 1.0, 1.0, 0.0),
+            (c, c + 1, c - 1, 2 * c, c / 2, -c, 1 / c if c else 1.0, 1.0, 0.0, *_FILLED.get(call.name, ())),
         )
 
 
+# What else functions are given that fill in a number: what no maximum and no softmax takes.
+_FILLED: dict[str, tuple[float, ...]] = dict.fromkeys(("pad", "masked_fill", "where", "full"), (-math.inf,))
 _WITH_NUMBERS = frozenset(("mul", "div", "rdiv", "add", "sub", "rsub", "pow", "clamp", "clip"))
 
 
@@ -201,7 +205,11 @@ CHANGES: tuple[Callable[[Call, Tensor], Iterator[Change]], ...] = (
 
 
 def shown(value: float) -> str:
-    """Return a number as a reader knows it again: `3`, `1/8`, `√32`, `1/√32`, or its first digits."""
+    """Return a number as a reader knows it again: `3`, `1/8`, `√32`, `1/√32`, `1e-05`, or its first digits."""
+    if not math.isfinite(value):
+        return str(value)
+    if 0 < abs(value) <= 0.01 and float(f"{value:.2g}") == value:  # an epsilon
+        return f"{value:.2g}"
     for text, exact in (("{}", value), ("1/{}", 1 / value if value else 0.5)):
         if abs(exact - round(exact)) < 1e-8 * abs(exact) and abs(exact) < 1e5:
             return text.format(round(exact))
@@ -263,8 +271,13 @@ class _Trial:
         sizes = {n: float(np.linalg.norm(e)) for n, e in errors.items() if e is not None}
         for n in dict.fromkeys((change.starts[0], min(sizes, key=lambda n: sizes[n], default=change.starts[0]))):
             if n in sizes and (found := self.fitted(change, call, n)) is not None:
-                return found
+                return self.shortest(change, call, found)
         return None
+
+    def shortest(self, change: Change, call: Call, n: float) -> float:
+        """Return the number of fewest digits with which a change explains the port, of those that `n` is rounded to."""
+        rounded = (float(f"{n:.{digits}g}") for digits in range(1, DIGITS))
+        return next((m for m in rounded if self.is_right(self.with_change(change, call, m))), n)
 
     def fitted(self, change: Change, call: Call, n: float) -> float | None:
         """Return the number with which a change explains the port's value, sought from `n` on."""

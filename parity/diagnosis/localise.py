@@ -78,6 +78,8 @@ class ForcedRuns:
         suspected: the modules whose operations may hold a mistake that stands between layers.
         wrong: the places where the forward pass is not as it should be.
         within: by module, the places that are compared in its own code: where it calls a layer, and what it gives.
+        differing: the layers that give something else by themselves.
+        flow: of the reference, in this mode.
     """
 
     reference: RecordedRun
@@ -86,6 +88,8 @@ class ForcedRuns:
     suspected: frozenset[str] = frozenset()
     wrong: frozenset[Place] = frozenset()
     within: Mapping[str, frozenset[Place]] = field(default_factory=dict)
+    differing: frozenset[str] = frozenset()
+    flow: Flow = field(default_factory=Flow)
 
 
 def compared(
@@ -110,7 +114,9 @@ def compared(
     if train:
         deviations += [*found.of_loss_and_statistics(), *found.backward(shared)]
     suspected = found.suspects.modules()
-    return ForcedRuns(reference, port, deviations, suspected, frozenset(found.wrong), found.within())
+    differing = frozenset(d.layer for d in deviations if d.aspect == "output" and d.layer in leaf)
+    within = found.within()
+    return ForcedRuns(reference, port, deviations, suspected, frozenset(found.wrong), within, differing, flow)
 
 
 def narrower(before: Mapping[bool, ForcedRuns], after: Mapping[bool, ForcedRuns]) -> bool:
@@ -150,6 +156,29 @@ def mended(before: Mapping[bool, ForcedRuns], after: Mapping[bool, ForcedRuns], 
                     seen and (place not in run.wrong or _far(theirs, ours, behind.call) * LARGER < behind.size)
                 )
     return bool(found) and all(found)
+
+
+def silent(before: ForcedRuns, after: ForcedRuns, layers: frozenset[str]) -> frozenset[str]:
+    """Return those of some layers whose own output brings about what PyTorch's does.
+
+    Args:
+        before: the run in which every layer hands on PyTorch's output.
+        after: the run in which these layers are not recorded, and hand on their own.
+    """
+    moved: list[Place] = []
+    for side, call in after.wrong:
+        expected, got = (case.port.seen_at(side).get(call) for case in (before, after))
+        # What another mistake makes wrong in both runs says something only where it is not the same in both.
+        if (
+            (side, call) not in before.wrong
+            or expected is None
+            or got is None
+            or _wrong({"": got}, {"": expected}, FORWARD)
+        ):
+            moved.append((side, call))
+    numbers = {number for place in moved for number in after.flow.slice(place)}
+    guilty = layers & {module for number in numbers for module in after.flow.operations[number].modules}
+    return frozenset() if moved and not guilty else layers - guilty
 
 
 def _followed(case: ForcedRuns) -> Iterator[tuple[Deviation, Deviation]]:

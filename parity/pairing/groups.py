@@ -145,7 +145,7 @@ def _group_score(group: Sequence[Tensor], one: Tensor) -> float:
     """Return how well names say that one tensor holds a group: the common part of the names, and what they add."""
     whole = part_similarity(without_role(_common([t.tokens for t in group])), without_role(one.tokens))
     letters = _letters(group)
-    spelled = len(letters) > 1 and any(sorted(letters) == sorted(part) for part in _spelled(one, len(letters)))
+    spelled = len(letters) == len(group) and any(sorted(letters) == sorted(p) for p in _spelled(one, len(letters)))
     score = whole + (0.5 if spelled else 0.0) + 0.01 * len(group)
     return score + (EQUAL if _same_numbers(group, one) else 0.0)
 

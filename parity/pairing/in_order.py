@@ -1,11 +1,14 @@
 """Modules and lists of layers that are paired in the order of their calls.
 
 Among those that hold tensors of the same sizes the order is taken where both models have as many of them, and where the
-same paired layers are called before each. Computing confirms it before weights are moved (`pairing.ordering`).
+same paired layers are called before each. Paired layers that the two models call in another order than most, as
+branches that do not depend on each other, say nothing. Computing confirms the order before weights are moved
+(`pairing.ordering`).
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -27,14 +30,33 @@ def by_module(tensors: Iterable[Tensor]) -> dict[str, list[Tensor]]:
 
 
 def anchors(paired: Iterable[Pair], matches: Iterable[Match]) -> Anchors:
-    """Return when the layers are called that are paired already: in PyTorch's model and in the port."""
+    """Return when the layers are called that are paired already: in PyTorch's model and in the port.
+
+    Of layers that the two models call in another order the most are taken whose order is one.
+    """
     ranks = [(p.torch.rank, p.flax.rank) for p in paired if not p.torch.leaf and not p.flax.leaf]
     known = [(a, b) for a, b in ranks if a is not None and b is not None]
-    return known + [(m.torch[0].rank, m.flax[0].rank) for m in matches if _called(m.torch) and _called(m.flax)]
+    known += [(m.torch[0].rank, m.flax[0].rank) for m in matches if _called(m.torch) and _called(m.flax)]
+    return _rising(sorted({*known}))
 
 
 def _called(group: Group) -> bool:
-    return group[0].rank < NEVER
+    return group[0].rank < NEVER and group[0].layer.placed
+
+
+def _rising(pairs: Sequence[tuple[int, int]]) -> Anchors:
+    """Return the most of some pairs whose second numbers do not fall."""
+    ends: list[int] = []
+    places = []
+    for _, number in pairs:
+        place = bisect_right(ends, number)
+        ends[place : place + 1] = [number]
+        places.append(place)
+    found: list[tuple[int, int]] = []
+    for pair, place in zip(reversed(pairs), reversed(places), strict=True):
+        if place == len(ends) - 1 - len(found) and (not found or pair[1] <= found[-1][1]):
+            found.append(pair)
+    return found[::-1]
 
 
 def in_order(mine: Sequence[Tensor], theirs: Sequence[Tensor], known: Anchors) -> list[Match]:
@@ -53,6 +75,20 @@ def in_order(mine: Sequence[Tensor], theirs: Sequence[Tensor], known: Anchors) -
                 found += matches
                 used |= {id(t) for match in matches for t in (*match.torch, *match.flax)}
     return found
+
+
+def tensors_in_order(mine: Sequence[Tensor], theirs: Sequence[Tensor], known: Anchors) -> list[Match]:
+    """Return the matches of single tensors of a role and size in the order of calls: of layers cut otherwise.
+
+    Args:
+        known: of what is paired already.
+    """
+    classes: list[dict[object, list[Group]]] = [defaultdict(list), defaultdict(list)]
+    for side, tensors in zip(classes, (mine, theirs), strict=True):
+        for tensor in tensors:
+            side[tensor.role, tensor.value.size].append((tensor,))
+    aligned = (_aligned(ours, classes[1].get(key, []), known) for key, ours in classes[0].items())
+    return [match for pairs in aligned for a, b in pairs for match in _listed(a, b)]
 
 
 def _listed(a: Group, b: Group) -> list[Match]:
@@ -91,7 +127,7 @@ def _aligned(ours: Sequence[Group], others: Sequence[Group], known: Anchors) -> 
     if not distinct or len(ranks[0]) != len(ranks[1]):
         return []
     for a, b in zip(*ranks, strict=True):
-        if any((mine < a) != (other < b) for mine, other in known):
+        if any((mine - a) * (other - b) < 0 for mine, other in known):
             return []
     return [*zip(*sides, strict=True)]
 

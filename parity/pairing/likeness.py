@@ -16,7 +16,10 @@ from dataclasses import dataclass
 ROLES = {
     **dict.fromkeys(("weight", "kernel", "w", "scale", "gamma", "g", "embedding", "weights", "v"), "weight"),
     **dict.fromkeys(("bias", "b", "beta", "offset", "shift", "biases"), "bias"),
+    **dict.fromkeys(("mean", "avg"), "mean"),
+    **dict.fromkeys(("var", "variance"), "variance"),
 }
+STATISTICS = ("mean", "variance")
 # Words that say one thing, by the one that is compared.
 SYNONYMS = {
     **dict.fromkeys(("q",), "query"),

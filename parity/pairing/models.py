@@ -62,13 +62,27 @@ class PairedModels:
     def names(self) -> dict[str, str]:
         """PyTorch's names of the layers that are recorded, by Flax's: a module of the user's own with all its tensors.
 
-        A layer inside a recurrent layer, and a module of which another one has a part, are not recorded.
+        A layer inside a recurrent layer, a module of which another one has a part, and a table that the port has in the
+        module that uses it, are not recorded.
         """
         found = {}
         for p in self.pairing.pairs:
             if p.torch.kind != inventory.OWN and inventory.module_of(p.torch.name) == p.torch.name:
                 found[p.flax.name] = p.torch.name
-        owners = {(module(p.torch), module(p.flax)) for p in self.pairing.pairs if p.torch.leaf and p.flax.leaf}
+        # Tensors of several modules are together one of PyTorch's: none of those modules gives what that one gives.
+        parted = {
+            name
+            for view in self.pairing.views
+            if len({held.rpartition(".")[0] for held in view.held}) > 1
+            for name in view.names
+        }
+        own = [
+            p
+            for p in self.pairing.pairs
+            if p.torch.leaf and p.flax.leaf and p.torch.placed == p.flax.placed
+            if parted.isdisjoint(p.flax.tensors.values())
+        ]
+        owners = {(module(p.torch), module(p.flax)) for p in own}
         mine, theirs = (Counter(names) for names in zip(*owners, strict=True)) if owners else (Counter(), Counter())
         for ours, own in owners:
             if ours and own and mine[ours] == theirs[own] == 1 and own not in found and ours not in found.values():

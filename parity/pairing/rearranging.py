@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from parity.pairing.groups import SHAPES, groups, sole_tensors
-from parity.pairing.in_order import anchors, by_module, fitting, in_order
-from parity.pairing.likeness import best, module_similarity
+from parity.pairing.in_order import anchors, by_module, fitting, in_order, tensors_in_order
+from parity.pairing.likeness import STATISTICS, best, module_similarity
 from parity.pairing.pairs import NAMES, SIMILAR, VALUES, Choice, Pair, View
 from parity.pairing.tensors import Match, Tensor, tensors_of
 from parity.running.inventory import OWN
@@ -55,7 +55,13 @@ def rest(
     def by_calls(ours: Sequence[Tensor], others: Sequence[Tensor]) -> list[Match]:
         return in_order(ours, others, anchors(paired, matches))
 
-    for more in (_modules, groups, _modules, by_calls, groups, _modules, sole_tensors):
+    def single_by_calls(ours: Sequence[Tensor], others: Sequence[Tensor]) -> list[Match]:
+        return tensors_in_order(ours, others, anchors(paired, matches))
+
+    for more in (_modules, by_calls):
+        norms = [_with_statistics(_left(side, matches)) for side in (mine, theirs)]
+        matches.extend(more(norms[0], norms[1]))
+    for more in (_modules, groups, _modules, by_calls, groups, _modules, sole_tensors, single_by_calls):
         matches.extend(more(_left(used[0], matches), _left(used[1], matches)))
     # A table of one model may be a parameter of the other: their names say so, or their values.
     matches += _modules(_left(mine, matches), _left(theirs, matches), certain=True)
@@ -64,6 +70,12 @@ def rest(
         for name in {t.layer.name for t in taken}:
             del side[name]
     return record(matches)
+
+
+def _with_statistics(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return the tensors of modules with statistics: of norms that average over batches."""
+    modules = {t.module for t in tensors if t.role in STATISTICS}
+    return [t for t in tensors if t.module in modules]
 
 
 def _left(tensors: Sequence[Tensor], matches: Sequence[Match]) -> list[Tensor]:
@@ -95,16 +107,24 @@ def record(matches: Sequence[Match]) -> Found:
         views.append(view)
         values = view.read({t.full: t.value for t in match.flax})
         for i, (tensor, name) in enumerate(zip(match.torch, names, strict=True)):
-            mark = normal_name(tensor.last)
-            mark = mark if mark == normal_name(match.flax[0].last) else ""
             first = match.flax[0]
+            mark = _mark(tensor, first)
             torch = ModelLayer(tensor.full, OWN, {"value": tensor.full}, {"value": tensor.value}, tensor.rank)
             flax = ModelLayer(f"{label}[{i}]" if several else label, OWN, {"value": name}, {"value": values[name]})
             torch.owner, torch.leaf, torch.owner_rank, torch.mark = tensor.module, tensor.last, tensor.rank, mark
             flax.owner, flax.leaf, flax.owner_rank, flax.mark = first.module, first.last, first.rank, mark
             flax.rank, torch.trained, flax.trained = first.rank, tensor.layer.trained, first.layer.trained
+            torch.placed, flax.placed = tensor.layer.placed, first.layer.placed
             pairs.append(Pair(torch, flax, match.why))
     return Found(tuple(pairs), tuple(views), tuple(_choices(matches, views)))
+
+
+def _mark(a: Tensor, b: Tensor) -> str:
+    """Return what the names of two tensors within their modules both say; an empty text where they say other things."""
+    same = normal_name(a.last)
+    if same == normal_name(b.last):
+        return same
+    return a.role if a.role == b.role and a.role in STATISTICS else ""
 
 
 def _choices(matches: Sequence[Match], views: Sequence[View]) -> Iterator[Choice]:

@@ -415,10 +415,11 @@ def distance(got: np.ndarray, expected: np.ndarray) -> float:
 
 
 def equal_part(got: np.ndarray, expected: np.ndarray) -> float:
-    """The part of an array's numbers that are another's, but for rounding."""
+    """The part of an array's numbers that are another's, but for rounding; zeros, as of a ReLU, say nothing."""
     got = aligned(got, expected)
     if got.size != expected.size or not expected.size:
         return 0.0
     size = float(np.sqrt(np.mean(np.square(np.abs(wide(expected))))))
+    telling = np.abs(expected.reshape(-1)) > 1e-6 * size
     near = np.abs(wide(got).reshape(-1) - expected.reshape(-1)) < 1e-6 * size
-    return float(np.mean(near))
+    return float(np.mean(near[telling])) if telling.any() else 0.0

@@ -114,6 +114,8 @@ def _owned(layers: Iterable[ModelLayer], ranks: Mapping[str, int]) -> None:
             layer.owner = next((outer for outer in _prefixes(layer.name) if outer in ranks), "")
             layer.leaf = layer.name.removeprefix(f"{layer.owner}.") if layer.owner else layer.name
             layer.owner_rank = ranks.get(layer.owner, len(ranks))
+            inside = f"{layer.owner}." if layer.owner else ""
+            layer.placed = not any(name.startswith(inside) and name != layer.owner for name in ranks)
 
 
 def _buffers(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -32,6 +32,7 @@ class ModelLayer:
         owner: of a module's own parameter: the module, or the one around it, that is called.
         leaf: its name within the owner.
         owner_rank: when the owner is called first.
+        placed: whether its rank says when it is used: an owner that calls other modules may use it at any time.
         mark: its name within the owner, where the other model has it as often.
         key: its name, where names can tell it: None where its numbers tell nothing.
         numbered: its name with each number counted among those in its place.
@@ -47,6 +48,7 @@ class ModelLayer:
     owner: str = ""
     leaf: str = ""
     owner_rank: int = 0
+    placed: bool = True
     mark: str = ""
     key: str | None = None
     numbered: str = ""

@@ -37,6 +37,9 @@ class Recorder(Tap):
         self.called |= dict.fromkeys(names)
 
     def enter(self, name: str, x: Any) -> Any:
+        # A stack of layers may be traced as one before its layers run in turn: now is when this one is called.
+        if self.called.pop(name, self) is None:
+            self.called[name] = None
         if self.wants_inputs:
             self.inputs[name] = x
         return x
