@@ -281,6 +281,32 @@ def test_a_slice_ends_at_recorded_layers() -> None:
     assert found.module_around(found.users("first"), "") == ""
 
 
+class Given(torch.nn.Module):
+    """A part of a network that takes what the network is called with, too."""
+
+    class Part(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = torch.nn.Linear(6, 6), torch.nn.Linear(6, 6)
+
+        def forward(self, x: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+            return self.last(self.first(x) * given)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = self.Part()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.part(x, x)
+
+
+def test_what_the_network_is_called_with_is_no_place_of_a_mistake() -> None:
+    found = traced(Given(), ("part.first", "part.last"))
+    inside = found.slice(("enter", "part.last"))
+    assert {found.operations[number].name for number in inside} == {"mul", flow.HANDED, flow.GIVEN}
+    assert found.module_around(inside, "part.last") == "part"
+
+
 def layer(name: str, kind: str = "linear") -> ModelLayer:
     return ModelLayer(name, kind)
 

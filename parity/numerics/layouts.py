@@ -72,6 +72,12 @@ def fitting(expected: tuple[int, ...], got: tuple[int, ...]) -> str | None:
     return next((a for a in order if tuple(expected[i] for i in axes(a, len(expected))) == got), None)
 
 
+def nearest(expected: tuple[int, ...], got: tuple[int, ...]) -> str:
+    """Return the layout in which an array of PyTorch's shape has most lengths of the shape `got`."""
+    order = LAYOUTS if len(got) > 3 else ("same", *LAYOUTS)
+    return max(order, key=lambda a: sum(expected[i] == n for i, n in zip(axes(a, len(expected)), got, strict=True)))
+
+
 def aligned(got: Any, expected: np.ndarray | None) -> np.ndarray:
     """`got` in the layout of `expected`, or as it is where its shape fits in none."""
     got = np.asarray(got)
