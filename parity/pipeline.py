@@ -197,6 +197,8 @@ def _layers(
             cases, names = closer, [*names, *blocks]
     first = first_divergence(port, judged, {train: case.deviations for train, case in cases.items()})
     found = diagnosis.findings(port, reference, fed, cases)
+    if not found and first.quantity == roles.GRADIENT:
+        found = roles.stopped(port, judged[roles.GRADIENT].outside, cases[True].port.parameters)
     if not found:
         text = f"{first.quantity} differs, and every layer by itself is right"
         found = [Finding(port, first.layer, None, text)]
