@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,8 @@ ERRORS = (Exception,)
 
 # So many calls behind a layer are looked at, so many calls and parameters in front of a place, and so many layers.
 BEHIND, NEAR, PARAMETERS, LAYERS = 40, 60, 12, 64
+# The most that a row computes again: times, and numbers in all of them.
+TIMES, NUMBERS = 600, 6e8
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,14 @@ class Wiring:
         way: what the reference computes on the way to the place, with all calls of its run.
         got: what the port has there.
         values: by description, what arrives at every layer and what it gives.
+        spent: how often the way was computed again for one row.
     """
 
     network: ReferenceNetwork
     way: WayTo
     got: Array
     values: Mapping[str, Array]
+    spent: list[int] = field(default_factory=lambda: [0])
 
     @property
     def place(self) -> DifferingPlace:
@@ -90,13 +94,30 @@ class Wiring:
         """Return what the reference computes at the place with other tensors in place of some: old and new ones."""
         new = {id(a): b for a, b in pairs}
         if id(self.way.value) in new:
+            self.count()
             return new[id(self.way.value)]
         at = [call.number for call in self.way.calls if any(id(t) in new for t in call.tensors)]
 
         def plant(function: Callable[..., Any], args: Any, kw: dict[str, Any]) -> Any:
             return function(*_put(args, new), **_put(kw, new))
 
+        return self.with_plant(plant, at)
+
+    def with_plant(self, plant: Callable[..., Any], at: Sequence[int]) -> Any:
+        """Return what the reference computes at the place with some of its calls planted."""
+        self.count()
         return replayed(self.way.value, self.way.calls, plant, at)
+
+    def count(self) -> None:
+        """Count that the way is computed again.
+
+        Raises:
+            RuntimeError: it was computed often enough.
+        """
+        self.spent[0] += 1
+        numbers = sum(t.numel() for call in self.way.calls for t in call.tensors)
+        if self.spent[0] > TIMES or self.spent[0] * numbers > NUMBERS:
+            raise RuntimeError("computed often enough")
 
 
 def _put(value: Any, new: Mapping[int, Tensor]) -> Any:
@@ -162,7 +183,7 @@ def _explains(wiring: Wiring, call: Call, kept: Tensor, value: Array) -> bool:
     if value.shape != kept.shape or value.dtype.kind != "f":
         return False
     plant = lambda *_: kept + torch.as_tensor(value)  # noqa: E731
-    return wiring.is_got(replayed(wiring.way.value, wiring.way.calls, plant, [call.number]))
+    return wiring.is_got(wiring.with_plant(plant, [call.number]))
 
 
 def _through(x: Any) -> Call | None:
@@ -259,6 +280,7 @@ def layers_behind(wiring: Wiring) -> str:
 def _replaced(wiring: Wiring, values: Mapping[int, Any]) -> Any:
     """Return what the reference computes at the place where calls give other values, by their numbers."""
     new: dict[int, Any] = {}
+    wiring.count()
 
     def anew(value: Any) -> Any:
         if isinstance(value, list | tuple):
@@ -349,7 +371,7 @@ def _results(
 
 def _changed(wiring: Wiring, call: Call, change: Callable[[Tensor], Tensor]) -> Any:
     plant = lambda function, args, kw: change(function(*args, **kw))  # noqa: E731
-    return replayed(wiring.way.value, wiring.way.calls, plant, [call.number])
+    return wiring.with_plant(plant, [call.number])
 
 
 # The rows, in the order in which they are tried: whether they compute the way again, and what they say.
@@ -377,6 +399,7 @@ def explain(network: ReferenceNetwork, place: DifferingPlace, got: Array) -> str
     for again, row in ROWS:
         if way.value is None or (again and wiring.random):
             continue
+        wiring.spent[0] = 0
         try:
             with torch.no_grad():
                 said = row(wiring)

@@ -261,12 +261,11 @@ def _without_sink(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | N
 
 def _empty_rows_kept(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
     """The weights of the softmax, where all those of some queries are set to zero behind it."""
-    value = function(*args, **kw)
-    if not isinstance(value, Tensor) or value.ndim < 3:
-        return None
     for x in args:
-        weights = made(x, "softmax")
-        if weights is None or x.shape != value.shape:
+        if made(x, "softmax") is None or x.ndim < 3:
+            continue
+        value = function(*args, **kw)
+        if not isinstance(value, Tensor) or x.shape != value.shape:
             continue
         lost = (value == 0).all(-1) & ~(x == 0).all(-1)
         return x.clone() if lost.any() and torch.equal(value[~lost], x[~lost]) else None

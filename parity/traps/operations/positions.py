@@ -35,6 +35,8 @@ def _other_direction(both: bool) -> Callable[..., Any]:
     """Buckets of both directions for those of one, or the other way."""
 
     def plant(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
+        if any(isinstance(a, Tensor) and a.dtype not in (torch.int64, torch.bool) for a in args):
+            return None
         value = function(*args, **kw)
         if not isinstance(value, Tensor) or value.dtype != torch.int64 or value.ndim < 2:
             return None
