@@ -14,10 +14,12 @@ from flax import nnx
 
 import parity
 from parity.diagnosis import flow
+from parity.numerics import layouts
 from parity.numerics.quantities import Loss, Probe
 from parity.pairing.blocks import blocks
 from parity.pairing.matching import Pair, Pairing
 from parity.running.model_layers import ModelLayer
+from parity.verdict import roles
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -305,6 +307,19 @@ def test_what_the_network_is_called_with_is_no_place_of_a_mistake() -> None:
     inside = found.slice(("enter", "part.last"))
     assert {found.operations[number].name for number in inside} == {"mul", flow.HANDED, flow.GIVEN}
     assert found.module_around(inside, "part.last") == "part"
+
+
+def test_a_parameter_whose_gradient_is_stopped_is_named() -> None:
+    got = {"start": np.zeros(3), "fc.weight": np.ones(3)}
+    (finding,) = roles.stopped("nnx", ["start", "fc.weight", "lost"], got)
+    assert (finding.layer, finding.trap) == ("start", None)
+    assert finding.text.startswith("start: PyTorch trains it; the port's gradient is zero")
+
+
+def test_a_shape_that_fits_no_layout_is_held_in_the_nearest() -> None:
+    assert layouts.nearest((2, 8, 10), (2, 9, 8)) == "channels_last"
+    assert layouts.nearest((2, 8, 10), (2, 8, 9)) == "same"
+    assert layouts.nearest((2, 8, 6, 5), (2, 7, 6, 8)) == "channels_last"
 
 
 def layer(name: str, kind: str = "linear") -> ModelLayer:
