@@ -203,6 +203,8 @@ def _layers(
         cases = _forced(functional, subject, [name for name in names if name not in apart])
         found = diagnosis.findings(port, reference, fed, cases)
     first = first_divergence(port, judged, {train: case.deviations for train, case in cases.items()})
+    if not found and first.quantity == roles.GRADIENT:
+        found = roles.stopped(port, judged[roles.GRADIENT].outside, cases[True].port.parameters)
     if not found:
         text = f"{first.quantity} differs, and every layer by itself is right"
         found = [Finding(port, first.layer, None, text)]

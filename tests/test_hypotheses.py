@@ -222,3 +222,64 @@ def test_padding_with_another_value_is_said_as_the_code_has_it() -> None:
     (checked,) = parity.check(model, port, images, steps=0).models
     (finding,) = checked.findings
     assert "with -inf instead of 0 in `pad`" in finding.text
+
+
+class Wired(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = torch.nn.LayerNorm(6), torch.nn.LayerNorm(6)
+        self.first, self.last = torch.nn.Linear(6, 6), torch.nn.Linear(6, 6)
+        for norm in (self.norm1, self.norm2):
+            torch.nn.init.normal_(norm.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + torch.tanh(self.first(self.norm1(x)))
+        return self.last(self.norm2(x))
+
+
+class NNXWired(nnx.Module):
+    def __init__(self, wrong: str) -> None:
+        self.wrong = wrong
+        self.norm1, self.norm2 = (nnx.LayerNorm(6, epsilon=1e-5, rngs=nnx.Rngs(0)) for _ in range(2))
+        self.first, self.last = (nnx.Linear(6, 6, rngs=nnx.Rngs(0)) for _ in range(2))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        n, bias = self.norm1(x), self.first.bias
+        assert bias is not None
+        match self.wrong:
+            case "moved":
+                y = self.first(jnp.tanh(n))
+            case "bias":
+                y = jnp.tanh(self.first(n) + bias[...])
+            case _:
+                y = jnp.tanh(self.first(n))
+        x = (n if self.wrong == "residual" else x) + y
+        return self.last((self.norm1 if self.wrong == "norm" else self.norm2)(x))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "layer", "expected"),
+    [
+        ("residual", "(the network)", "adds what norm1 gives in place of what arrives at norm1"),
+        ("norm", "(the network)", "with the parameters of norm1 in place of those of norm2"),
+        ("moved", "(the network)", "too: first comes after it instead of before"),
+        ("bias", "(the network)", "computed with first.bias added again to what first gives"),
+    ],
+)
+def test_a_value_from_elsewhere_is_said(wrong: str, layer: str, expected: str) -> None:
+    torch.manual_seed(0)
+    net = Wired()
+    port = NNXWired(wrong)
+    nnx.update(port, nnx.state(parity.move(net, NNXWired(""), X), nnx.Param))
+    first, *_ = parity.check(net, port, X, steps=1).models[0].findings
+    assert (first.layer, first.trap) == (layer, None)
+    assert expected in first.text
+
+
+def test_positions_that_a_mask_hides_are_said() -> None:
+    hidden = A.copy()
+    hidden[1, 2:] = 0
+    assert "zeros at more positions, the first (1, 2)" in hypotheses.of_value(A, hidden)
+    assert "without the zeros at some positions, the first (1, 2)" in hypotheses.of_value(hidden, A)
+    hidden[0, 0, 0] = 0
+    assert "positions" not in hypotheses.of_value(A, hidden)

@@ -14,10 +14,12 @@ from flax import nnx
 
 import parity
 from parity.diagnosis import flow
+from parity.numerics import layouts
 from parity.numerics.quantities import Loss, Probe
 from parity.pairing.blocks import blocks
 from parity.pairing.matching import Pair, Pairing
 from parity.running.model_layers import ModelLayer
+from parity.verdict import roles
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -279,6 +281,45 @@ def test_a_slice_ends_at_recorded_layers() -> None:
     assert found.module_around(inside, "blocks.0.mix.c") == "blocks.0.mix"
     assert found.module_around((), "first") == ""
     assert found.module_around(found.users("first"), "") == ""
+
+
+class Given(torch.nn.Module):
+    """A part of a network that takes what the network is called with, too."""
+
+    class Part(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = torch.nn.Linear(6, 6), torch.nn.Linear(6, 6)
+
+        def forward(self, x: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+            return self.last(self.first(x) * given)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = self.Part()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.part(x, x)
+
+
+def test_what_the_network_is_called_with_is_no_place_of_a_mistake() -> None:
+    found = traced(Given(), ("part.first", "part.last"))
+    inside = found.slice(("enter", "part.last"))
+    assert {found.operations[number].name for number in inside} == {"mul", flow.HANDED, flow.GIVEN}
+    assert found.module_around(inside, "part.last") == "part"
+
+
+def test_a_parameter_whose_gradient_is_stopped_is_named() -> None:
+    got = {"start": np.zeros(3), "fc.weight": np.ones(3)}
+    (finding,) = roles.stopped("nnx", ["start", "fc.weight", "lost"], got)
+    assert (finding.layer, finding.trap) == ("start", None)
+    assert finding.text.startswith("start: PyTorch trains it; the port's gradient is zero")
+
+
+def test_a_shape_that_fits_no_layout_is_held_in_the_nearest() -> None:
+    assert layouts.nearest((2, 8, 10), (2, 9, 8)) == "channels_last"
+    assert layouts.nearest((2, 8, 10), (2, 8, 9)) == "same"
+    assert layouts.nearest((2, 8, 6, 5), (2, 7, 6, 8)) == "channels_last"
 
 
 def layer(name: str, kind: str = "linear") -> ModelLayer:

@@ -61,6 +61,9 @@ def test_a_finding_elsewhere_or_of_another_kind_does_not_count() -> None:
     assert not running.is_at("", ["norm"])
     assert running.is_named(bug, "rotary-is-half-split", "")
     assert not running.is_named(bug, "attention-unscaled", "the scores are not scaled")
+    sinks = porting_bugs.load("attention_sinks_unused")
+    assert running.is_named(sinks, None, "without the sink")
+    assert not running.is_named(sinks, None, "computed without `getitem` (attention_sinks_unused.py:27)")
 
 
 def test_rules_accept_what_is_equal_and_reject_what_is_not() -> None:

@@ -34,6 +34,8 @@ Place = tuple[str, str]
 SUMS = frozenset({"add", "add_", "__add__", "__iadd__", "__radd__", "dropout", "dropout_"})
 # What `Operation.name` is of a value that is handed on.
 HANDED = "(handed on)"
+# Likewise of what the network is called with: no code of the network computes it.
+GIVEN = "(given)"
 WRITING = frozenset({"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__"})
 
 
@@ -93,8 +95,12 @@ class Flow:
         return frozenset(found)
 
     def module_around(self, numbers: Iterable[int], call: str) -> str:
-        """Return the innermost module around operations; around a call, where there are none. The network is `""`."""
-        around = [self.operations[number].modules for number in numbers] or [self._givers(call)]
+        """Return the innermost module around operations; around a call, where there are none. The network is `""`.
+
+        What the network is called with is no operation of any module.
+        """
+        computed = (self.operations[number] for number in numbers)
+        around = [o.modules for o in computed if o.name != GIVEN] or [self._givers(call)]
         levels = takewhile(lambda level: len({*level}) == 1, zip(*around, strict=False))
         return [level[0] for level in levels][-1]
 
@@ -189,7 +195,7 @@ def of_reference(net: nn.Module, probe: Probe, names: Collection[str], forced: C
             module.register_forward_pre_hook(push(name))
         inputs = run_pytorch.inputs_of(probe)
         for _, tensor in leaves(inputs, "input"):
-            _set(tensor, flow.add(Operation(HANDED, ("",))))
+            _set(tensor, flow.add(Operation(GIVEN, ("",))))
         with noting:
             values = run_pytorch.run(net, probe, inputs)
     for name, value in leaves(values, "output"):

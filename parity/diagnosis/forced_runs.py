@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from parity.diagnosis.flow import Place
-from parity.numerics.layouts import LAYOUTS, Tensors, fitting, layout_of, leaves, to_flax, to_reference, unclear
+from parity.numerics.layouts import Tensors, fitting, layout_of, leaves, nearest, to_flax, to_reference, unclear
 from parity.numerics.pins import Pins
 from parity.numerics.quantities import Probe
 from parity.running import flax as run_flax
@@ -189,7 +189,7 @@ def _layouts(
         if layout:
             found[side, name] = layout
         elif jnp.issubdtype(got.dtype, jnp.floating):
-            guessed[side, name] = "same" if got.ndim < 4 else next(iter(LAYOUTS))
+            guessed[side, name] = nearest(expected.shape, got.shape)
     return found, guessed
 
 

@@ -8,7 +8,7 @@ guess. One unknown number is fitted by Gauss and Newton's method, where there ar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from parity.diagnosis import rewired
 from parity.diagnosis.localise import FORWARD
 from parity.diagnosis.operations import DifferingPlace, ReferenceNetwork, WayTo
 from parity.numerics import bounds
@@ -169,7 +170,7 @@ def _other_axes(call: Call, result: Tensor) -> Iterator[Change]:
 def _another_constant(call: Call, result: Tensor) -> Iterator[Change]:
     for key, given in (*enumerate(call.args), *call.kw.items()):
         c = number(given)
-        if c is None or (isinstance(given, int) and call.name not in _WITH_NUMBERS):
+        if c is None or not np.isfinite(c) or (isinstance(given, int) and call.name not in _WITH_NUMBERS):
             continue
         yield Change(
             f"with {{}} instead of {shown(c)} in {{op}}",
@@ -310,18 +311,12 @@ def explain(network: ReferenceNetwork, place: DifferingPlace) -> str:
         return ""
     run = network.runs[place.train]
     expected = run.seen_at(place.side).get(place.call)
-    if expected is None or expected.shape != place.got.shape or not np.isfinite(place.got).all():
-        return "" if expected is None else of_shape(expected, place.got)
-    if place.got.dtype.kind not in "fiu":
+    if expected is None or place.got.dtype.kind not in "fiu" or not np.isfinite(place.got).all():
         return ""
     got = wide(place.got)
-    values = {
-        **{f"what arrives at {call}": array for call, array in run.inputs.items()},
-        **{f"what {call} gives": array for call, array in run.outputs.items()},
-    }
-    own = {f"what arrives at {place.call}"} if place.side == "enter" else {f"what {place.call} gives"}
-    others = {name: array for name, array in values.items() if name not in own}
-    return of_value(wide(expected), got) or from_elsewhere(others, got) or of_operation(network, place)
+    if expected.shape != got.shape:
+        return of_shape(expected, got) or rewired.explain(network, place, got)
+    return of_value(wide(expected), got) or rewired.explain(network, place, got) or of_operation(network, place)
 
 
 def of_shape(expected: Array, got: Array) -> str:
@@ -352,10 +347,28 @@ def of_value(expected: Array, got: Array) -> str:
         )
     if _equal(expected + (term := float(np.mean(got - expected))), got):
         return f"PyTorch's value plus {shown(term)}"
+    if hidden := _hidden(expected, got):
+        return hidden
     for axis in range(expected.ndim):
         if order := _order(expected, got, axis):
             listed = f" ({', '.join(map(str, order))})" if len(order) <= LISTED else ""
             return f"PyTorch's value with the entries of axis {axis} in another order{listed}"
+    return ""
+
+
+def _hidden(expected: Array, got: Array) -> str:
+    """Return whether the port's value is zero at some positions more, or at some less, with all their features."""
+    if expected.ndim < 2:
+        return ""
+    other = np.abs(got - expected) > FORWARD * max(float(np.abs(expected).max()), float(np.abs(got).max()))
+    positions = other.any(-1)
+    if not positions.any() or positions.all():
+        return ""
+    first = tuple(int(i) for i in np.argwhere(positions)[0])
+    if not got[positions].any():
+        return f"PyTorch's value with zeros at more positions, the first {first}, as where a mask hides more of them"
+    if not expected[positions].any():
+        return f"PyTorch's value without the zeros at some positions, the first {first}, as where a mask hides fewer"
     return ""
 
 
@@ -373,11 +386,6 @@ def _order(expected: Array, got: Array, axis: int) -> list[int]:
     nearer = np.abs(sums[sorted_sums[at]] - wanted) <= np.abs(sums[sorted_sums[beside]] - wanted)
     order = sorted_sums[np.where(nearer, at, beside)]
     return [int(i) for i in order] if _equal(ours[order], theirs) else []
-
-
-def from_elsewhere(values: Mapping[str, Array], got: Array) -> str:
-    """Return which other value of the reference the port has at a place."""
-    return next((name for name, array in values.items() if _equal(np.asarray(array), got)), "")
 
 
 def of_operation(network: ReferenceNetwork, place: DifferingPlace) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from parity.diagnosis.flow import HANDED, SUMS, Flow, Place
+from parity.diagnosis.flow import GIVEN, HANDED, SUMS, Flow, Place
 from parity.diagnosis.forced_runs import RecordedRun
 from parity.numerics import bounds
 from parity.numerics.layouts import Tensors
@@ -255,7 +255,7 @@ class Suspects:
         # Where all of them are right, the module that calls the layer gives it another value.
         layer = self.flow.module_around(whole - self.cleared, found.call) or NETWORK
         reached = [d for d, other in self.told if not left.isdisjoint(other) and found.size <= LARGER * d.size]
-        sums = all(self.flow.operations[number].name in {*SUMS, HANDED} for number in left)
+        sums = all(self.flow.operations[number].name in {*SUMS, HANDED, GIVEN} for number in left)
         self.told.append((found, left))
         return replace(found, layer=layer, lead=reached[0].lead if reached and not sums else found.lead)
 

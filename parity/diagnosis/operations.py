@@ -113,12 +113,16 @@ class WayTo:
         value: what the reference has there; None for a gradient.
         calls: by which it was computed, in order.
         counted: gives an array with zeros at the positions that do not count.
+        handed: by call of a layer, what it handed on.
+        run: all calls of the run, in order, where they are kept.
     """
 
     place: DifferingPlace
     value: Tensor | None
     calls: Sequence[Call]
     counted: Callable[[np.ndarray], np.ndarray]
+    handed: Mapping[str, Tensor]
+    run: Sequence[Call]
 
     def possible(self, traps: Sequence[Trap]) -> dict[str, list[int]]:
         """By trap, the numbers of the calls that can have it."""
@@ -200,6 +204,7 @@ class _HandsOn(Tap):
         self.run, self.gradients = run or RecordedRun(), gradients
         self.seen: dict[tuple[str, str], np.ndarray] = {}
         self.handed: dict[str, Tensor] = {}
+        self.given: dict[str, Tensor] = {}
         self.terms, self.busy = [], False
         self.wanted: tuple[str, str] | None = None
         self.reach: list[Call] = []
@@ -240,7 +245,8 @@ class _HandsOn(Tap):
             if name not in self.run.outputs:
                 return y
             self.handed[name] = self._leaf(name, y, self.run.outputs, self.run.output_gradients)
-            return self.handed[name].clone()
+            self.given[name] = self.handed[name].clone()
+            return self.given[name]
 
     def came_back(self, loss: Tensor, probe: Probe) -> None:
         """Records the gradient that comes back to every layer."""
@@ -277,19 +283,23 @@ class ReferenceNetwork:
             return tap.seen
         return tap.seen | {("end", name): value for name, value in run_pytorch.outputs(values).items()}
 
-    def on_the_way_to(self, place: DifferingPlace) -> WayTo:
+    def on_the_way_to(self, place: DifferingPlace, keep: bool = False) -> WayTo:
         """What the reference computes on the way to a place.
 
         A gradient depends on calls behind its place: there all calls of the run count.
+
+        Args:
+            keep: whether to keep all calls of the run.
         """
         gradients = place.side == "gradient"
-        tap, watching = _HandsOn(self.runs[place.train], gradients), SeenCalls(gradients)
+        tap, watching = _HandsOn(self.runs[place.train], gradients), SeenCalls(gradients or keep)
         tap.wanted = (place.side, place.call)
         values = self._run(watching, tap, place.train, gradients)
         for name, value in leaves(values, "output"):
             if isinstance(value, Tensor):
                 tap.look("end", name, value)
-        return WayTo(place, tap.found, watching.kept if gradients else tap.reach, self.probe.counted)
+        calls = watching.kept if gradients else tap.reach
+        return WayTo(place, tap.found, calls, self.probe.counted, tap.given, watching.kept)
 
     def _run(self, watching: _Watching, tap: _HandsOn, train: bool, gradients: bool) -> Any:
         net = copy.deepcopy(self.net).train(train)

@@ -78,6 +78,12 @@ def unclear(expected: tuple[int, ...], got: tuple[int, ...]) -> bool:
     return sum(tuple(expected[i] for i in way) == got for way in ways) > 1
 
 
+def nearest(expected: tuple[int, ...], got: tuple[int, ...]) -> str:
+    """Return the layout in which an array of PyTorch's shape has most lengths of the shape `got`."""
+    order = LAYOUTS if len(got) > 3 else ("same", *LAYOUTS)
+    return max(order, key=lambda a: sum(expected[i] == n for i, n in zip(axes(a, len(expected)), got, strict=True)))
+
+
 def aligned(got: Any, expected: np.ndarray | None) -> np.ndarray:
     """`got` in the layout of `expected`, or as it is where its shape fits in none."""
     got = np.asarray(got)

@@ -16,6 +16,7 @@ from parity.traps.operations.heads import HEADS_AND_PARTS, PATCHES_AND_WAVES
 from parity.traps.operations.own_attention import OWN_ATTENTION
 from parity.traps.operations.own_norms import OWN_NORMS
 from parity.traps.operations.pools import POOL_SETTINGS, POOLS
+from parity.traps.operations.positions import POSITIONS
 from parity.traps.operations.rearrangements import JOINS_AND_AXES, REARRANGEMENTS
 from parity.traps.operations.resizes_and_means import DEVIATIONS_AND_CORNERS, RESIZES_AND_MEANS
 from parity.traps.operations.rotary import PARTIAL_ROTARY, ROTARY
@@ -27,7 +28,7 @@ from parity.traps.weights import SEVERAL_TENSORS, TENSORS
 WEIGHTS = (*TENSORS, *SEVERAL_TENSORS)
 LAYERS = (*KERNELS, *BATCH_NORMS, *STRIDES_AND_TRANSPOSED, *OTHER_NORMS, *SEQUENCES, *LAYER_GRADIENTS)
 IN_PARTS = (*OWN_NORMS, *ROTARY, *PARTIAL_ROTARY, *ATTENTION_CALLS, *OWN_ATTENTION)
-ARRANGED = (*HEADS_AND_PARTS, *PATCHES_AND_WAVES, *EXPERTS, *GATES, *SUMS_TOKENS_AND_POSITIONS)
+ARRANGED = (*HEADS_AND_PARTS, *PATCHES_AND_WAVES, *EXPERTS, *GATES, *POSITIONS, *SUMS_TOKENS_AND_POSITIONS)
 # What is special stands before what is general: a cap that is missing before a tanh that is.
 OPERATIONS = (
     *(*COMMON_ACTIVATIONS, *IN_PARTS, *ARRANGED),

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from parity.traps.operations.parts import made
 from parity.traps.planting import Values
 from parity.traps.trap import Trap
 
@@ -81,12 +82,34 @@ def twice(change: Callable[[Tensor], Tensor]) -> Planted:
     return lambda function, args, kw: function(change(args[0]), *args[1:], **kw)
 
 
+def masked_mean(_: Loss, args: Values, kw: Options) -> Tensor | None:
+    """What a mask keeps of the losses, divided by the number of all of them."""
+    total, count = made(args[0], "sum"), args[1] if len(args) > 1 else kw.get("other")
+    counted = made(count, "sum", "clamp", "clamp_min") if isinstance(count, Tensor) else None
+    if total is None or counted is None or len(total.args) > 1 or total.kw:
+        return None
+    product = made(total[0], "mul")
+    if product is None or not isinstance(product.argument(1, "other"), Tensor):
+        return None
+    masks = [part for part in product.tensors if bool(((part == 0) | (part == 1)).all())]
+    return total[0].mean() if masks and any(part.ndim for part in masks) else None
+
+
 def huber(_: Loss, args: Values, kw: Options) -> Tensor | None:
     options = {"delta": kw.get("beta", 1.0), "reduction": kw.get("reduction", "mean")}
     return F.huber_loss(*args[:2], **options)
 
 
 LOSSES = (
+    Trap(
+        "loss-mean-over-padding",
+        "loss",
+        ("div", "__truediv__"),
+        masked_mean,
+        "the loss is divided by the number of all positions; PyTorch's by the number of those that the mask keeps",
+        "(losses * mask).sum() / mask.sum()",
+        "NovaSky-AI/SkyRL#462",
+    ),
     Trap(
         "loss-class-weights-missing",
         "loss",

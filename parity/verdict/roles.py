@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from parity.numerics.quantities import Probe, parameter_of
@@ -21,8 +22,12 @@ from parity.running import pytorch as run_pytorch
 from parity.running.taps import Tap
 from ports.errors import UserError
 
-LEAVE = "stop its gradient, keep it in a variable that is not a parameter, or pass tx= with an optimizer that leaves it"
+LEAVE = (
+    "stop its gradient as detach does (jax.lax.stop_gradient), keep it in a variable that is not a parameter, or "
+    "pass tx= with an optimizer that leaves it"
+)
 TRAIN = "make it a parameter (nnx.Param, Linen's collection params), or freeze PyTorch's with requires_grad_(False)"
+PASS = "let its gradient pass: no jax.lax.stop_gradient, and no copy of it that is a constant"
 GRADIENT = "gradient.parameter"
 NAMED = 3  # so many names stand in a note
 
@@ -96,6 +101,21 @@ def findings(
             continue
         found.append(Finding(port, name.rpartition(".")[0] or name, None, text))
     return found
+
+
+def stopped(port: str, outside: Collection[str], got: Mapping[str, np.ndarray]) -> list[Finding]:
+    """Return a finding for every parameter whose gradient is zero in the port alone.
+
+    Args:
+        outside: the parameters whose gradients are beyond their bounds.
+        got: their gradients in the port.
+    """
+    text = "{}: PyTorch trains it; the port's gradient is zero, so it stays what it is; {}"
+    return [
+        Finding(port, name.rpartition(".")[0] or name, None, text.format(name, PASS))
+        for name in outside
+        if name in got and not got[name].any()
+    ]
 
 
 def advice(port: str, net: torch.nn.Module, trained: Collection[str]) -> list[str]:

@@ -18,6 +18,7 @@ from .heads import HEADS_AND_PARTS
 from .own_attention import OWN_ATTENTION
 from .own_norms import OWN_NORMS
 from .planted import Block, Case, NNXBlock, NNXWhole, between, images, moved, sequence
+from .positions_and_graphs import POSITIONS_AND_GRAPHS
 from .rotary import ROTARY
 from .sequences import BAND, BAND_TORCH, LOWER_TORCH, attended, attending, bidirectional
 
@@ -50,6 +51,19 @@ def corners(x: Any) -> Any:
         return jnp.maximum(1 - jnp.abs(points[:, None] - jnp.arange(n)), 0)
 
     return jnp.einsum("bhwc,yh,xw->byxc", x, weights(at[0], x.shape[1]), weights(at[1], x.shape[2]))
+
+
+def clamped_cubic(x: Any) -> Any:
+    """A bicubic resize to twice the size with a = -0.5, which repeats the border."""
+
+    def weights(n: int) -> Any:
+        place = (jnp.arange(2 * n) + 0.5) / 2 - 0.5
+        near = jnp.floor(place)[:, None] + jnp.arange(-1, 3)
+        d = jnp.abs(place[:, None] - near)
+        kernel = jnp.where(d <= 1, (1.5 * d - 2.5) * d * d + 1, ((-0.5 * d + 2.5) * d - 4) * d + 2)
+        return (jax.nn.one_hot(jnp.clip(near, 0, n - 1).astype(int), n) * kernel[..., None]).sum(1)
+
+    return jnp.einsum("bhwc,yh,xw->byxc", x, weights(x.shape[1]), weights(x.shape[2]))
 
 
 def depth_to_space(x: Any) -> Any:
@@ -121,6 +135,7 @@ BETWEEN = (
     *OWN_ATTENTION,
     *HEADS_AND_PARTS,
     *EXPERTS_AND_GATES,
+    *POSITIONS_AND_GRAPHS,
     Case("max-pool-same", between(POOL3, max_pool(padding="SAME"), size=(10, 6)), BLOCK),
     Case("max-pool-same", between(POOL3, max_pool(padding="SAME"), size=(10, 6), port="linen"), BLOCK),
     Case("max-pool-pads-zero", between(POOL3, zero_padded), BLOCK),
@@ -201,6 +216,21 @@ BETWEEN = (
     Case(
         "resize-bicubic-kernel",
         between(lambda x: INTERPOLATE(x, size=(18, 12), mode="bicubic"), resize("cubic", (18, 12))),
+        BLOCK,
+    ),
+    Case(
+        "resize-bicubic-kernel-clamped",
+        between(lambda x: INTERPOLATE(x, size=(18, 12), mode="bicubic"), clamped_cubic),
+        BLOCK,
+    ),
+    Case(
+        "resize-antialias-missing",
+        between(lambda x: INTERPOLATE(x, size=(5, 4), mode="bilinear", antialias=True), resize("bilinear", (5, 4))),
+        BLOCK,
+    ),
+    Case(
+        "resize-antialias-missing",
+        between(lambda x: INTERPOLATE(x, size=(5, 4), mode="bicubic", antialias=True), resize("cubic", (5, 4))),
         BLOCK,
     ),
     Case(

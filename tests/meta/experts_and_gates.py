@@ -170,6 +170,7 @@ EXPERTS_AND_GATES = (
     Case("gate-activation-of-product", gate(lambda a, b: F.silu(a) * b, lambda a, b: nnx.silu(a * b)), BLOCK),
     Case("gate-missing", gate(lambda a, b: F.silu(a) * b, lambda a, b: nnx.silu(a)), BLOCK),
     Case("gate-added", gate(lambda a, b: F.silu(a) * b, lambda a, b: nnx.silu(a) + b), BLOCK),
+    Case("cap-is-input", sequence(lambda x: 2 * torch.tanh(x / 2), lambda x: x * jnp.tanh(x / 2)), BLOCK),
     Case("relu-square-missing", sequence(lambda x: F.relu(x).square(), nnx.relu), BLOCK),
     Case("relu-square-missing", sequence(lambda x: F.relu(x) ** 2, nnx.relu), BLOCK),
     Case("written-gelu-is-exact", sequence(new_gelu, exact_gelu), BLOCK),

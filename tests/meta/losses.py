@@ -23,6 +23,7 @@ CLASSES = 3
 LABELS = np.array([0, 2, 1, 1, 0, 2])
 IGNORED, LAST = np.where(np.arange(6) % 3 == 0, -100, LABELS), np.where(np.arange(6) % 3 == 0, -1, LABELS)
 WEIGHT, TARGET = RNG.uniform(0.5, 2, CLASSES), RNG.standard_normal((6, CLASSES))
+KEPT = np.array([1.0, 1.0, 0.0, 1.0, 0.0, 1.0])
 SHARE, ONES = RNG.dirichlet(np.ones(CLASSES), 6), (TARGET > 0).astype(np.float64)
 
 
@@ -76,11 +77,18 @@ def kl(reduction: str) -> Any:
     return loss
 
 
+def kept(y: Any) -> Any:
+    losses = F.cross_entropy(y, torch.from_numpy(LABELS), reduction="none")
+    mask = torch.from_numpy(KEPT)
+    return (losses * mask).sum() / mask.sum()
+
+
 def huber(y: Any, delta: float = 1.0) -> Any:
     return optax.huber_loss(y, jnp.array(TARGET), delta=delta).mean()
 
 
 LOSSES = (
+    row("loss-mean-over-padding", kept, lambda y: (ce(y, reduction="none") * KEPT).mean()),
     row("loss-class-weights-missing", cross_entropy(weight=WEIGHT), ce),
     row(
         "loss-weighted-mean-over-n",

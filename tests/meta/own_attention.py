@@ -110,6 +110,27 @@ def empty(value: float) -> Callable[[Array], Array]:
     return lambda w: jnp.where(EMPTY.any(-1, keepdims=True), w, value)
 
 
+def with_sink(x: Tensor) -> Tensor:
+    """Attention in PyTorch with a score of each head that no key has."""
+    h = x.view(2, STEPS, HEADS, -1).transpose(1, 2)
+    sink = torch.linspace(0.5, 1.5, HEADS, dtype=x.dtype).view(1, -1, 1, 1).expand(2, HEADS, STEPS, 1)
+    scores = torch.cat([h @ h.transpose(-2, -1) * DEPTH**-0.5, sink], -1)
+    return (scores.softmax(-1)[..., :-1] @ h).transpose(1, 2).flatten(2)
+
+
+def zeroed(x: Tensor) -> Tensor:
+    """Attention in PyTorch whose queries without keys get weights of zero."""
+    h, kept = x.view(2, STEPS, HEADS, -1).transpose(1, 2), torch.from_numpy(EMPTY)
+    weights = (h @ h.transpose(-2, -1) * DEPTH**-0.5).masked_fill(~kept, -1e9).softmax(-1)
+    return (weights.masked_fill(~kept.any(-1, keepdim=True), 0.0) @ h).transpose(1, 2).flatten(2)
+
+
+def alibi(slopes: Any) -> np.ndarray:
+    """The bias of three heads."""
+    return -np.array(slopes)[:, None, None] * abs(QUERIES - KEYS)
+
+
+SLOPES, ONE_SERIES = alibi([2.0**-4, 2.0**-8, 2.0**-2]), alibi([2 ** (-8 * i / 3) for i in (1, 2, 3)])
 BOTH, BAND = CAUSAL & PADDING, abs(QUERIES - KEYS) < 2
 
 OWN_ATTENTION = (
@@ -145,6 +166,13 @@ OWN_ATTENTION = (
         BLOCK,
     ),
     Case("attention-empty-row-uniform", attention(own(EMPTY, form="function"), port(EMPTY, fill=-1e38)), BLOCK),
+    Case("attention-empty-row-not-zeroed", attention(zeroed, port(EMPTY, fill=-1e9)), BLOCK),
+    Case("attention-sink-missing", attention(with_sink, port()), BLOCK),
+    Case(
+        "alibi-slopes-one-series",
+        sequence(own(bias=SLOPES, heads=3), port(bias=ONE_SERIES, heads=3), width=12, inner=12, scale=2.0),
+        BLOCK,
+    ),
     Case("attention-window-wider", attention(own(WINDOW), port(CAUSAL & (QUERIES - KEYS < 4))), BLOCK),
     Case("attention-window-narrower", attention(own(WINDOW), port(CAUSAL & (QUERIES - KEYS < 2))), BLOCK),
     Case("attention-window-missing", attention(own(WINDOW), port(CAUSAL)), BLOCK),

@@ -61,6 +61,14 @@ OWN_NORMS = (
         "norm-epsilon-outside", sequence(rms, lambda x: x / (jnp.sqrt((x * x).mean(-1, keepdims=True)) + 1e-3)), BLOCK
     ),
     Case(
+        "norm-epsilon-outside",
+        sequence(
+            lambda x: SCALE_TORCH * x / torch.sqrt(x.pow(2).mean(-1, keepdim=True) + 1e-3),
+            lambda x: SCALE * x / (jnp.sqrt((x * x).mean(-1, keepdims=True)) + 1e-3),
+        ),
+        BLOCK,
+    ),
+    Case(
         "norm-epsilon-inside",
         sequence(lambda x: x / (x.pow(2).mean(-1, keepdim=True).sqrt() + 1e-3), port()),
         BLOCK,

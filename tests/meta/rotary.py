@@ -142,9 +142,40 @@ def attention(right: Any, wrong: Any) -> Make:
     return sequence(torch_side, flax_side, width=HEADS * DEPTH, inner=HEADS * DEPTH)
 
 
+def normed(rotate: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A norm with a factor for each feature, and then the rotation."""
+    scale = torch.linspace(0.5, 2.0, DEPTH, dtype=torch.float64)
+    return lambda x: rotate(torch.nn.functional.rms_norm(x, (DEPTH,), scale, 1e-6))
+
+
+def normed_last(rotate: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The rotation, and then the norm."""
+    scale = np.linspace(0.5, 2.0, DEPTH)
+
+    def change(x: Any) -> Any:
+        y = rotate(x)
+        return y / jnp.sqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-6) * scale
+
+    return change
+
+
+def half_width(table: np.ndarray) -> Callable[[Any], Any]:
+    """Half of the features, by tables of as many angles."""
+    cos, sin = (f(table)[:, None] for f in (np.cos, np.sin))
+
+    def rotate(x: Any) -> Any:
+        some, rest = jnp.split(x, 2, -1)
+        a, b = jnp.split(some, 2, -1)
+        return jnp.concatenate([some * cos + jnp.concatenate([-b, a], -1) * sin, rest], -1)
+
+    return rotate
+
+
 PLAIN = angles()
 LONG, LLAMA = angles() / 4, angles(5e5)
 SCALED = np.arange(STEPS)[:, None] * llama3(angles()[1])
+# The second frequency lies between those that are scaled and those that are not.
+RAMPED = np.arange(STEPS)[:, None] * (angles()[1] / np.array([1.0, 5.0, 8.0, 8.0]))
 PART, PART_OF_WHOLE = angles(depth=4), angles(depth=4, whole=8)
 
 ROTARY = (
@@ -159,6 +190,8 @@ ROTARY = (
     Case("rotary-missing", attention(half_split(PLAIN), lambda x: x), BLOCK),
     Case("rotary-missing", attention(complex_pairs(PLAIN), lambda x: x), BLOCK),
     Case("rotary-twice", attention(half_split(PLAIN), port(2 * PLAIN)), BLOCK),
+    Case("rotary-before-norm", attention(normed(half_split(PLAIN)), normed_last(port(PLAIN))), BLOCK),
+    Case("rotary-before-norm", attention(normed(by_parts(PLAIN)), normed_last(port(PLAIN))), BLOCK),
     Case("rotary-position-one-later", attention(half_split(PLAIN), port(angles(start=1))), BLOCK),
     Case("rotary-position-zero", attention(complex_pairs(angles(start=7)), port(PLAIN, halves=False)), BLOCK),
     Case("rotary-base-10000", attention(half_split(LLAMA), port(PLAIN)), BLOCK),
@@ -166,6 +199,12 @@ ROTARY = (
     Case("rotary-positions-unscaled", attention(half_split(LONG), port(PLAIN)), BLOCK),
     Case("rotary-scaling-inverse", attention(half_split(LONG), port(4 * PLAIN)), BLOCK),
     Case("rotary-frequencies-unscaled", attention(half_split(SCALED), port(PLAIN)), BLOCK),
+    Case("rotary-frequencies-unscaled", attention(by_parts(RAMPED), port(PLAIN)), BLOCK),
+    Case(
+        "rotary-exponents-scaled",
+        attention(half_split(LONG), port(np.arange(STEPS)[:, None] * angles()[1] ** 0.25)),
+        BLOCK,
+    ),
     Case("rotary-factor-missing", attention(half_split(PLAIN, 1.2), port(PLAIN)), BLOCK),
     Case("rotary-tables-bfloat16", attention(half_split(PLAIN), rounded_tables(PLAIN)), BLOCK),
     Case(
@@ -175,6 +214,7 @@ ROTARY = (
     ),
     Case("rotary-angles-bfloat16", attention(by_parts(PLAIN), port(bfloat16(PLAIN))), BLOCK),
     Case("rotary-half-of-features", attention(half_split(PLAIN), part(port(PART))), BLOCK),
+    Case("rotary-half-width-tables", attention(by_parts(PLAIN), half_width(PLAIN)), BLOCK),
     Case("rotary-part-ignored", attention(part(half_split(PART), join=torch.cat), port(PLAIN)), BLOCK),
     Case(
         "rotary-other-part",

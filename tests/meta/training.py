@@ -119,6 +119,10 @@ def squares(values: Any) -> Any:
     return (values**2).mean()
 
 
+def late_from_zero(count: Any) -> Any:
+    return jnp.where(count > 0, FALLING(count - 1), 0.0)
+
+
 def early_epsilon(g: Any, p: Any, held: dict[str, Any], rate: Any, step: Any) -> Any:
     m, v = 0.9 * held["m"] + 0.1 * g, 0.999 * held["v"] + 0.001 * g * g
     scale = jnp.sqrt(1 - 0.999 ** step.astype(p.dtype)) / (1 - 0.9 ** step.astype(p.dtype))
@@ -185,6 +189,7 @@ TRAINING = (
     row("schedule-missing", falling(SGD, momentum=0.9), optax.sgd(LR, 0.9)),
     row("schedule-late", falling(SGD, momentum=0.9), optax.sgd(late, 0.9)),
     row("schedule-late", falling(AdamW), optax.adamw(late, weight_decay=1e-2)),
+    row("schedule-late-from-zero", falling(SGD, momentum=0.9), optax.sgd(late_from_zero, 0.9)),
     row("schedule-early", falling(SGD, momentum=0.9), optax.sgd(lambda count: FALLING(count + 1), 0.9)),
     row("cosine-stays", cosine, optax.sgd(optax.cosine_decay_schedule(LR, T_MAX)), steps=6),
     row("clip-missing", falling(SGD), optax.sgd(FALLING), clip_grad_norm=CLIP),

@@ -16,6 +16,9 @@ from parity.traps.trap import Trap
 
 ACTIVATIONS = ("silu", "gelu", "sigmoid", "relu", "tanh", "leaky_relu", "elu", "mish", "softplus", "hardswish")
 
+# Functions that count the edges of each node.
+COUNTS = ("index_add", "index_add_", "scatter_add", "scatter_add_", "scatter_reduce", "bincount", "sum", "clamp")
+
 # --- gated units
 
 
@@ -111,6 +114,35 @@ def _table_lost(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | Non
         if table.shape[-2:] == x.shape[-2:] and table.numel() < x.numel() and table.is_floating_point():
             return x.clone()
     return None
+
+
+def _capped_input(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
+    """The tanh of a cap, times what is capped."""
+    for factor, tanh in orders(Call("mul", function, args, kw)):
+        cap, active = number(factor), made(tanh, "tanh")
+        inner = scaled(active[0]) if active is not None else None
+        if cap is not None and inner is not None and abs(inner[1] * cap - 1) < 1e-9:
+            return inner[0] * tanh
+    return None
+
+
+def _degrees(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+    """Other degrees of the nodes of a graph, whose inverse root is taken."""
+
+    def plant(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
+        call = Call(name_of(function), function, args, kw)
+        if call.name == "pow" and number(call.argument(1, "exponent")) != -0.5:
+            return None
+        degrees = call[0]
+        if made(degrees, *COUNTS, "getitem", "index_select") is None or not _whole(degrees):
+            return None
+        return function(change(degrees), *args[1:], **kw)
+
+    return plant
+
+
+def _whole(x: Tensor) -> bool:
+    return bool(x.ndim and (x >= 0).all() and (x == x.round()).all() and (x > 0).any())
 
 
 def _gain_lost(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
@@ -247,6 +279,14 @@ GATES = (
         "Shazeer 2020",
     ),
     _row(
+        "cap-is-input",
+        ("mul",),
+        _capped_input,
+        "the tanh of a soft cap is multiplied by what is capped; PyTorch's model multiplies by the cap",
+        "cap * jnp.tanh(x / cap)",
+        "unslothai/unsloth-zoo#593",
+    ),
+    _row(
         "relu-square-missing",
         ("pow", "square", "mul"),
         _square,
@@ -296,6 +336,14 @@ SUMS_TOKENS_AND_POSITIONS = (
         "no table of positions is added",
         "add the position embedding",
         "clementpoiret/Equimo@f70bb27",
+    ),
+    _row(
+        "edges-counted-twice",
+        ("rsqrt", "pow"),
+        _degrees(lambda degrees: 2 * degrees),
+        "each edge of the graph counts twice in the degrees of its nodes",
+        "count each edge once",
+        "alexOarga/haiku-geometric@829fb69",
     ),
     _row(
         "gain-missing",

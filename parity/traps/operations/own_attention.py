@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from parity.traps.operations.attention_parts import Attention, Step, attention_of
+from parity.traps.operations.parts import Call, made
 from parity.traps.planting import Values
 from parity.traps.trap import Trap
 
@@ -205,6 +207,71 @@ def _turned(step: Step) -> Step | None:
     return replace(step, value=step.value.mT) if square else step
 
 
+def slopes_of(bias: Tensor) -> Tensor | None:
+    """The slopes of ALiBi by heads, where a bias (…, heads, queries, keys) is a slope times the distance."""
+    if bias.ndim < 3 or bias.shape[-3] < 2 or not bias.is_floating_point():
+        return None
+    heads = bias.reshape(-1, *bias.shape[-3:])
+    size = heads[0].abs()
+    steps = torch.stack([one[one > 0].min() if (one > 0).any() else one.max() for one in size])
+    units = heads / steps[:, None, None] if (steps > 0).all() else None
+    whole = units is not None and torch.allclose(units, units[:, :1].round(), rtol=1e-9, atol=1e-9)
+    return steps if whole else None
+
+
+def alibi_slopes(heads: int) -> list[float]:
+    """The slopes of Press et al. 2022: for a number of heads that is no power of two, those of two series."""
+    power = 2 ** int(math.log2(heads))
+    between = [2.0 ** (-4.0 * (i + 1) / power) for i in range(0, 2 * (heads - power), 2)]
+    return [2.0 ** (-8.0 * (i + 1) / power) for i in range(power)] + between
+
+
+def _slopes(change: Callable[[int], Sequence[float]]) -> Callable[[Attention], Attention | None]:
+    """Other slopes, where the bias has those of ALiBi."""
+
+    def plant(attention: Attention) -> Attention | None:
+        bias = next((step.value for step in attention.steps if step.kind == "bias"), None)
+        slopes = slopes_of(bias) if isinstance(bias, Tensor) else None
+        if slopes is None or not torch.allclose(slopes, slopes.new_tensor(alibi_slopes(len(slopes))), rtol=1e-6):
+            return None
+        new = slopes.new_tensor(change(len(slopes)))
+        if torch.allclose(new, slopes, rtol=1e-6):
+            return None
+        factor = (new / slopes)[:, None, None]
+        return attention.with_step("bias", lambda step: replace(step, value=step.value * factor))
+
+    return plant
+
+
+def _without_sink(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
+    """The softmax of the scores alone, where a column that no key has stands among them."""
+    call = Call("softmax", function, args, kw)
+    x, dim = call.argument(0, "input"), call.argument(1, "dim")
+    shifted = made(x, "sub")
+    joined = made(shifted[0] if shifted is not None else x, "cat")
+    if x.ndim < 3 or dim not in (-1, x.ndim - 1) or joined is None:
+        return None
+    parts, axis = joined.argument(0, "tensors"), joined.argument(1, "dim", 0)
+    if len(parts) != 2 or axis not in (-1, x.ndim - 1) or 1 not in (widths := [part.shape[-1] for part in parts]):
+        return None
+    sink = widths.index(1)
+    weights = [torch.softmax(part, -1) if i != sink else torch.zeros_like(part) for i, part in enumerate(parts)]
+    return torch.cat(weights, -1)
+
+
+def _empty_rows_kept(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
+    """The weights of the softmax, where all those of some queries are set to zero behind it."""
+    for x in args:
+        if made(x, "softmax") is None or x.ndim < 3:
+            continue
+        value = function(*args, **kw)
+        if not isinstance(value, Tensor) or x.shape != value.shape:
+            continue
+        lost = (value == 0).all(-1) & ~(x == 0).all(-1)
+        return x.clone() if lost.any() and torch.equal(value[~lost], x[~lost]) else None
+    return None
+
+
 def _uniform(weights: Tensor) -> Tensor:
     return torch.full_like(weights, 1 / weights.shape[-1])
 
@@ -358,6 +425,25 @@ OWN_ATTENTION: Sequence[Trap] = (
         "jnp.where(mask.any(-1, keepdims=True), weights, 0)",
         "pytorch/pytorch#103749",
     ),
+    Trap(
+        "attention-empty-row-not-zeroed",
+        "between",
+        ("masked_fill", "where", "mul"),
+        _empty_rows_kept,
+        "a query without keys keeps the weights that the softmax of a finite fill gives; PyTorch's model sets them to "
+        "zero",
+        "jnp.where(mask.any(-1, keepdims=True), weights, 0)",
+        "pytorch/pytorch#103749",
+    ),
+    Trap(
+        "attention-sink-missing",
+        "between",
+        ("softmax",),
+        _without_sink,
+        "the attention sink is not among the scores of the softmax",
+        "join the sink to the scores, take the softmax, and leave its column out of the weights",
+        "TransformerLensOrg/TransformerLens#1621",
+    ),
     _row(
         "attention-window-wider",
         _mask(_window(lambda width, _: width + 1)),
@@ -413,6 +499,14 @@ OWN_ATTENTION: Sequence[Trap] = (
         "the bias is subtracted",
         "add it",
         "Press et al. 2022",
+    ),
+    _row(
+        "alibi-slopes-one-series",
+        _slopes(lambda heads: [2.0 ** (-8.0 * (i + 1) / heads) for i in range(heads)]),
+        "the slopes of ALiBi are one geometric series; for a number of heads that is no power of two, PyTorch's model "
+        "takes those of the next lower power, and every other one of the next higher",
+        "compute the slopes as PyTorch's model does",
+        "ml-explore/mlx@590b4f1c1",
     ),
     _row(
         "attention-bias-scaled",

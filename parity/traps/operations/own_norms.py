@@ -5,7 +5,7 @@ A norm is recognised by what it computes: x, or x less its mean, divided by the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -135,18 +135,32 @@ def _root(x: Any) -> tuple[Norm, bool] | None:
 
 
 def _plain(call: Call) -> Norm | None:
-    """A norm without factor: `x` times the inverse root, or divided by the root."""
+    """A norm that ends with its root: `x`, or `x` times a factor, divided by the root."""
     pairs = orders(call) if call.name == "mul" else [(call[0], call.argument(1, "other"))]
     for numerator, divisor in pairs:
         root = _root(divisor)
         if root is None or root[1] is not (call.name == "mul"):
             continue
-        norm, given = root[0], through(numerator)
-        if given is norm.x and not norm.centred:
-            return norm
-        if norm.centred and (given is norm.x or (own := _centred(given, norm.dim)) is norm.x or same(own, norm.x)):
-            return norm if given is not norm.x else None
+        norm = root[0]
+        for given, scale, plus in _scaled(numerator):
+            if not norm.centred:
+                found = given is norm.x
+            else:
+                own = _centred(given, norm.dim)
+                found = given is not norm.x and (own is norm.x or same(own, norm.x))
+            if found:
+                return replace(norm, scale=scale, plus=plus)
     return None
+
+
+def _scaled(x: Any) -> Iterator[tuple[Any, Any, float]]:
+    """What is divided by a root: as it is, and without a factor for each feature, with the factor."""
+    yield through(x), None, 0.0
+    call = made(x, "mul")
+    for part, other in orders(call) if call else ():
+        factor, plus = _plus_one(other)
+        if is_vector(factor):
+            yield through(part), factor, plus
 
 
 def _plus_one(x: Any) -> tuple[Any, float]:

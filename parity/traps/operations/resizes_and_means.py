@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -50,6 +51,57 @@ def _resize(own: str, **values: Any) -> Callable[..., Any]:
         if settings["mode"].startswith("nearest"):
             settings.pop("align_corners", None)
         return function(*args, **settings)
+
+    return plant
+
+
+def _cubic(a: float) -> Callable[[Tensor], Tensor]:
+    """Keys' cubic kernel."""
+
+    def kernel(distance: Tensor) -> Tensor:
+        d = distance.abs()
+        near = ((a + 2) * d - (a + 3)) * d * d + 1
+        far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+        return torch.where(d <= 1, near, torch.where(d < 2, far, torch.zeros_like(d)))
+
+    return kernel
+
+
+def _linear(distance: Tensor) -> Tensor:
+    return (1 - distance.abs()).clamp(0)
+
+
+def _within(n: int, size: int, kernel: Callable[[Tensor], Tensor]) -> Tensor:
+    """The weights (size, n) of a resize in which what lies outside has no part, as jax.image.resize has it."""
+    at = (torch.arange(size).double() + 0.5) * (n / size) - 0.5
+    weights = kernel(at[:, None] - torch.arange(n))
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def _clamped(n: int, size: int, kernel: Callable[[Tensor], Tensor]) -> Tensor:
+    """The weights of a resize that repeats the border, as PyTorch has it."""
+    at = (torch.arange(size).double() + 0.5) * (n / size) - 0.5
+    taps = at.floor()[:, None] + torch.arange(-1, 3)
+    index = taps.clamp(0, n - 1).long()
+    return torch.zeros(size, n).double().scatter_add(1, index, kernel(at[:, None] - taps))
+
+
+def _by_weights(
+    modes: Mapping[str, Callable[[Tensor], Tensor]], weights: Callable[..., Tensor], antialias: bool
+) -> Callable[..., Any]:
+    """A resize of images by weights for each axis, where PyTorch has one of these modes."""
+
+    def plant(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
+        x, mode = args[0], argument(args, kw, 3, "mode", "nearest")
+        if mode not in modes or x.ndim != 4 or argument(args, kw, 4, "align_corners", None):
+            return None
+        if bool(argument(args, kw, 6, "antialias", False)) is not antialias:
+            return None
+        height, width = function(*args, **kw).shape[-2:]
+        rows, columns = (
+            weights(n, size, modes[mode]).to(x.dtype) for n, size in zip(x.shape[-2:], (height, width), strict=True)
+        )
+        return rows @ x @ columns.T
 
     return plant
 
@@ -140,6 +192,24 @@ RESIZES_AND_MEANS = (
         "the cubic kernel has a = −0.5; PyTorch's −0.75",
         "write the weights by hand",
         RESIZE_PAGES,
+    ),
+    Trap(
+        "resize-bicubic-kernel-clamped",
+        "between",
+        RESIZE,
+        _by_weights({"bicubic": _cubic(-0.5)}, _clamped, antialias=False),
+        "the bicubic kernel has a = −0.5, and the border is repeated; PyTorch's has a = −0.75",
+        "write the weights with a = −0.75",
+        "Blaizzy/mlx-vlm#1241",
+    ),
+    Trap(
+        "resize-antialias-missing",
+        "between",
+        RESIZE,
+        _by_weights({"bilinear": _linear, "bicubic": _cubic(-0.5)}, _within, antialias=True),
+        "the image is made smaller without antialiasing; PyTorch's model has antialias=True",
+        "antialias=True",
+        "sayakpaul/cmmd-pytorch#4",
     ),
     Trap(
         "resize-is-nearest",

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parity.traps.operations.parts import Call, made
+from parity.traps.operations.own_norms import norm_of
+from parity.traps.operations.parts import Call, call_of, made, through
 from parity.traps.operations.rotary_parts import FORMS, Angles, Rotation, joined, pairs, rotation_of
 from parity.traps.planting import Values
 from parity.traps.trap import Trap
 
 HEADS = ("add", "cat", "stack", "view_as_real")
+NORMS = ("mul", "div", "add", "rms_norm", "layer_norm")
 BF16 = torch.bfloat16
 
 
@@ -66,10 +68,35 @@ def _inverse_scale(angles: Angles) -> Angles | None:
 
 
 def _unscaled_frequencies(angles: Angles) -> Angles | None:
+    """The powers of the base, which the first two frequencies tell, or the last two, where the scale is the same."""
     if angles.geometric:
         return None
-    powers = (-angles.exponents * angles.logarithm).exp()
-    return replace(angles, frequencies=angles.frequencies[..., :1] * powers)
+    flat = angles.frequencies.flatten()
+    tried = [flat[:1] * (-angles.exponents * log).exp() for log in (angles.logarithm, angles.last_logarithm)]
+    for powers in tried:
+        scales = flat / powers
+        # The lower a frequency, the smaller its scale.
+        if (scales <= 1 + 1e-6).all() and (scales[1:] <= scales[:-1] * (1 + 1e-6)).all():
+            return replace(angles, frequencies=powers.reshape(angles.frequencies.shape))
+    return None
+
+
+def _scaled_exponents(angles: Angles) -> Angles | None:
+    """The exponents divided by the factor that divides the positions."""
+    first = angles.frequencies.flatten()[0]
+    if not angles.geometric or abs(first - 1) < 1e-6:
+        return None
+    return replace(angles, frequencies=(angles.frequencies / first) ** first)
+
+
+def _half_tables(rotation: Rotation) -> Tensor | None:
+    """Tables of half the depth, read as those of a rotation of half the features: each has an angle of its own."""
+    half = rotation.x.shape[-1] // 2
+    if rotation.cos.shape[-1] != half or half % 2 or not rotation.halves:
+        return None
+    part, rest = rotation.x[..., :half], rotation.x[..., half:]
+    a, b = pairs(part, True)
+    return torch.cat([part * rotation.cos + joined(-b, a, True) * rotation.sin, rest], -1).reshape(rotation.shape)
 
 
 def _unit(rotation: Rotation) -> Tensor | None:
@@ -87,6 +114,15 @@ def _half(rotation: Rotation) -> Tensor | None:
     part = rotation.x[..., : depth // 2]
     y = Rotation(part, cos, sin, rotation.halves, part.shape).value()
     return torch.cat([y, rotation.x[..., depth // 2 :]], -1)
+
+
+def _before_norm(rotation: Rotation) -> Tensor | None:
+    """The norm of what is rotated, where PyTorch's model rotates what a norm gives."""
+    call = call_of(through(rotation.source))
+    norm = norm_of(call.function, call.args, call.kw) if call is not None and call.name in NORMS else None
+    if norm is None or norm.x.shape != rotation.x.shape or rotation.shape != rotation.x.shape:
+        return None
+    return norm.value(replace(rotation, x=norm.x).value())
 
 
 def _rounded(x: Tensor) -> Tensor:
@@ -205,6 +241,15 @@ ROTARY = (
         "vllm-project/vllm#30406",
     ),
     Trap(
+        "rotary-before-norm",
+        "between",
+        HEADS,
+        _rotary(_before_norm),
+        "queries and keys are rotated before they are normalised; PyTorch's model normalises them first",
+        "rotate what the norm gives",
+        "karpathy/nanochat#743",
+    ),
+    Trap(
         "rotary-twice",
         "between",
         HEADS,
@@ -268,6 +313,16 @@ ROTARY = (
         "Blaizzy/mlx-vlm#1710",
     ),
     Trap(
+        "rotary-exponents-scaled",
+        "between",
+        HEADS,
+        _angles(_scaled_exponents),
+        "the scaling factor of the rotary embedding divides the exponents of the frequencies; PyTorch's model divides "
+        "the positions by it",
+        "divide the positions, or the frequencies themselves",
+        "keras-team/keras-hub#1605",
+    ),
+    Trap(
         "rotary-factor-missing",
         "between",
         HEADS,
@@ -314,6 +369,16 @@ PARTIAL_ROTARY = (
         "half of the features are rotated; PyTorch's model rotates all of them",
         "rotate all, or pass the rotary depth that PyTorch's model has",
         "vllm-project/vllm#41185",
+    ),
+    Trap(
+        "rotary-half-width-tables",
+        "between",
+        HEADS,
+        _rotary(_half_tables),
+        "tables of half a head's depth are taken for those of a partial rotary embedding: half of the features are "
+        "rotated, each by an angle of its own",
+        "repeat the tables for both halves of the features, and rotate all of them",
+        "TransformerLensOrg/TransformerLens#1621",
     ),
     Trap(
         "rotary-part-ignored",

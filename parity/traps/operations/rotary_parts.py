@@ -27,6 +27,7 @@ class Rotation:
         cos, sin: they broadcast to (..., depth / 2).
         halves: whether the pairs stand half of the features apart; else they are neighbours.
         shape: of what the call gives.
+        source: what the features were taken from, as the model's code has it; None where that is not known.
     """
 
     x: Tensor
@@ -34,6 +35,7 @@ class Rotation:
     sin: Tensor
     halves: bool
     shape: torch.Size
+    source: Any = None
 
     def value(self, halves: bool | None = None) -> Tensor:
         """What is rotated, as the call gives it."""
@@ -108,6 +110,12 @@ class Angles:
         return float((f[0] / f[1]).log()) * self.frequencies.shape[-1]
 
     @property
+    def last_logarithm(self) -> float:
+        """Of the base, from the last two frequencies."""
+        f = self.frequencies.abs().flatten()
+        return float((f[-2] / f[-1]).log()) * self.frequencies.shape[-1]
+
+    @property
     def geometric(self) -> bool:
         """Whether each frequency is the same part of the one before it."""
         plain = self.frequencies[..., :1] * (-self.exponents * self.logarithm).exp()
@@ -150,7 +158,7 @@ def _turned(call: Call) -> Iterator[Rotation]:
                 for sign in (1.0, -1.0):
                     if same(other, joined(-sign * b, sign * a, halves)):
                         tables = [pairs(t, halves)[0] for t in (cos, sin * sign)]
-                        yield Rotation(x, tables[0], tables[1], halves, x.shape)
+                        yield Rotation(x, tables[0], tables[1], halves, x.shape, x)
 
 
 def _terms(x: Any) -> Iterator[tuple[Any, Any, Any, Any]]:
@@ -172,7 +180,8 @@ def _split(call: Call) -> Iterator[Rotation]:
             continue
         halves = call.name == "cat"
         shape = call.function(*call.args, **call.kw).shape
-        yield Rotation(joined(a, b, halves), cos, sin, halves, shape)
+        parted = made(a, "chunk", "split", "getitem", "unbind")
+        yield Rotation(joined(a, b, halves), cos, sin, halves, shape, parted[0] if parted else None)
 
 
 def _complex(call: Call) -> Iterator[Rotation]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -78,13 +79,31 @@ def _transformed(norm: str, default: bool) -> Callable[..., Any]:
     return plant
 
 
+def _window_sum(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
+    """Frames that overlap, divided by the sum of their windows, where PyTorch divides by that of their squares."""
+    size, hop = argument(args, kw, 1, "n_fft", None), argument(args, kw, 2, "hop_length", None)
+    window, length = argument(args, kw, 4, "window", None), argument(args, kw, 3, "win_length", None)
+    if window is None or length not in (None, size) or argument(args, kw, 8, "length", None) is not None:
+        return None
+    y, hop = function(*args, **kw), hop or size // 4
+    frames = args[0].shape[-1]
+    starts = [slice(i * hop, i * hop + size) for i in range(frames)]
+    sums = [torch.zeros(size + hop * (frames - 1)).to(window) for _ in range(2)]
+    for power, total in enumerate(sums, 1):
+        for at in starts:
+            total[at] += window**power
+    centre = size // 2 if argument(args, kw, 5, "center", True) else 0
+    once, squared = (total[centre : centre + y.shape[-1]] for total in sums)
+    return y * squared / once
+
+
 LOST_SUMMANDS = (
     Trap(
         "sum-lacks-second",
         "between",
         ADD,
         _operand(0),
-        "a sum lacks its second part",
+        "a sum lacks its second part, or a residual its branch",
         "add it",
         "He et al. 2016, figure 2",
     ),
@@ -93,7 +112,7 @@ LOST_SUMMANDS = (
         "between",
         ADD,
         _operand(1),
-        "a sum lacks its first part",
+        "a sum lacks its first part, as where a residual is missing",
         "add it",
         "He et al. 2016, figure 2",
     ),
@@ -148,6 +167,16 @@ SUMS_AND_FACTORS = (
         "the Fourier transform is divided by the root of its length",
         "leave norm out",
         "torch.fft.rfft, jax.numpy.fft.rfft",
+    ),
+    Trap(
+        "istft-window-not-squared",
+        "between",
+        ("istft",),
+        _window_sum,
+        "the overlapping frames of the inverse short-time Fourier transform are divided by the sum of the windows; "
+        "PyTorch divides by the sum of their squares",
+        "divide by the overlapped window ** 2",
+        "Blaizzy/mlx-audio#859",
     ),
     Trap(
         "fourier-norm-missing",

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from parity.traps.training.training_changes import (
     Late,
+    LateFromZero,
     Staying,
     averaged,
     clip_each,
@@ -40,6 +41,15 @@ SCHEDULES_AND_CLIPPING = (
         "the schedule is one step behind",
         RATE,
         "torch.optim.lr_scheduler",
+    ),
+    Trap(
+        "schedule-late-from-zero",
+        "training",
+        SCHEDULE,
+        scheduled(LateFromZero),
+        "the schedule is one step behind, and the first step has the rate zero; PyTorch's begins one step further",
+        RATE,
+        "NVIDIA-NeMo/Megatron-Bridge#5399",
     ),
     Trap(
         "schedule-early",

@@ -81,6 +81,24 @@ class Late:
             self.scheduler.step()
 
 
+class LateFromZero:
+    """A scheduler one step behind, whose first rate is zero."""
+
+    def __init__(self, optimizer: Any, scheduler: Any) -> None:
+        self.optimizer, self.scheduler, self.count = optimizer, scheduler, 0
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0
+
+    def step(self) -> None:
+        if not self.count:
+            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+                group["lr"] = rate
+        else:
+            self.scheduler.step()
+        self.count += 1
+
+
 class Staying:
     """A cosine that stays where it is at its end."""
 

@@ -59,7 +59,8 @@ class Bug:
         named: a pattern that the first finding (its trap and its text) must match to have named the bug.
         kind: one of `KINDS`.
         blind: whether its writer knew nothing of the traps.
-        trap_added: whether the check got a trap because it did not name this bug when it was first run.
+        trap_added: whether the check got a trap, or another change to try, because it did not name this bug when it was
+            first run.
         options: of `parity.check`, such as an optimizer or a loss.
         mistaken: options of the wrong version in place of these, where the bug is in the loss or in the optimizer.
 

@@ -70,4 +70,5 @@ BUG = Bug(
     named=r"alibi|slope",
     kind="attention",
     blind=True,
+    trap_added=True,
 )

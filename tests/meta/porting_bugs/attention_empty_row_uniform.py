@@ -54,4 +54,5 @@ BUG = Bug(
     layer="layers.0.self_attn",
     named=r"attention-empty-row-uniform|without keys",
     kind="attention",
+    trap_added=True,
 )

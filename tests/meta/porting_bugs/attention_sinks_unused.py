@@ -50,4 +50,5 @@ BUG = Bug(
     named=r"sink|unused|never used|not used|does not (use|reach)|no gradient|denominator",
     kind="attention",
     blind=True,
+    trap_added=True,
 )

@@ -19,4 +19,5 @@ BUG = Bug(
     named=r"quer|without (the )?(residual|norm)|(before|skips?|bypass\w*) (the )?norm|input of",
     kind="attention",
     blind=True,
+    trap_added=True,
 )

@@ -68,4 +68,5 @@ BUG = Bug(
     named=r"(an)?other (layer|norm)|twice|again|reused?|shared|(not|never|isn't) called|norm1.*norm2|norm2.*norm1",
     kind="norm",
     blind=True,
+    trap_added=True,
 )

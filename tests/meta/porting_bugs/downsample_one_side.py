@@ -116,4 +116,5 @@ BUG = Bug(
     named=r"\bpad",
     kind="convolution",
     blind=True,
+    trap_added=True,
 )

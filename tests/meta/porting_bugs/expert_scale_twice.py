@@ -85,4 +85,5 @@ BUG = Bug(
     named=r"scale|twice|squared|double",
     kind="experts",
     blind=True,
+    trap_added=True,
 )

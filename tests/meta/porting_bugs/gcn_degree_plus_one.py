@@ -87,4 +87,5 @@ BUG = Bug(
     named=r"degree|count|\bedges?\b|normali[sz]|factor|half|scale",
     kind="norm",
     blind=True,
+    trap_added=True,
 )

@@ -72,4 +72,5 @@ BUG = Bug(
     layer=("cell", "cell.recurrent"),
     named=r"reset gate|recurrent.*(before|in front|behind|after)",
     kind="recurrent",
+    trap_added=True,
 )

@@ -56,4 +56,5 @@ BUG = Bug(
     named=r"partial|(rotary|rotat|rope).*(part|half|dimension|fraction)|(part|half).*(rotary|rotat|rope)",
     kind="rotary",
     blind=True,
+    trap_added=True,
 )

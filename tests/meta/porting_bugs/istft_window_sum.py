@@ -96,4 +96,5 @@ BUG = Bug(
     named=r"window|overlap|istft|inverse (stft|short|fourier)|factor|scale",
     kind="convolution",
     blind=True,
+    trap_added=True,
 )

@@ -60,6 +60,7 @@ BUG = Bug(
     layer=("(the loss)",),
     named=r"loss-\w+|over all positions|divided by|padding",
     kind="training",
+    trap_added=True,
     options={"loss": (torch_loss, port_loss)},
     mistaken={"loss": (torch_loss, partial(port_loss, wrong=True))},
 )

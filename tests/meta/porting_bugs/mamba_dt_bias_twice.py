@@ -126,4 +126,5 @@ BUG = Bug(
     named=r"bias.*(twice|two times|double|again|second)|(twice|double|again|second|2 ?[x*]).*bias",
     kind="recurrent",
     blind=True,
+    trap_added=True,
 )

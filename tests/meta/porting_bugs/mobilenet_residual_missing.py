@@ -105,4 +105,5 @@ BUG = Bug(
     named=r"residual|skip|shortcut",
     kind="vision",
     blind=True,
+    trap_added=True,
 )

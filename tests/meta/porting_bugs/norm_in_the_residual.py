@@ -45,4 +45,5 @@ BUG = Bug(
     layer="layers.0",
     named=r"residual|behind (the|its) norm|normalised|post-norm|pre-norm",
     kind="norm",
+    trap_added=True,
 )

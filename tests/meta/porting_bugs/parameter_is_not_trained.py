@@ -45,4 +45,5 @@ BUG = Bug(
     layer=("(the network)", "slots_mu"),
     named=r"stop-gradient|stop_gradient|detach|not trained|no gradient|gradient is zero",
     kind="training",
+    trap_added=True,
 )

@@ -33,4 +33,5 @@ BUG = Bug(
     layer="(the network)",
     named=r"position.*class token|class token.*position|position-table-missing",
     kind="vision",
+    trap_added=True,
 )

@@ -61,4 +61,5 @@ BUG = Bug(
     layer="(the network)",
     named=r"bicubic",
     kind="vision",
+    trap_added=True,
 )

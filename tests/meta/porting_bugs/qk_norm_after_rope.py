@@ -58,4 +58,5 @@ BUG = Bug(
     named=r"norm.*(after|before).*(rotary|rotat|rope)|(rotary|rotat|rope).*(after|before).*norm",
     kind="rotary",
     blind=True,
+    trap_added=True,
 )

@@ -59,4 +59,5 @@ BUG = Bug(
     layer=("layers.0.self_attn", "layers.0.self_attn.q_norm", "layers.0.self_attn.k_norm"),
     named=r"rotat.*(norm|order|before|behind|first)|norm.*rotat",
     kind="attention",
+    trap_added=True,
 )

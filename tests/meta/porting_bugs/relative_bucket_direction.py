@@ -104,4 +104,5 @@ BUG = Bug(
     named=r"bucket|bidirection|direction|causal|relative position|sign",
     kind="embedding",
     blind=True,
+    trap_added=True,
 )

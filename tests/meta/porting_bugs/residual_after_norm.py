@@ -79,4 +79,5 @@ BUG = Bug(
     named=r"residual|skip|shortcut",
     kind="norm",
     blind=True,
+    trap_added=True,
 )

@@ -66,4 +66,5 @@ BUG = Bug(
     named=r"anti-?alias|resiz|interpol",
     kind="vision",
     blind=True,
+    trap_added=True,
 )

@@ -44,4 +44,5 @@ BUG = Bug(
     layer="layers.0.block.norm",
     named=r"norm-epsilon-outside|epsilon is added to the root",
     kind="norm",
+    trap_added=True,
 )

@@ -43,4 +43,5 @@ BUG = Bug(
     named=r"(rotary|rotat|rope).*(scal|frequen|base|theta|position)|frequenc|theta|wavelength",
     kind="rotary",
     blind=True,
+    trap_added=True,
 )

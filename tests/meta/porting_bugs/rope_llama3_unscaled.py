@@ -59,4 +59,5 @@ BUG = Bug(
     layer="layers.0.self_attn",
     named=r"rotary-frequencies-unscaled|low frequencies are not scaled|frequenc.*scal",
     kind="rotary",
+    trap_added=True,
 )

@@ -31,6 +31,9 @@ PACKAGES = ("torch", "jax", "flax", "optax", "numpy")
 # What a check comes to, by its exit code.
 VERDICTS = ("parity", "mismatch", "undecided")
 
+# A file and a line in a text.
+PLACE = re.compile(r" \(\S+\.py:\d+\)")
+
 # Options of a check that `parity.move` takes, too.
 OF_MOVES = ("layouts", "names")
 
@@ -117,8 +120,11 @@ def is_at(found: str, layers: Sequence[str]) -> bool:
 
 
 def is_named(bug: Bug, trap: str | None, text: str) -> bool:
-    """Return whether a finding's trap and text match what the bug must be called."""
-    return re.search(bug.named, f"[{trap or ''}] {text}", re.IGNORECASE) is not None
+    """Return whether a finding's trap and text match what the bug must be called.
+
+    The name of a file in it does not count: it is the bug's own.
+    """
+    return re.search(bug.named, f"[{trap or ''}] {PLACE.sub('', text)}", re.IGNORECASE) is not None
 
 
 def seeded(bug: Bug) -> nn.Module:

@@ -41,4 +41,5 @@ BUG = Bug(
     named=r"tanh|\bcap|softcap|soft-cap",
     kind="configuration",
     blind=True,
+    trap_added=True,
 )

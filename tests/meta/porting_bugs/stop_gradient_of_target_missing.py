@@ -45,4 +45,5 @@ BUG = Bug(
     layer=("(the network)", "target"),
     named=r"stop-gradient-missing|stop.?gradient|detach",
     kind="training",
+    trap_added=True,
 )

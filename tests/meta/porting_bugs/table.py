@@ -28,8 +28,10 @@ Weights are PyTorch's initial ones, with random numbers in norms and biases. `pa
 - *place*: its first finding is at the layer of the bug, inside it, or at the block that holds it. The whole network
   holds a layer that is in no block.
 - *named*: its first finding says what the bug is. The pattern for that was written before the bug was run. 14 patterns
-  were made stricter after that, because words that many findings have matched them; none was made weaker.
-- *named, no trap added*: the same, without the bugs for which the check got a new known mistake after their first run.
+  were made stricter after that, because words that many findings have matched them; none was made weaker. The names of
+  files in a finding do not count, for they are the bugs' own.
+- *named, no trap added*: the same, without the bugs for which the check got a new known mistake, or another change to
+  try, after their first run.
 - The rules beside it see the outputs of the same two versions in eval mode, in float32: `allclose` with equal relative
   and absolute tolerance, the cosine of all outputs, the KL divergence of the softmax over the last axis, and the error
   of the port in bfloat16 over that of PyTorch in bfloat16. A rule finds a bug where it rejects the wrong version.

@@ -45,4 +45,5 @@ BUG = Bug(
     layer=("lm_head",),
     named=r"tied|embed_tokens|never called|not called",
     kind="configuration",
+    trap_added=True,
 )

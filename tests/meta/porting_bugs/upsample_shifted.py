@@ -105,4 +105,5 @@ BUG = Bug(
     named=r"output.?padding|shift|misalign|\bpads?\b|padding|crop|other side",
     kind="convolution",
     blind=True,
+    trap_added=True,
 )

@@ -55,6 +55,7 @@ BUG = Bug(
     layer=("(the training)", "(the network)", "(training)", "(the optimizer)"),
     named=r"schedule-late|one step behind",
     kind="training",
+    trap_added=True,
     options={"optimizer": warming, "tx": optax.sgd(schedule(1))},
     mistaken={"tx": optax.sgd(schedule(0))},
 )

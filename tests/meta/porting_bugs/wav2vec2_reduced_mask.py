@@ -125,4 +125,5 @@ BUG = Bug(
     named=r"mask|length|padding",
     kind="attention",
     blind=True,
+    trap_added=True,
 )
