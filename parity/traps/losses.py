@@ -107,7 +107,7 @@ LOSSES = (
         ("div", "__truediv__"),
         masked_mean,
         "the loss is divided by the number of all positions; PyTorch's by the number of those that the mask keeps",
-        "(losses * mask).sum() / mask.sum()",
+        "divide by what counts: (losses * mask).sum() / mask.sum()",
         "NovaSky-AI/SkyRL#462",
     ),
     Trap(
@@ -116,7 +116,7 @@ LOSSES = (
         CE + NLL,
         other(weight=None),
         "no class weights",
-        "weight=",
+        "pass weight= to ports.losses.cross_entropy",
         "torch.nn.CrossEntropyLoss: weight",
     ),
     Trap(
@@ -125,7 +125,7 @@ LOSSES = (
         CE + NLL,
         unweighted_mean,
         "the weighted mean is over the number of examples; PyTorch's over the sum of their weights",
-        "ports.losses.cross_entropy(weight=)",
+        "use ports.losses.cross_entropy with weight=",
         "torch.nn.CrossEntropyLoss: weight",
     ),
     Trap(
@@ -134,7 +134,7 @@ LOSSES = (
         CE,
         other(label_smoothing=0.0),
         "no label smoothing",
-        "label_smoothing=",
+        "pass label_smoothing= to ports.losses.cross_entropy",
         "torch.nn.CrossEntropyLoss: label_smoothing",
     ),
     Trap(
@@ -143,7 +143,7 @@ LOSSES = (
         CE,
         smoothing_weighted_by_own,
         "every example is weighted by its own class; PyTorch weights the smoothed part by each class",
-        "ports.losses.cross_entropy(weight=, label_smoothing=)",
+        "use ports.losses.cross_entropy with weight= and label_smoothing=",
         "torch.nn.CrossEntropyLoss: label_smoothing",
     ),
     Trap(
@@ -152,7 +152,7 @@ LOSSES = (
         CE + NLL,
         ignored_counted,
         "ignored labels count in the mean; PyTorch's is over the others",
-        "ports.losses.cross_entropy(ignore_index=)",
+        "use ports.losses.cross_entropy with ignore_index=",
         "torch.nn.CrossEntropyLoss: ignore_index",
     ),
     Trap(
@@ -161,7 +161,7 @@ LOSSES = (
         CE + NLL,
         ignored_wraps,
         "an ignored label is taken as a class counted from the end",
-        "ports.losses.cross_entropy(ignore_index=)",
+        "use ports.losses.cross_entropy with ignore_index=",
         "torch.nn.CrossEntropyLoss: ignore_index",
     ),
     Trap(
@@ -170,7 +170,7 @@ LOSSES = (
         CE,
         twice(lambda x: x.softmax(1 if x.ndim > 1 else 0)),
         "the loss gets probabilities; it expects logits",
-        "no softmax before the loss",
+        "leave out the softmax before the loss",
         LOSS_PAGES,
     ),
     Trap(
@@ -179,7 +179,7 @@ LOSSES = (
         ("binary_cross_entropy_with_logits",),
         twice(torch.sigmoid),
         "the loss gets probabilities; it expects logits",
-        "no sigmoid before the loss",
+        "leave out the sigmoid before the loss",
         LOSS_PAGES,
     ),
     Trap(
@@ -188,7 +188,7 @@ LOSSES = (
         ("binary_cross_entropy_with_logits",),
         other(pos_weight=None),
         "no weight of the positive class",
-        "multiply the positive part by it",
+        "multiply the positive part by pos_weight",
         LOSS_PAGES,
     ),
     Trap(
@@ -197,7 +197,7 @@ LOSSES = (
         MSE,
         lambda function, args, kw: function(*args, **kw) / 2,
         "half of the squared error (optax.l2_loss)",
-        "optax.squared_error",
+        "use optax.squared_error",
         LOSS_PAGES,
     ),
     Trap(
@@ -233,7 +233,7 @@ LOSSES = (
         ("kl_div",),
         reduced("batchmean", "mean"),
         "the divergence is averaged over all numbers; PyTorch's over examples (batchmean)",
-        "sum over classes, mean over examples",
+        "sum over all axes, then divide by the number of examples",
         "torch.nn.KLDivLoss: reduction",
     ),
     Trap(
@@ -251,7 +251,7 @@ LOSSES = (
         ("smooth_l1_loss",),
         huber,
         "the Huber loss; PyTorch's smooth L1 is that over beta",
-        "divide optax.huber_loss by beta",
+        "divide optax.huber_loss(…, delta=beta) by beta",
         "torch.nn.HuberLoss, optax.huber_loss",
     ),
     Trap(
@@ -260,7 +260,7 @@ LOSSES = (
         ("smooth_l1_loss",),
         other(beta=1.0),
         "beta is the default, 1",
-        "pass delta, over beta",
+        "divide optax.huber_loss(…, delta=beta) by beta",
         "torch.nn.SmoothL1Loss, optax.huber_loss",
     ),
     Trap(
@@ -269,7 +269,7 @@ LOSSES = (
         ("huber_loss",),
         other(delta=1.0),
         "delta is the default, 1",
-        "pass delta",
+        "pass delta= to optax.huber_loss, as PyTorch has it",
         "torch.nn.HuberLoss, optax.huber_loss",
     ),
 )

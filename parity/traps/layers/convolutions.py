@@ -15,7 +15,6 @@ from parity.traps.trap import Trap
 
 KERNEL = "a kernel goes from (out, in, height, width) to (height, width, in, out): transpose by (2, 3, 1, 0)"
 PADDING = "jnp.pad with the mode, then padding='VALID'"
-UP_PADDING = "Flax's padding is kernel − 1 − PyTorch's"
 CONV_PAGES = "torch.nn.Conv2d, flax.linen.Conv"
 STRIDE_NOTE = "torchvision.models.resnet50, Note"
 GUIDE = "Flax guide, Convert PyTorch models to Flax"
@@ -57,7 +56,7 @@ KERNELS = (
         CONV,
         lambda layer: None if set(layer.stride) == {1} else SamePadding(layer),
         "the convolution pads like 'SAME'; PyTorch pads both sides alike",
-        "give the padding as numbers: ((1, 1), (1, 1))",
+        "pass the padding as numbers, such as padding=((1, 1), (1, 1))",
         "flax.linen.Conv: padding",
         arguments=("padding",),
     ),
@@ -67,7 +66,7 @@ KERNELS = (
         CONV,
         _unpadded,
         "the convolution does not pad",
-        "give the padding as numbers",
+        "pass the padding as numbers, such as padding=((1, 1), (1, 1))",
         CONV_PAGES,
         arguments=("padding",),
     ),
@@ -77,7 +76,7 @@ KERNELS = (
         CONV,
         _strideless,
         "the convolution has stride 1",
-        "pass strides",
+        "pass strides=, as PyTorch's layer has it",
         STRIDE_NOTE,
         arguments=("strides",),
     ),
@@ -87,7 +86,7 @@ KERNELS = (
         CONV,
         _undilated,
         "the kernel is not dilated",
-        "pass kernel_dilation",
+        "pass kernel_dilation=, which is PyTorch's dilation",
         CONV_PAGES,
         arguments=("kernel_dilation", "padding"),
     ),
@@ -97,7 +96,7 @@ KERNELS = (
         CONV,
         tensor("weight", lambda w: w.transpose(-1, -2) if w.ndim > 3 else w),
         "height and width of the kernel are exchanged",
-        KERNEL,
+        "transpose the kernel by (2, 3, 1, 0), channels last; nn.ConvTranspose: transpose_kernel=True",
         GUIDE,
     ),
     Trap(
@@ -106,7 +105,7 @@ KERNELS = (
         CONV,
         tensor("weight", lambda w: w.flip(tuple(range(2, w.ndim)))),
         "the kernel is flipped",
-        KERNEL,
+        "transpose by (2, 3, 1, 0); flip only for nn.ConvTranspose without transpose_kernel=True",
         GUIDE,
     ),
     Trap(
@@ -115,7 +114,7 @@ KERNELS = (
         CONV,
         tensor("weight", lambda w: w.transpose(0, 1)),
         "input and output channels of the kernel are exchanged",
-        KERNEL,
+        "transpose the kernel by (2, 3, 1, 0), channels last; nn.ConvTranspose: transpose_kernel=True",
         GUIDE,
     ),
     Trap(
@@ -124,7 +123,7 @@ KERNELS = (
         LINEAR,
         tensor("weight", lambda w: w.T),
         "the matrix is not transposed",
-        "PyTorch has (out, in), Flax (in, out): .T",
+        "transpose the weight from (out, in) to (in, out): kernel = weight.T",
         "torch.nn.Linear, flax.linen.Dense",
     ),
     Trap(
@@ -133,7 +132,7 @@ KERNELS = (
         CONV + LINEAR,
         tensor("bias", torch.zeros_like),
         "the bias is missing or zero",
-        "use_bias=True, and write the bias",
+        "pass use_bias=True, and write PyTorch's bias",
         "torch.nn.Linear, flax.linen.Dense: use_bias",
     ),
 )
@@ -145,7 +144,7 @@ STRIDES_AND_TRANSPOSED = (
         CONV,
         lambda c: setting(stride=(2,) * len(c.stride))(c),
         "the stride is 2",
-        "strides",
+        "pass strides=, as PyTorch's layer has it",
         STRIDE_NOTE,
         arguments=("strides",),
     ),
@@ -155,7 +154,7 @@ STRIDES_AND_TRANSPOSED = (
         CONV,
         _reversed("stride"),
         "height's and width's stride are exchanged",
-        "strides",
+        "pass strides=(height, width), in PyTorch's order",
         STRIDE_NOTE,
         arguments=("strides",),
     ),
@@ -165,7 +164,7 @@ STRIDES_AND_TRANSPOSED = (
         CONV,
         _reversed("padding"),
         "height's and width's padding are exchanged",
-        "padding",
+        "pass padding=((h, h), (w, w)) for PyTorch's padding=(h, w)",
         CONV_PAGES,
         arguments=("padding",),
     ),
@@ -175,7 +174,7 @@ STRIDES_AND_TRANSPOSED = (
         CONV,
         _mode(("reflect", "replicate", "circular"), "zeros"),
         "zeros for PyTorch's padding_mode",
-        PADDING,
+        "use jnp.pad ('reflect'; 'edge' for replicate; 'wrap' for circular), then pass padding='VALID'",
         CONV_PAGES,
     ),
     Trap(
@@ -184,7 +183,7 @@ STRIDES_AND_TRANSPOSED = (
         CONV,
         _mode(("reflect", "replicate"), "circular"),
         "the padding goes round",
-        PADDING,
+        "use jnp.pad ('reflect'; 'edge' for replicate), then pass padding='VALID' to nn.Conv",
         CONV_PAGES,
     ),
     Trap(
@@ -193,7 +192,7 @@ STRIDES_AND_TRANSPOSED = (
         CONV,
         _mode(("replicate", "circular"), "reflect"),
         "the padding reflects",
-        PADDING,
+        "use jnp.pad ('edge' for replicate; 'wrap' for circular), then pass padding='VALID' to nn.Conv",
         CONV_PAGES,
     ),
     Trap(
@@ -202,7 +201,7 @@ STRIDES_AND_TRANSPOSED = (
         UP,
         tensor("weight", lambda w: w.flip(tuple(range(2, w.ndim)))),
         "the kernel is flipped: Flax's does not flip it without transpose_kernel",
-        "transpose_kernel=True",
+        "pass transpose_kernel=True to nn.ConvTranspose",
         UP_PAGES,
     ),
     Trap(
@@ -211,7 +210,7 @@ STRIDES_AND_TRANSPOSED = (
         UP,
         _other_padding,
         "PyTorch's padding was copied",
-        UP_PADDING,
+        "pass padding=dilation * (k − 1) − p, for PyTorch's kernel size k and padding p",
         UP_PAGES,
     ),
     Trap(
@@ -220,7 +219,7 @@ STRIDES_AND_TRANSPOSED = (
         UP,
         lambda c: setting(padding=(0,) * len(c.padding))(c),
         "'VALID'",
-        UP_PADDING,
+        "pass padding=dilation * (k − 1) − p, for PyTorch's kernel size k and padding p",
         UP_PAGES,
     ),
     Trap(
@@ -229,7 +228,7 @@ STRIDES_AND_TRANSPOSED = (
         UP,
         lambda c: setting(output_padding=(0,) * len(c.output_padding))(c),
         "output_padding is missing",
-        "add it to the padding behind",
+        "add output_padding to the second number of each axis's padding",
         UP_PAGES,
     ),
     Trap(
@@ -238,7 +237,7 @@ STRIDES_AND_TRANSPOSED = (
         UP[1:2],
         another_function(same_transposed),
         "the layer pads like 'SAME'",
-        UP_PADDING,
+        "pass padding=dilation * (k − 1) − p, for PyTorch's kernel size k and padding p",
         UP_PAGES,
     ),
 )

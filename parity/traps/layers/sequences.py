@@ -65,7 +65,7 @@ SEQUENCES = (
         EMBEDDING,
         _scaled,
         "the embedding is multiplied by √width",
-        "do not scale it",
+        "leave out the factor √width",
         "Vaswani et al. 2017, section 3.4",
     ),
     Trap(
@@ -74,7 +74,7 @@ SEQUENCES = (
         ATTENTION,
         _opposite,
         "the masks' sense is opposite",
-        "Flax's mask is true where seen",
+        "invert the mask: Flax's is True where attention is allowed, PyTorch's where it is not",
         ATTENTION_PAGES,
     ),
     Trap(
@@ -83,7 +83,7 @@ SEQUENCES = (
         ATTENTION,
         _without("key_padding_mask"),
         "padding is attended to",
-        "pass mask",
+        "pass mask=, False at the keys that key_padding_mask hides",
         ATTENTION_PAGES,
     ),
     Trap(
@@ -92,7 +92,7 @@ SEQUENCES = (
         ATTENTION,
         _without("attn_mask"),
         "attn_mask is missing",
-        "pass mask",
+        "pass mask=, False where attn_mask hides a key",
         ATTENTION_PAGES,
     ),
     Trap(
@@ -101,7 +101,7 @@ SEQUENCES = (
         ATTENTION,
         _unscaled,
         "the scores are not divided by √depth",
-        "divide them",
+        "divide the scores by √depth",
         ATTENTION_PAGES,
     ),
     Trap(
@@ -110,7 +110,7 @@ SEQUENCES = (
         RECURRENT,
         lambda r: Around(r, _time, _time),
         "time runs backward",
-        "reverse=False",
+        "pass reverse=False to nn.RNN",
         "torch.nn.LSTM: batch_first, flax.linen.RNN: time_major",
     ),
     Trap(
@@ -119,7 +119,7 @@ SEQUENCES = (
         RECURRENT,
         lambda r: Around(r, _exchanged, _exchanged),
         "the steps go over the batch",
-        "time_major as PyTorch's batch_first says",
+        "pass time_major=False for PyTorch's batch_first=True, and True for False",
         "torch.nn.LSTM: batch_first, flax.linen.RNN: time_major",
     ),
     Trap(
@@ -128,7 +128,7 @@ SEQUENCES = (
         (nn.GRU,),
         tensor("bias_hh_l0", lambda b: torch.cat([b[: len(b) // 3 * 2], 0 * b[len(b) // 3 * 2 :]])),
         "the new gate has no bias at the hidden state, as NNX's GRUCell; PyTorch multiplies it by the reset gate",
-        "linen.GRUCell, or a cell whose hidden layer has a bias",
+        "use linen.GRUCell, or write an NNX cell whose hidden layer has a bias",
         "torch.nn.GRU, flax.linen.GRUCell",
     ),
 )

@@ -16,8 +16,6 @@ PIXELS_PAGE = "torchvision.models, Using the pre-trained models"
 
 PIXEL_MEAN, PIXEL_STD = torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.225))
 
-BIDIRECTIONAL = "nnx.Bidirectional and linen.Bidirectional do both"
-
 
 def _opposite(mask: Any) -> Any:
     return ~mask if isinstance(mask, Tensor) and mask.dtype == torch.bool else mask
@@ -58,7 +56,7 @@ ATTENTION_CALLS = (
         ATTENTION,
         with_argument(5, "is_causal", False, False),
         "the attention sees what comes later; PyTorch's is causal",
-        "is_causal=True, or nn.make_causal_mask",
+        "pass is_causal=True, or a mask from nn.make_causal_mask",
         "torch.nn.functional.scaled_dot_product_attention, jax.nn.dot_product_attention",
     ),
     Trap(
@@ -67,7 +65,7 @@ ATTENTION_CALLS = (
         ATTENTION,
         with_argument(6, "scale", None, 1.0),
         "no scale 1 / √depth",
-        "scale=None",
+        "pass scale= only where PyTorch does: the default, None, is 1 / √depth",
         "Vaswani et al. 2017, section 3.2.1",
     ),
     Trap(
@@ -76,7 +74,7 @@ ATTENTION_CALLS = (
         ATTENTION,
         with_argument(3, "attn_mask", None, _opposite),
         "the mask's sense is opposite",
-        "true is where attention is, in both functions",
+        "leave the mask as it is: in both functions True allows attention",
         "torch.nn.MultiheadAttention, flax.nnx.MultiHeadAttention",
     ),
     Trap(
@@ -85,7 +83,7 @@ ATTENTION_CALLS = (
         ATTENTION,
         with_argument(3, "attn_mask", None, None),
         "there is no mask",
-        "pass mask",
+        "pass mask=, or bias= for an attn_mask of floats",
         "torch.nn.MultiheadAttention, flax.nnx.MultiHeadAttention",
     ),
 )
@@ -97,7 +95,7 @@ DIRECTIONS_AND_INPUTS = (
         RECURRENT,
         _directions(lambda a, b: b),
         "the backward half is first",
-        BIDIRECTIONAL,
+        "put the forward half first, as nn.Bidirectional does",
         "torch.nn.LSTM: bidirectional, flax.linen.Bidirectional",
     ),
     Trap(
@@ -106,7 +104,7 @@ DIRECTIONS_AND_INPUTS = (
         RECURRENT,
         _directions(_kept),
         "the backward half stands in the order in which it was computed, RNN's default",
-        "keep_order=True",
+        "pass keep_order=True to the backward nn.RNN",
         "flax.linen.RNN: reverse, keep_order",
     ),
     Trap(
@@ -115,7 +113,7 @@ DIRECTIONS_AND_INPUTS = (
         (INPUT,),
         _pixels(lambda x: x.flip(1)),
         "BGR for RGB",
-        "do not reverse the channels",
+        "keep the channels in the order RGB",
         PIXELS_PAGE,
     ),
     Trap(
@@ -124,7 +122,7 @@ DIRECTIONS_AND_INPUTS = (
         (INPUT,),
         lambda _, a, kw: a[0] * 255,
         "the input is multiplied by 255",
-        "leave it",
+        "leave out the factor 255",
         PIXELS_PAGE,
     ),
     Trap(
@@ -133,7 +131,7 @@ DIRECTIONS_AND_INPUTS = (
         (INPUT,),
         lambda _, a, kw: a[0] / 255,
         "the input is divided by 255",
-        "leave it",
+        "leave out the division by 255",
         PIXELS_PAGE,
     ),
     Trap(
@@ -142,7 +140,7 @@ DIRECTIONS_AND_INPUTS = (
         (INPUT,),
         _pixels(lambda x: (x - _channelwise(PIXEL_MEAN)) / _channelwise(PIXEL_STD)),
         "ImageNet's mean and standard deviation are taken once more",
-        "normalise in one place",
+        "normalise the input in one place only",
         PIXELS_PAGE,
     ),
 )

@@ -120,7 +120,7 @@ EXPERTS = (
         ("softmax",),
         _again,
         "the softmax is taken twice",
-        "take it once",
+        "take the softmax once",
         "huggingface/transformers#45132",
     ),
     _row(
@@ -128,7 +128,7 @@ EXPERTS = (
         ("topk",),
         _softmax_of_chosen,
         "the softmax goes over the chosen experts; PyTorch's model chooses of the softmax over all",
-        "softmax first, then top_k",
+        "take the softmax over all experts first, then jax.lax.top_k",
         "lablup/mlxcel#391",
     ),
     _row(
@@ -136,7 +136,7 @@ EXPERTS = (
         ("softmax",),
         _softmax_of_all,
         "the softmax goes over all experts; PyTorch's model takes that of the chosen ones",
-        "top_k first, then softmax",
+        "take jax.lax.top_k first, then the softmax of the chosen logits",
         "NVIDIA/TensorRT-LLM#2752",
     ),
     _row(
@@ -144,7 +144,7 @@ EXPERTS = (
         ("topk",),
         _logits,
         "the experts' weights are the router's logits",
-        "take the softmax or sigmoid of them",
+        "take the softmax or sigmoid of the logits, as PyTorch's model does",
         "sgl-project/sglang#35160",
     ),
     _row(
@@ -152,7 +152,7 @@ EXPERTS = (
         ("topk",),
         _scored_by(lambda x: x.softmax(-1), "sigmoid"),
         "the router's scores are a softmax; PyTorch's are sigmoids",
-        "nn.sigmoid",
+        "use nn.sigmoid for the router's scores",
         "MetaX-MACA/vLLM-metax#270",
     ),
     _row(
@@ -160,7 +160,7 @@ EXPERTS = (
         ("topk",),
         _scored_by(torch.sigmoid, "softmax"),
         "the router's scores are sigmoids; PyTorch's are a softmax",
-        "nn.softmax",
+        "use nn.softmax for the router's scores",
         "NVIDIA/TensorRT-Model-Connect#669",
     ),
     _row(
@@ -168,7 +168,7 @@ EXPERTS = (
         ("topk",),
         _renormalised,
         "the weights of the chosen experts are divided by their sum; PyTorch's are not",
-        "leave them as they are, where norm_topk_prob is false",
+        "leave the weights as they are where norm_topk_prob is false",
         "flashinfer-ai/flashinfer#2889",
     ),
     _row(
@@ -176,7 +176,7 @@ EXPERTS = (
         ("div",),
         _not_renormalised,
         "the weights of the chosen experts are not divided by their sum",
-        "weights / weights.sum(-1, keepdims=True)",
+        "divide by the sum: weights / weights.sum(-1, keepdims=True)",
         "pytorch/torchtitan#1448",
     ),
     _row(
@@ -184,7 +184,7 @@ EXPERTS = (
         ("gather",),
         _biased,
         "the bias that experts are chosen with is part of their weights",
-        "choose by scores + bias, and weight by scores",
+        "choose by scores + bias, but take the weights from the scores alone",
         "huggingface/transformers#41647",
     ),
     _row(
@@ -192,7 +192,7 @@ EXPERTS = (
         ("topk",),
         _bias_lost,
         "the experts are chosen without the bias of the router",
-        "top_k(scores + bias)",
+        "choose the experts with jax.lax.top_k(scores + bias, k)",
         "DeepSeek 2024",
     ),
     _row(
@@ -200,7 +200,7 @@ EXPERTS = (
         ("topk",),
         _fewer,
         "one expert less is chosen",
-        "top_k with PyTorch's k",
+        "pass PyTorch's k to jax.lax.top_k",
         "JieShibo/MoLE#7",
     ),
 )

@@ -251,7 +251,7 @@ GATES = (
         ("mul",),
         _gate(lambda act, a, b: act(b) * a),
         "the activation stands on the other factor of a gated unit",
-        "act(gate) * up",
+        "apply the activation to the gate: act(gate) * up",
         "ml-explore/mlx-lm#767",
     ),
     _row(
@@ -259,7 +259,7 @@ GATES = (
         ("mul",),
         _gate(lambda act, a, b: act(a * b)),
         "the activation is taken of the product",
-        "act(gate) * up",
+        "apply the activation to the gate alone: act(gate) * up",
         "Nijikadesu/breakdown-minimind#3",
     ),
     _row(
@@ -267,7 +267,7 @@ GATES = (
         ("mul",),
         _gate(lambda act, a, b: act(a)),
         "the activation is not multiplied by the other part of a gated unit",
-        "act(gate) * up",
+        "multiply by the other part: act(gate) * up",
         "Shazeer 2020",
     ),
     _row(
@@ -275,7 +275,7 @@ GATES = (
         ("mul",),
         _gate(lambda act, a, b: act(a) + b),
         "the parts of a gated unit are added",
-        "act(gate) * up",
+        "multiply the two parts: act(gate) * up",
         "Shazeer 2020",
     ),
     _row(
@@ -291,7 +291,7 @@ GATES = (
         ("pow", "square", "mul"),
         _square,
         "the ReLU is not squared",
-        "jnp.square(nn.relu(x))",
+        "square the ReLU: jnp.square(nn.relu(x))",
         "So et al. 2021",
     ),
     _row(
@@ -299,7 +299,7 @@ GATES = (
         ("mul",),
         _own_gelu(F.gelu),
         "the GELU is that with the error function; PyTorch's model has written out an approximation",
-        "approximate=True, or the form of PyTorch's model",
+        "pass approximate=True to nn.gelu, or write out the form of PyTorch's model",
         "kyutai-labs/pocket-tts#278",
     ),
     _row(
@@ -307,7 +307,7 @@ GATES = (
         ("mul",),
         _own_gelu(_tanh_form),
         "the GELU is that with tanh; PyTorch's model has written out another",
-        "the form of PyTorch's model",
+        "write out the form of PyTorch's model, or pass approximate=False to nn.gelu if it is exact",
         "clementpoiret/Equimo@3b2327a",
     ),
 )
@@ -318,7 +318,7 @@ SUMS_TOKENS_AND_POSITIONS = (
         ("add",),
         _sum(lambda a, b: 2 * a + b),
         "the first part of a sum is added twice",
-        "add it once",
+        "add the first part once",
         "yakhyo/darknet-pytorch#2",
     ),
     _row(
@@ -326,7 +326,7 @@ SUMS_TOKENS_AND_POSITIONS = (
         ("add",),
         _sum(lambda a, b: 2 * b),
         "the branch is added to itself; PyTorch's model adds it to what went into it",
-        "keep the input under a name of its own",
+        "keep the input in a variable of its own, and add the branch to it",
         "facebookresearch/multimodal#305",
     ),
     _row(
@@ -350,7 +350,7 @@ SUMS_TOKENS_AND_POSITIONS = (
         ("mul",),
         _gain_lost,
         "the features are not multiplied by their gains, as LayerScale does",
-        "multiply by them",
+        "multiply the features by their gains",
         "riccardomusmeci/mlx-image#26",
     ),
     _row(
@@ -358,7 +358,7 @@ SUMS_TOKENS_AND_POSITIONS = (
         ("add",),
         _shift_lost,
         "no bias is added to the features",
-        "add it",
+        "add the bias to the features",
         "bclarkson-code/Tricycle#19",
     ),
     _row(
@@ -366,7 +366,7 @@ SUMS_TOKENS_AND_POSITIONS = (
         ("mul",),
         _by_root_of_width,
         "the embedding is not multiplied by the root of its width",
-        "x * sqrt(width)",
+        "multiply the embedding by jnp.sqrt(width)",
         "tenstorrent/tt-metal#22812",
     ),
     _row(
@@ -374,7 +374,7 @@ SUMS_TOKENS_AND_POSITIONS = (
         ("mul",),
         _twice_by_root_of_width,
         "the embedding is multiplied by the root of its width twice",
-        "multiply once",
+        "multiply the embedding by jnp.sqrt(width) only once",
         "TensorAuto/OpenTau#179",
     ),
     _row(
@@ -382,7 +382,7 @@ SUMS_TOKENS_AND_POSITIONS = (
         ("linear", "matmul"),
         _scaled_logits,
         "the product with the tied embedding is divided by the root of its width, as T5 does",
-        "do not scale it",
+        "leave the product unscaled",
         "huggingface/transformers#43681",
     ),
     _row(
@@ -390,7 +390,7 @@ SUMS_TOKENS_AND_POSITIONS = (
         ("getitem",),
         _pooled_mean,
         "the mean of the tokens is taken; PyTorch's model takes one",
-        "x[:, 0]",
+        "take the token that PyTorch's model takes: x[:, 0], or x[:, -1]",
         "kyegomez/Vit-RGTS#10",
     ),
     _row(
@@ -398,7 +398,7 @@ SUMS_TOKENS_AND_POSITIONS = (
         ("mean",),
         _first_token,
         "the first token is taken; PyTorch's model takes the mean of all",
-        "x.mean(1)",
+        "take the mean of all tokens: x.mean(1)",
         "Dosovitskiy et al. 2021",
     ),
     _row(
@@ -406,7 +406,7 @@ SUMS_TOKENS_AND_POSITIONS = (
         ("mean",),
         _all_tokens,
         "the mean goes over all tokens; PyTorch's leaves the first ones out",
-        "x[:, 1:].mean(1)",
+        "leave the first tokens out, as with one class token: x[:, 1:].mean(1)",
         "lucidrains/vit-pytorch#226",
     ),
     _row(
@@ -414,7 +414,7 @@ SUMS_TOKENS_AND_POSITIONS = (
         ("div",),
         _mean(lambda x, mask, dim: (x * mask).mean(dim)),
         "the sum of what the mask keeps is divided by the length",
-        "divide by mask.sum()",
+        "divide by the number of tokens that the mask keeps: mask.sum(1)",
         "Reimers and Gurevych 2019",
     ),
     _row(
@@ -422,7 +422,7 @@ SUMS_TOKENS_AND_POSITIONS = (
         ("div",),
         _mean(lambda x, mask, dim: x.mean(dim)),
         "the mean goes over padding, too",
-        "(x * mask).sum(1) / mask.sum(1)",
+        "average only what the mask keeps: (x * mask).sum(1) / mask.sum(1)",
         "lanterndata/lantern_extras#91",
     ),
     _row(
@@ -430,7 +430,7 @@ SUMS_TOKENS_AND_POSITIONS = (
         ("exp",),
         _shifted_frequencies,
         "the last frequency of the sines is another: the step is divided by n for n − 1, or the other way",
-        "pass downscale_freq_shift as PyTorch's model does",
+        "divide the exponents by n or n − 1, as PyTorch's model does (downscale_freq_shift)",
         "kohya-ss/sd-scripts#1187",
     ),
 )

@@ -245,7 +245,7 @@ HEADS_AND_PARTS = (
         ("repeat_interleave", "reshape", "flatten"),
         _tiled,
         "heads of keys and values are tiled; PyTorch's model repeats each for its group of queries",
-        "jnp.repeat(k, groups, axis)",
+        "repeat each head: jnp.repeat(k, query heads // key heads, axis)",
         "onnx/onnx#7274",
     ),
     _row(
@@ -253,7 +253,7 @@ HEADS_AND_PARTS = (
         ("repeat",),
         _interleaved,
         "each item is repeated beside its copies; PyTorch's model tiles",
-        "jnp.tile",
+        "use jnp.tile",
         "Ainslie et al. 2023",
     ),
     _row(
@@ -269,7 +269,7 @@ HEADS_AND_PARTS = (
         ("chunk", "split", "unbind"),
         _parts((1, 0, 2)),
         "the first two of three parts are exchanged: keys before queries",
-        "queries, keys, values",
+        "unpack in the order queries, keys, values",
         "Vaswani et al. 2017, section 3.2.2",
     ),
     _row(
@@ -277,7 +277,7 @@ HEADS_AND_PARTS = (
         ("chunk", "split", "unbind"),
         _parts((0, 2, 1)),
         "the last two of three parts are exchanged: values before keys",
-        "queries, keys, values",
+        "unpack in the order queries, keys, values",
         "tenstorrent/tt-mlir#8958",
     ),
 )
@@ -288,7 +288,7 @@ PATCHES_AND_WAVES = (
         ("cat",),
         _class_token_last,
         "the class token stands behind the patches; PyTorch's stands before them",
-        "jnp.concatenate([token, patches], 1)",
+        "put the class token first: jnp.concatenate([token, patches], 1)",
         "Dosovitskiy et al. 2021",
     ),
     _row(
@@ -304,7 +304,7 @@ PATCHES_AND_WAVES = (
         RESHAPE,
         _pixels(_columns_first),
         "the pixels of a patch stand in the order of its columns",
-        "rows before columns",
+        "order the pixels of a patch by row, then by column",
         "NVIDIA/flashdreams#284",
     ),
     _row(
@@ -312,7 +312,7 @@ PATCHES_AND_WAVES = (
         RESHAPE,
         _tokens_by_column,
         "the places of the image are read column by column; PyTorch's model reads rows",
-        "reshape (batch, rows, columns, channels)",
+        "reshape from (batch, rows, columns, channels), rows before columns",
         "MIC-DKFZ/dynamic-network-architectures#13",
     ),
     _row(
@@ -328,7 +328,7 @@ PATCHES_AND_WAVES = (
         RESHAPE,
         _windows_unmoved,
         "windows or patches are cut by a reshape alone; PyTorch's model exchanges axes before",
-        "transpose to (batch, rows, columns, height, width, channels)",
+        "transpose to (batch, rows, columns, height, width, channels), then reshape",
         "Liu et al. 2021",
     ),
     _row(
@@ -336,7 +336,7 @@ PATCHES_AND_WAVES = (
         ("cat",),
         _halves_in_other_order,
         "the second and the third of four parts are exchanged",
-        "join them in PyTorch's order",
+        "join the parts in PyTorch's order",
         "Liu et al. 2021",
     ),
     _row(
@@ -344,7 +344,7 @@ PATCHES_AND_WAVES = (
         ("cat",),
         _waves,
         "sines and cosines stand side by side; PyTorch's model has all sines, then all cosines",
-        "jnp.concatenate([sin, cos], -1)",
+        "join them in blocks: jnp.concatenate([sin, cos], -1)",
         "Vaswani et al. 2017, section 3.5",
     ),
     _row(
@@ -352,7 +352,7 @@ PATCHES_AND_WAVES = (
         ("stack",),
         _waves_in_blocks,
         "all sines stand before all cosines; PyTorch's model has them side by side",
-        "jnp.stack([sin, cos], -1), then reshape",
+        "interleave them: jnp.stack([sin, cos], -1), then reshape",
         "tensorops/TransformerX#115",
     ),
 )

@@ -283,7 +283,7 @@ OWN_NORMS = (
         OWN,
         _norm(_epsilon(1e-6)),
         "the norm's epsilon is 1e-6, Flax's default; PyTorch's model has another",
-        "pass epsilon",
+        "pass epsilon=, as PyTorch's model has it",
         "keras-team/keras-hub@81de50adc",
     ),
     Trap(
@@ -292,7 +292,7 @@ OWN_NORMS = (
         FUNCTIONAL,
         _norm(_epsilon(1e-5)),
         "the norm's epsilon is 1e-5; PyTorch's model has another",
-        "pass epsilon",
+        "pass epsilon=, as PyTorch's model has it",
         "keras-team/keras-hub@99edccfe6",
     ),
     Trap(
@@ -301,7 +301,7 @@ OWN_NORMS = (
         FUNCTIONAL,
         _norm(_epsilon(0.0)),
         "the norm has no epsilon, or one that is lost in rounding",
-        "add it to the mean square",
+        "add epsilon to the mean square or to its root, as PyTorch's model does",
         "Zhang and Sennrich 2019",
     ),
     Trap(
@@ -310,7 +310,7 @@ OWN_NORMS = (
         FUNCTIONAL,
         _norm(_where(lambda norm: norm.inside and norm.eps > 0, inside=False)),
         "epsilon is added to the root; PyTorch's model adds it to the mean square",
-        "x / sqrt(mean square + epsilon)",
+        "add epsilon inside the root: x / jnp.sqrt(mean square + epsilon)",
         "tile-ai/tilelang#1243",
     ),
     Trap(
@@ -319,7 +319,7 @@ OWN_NORMS = (
         OWN,
         _norm(_where(lambda norm: not norm.inside and norm.eps > 0, inside=True)),
         "epsilon is added to the mean square; PyTorch's model adds it to the root",
-        "x / (root + epsilon)",
+        "add epsilon to the root: x / (root + epsilon)",
         "fla-org/flash-linear-attention#508",
     ),
     Trap(
@@ -328,7 +328,7 @@ OWN_NORMS = (
         OWN,
         _norm(_where(lambda norm: not norm.centred, centred=True)),
         "the mean is subtracted, as in a LayerNorm; PyTorch's model has an RMSNorm",
-        "use RMSNorm",
+        "use nn.RMSNorm, which does not subtract the mean",
         "ggml-org/llama.cpp#173",
     ),
     Trap(
@@ -337,7 +337,7 @@ OWN_NORMS = (
         FUNCTIONAL,
         _norm(_where(lambda norm: norm.centred, centred=False)),
         "the mean is not subtracted, as in an RMSNorm; PyTorch's model has a LayerNorm",
-        "use LayerNorm",
+        "use nn.LayerNorm, which subtracts the mean",
         "Ba et al. 2016",
     ),
     Trap(
@@ -346,7 +346,7 @@ OWN_NORMS = (
         FUNCTIONAL,
         _norm(_where(lambda norm: norm.centred and not norm.unbiased, unbiased=True)),
         "the variance is over n − 1; PyTorch's model divides by n",
-        "ddof=0",
+        "divide the variance by n: pass ddof=0",
         "LBANN/lbann#2024",
     ),
     Trap(
@@ -355,7 +355,7 @@ OWN_NORMS = (
         (*OWN, "layer_norm"),
         _norm(_where(lambda norm: norm.scale is not None and not norm.plus, plus=1.0)),
         "the factor is 1 + scale, as in Gemma; PyTorch's model multiplies by scale",
-        "multiply by scale",
+        "multiply by scale, without adding 1",
         "utensils/mold#1078",
     ),
     Trap(
@@ -364,7 +364,7 @@ OWN_NORMS = (
         ("mul", "add"),
         _norm(_where(lambda norm: norm.scale is not None and norm.plus == 1, plus=0.0)),
         "the factor is scale; PyTorch's model multiplies by 1 + scale",
-        "1 + scale, or add one to the weights when they are moved",
+        "multiply by 1 + scale, or add 1 to the weights when you move them",
         "utensils/mold#1078",
     ),
     Trap(
@@ -373,7 +373,7 @@ OWN_NORMS = (
         ("mul", "add", "layer_norm", "rms_norm"),
         _norm(_where(lambda norm: norm.scale is not None, scale=None)),
         "the normalised numbers are not scaled",
-        "multiply by scale",
+        "multiply by the norm's scale",
         "Ba et al. 2016",
     ),
     Trap(
@@ -382,7 +382,7 @@ OWN_NORMS = (
         ("add", "layer_norm"),
         _norm(_where(lambda norm: norm.bias is not None, bias=None)),
         "the norm has no bias",
-        "add it",
+        "add the norm's bias",
         "Ba et al. 2016",
     ),
     Trap(
@@ -391,7 +391,7 @@ OWN_NORMS = (
         FUNCTIONAL,
         _norm(lambda norm: norm.x),
         "there is no norm; PyTorch's model has one",
-        "normalise",
+        "add the norm that PyTorch's model has, such as nn.LayerNorm or nn.RMSNorm",
         "Cerebras/modelzoo#85",
     ),
     Trap(
@@ -400,7 +400,7 @@ OWN_NORMS = (
         FUNCTIONAL,
         _norm(lambda norm: norm.value(norm.value())),
         "the norm is taken twice",
-        "take it once",
+        "apply the norm once",
         "ggml-org/llama.cpp#1925",
     ),
     Trap(
@@ -409,7 +409,7 @@ OWN_NORMS = (
         FUNCTIONAL,
         _norm(_other_axis),
         "the norm goes over axis 1; PyTorch's over the features",
-        "over the last axis",
+        "normalise over the last axis",
         "kyegomez/zeta#180",
     ),
     Trap(
@@ -437,7 +437,7 @@ OWN_NORMS = (
         FUNCTIONAL,
         _norm(_divided(-1.0)),
         "the numbers are multiplied by the root; PyTorch's model divides by it",
-        "x * rsqrt(mean square + epsilon), or x / sqrt",
+        "multiply by jax.lax.rsqrt(mean square + epsilon), or divide by its jnp.sqrt",
         "mosaicml/llm-foundry#371",
     ),
     Trap(
@@ -446,7 +446,7 @@ OWN_NORMS = (
         FUNCTIONAL,
         _norm(_divided(2.0)),
         "the numbers are divided by the variance or the mean square; PyTorch's model takes its root",
-        "take the root",
+        "divide by the root: jnp.sqrt(mean square + epsilon)",
         "ppwwyyxx/GroupNorm-reproduce#3",
     ),
     Trap(
@@ -455,7 +455,7 @@ OWN_NORMS = (
         OWN,
         _norm(_of_variance),
         "the RMSNorm divides by the deviation from the mean; PyTorch's by the root of the mean square",
-        "jnp.mean(jnp.square(x), -1, keepdims=True)",
+        "take the mean square without the mean: jnp.mean(jnp.square(x), -1, keepdims=True)",
         "huggingface/pytorch-image-models#2380",
     ),
     Trap(
@@ -464,7 +464,7 @@ OWN_NORMS = (
         FUNCTIONAL,
         _norm(_divided(4.0)),
         "the numbers are divided by the square of the variance; PyTorch's model takes its root",
-        "(variance + epsilon) ** 0.5",
+        "divide by (variance + epsilon) ** 0.5",
         "131250208/TPlinker-joint-extraction#37",
     ),
     Trap(
@@ -473,7 +473,7 @@ OWN_NORMS = (
         FUNCTIONAL,
         _norm(_root_of_deviation),
         "the numbers are divided by the root of the deviation; PyTorch's model takes the root of the variance",
-        "jnp.var in the root",
+        "take the root of jnp.var, not of jnp.std",
         "fastai/course-v3#363",
     ),
 )

@@ -91,7 +91,7 @@ POOLS = (
         MAX_POOL,
         _pool("same", -np.inf),
         "the pool pads like 'SAME'",
-        "give padding as numbers",
+        "pass the padding as numbers, such as padding=((1, 1), (1, 1))",
         MAX_POOL_PAGES,
     ),
     Trap(
@@ -100,7 +100,7 @@ POOLS = (
         MAX_POOL,
         _pool("own", 0.0),
         "the pool pads with zeros; PyTorch with −∞",
-        "padding=",
+        "pass padding= to nn.max_pool, which pads with −∞",
         MAX_POOL_PAGES,
     ),
     Trap(
@@ -109,7 +109,7 @@ POOLS = (
         MAX_POOL,
         _pool("none", 0.0),
         "the pool does not pad",
-        "give padding as numbers",
+        "pass the padding as numbers, such as padding=((1, 1), (1, 1))",
         MAX_POOL_PAGES,
     ),
     Trap(
@@ -118,7 +118,7 @@ POOLS = (
         MAX_POOL + AVG_POOL,
         _pool_stride,
         "the pool has Flax's stride, 1",
-        "pass strides",
+        "pass strides=; PyTorch's default is the size of the window",
         MAX_POOL_PAGES,
     ),
     Trap(
@@ -136,7 +136,7 @@ POOLS = (
         AVG_POOL,
         _counting,
         "the average pool counts its padding otherwise than PyTorch's",
-        "pass count_include_pad",
+        "pass count_include_pad=, as PyTorch has it",
         AVG_POOL_PAGES,
     ),
     Trap(
@@ -145,7 +145,7 @@ POOLS = (
         AVG_POOL,
         _pool("same", 0.0, True),
         "the pool pads like 'SAME'",
-        "give padding as numbers",
+        "pass the padding as numbers, such as padding=((1, 1), (1, 1))",
         AVG_POOL_PAGES,
     ),
     Trap(
@@ -166,7 +166,7 @@ POOL_SETTINGS = (
         MAX_POOL + AVG_POOL,
         _ceiling,
         "the last window is missing",
-        "pad behind for ceil_mode",
+        "pad the end of each spatial axis for ceil_mode; leave that padding out of an average",
         "torch.nn.MaxPool2d: ceil_mode",
     ),
     Trap(
@@ -175,7 +175,7 @@ POOL_SETTINGS = (
         MAX_POOL,
         with_argument(4, "dilation", 1, 1),
         "the window is not dilated",
-        "lax.reduce_window",
+        "use jax.lax.reduce_window with window_dilation=",
         MAX_POOL_PAGES,
     ),
     Trap(
@@ -184,7 +184,7 @@ POOL_SETTINGS = (
         AVG_POOL,
         with_argument(6, "divisor_override", None, None),
         "the average is over the window; PyTorch has another divisor",
-        "multiply by window / divisor",
+        "multiply nn.avg_pool's output by window size / divisor_override",
         AVG_POOL_PAGES,
     ),
     Trap(
@@ -193,7 +193,7 @@ POOL_SETTINGS = (
         ("lp_pool1d", "lp_pool2d"),
         _powers,
         "powers are averaged, not summed",
-        "sum them",
+        "sum the powers: multiply their mean by the size of the window, before the root",
         "torch.nn.LPPool2d",
     ),
     Trap(
@@ -202,7 +202,7 @@ POOL_SETTINGS = (
         ("adaptive_avg_pool2d",),
         _even_windows,
         "all windows have one size; PyTorch's go from floor to ceiling",
-        "average from ⌊i·n/m⌋ to ⌈(i+1)·n/m⌉",
+        "average input ⌊i·n/m⌋ up to, but not including, ⌈(i+1)·n/m⌉ for output i of m",
         "torch.nn.AdaptiveAvgPool2d",
     ),
 )

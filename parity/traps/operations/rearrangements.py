@@ -123,7 +123,7 @@ JOINS_AND_AXES = (
         FLAT,
         _flattened,
         "the flatten goes channels last; PyTorch's goes channels first",
-        "x.transpose(0, 3, 1, 2) before the reshape",
+        "transpose to channels first before the reshape: x.transpose(0, 3, 1, 2)",
         "Flax guide, Convert PyTorch models to Flax",
     ),
     Trap(
@@ -141,7 +141,7 @@ JOINS_AND_AXES = (
         PAD,
         _padded,
         "the odd row or column is padded at the other side",
-        "exchange the pads",
+        "exchange the numbers before and after in each axis's padding",
         "torch.nn.functional.pad, jax.numpy.pad",
     ),
     Trap(
@@ -150,7 +150,7 @@ JOINS_AND_AXES = (
         PAD,
         _both_sides,
         "both sides are padded; PyTorch's model pads one",
-        "pad that side: padding=((0, 1), (0, 1))",
+        "pad one side only, such as padding=((0, 1), (0, 1))",
         "huggingface/diffusers#5137",
     ),
     Trap(
@@ -159,7 +159,7 @@ JOINS_AND_AXES = (
         PAD,
         _zeros,
         "zeros for PyTorch's other padding mode",
-        "jnp.pad with its mode",
+        "pass jnp.pad PyTorch's mode: 'reflect', 'edge' for replicate, 'wrap' for circular",
         "torch.nn.functional.pad, jax.numpy.pad",
     ),
     Trap(
@@ -168,7 +168,7 @@ JOINS_AND_AXES = (
         ("softmax", "log_softmax"),
         _axis,
         "the softmax goes along another axis",
-        "pass axis",
+        "pass axis=, where PyTorch's dim is in the channels-last array",
         "torch.nn.Softmax, jax.nn.softmax",
     ),
     Trap(
@@ -177,7 +177,7 @@ JOINS_AND_AXES = (
         ("__getitem__",),
         _selected,
         "the other end is taken",
-        "x[:, -1] is the last, x[:, 0] the first",
+        "take the other end: x[:, -1] is the last, x[:, 0] the first",
         "torch.Tensor.__getitem__",
     ),
 )
@@ -189,7 +189,7 @@ REARRANGEMENTS = (
         ("pixel_shuffle",),
         _depth_first,
         "the channel is the last part of a pixel's depth; PyTorch has it first",
-        "reshape to (…, channels, r, r)",
+        "reshape the channels to (…, channels, r, r), channels first",
         "torch.nn.PixelShuffle",
     ),
     Trap(
@@ -198,7 +198,7 @@ REARRANGEMENTS = (
         ("pixel_unshuffle",),
         _depth_last,
         "the channel is the last part of a pixel's depth; PyTorch has it first",
-        "transpose to (…, channels, r, r)",
+        "transpose to (…, channels, r, r) before the reshape",
         "torch.nn.PixelShuffle",
     ),
     Trap(
@@ -207,7 +207,7 @@ REARRANGEMENTS = (
         ("channel_shuffle",),
         _other_groups,
         "groups and their sizes",
-        "exchange them",
+        "reshape to (…, groups, channels // groups), then exchange these two axes",
         "Zhang et al. 2018 (ShuffleNet), figure 1",
     ),
     Trap(
@@ -216,7 +216,7 @@ REARRANGEMENTS = (
         ("chunk", "split", "unbind"),
         _reversed,
         "the parts are exchanged",
-        "other order",
+        "take the parts in the other order",
         "torch.chunk, jax.numpy.split",
     ),
     Trap(
@@ -225,7 +225,7 @@ REARRANGEMENTS = (
         ("chunk", "split"),
         _interleaved,
         "every n-th is taken; PyTorch's are blocks",
-        "jnp.split",
+        "use jnp.split",
         "torch.chunk, jax.numpy.split",
     ),
     Trap(
@@ -234,7 +234,7 @@ REARRANGEMENTS = (
         ("roll",),
         _other_way,
         "rolled the other way",
-        "jnp.roll has PyTorch's sign",
+        "pass jnp.roll PyTorch's shifts with the same sign",
         "torch.roll, jax.numpy.roll",
     ),
     Trap(
@@ -243,7 +243,7 @@ REARRANGEMENTS = (
         ("flip",),
         lambda _, a, kw: a[0],
         "there is no flip; PyTorch has one",
-        "jnp.flip",
+        "add jnp.flip",
         "torch.flip, jax.numpy.flip",
     ),
     Trap(
@@ -252,7 +252,7 @@ REARRANGEMENTS = (
         ("masked_fill", "masked_fill_", "where"),
         _mask,
         "the mask's sense is opposite",
-        "~mask",
+        "invert the mask: ~mask",
         "torch.Tensor.masked_fill, jax.numpy.where",
     ),
 )

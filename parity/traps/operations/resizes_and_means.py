@@ -151,7 +151,7 @@ DEVIATIONS_AND_CORNERS = (
         RESIZE,
         lambda f, a, kw: _resized(align_corners=not kw.get("align_corners", False))(f, a, kw),
         "the corners of the resize are aligned otherwise",
-        "jax.image.resize has align_corners=False; write the other form by hand",
+        "use jax.image.resize for align_corners=False; write the other form by hand",
         RESIZE_PAGES,
     ),
     Trap(
@@ -160,7 +160,7 @@ DEVIATIONS_AND_CORNERS = (
         RESIZE,
         _resized(mode="nearest-exact"),
         "jax.image.resize's nearest is PyTorch's nearest-exact",
-        "repeat rows and columns",
+        "repeat rows and columns with jnp.repeat, or take the pixels jnp.arange(m) * n // m",
         RESIZE_PAGES,
     ),
     Trap(
@@ -169,7 +169,7 @@ DEVIATIONS_AND_CORNERS = (
         ("normalize",),
         _power,
         "epsilon is added to the norm; PyTorch takes the larger",
-        "jnp.maximum",
+        "divide by jnp.maximum(norm, epsilon)",
         "torch.nn.functional.normalize",
     ),
 )
@@ -181,7 +181,7 @@ RESIZES_AND_MEANS = (
         RESIZE,
         _resize("bilinear", antialias=True, mode="bilinear"),
         "jax.image.resize averages where it shrinks; PyTorch does not",
-        "antialias=False",
+        "pass antialias=False to jax.image.resize",
         RESIZE_PAGES,
     ),
     Trap(
@@ -190,7 +190,7 @@ RESIZES_AND_MEANS = (
         RESIZE,
         _resize("bicubic", antialias=True, mode="bicubic"),
         "the cubic kernel has a = −0.5; PyTorch's −0.75",
-        "write the weights by hand",
+        "write the weights of the cubic kernel by hand, with a = −0.75",
         RESIZE_PAGES,
     ),
     Trap(
@@ -208,7 +208,7 @@ RESIZES_AND_MEANS = (
         RESIZE,
         _by_weights({"bilinear": _linear, "bicubic": _cubic(-0.5)}, _within, antialias=True),
         "the image is made smaller without antialiasing; PyTorch's model has antialias=True",
-        "antialias=True",
+        "pass antialias=True to jax.image.resize",
         "sayakpaul/cmmd-pytorch#4",
     ),
     Trap(
@@ -217,7 +217,7 @@ RESIZES_AND_MEANS = (
         RESIZE,
         _resize("bilinear", mode="nearest"),
         "nearest",
-        "'bilinear'",
+        "pass method='bilinear' to jax.image.resize",
         RESIZE_PAGES,
     ),
     Trap(
@@ -226,7 +226,7 @@ RESIZES_AND_MEANS = (
         RESIZE,
         _resize("nearest", mode="bilinear"),
         "bilinear",
-        "repeat pixels",
+        "repeat rows and columns with jnp.repeat, as PyTorch's mode='nearest' does",
         RESIZE_PAGES,
     ),
     Trap(
@@ -235,7 +235,7 @@ RESIZES_AND_MEANS = (
         ("mean",),
         _axes,
         "over PyTorch's axes, where channels are last",
-        "over axes (1, 2)",
+        "take the mean over axes (1, 2) where PyTorch has (2, 3)",
         MEAN_PAGES,
     ),
     Trap("mean-is-sum", "between", ("mean",), _summed, "a sum for a mean", "take the mean", MEAN_PAGES),
@@ -246,7 +246,7 @@ RESIZES_AND_MEANS = (
         ("layer_norm",),
         _channels_only,
         "normalised over the channels alone, Flax's default; PyTorch's over all of normalized_shape",
-        "reduction_axes=(1, 2, 3)",
+        "pass reduction_axes= with all axes of normalized_shape, such as (1, 2, 3)",
         "flax.linen.LayerNorm: reduction_axes",
     ),
     Trap(
@@ -255,7 +255,7 @@ RESIZES_AND_MEANS = (
         ("layer_norm", "group_norm", "instance_norm"),
         _epsilon,
         "epsilon is 1e-6, which is Flax's default",
-        "pass epsilon explicitly",
+        "pass epsilon explicitly, as PyTorch has it",
         "torch.nn.functional.layer_norm",
     ),
 )

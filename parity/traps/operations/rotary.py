@@ -192,7 +192,7 @@ ROTARY = (
         HEADS,
         _rotary(lambda r: r.value(halves=True) if not r.halves else None),
         "features that stand half of the depth apart are rotated together; PyTorch's model rotates neighbours",
-        "x[..., ::2] and x[..., 1::2], or permute the weights of queries and keys",
+        "rotate x[..., ::2] with x[..., 1::2], or permute the weights of queries and keys",
         "EleutherAI/gpt-neox#834",
     ),
     Trap(
@@ -201,7 +201,7 @@ ROTARY = (
         HEADS,
         _rotary(lambda r: r.value(halves=False) if r.halves else None),
         "neighbouring features are rotated together; PyTorch's model rotates those half of the depth apart",
-        "jnp.split(x, 2, -1)",
+        "rotate the two halves of jnp.split(x, 2, -1) together",
         "huggingface/transformers#39687",
     ),
     Trap(
@@ -210,7 +210,7 @@ ROTARY = (
         HEADS,
         _rotary(_other_table),
         "the tables repeat their angles in the order of the other form of pairs",
-        "join the angles of halves with concatenate, of neighbours with repeat",
+        "repeat the angles with jnp.concatenate for halves, with jnp.repeat for neighbours",
         "huggingface/transformers#47403",
     ),
     Trap(
@@ -219,7 +219,7 @@ ROTARY = (
         HEADS,
         _rotary(lambda r: replace(r, sin=-r.sin).value()),
         "the rotation goes the other way",
-        "a cos − b sin, and a sin + b cos",
+        "rotate the pair (a, b) to (a cos − b sin, a sin + b cos)",
         "karpathy/nanochat#489",
     ),
     Trap(
@@ -228,7 +228,7 @@ ROTARY = (
         HEADS,
         _rotary(lambda r: replace(r, cos=r.sin, sin=r.cos).value()),
         "the tables of cosines and sines are exchanged",
-        "exchange them",
+        "exchange the tables of cosines and sines",
         "Su et al. 2021, section 3.4",
     ),
     Trap(
@@ -255,7 +255,7 @@ ROTARY = (
         HEADS,
         _rotary(lambda r: replace(r, x=r.value().reshape(r.x.shape)).value()),
         "the rotary embedding is applied twice",
-        "rotate once",
+        "rotate queries and keys once",
         "Su et al. 2021, section 3.4",
     ),
     Trap(
@@ -264,7 +264,7 @@ ROTARY = (
         HEADS,
         _angles(lambda a: replace(a, positions=a.positions + 1)),
         "the positions are one more than PyTorch's",
-        "start at zero, or at the length of the cache",
+        "start the positions at 0, or at the length of the cache",
         "fla-org/flash-linear-attention#766",
     ),
     Trap(
@@ -273,7 +273,7 @@ ROTARY = (
         HEADS,
         _angles(lambda a: replace(a, positions=a.positions - a.positions.min()) if a.positions.min() > 0 else None),
         "the positions start at zero; PyTorch's start behind what is cached",
-        "add the length of the cache",
+        "add the length of the cache to the positions",
         "Blaizzy/mlx-vlm#1983",
     ),
     Trap(
@@ -282,7 +282,7 @@ ROTARY = (
         HEADS,
         _angles(_base(1e4)),
         "the base is 10,000, the default; PyTorch's model has another",
-        "pass rope_theta",
+        "take the base from rope_theta in the model's configuration",
         "AI-Hypercomputer/maxtext@4720c3e6f",
     ),
     Trap(
@@ -291,7 +291,7 @@ ROTARY = (
         HEADS,
         _angles(_unscaled_positions),
         "the positions are not divided by the scaling factor",
-        "divide them",
+        "divide the positions by the scaling factor",
         "keras-team/keras-hub@778ccd72f",
     ),
     Trap(
@@ -300,7 +300,7 @@ ROTARY = (
         HEADS,
         _angles(_inverse_scale),
         "the positions are multiplied by the scaling factor; PyTorch's model divides",
-        "divide them",
+        "divide the positions by the scaling factor",
         "keras-team/keras-hub@778ccd72f",
     ),
     Trap(
@@ -309,7 +309,7 @@ ROTARY = (
         HEADS,
         _angles(_unscaled_frequencies),
         "the low frequencies are not scaled, as Llama 3 and YaRN do",
-        "apply rope_scaling",
+        "scale the frequencies as rope_scaling in the model's configuration says",
         "Blaizzy/mlx-vlm#1710",
     ),
     Trap(
@@ -367,7 +367,7 @@ PARTIAL_ROTARY = (
         HEADS,
         _rotary(_half),
         "half of the features are rotated; PyTorch's model rotates all of them",
-        "rotate all, or pass the rotary depth that PyTorch's model has",
+        "rotate all features of each head",
         "vllm-project/vllm#41185",
     ),
     Trap(
@@ -386,7 +386,7 @@ PARTIAL_ROTARY = (
         ("cat",),
         _partial(_whole),
         "all features are rotated; PyTorch's model rotates a part of them",
-        "rotate partial_rotary_factor of the depth, and join the rest",
+        "rotate only partial_rotary_factor * depth features, and join the others unrotated",
         "AI-Hypercomputer/maxtext@942563445",
     ),
     Trap(
@@ -395,7 +395,7 @@ PARTIAL_ROTARY = (
         ("cat",),
         _partial(_other_part),
         "the features at the other end are rotated",
-        "rotate the part that PyTorch's model does",
+        "rotate the features at the end that PyTorch's model rotates",
         "DeepSeek 2024",
     ),
     Trap(

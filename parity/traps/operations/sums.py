@@ -104,7 +104,7 @@ LOST_SUMMANDS = (
         ADD,
         _operand(0),
         "a sum lacks its second part, or a residual its branch",
-        "add it",
+        "add the second part",
         "He et al. 2016, figure 2",
     ),
     Trap(
@@ -113,7 +113,7 @@ LOST_SUMMANDS = (
         ADD,
         _operand(1),
         "a sum lacks its first part, as where a residual is missing",
-        "add it",
+        "add the first part",
         "He et al. 2016, figure 2",
     ),
 )
@@ -125,7 +125,7 @@ SUMS_AND_FACTORS = (
         RELU,
         _relu_before(1),
         "the ReLU stands before the sum, on its second part",
-        "after it",
+        "apply nn.relu after the sum",
         RELU_PAGES,
     ),
     Trap(
@@ -134,7 +134,7 @@ SUMS_AND_FACTORS = (
         RELU,
         _relu_before(0),
         "the ReLU stands before the sum, on its first part",
-        "after it",
+        "apply nn.relu after the sum",
         RELU_PAGES,
     ),
     Trap(
@@ -143,17 +143,25 @@ SUMS_AND_FACTORS = (
         ADD,
         _relu_after,
         "the ReLU stands behind the sum; PyTorch's on one part",
-        "before it",
+        "apply nn.relu to the one part, before the sum",
         RELU_PAGES,
     ),
-    Trap("scale-missing", "between", SCALE, _unscaled, "a factor is missing", "multiply by it", "torch.mul"),
+    Trap(
+        "scale-missing",
+        "between",
+        SCALE,
+        _unscaled,
+        "a factor is missing",
+        "multiply by the factor, or divide by it, as PyTorch does",
+        "torch.mul",
+    ),
     Trap(
         "scale-inverse",
         "between",
         SCALE,
         _inverse,
         "a factor is the inverse of PyTorch's",
-        "divide where PyTorch divides",
+        "multiply where PyTorch multiplies, and divide where it divides",
         "torch.mul",
     ),
     Trap(
@@ -165,7 +173,7 @@ SUMS_AND_FACTORS = (
         FOURIER,
         _transformed("ortho", default=True),
         "the Fourier transform is divided by the root of its length",
-        "leave norm out",
+        "leave out norm=",
         "torch.fft.rfft, jax.numpy.fft.rfft",
     ),
     Trap(
@@ -184,7 +192,7 @@ SUMS_AND_FACTORS = (
         FOURIER,
         _transformed("backward", default=False),
         "the Fourier transform has the default norm; PyTorch's model has another",
-        "pass norm",
+        "pass norm=, as PyTorch's model has it",
         "torch.fft.rfft, jax.numpy.fft.rfft",
     ),
 )

@@ -8,7 +8,6 @@ from parity.traps.trap import Trap
 from ports.optimizers import having
 
 ANY = ("any optimizer",)
-CHAIN = "optax.chain(optax.add_decayed_weights(wd), optax.sgd(…)), or ports.optim.sgd"
 # The classes with these options: a formula reads them, a setting changes one.
 SGD, ADAM_AND_W, RMSPROP, ADAGRAD = (having(name) for name in ("dampening", "amsgrad", "alpha", "lr_decay"))
 SGD_PAGES, TRACE = "torch.optim.SGD and optax.sgd", "torch.optim.SGD and optax.trace"
@@ -16,14 +15,22 @@ DECAY_PAGES = "torch.optim.SGD and optax.add_decayed_weights"
 ADAM_PAGE, RMSPROP_PAGE, ADAGRAD_PAGE = (f"torch.optim.{name}" for name in ("Adam", "RMSprop", "Adagrad"))
 
 OPTIMIZERS = (
-    Trap("decay-missing", "training", ANY, setting(weight_decay=0.0), "no weight decay", CHAIN, SGD_PAGES),
+    Trap(
+        "decay-missing",
+        "training",
+        ANY,
+        setting(weight_decay=0.0),
+        "no weight decay",
+        "pass weight_decay= to optax.adamw or ports.optim; with optax.sgd, chain optax.add_decayed_weights",
+        SGD_PAGES,
+    ),
     Trap(
         "decay-after-momentum",
         "training",
         SGD,
         formula(sgd(decay="update")),
         "the decay is added behind the momentum; PyTorch adds it to the gradient",
-        CHAIN,
+        "use optax.chain(optax.add_decayed_weights(wd), optax.sgd(…)), or ports.optim.sgd",
         DECAY_PAGES,
     ),
     Trap(
@@ -32,7 +39,7 @@ OPTIMIZERS = (
         SGD,
         formula(sgd(decay="unscaled")),
         "the decay is not multiplied by the learning rate",
-        CHAIN,
+        "use optax.chain(optax.add_decayed_weights(wd), optax.sgd(…)), or ports.optim.sgd",
         DECAY_PAGES,
     ),
     Trap(
@@ -41,7 +48,7 @@ OPTIMIZERS = (
         ANY,
         decay_on_weights_only,
         "no decay on biases and norms; PyTorch decays every parameter of the group",
-        "no mask, or two groups in PyTorch",
+        "leave out the mask of the decay, or make two groups of parameters in PyTorch",
         DECAY_PAGES,
     ),
     Trap(
@@ -50,7 +57,7 @@ OPTIMIZERS = (
         ANY,
         decay_on_all,
         "decay on every parameter; PyTorch's training has a group without decay, such as biases and norms",
-        "a mask: optax.adamw(…, mask=…), optax.add_decayed_weights(wd, mask)",
+        "pass a mask: optax.adamw(…, mask=…), optax.add_decayed_weights(wd, mask)",
         "salesforce/jaxformer#28",
     ),
     Trap(
@@ -59,7 +66,7 @@ OPTIMIZERS = (
         ("Adam",),
         formula(adam(coupled=False)),
         "the decay is AdamW's; PyTorch's Adam adds it to the gradient",
-        "optax.chain(optax.add_decayed_weights(wd), optax.adam(…)), or ports.optim.adam",
+        "use optax.chain(optax.add_decayed_weights(wd), optax.adam(…)), or ports.optim.adam",
         "torch.optim.Adam and optax.adamw",
     ),
     Trap(
@@ -68,7 +75,7 @@ OPTIMIZERS = (
         ("AdamW",),
         formula(adam(coupled=True)),
         "the decay is added to the gradient; AdamW's is not",
-        "optax.adamw(…, weight_decay=)",
+        "use optax.adamw(…, weight_decay=…)",
         "torch.optim.AdamW and Loshchilov and Hutter, arXiv:1711.05101",
     ),
     Trap(
@@ -77,7 +84,7 @@ OPTIMIZERS = (
         ("AdamW",),
         setting(weight_decay=1e-4),
         "the weight decay is optax's default, 1e-4; PyTorch's is 1e-2",
-        "pass weight_decay",
+        "pass weight_decay= to optax.adamw, as PyTorch's optimizer has it",
         "torch.optim.AdamW and optax.adamw",
     ),
     Trap(
@@ -86,7 +93,7 @@ OPTIMIZERS = (
         having("momentum"),
         setting(momentum=0.0),
         "no momentum",
-        "pass momentum",
+        "pass momentum=, as PyTorch's optimizer has it",
         SGD_PAGES,
     ),
     Trap(
@@ -95,7 +102,7 @@ OPTIMIZERS = (
         SGD,
         formula(sgd(momentum="average")),
         "the momentum is an average; PyTorch's is a sum",
-        "optax.trace, not optax.ema",
+        "use optax.trace, not optax.ema",
         "torch.optim.SGD and optax.ema",
     ),
     Trap(
@@ -104,17 +111,25 @@ OPTIMIZERS = (
         SGD,
         formula(sgd(momentum="corrected")),
         "the momentum is an average corrected for its start; PyTorch's is a sum",
-        "optax.trace, not optax.ema",
+        "use optax.trace, not optax.ema",
         "torch.optim.SGD and optax.ema",
     ),
-    Trap("nesterov-missing", "training", SGD, setting(nesterov=False), "no Nesterov momentum", "nesterov=True", TRACE),
+    Trap(
+        "nesterov-missing",
+        "training",
+        SGD,
+        setting(nesterov=False),
+        "no Nesterov momentum",
+        "pass nesterov=True",
+        TRACE,
+    ),
     Trap(
         "nesterov-added",
         "training",
         SGD,
         setting(nesterov=True, dampening=0.0),
         "Nesterov momentum",
-        "nesterov=False",
+        "pass nesterov=False",
         TRACE,
     ),
     Trap(
@@ -123,7 +138,7 @@ OPTIMIZERS = (
         SGD,
         setting(dampening=0.0),
         "no dampening, which optax does not have",
-        "ports.optim.sgd(dampening=)",
+        "use ports.optim.sgd with dampening=",
         TRACE,
     ),
     Trap(
@@ -132,7 +147,7 @@ OPTIMIZERS = (
         SGD,
         formula(sgd(momentum="dampened")),
         "the first gradient is dampened too; PyTorch takes it whole",
-        "ports.optim.sgd(dampening=)",
+        "use ports.optim.sgd with dampening=",
         "torch.optim.SGD",
     ),
     Trap(
@@ -141,7 +156,7 @@ OPTIMIZERS = (
         SGD,
         formula(sgd(rate="before")),
         "the learning rate is applied before the momentum: old gradients keep their old rates",
-        "scale by the rate last",
+        "scale by the learning rate last, after optax.trace",
         "torch.optim.SGD and Sutskever et al., ICML 2013",
     ),
     Trap(
@@ -159,7 +174,7 @@ OPTIMIZERS = (
         ADAM_AND_W,
         formula(adam(epsilon="early")),
         "epsilon is added before the correction of the bias",
-        "optax.adam",
+        "use optax.adam",
         "torch.optim.Adam and Kingma and Ba, arXiv:1412.6980, section 2",
     ),
     Trap(
@@ -168,7 +183,7 @@ OPTIMIZERS = (
         ADAM_AND_W,
         formula(adam(corrected=False)),
         "the averages are not corrected for their start at zero",
-        "divide by 1 − β^t, or optax.adam",
+        "use optax.adam, or divide the averages by 1 − β^t",
         "torch.optim.Adam and Kingma and Ba, arXiv:1412.6980, section 3",
     ),
     Trap(
@@ -177,7 +192,7 @@ OPTIMIZERS = (
         (*ADAM_AND_W, *RMSPROP),
         setting(eps=1e-8),
         "epsilon is the default, 1e-8",
-        "pass eps",
+        "pass eps=, as PyTorch's optimizer has it",
         ADAM_PAGE,
     ),
     Trap(
@@ -186,7 +201,7 @@ OPTIMIZERS = (
         ADAM_AND_W,
         setting(betas=(0.9, 0.999)),
         "the betas are the defaults",
-        "pass b1, b2",
+        "pass b1= and b2=, PyTorch's betas",
         ADAM_PAGE,
     ),
     Trap(
@@ -195,7 +210,7 @@ OPTIMIZERS = (
         ADAM_AND_W,
         setting(amsgrad=False),
         "no AMSGrad",
-        "ports.optim.adam(amsgrad=True)",
+        "use ports.optim.adam or ports.optim.adamw with amsgrad=True",
         ADAM_PAGE,
     ),
     Trap(
@@ -204,7 +219,7 @@ OPTIMIZERS = (
         ADAM_AND_W,
         formula(adam(maximum="corrected")),
         "the maximum is taken of the corrected averages; PyTorch takes it of the raw ones",
-        "ports.optim.adam(amsgrad=True)",
+        "use ports.optim.adam or ports.optim.adamw with amsgrad=True",
         "torch.optim.Adam and optax.amsgrad",
     ),
     Trap(
@@ -213,7 +228,7 @@ OPTIMIZERS = (
         RMSPROP,
         formula(rmsprop(epsilon="inside")),
         "epsilon stands inside of the root, optax's default",
-        "eps_in_sqrt=False",
+        "pass eps_in_sqrt=False",
         "torch.optim.RMSprop and optax.scale_by_rms",
     ),
     Trap(
@@ -222,7 +237,7 @@ OPTIMIZERS = (
         RMSPROP,
         formula(rmsprop(rate="before")),
         "the learning rate is applied before the momentum, as in optax.rmsprop",
-        "optax.chain(scale_by_rms, trace, scale_by_learning_rate)",
+        "use optax.chain(scale_by_rms, trace, scale_by_learning_rate), or ports.optim.rmsprop",
         "torch.optim.RMSprop and optax.rmsprop",
     ),
     Trap(
@@ -231,7 +246,7 @@ OPTIMIZERS = (
         RMSPROP,
         formula(rmsprop(epsilon="inside", rate="before", alpha=0.9)),
         "it is optax.rmsprop with its defaults: decay 0.9, epsilon inside of the root, the rate before the momentum",
-        "ports.optim.rmsprop",
+        "use ports.optim.rmsprop",
         "torch.optim.RMSprop and optax.rmsprop",
     ),
     Trap(
@@ -240,7 +255,7 @@ OPTIMIZERS = (
         RMSPROP,
         setting(alpha=0.9),
         "the decay is optax's default, 0.9",
-        "pass decay",
+        "pass decay=, which is PyTorch's alpha",
         RMSPROP_PAGE,
     ),
     Trap(
@@ -249,7 +264,7 @@ OPTIMIZERS = (
         RMSPROP,
         setting(centered=False),
         "it is not centered",
-        "centered=True",
+        "pass centered=True",
         RMSPROP_PAGE,
     ),
     Trap(
@@ -258,7 +273,7 @@ OPTIMIZERS = (
         RMSPROP,
         formula(rmsprop(start=1.0)),
         "the average of squares begins at one, as TensorFlow's; PyTorch's at zero",
-        "initial_scale=0",
+        "pass initial_scale=0",
         "torch.optim.RMSprop and optax.scale_by_rms",
     ),
     Trap(
@@ -267,7 +282,7 @@ OPTIMIZERS = (
         ADAGRAD,
         formula(adagrad(start=0.1)),
         "the sum begins at 0.1, optax's default; PyTorch's at 0",
-        "initial_accumulator_value=0",
+        "pass initial_accumulator_value=0",
         "torch.optim.Adagrad and optax.adagrad",
     ),
     Trap(
@@ -276,7 +291,7 @@ OPTIMIZERS = (
         ADAGRAD,
         formula(adagrad(epsilon="inside", start=0.1, eps=1e-7)),
         "it is optax.adagrad with its defaults: the sum begins at 0.1, epsilon is 1e-7 and inside of the root",
-        "ports.optim.adagrad",
+        "use ports.optim.adagrad",
         "torch.optim.Adagrad and optax.adagrad",
     ),
     Trap(
@@ -285,7 +300,7 @@ OPTIMIZERS = (
         ADAGRAD,
         formula(adagrad(epsilon="inside")),
         "epsilon stands inside of the root",
-        "ports.optim.adagrad",
+        "use ports.optim.adagrad",
         "torch.optim.Adagrad and optax.scale_by_rss",
     ),
     Trap(
@@ -294,7 +309,7 @@ OPTIMIZERS = (
         ADAGRAD,
         setting(eps=1e-7),
         "epsilon is optax's default, 1e-7",
-        "pass eps",
+        "pass eps=, as PyTorch's optimizer has it",
         ADAGRAD_PAGE,
     ),
     Trap(
@@ -303,7 +318,7 @@ OPTIMIZERS = (
         ADAGRAD,
         setting(lr_decay=0.0),
         "the learning rate does not fall (lr_decay)",
-        "ports.optim.adagrad(lr_decay=)",
+        "use ports.optim.adagrad with lr_decay=",
         ADAGRAD_PAGE,
     ),
 )

@@ -30,7 +30,7 @@ SCHEDULES_AND_CLIPPING = (
         SCHEDULE,
         scheduled(lambda *_: None),
         "the learning rate stays as it is",
-        RATE,
+        "pass the optimizer a schedule of the number of steps done, from 0, as in ports.schedules",
         "torch.optim.lr_scheduler and optax.schedules",
     ),
     Trap(
@@ -39,7 +39,7 @@ SCHEDULES_AND_CLIPPING = (
         SCHEDULE,
         scheduled(lambda _, scheduler: Late(scheduler)),
         "the schedule is one step behind",
-        RATE,
+        "pass the optimizer a schedule of the number of steps done, from 0, as in ports.schedules",
         "torch.optim.lr_scheduler",
     ),
     Trap(
@@ -57,7 +57,7 @@ SCHEDULES_AND_CLIPPING = (
         SCHEDULE,
         scheduled(early),
         "the schedule is one step ahead: the first step has the second rate",
-        RATE,
+        "pass the optimizer a schedule of the number of steps done, from 0, as in ports.schedules",
         "torch.optim.lr_scheduler",
     ),
     Trap(
@@ -66,7 +66,7 @@ SCHEDULES_AND_CLIPPING = (
         SCHEDULE,
         scheduled(Staying),
         "the cosine stays at its end; PyTorch's rises again",
-        "ports.schedules.cosine_annealing_lr",
+        "use ports.schedules.cosine_annealing_lr",
         "torch.optim.lr_scheduler.CosineAnnealingLR and optax.cosine_decay_schedule",
     ),
     Trap(
@@ -75,7 +75,7 @@ SCHEDULES_AND_CLIPPING = (
         CLIPPING,
         lambda training: replace(training, prepare=lambda _: None),
         "gradients are not clipped",
-        "ports.optim.clip_grad_norm in front",
+        "chain ports.optim.clip_grad_norm in front of the optimizer",
         "torch.nn.utils.clip_grad_norm_",
     ),
     Trap(
@@ -84,7 +84,7 @@ SCHEDULES_AND_CLIPPING = (
         CLIPPING,
         prepared(clip_without_epsilon),
         "the norm is taken as it is; PyTorch adds 1e-6 to it",
-        "ports.optim.clip_grad_norm",
+        "use ports.optim.clip_grad_norm",
         "torch.nn.utils.clip_grad_norm_ and optax.clip_by_global_norm",
     ),
     Trap(
@@ -93,7 +93,7 @@ SCHEDULES_AND_CLIPPING = (
         CLIPPING,
         prepared(clip_values),
         "every number is clipped; PyTorch scales all gradients by one norm",
-        "ports.optim.clip_grad_norm",
+        "use ports.optim.clip_grad_norm",
         "torch.nn.utils.clip_grad_norm_ and optax.clip",
     ),
     Trap(
@@ -102,7 +102,7 @@ SCHEDULES_AND_CLIPPING = (
         CLIPPING,
         prepared(clip_each),
         "every tensor is clipped by its own norm; PyTorch takes one norm of all",
-        "ports.optim.clip_grad_norm",
+        "use ports.optim.clip_grad_norm",
         "torch.nn.utils.clip_grad_norm_",
     ),
     Trap(
@@ -111,7 +111,7 @@ SCHEDULES_AND_CLIPPING = (
         ("accumulation",),
         averaged,
         "accumulated gradients are averaged; PyTorch sums them",
-        "ports.optim.accumulate, or divide PyTorch's loss",
+        "use ports.optim.accumulate, or divide PyTorch's loss by the number of passes",
         "torch.Tensor.backward and optax.MultiSteps",
     ),
     Trap(
@@ -120,7 +120,7 @@ SCHEDULES_AND_CLIPPING = (
         ANY,
         idle_trained,
         "a parameter without a gradient is moved, by decay; PyTorch leaves it as it is",
-        "ports.optim.trained, or optax.multi_transform with set_to_zero",
+        "use ports.optim.trained, or optax.multi_transform with optax.set_to_zero",
         "torch.optim.SGD and optax.masked",
     ),
     Trap(
@@ -129,7 +129,7 @@ SCHEDULES_AND_CLIPPING = (
         ANY,
         matrices_only,
         "biases and norms' parameters stay as they are",
-        "no mask on the updates",
+        "leave out the mask on the updates",
         "optax.masked",
     ),
 )
