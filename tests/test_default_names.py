@@ -196,31 +196,3 @@ def test_momentum_of_a_batch_norm_of_ones_own_is_named() -> None:
     ours, port = pair(convolutions(), Convolutions(momentum=0.1), IMAGES)
     (model,) = parity.check(ours, port, IMAGES, steps=1).models
     assert [finding.trap for finding in model.findings] == ["bn-momentum-copied"]
-
-
-class Branched(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.up = nn.Linear(WIDTH, 6), nn.Linear(6, 6)
-        self.out, self.shortcut, self.head = nn.Linear(6, 5), nn.Linear(6, 5), nn.Linear(5, 2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = torch.tanh(self.stem(x))
-        return self.head(self.out(torch.relu(self.up(x))) + self.shortcut(x))
-
-
-class LinenBranched(linen.Module):
-    """Its first activation is another one."""
-
-    @linen.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = linen.sigmoid(linen.Dense(6)(x))
-        return linen.Dense(2)(linen.Dense(5)(linen.relu(linen.Dense(6)(x))) + linen.Dense(5)(x))
-
-
-def test_a_mistake_in_front_of_two_branches_does_not_hide_which_is_which() -> None:
-    """What arrives at the one is right and tells it; what arrives at the other is wrong in both orders."""
-    ours, port = pair(Branched(), LinenBranched(), X)
-    (model,) = parity.check(ours, port, X, steps=0).models
-    (finding,) = model.findings
-    assert "between stem and" in finding.text

@@ -142,6 +142,13 @@ def verdict(net: Torch, flax: Flax, **options: Any) -> Any:
     return model.rows, model.findings, model.pairing, model.undecided, model.precision
 
 
+@pytest.fixture(scope="module", autouse=True)
+def libraries_are_loaded() -> None:
+    """What a first check imports adds loggers to the settings that are compared: PyTorch's optimizers, its compiler."""
+    with quick_compilation():
+        parity.assert_parity(*pair(), X, **OPTIONS)
+
+
 @pytest.fixture(scope="module")
 def wrong() -> tuple[Torch, Flax]:
     with quick_compilation():

@@ -280,9 +280,7 @@ def test_other_numbers_are_a_finding_of_their_tensor() -> None:
     parity.move(ours, port, INPUTS)
     port.kernel.set_value(port.kernel[...].at[1].mul(1.5))
     report = parity.check(ours, port, INPUTS, steps=0)
-    assert [f.layer for f in report.models[0].findings if "scale" in f.text or "values" in f.text] == [
-        "experts.1.weight"
-    ]
+    assert [(f.layer, f.trap) for f in report.models[0].findings] == [("experts.1.weight", "weight-scaled")]
 
 
 def test_a_mistake_between_rearranged_layers_is_found() -> None:

@@ -266,8 +266,6 @@ def _decided(pairing: Pairing, group: list[Unit], trial: Trial) -> Pairing:
         trial.follow(exchanged(pairing, group, order), _unnamed, always=True).pairing
         for order in itertools.permutations(group)
     ]
-    if len({tuple(p.flax.name for p in way.pairs) for way in ways}) == 1:
-        return ways[0]  # what arrives at them told it, whichever was tried
     found = [sites(way, trial) for way in ways]
     if (best := nearest(found)) is not None:
         return ways[best]

@@ -27,6 +27,7 @@ from jax.extend import source_info_util
 from parity.numerics import tables
 from parity.numerics.pins import KEPT, RECOMPUTED, TABLE, Pins
 from parity.running.lifted_numpy import numpy_lifted
+from ports.errors import UserError
 
 WIDE = {
     np.dtype(np.float16): np.dtype(np.float64),
@@ -84,6 +85,8 @@ def lifts(function: Callable[[], Any]) -> bool:
     try:
         with casts_lifted(Pins("")):
             jax.eval_shape(function)
+    except UserError:
+        raise
     except (TypeError, ValueError):
         return False
     return True
@@ -99,6 +102,8 @@ def trace(function: Function, args: Values, pins: Pins) -> tuple[Any, Any]:
     try:
         with casts_lifted(pins):
             return make(*args)
+    except UserError:
+        raise
     except (TypeError, ValueError):
         with limits_of_float32():
             return make(*args)
