@@ -69,11 +69,12 @@ settings.load_profile("tests")
 
 # Modules that `--fast` leaves out: they take most of the time. Each tests a whole command, or many networks.
 SLOW = re.compile(
-    "test_(bad_files|benchmarks|benchmark_processes|bombs|cifar10|cli|conversion|convert|convolution|detection|docs|export"
-    "|examples|faithful|false_alarms|findings|folded|fuzz|gpu_stages|imports|isolation|layer_rules|networks|optimizer_files"
-    "|optimizer_states|own_models|plain|planted|plugin|porting_bugs|precision|readme|real_classes|real_images"
-    "|recurrent|resume"
-    "|rulesfile|training|transformer|trap_examples|tutorial|weather|weights|winograd|zero_copy)[.]py"
+    "test_(bad_files|benchmark_processes|benchmarks|bombs|calls|check|cifar10|cli|conversion|convert|convolution"
+    "|cut_otherwise|default_names|detection|docs|draws|examples|export|faithful|false_alarms|findings|fixes|folded"
+    "|fuzz|gpu_stages|hypotheses|imports|isolation|layer_rules|lifted|mapping|moved_names|moved_right|moves|networks"
+    "|optimizer_files|optimizer_states|own_attributes|own_models|places|plain|planted|plugin|porting_bugs|precise"
+    "|precision|readme|real_classes|real_images|rearranged|recurrent|resume|rulesfile|stacks|told_once|training"
+    "|transformer|trap_examples|tutorial|unexercised|weather|weights|winograd|zero_copy)[.]py"
 )
 
 
