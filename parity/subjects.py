@@ -315,7 +315,7 @@ def _branches(both: PairedModels, state: Mapping[str, np.ndarray], fed: Probe) -
 
     def port(train: bool) -> None:
         forward = lambda params, stats: net.forward(params, stats, inputs, call, train, Tap())[0]  # noqa: E731
-        jax.eval_shape(forward, net.params, net.stats)
+        lifted_flax.shapes(forward, net.params, net.stats)
 
     return unexercised.branches([partial(run, train) for run in (reference, port) for train in (False, True)])
 

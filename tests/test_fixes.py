@@ -12,6 +12,7 @@ import torch
 from flax import nnx
 
 import parity
+from parity.reports.html import page
 from parity.traps.arguments import ARGUMENTS, mended
 from parity.traps.catalogue import TRAPS
 
@@ -99,8 +100,9 @@ def test_several_layers_have_a_fix_each() -> None:
 
     model = torch.nn.Sequential(torch.nn.LayerNorm(8), torch.nn.Tanh(), torch.nn.LayerNorm(8), torch.nn.Tanh())
     x = IMAGES.reshape(-1, 8)
-    (found,) = parity.check(model, parity.move(model, Stack(), x), x, steps=1).models
-    (finding,) = found.findings
+    report = parity.check(model, parity.move(model, Stack(), x), x, steps=1)
+    (finding,) = report.models[0].findings
+    assert "layers.1: epsilon=1e-05" in page(report)
     assert [(fix.module, fix.argument, fix.got, fix.expected) for fix in finding.fix] == [
         (f"layers.{i}", "epsilon", 1e-6, 1e-5) for i in range(2)
     ]

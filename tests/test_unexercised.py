@@ -30,6 +30,8 @@ class Torch(torch.nn.Module):
         if self.training:
             y = y * 2
         if auxiliary:
+            if scale is None:  # is not reached
+                y = -y
             return self.aux(y)
         return self.down(y)
 

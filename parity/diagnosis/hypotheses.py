@@ -27,8 +27,6 @@ from parity.numerics.layouts import wide
 from parity.traps.operations.parts import RANDOM, TRANSPARENT, Call, call_of, number, replayed
 
 Array = np.ndarray
-# What a changed computation may raise: whatever the model's code raises.
-ERRORS = (Exception,)
 
 # The most that is computed again for one place: times, and numbers in all of them.
 TIMES, NUMBERS = 3000, 3e9
@@ -256,7 +254,7 @@ class _Trial:
                 plant = partial(_valued, change, n)
                 value = replayed(self.way.value, self.way.calls, plant, [call.number])
                 return self.error(value.detach().numpy())
-        except ERRORS:
+        except rewired.ERRORS:
             return None
 
     def holds(self, change: Change, call: Call) -> float | None:
@@ -411,6 +409,6 @@ def _result(call: Call) -> Tensor | None:
     try:
         with torch.no_grad():
             result = call.function(*call.given(), **call.kw)
-    except ERRORS:
+    except rewired.ERRORS:
         return None
     return result if isinstance(result, Tensor) and result.dtype != torch.bool and not result.is_complex() else None

@@ -277,57 +277,60 @@ def layers_behind(wiring: Wiring) -> str:
     return ""
 
 
+def _anew(value: Any, new: Mapping[int, Any], put: tuple[Tensor, Tensor] | None = None) -> Any:
+    """Return a value, in lists too, with what calls give now; the value itself where nothing of it is new.
+
+    Args:
+        new: what calls give now, by their numbers.
+        put: a tensor, and another one in its place.
+    """
+    if isinstance(value, list | tuple):
+        parts = [_anew(item, new, put) for item in value]
+        if all(a is b for a, b in zip(parts, value, strict=True)):
+            return value
+        return parts if isinstance(value, list) else tuple(parts)
+    if put is not None and value is put[0]:
+        return put[1]
+    call = call_of(value)
+    if call is None or call.number not in new:
+        return value
+    return new[call.number] if call.part is None else new[call.number][call.part]
+
+
+def _given_anew(
+    call: Call, new: Mapping[int, Any], put: tuple[Tensor, Tensor] | None = None
+) -> tuple[Any, dict[str, Any]] | None:
+    """Return what a call is given now, by place and by name; None where nothing of it is new."""
+    args, kw = _anew(call.args, new, put), {name: _anew(value, new, put) for name, value in call.kw.items()}
+    same = all(a is b for a, b in zip((*args, *kw.values()), (*call.args, *call.kw.values()), strict=True))
+    return None if same else (args, kw)
+
+
 def _replaced(wiring: Wiring, values: Mapping[int, Any]) -> Any:
     """Return what the reference computes at the place where calls give other values, by their numbers."""
     new: dict[int, Any] = {}
     wiring.count()
 
-    def anew(value: Any) -> Any:
-        if isinstance(value, list | tuple):
-            parts = [anew(item) for item in value]
-            if all(a is b for a, b in zip(parts, value, strict=True)):
-                return value
-            return parts if isinstance(value, list) else tuple(parts)
-        call = call_of(value)
-        if call is None or call.number not in new:
-            return value
-        return new[call.number] if call.part is None else new[call.number][call.part]
-
     for call in wiring.way.calls:
-        args, kw = anew(call.args), {name: anew(value) for name, value in call.kw.items()}
         if call.number in values:
             new[call.number] = values[call.number]
-        elif any(a is not b for a, b in zip((*args, *kw.values()), (*call.args, *call.kw.values()), strict=True)):
+        elif (given := _given_anew(call, new)) is not None:
             if call.changing:
                 return None
-            new[call.number] = call.function(*args, **kw)
-    return anew(wiring.way.value)
+            new[call.number] = call.function(*given[0], **given[1])
+    return _anew(wiring.way.value, new)
 
 
 def _behind(calls: Sequence[Call], start: Tensor, x: Tensor) -> Iterator[tuple[Call, Any]]:
     """Yield the calls that a tensor goes into, with what they give for another tensor in its place."""
     new: dict[int, Any] = {}
 
-    def anew(value: Any) -> Any:
-        if isinstance(value, list | tuple):
-            parts = [anew(item) for item in value]
-            if all(a is b for a, b in zip(parts, value, strict=True)):
-                return value
-            return parts if isinstance(value, list) else tuple(parts)
-        if value is start:
-            return x
-        call = call_of(value)
-        if call is None or call.number not in new:
-            return value
-        return new[call.number] if call.part is None else new[call.number][call.part]
-
     for call in calls:
-        args, kw = anew(call.args), {name: anew(value) for name, value in call.kw.items()}
-        if all(a is b for a, b in zip((*args, *kw.values()), (*call.args, *call.kw.values()), strict=True)):
+        if (given := _given_anew(call, new, (start, x))) is None:
             continue
         if call.changing or len(new) > BEHIND:
             return
-        value = call.function(*args, **kw)
+        value = call.function(*given[0], **given[1])
         if isinstance(value, Tensor | tuple | list):  # and no dtype, which the code may ask for
             new[call.number] = value
             yield call, value

@@ -77,7 +77,7 @@ class Fix:
     """An argument of one layer of the port that mends a mistake for certain.
 
     Attributes:
-        module: the port's name of the layer.
+        module: the port's name of the layer; of a network of this package PyTorch's.
         argument: of Flax's layer.
         got: what the port has; None where that is not known.
         expected: what PyTorch's layer has, in Flax's terms.

@@ -27,6 +27,8 @@ from ports.errors import UserError
 # Packages whose code is not a model's own.
 FRAMEWORKS = ("torch", "jax", "flax", "optax", "parity")
 MODULES = (nn.Module, nnx.Module, flax.linen.Module)
+# The methods by which networks are called.
+CALLED = ("forward", "__call__")
 
 
 def layers(found: Iterable[ModelLayer], without_gradient: Collection[str]) -> tuple[str, ...]:
@@ -52,8 +54,8 @@ def arguments(call: Call, model: Any, fed: Probe) -> list[str]:
 def branches(runs: Iterable[Callable[[], Any]]) -> tuple[str, ...]:
     """Run functions, and return a line for each branch of the models' own code that none of them took.
 
-    Branches are those of `if`, `for`, `while` and `match` in functions that were called, in the files of the modules'
-    classes. The `coverage` package measures them.
+    Branches are those of `if`, `for`, `while` and `match` that were reached, in files in which a class of network was
+    called. The `coverage` package measures them.
 
     Raises:
         UserError: the package is not installed, or something else traces this process.
@@ -106,7 +108,8 @@ class Branching:
     always: str = ""
 
 
-def _branchings(source: str) -> dict[int, Branching]:
+def _branchings(source: bytes) -> dict[int, Branching]:
+    """Return the statements with branches of a file, by their lines."""
     found = {}
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.If | ast.While):
@@ -119,14 +122,14 @@ def _branchings(source: str) -> dict[int, Branching]:
 
 
 def _untaken(file: Path, functions: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the branches of a file that were not taken, of functions that were called."""
-    known: dict[int, Branching] = {}
-    for name, measured in functions.items():
-        if not name or not measured["executed_lines"]:
-            continue
-        known = known or _branchings(file.read_text())
+    """Yield the branches of a file that were reached and not taken, if a network of that file was called."""
+    called = {name: one for name, one in functions.items() if name and one["executed_lines"]}
+    if not any(name.rpartition(".")[2] in CALLED for name in called):
+        return
+    known = _branchings(file.read_bytes())
+    for name, measured in called.items():
         for line, to in measured["missing_branches"]:
-            if (branching := known.get(line)) is None:
+            if (branching := known.get(line)) is None or line not in measured["executed_lines"]:
                 continue
             if said := branching.never if to == branching.inside else branching.always:
                 yield f"{file.name}:{line}: `{linecache.getline(str(file), line).strip()}` in {name} is {said}"

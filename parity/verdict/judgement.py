@@ -170,7 +170,7 @@ def decided_by_the_network(
     inputs = judged["gradient.input"]
     stopped = frozen and inputs.outside and not any(inputs.got[name].any() for name in inputs.outside)
     apart = {*LAYERS, *(("gradient.input",) if stopped else ())}
-    # Statistics are seen by no output of training: what they are off by is told for itself.
+    # No output of training depends on the running statistics: a difference of theirs is told by itself.
     if not {*wrong} & apart or not {*wrong} <= {*apart, "statistics"}:
         return judged, []
     said = []
