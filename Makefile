@@ -23,7 +23,7 @@ endef
 export MISSING
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-twins docs parity parity-all bench gpu gpu-rehearsal test test-nightly test-fast test-types score twins twins-fast fuzz soak lint clean
+.PHONY: help setup setup-twins docs parity parity-all bench gpu gpu-rehearsal test test-nightly test-fast score twins twins-fast fuzz soak lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,7 +50,7 @@ gpu: ## on an NVIDIA GPU, with the Python that has its frameworks (PYTHON=...): 
 gpu-rehearsal: $(READY) ## the same stages on the CPU with small networks, within ten minutes (STAGE=a)
 	$(BIN)/python -m benchmarks.gpu --rehearsal $(if $(STAGE),--stage $(STAGE))
 
-test: $(READY) ## run all tests
+test: $(READY) ## run all tests, every call checked against its annotations (TYPES=0: not)
 	$(BIN)/pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 test-nightly: $(READY) ## run all tests, those too that take minutes
@@ -58,9 +58,6 @@ test-nightly: $(READY) ## run all tests, those too that take minutes
 
 test-fast: $(READY) ## run the quick modules, under two minutes
 	$(BIN)/pytest -n 2 --dist worksteal --fast $(PYTEST_ARGS)
-
-test-types: $(READY) ## run all tests, every call checked against its annotations
-	TYPES=1 $(BIN)/pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 score: $(READY) ## plant every known mistake and make 1000 faithful runs: an hour on two cores (WORKERS=2)
 	$(BIN)/python -m tests.meta --all --workers $(or $(WORKERS),2) --json benchmarks/results/score-cpu.json

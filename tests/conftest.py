@@ -12,42 +12,23 @@ import random
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
+import checked
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
-from jaxtyping import config as jaxtyping_config
-from jaxtyping import install_import_hook
 
-# With TYPES=1 (`make test-types`) every call of the project's functions is checked against its annotations, shapes too.
+# Every call of the project's functions is checked against its annotations, shapes too; TYPES=0 leaves that out.
 # The hook must come before the first import of the project. pytest loads `parity` and `parity.plugin` earlier, so those
-# two modules are not checked. It is off in `make test`, which takes longer with it.
-CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"  # an int is a float
-TYPES = bool(os.environ.get("TYPES"))
-if TYPES:
-    install_import_hook(["ports", "parity", "benchmarks"], CHECKER)
-
-# These two are not checked either. The first has a call for each instruction of a pickle: with checks it takes 20 times
+# two modules are not checked.
+#
+# Two more are not checked. The first has a call for each instruction of a pickle: with checks it takes 20 times
 # as long. The second calls itself for each level of a file: the checker's own calls reach Python's limit too early.
-UNCHECKED = ("ports.weights.files.formats.pickles", "ports.weights.files.formats.msgpacked")
-
-
-class Unchecked(MetaPathFinder):
-    """Find the modules of `UNCHECKED` as Python does, without the hook."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        return PathFinder.find_spec(fullname, path, target) if fullname in UNCHECKED else None
-
-
-if TYPES:
-    sys.meta_path.insert(0, Unchecked())
+if os.environ.get("TYPES") != "0":
+    but = ("ports.weights.files.formats.pickles", "ports.weights.files.formats.msgpacked")
+    checked.install(["ports", "parity", "benchmarks"], but)
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: a thread each, or they wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -152,6 +133,5 @@ def no_type_checks() -> Iterator[None]:
     For a type that the project itself refuses, for `torch.compile` and `torch.fx`, which cannot trace the checks, and
     for the state of Python's random generator, from which beartype draws.
     """
-    jaxtyping_config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping_config.update("jaxtyping_disable", False)
+    with checked.unchecked():
+        yield
