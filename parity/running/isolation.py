@@ -12,9 +12,10 @@ Put back. The settings, the warning filters and the states of the global random 
 a verdict, an exception or an interrupt.
 
 Other threads may run PyTorch, JAX and Flax meanwhile, on any model that the check does not get. They keep their grad
-mode, autocast, default device and JAX settings, which belong to a thread. Four things belong to the process, and they
+mode, autocast, default device and JAX settings, which belong to a thread. Five things belong to the process, and they
 see them change: PyTorch's deterministic mode (on, with warnings), its default type and anomaly mode where the caller
-changed them, and warning filters. Numbers that they draw from global generators may be drawn again after the check.
+changed them, warning filters, and JAX's folder of compiled programs (`compiled`). Numbers that they draw from global
+generators may be drawn again after the check.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import jax
 import numpy as np
 import torch
 
+from parity.running import compiled
 from parity.running import device as devices
 from ports.errors import UserError
 
@@ -96,6 +98,7 @@ def isolated(
             stack.enter_context(setting(value))
         stack.enter_context(np.errstate(**NUMPY))
         stack.enter_context(devices.using(device, tf32))
+        stack.enter_context(compiled.kept())
         torch.set_deterministic_debug_mode("warn")
         torch.autograd.set_detect_anomaly(False)
         if torch.get_default_dtype() != torch.float64:

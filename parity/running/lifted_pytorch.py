@@ -142,6 +142,10 @@ def _each(value: Any, change: Callable[[Any], Any]) -> Any:
 class LiftedBackward(TorchDispatchMode):
     """Computes a backward pass in float64: the Python code of own gradients runs where no other mode looks."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else PyTorch imports `torch.compile` to keep it out of here: a second and a half
+
     def __init__(self, pins: Pins) -> None:
         super().__init__()
         self.pins = pins

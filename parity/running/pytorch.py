@@ -139,6 +139,10 @@ class Users(TorchFunctionMode):
 class Used(TorchDispatchMode):
     """Which tensors operations read, in code that no function mode sees too."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else PyTorch imports `torch.compile` to keep it out of here: a second and a half
+
     def __init__(self) -> None:
         super().__init__()
         self.read: set[int] = set()

@@ -6,6 +6,8 @@ The learning rate falls at every step: a constant one could not show a schedule 
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -77,12 +79,20 @@ def make(reference: torch.nn.Module, fed: Probe, plan: TrainingPlan) -> Training
     rate = _adaptive_rate(reference) if variant.adaptive else run_pytorch.learning_rate(reference, fed, MOVES)
 
     def in_torch(params: Mapping[str, Any]) -> Any:
-        made = getattr(torch.optim, variant.form.torch)([*params.values()], lr=rate, **variant.options)
+        kind = _uncompiled(getattr(torch.optim, variant.form.torch))
+        made = kind([*params.values()], lr=rate, **variant.options)
         return made, torch.optim.lr_scheduler.ExponentialLR(made, DECAY)
 
     return _training(
         plan, in_torch, transform(variant, rate, plan.clip_grad_norm, plan.accumulate) if tx is None else tx
     )
+
+
+@functools.cache
+def _uncompiled(kind: Any) -> Any:
+    """Return PyTorch's class as it computes, without the wrappers that import `torch.compile`: a second and a half."""
+    plain = {name: inspect.unwrap(getattr(kind, name)) for name in ("add_param_group", "zero_grad", "step")}
+    return type(kind.__name__, (kind,), plain | {"step": torch.no_grad()(plain["step"])})
 
 
 def _training(plan: TrainingPlan, optimizer: Callable[[Mapping[str, Any]], Any], tx: Any) -> Training:
