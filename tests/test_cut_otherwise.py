@@ -210,3 +210,46 @@ def test_mistake_of_a_layer_that_is_cut_otherwise_is_found() -> None:
     (model,) = checked(*activated(epsilon=1e-2)).models
     assert [f.layer for f in model.findings] == ["a", "(the network)"]
     assert model.findings[1].trap == "gelu-tanh"
+
+
+# --- a layer whose shapes do not fit, in front of a mistake
+
+
+class Trimmed(torch.nn.Module):
+    """A causal convolution as it is written in PyTorch: it pads both ends, and the model takes the end away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = torch.nn.Conv1d(6, 6, 4, groups=6, padding=3)
+        self.gate, self.out = torch.nn.Linear(6, 6), torch.nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mixed = torch.nn.functional.silu(self.mix(x.mT)[..., : x.shape[1]].mT)
+        return self.out(mixed * torch.sigmoid(self.gate(mixed)))
+
+
+class Causal(nnx.Module):
+    def __init__(self, gate: Callable[..., Any] = nnx.sigmoid) -> None:
+        rngs = nnx.Rngs(0)
+        self.mix = nnx.Conv(6, 6, (4,), feature_group_count=6, padding="CAUSAL", rngs=rngs)
+        self.gate, self.out = nnx.Linear(6, 6, rngs=rngs), nnx.Linear(6, 4, rngs=rngs)
+        self.function = gate
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        mixed = nnx.silu(self.mix(x))
+        return self.out(mixed * self.function(self.gate(mixed)))
+
+
+def test_a_convolution_that_pads_otherwise_passes() -> None:
+    torch.manual_seed(0)
+    model = Trimmed()
+    assert parity.check(model, parity.move(model, Causal(), X), X, steps=1)
+
+
+def test_a_mistake_behind_a_layer_whose_shapes_do_not_fit_is_one_finding() -> None:
+    torch.manual_seed(0)
+    model = Trimmed()
+    report = parity.check(model, parity.move(model, Causal(jnp.tanh), X), X, steps=1)
+    (finding,) = report.models[0].findings
+    assert finding.layer == "(the network)"
+    assert "between gate and out" in finding.text

@@ -12,6 +12,7 @@ import pytest
 import torch
 from flax import linen, nnx
 
+import parity
 from ports.weights import WeightsError, fold_recurrent_biases, read, write
 from ports.weights.layers import kinds, leaves
 
@@ -109,3 +110,46 @@ def test_exchanged_gates_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         net = written(case, moved(fold_recurrent_biases(read(reference))))
         got = np.asarray(net[0].apply(net[1], jnp.array(X)))
     assert np.abs(got - expected).max() > 1e-3
+
+
+class Sequence(torch.nn.Module):
+    """A GRU and a layer that reads it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head = torch.nn.GRU(3, 4, batch_first=True), torch.nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.rnn(x)[0])
+
+
+class LinenSequence(linen.Module):
+    @linen.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return linen.Dense(2, name="head")(linen.RNN(linen.GRUCell(4), name="rnn")(x))
+
+
+def sequence() -> tuple[torch.nn.Module, Any]:
+    """Return a pair whose port has PyTorch's second bias at its new gate."""
+    model, module = Sequence(), LinenSequence()
+    return model, parity.move(model, (module, module.init(jax.random.key(0), jnp.array(X, jnp.float32))), X)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_second_bias_that_the_port_has_in_part_is_trained_on_neither_side(optimizer: str) -> None:
+    report = parity.check(*sequence(), X, optimizer=optimizer)
+    assert report, str(report)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_second_bias_that_the_port_lost_is_found_once() -> None:
+    model, (module, variables) = sequence()
+
+    def lost(path: Any, leaf: jax.Array) -> jax.Array:
+        return jnp.zeros_like(leaf) if "'hn'" in str(path) and "bias" in str(path) else leaf
+
+    variables = jax.tree_util.tree_map_with_path(lost, variables)
+    (finding,) = parity.check(model, (module, variables), X).models[0].findings
+    assert (finding.layer, finding.trap) == ("rnn", "weight-lost")
+    assert "rnn.bias_hh_l0" in finding.text

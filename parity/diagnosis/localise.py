@@ -344,7 +344,12 @@ class _Comparison:
         entering = _wrong(theirs.input_gradients, ours.input_gradients, BACKWARD)
         leaving = _wrong(theirs.output_gradients, ours.output_gradients, BACKWARD)
         wrong = _wrong(theirs.parameters, ours.parameters, BACKWARD)
-        parameters = {n.rpartition(".")[0] for n in wrong} - ({*shared} if seen else set())
+        # The port goes on with the own output of a layer whose shapes do not fit. What is wrong behind it then reaches
+        # its gradients.
+        passed = {layer_of(call) for call in ours.outputs if call in theirs.inputs and call not in theirs.outputs}
+        reached = {*shared, *passed} if seen else set[str]()
+        parameters = {n.rpartition(".")[0] for n in wrong} - reached
+        entering = {call for call in entering if layer_of(call) not in passed or not seen}
         after = ""
         for event, call, around in reversed(ours.events):
             name, outer = layer_of(call), layer_of(around[-1]) if around else NETWORK

@@ -51,6 +51,7 @@ class Probe:
         tensors: the parameters and statistics that are compared; by default all of the reference's.
         idle: parameters of the port that get no gradient in PyTorch, and must stay what they are in training.
         frozen: those of them that PyTorch's training leaves whatever their gradient is: buffers, frozen parameters.
+        folded: what the port has of PyTorch's second recurrent biases; the check trains it on neither side.
         fixed: parameters of PyTorch's that are trained, and that are not parameters of the port.
         alone: PyTorch's outputs that the port has no counterpart of, which are left out.
         in_place: whether PyTorch's layers may change their input, so that what is recorded must be copied.
@@ -70,6 +71,7 @@ class Probe:
     tensors: Collection[str] | None = None
     idle: Collection[str] = ()
     frozen: Collection[str] = ()
+    folded: Collection[str] = ()
     fixed: Collection[str] = ()
     alone: Collection[str] = ()
     in_place: bool = True

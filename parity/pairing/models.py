@@ -118,24 +118,22 @@ class PairedModels:
         """The Flax model with these weights.
 
         Args:
-            second: whether what is left of second biases is written, too.
+            second: whether what is left of second biases is written where the port has no place for it, too.
         """
         tensors, views = self.tensors, self.pairing.views
-        own = (
-            self.moved(state)
-            if second
-            else expanded(views, {own: state[torch_name] for own, torch_name in tensors.items()})
-        )
         port = FLAX_PORTS[self.port]
+        places = port.places(self.flax, self.layers)
+        left = {own: name for own, name in self.second.items() if second or places[own].slots}
+        own = expanded(views, {own: state[torch_name] for own, torch_name in (tensors | left).items()})
         new = port.written(port.copied(self.flax), own, self.layers)
-        net = port.functional(new, names, {name: name for name in own}, self.layers, self.dtype)
+        net = port.functional(new, names, {name: name for name in (*own, *self.second)}, self.layers, self.dtype)
 
         def to_torch(params: Any, stats: Any) -> dict[str, np.ndarray]:
             values = net.to_torch(params, stats)
             for view in views:
                 if all(name in values for name in view.held):
                     values |= view.read(values)
-            return {torch_name: values[own] for own, torch_name in tensors.items() if own in values}
+            return {torch_name: values[own] for own, torch_name in (tensors | self.second).items() if own in values}
 
         return replace(net, to_torch=to_torch)
 

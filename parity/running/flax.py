@@ -331,7 +331,8 @@ class PortRuns:
         # what a transform of the caller's does is what is judged.
         named = () if training.own else self.probe.idle
         idle, frozen = (
-            set() if not names else _leaves_of(net, names) for names in (named, named and self.probe.frozen)
+            set() if not names else _leaves_of(net, names)
+            for names in ((*named, *self.probe.folded), (*(named and self.probe.frozen), *self.probe.folded))
         )
         for number in range(training.passes):
             (loss, (values, record, stats)), (grads, input_grads) = self.gradient(params, arrays, stats)

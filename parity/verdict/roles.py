@@ -68,6 +68,7 @@ def assigned(net: torch.nn.Module, fed: Probe, tensors: Collection[str], in_port
         tensors=frozenset(trained | (without & {*in_port}) | buffers),
         idle=frozenset((parameters | buffers) - trained) & {*in_port},
         frozen=frozenset((parameters | buffers) - trained - without) & {*in_port},
+        folded=frozenset({*in_port} - {*tensors}),
         fixed=frozenset(trained - {*in_port}),
     )
 

@@ -10,7 +10,7 @@ from parity.numerics import bounds
 from parity.numerics.layouts import wide
 from parity.pairing.pairs import Pair, Pairing
 from parity.reports.report import Row
-from parity.running.model_layers import OPTIONAL
+from parity.running.model_layers import COUNTER, OPTIONAL
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _differing(p: Pair) -> list[DifferingTensor]:
     """Return the tensors of a layer that hold other numbers."""
     found = []
     for leaf, mine in p.torch.values.items():
-        if leaf in OPTIONAL or leaf not in p.flax.values:
+        if leaf == COUNTER or leaf not in p.flax.values:
             continue
         theirs = wide(p.flax.values[leaf])
         far = bounds.distance(theirs, mine) / (bounds.norm(mine) or 1.0)
