@@ -18,7 +18,7 @@ from parity.numerics.bounds import Responses
 from parity.numerics.layouts import Tensors
 from parity.numerics.pins import Pin, Pins, listed
 from parity.reports.report import Cost, Divergence, Finding, Model
-from parity.running import memory
+from parity.running import memory, unexercised
 from parity.running import pytorch as run_pytorch
 from parity.running.flax import Functional, PortRuns
 from parity.running.responses import of_port, responses_of
@@ -93,7 +93,7 @@ def run(subject: Subject, policy: Policy, progress: Progress) -> Model:
         pins=tuple(listed([*(subject.probe.pins or ()), *(pin for outcome in found.values() for pin in outcome.pins)])),
         costs=tuple(outcome.cost for outcome in found.values() if outcome.cost is not None),
         limits=tuple(LIMITS[dtype].said(dtype) for dtype in policy.dtypes if policy.decide),
-        unexercised=subject.unexercised,
+        unexercised=subject.unexercised + unexercised.without_effect(responses.without_effect),
         advice=subject.advice + tuple(line for o in found.values() for line in o.advice) + precise.advice,
     )
 

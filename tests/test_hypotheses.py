@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -95,6 +96,7 @@ def told(**wrong: Callable[..., Any]) -> str:
         ),
         ({"mixed": lambda x: x * 1.3}, "PyTorch's value computed with what `matmul` (test_hypotheses.py:"),
         ({"atan": lambda x: x, "sub": lambda a, b: jnp.arctan(a - b)}, "computed with `sub` (test_hypotheses.py:"),
+        ({"sub": lambda a, b: a + b}, "PyTorch's value computed with `add` instead of `sub` (test_hypotheses.py:"),
         ({"softmax": lambda x: jax.nn.softmax(x, -1)[:, ::-1]}, "gives reversed along axis 1"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -283,3 +285,47 @@ def test_positions_that_a_mask_hides_are_said() -> None:
     assert "without the zeros at some positions, the first (1, 2)" in hypotheses.of_value(hidden, A)
     hidden[0, 0, 0] = 0
     assert "positions" not in hypotheses.of_value(A, hidden)
+
+
+class Parts(torch.nn.Module):
+    """Reads three parts of one layer, and takes the largest over the sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.whole, self.head = torch.nn.Linear(6, 9), torch.nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b, c = self.whole(x).split([1, 4, 4], -1)
+        return self.head(torch.max(torch.atan(a) * torch.sin(math.pi * b) + c, 1)[0])
+
+
+class NNXParts(nnx.Module):
+    def __init__(self, order: str, factor: float, last: Callable[[jax.Array], jax.Array]) -> None:
+        self.whole, self.head = (nnx.Linear(*sizes, rngs=nnx.Rngs(0)) for sizes in ((6, 9), (4, 4)))
+        self.order, self.factor, self.last = order, factor, last
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        parts = dict(zip(self.order, jnp.split(self.whole(x), [1, 5], -1), strict=True))
+        y = jnp.arctan(parts["a"]) * jnp.sin(self.factor * parts["b"]) + parts["c"]
+        return self.head(self.last(y).max(1))
+
+
+@pytest.mark.parametrize(
+    ("order", "factor", "last", "expected"),
+    [
+        ("acb", math.pi, lambda y: y, "with the parts 1 and 2 of `split` (test_hypotheses.py:"),
+        ("abc", math.pi, jax.nn.relu, "with `relu` after `max` (test_hypotheses.py:"),
+        ("abc", 2 * math.pi, lambda y: y, "with 2π instead of π in `mul` (test_hypotheses.py:"),
+    ],
+    ids=["parts", "behind the largest", "pi"],
+)
+def test_a_change_of_one_part_of_what_a_call_gives_is_said(
+    order: str, factor: float, last: Callable[[jax.Array], jax.Array], expected: str
+) -> None:
+    torch.manual_seed(0)
+    model = Parts()
+    right = parity.move(model, NNXParts("abc", math.pi, lambda y: y), X)
+    wrong = NNXParts(order, factor, last)
+    nnx.update(wrong, nnx.state(right))
+    (finding,) = parity.check(model, wrong, X, steps=1).models[0].findings
+    assert expected in finding.text

@@ -92,6 +92,33 @@ def test_an_attention_is_read_with_its_scale_and_mask() -> None:
     assert torch.allclose(attention.value(), value, rtol=1e-12)
 
 
+def test_the_mask_of_windows_is_read_though_it_has_an_axis_more() -> None:
+    """Swin takes windows apart from images to add the mask of each, and puts them together again."""
+    low = torch.zeros(2, 3, 3, dtype=torch.float64)
+    low[1, 0, 1:] = -100
+
+    def attend(x: Tensor) -> Tensor:
+        heads = x.expand(4, 2, 3, 8) * torch.arange(1.0, 9.0, dtype=torch.float64).view(4, 2, 1, 1)
+        scores = (heads * 0.5) @ heads.transpose(-2, -1) + torch.eye(3)
+        scores = scores.view(2, 2, 2, 3, 3) + low[None, :, None]
+        return torch.softmax(scores.view(-1, 2, 3, 3), -1)
+
+    value, call = last(attend, X)
+    attention = attention_of(call.function, call.args, call.kw)
+    assert attention is not None
+    assert [step.kind for step in attention.steps] == ["scale", "bias", "mask"]
+    assert attention.kept is not None
+    assert attention.kept.shape == (4, 2, 3, 3)
+    assert torch.equal(attention.kept[3, 1], low[1] == 0)
+    assert torch.equal(attention.kept[2, 1], low[0] == 0)
+    assert torch.allclose(attention.value(), value, rtol=1e-12)
+
+
+def test_scores_with_other_queries_and_keys_are_no_attention() -> None:
+    _, call = last(lambda x: torch.softmax((x @ x.transpose(-2, -1)).reshape(1, 1, 9), -1), X)
+    assert attention_of(call.function, call.args, call.kw) is None
+
+
 def test_a_softmax_of_something_else_is_no_attention() -> None:
     _, call = last(lambda x: (x * 2).softmax(-1), X)
     assert attention_of(call.function, call.args, call.kw) is None

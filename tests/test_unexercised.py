@@ -128,3 +128,49 @@ def test_without_the_package_one_line_says_how_to_get_it(monkeypatch: pytest.Mon
     monkeypatch.setitem(__import__("sys").modules, "coverage", None)
     with pytest.raises(UserError, match=r"pip install coverage$"):
         parity.check(torch.nn.Linear(4, 2), nnx.Linear(4, 2, rngs=nnx.Rngs(0)), X, steps=1, branches=True)
+
+
+class Rectified(torch.nn.Module):
+    """One branch of two, or the whole model, ends in a ReLU that is never on."""
+
+    def __init__(self, alone: bool) -> None:
+        super().__init__()
+        self.alone, self.body, self.density, self.skip = alone, *(torch.nn.Linear(4, 4) for _ in range(3))
+        with torch.no_grad():
+            self.density.bias.sub_(50)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.density(torch.tanh(self.body(x))))
+        return y if self.alone else y + self.skip(x)
+
+
+class NNXRectified(nnx.Module):
+    def __init__(self, alone: bool, wrong: bool = False) -> None:
+        rngs = nnx.Rngs(0)
+        self.body, self.density, self.skip = (nnx.Linear(4, 4, rngs=rngs) for _ in range(3))
+        self.alone, self.function = alone, nnx.sigmoid if wrong else jax.numpy.tanh
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = nnx.relu(self.density(self.function(self.body(x))))
+        return y if self.alone else y + self.skip(x)
+
+
+@pytest.mark.parametrize("wrong", [False, True], ids=["right", "wrong"])
+def test_outputs_that_nothing_moves_are_no_parity(wrong: bool) -> None:
+    names = {"body": "body", "density": "density", "skip": None}
+    model, port = Rectified(True), NNXRectified(True, wrong)
+    for ours, theirs in ((model.body, port.body), (model.density, port.density)):
+        held: Any = theirs
+        held.kernel[...], held.bias[...] = ours.weight.detach().numpy().T, ours.bias.detach().numpy()
+    report = parity.check(model, port, X, names=names, steps=1)
+    assert report.exit_code == 2
+    assert "no output moves with PyTorch's weights" in str(report.models[0].undecided)
+
+
+def test_layers_that_no_output_depends_on_are_listed() -> None:
+    model = Rectified(False)
+    report = parity.check(model, parity.move(model, NNXRectified(False), X), X, steps=1)
+    assert report
+    assert report.models[0].unexercised == (
+        "PyTorch: layers that no output depends on for these inputs: body, density",
+    )

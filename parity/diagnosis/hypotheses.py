@@ -35,6 +35,8 @@ CLOSER, STEPS = 0.9, 12
 # Of fewer numbers an unknown one explains too much.
 ENOUGH = 8
 DIGITS = 6  # of a number that is said
+# Where a factor is sought: positions are multiplied by π in one code, and not in another.
+FACTORS = (1.0, 0.5, 2.0, -1.0, math.pi, 1 / math.pi, 2 * math.pi)
 # An order of more than this many entries is not written out.
 LISTED = 12
 
@@ -60,6 +62,15 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "sin": torch.sin,
     "cos": torch.cos,
 }
+# Functions of two tensors, which are taken for one another: a sign is lost.
+BINARY: dict[str, Callable[[Any, Any], Any]] = {
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "div": torch.div,
+    "maximum": torch.maximum,
+    "minimum": torch.minimum,
+}
 # Operations whose two operands may not be exchanged.
 ORDERED = frozenset(("sub", "div", "matmul", "pow", "rdiv", "rsub"))
 
@@ -80,7 +91,13 @@ class Change:
 
 
 def _on_result(text: str, change: Callable[[Any, float], Any], starts: tuple[float, ...] = ()) -> Change:
-    return Change(text, lambda f, args, kw, n: change(f(*args, **kw), n), starts)
+    """Return a change of what a call gives; of several tensors, of the first."""
+
+    def changed(f: Any, args: Any, kw: Any, n: float) -> Any:
+        value = f(*args, **kw)
+        return (change(value[0], n), *value[1:]) if isinstance(value, tuple | list) else change(value, n)
+
+    return Change(text, changed, starts)
 
 
 def _left_out(call: Call, result: Tensor) -> Iterator[Change]:
@@ -98,6 +115,21 @@ def _exchanged(call: Call, result: Tensor) -> Iterator[Change]:
         yield Change(
             "with the two arguments of {op} exchanged", lambda f, args, kw, n: f(args[1], args[0], *args[2:], **kw)
         )
+
+
+def _other_parts(call: Call, result: Tensor) -> Iterator[Change]:
+    parts = _given(call)
+    if not isinstance(parts, tuple | list):
+        return
+    for i, j in combinations(range(len(parts)), 2):
+        if all(isinstance(parts[k], Tensor) for k in (i, j)) and parts[i].shape == parts[j].shape:
+            yield Change(f"with the parts {i} and {j} of {{op}} exchanged", partial(_with_parts_exchanged, i, j))
+
+
+def _with_parts_exchanged(i: int, j: int, f: Any, args: Any, kw: Any, n: float) -> tuple[Any, ...]:
+    parts = [*f(*args, **kw)]
+    parts[i], parts[j] = parts[j], parts[i]
+    return tuple(parts)
 
 
 def _in_another_order(call: Call, result: Tensor) -> Iterator[Change]:
@@ -139,6 +171,14 @@ def _another_function(call: Call, result: Tensor) -> Iterator[Change]:
     if call.name in UNARY and isinstance(call[0], Tensor):
         for name, function in UNARY.items():
             yield Change(f"with `{name}` instead of {{op}}", lambda f, args, kw, n, g=function: g(args[0]))
+
+
+def _another_operator(call: Call, result: Tensor) -> Iterator[Change]:
+    if call.name in BINARY and len(call.args) == 2 and all(isinstance(given, Tensor) for given in call.args):
+        for name, function in BINARY.items():
+            if name != call.name:
+                text = f"with `{name}` instead of {{op}}"
+                yield Change(text, lambda f, args, kw, n, g=function: g(args[0], args[1]))
 
 
 def _one_more(call: Call, result: Tensor) -> Iterator[Change]:
@@ -186,7 +226,7 @@ _WITH_NUMBERS = frozenset(("mul", "div", "rdiv", "add", "sub", "rsub", "pow", "c
 
 
 def _scaled(call: Call, result: Tensor) -> Iterator[Change]:
-    yield _on_result("with what {op} gives multiplied by {}", lambda value, n: value * n, (1.0, 0.5, 2.0, -1.0))
+    yield _on_result("with what {op} gives multiplied by {}", lambda value, n: value * n, FACTORS)
     yield _on_result("with {} added to what {op} gives", lambda value, n: value + n, (0.0,))
 
 
@@ -194,7 +234,9 @@ def _scaled(call: Call, result: Tensor) -> Iterator[Change]:
 CHANGES: tuple[Callable[[Call, Tensor], Iterator[Change]], ...] = (
     _left_out,
     _exchanged,
+    _other_parts,
     _in_another_order,
+    _another_operator,
     _another_function,
     _other_axes,
     _one_more,
@@ -212,6 +254,9 @@ def shown(value: float) -> str:
     for text, exact in (("{}", value), ("1/{}", 1 / value if value else 0.5)):
         if abs(exact - round(exact)) < 1e-8 * abs(exact) and abs(exact) < 1e5:
             return text.format(round(exact))
+    for text, exact in (("{}π", value / math.pi), ("{}/π", value * math.pi)):
+        if abs(exact - round(exact)) < 1e-8 * abs(exact) and 0 < exact < 1e3:
+            return text.format("" if text == "{}π" and round(exact) == 1 else round(exact))
     for text, exact in (("√{}", value**2), ("1/√{}", value**-2 if value else 0.5)):
         if value > 0 and abs(exact - round(exact)) < 1e-8 * exact and exact < 1e5:
             return text.format(round(exact))
@@ -405,10 +450,16 @@ def of_operation(network: ReferenceNetwork, place: DifferingPlace) -> str:
 
 
 def _result(call: Call) -> Tensor | None:
-    """Return what a call gives, computed again; None where that is not a tensor of real numbers."""
+    """Return what a call gives, the first of several tensors; None where that is not a tensor of real numbers."""
+    result = _given(call)
+    result = result[0] if isinstance(result, tuple | list) and len(result) else result
+    return result if isinstance(result, Tensor) and result.dtype != torch.bool and not result.is_complex() else None
+
+
+def _given(call: Call) -> Any:
+    """Return all that a call gives, computed again; None where it raises."""
     try:
         with torch.no_grad():
-            result = call.function(*call.given(), **call.kw)
+            return call.function(*call.given(), **call.kw)
     except rewired.ERRORS:
         return None
-    return result if isinstance(result, Tensor) and result.dtype != torch.bool and not result.is_complex() else None

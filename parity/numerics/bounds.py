@@ -241,6 +241,25 @@ class Responses:
             or (tensor.size and not np.isfinite(tensor).any())
         ]
 
+    @property
+    def unmoved(self) -> bool:
+        """Whether no output moves with the weights, and no gradient tells of them: any port would agree."""
+        gradients = self.reference["gradient.parameter"]
+        if not gradients or any(gradient.any() for gradient in gradients.values()):
+            return False
+        outputs = ((q, n, a) for q in ("output.eval", "output.train") for n, a in self.reference[q].items())
+        return not any(floating(array) and self.measured(quantity, name) for quantity, name, array in outputs)
+
+    @property
+    def without_effect(self) -> list[str]:
+        """The layers whose parameters get gradients, and all of them are exactly zero."""
+        found: dict[str, bool] = {}
+        for name, gradient in self.reference["gradient.parameter"].items():
+            if name not in self.idle:
+                layer = name.rpartition(".")[0] or name
+                found[layer] = found.get(layer, False) or bool(gradient.any())
+        return [layer for layer, moves in found.items() if not moves]
+
     def _noise(self, quantity: str, name: str) -> bool:
         if (
             not quantity.startswith("training.")

@@ -43,6 +43,11 @@ def layers(found: Iterable[ModelLayer], without_gradient: Collection[str]) -> tu
     return (f"PyTorch: layers that are never used: {', '.join(names)}",) if names else ()
 
 
+def without_effect(names: Collection[str]) -> tuple[str, ...]:
+    """Return a line that names the layers whose gradients are zero, if there are any: nothing depends on them."""
+    return (f"PyTorch: layers that no output depends on for these inputs: {', '.join(names)}",) if names else ()
+
+
 def arguments(call: Call, model: Any, fed: Probe) -> list[str]:
     """Return a line that names the arguments of a model's own call left at their defaults, if there are any."""
     if type(call.holder(model)).__module__.partition(".")[0] in FRAMEWORKS:

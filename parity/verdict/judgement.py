@@ -25,6 +25,11 @@ KEPT = ("training.parameter", "gradient.input")
 
 LAYERS = ("layer.eval", "layer.train")
 
+UNMOVED = (
+    "no output moves with PyTorch's weights, and all of its gradients are zero, as behind a ReLU that is never on; "
+    "give inputs or weights with which the outputs depend on the layers"
+)
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -115,6 +120,8 @@ def _judge(port: str, quantity: str, got: Tensors, expected: Tensors, responses:
 
 def undecided(responses: Responses) -> str | None:
     """Why the check cannot tell, with the layer that blows the rounding up; None where every bound decides."""
+    if responses.unmoved:
+        return UNMOVED
     for quantity in responses.reference:
         for name in responses.undecided(quantity):
             if not np.isfinite(responses.reference[quantity][name]).any():

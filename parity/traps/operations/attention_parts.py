@@ -15,8 +15,8 @@ from torch import Tensor
 from parity.traps.operations.parts import Call, made, name_of, number, orders, read_once, scaled, through
 from parity.traps.planting import Values
 
-# Numbers below stand for minus infinity in masks.
-MASKED = -1e3
+# Numbers up to this one stand for minus infinity in masks: Swin's windows have -100.
+MASKED = -100.0
 
 
 @dataclass(frozen=True)
@@ -174,9 +174,27 @@ def _product(x: Any) -> tuple[Tensor, int, tuple[Step, ...]] | None:
         for f in factors:
             total *= f[1]
         return (through(x) / total if factors else through(x)), queries.shape[-1], steps
+    if (cut := made(x, "reshape")) is not None:
+        return _cut_otherwise(_product(cut[0]), x)
     found = _step(x)
     inner = None if found is None else _product(found[0])
     return None if found is None or inner is None else (inner[0], inner[1], (*inner[2], found[1]))
+
+
+def _cut_otherwise(
+    found: tuple[Tensor, int, tuple[Step, ...]] | None, x: Tensor
+) -> tuple[Tensor, int, tuple[Step, ...]] | None:
+    """Return a product with its leading axes as `x` has them: windows apart from images, to add a mask of each."""
+    if found is None or found[0].ndim < 2 or found[0].shape[-2:] != x.shape[-2:]:
+        return None
+    scores, depth, steps = found
+
+    def cut(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.ndim:
+            return value
+        return value.expand(torch.broadcast_shapes(value.shape, scores.shape)).reshape(x.shape)
+
+    return scores.reshape(x.shape), depth, tuple(replace(step, value=cut(step.value)) for step in steps)
 
 
 def _function(call: Call) -> Attention:
