@@ -87,6 +87,15 @@ def noise_jax(h: jax.Array, key: Any) -> jax.Array:
     return h if key is None else h + jnp.exp(0.5 * h) * jax.random.normal(key, h.shape)
 
 
+def named_noise_torch(h: torch.Tensor, train: bool) -> torch.Tensor:
+    """Noise of a width that float32 rounds, drawn in place."""
+    return h + torch.empty_like(h).normal_(0.1, 0.3) if train else h
+
+
+def named_noise_jax(h: jax.Array, key: Any) -> jax.Array:
+    return h if key is None else h + 0.1 + 0.3 * jax.random.normal(key, h.shape)
+
+
 def attention_torch(h: torch.Tensor, train: bool) -> torch.Tensor:
     return F.scaled_dot_product_attention(h, h, h, dropout_p=0.1 if train else 0.0)
 
@@ -103,6 +112,7 @@ PAIRS: dict[str, tuple[Any, Any]] = {
     "drop path": (path_torch, path_jax),
     "drop path by floor": (floor_torch, floor_jax),
     "noise": (noise_torch, noise_jax),
+    "noise in place": (named_noise_torch, named_noise_jax),
     "attention": (attention_torch, attention_jax),
 }
 
@@ -140,6 +150,13 @@ def test_a_port_that_lacks_dropout_passes_and_is_told_so() -> None:
     assert report, report.failure()
     (line,) = report.models[0].advice
     assert line.startswith("nnx: PyTorch draws 1 dropout masks in a training step, the port 0; the check switched")
+
+
+def test_a_port_that_lacks_drop_path_passes_and_is_told_so() -> None:
+    """The chance 0.8 fills a tensor of float64, where float32 would round it."""
+    report = report_of(path_torch, lambda h, key: h + jnp.tanh(h))
+    assert report, report.failure()
+    assert "1 dropout masks in a training step, the port 0" in report.models[0].advice[0]
 
 
 def test_a_port_that_lacks_some_dropout_and_has_a_mistake_is_a_mismatch() -> None:

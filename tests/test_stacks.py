@@ -177,3 +177,96 @@ def test_layers_of_other_lengths_are_no_stack() -> None:
         (Level(2, 0, 3),),
         (Level(2, 0, 4),),
     ]
+
+
+class Dropping(nnx.Module):
+    """A layer of a stack with a dropout, and so with keys, of its own."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.fc, self.drop = nnx.Linear(WIDTH, WIDTH, rngs=rngs), nnx.Dropout(0.25, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x + self.drop(jnp.tanh(self.fc(x)))
+
+
+class DroppingStack(nnx.Module):
+    def __init__(self) -> None:
+        @nnx.split_rngs(splits=LAYERS)
+        @nnx.vmap(in_axes=0, out_axes=0)
+        def made(rngs: nnx.Rngs) -> Dropping:
+            return Dropping(rngs)
+
+        self.layers = made(nnx.Rngs(0, dropout=1))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+        def through(x: jax.Array, layer: Dropping) -> jax.Array:
+            return layer(x)
+
+        return through(x, self.layers)
+
+
+class DroppingList(nn.Module):
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS))
+        self.drop = nn.Dropout(rate)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = x + self.drop(torch.tanh(layer(x)))
+        return x
+
+
+@pytest.mark.parametrize("rate", [0.25, 0.5])
+def test_a_stack_may_hold_keys_of_random_numbers(rate: float) -> None:
+    model = DroppingList(rate)
+    report = parity.check(model, parity.move(model, DroppingStack(), X), X, steps=1)
+    assert report.exit_code == (0 if rate == 0.25 else 1)
+
+
+class JittedStack(nnx.Module):
+    """Runs its layers in methods under `jit`, whose Python runs once for many calls."""
+
+    def __init__(self, wrong: bool = False) -> None:
+        rngs = nnx.Rngs(0)
+        self.first, self.second = nnx.Linear(WIDTH, WIDTH, rngs=rngs), nnx.Linear(WIDTH, WIDTH, rngs=rngs)
+        self.function = jax.nn.sigmoid if wrong else jnp.tanh
+
+    @nnx.jit
+    def inner(self, x: jax.Array) -> jax.Array:
+        return self.second(self.function(self.first(x)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        inner: Any = self.inner  # pyright takes a method under jit for a function
+        return x + inner(x)
+
+
+class Unjitted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(torch.tanh(self.up(x)))
+
+
+def test_layers_under_jit_are_seen_in_every_check() -> None:
+    """Both layers are of one shape, so that only the order of their calls tells which is which."""
+    torch.manual_seed(0)
+    model, port = Unjitted(), JittedStack()
+    port(jnp.asarray(X))
+    moved = parity.move(model, port, X)
+    for fresh in (False, True):
+        report = parity.check(model, parity.move(model, port, X) if fresh else moved, X, steps=1)
+        assert report, report.failure()
+        assert [p.layer for p in report.models[0].profile["nnx"]["layer.eval"]] == ["up", "down"]
+
+
+def test_a_mistake_under_jit_is_found_between_its_layers() -> None:
+    torch.manual_seed(0)
+    model, wrong = Unjitted(), JittedStack(wrong=True)
+    nnx.update(wrong, nnx.state(parity.move(model, JittedStack(), X)))
+    report = parity.check(model, wrong, X, steps=1)
+    (finding,) = report.models[0].findings
+    assert "between up and down" in finding.text

@@ -75,10 +75,10 @@ def _argument(args: Given, kwargs: Keywords, place: int, names: tuple[str, ...],
 
 def _filled(func: Function, args: Given, kwargs: Keywords, value: Any) -> Tensor:
     """Return a tensor of one value: the first argument itself, where the function works in place."""
-    if func.__name__.endswith("_"):
-        return args[0].copy_(torch.as_tensor(value, device=args[0].device).to(args[0]).expand_as(args[0]))
-    out = func(*args, **kwargs)
-    return out.copy_(torch.as_tensor(value, device=out.device).to(out).expand_as(out))
+    out = args[0] if func.__name__.endswith("_") else func(*args, **kwargs)
+    # PyTorch makes a float32 tensor of a number.
+    dtype = torch.float64 if isinstance(value, float) else None
+    return out.copy_(torch.as_tensor(value, dtype=dtype, device=out.device).to(out).expand_as(out))
 
 
 def _scaled(x: Tensor, p: float, in_place: bool) -> Tensor:

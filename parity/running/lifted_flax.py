@@ -50,6 +50,11 @@ def narrow(dtype: Any) -> bool:
     return isinstance(dtype, np.dtype) and dtype in WIDE
 
 
+def _in_numpy(dtype: Any) -> Any:
+    """Return a type as numpy knows it; as it is, where numpy has none, as of a key for random numbers."""
+    return dtype if jnp.issubdtype(dtype, jax.dtypes.extended) else np.dtype(dtype)
+
+
 def _dtype(value: Any) -> Any:
     return getattr(value, "dtype", None)
 
@@ -121,7 +126,7 @@ def casts_lifted(pins: Pins) -> Iterator[None]:
 
     def convert(operand: Any, new_dtype: Any = None, *args: Any, **kw: Any) -> Any:
         assert original is not None
-        if new_dtype is not None and threading.get_ident() == thread and narrow(np.dtype(new_dtype)):
+        if new_dtype is not None and threading.get_ident() == thread and narrow(_in_numpy(new_dtype)):
             held, made = _dtype(operand), not isinstance(operand, Tracer)
             if made and narrow(held) and np.ndim(operand):
                 operand = table(operand, pins)

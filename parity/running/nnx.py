@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import jax
@@ -47,6 +47,8 @@ TYPES: dict[str, dict[str, Callable[[Any], Any]]] = {
 COMPLEX = {"float64": jnp.complex128}
 # Types that a model with a policy of its own names; a setting may be numpy's class or its dtype.
 NARROW = (jnp.bfloat16, jnp.float16)
+# What `jax.jit` and `nnx.jit` make of a function.
+JITTED = (type(jax.jit(jnp.sin)), type(nnx.jit(jnp.sin)))
 # The attribute of a layer that says what its calls are recorded under.
 MARK = "_recorded_under"
 # Settings of the libraries' layers that drop values, where dropout does nothing.
@@ -157,6 +159,12 @@ def tapped(net: nnx.Module, tap: Tap, named: Mapping[str, tuple[str, ...]]) -> I
                 del cls.__call__
 
 
+def jitted(modules: Iterable[nnx.Module]) -> bool:
+    """Return whether a method is under `jit`, which runs the Python of its layers once and tells of them no more."""
+    holders = {id(holder): holder for module in modules for holder in (module, *type(module).__mro__)}.values()
+    return any(isinstance(value, JITTED) for holder in holders for value in vars(holder).values())
+
+
 def functional(
     net: nnx.Module, names: Mapping[str, str] | None = None, tensors: Mapping[str, str] | None = None
 ) -> Functional:
@@ -171,6 +179,7 @@ def functional(
     if names is None:
         names = layer_names((n for n, m in modules(net).items() if not isinstance(m, nnx.Sequential)), held)
     named, lengths = by_module(names, held), stack_lengths(held)
+    inlined = jitted(modules(net).values())
     definitions = {}
     for train in (False, True):
         net.train() if train else net.eval()
@@ -185,7 +194,8 @@ def functional(
                 if type(module).__module__.startswith("flax."):
                     vars(module).update({name: rate for name, rate in DROPPING.items() if hasattr(module, name)})
         keywords = call.arguments(copy, inputs, train)  # before `tapped` hides the signature
-        with raising(), tapped(copy, tap, named), opened(lengths), float64_attention(), fixed_draws():
+        inline = jax.disable_jit() if inlined else nullcontext()
+        with raising(), tapped(copy, tap, named), opened(lengths), float64_attention(), fixed_draws(), inline:
             values = call(copy, inputs, keywords)
         return values, nnx.state(copy, nnx.Not(nnx.Param))
 
