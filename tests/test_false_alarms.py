@@ -92,6 +92,24 @@ def test_an_accepted_layer_stays_in_the_record(inplace: bool) -> None:
     assert [point.layer for point in model.profile["nnx"]["layer.eval"]] == ["0", "1", "3"]
 
 
+class SequenceBatchNorm(torch.nn.BatchNorm1d):
+    """BatchNorm of (batch, length, features), as models with the features last write it."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input.transpose(1, 2)).transpose(1, 2)
+
+
+@pytest.mark.parametrize(("momentum", "code"), [(0.9, 0), (0.99, 1)])
+def test_a_variance_is_accepted_in_a_subclass_with_the_channels_last(momentum: float, code: int) -> None:
+    torch.manual_seed(0)
+    x, rngs = np.random.default_rng(0).standard_normal((3, 5, 4)), nnx.Rngs(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 6), SequenceBatchNorm(6), torch.nn.Linear(6, 2))
+    norm = nnx.BatchNorm(6, momentum=momentum, epsilon=1e-5, rngs=rngs)
+    port = nnx.Sequential(nnx.Linear(4, 6, rngs=rngs), norm, nnx.Linear(6, 2, rngs=rngs))
+    report = parity.check(model, parity.move(model, port, x), x, accept=["bn-running-var"])
+    assert report.exit_code == code, str(report)
+
+
 @pytest.mark.parametrize("case", [*MISTAKES])
 def test_accept_hides_no_other_mistake_in_the_layer(case: str) -> None:
     settings, trap = MISTAKES[case]

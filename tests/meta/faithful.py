@@ -1,5 +1,7 @@
 """Faithful runs: random small networks, right in both frameworks, all of which must pass the check.
 
+Half of them are networks of this package and models that people write; half are modules of random structure.
+
 A false alarm here would mean that the bounds are too narrow. `REPEATS` runs in a row share a network and its shapes,
 with other weights, types and inputs, so that each program is compiled once and then found in a folder of its own.
 """
@@ -30,10 +32,12 @@ from ports.optimizers import VARIANTS
 from ports.resnet.spec import SHORTCUTS, Block, ResNetSpec, Stage, Stem
 
 from . import examples
+from .random_modules import programs
 
 REPEATS = 8
 OPTIMIZERS = tuple(VARIANTS)
 DTYPES = ("float32", "bfloat16", "float64")
+BATCH_NORM = torch.nn.modules.batchnorm._BatchNorm
 
 
 @dataclass(frozen=True)
@@ -164,8 +168,18 @@ def lstm(group: int, seed: int, dtype: str) -> tuple[tuple[Any, ...], dict[str, 
     return _moved(model, flax, dtype, x), {}
 
 
-# Of ten networks, how many are of which kind.
-KINDS = (*(resnet,) * 7, unet, encoder, lstm)
+def generated(group: int, seed: int, dtype: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A module of random structure."""
+    program = programs.program(group)
+    x = programs.inputs_of(program, seed)
+    model = programs.reference_of(program)
+    normed = any(isinstance(module, BATCH_NORM) for module in model.modules())
+    options = {"accept": ["bn-running-var"]} if normed else {}
+    return _moved(model, programs.port_of(program, x), dtype, x), options
+
+
+# Of twenty networks, how many are of which kind.
+KINDS = (*(resnet,) * 7, unet, encoder, lstm, *(generated,) * 10)
 
 
 def run(seed: int) -> Result:

@@ -46,7 +46,8 @@ class BiasedVariance(nn.Module):
         self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
-        old, n = self.layer.running_var.clone(), x.numel() // x.shape[1]
+        # A subclass may take the channels elsewhere than on axis 1.
+        old, n = self.layer.running_var.clone(), x.numel() // self.layer.num_features
         y = self.layer(x)
         if self.training:
             kept = (1 - self.layer.momentum) * old
