@@ -23,7 +23,7 @@ endef
 export MISSING
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-twins docs parity parity-all bench gpu gpu-rehearsal test test-nightly test-fast score twins twins-fast fuzz soak lint clean
+.PHONY: help setup setup-twins docs parity parity-all bench gpu gpu-rehearsal test test-nightly test-fast score faithful twins twins-fast fuzz soak lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ test-fast: $(READY) ## run the quick modules, under two minutes
 
 score: $(READY) ## plant every known mistake and make 1000 faithful runs: an hour on two cores (WORKERS=2)
 	$(BIN)/python -m tests.meta --all --workers $(or $(WORKERS),2) --json benchmarks/results/score-cpu.json
+
+faithful: $(READY) ## make 10,000 faithful runs, or go on with them: hours (WORKERS=2, RUNS=400)
+	$(BIN)/python -m tests.meta.pieces $(or $(RUNS),10000) --workers $(or $(WORKERS),2)
 
 twins: setup-twins ## check every family of transformers and diffusers that has a Flax class, in .venv-twins: a quarter of an hour (STORE=1)
 	$(TWINS)/bin/python -m tests.twins $(if $(STORE),--store)

@@ -62,6 +62,10 @@ def _wrong_score(results: Results) -> None:
     results["results"][0]["name"] = not results["results"][0]["name"]
 
 
+def _wrong_faithful(results: Results) -> None:
+    results["false_alarms"] += 1
+
+
 def _wrong_cost(results: Results) -> None:
     results["results"][0]["ratio"] += 1
 
@@ -89,6 +93,8 @@ WRONG = {
     "parity": _wrong_parity,
     "score": _wrong_score,
     "evidence": _wrong_score,
+    "faithful": _wrong_faithful,
+    "kinds": _wrong_faithful,
     "cost": _wrong_cost,
     "conversion": _wrong_conversion,
     "published": _wrong_twins,

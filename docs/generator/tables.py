@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.reporting import intervals, tables
 from benchmarks.reporting import results as speeds
-from benchmarks.reporting import tables
 from benchmarks.reporting.schema import ResultRow
 from benchmarks.reporting.schema import Results as SpeedResults
 from benchmarks.subjects.roster import SUBJECTS
@@ -55,7 +55,7 @@ def parity(results: Results) -> list[str]:
 
 
 def score(results: Results) -> list[str]:
-    """A row a family of mistakes, and the faithful runs."""
+    """A row a family of mistakes."""
     lines: list[tuple[object, ...]] = [("mistakes of", "entries", "cases", "caught", "right layer", "right name")]
     found = results["results"]
     for family in (*dict.fromkeys(r["family"] for r in found), "all"):
@@ -65,8 +65,7 @@ def score(results: Results) -> list[str]:
     return [
         *rows(*lines),
         "",
-        f"Faithful runs: {results['faithful']}, false alarms: {results['false_alarms']}; the worst tensor stands at "
-        f"{results['worst_multiple']:.1f} times its response. Commit `{results['commit'][:10]}`.",
+        f"Commit `{results['commit'][:10]}`.",
     ]
 
 
@@ -235,10 +234,23 @@ def evidence(results: Results) -> list[str]:
     """Return one line: what the check found of what was planted."""
     found = results["results"]
     caught, named = (sum(row[what] for row in found) for what in ("caught", "name"))
-    return [
-        f"- The check caught {caught} of {len(found)} planted mistakes and named {named}. "
-        f"It raised {results['false_alarms']} false alarms in {results['faithful']} faithful runs."
-    ]
+    rate = intervals.said(caught, len(found))
+    return [f"- The check caught {caught} of {len(found)} planted mistakes ({rate}) and named {named}."]
+
+
+def faithful(results: Results) -> list[str]:
+    """Return one line: the false alarms."""
+    alarms, runs = results["false_alarms"], results["faithful"]
+    return [f"- It raised {alarms} false alarms in {runs:,} faithful runs ({intervals.said(alarms, runs)})."]
+
+
+def kinds(results: Results) -> list[str]:
+    """A row a kind of network: its faithful runs."""
+    counted = [(kind, n["runs"], n["false_alarms"]) for kind, n in results["kinds"].items()]
+    every = ("all", results["faithful"], results["false_alarms"])
+    lines: list[tuple[object, ...]] = [("networks", "faithful runs", "false alarms", "rate of false alarms")]
+    lines += [(kind, f"{runs:,}", alarms, intervals.said(alarms, runs)) for kind, runs, alarms in [*counted, every]]
+    return [*rows(*lines), "", f"The worst tensor has {results['worst_multiple']:.1f} times its response."]
 
 
 def published(results: Results) -> list[str]:
@@ -263,9 +275,11 @@ TABLES: dict[str, tuple[str, Callable[[Any], list[str]]]] = {
     "flags": ("flags-cpu-*.json", flags),
     "fastest": ("speed-cpu-*.json", fastest),
     "evidence": ("score-cpu.json", evidence),
+    "faithful": ("faithful-cpu.json", faithful),
+    "kinds": ("faithful-cpu.json", kinds),
     "published": ("../../tests/twins/verdicts.json", published),
 }
-IN_README = ("fastest", "evidence", "published")
+IN_README = ("fastest", "evidence", "faithful", "published")
 PLACE = re.compile(r"(?m)^<!-- table: (\w+) -->$")
 
 

@@ -11,6 +11,7 @@ import gc
 import multiprocessing
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from benchmarks.reporting import intervals
 from parity.numerics.bounds import MULTIPLE
 from parity.reports.report import finite
 from parity.traps import catalogue
@@ -138,22 +140,24 @@ class Score:
         return reached and not self.unplanted and all(r.ok for r in self.faithful)
 
     def to_json(self) -> dict[str, Any]:
-        """Schema 1."""
+        """Schema 2: of faithful runs that pass there are counts, by the kind of their network."""
         shares = {what: self.share(what) for what in TARGETS}
         alarms = [r for r in self.faithful if not r.ok]
         entries = {
-            "schema": 1,
+            "schema": 2,
             "ok": self.ok,
             "commit": commit(),
             "cases": len(self.results),
             **{what: count for what, (count, _) in shares.items()},
+            "intervals": {what: intervals.exact(*share) for what, share in shares.items() if share[1]},
             "targets": TARGETS,
             "unplanted": list(self.unplanted),
             "faithful": len(self.faithful),
             "false_alarms": len(alarms),
             "worst_multiple": max((r.multiple for r in self.faithful), default=None),
             "results": [asdict(r) for r in self.results],
-            "faithful_runs": [asdict(r) for r in self.faithful],
+            "faithful_runs": dict(Counter(r.network for r in self.faithful)),
+            "alarms": [asdict(r) for r in alarms],
         }
         return finite(entries)
 
@@ -234,7 +238,7 @@ def measure(
     cases = [(family, i) for family, some in chosen.items() for i in map(CASES[family].index, some)]
     seeds = [range(first, min(first + PART, runs)) for first in range(0, runs, PART)]
     results, alarms = [], []
-    with _pool(workers) as spread:
+    with pool(workers) as spread:
         for part in spread(_planted, [cases[i : i + PART] for i in range(0, len(cases), PART)]):
             results += part
             progress(f"{len(results)} of {len(cases)} mistakes, {sum(r.ok for r in results)} found and named")
@@ -245,7 +249,7 @@ def measure(
 
 
 @contextmanager
-def _pool(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
+def pool(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
     """`map`, in this process or in several."""
     gc.freeze()  # what is there already is not looked through again and again
     if workers == 1:
