@@ -194,3 +194,16 @@ def test_a_gradient_of_rounding_alone_is_held_against_the_others() -> None:
     assert found.zero_in_exact_arithmetic("layer.eval", "bias")
     assert not found.zero_in_exact_arithmetic("layer.eval", "w")
     assert found.undecided("layer.eval") == []
+
+
+def test_elements_without_a_right_digit_are_skipped_in_training_alone() -> None:
+    gradient, update = np.array([1.0, 1e-16, 0.0, -2.0]), np.array([1.0, 2.0, 3.0, 4.0])
+    seen = {"gradient.parameter": {"w": gradient}, "training.parameter": {"w@1": update}}
+    skipped = bounds.unsteady(seen)
+    assert skipped["w"].tolist() == [False, True, False, False]
+    responses = Responses(seen, {"w": np.ones(4)}, skipped=skipped)
+    assert responses.reference["training.parameter"]["w@1"].tolist() == [1, 0, 3, 4]
+    assert responses.reference["gradient.parameter"]["w"] is gradient
+    assert responses.compared("training.state", "exp_avg/w@1", update).tolist() == [1, 0, 3, 4]
+    assert responses.compared("training.state", "exp_avg/v@1", update) is update
+    assert bounds.unsteady({"gradient.parameter": {"w": np.array([1e-16, -2e-16])}}) == {}  # all of it is rounding

@@ -110,6 +110,31 @@ def test_a_variance_is_accepted_in_a_subclass_with_the_channels_last(momentum: f
     assert report.exit_code == code, str(report)
 
 
+class Always(nnx.Module):
+    """Linear, ReLU, BatchNorm, linear."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.up, self.down = nnx.Linear(4, 6, rngs=rngs), nnx.Linear(6, 2, rngs=rngs)
+        self.norm = nnx.BatchNorm(6, momentum=0.9, epsilon=1e-5, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down(self.norm(nnx.relu(self.up(x))))
+
+
+@pytest.mark.parametrize(("rate", "code"), [(1e-3, 0), (1.00001e-3, 1)])
+def test_a_step_that_is_made_of_rounding_decides_nothing(rate: float, code: int) -> None:
+    """The first channel's ReLU is always on, so its bias has no effect; Adam makes a step of its rounding."""
+    torch.manual_seed(0)
+    x, nn = np.random.default_rng(0).standard_normal((6, 4)), torch.nn
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.BatchNorm1d(6), nn.Linear(6, 2))
+    with torch.no_grad():
+        model[0].bias[0] = 10.0  # pyright: ignore[reportIndexIssue]
+    how: Any = {"optimizer": lambda ps: torch.optim.Adam(ps, 1e-3), "tx": optax.adam(rate), "steps": 1}
+    port = parity.move(model, Always(nnx.Rngs(0)), x)
+    report = parity.check(model, port, x, accept=["bn-running-var"], **how)
+    assert report.exit_code == code, str(report)
+
+
 @pytest.mark.parametrize("case", [*MISTAKES])
 def test_accept_hides_no_other_mistake_in_the_layer(case: str) -> None:
     settings, trap = MISTAKES[case]

@@ -58,8 +58,6 @@ def _differing(
         return None
     if updates.keys() != got.keys():
         return {*(updates.keys() ^ got.keys())}
-    return {
-        name
-        for name in got
-        if not bounds.distance(updates[name], got[name]) <= responses.bound("training.parameter", name)
-    }
+    quantity = "training.parameter"
+    updates = {name: responses.compared(quantity, name, update) for name, update in updates.items()}
+    return {n for n in got if not bounds.distance(updates[n], got[n]) <= responses.bound(quantity, n)}

@@ -42,6 +42,10 @@ DECIDES = 1e-7
 # Rounding of the weights hides an update that is smaller than this part of them: then its bound decides nothing.
 SEEN = MULTIPLE * np.finfo(np.float64).eps / DECIDES
 
+# An element of a gradient below this part of the others' size is taken to be zero in exact arithmetic. Rounding is
+# near 1e-16 of their size.
+UNSTEADY = 1e-11
+
 # The response of one draw of signs may be small by chance, for a scalar above all: the root mean square of several.
 DRAWS = 5
 
@@ -136,19 +140,52 @@ def _terms(name: str, parameter: np.ndarray, outputs: Tensors) -> int:
     return max(1, size // max(1, len(parameter) if parameter.ndim else 1))
 
 
+def unsteady(reference: Observation) -> dict[str, np.ndarray]:
+    """Return where gradients are zero in exact arithmetic, by parameter: those that have such elements beside others.
+
+    A channel whose ReLU is on for all examples in front of a BatchNorm has a bias without effect, and a gradient of
+    rounding alone. An optimizer that divides by the gradient's size makes a step of it, and this step changes nothing.
+    """
+    found = {}
+    for name, gradient in reference.get("gradient.parameter", {}).items():
+        size = np.abs(wide(gradient))
+        zero = (size > 0) & (size < UNSTEADY * norm(gradient) / max(gradient.size, 1) ** 0.5)
+        if zero.any():
+            found[name] = zero
+    return found
+
+
 class Responses:
     """The rounding responses of a reference, gathered from runs of its perturbed copies."""
 
     def __init__(
-        self, reference: Observation, parameters: Mapping[str, np.ndarray], idle: Collection[str] = ()
+        self,
+        reference: Observation,
+        parameters: Mapping[str, np.ndarray],
+        idle: Collection[str] = (),
+        skipped: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        self.reference = reference
+        """Begin without a run.
+
+        Args:
+            skipped: by parameter the elements whose training is not compared (`unsteady`).
+        """
+        self.skipped = skipped or {}
+        self.reference = {
+            q: {n: self.compared(q, n, a) for n, a in tensors.items()} if self.skipped and _trains(q) else tensors
+            for q, tensors in reference.items()
+        }
         self.parameters = parameters
         self.idle = idle
         self.terms = {name: _terms(name, p, reference.get("layer.train", {})) for name, p in parameters.items()}
         self.distances: dict[str, dict[str, float]] = {q: dict.fromkeys(t, 0.0) for q, t in reference.items()}
         self.draws = 0
         self.port: Responses | None = None
+
+    def compared(self, quantity: str, name: str, tensor: np.ndarray) -> np.ndarray:
+        """Return a tensor with zeros at the elements that are skipped."""
+        zero = self.skipped.get(parameter_of(quantity, name)) if _trains(quantity) else None
+        return tensor if zero is None or zero.shape != tensor.shape else np.where(zero, 0, tensor)
 
     def with_port(self, port: Responses) -> Responses:
         """Return the responses of both sides: two right implementations differ by no more than a multiple of the sum.
@@ -169,7 +206,7 @@ class Responses:
         self.draws += 1
         for quantity, tensors in run:
             for name, tensor in tensors.items():
-                far = distance(tensor, self.reference[quantity][name])
+                far = distance(self.compared(quantity, name, tensor), self.reference[quantity][name])
                 self.distances[quantity][name] = math.hypot(self.distances[quantity][name], far)
 
     def response(self, quantity: str, name: str) -> float:
@@ -261,12 +298,13 @@ class Responses:
         return [layer for layer, moves in found.items() if not moves]
 
     def _noise(self, quantity: str, name: str) -> bool:
-        if (
-            not quantity.startswith("training.")
-            or (name := parameter_of(quantity, name)) not in self.reference["gradient.parameter"]
-        ):
+        if not _trains(quantity) or (name := parameter_of(quantity, name)) not in self.reference["gradient.parameter"]:
             return False
         return self.zero_in_exact_arithmetic("gradient.parameter", name)
+
+
+def _trains(quantity: str) -> bool:
+    return quantity.startswith("training.")
 
 
 def ulp(array: np.ndarray | np.floating) -> np.ndarray | np.float64:

@@ -25,7 +25,7 @@ def responses_of(subject: Subject, progress: Progress) -> Responses:
     state = weights.read(reference)
     parameters = {name: state[name] for name in run_pytorch.updated(reference, fed)}
     exact = on_disk.spilled(run_pytorch.observe(reference, fed, how, subject.names))
-    responses = Responses(exact, parameters, fed.idle)
+    responses = Responses(exact, parameters, fed.idle, bounds.unsteady(exact))
     for draw in range(DRAWS):
         progress(f"rounding response {draw + 1} of {DRAWS}")
         moved, moved_probe = bounds.perturbed(state, fed, subject.seed * DRAWS + draw)
@@ -43,7 +43,7 @@ def of_port(runs: PortRuns, responses: Responses, subject: Subject) -> Responses
     Args:
         responses: of the reference.
     """
-    own = Responses(on_disk.spilled(runs.observe()), responses.parameters, responses.idle)
+    own = Responses(on_disk.spilled(runs.observe()), responses.parameters, responses.idle, responses.skipped)
     for draw in range(DRAWS):
         rng = np.random.default_rng([subject.seed * DRAWS + draw, 7])
 

@@ -78,6 +78,7 @@ def judge(port: str, run: Iterable[tuple[str, Tensors]], responses: Responses) -
     """Every quantity of a run, in the order of the table."""
     found: dict[str, Judgement] = {}
     for quantity, tensors in run:
+        tensors = {name: responses.compared(quantity, name, array) for name, array in tensors.items()}
         expected = responses.reference[quantity]
         if quantity.startswith("training."):  # one of several parts
             steps = {name.rpartition("@")[2] for name in tensors}
