@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from meta import faithful, pieces
-from meta.random_modules import programs
+from meta.random_modules import mistakes, programs
 from meta.random_modules.choices import ACTIVATIONS
 from meta.random_modules.networks import BLOCKS, INPUTS
 from meta.random_modules.norms import NORMS
@@ -22,7 +22,6 @@ SEEDS = {
     64: ("encoder", "bfloat16"),
     73: ("lstm", "bfloat16"),
     96: ("generated", "float32"),  # Linen, patches: attention with RMSNorm
-    128: ("generated", "float64"),  # Linen, images: a strided convolution with instance norm
     144: ("generated", "float32"),  # NNX, tokens: experts and an LSTM
 }
 
@@ -107,3 +106,19 @@ def test_another_file_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureF
     assert pieces.main(["1", "--file", str(file)]) == 2
     assert "expected a file of" in capsys.readouterr().err
     assert file.read_text() == "{}"
+
+
+def test_every_mistake_fits_some_block_in_both_ports() -> None:
+    for mistake in mistakes.MISTAKES:
+        cases = [case for case, _ in zip(mistakes.planted(mistake), range(12), strict=False)]
+        assert {case.right.port for case in cases} == {"nnx", "linen"}, mistake.name
+        assert all(case.right.blocks[case.block] != case.wrong.blocks[case.block] for case in cases)
+
+
+def test_a_mistake_in_a_generated_module_is_found_at_its_block() -> None:
+    epsilon = next(mistake for mistake in mistakes.MISTAKES if mistake.name == "the default epsilon of Flax")
+    case = next(case for case in mistakes.planted(epsilon) if len(case.right.blocks) == 1)
+    with faithful.compiled_once():
+        result = mistakes.run(case)
+    assert result.caught, result
+    assert result.placed, result

@@ -90,9 +90,24 @@ def reference_of(p: Program) -> nn.Module:
 
 
 def port_of(p: Program, x: np.ndarray) -> Any:
-    """Return the Flax model of a program: an NNX model, or Linen's module and variables."""
+    """Return the Flax model of a program: an NNX model, or Linen's module and variables.
+
+    Linen's variables are drawn without compiling `init`, which would take as long as a check. A check moves PyTorch's
+    weights into them anyway.
+    """
     if p.port == "nnx":
         return NnxNetwork(p, nnx.Rngs(0))
     module = LinenNetwork(p)
     fed = jnp.asarray(x.transpose(0, 2, 3, 1) if x.ndim == 4 else x, None if x.dtype.kind == "i" else jnp.float32)
-    return module, jax.jit(module.init)(jax.random.key(0), fed)
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), fed)
+    return module, jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape), leaf.dtype), shapes)
+
+
+def with_program(flax: Any, p: Program) -> Any:
+    """Return a Flax model that computes another program with the tensors of this one."""
+    if p.port == "linen":
+        return LinenNetwork(p), flax[1]
+    other = NnxNetwork(p, nnx.Rngs(0))
+    nnx.update(other, nnx.state(flax, (nnx.Param, nnx.BatchStat)))
+    return other
