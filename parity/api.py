@@ -191,7 +191,8 @@ def _checked(own: subjects.OwnPair, options: PairOptions, policy: Policy) -> Mod
     if judged.misfits:
         return Model(own.title, (judged.row,), findings=tuple(told), pairing=lines)
     found = pipeline.run(subjects.of_pair(own, options), policy, options.progress)
-    ports_names = {pair.torch.name: pair.flax.name for pair in pairing.pairs}
+    ports_names = {name: own_name for own_name, name in own.both.blocks.items()}
+    ports_names |= {pair.torch.name: pair.flax.name for pair in pairing.pairs}
     more = (
         replace(f, fix=tuple(replace(fix, module=ports_names.get(fix.module, fix.module)) for fix in f.fix))
         for f in found.findings

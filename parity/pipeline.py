@@ -273,9 +273,11 @@ def _training(port: str, subject: Subject, judged: Judgements, responses: Respon
     """Return the mistake of a training whose gradients are right."""
     got = judged["training.parameter"].got
     if got:
-        trap = training_diagnosis.explain(subject.reference, subject.probe, subject.training, got, responses)
-        if trap:
-            return Finding(port, OPTIMIZER, trap.name, f"{trap.text}; {trap.mend}")
+        found = training_diagnosis.explain(subject.reference, subject.probe, subject.training, got, responses)
+        if found:
+            trap, mends = found
+            fix = tuple(diagnosis.fix_of(OPTIMIZER, mend) for mend in mends)
+            return Finding(port, OPTIMIZER, trap.name, f"{trap.text}; {trap.mend}", fix=fix)
     quantity = next(q for q in ("training.parameter", "training.state") if q in judged and judged[q].outside)
     name, _, step = judged[quantity].outside[0].rpartition("@")
     said = f"the gradients are right, and {quantity} is not: {name} after step {step}"

@@ -120,7 +120,3 @@ def test_a_mistake_that_is_no_argument_has_none() -> None:
 def test_what_differs_by_dimension_is_a_tuple() -> None:
     conv = torch.nn.Conv2d(2, 2, 3, stride=(2, 1), padding=(1, 0))
     assert [ARGUMENTS[name](conv) for name in ("strides", "padding")] == [(2, 1), ((1, 1), (0, 0))]
-
-
-def test_every_argument_of_a_trap_is_known() -> None:
-    assert {name for trap in TRAPS for name in trap.arguments} == {*ARGUMENTS}

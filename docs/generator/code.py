@@ -156,6 +156,25 @@ def commands(_: str) -> list[str]:
     return [line for name in COMMANDS for line in (f"### parity {name}", "", "```text", *help_of(name), "```", "")]
 
 
+def fixes(_: str) -> list[str]:
+    """Return how many of the mistakes that are arguments have a `fix` that was verified, by their places."""
+    from tests.meta.argument_parts import OF_ARGUMENTS, VERIFIED
+
+    lines: list[tuple[object, ...]] = [("mistakes in", "are arguments", "with a verified `fix`")]
+    for place in (*dict.fromkeys(trap.place for trap in OF_ARGUMENTS), ""):
+        names = [trap.name for trap in OF_ARGUMENTS if place in ("", trap.place)]
+        lines.append((WHERE[place], len(names), len([name for name in names if name in VERIFIED])))
+    return rows(*lines)
+
+
+WHERE = {
+    "weight": "weights",
+    "layer": "layers",
+    "between": "functions between layers",
+    "loss": "losses",
+    "training": "training",
+    "": "all of these",
+}
 COMMANDS = ("check", "traps", "diff", "convert", "inspect", "pairs", "export-mapping", "models")
 
 
@@ -176,6 +195,7 @@ TABLES: dict[str, Callable[[str], list[str]]] = {
     "formats": formats,
     "dialects": dialects,
     "commands": commands,
+    "fixes": fixes,
 }
 
 

@@ -15,7 +15,7 @@ from parity.numerics.pins import LIBRARIES
 from parity.numerics.quantities import Probe
 from parity.reports.report import Finding, Fix
 from parity.running.taps import layer_of
-from parity.traps.arguments import mended
+from parity.traps.arguments import Mend, mended, mended_call
 from parity.traps.trap import Trap
 from ports.weights.layers.kinds import kind_of
 
@@ -53,7 +53,7 @@ def findings(port: str, reference: nn.Module, fed: Probe, cases: Mapping[bool, F
         first = deviations[0]
         traps = _traps(network, deviations, cases)
         where = f"{_where(first)}: " if first.aspect in BETWEEN else ""
-        texts = [(trap.name, f"{where}{trap.text}; {trap.mend}", _fix(trap, first.layer, reference)) for trap in traps]
+        texts = [(trap.name, f"{where}{trap.text}; {trap.mend}", fix) for trap, fix in traps]
         if not traps:
             unknown.setdefault(first.layer, []).extend(deviations)
         for name, text, fix in texts or [(None, _said(first, network, cases) + _supposed(first, network, cases), ())]:
@@ -64,25 +64,34 @@ def findings(port: str, reference: nn.Module, fed: Probe, cases: Mapping[bool, F
     return together(_largest_first(found))
 
 
-def _fix(trap: Trap, layer: str, reference: nn.Module) -> tuple[Fix, ...]:
-    """Return the arguments of a layer that mend a mistake, if they do."""
-    found = mended(trap, reference.get_submodule(layer)) if trap.arguments else []
-    return tuple(Fix(layer, *values) for values in found)
+# A known mistake, and the arguments that mend it.
+Mended = tuple[Trap, tuple[Fix, ...]]
+
+
+def fix_of(module: str, mend: Mend) -> Fix:
+    """Return the argument that mends a mistake, for the report."""
+    return Fix(module, mend.argument, mend.got, mend.expected, mend.function)
 
 
 def _traps(
     network: operations.ReferenceNetwork, deviations: Sequence[Deviation], cases: Mapping[bool, ForcedRuns]
-) -> tuple[Trap, ...]:
+) -> list[Mended]:
     """Return the known mistakes behind deviations with one cause."""
     layer, aspect = deviations[0].layer, deviations[0].aspect
     if layer == LOSS:
-        return losses.explain(network.net, network.probe, cases[True].port.loss)
+        return _in_calls(layer, losses.explain(network.net, network.probe, cases[True].port.loss))
     if aspect in BETWEEN:
-        return _operation(network, deviations, cases)
+        return _in_calls(layer, _operation(network, deviations, cases))
     traps = layers.explain(layer, network.net, network.probe, cases, aspect == "gradient")
-    if traps or kind_of(network.net.get_submodule(layer)) is not None:
-        return traps
-    return _operation(network, deviations, cases)  # inside a module of the user's own
+    own = network.net.get_submodule(layer)
+    if traps or kind_of(own) is not None:
+        return [(trap, tuple(fix_of(layer, mend) for mend in mended(trap, own))) for trap in traps]
+    return _in_calls(layer, _operation(network, deviations, cases))  # inside a module of the user's own
+
+
+def _in_calls(layer: str, found: Sequence[operations.Named]) -> list[Mended]:
+    """Return mistakes in calls of functions with the arguments that mend them."""
+    return [(one.trap, tuple(fix_of(layer, mend) for mend in mended_call(one.trap, one.calls))) for one in found]
 
 
 def _as_one(found: Sequence[Finding], layer: str, text: str) -> list[Finding]:
@@ -146,7 +155,7 @@ def together(found: Sequence[Finding]) -> list[Finding]:
 
 def _operation(
     network: operations.ReferenceNetwork, deviations: Sequence[Deviation], cases: Mapping[bool, ForcedRuns]
-) -> tuple[Trap, ...]:
+) -> tuple[operations.Named, ...]:
     """The known mistake between layers that gives what the port has wherever it differs here."""
     places = []
     for d in deviations:

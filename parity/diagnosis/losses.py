@@ -11,7 +11,7 @@ import math
 import torch
 
 from parity.diagnosis.localise import FORWARD, LOSS
-from parity.diagnosis.operations import PlantedCalls
+from parity.diagnosis.operations import Named, PlantedCalls
 from parity.diagnosis.search import search
 from parity.numerics.quantities import Probe
 from parity.running import pytorch as run_pytorch
@@ -19,11 +19,13 @@ from parity.traps.catalogue import LOSSES
 from parity.traps.trap import Trap
 
 
-def explain(reference: torch.nn.Module, fed: Probe, got: float) -> tuple[Trap, ...]:
+def explain(reference: torch.nn.Module, fed: Probe, got: float) -> tuple[Named, ...]:
     """Return the trap with which PyTorch's loss is `got`, on the reference's outputs in train mode."""
     net = run_pytorch.promote(reference).train()
     with torch.no_grad(), run_pytorch.tapped(net, run_pytorch.Tap(), ()):
         values = run_pytorch.run(net, fed, run_pytorch.inputs_of(fed))
+
+    made: dict[str, Named] = {}
 
     def differing(traps: tuple[Trap, ...]) -> set[str] | None:
         (trap,) = traps
@@ -34,6 +36,7 @@ def explain(reference: torch.nn.Module, fed: Probe, got: float) -> tuple[Trap, .
                 return None
         if not planted.made:
             return None
+        made[trap.name] = Named(trap, tuple(planted.changed))
         return set() if loss == got or math.isclose(loss, got, rel_tol=FORWARD) else {LOSS}
 
-    return search(LOSSES, differing)
+    return tuple(made[trap.name] for trap in search(LOSSES, differing))

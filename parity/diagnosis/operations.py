@@ -74,6 +74,18 @@ def _names(call: Call) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
+class Named:
+    """A known mistake in calls of functions.
+
+    Attributes:
+        calls: PyTorch's calls that it is made in.
+    """
+
+    trap: Trap
+    calls: tuple[Call, ...]
+
+
+@dataclass(frozen=True)
 class DifferingPlace:
     """Where something came out otherwise.
 
@@ -173,7 +185,13 @@ class PlantedCalls(_Watching):
     def __init__(self, trap: Trap, only: int | None = None) -> None:
         super().__init__()
         self.trap, self.functions = trap, frozenset(trap.names)
-        self.only, self.made = only, 0
+        self.only = only
+        self.changed: list[Call] = []
+
+    @property
+    def made(self) -> int:
+        """In how many calls the mistake was made."""
+        return len(self.changed)
 
     def planted(self, call: Call, args: Any) -> Any:
         if self.functions.isdisjoint(_names(call)):
@@ -181,7 +199,7 @@ class PlantedCalls(_Watching):
         if self.only not in (None, call.number):
             return None
         value = _planted(self.trap, call.function, args, call.kw)
-        self.made += value is not None
+        self.changed += [call] if value is not None else []
         return value
 
     def inputs(self, given: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -191,7 +209,7 @@ class PlantedCalls(_Watching):
 
         def change(_: str, x: Tensor) -> Tensor:
             value = _planted(self.trap, None, (x,), {}) if x.is_floating_point() else None
-            self.made += value is not None
+            self.changed += [Call(INPUT, change, (x,), {})] if value is not None else []
             return x if value is None else value
 
         return mapped(given, change)
@@ -309,7 +327,7 @@ class ReferenceNetwork:
             return run_pytorch.run(net, self.probe, inputs)
 
 
-def explain(reference: ReferenceNetwork, places: Sequence[DifferingPlace]) -> tuple[Trap, ...]:
+def explain(reference: ReferenceNetwork, places: Sequence[DifferingPlace]) -> tuple[Named, ...]:
     """Return the trap that gives what the port has at all `places`: planted in all of its calls, or in one.
 
     What the reference computes on the way to the first place is computed again with each trap that some call on this
@@ -322,6 +340,7 @@ def explain(reference: ReferenceNetwork, places: Sequence[DifferingPlace]) -> tu
     traps = [trap for trap in OPERATIONS if trap.gradient is gradients]
     way = reference.on_the_way_to(places[0])
     possible = way.possible(traps)
+    made: dict[str, tuple[Call, ...]] = {}
 
     def differing(traps: tuple[Trap, ...]) -> set[str] | None:
         (trap,) = traps
@@ -329,12 +348,15 @@ def explain(reference: ReferenceNetwork, places: Sequence[DifferingPlace]) -> tu
         choices: list[int | None] = [None, *calls]
         for only in choices:
             if way.arrives(trap, calls if only is None else [only]):
-                left = _differing(reference, PlantedCalls(trap, only), places)
+                planted = PlantedCalls(trap, only)
+                left = _differing(reference, planted, places)
                 if left is not None and not left:
+                    made[trap.name] = tuple(planted.changed)
                     return left
         return {f"{places[0].side} {places[0].call}"}
 
-    return search([trap for trap in traps if trap.name in possible], differing)
+    found = search([trap for trap in traps if trap.name in possible], differing)
+    return tuple(Named(trap, made[trap.name]) for trap in found)
 
 
 def _same(have: np.ndarray | None, got: np.ndarray, allowed: float) -> bool:

@@ -14,6 +14,7 @@ from parity.numerics.bounds import Responses
 from parity.numerics.layouts import Tensors
 from parity.numerics.quantities import Probe, Training
 from parity.running import pytorch as run_pytorch
+from parity.traps.arguments import Mend, mended_training
 from parity.traps.catalogue import TRAINING
 from parity.traps.trap import Trap
 from ports.errors import UserError
@@ -22,8 +23,10 @@ from ports.optimizers import CLASSES, class_of
 
 def explain(
     reference: torch.nn.Module, fed: Probe, training: Training, got: Tensors, responses: Responses
-) -> Trap | None:
-    """Return the trap with which the reference's training ends where the port's does; None where no trap does that.
+) -> tuple[Trap, list[Mend]] | None:
+    """Return the trap with which the reference's training ends where the port's does, and the arguments that mend it.
+
+    None where no trap does that.
 
     Args:
         got: what the port's training added to every parameter, after the steps where that is beyond its bound; after
@@ -37,7 +40,11 @@ def explain(
     loop = run_pytorch.Loop(run_pytorch.updated(reference, fed), training)
     name = class_of(loop.optimizer)
     fitting = [trap for trap in TRAINING if name is None or name in trap.names or not {*CLASSES} & {*trap.names}]
-    return next(iter(search(fitting, differing)), None)
+    for trap in search(fitting, differing):
+        assert trap.plant is not None
+        planted = run_pytorch.Loop(run_pytorch.updated(reference, fed), trap.plant(training))
+        return trap, mended_training(trap, loop.optimizer, planted.optimizer)
+    return None
 
 
 def _differing(

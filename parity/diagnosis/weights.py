@@ -15,7 +15,7 @@ import numpy as np
 from parity.diagnosis.localise import NETWORK
 from parity.diagnosis.search import search
 from parity.pairing.pairs import Pairing
-from parity.reports.report import Finding
+from parity.reports.report import Finding, Fix
 from parity.traps.trap import Trap
 from parity.traps.weights import (
     BIAS,
@@ -80,7 +80,8 @@ def findings(port: str, pairing: Pairing, verdict: WeightsVerdict, given: Arrays
     for layer in verdict.layers:
         if isinstance(layer, MisfittingLayer):
             trap = BIAS if layer.lacks_bias else STRUCTURE
-            found.append(Finding(port, layer.pair.torch.name, trap, layer.text))
+            fix = (Fix(layer.pair.flax.name, "use_bias", False, True),) if layer.lacks_bias else ()
+            found.append(Finding(port, layer.pair.torch.name, trap, layer.text, fix=fix))
         else:
             explained = explain(layer, tensors) if np.isfinite(layer.theirs).all() else TensorExplanation(None)
             if explained.other:

@@ -74,22 +74,26 @@ class Finding:
 
 @dataclass(frozen=True)
 class Fix:
-    """An argument of one layer of the port that mends a mistake for certain.
+    """An argument in the port's code that mends a mistake for certain.
 
     Attributes:
-        module: the port's name of the layer; of a network of this package PyTorch's.
-        argument: of Flax's layer.
+        module: the port's name of the layer, or of the innermost module around the call; of a network of this package
+            PyTorch's.
+        argument: as Flax, JAX or optax call it.
         got: what the port has; None where that is not known.
-        expected: what PyTorch's layer has, in Flax's terms.
+        expected: what PyTorch has, in the port's terms.
+        function: the last name of the function or class that takes it, such as `gelu`; empty for the layer's own class.
     """
 
     module: str
     argument: str
     got: Any
     expected: Any
+    function: str = ""
 
     def __str__(self) -> str:
-        return f"{self.module}: {self.argument}={self.expected!r}"
+        said = f"{self.argument}={self.expected!r}"
+        return f"{self.module}: {self.function}({said})" if self.function else f"{self.module}: {said}"
 
 
 @dataclass(frozen=True)

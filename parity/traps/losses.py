@@ -118,6 +118,7 @@ LOSSES = (
         "no class weights",
         "pass weight= to ports.losses.cross_entropy",
         "torch.nn.CrossEntropyLoss: weight",
+        arguments=("weight",),
     ),
     Trap(
         "loss-weighted-mean-over-n",
@@ -136,6 +137,7 @@ LOSSES = (
         "no label smoothing",
         "pass label_smoothing= to ports.losses.cross_entropy",
         "torch.nn.CrossEntropyLoss: label_smoothing",
+        arguments=("label_smoothing",),
     ),
     Trap(
         "loss-smoothing-weighted-by-own",
@@ -271,5 +273,6 @@ LOSSES = (
         "delta is the default, 1",
         "pass delta= to optax.huber_loss, as PyTorch has it",
         "torch.nn.HuberLoss, optax.huber_loss",
+        arguments=("delta",),
     ),
 )

@@ -13,6 +13,26 @@ from torch import nn
 PlantedIn = Literal["weight", "layer", "between", "loss", "training"]
 
 
+# In place of a function's name: the class of the layer that a port has where PyTorch's own code computes a norm.
+LAYER = "(the layer)"
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An argument in the port's code that is the whole mistake.
+
+    Attributes:
+        name: as Flax, JAX or optax call it.
+        function: the last name of the class or function that takes it; empty for the class of the layer itself. Of a
+            function of PyTorch's with a counterpart of its own `arguments.COUNTERPARTS` knows the name.
+        value: what must be given, where that is the same in every port; else `arguments` reads it off PyTorch's side.
+    """
+
+    name: str
+    function: str = ""
+    value: Any = None
+
+
 @dataclass(frozen=True)
 class Trap:
     """One known mistake, which can be planted, found and named.
@@ -34,7 +54,8 @@ class Trap:
         mend: what to write in the port.
         source: pages of the frameworks' documentation, by the names of what they describe, and papers.
         gradient: whether the values are right and the gradients are not.
-        arguments: of a layer, the arguments of Flax's that the port gives otherwise (`arguments.ARGUMENTS`).
+        arguments: what the port gives otherwise, where the mistake is an argument; a name alone is read by a table of
+            `arguments`.
         related: tells a mistake from PyTorch's and the port's tensor, where the planted form would depend on the port.
     """
 
@@ -46,7 +67,7 @@ class Trap:
     mend: str
     source: str
     gradient: bool = False
-    arguments: tuple[str, ...] = ()
+    arguments: tuple[str | Argument, ...] = ()
     related: Callable[[np.ndarray, np.ndarray], bool] | None = None
 
     @property

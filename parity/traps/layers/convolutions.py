@@ -176,6 +176,7 @@ STRIDES_AND_TRANSPOSED = (
         "zeros for PyTorch's padding_mode",
         "use jnp.pad ('reflect'; 'edge' for replicate; 'wrap' for circular), then pass padding='VALID'",
         CONV_PAGES,
+        arguments=("padding",),
     ),
     Trap(
         "conv-padding-circular",
@@ -185,6 +186,7 @@ STRIDES_AND_TRANSPOSED = (
         "the padding goes round",
         "use jnp.pad ('reflect'; 'edge' for replicate), then pass padding='VALID' to nn.Conv",
         CONV_PAGES,
+        arguments=("padding",),
     ),
     Trap(
         "conv-padding-reflect",
@@ -194,6 +196,7 @@ STRIDES_AND_TRANSPOSED = (
         "the padding reflects",
         "use jnp.pad ('edge' for replicate; 'wrap' for circular), then pass padding='VALID' to nn.Conv",
         CONV_PAGES,
+        arguments=("padding",),
     ),
     Trap(
         "conv-transpose-flipped",
@@ -212,6 +215,7 @@ STRIDES_AND_TRANSPOSED = (
         "PyTorch's padding was copied",
         "pass padding=dilation * (k − 1) − p, for PyTorch's kernel size k and padding p",
         UP_PAGES,
+        arguments=("padding",),
     ),
     Trap(
         "conv-transpose-padding-none",
@@ -221,6 +225,7 @@ STRIDES_AND_TRANSPOSED = (
         "'VALID'",
         "pass padding=dilation * (k − 1) − p, for PyTorch's kernel size k and padding p",
         UP_PAGES,
+        arguments=("padding",),
     ),
     Trap(
         "conv-transpose-output-padding-lost",
@@ -230,6 +235,7 @@ STRIDES_AND_TRANSPOSED = (
         "output_padding is missing",
         "add output_padding to the second number of each axis's padding",
         UP_PAGES,
+        arguments=("padding",),
     ),
     Trap(
         "conv-transpose-same",
@@ -239,5 +245,6 @@ STRIDES_AND_TRANSPOSED = (
         "the layer pads like 'SAME'",
         "pass padding=dilation * (k − 1) − p, for PyTorch's kernel size k and padding p",
         UP_PAGES,
+        arguments=("padding",),
     ),
 )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from parity.traps.layers.layer_types import BATCH_NORM, NORM
 from parity.traps.layers.wrappers import Always, Around, BiasedVariance, NotUpdated, another_function, normalised
 from parity.traps.planting import setting, tensor
-from parity.traps.trap import Trap
+from parity.traps.trap import Argument, Trap
 
 EPSILON = "pass epsilon explicitly, as PyTorch's layer has it"
 MOMENTUM = "Flax's momentum is the weight of the old value: pass 1 − PyTorch's"
@@ -240,6 +240,7 @@ OTHER_NORMS = (
         "normalised over all axes but the batch; PyTorch's over normalized_shape",
         "pass reduction_axes=-1, or all axes of PyTorch's normalized_shape",
         "flax.linen.LayerNorm: reduction_axes",
+        arguments=("reduction_axes",),
     ),
     Trap(
         "layer-norm-keeps-mean",
@@ -267,6 +268,7 @@ OTHER_NORMS = (
         "normalised over axis 1, PyTorch's axis of channels",
         "pass axis=-1, where Flax has the channels",
         BATCH_NORM_PAGES,
+        arguments=(Argument("axis", value=-1),),
     ),
     Trap(
         "bn-momentum-cumulative",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from parity.traps.layers.layer_types import ATTENTION, EMBEDDING, RECURRENT
 from parity.traps.layers.wrappers import AnotherFunction, Around
 from parity.traps.planting import tensor
-from parity.traps.trap import Trap
+from parity.traps.trap import Argument, Trap
 
 ATTENTION_PAGES = "torch.nn.MultiheadAttention, flax.nnx.MultiHeadAttention"
 
@@ -112,6 +112,7 @@ SEQUENCES = (
         "time runs backward",
         "pass reverse=False to nn.RNN",
         "torch.nn.LSTM: batch_first, flax.linen.RNN: time_major",
+        arguments=(Argument("reverse", "RNN", False),),
     ),
     Trap(
         "recurrent-over-batch",
@@ -121,6 +122,7 @@ SEQUENCES = (
         "the steps go over the batch",
         "pass time_major=False for PyTorch's batch_first=True, and True for False",
         "torch.nn.LSTM: batch_first, flax.linen.RNN: time_major",
+        arguments=(Argument("time_major", "RNN"),),
     ),
     Trap(
         "gru-hidden-bias-lost",

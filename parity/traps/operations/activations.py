@@ -71,6 +71,7 @@ COMMON_ACTIVATIONS = (
         "GELU's other form: Flax's default is the tanh approximation, PyTorch's the error function",
         "pass approximate=False, or True for PyTorch's approximate='tanh'",
         GELU_PAGES,
+        arguments=("approximate",),
     ),
     Trap(
         "gelu-missing",
@@ -89,6 +90,7 @@ COMMON_ACTIVATIONS = (
         "the leaky ReLU has Flax's default slope, 0.01",
         "pass negative_slope=, as PyTorch has it",
         "torch.nn.LeakyReLU, jax.nn.leaky_relu",
+        arguments=("negative_slope",),
     ),
     Trap("silu-missing", "between", ("silu",), MISSING, "there is no SiLU; PyTorch has one", "add nn.silu", SILU_PAGES),
 )
@@ -156,6 +158,7 @@ ACTIVATIONS = (
         "ELU's alpha is the default, 1",
         "pass alpha= to nn.elu, as PyTorch has it",
         "Clevert et al. 2016; jax.nn.elu",
+        arguments=("alpha",),
     ),
     Trap(
         "elu-is-celu",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from parity.traps.operations.functions import ATTENTION, RECURRENT
 from parity.traps.planting import INPUT, Values, with_argument
-from parity.traps.trap import Trap
+from parity.traps.trap import Argument, Trap
 
 PIXELS_PAGE = "torchvision.models, Using the pre-trained models"
 
@@ -58,6 +58,7 @@ ATTENTION_CALLS = (
         "the attention sees what comes later; PyTorch's is causal",
         "pass is_causal=True, or a mask from nn.make_causal_mask",
         "torch.nn.functional.scaled_dot_product_attention, jax.nn.dot_product_attention",
+        arguments=("is_causal",),
     ),
     Trap(
         "attention-unscaled",
@@ -67,6 +68,7 @@ ATTENTION_CALLS = (
         "no scale 1 / √depth",
         "pass scale= only where PyTorch does: the default, None, is 1 / √depth",
         "Vaswani et al. 2017, section 3.2.1",
+        arguments=("scale",),
     ),
     Trap(
         "attention-mask-sense",
@@ -106,6 +108,7 @@ DIRECTIONS_AND_INPUTS = (
         "the backward half stands in the order in which it was computed, RNN's default",
         "pass keep_order=True to the backward nn.RNN",
         "flax.linen.RNN: reverse, keep_order",
+        arguments=(Argument("keep_order", "RNN", True),),
     ),
     Trap(
         "input-bgr",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -195,12 +196,15 @@ EXPERTS = (
         "choose the experts with jax.lax.top_k(scores + bias, k)",
         "DeepSeek 2024",
     ),
-    _row(
-        "router-one-expert-less",
-        ("topk",),
-        _fewer,
-        "one expert less is chosen",
-        "pass PyTorch's k to jax.lax.top_k",
-        "JieShibo/MoLE#7",
+    replace(
+        _row(
+            "router-one-expert-less",
+            ("topk",),
+            _fewer,
+            "one expert less is chosen",
+            "pass PyTorch's k to jax.lax.top_k",
+            "JieShibo/MoLE#7",
+        ),
+        arguments=("k",),
     ),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from parity.traps.operations.parts import Call, call_of, is_vector, made, name_of, number, orders, same, scaled, through
 from parity.traps.planting import Values
-from parity.traps.trap import Trap
+from parity.traps.trap import Argument, Trap
 
 ACTIVATIONS = ("silu", "gelu", "sigmoid", "relu", "tanh", "leaky_relu", "elu", "mish", "softplus", "hardswish")
 
@@ -294,13 +295,16 @@ GATES = (
         "square the ReLU: jnp.square(nn.relu(x))",
         "So et al. 2021",
     ),
-    _row(
-        "written-gelu-is-exact",
-        ("mul",),
-        _own_gelu(F.gelu),
-        "the GELU is that with the error function; PyTorch's model has written out an approximation",
-        "pass approximate=True to nn.gelu, or write out the form of PyTorch's model",
-        "kyutai-labs/pocket-tts#278",
+    replace(
+        _row(
+            "written-gelu-is-exact",
+            ("mul",),
+            _own_gelu(F.gelu),
+            "the GELU is that with the error function; PyTorch's model has written out an approximation",
+            "pass approximate=True to nn.gelu, or write out the form of PyTorch's model",
+            "kyutai-labs/pocket-tts#278",
+        ),
+        arguments=(Argument("approximate", "gelu", True),),
     ),
     _row(
         "written-gelu-is-tanh",

@@ -13,7 +13,7 @@ from torch import Tensor
 from parity.traps.operations.attention_parts import Attention, Step, attention_of
 from parity.traps.operations.parts import Call, made
 from parity.traps.planting import Values
-from parity.traps.trap import Trap
+from parity.traps.trap import Argument, Trap
 
 HEADS = ("softmax", "scaled_dot_product_attention")
 
@@ -276,8 +276,15 @@ def _uniform(weights: Tensor) -> Tensor:
     return torch.full_like(weights, 1 / weights.shape[-1])
 
 
-def _row(name: str, change: Callable[[Attention], Any], text: str, mend: str, source: str) -> Trap:
-    return Trap(name, "between", HEADS, _attention(change), text, mend, source)
+def _row(
+    name: str,
+    change: Callable[[Attention], Any],
+    text: str,
+    mend: str,
+    source: str,
+    arguments: tuple[Argument, ...] = (),
+) -> Trap:
+    return Trap(name, "between", HEADS, _attention(change), text, mend, source, arguments=arguments)
 
 
 def _softmaxed(dim: int) -> Callable[[Attention], Attention | None]:
@@ -319,13 +326,15 @@ OWN_ATTENTION: Sequence[Trap] = (
         "the scores are divided by the root of the depth; PyTorch's model does not scale them",
         "pass scale=1.0 to jax.nn.dot_product_attention, or leave the scores unscaled, as in T5",
         "AI-Hypercomputer/maxtext@9c2cc66ce",
+        arguments=(Argument("scale", "dot_product_attention", 1.0),),
     ),
     _row(
         "attention-scale-default",
         _scale(lambda attention, _: attention.depth**-0.5),
         "the scores are divided by the root of a head's depth, the default; PyTorch's model has another scale",
-        "pass the scale that the configuration gives",
+        "pass scale=, as the configuration gives it",
         "antonellof/ferrox#40",
+        arguments=(Argument("scale", "dot_product_attention"),),
     ),
     _row(
         "attention-softmax-over-queries",
@@ -333,6 +342,7 @@ OWN_ATTENTION: Sequence[Trap] = (
         "the softmax goes over the queries; PyTorch's over the keys",
         "pass axis=-1 to nn.softmax",
         "labmlai/annotated_deep_learning_paper_implementations#146",
+        arguments=(Argument("axis", "softmax", -1),),
     ),
     _row(
         "attention-sees-next",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from parity.traps.operations.parts import Call, is_vector, made, name_of, number, orders, read_once, same, through
 from parity.traps.planting import Values
-from parity.traps.trap import Trap
+from parity.traps.trap import LAYER, Argument, Trap
 
 
 @dataclass(frozen=True)
@@ -285,6 +285,7 @@ OWN_NORMS = (
         "the norm's epsilon is 1e-6, Flax's default; PyTorch's model has another",
         "pass epsilon=, as PyTorch's model has it",
         "keras-team/keras-hub@81de50adc",
+        arguments=(Argument("epsilon", LAYER),),
     ),
     Trap(
         "norm-epsilon-is-1e-5",
@@ -294,6 +295,7 @@ OWN_NORMS = (
         "the norm's epsilon is 1e-5; PyTorch's model has another",
         "pass epsilon=, as PyTorch's model has it",
         "keras-team/keras-hub@99edccfe6",
+        arguments=(Argument("epsilon", LAYER),),
     ),
     Trap(
         "norm-epsilon-missing",
@@ -348,6 +350,7 @@ OWN_NORMS = (
         "the variance is over n − 1; PyTorch's model divides by n",
         "divide the variance by n: pass ddof=0",
         "LBANN/lbann#2024",
+        arguments=(Argument("ddof", "var", 0),),
     ),
     Trap(
         "norm-scale-plus-one",

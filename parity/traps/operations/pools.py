@@ -93,6 +93,7 @@ POOLS = (
         "the pool pads like 'SAME'",
         "pass the padding as numbers, such as padding=((1, 1), (1, 1))",
         MAX_POOL_PAGES,
+        arguments=("padding",),
     ),
     Trap(
         "max-pool-pads-zero",
@@ -111,6 +112,7 @@ POOLS = (
         "the pool does not pad",
         "pass the padding as numbers, such as padding=((1, 1), (1, 1))",
         MAX_POOL_PAGES,
+        arguments=("padding",),
     ),
     Trap(
         "pool-stride-one",
@@ -120,6 +122,7 @@ POOLS = (
         "the pool has Flax's stride, 1",
         "pass strides=; PyTorch's default is the size of the window",
         MAX_POOL_PAGES,
+        arguments=("strides",),
     ),
     Trap(
         "pool-is-average",
@@ -138,6 +141,7 @@ POOLS = (
         "the average pool counts its padding otherwise than PyTorch's",
         "pass count_include_pad=, as PyTorch has it",
         AVG_POOL_PAGES,
+        arguments=("count_include_pad",),
     ),
     Trap(
         "avg-pool-same",
@@ -147,6 +151,7 @@ POOLS = (
         "the pool pads like 'SAME'",
         "pass the padding as numbers, such as padding=((1, 1), (1, 1))",
         AVG_POOL_PAGES,
+        arguments=("padding",),
     ),
     Trap(
         "global-pool-is-max",

@@ -161,6 +161,7 @@ JOINS_AND_AXES = (
         "zeros for PyTorch's other padding mode",
         "pass jnp.pad PyTorch's mode: 'reflect', 'edge' for replicate, 'wrap' for circular",
         "torch.nn.functional.pad, jax.numpy.pad",
+        arguments=("mode",),
     ),
     Trap(
         "softmax-axis",
@@ -170,6 +171,7 @@ JOINS_AND_AXES = (
         "the softmax goes along another axis",
         "pass axis=, where PyTorch's dim is in the channels-last array",
         "torch.nn.Softmax, jax.nn.softmax",
+        arguments=("axis",),
     ),
     Trap(
         "last-is-first",
@@ -236,6 +238,7 @@ REARRANGEMENTS = (
         "rolled the other way",
         "pass jnp.roll PyTorch's shifts with the same sign",
         "torch.roll, jax.numpy.roll",
+        arguments=("shift",),
     ),
     Trap(
         "flip-missing",

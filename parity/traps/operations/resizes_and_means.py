@@ -144,6 +144,7 @@ DEVIATIONS_AND_CORNERS = (
         "over n; PyTorch divides by n − 1",
         "pass ddof=1",
         "torch.std, jax.numpy.std",
+        arguments=("ddof",),
     ),
     Trap(
         "resize-corners",
@@ -183,6 +184,7 @@ RESIZES_AND_MEANS = (
         "jax.image.resize averages where it shrinks; PyTorch does not",
         "pass antialias=False to jax.image.resize",
         RESIZE_PAGES,
+        arguments=("antialias",),
     ),
     Trap(
         "resize-bicubic-kernel",
@@ -210,6 +212,7 @@ RESIZES_AND_MEANS = (
         "the image is made smaller without antialiasing; PyTorch's model has antialias=True",
         "pass antialias=True to jax.image.resize",
         "sayakpaul/cmmd-pytorch#4",
+        arguments=("antialias",),
     ),
     Trap(
         "resize-is-nearest",
@@ -219,6 +222,7 @@ RESIZES_AND_MEANS = (
         "nearest",
         "pass method='bilinear' to jax.image.resize",
         RESIZE_PAGES,
+        arguments=("method",),
     ),
     Trap(
         "resize-is-bilinear",
@@ -248,6 +252,7 @@ RESIZES_AND_MEANS = (
         "normalised over the channels alone, Flax's default; PyTorch's over all of normalized_shape",
         "pass reduction_axes= with all axes of normalized_shape, such as (1, 2, 3)",
         "flax.linen.LayerNorm: reduction_axes",
+        arguments=("reduction_axes",),
     ),
     Trap(
         "plain-norm-epsilon-1e-6",
@@ -257,5 +262,6 @@ RESIZES_AND_MEANS = (
         "epsilon is 1e-6, which is Flax's default",
         "pass epsilon explicitly, as PyTorch has it",
         "torch.nn.functional.layer_norm",
+        arguments=("epsilon",),
     ),
 )

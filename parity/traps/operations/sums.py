@@ -175,6 +175,7 @@ SUMS_AND_FACTORS = (
         "the Fourier transform is divided by the root of its length",
         "leave out norm=",
         "torch.fft.rfft, jax.numpy.fft.rfft",
+        arguments=("norm",),
     ),
     Trap(
         "istft-window-not-squared",
@@ -194,5 +195,6 @@ SUMS_AND_FACTORS = (
         "the Fourier transform has the default norm; PyTorch's model has another",
         "pass norm=, as PyTorch's model has it",
         "torch.fft.rfft, jax.numpy.fft.rfft",
+        arguments=("norm",),
     ),
 )

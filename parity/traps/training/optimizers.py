@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from parity.traps.training.optimizer_formulas import adagrad, adam, formula, rmsprop, setting, sgd
 from parity.traps.training.training_changes import decay_on_all, decay_on_weights_only
-from parity.traps.trap import Trap
+from parity.traps.trap import Argument, Trap
 from ports.optimizers import having
 
 ANY = ("any optimizer",)
@@ -23,6 +23,7 @@ OPTIMIZERS = (
         "no weight decay",
         "pass weight_decay= to optax.adamw or ports.optim; with optax.sgd, chain optax.add_decayed_weights",
         SGD_PAGES,
+        arguments=("weight_decay",),
     ),
     Trap(
         "decay-after-momentum",
@@ -86,6 +87,7 @@ OPTIMIZERS = (
         "the weight decay is optax's default, 1e-4; PyTorch's is 1e-2",
         "pass weight_decay= to optax.adamw, as PyTorch's optimizer has it",
         "torch.optim.AdamW and optax.adamw",
+        arguments=("weight_decay",),
     ),
     Trap(
         "momentum-missing",
@@ -95,6 +97,7 @@ OPTIMIZERS = (
         "no momentum",
         "pass momentum=, as PyTorch's optimizer has it",
         SGD_PAGES,
+        arguments=("momentum",),
     ),
     Trap(
         "momentum-is-average",
@@ -122,6 +125,7 @@ OPTIMIZERS = (
         "no Nesterov momentum",
         "pass nesterov=True",
         TRACE,
+        arguments=("nesterov",),
     ),
     Trap(
         "nesterov-added",
@@ -131,6 +135,7 @@ OPTIMIZERS = (
         "Nesterov momentum",
         "pass nesterov=False",
         TRACE,
+        arguments=("nesterov",),
     ),
     Trap(
         "dampening-missing",
@@ -167,6 +172,7 @@ OPTIMIZERS = (
         "epsilon stands inside of the root (eps_root)",
         "pass eps, not eps_root",
         "torch.optim.Adam and optax.scale_by_adam",
+        arguments=("eps", Argument("eps_root", "adam adamw", 0.0)),
     ),
     Trap(
         "adam-epsilon-early",
@@ -194,6 +200,7 @@ OPTIMIZERS = (
         "epsilon is the default, 1e-8",
         "pass eps=, as PyTorch's optimizer has it",
         ADAM_PAGE,
+        arguments=("eps",),
     ),
     Trap(
         "adam-betas-default",
@@ -203,6 +210,7 @@ OPTIMIZERS = (
         "the betas are the defaults",
         "pass b1= and b2=, PyTorch's betas",
         ADAM_PAGE,
+        arguments=("b1", "b2"),
     ),
     Trap(
         "amsgrad-missing",
@@ -230,6 +238,7 @@ OPTIMIZERS = (
         "epsilon stands inside of the root, optax's default",
         "pass eps_in_sqrt=False",
         "torch.optim.RMSprop and optax.scale_by_rms",
+        arguments=(Argument("eps_in_sqrt", "rmsprop", False),),
     ),
     Trap(
         "rmsprop-rate-before-momentum",
@@ -257,6 +266,7 @@ OPTIMIZERS = (
         "the decay is optax's default, 0.9",
         "pass decay=, which is PyTorch's alpha",
         RMSPROP_PAGE,
+        arguments=("decay",),
     ),
     Trap(
         "rmsprop-not-centered",
@@ -266,6 +276,7 @@ OPTIMIZERS = (
         "it is not centered",
         "pass centered=True",
         RMSPROP_PAGE,
+        arguments=("centered",),
     ),
     Trap(
         "rmsprop-starts-at-one",
@@ -275,6 +286,7 @@ OPTIMIZERS = (
         "the average of squares begins at one, as TensorFlow's; PyTorch's at zero",
         "pass initial_scale=0",
         "torch.optim.RMSprop and optax.scale_by_rms",
+        arguments=(Argument("initial_scale", "rmsprop", 0.0),),
     ),
     Trap(
         "adagrad-accumulator-0.1",
@@ -284,6 +296,7 @@ OPTIMIZERS = (
         "the sum begins at 0.1, optax's default; PyTorch's at 0",
         "pass initial_accumulator_value=0",
         "torch.optim.Adagrad and optax.adagrad",
+        arguments=("initial_accumulator_value",),
     ),
     Trap(
         "adagrad-of-optax",
@@ -311,6 +324,7 @@ OPTIMIZERS = (
         "epsilon is optax's default, 1e-7",
         "pass eps=, as PyTorch's optimizer has it",
         ADAGRAD_PAGE,
+        arguments=("eps",),
     ),
     Trap(
         "adagrad-rate-constant",
