@@ -28,7 +28,7 @@ SCHEMA = {
         "limits",
     },
     "row": {"port", "quantity", "tensor", "distance", "bound", "ok", "dtype"},
-    "finding": {"port", "layer", "trap", "text", "also", "size", "fix"},
+    "finding": {"port", "layer", "trap", "text", "also", "size", "fix", "diff"},
     "first divergence": {"port", "layer", "quantity", "text"},
     "point": {"layer", "distance", "bound", "ok"},
     "cost": {"port", "output", "flips", "predictions", "divergence", "cosine", "drift", "steps"},

@@ -6,6 +6,8 @@ import importlib
 import importlib.util
 import json
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -58,6 +60,10 @@ Device = Annotated[str, typer.Option(help="Where both frameworks run: cpu or gpu
 Pairs = Annotated[
     bool, typer.Option("--pairs", help="Show which layer of a pair of your own was taken for which, and why.")
 ]
+Diff = Annotated[
+    bool, typer.Option("--diff", help="Of a pair of your own: show changes of its source that a second check confirms.")
+]
+Fix = Annotated[bool, typer.Option("--fix", help="Write the changes of --diff into the source of the port.")]
 Json = Annotated[
     Path | None,
     typer.Option("--json", metavar="FILE", help="Write the result there; - is stdout, tables go to stderr then."),
@@ -106,6 +112,8 @@ def check(
     device: Device = "cpu",
     pairs: Pairs = False,
     names_file: mapping.NamesFile = None,
+    diff: Diff = False,
+    fix: Fix = False,
     json_file: Json = None,
     html_file: Html = None,
 ) -> int:
@@ -123,6 +131,8 @@ def check(
     chosen = list(families.NETWORKS) if every else list(dict.fromkeys(names or []))
     if weights is not None and len(chosen) > 1:
         raise UserError(f"--weights: got {len(chosen)} networks, expected one")
+    if (diff or fix) and not all(":" in name for name in chosen):
+        raise UserError(f"{'--fix' if fix else '--diff'}: got a network of this package, expected a pair of your own")
     data_on_stdout = json_file == Path("-")
     for option, file in (("--json", None if data_on_stdout else json_file), ("--html", html_file)):
         terminal.writable(option, file)
@@ -165,13 +175,19 @@ def check(
     console, found = terminal.console(stderr=data_on_stdout), []
     for name in chosen:
         try:
-            own, options = pair(name) if ":" in name else ((name,), {})
-            options = {**options, "accept": accept} if accept else options
-            options = {**options, "branches": True} if branches else options
-            options = {**options, "names": mapping.names_of(names_file)} if names_file else options
             run: Any = api.check if ":" in name else api.check_network
-            with _progress(name) as tell:
-                result = run(*own, **{**named, **common, **options}, progress=tell)
+
+            def checked(name: str = name, run: Any = run) -> reports.Report:
+                own, options = pair(name) if ":" in name else ((name,), {})
+                options = {**options, "accept": accept} if accept else options
+                options = {**options, "branches": True} if branches else options
+                options = {**options, "names": mapping.names_of(names_file)} if names_file else options
+                with _progress(name) as tell:
+                    return run(*own, **{**named, **common, **options}, progress=tell)
+
+            result = checked()
+            if (diff or fix) and not result:
+                result = _mended(name, result, checked, fix)
         except UserError as error:
             if len(chosen) == 1:
                 raise
@@ -229,6 +245,26 @@ def diff(before: Before, after: After, times: Times = 10.0) -> int:
     changes = diffs.compare(old, new, times)
     diffs.show(terminal.console(), old, new, changes)
     return int(any(change.judgement == diffs.WORSE for change in changes))
+
+
+def _mended(name: str, result: Any, checked: Callable[[], Any], write: bool) -> Any:
+    """Return the report with the changes of the source that mend findings; write them where that is asked for."""
+    from parity.commands import mending
+
+    module = name.rpartition(":")[0]
+    folders = [Path.cwd(), *([Path(module).resolve().parent] if module.endswith(".py") else [])]
+    modules = mending.own_modules(folders)
+    sources = mending.sources_of(modules)
+
+    def again(changed: mending.Sources) -> Any:
+        with mending.loaded_from(changed, modules):
+            return checked().models[0]
+
+    model, changed = mending.with_diffs(result.models[0], sources, again)
+    for file, text in changed.items() if write else ():
+        if text != sources[file]:
+            terminal.write("--fix", file, text)
+    return replace(result, models=(model,))
 
 
 cli_weights.register(app)

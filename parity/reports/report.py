@@ -61,6 +61,8 @@ class Finding:
         size: how far the result there is from the reference's when all before it is right, relative to the reference's;
             None where that was not measured.
         fix: the arguments that mend it, of each layer that has it; empty where no argument does.
+        diff: a unified diff of the port's source that mends it, behind those of the findings before, where it was asked
+            for and another check confirmed it.
     """
 
     port: str
@@ -70,6 +72,7 @@ class Finding:
     also: tuple[str, ...] = ()
     size: float | None = None
     fix: tuple[Fix, ...] = ()
+    diff: str | None = None
 
 
 @dataclass(frozen=True)
@@ -339,6 +342,7 @@ def verdict(model: Model) -> Sequence[str]:
             lines += [f"   fix: {fix}" for fix in finding.fix[:NAMED]]
             if len(finding.fix) > NAMED:
                 lines.append(f"   fix: {len(finding.fix) - NAMED} more layers, which --json lists")
+            lines += [f"   {line}" for line in (finding.diff or "").splitlines()]
     if model.undecided:
         lines.append(f"{model.model}: cannot tell: {model.undecided}")
     return [*lines, *remarks(model)]
