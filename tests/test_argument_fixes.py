@@ -12,6 +12,8 @@ from flax import nnx
 
 import parity
 from parity.commands import edits
+from parity.diagnosis import findings
+from parity.reports.report import Finding, Fix
 from parity.traps.arguments import ARGUMENTS, CALLED, TRAINED
 from parity.traps.catalogue import TRAPS
 from parity.traps.trap import Argument
@@ -79,6 +81,16 @@ def test_every_trap_with_arguments_is_verified_and_every_reader_used() -> None:
     names = {one if isinstance(one, str) else one.name for one in given if isinstance(one, str) or one.value is None}
     assert names == {*ARGUMENTS, *CALLED, *TRAINED}
     assert any(isinstance(one, Argument) for one in given)
+
+
+def test_two_calls_of_one_function_that_need_two_values_have_no_fix() -> None:
+    places = [
+        Finding("nnx", "net", "gelu-tanh", "text", fix=(Fix("net", "approximate", None, value, "gelu"),))
+        for value in (True, False)
+    ]
+    apart = [Finding("nnx", "net", "gelu-tanh", "text", fix=(Fix(name, "axis", None, 1),)) for name in "ab"]
+    assert [found.fix for found in findings.together(places)] == [()]
+    assert [[fix.module for fix in found.fix] for found in findings.together(apart)] == [["a", "b"]]
 
 
 def test_groups_have_every_part_once_and_no_two_that_do_not_fit() -> None:

@@ -175,7 +175,7 @@ WHERE = {
     "training": "training",
     "": "all of these",
 }
-COMMANDS = ("check", "traps", "diff", "convert", "inspect", "pairs", "export-mapping", "models")
+COMMANDS = ("check", "traps", "diff", "convert", "inspect", "pairs", "export-mapping", "models", "mcp", "skill")
 
 
 def help_of(name: str) -> Iterator[str]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 import json
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from parity.commands import mapping
+from parity.commands import agents, known, mapping
 from parity.commands import weights as cli_weights
 from parity.reports import terminal
 from parity.reports.progress import progress as _progress
@@ -22,12 +24,27 @@ from ports import families
 from ports.errors import UserError
 from ports.optimizers import VARIANTS
 
+if TYPE_CHECKING:
+    from parity.reports.report import Model
+
 app = typer.Typer(
-    help="Residual networks in PyTorch, Flax NNX and Flax Linen, proved equal in float64.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
 )
+Version = Annotated[bool, typer.Option("--version", help="Show the version, and those of the frameworks.")]
+
+
+@app.callback(invoke_without_command=True)
+def about(version: Version = False) -> None:
+    """Networks in PyTorch, Flax NNX and Flax Linen, proved equal in float64."""
+    if version:
+        found = {name: importlib.metadata.version(name) for name in VERSIONS}
+        print(f"parity {found.pop(VERSIONS[0])} ({', '.join(f'{name} {number}' for name, number in found.items())})")
+        raise typer.Exit
+
+
+# What `--version` tells, this package first.
+VERSIONS = ("ports-parity", "torch", "jax", "flax", "optax")
 
 Names = Annotated[
     list[str] | None,
@@ -134,6 +151,7 @@ def check(
     if (diff or fix) and not all(":" in name for name in chosen):
         raise UserError(f"{'--fix' if fix else '--diff'}: got a network of this package, expected a pair of your own")
     data_on_stdout = json_file == Path("-")
+    aside = sys.stderr if data_on_stdout else sys.stdout  # what somebody's code prints must not stand in the data
     for option, file in (("--json", None if data_on_stdout else json_file), ("--html", html_file)):
         terminal.writable(option, file)
     size = terminal.size(image_size)
@@ -178,11 +196,12 @@ def check(
             run: Any = api.check if ":" in name else api.check_network
 
             def checked(name: str = name, run: Any = run) -> reports.Report:
-                own, options = pair(name) if ":" in name else ((name,), {})
+                with redirect_stdout(aside):
+                    own, options = pair(name) if ":" in name else ((name,), {})
                 options = {**options, "accept": accept} if accept else options
                 options = {**options, "branches": True} if branches else options
                 options = {**options, "names": mapping.names_of(names_file)} if names_file else options
-                with _progress(name) as tell:
+                with _progress(name) as tell, redirect_stdout(aside):
                     return run(*own, **{**named, **common, **options}, progress=tell)
 
             result = checked()
@@ -212,26 +231,31 @@ def check(
     for model in whole.models:
         if model.undecided and model.rows:
             terminal.complain("parity", f"{model.model}: cannot tell: {model.undecided}")
+    if len(chosen) == 1 and found:
+        console.print(f"next: {next_command(chosen[0], found[0], fix)}", markup=False, highlight=False, soft_wrap=True)
     return whole.exit_code
 
 
-@app.command()
-def traps() -> int:
-    """The known mistakes that a finding can name: where they are made, what they do, how to mend them."""
-    from parity.traps import catalogue
+def next_command(name: str, model: Model, fixed: bool) -> str:
+    """Return the command that is most useful after a check.
 
-    table = Table("name", "where", "what the port does", "mend", "source", box=None, pad_edge=False)
-    for trap in catalogue.TRAPS:
-        table.add_row(trap.name, trap.listed_where, trap.text, trap.mend, trap.source)
-    terminal.console().print(table)
-    return 0
-
-
-@app.command()
-def skill() -> int:
-    """How a coding agent verifies a port: a file for its folder of skills (`parity skill > SKILL.md`)."""
-    sys.stdout.write((Path(__file__).parents[1] / "SKILL.md").read_text(encoding="utf-8"))
-    return 0
+    Args:
+        name: of the network, or of the function that makes the pair.
+        fixed: whether changes were written into the port's source.
+    """
+    own = ":" in name
+    if model.undecided:
+        return f"parity check {name} --{'pairs' if own else 'ports nnx'}"
+    if model.ok:
+        return f"parity export-mapping {name} --script convert.py" if own else f"parity convert SRC DST --model {name}"
+    if fixed and any(finding.diff for finding in model.findings):
+        return f"parity check {name}"
+    if own and not fixed and any(finding.fix and not finding.diff for finding in model.findings):
+        return f"parity check {name} --diff"
+    if any(finding.diff for finding in model.findings):
+        return f"parity check {name} --fix"
+    trap = next((finding.trap for finding in model.findings if finding.trap), None)
+    return f"parity traps {trap}" if trap else f"parity check {name} --html report.html"
 
 
 @app.command()
@@ -267,6 +291,8 @@ def _mended(name: str, result: Any, checked: Callable[[], Any], write: bool) -> 
     return replace(result, models=(model,))
 
 
+known.register(app)
+agents.register(app)
 cli_weights.register(app)
 mapping.register(app, lambda path: pair(path))
 

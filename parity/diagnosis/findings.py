@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -147,10 +148,17 @@ def together(found: Sequence[Finding]) -> list[Finding]:
         replace(
             first,
             also=tuple(dict.fromkeys(f.layer for f in rest if f.layer != first.layer)),
-            fix=tuple(dict.fromkeys(fix for f in (first, *rest) for fix in f.fix)),
+            fix=_agreeing(fix for f in (first, *rest) for fix in f.fix),
         )
         for first, *rest in groups.values()
     ]
+
+
+def _agreeing(fixes: Iterable[Fix]) -> tuple[Fix, ...]:
+    """Return each fix once, without those that say two things of one argument: two calls in one module need both."""
+    found = [*dict.fromkeys(fixes)]
+    said = Counter((fix.module, fix.function, fix.argument) for fix in found)
+    return tuple(fix for fix in found if said[fix.module, fix.function, fix.argument] == 1)
 
 
 def _operation(

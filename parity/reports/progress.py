@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from typing import Any
@@ -13,7 +14,10 @@ from ports.errors import printable
 
 
 class progress:
-    """Says on stderr what is being done: a moving line on a terminal, elsewhere a line after every `EVERY` seconds."""
+    """Says on stderr what is being done: a moving line on a terminal, elsewhere a line after every `EVERY` seconds.
+
+    Where the parts of a run are counted and alike, it says how long the rest of them takes.
+    """
 
     EVERY = 10
 
@@ -26,6 +30,7 @@ class progress:
             BarColumn(pulse_style="cyan"),
             TimeElapsedColumn(),
         )
+        self.begun: dict[str, tuple[float, int]] = {}
         self.bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not self.moving)
 
     def __enter__(self) -> Any:
@@ -33,7 +38,7 @@ class progress:
         task = self.bar.add_task(self.name, total=None)
 
         def tell(text: str) -> None:
-            text = printable(text)
+            text = printable(text) + self.left(text)
             if self.moving:
                 self.bar.update(task, description=f"{self.name}: {text}")
             elif time.monotonic() - self.said >= self.EVERY:
@@ -42,5 +47,21 @@ class progress:
 
         return tell
 
+    def left(self, text: str) -> str:
+        """Return how long the rest of some equal parts takes, such as `rounding response 2 of 3`; else nothing."""
+        counted = re.fullmatch(r"(.*?)(\d+) of (\d+)", text)
+        if counted is None:
+            return ""
+        now, number, count = time.monotonic(), int(counted[2]), int(counted[3])
+        since, first = self.begun.setdefault(counted[1], (now, number))
+        if number == first:
+            return ""
+        seconds = (now - since) / (number - first) * (count - number + 1)
+        return f", about {_rounded(seconds)} left for these"
+
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
+
+
+def _rounded(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{max(seconds, 1):.0f} s"

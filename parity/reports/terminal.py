@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import io
 import os
@@ -42,7 +43,7 @@ def run(app: typer.Typer, name: str, arguments: Sequence[str] | None, program: s
             return app(args=arguments, standalone_mode=False, prog_name=program or name)
         except USAGE_ERROR as error:
             if type(error).__name__ != "NoArgsIsHelpError":
-                raise UserError(error.format_message()) from None
+                raise UserError(_mistyped(error)) from None
             print(error.format_message())
             return 2
         except SystemExit as error:
@@ -53,6 +54,16 @@ def run(app: typer.Typer, name: str, arguments: Sequence[str] | None, program: s
             ) from None
 
     return _answer(name, command)
+
+
+def _mistyped(error: Any) -> str:
+    """Return what is wrong with what was typed, with the option that is nearest to one that does not exist."""
+    said, wrong, context = error.format_message(), getattr(error, "option_name", None), getattr(error, "ctx", None)
+    if wrong is None or context is None:
+        return said
+    known = [option for one in context.command.get_params(context) for option in one.opts if option.startswith("--")]
+    near = difflib.get_close_matches(wrong, known, 1, 0)
+    return f"{said.partition(' (')[0]}{f'; nearest: {near[0]}' if near else ''}"
 
 
 def script(name: str, main: Callable[[], int]) -> int:

@@ -273,15 +273,17 @@ OTHERS = (
 )
 
 
+def called(part: Part) -> set[str]:
+    """Return the functions that Flax's part calls; a fix changes all calls of one function in a module."""
+    return set() if part.layer else set(re.findall(r"\b(?:nnx|jnp|jax)[\w.]*\.(\w+)\(", part.flax))
+
+
 def is_compatible(part: Part, others: Sequence[Part]) -> bool:
     """Return whether a part can stand in a file with others."""
     streams = {one.place for one in (part, *others)} & {"image", "sequence"}
     sizes = {one.size for one in (part, *others) if one.place == "image"}
-    return (
-        len(streams) < 2
-        and len(sizes) < 2
-        and not any(part.place == one.place == place for one in others for place in ALONE)
-    )
+    twice = any(part.place == one.place and part.place in ALONE for one in others)
+    return len(streams) < 2 and len(sizes) < 2 and not twice and not any(called(part) & called(one) for one in others)
 
 
 # Of these a file has one.
