@@ -23,7 +23,7 @@ endef
 export MISSING
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-twins docs parity parity-all bench gpu gpu-rehearsal test test-nightly test-fast score faithful twins twins-fast fuzz soak lint clean
+.PHONY: help setup setup-twins docs installed parity parity-all bench gpu gpu-rehearsal test test-nightly test-fast score twins twins-fast fuzz soak lint faithful clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -78,6 +78,9 @@ fuzz: $(READY) ## damaged files, killed writers, hostile names and random state 
 
 soak: $(READY) ## the same for an hour
 	$(BIN)/python -m tests.fuzz all --minutes $(or $(MINUTES),60) --workers 2 --seed $(SEED) --keep $(FAULTS)
+
+installed: $(READY) ## build wheel and sdist into dist/, install the wheel into an empty environment, run README's commands
+	$(BIN)/python -m tests.installed --out dist
 
 docs: $(READY) ## build the documentation into site/, to be read without a network
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

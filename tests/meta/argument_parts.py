@@ -71,7 +71,7 @@ def loss(trap: str, torch: str, flax: str) -> Part:
     return Part(trap, "loss", torch, flax, layer=False)
 
 
-HALF = "(x.shape[0], 5, 4, x.shape[-1])"
+HALF = "(x.shape[0], 2, 1, x.shape[-1])"
 DOUBLE = "(x.shape[0], 18, 16, x.shape[-1])"
 SPLIT = "h := x.unflatten(-1, (2, 4)).transpose(1, 2), h, h"
 HEADS = "h := x.reshape(*x.shape[:2], 2, 4), h, h"
@@ -204,11 +204,11 @@ FUNCTIONS = (
     pixels("avg-pool-same", "F.avg_pool2d(x, 3, 2, 1)", "nnx.avg_pool(x, (3, 3), (2, 2), 'SAME')"),
     pixels("pad-zeros", "F.pad(x, (1, 1, 1, 1), mode='replicate')", "jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))"),
     pixels(
-        "resize-antialias", "F.interpolate(x, size=(5, 4), mode='bilinear')", f"jax.image.resize(x, {HALF}, 'bilinear')"
+        "resize-antialias", "F.interpolate(x, size=(2, 1), mode='bilinear')", f"jax.image.resize(x, {HALF}, 'bilinear')"
     ),
     pixels(
         "resize-antialias-missing",
-        "F.interpolate(x, size=(5, 4), mode='bilinear', antialias=True)",
+        "F.interpolate(x, size=(2, 1), mode='bilinear', antialias=True)",
         f"jax.image.resize(x, {HALF}, 'bilinear', antialias=False)",
     ),
     pixels(
