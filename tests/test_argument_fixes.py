@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -91,6 +92,16 @@ def test_two_calls_of_one_function_that_need_two_values_have_no_fix() -> None:
     apart = [Finding("nnx", "net", "gelu-tanh", "text", fix=(Fix(name, "axis", None, 1),)) for name in "ab"]
     assert [found.fix for found in findings.together(places)] == [()]
     assert [[fix.module for fix in found.fix] for found in findings.together(apart)] == [["a", "b"]]
+
+
+def test_the_stored_replay_is_of_the_ports_that_are_drawn() -> None:
+    """`python -m tests.meta.replay --store` measures again."""
+    stored = json.loads(replay.STORED.read_text())["ports"]
+    drawn = argument_parts.drawn(len(stored))
+    assert [port["planted"] for port in stored] == [[part.trap for part in parts] for parts in drawn]
+    assert {len(parts) for parts in drawn} == {1, 2, 3}
+    assert all(port["right"] for port in stored if port["arguments"])
+    assert [*argument_parts.drawn(8, seed=1)] != drawn[:8]
 
 
 def test_groups_have_every_part_once_and_no_two_that_do_not_fit() -> None:

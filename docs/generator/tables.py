@@ -264,6 +264,18 @@ def published(results: Results) -> list[str]:
 
 
 # By name: the file, and what is made of it.
+def replay(results: Results) -> list[str]:
+    """Return how many ports end in parity where a script applies what `fix` says, and checks again."""
+    lines: list[tuple[object, ...]] = [("what is planted", "ports", "mistakes", "end in parity", "checks of a port")]
+    for said, arguments in (("arguments alone", True), ("one mistake that is no argument", False)):
+        found = [port for port in results["ports"] if port["arguments"] is arguments]
+        checks = sorted(port["checks"] for port in found)
+        mistakes = sum(len(port["planted"]) for port in found)
+        right = sum(port["right"] for port in found)
+        lines.append((said, len(found), mistakes, right, f"{checks[0]} to {checks[-1]}"))
+    return rows(*lines)
+
+
 TABLES: dict[str, tuple[str, Callable[[Any], list[str]]]] = {
     "parity": ("parity-cpu.json", parity),
     "score": ("score-cpu.json", score),
@@ -277,6 +289,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], list[str]]]] = {
     "evidence": ("score-cpu.json", evidence),
     "faithful": ("faithful-cpu.json", faithful),
     "kinds": ("faithful-cpu.json", kinds),
+    "replay": ("agent-replay-cpu.json", replay),
     "published": ("../../tests/twins/verdicts.json", published),
 }
 IN_README = ("fastest", "evidence", "faithful", "published")

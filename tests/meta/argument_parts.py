@@ -59,6 +59,11 @@ def pixels(trap: str, torch: str, flax: str) -> Part:
     return Part(trap, "image", torch, flax, layer=False)
 
 
+def resized(trap: str, torch: str, flax: str) -> Part:
+    """An image of a size of its own: behind another part it would not shrink, or not by as much."""
+    return Part(trap, "image", torch, flax, layer=False, size=(11, 8))
+
+
 def vectors(trap: str, torch: str, flax: str) -> Part:
     return Part(trap, "sequence", torch, flax, layer=False, width=8)
 
@@ -71,8 +76,8 @@ def loss(trap: str, torch: str, flax: str) -> Part:
     return Part(trap, "loss", torch, flax, layer=False)
 
 
-HALF = "(x.shape[0], 2, 1, x.shape[-1])"
-DOUBLE = "(x.shape[0], 18, 16, x.shape[-1])"
+HALF = "(x.shape[0], 5, 4, x.shape[-1])"
+DOUBLE = "(x.shape[0], 22, 16, x.shape[-1])"
 SPLIT = "h := x.unflatten(-1, (2, 4)).transpose(1, 2), h, h"
 HEADS = "h := x.reshape(*x.shape[:2], 2, 4), h, h"
 CENTRED = "(x - x.mean(-1, keepdim{}=True))"
@@ -203,17 +208,17 @@ FUNCTIONS = (
     ),
     pixels("avg-pool-same", "F.avg_pool2d(x, 3, 2, 1)", "nnx.avg_pool(x, (3, 3), (2, 2), 'SAME')"),
     pixels("pad-zeros", "F.pad(x, (1, 1, 1, 1), mode='replicate')", "jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))"),
-    pixels(
-        "resize-antialias", "F.interpolate(x, size=(2, 1), mode='bilinear')", f"jax.image.resize(x, {HALF}, 'bilinear')"
+    resized(
+        "resize-antialias", "F.interpolate(x, size=(5, 4), mode='bilinear')", f"jax.image.resize(x, {HALF}, 'bilinear')"
     ),
-    pixels(
+    resized(
         "resize-antialias-missing",
-        "F.interpolate(x, size=(2, 1), mode='bilinear', antialias=True)",
+        "F.interpolate(x, size=(5, 4), mode='bilinear', antialias=True)",
         f"jax.image.resize(x, {HALF}, 'bilinear', antialias=False)",
     ),
-    pixels(
+    resized(
         "resize-is-nearest",
-        "F.interpolate(x, size=(18, 16), mode='bilinear')",
+        "F.interpolate(x, size=(22, 16), mode='bilinear')",
         f"jax.image.resize(x, {DOUBLE}, 'nearest')",
     ),
     pixels(
