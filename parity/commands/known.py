@@ -5,13 +5,15 @@ from __future__ import annotations
 import difflib
 import textwrap
 from collections.abc import Iterator
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from parity.reports import terminal
-from parity.traps.trap import Argument, Trap
 from ports.errors import UserError
+
+if TYPE_CHECKING:
+    from parity.traps.trap import Trap
 
 # A line is readable in a terminal of this width.
 WIDTH = 80
@@ -82,6 +84,6 @@ def _parts(trap: Trap) -> Iterator[tuple[str, str]]:
     yield "mend", trap.mend
     yield "where", trap.listed_where
     if trap.arguments:
-        names = [one.name if isinstance(one, Argument) else one for one in trap.arguments]
+        names = [one if isinstance(one, str) else one.name for one in trap.arguments]
         yield "argument", f"{', '.join(names)}; a finding has its value in `fix`"
     yield "source", trap.source
