@@ -262,6 +262,34 @@ def test_linen_is_lifted_too() -> None:
     assert report, report.failure()
 
 
+def test_a_parameter_of_linen_may_be_drawn_in_float32() -> None:
+    """Linen traces the draw at every call, for its shape. A mistake in the parameter is seen still."""
+
+    class Shifted(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shift = torch.nn.Parameter(torch.randn(1, WIDTH))
+            self.fc = torch.nn.Linear(WIDTH, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(x + self.shift)
+
+    class Net(linen.Module):
+        factor: float = 1.0
+
+        @linen.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            shift = self.param("shift", linen.initializers.normal(0.02), (1, WIDTH), jnp.float32)
+            return linen.Dense(3, name="fc")(x + self.factor * shift)
+
+    torch.manual_seed(0)
+    model, net = Shifted(), Net()
+    _, variables = parity.move(model, (net, net.init(jax.random.key(0), jnp.array(X))), X)
+    report = parity.check(model, (net, variables), X, steps=1)
+    assert report, report.failure()
+    assert not parity.check(model, (Net(SMALL), variables), X, steps=1)
+
+
 def test_a_schedule_that_counts_in_float32_passes() -> None:
     """Optax divides an int32 count, which is float32 even in JAX's x64 mode."""
     torch.manual_seed(0)

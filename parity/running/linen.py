@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax.core import meta
+from flax.core.scope import Scope
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
@@ -69,6 +71,29 @@ def jitted(modules: Iterable[nn.Module]) -> bool:
     return any(type(module).__name__.startswith("Jit") for module in modules)
 
 
+@contextmanager
+def initialised() -> Iterator[None]:
+    """Let modules take their parameters without a look at what would draw them anew.
+
+    Flax traces these draws at every call, for their shapes alone. A draw that names float32, as
+    `self.param("scale", normal(0.02), shape, jnp.float32)`, cannot be traced while casts give float64.
+    """
+    original = Scope.param
+
+    def param(self: Scope, name: str, init_fn: Any, *args: Any, unbox: bool = True, **keywords: Any) -> Any:
+        if not self.has_variable("params", name):
+            return original(self, name, init_fn, *args, unbox=unbox, **keywords)
+        self.reserve(name, "params")
+        value = self.get_variable("params", name)
+        return meta.unbox(value) if unbox else value
+
+    Scope.param = param
+    try:
+        yield
+    finally:
+        Scope.param = original
+
+
 def functional(
     net: Net,
     names: Mapping[str, str] | None = None,
@@ -113,7 +138,7 @@ def functional(
         keywords = call.arguments(module, inputs, train)
         with ExitStack() as stack:
             seen = nn.intercept_methods(listening)
-            for context in (raising(), seen, opened(lengths), float64_attention(), fixed_draws()):
+            for context in (raising(), seen, initialised(), opened(lengths), float64_attention(), fixed_draws()):
                 stack.enter_context(context)
             if inlined:
                 stack.enter_context(jax.disable_jit())
