@@ -11,8 +11,9 @@ from ports.objective import Objective
 from ports.resnet.family import RESNET_FAMILY
 from ports.transformer.family import TRANSFORMER_FAMILY
 from ports.tutorial.family import TUTORIAL_FAMILY
+from ports.vit.family import VIT_FAMILY
 
-FAMILIES: tuple[Family, ...] = (RESNET_FAMILY, TUTORIAL_FAMILY, TRANSFORMER_FAMILY)
+FAMILIES: tuple[Family, ...] = (RESNET_FAMILY, TUTORIAL_FAMILY, TRANSFORMER_FAMILY, VIT_FAMILY)
 
 NETWORKS: dict[str, Any] = {name: spec for family in FAMILIES for name, spec in family.networks.items()}
 VARIANTS: dict[str, Any] = {name: spec for family in FAMILIES for name, spec in family.variants.items()}
@@ -77,6 +78,11 @@ def objective_of(spec: Any) -> Objective:
 def takes_images(spec: Any) -> bool:
     """Return whether a network takes images, so that photographs can be given."""
     return family_of(spec).takes_images
+
+
+def takes_any_size(spec: Any) -> bool:
+    """Return whether a network takes examples of other sizes than the one that it was made for."""
+    return family_of(spec).any_size
 
 
 def layers(spec: Any) -> list[Layer]:

@@ -31,6 +31,7 @@ class Layer:
             Flax's example calls it).
         ends_branch: what it gives is added to a shortcut.
         options: settings of the layer that its rule reads, as `(("num_heads", 4),)`.
+        keys: the parts of its name that are keys of a dict of layers.
     """
 
     role: str
@@ -40,6 +41,17 @@ class Layer:
     fields: dict[str, Any] = field(default_factory=dict)
     ends_branch: bool = False
     options: tuple[tuple[str, Any], ...] = ()
+    keys: tuple[str, ...] = ()
+
+    @property
+    def tensors(self) -> dict[str, Shape]:
+        """The shapes of its tensors under their whole PyTorch names."""
+        return {joined(self.torch, name): shape for name, shape in self.shapes.items()}
+
+
+def joined(*parts: str) -> str:
+    """Return the name of a tensor within modules; the network itself, and a tensor alone, have no part of a name."""
+    return ".".join(part for part in parts if part)
 
 
 @runtime_checkable
@@ -69,8 +81,11 @@ def batch_norm_layer(role: str, name: str, channels: int, *, ends_branch: bool =
     return Layer(role, name, "batch_norm", {**dict.fromkeys(names, (channels,)), COUNTER: ()}, fields, ends_branch)
 
 
-def linear_layer(role: str, name: str, in_features: int, out_features: int, **fields: Any) -> Layer:
-    return Layer(role, name, "linear", {"weight": (out_features, in_features), "bias": (out_features,)}, fields)
+def linear_layer(
+    role: str, name: str, in_features: int, out_features: int, *, keys: tuple[str, ...] = (), **fields: Any
+) -> Layer:
+    shapes: dict[str, Shape] = {"weight": (out_features, in_features), "bias": (out_features,)}
+    return Layer(role, name, "linear", shapes, fields, keys=keys)
 
 
 @runtime_checkable
@@ -110,12 +125,14 @@ class Size:
         option: the field of the description.
         text: what it counts, as in "7 classes".
         tensor: the PyTorch name of a tensor that shows it, and `axis` of that tensor in PyTorch's layout.
+        value: gives the option from the length of that axis.
     """
 
     option: str
     text: str
     tensor: str
     axis: int
+    value: Callable[[int], int] = lambda length: length
 
 
 @dataclass(frozen=True)
@@ -130,6 +147,7 @@ class Family:
         size: gives the size of an example: height and width of an image, or the length of a text.
         inputs: gives the inputs of a batch of examples of a size.
         takes_images: the input is images (batch, channels, height, width), so that photographs can be given.
+        any_size: whether the networks take examples of other sizes than `size`.
         layers: gives the layers with tensors of a description, in the order of PyTorch's state_dict.
         variants: networks whose checkpoints circulate but which have no port of their own name.
         parts: fields of a description that are descriptions themselves, whose fields may be changed by their names.
@@ -146,6 +164,7 @@ class Family:
     size: Callable[[Any], Shape]
     inputs: Callable[[Any, int, Shape], tuple[Input, ...]]
     takes_images: bool = False
+    any_size: bool = True
     variants: Mapping[str, Any] = field(default_factory=dict)
     parts: tuple[str, ...] = ()
     sizes: Callable[[Any], tuple[Size, ...]] = lambda spec: ()

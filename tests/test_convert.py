@@ -24,6 +24,7 @@ import ports
 from parity.commands.cli import main
 from ports import optim
 from ports.families import KNOWN, NETWORKS, layers
+from ports.family import joined
 from ports.resnet.spec import Stage
 from ports.weights import Default, Rename, WeightsError, convert, load, optimizer
 from ports.weights.checkpoints.checkpoint import open_checkpoint
@@ -46,7 +47,7 @@ def noise(name: str = NAME, seed: int = 0) -> Weights:
             count = int(np.prod(shape))
             bits = np.frombuffer(rng.bytes(4 * count), np.float32).reshape(shape).copy()
             counter = leaf == "num_batches_tracked"
-            weights[f"{layer.torch}.{leaf}"] = np.array(rng.integers(2**31)) if counter else bits
+            weights[joined(layer.torch, leaf)] = np.array(rng.integers(2**31)) if counter else bits
     return weights
 
 
@@ -157,11 +158,11 @@ def test_the_layers_of_a_description(name: str) -> None:
     from ports.building import pytorch
 
     state = pytorch.skeleton(NETWORKS[name]).state_dict()
-    found = {f"{x.torch}.{leaf}": shape for x in layers(NETWORKS[name]) for leaf, shape in x.shapes.items()}
+    found = {tensor: shape for layer in layers(NETWORKS[name]) for tensor, shape in layer.tensors.items()}
     assert list(found.items()) == [(n, tuple(t.shape)) for n, t in state.items()]
 
 
-FEW = ["resnet50d", "wrn_40_4", "tutorial_net", "tutorial_resnet"]
+FEW = ["resnet50d", "wrn_40_4", "tutorial_net", "tutorial_resnet", "vit_b_32"]
 
 
 @pytest.mark.parametrize("name", FEW)

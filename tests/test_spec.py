@@ -48,6 +48,9 @@ PARAMETERS = {
     "tutorial_net": 5_027_210,
     "tutorial_resnet": 602_698,
     "encoder_small": 930_826,
+    "vit_b_16": 86_567_656,
+    "vit_b_32": 88_224_232,
+    "vit_l_16": 304_326_632,
 }
 
 RESNETS = [name for name, spec in NETWORKS.items() if isinstance(spec, ResNetSpec)]

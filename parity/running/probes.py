@@ -33,9 +33,10 @@ SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".
 
 
 def default_size(spec: Any) -> tuple[int, ...]:
-    """Return the size of the probe: of images the network's height and an odd width, else what it was made for."""
+    """Return the size of the probe: what the network was made for; of images an odd width, where it takes any size."""
     size = families.example_size(spec)
-    return (size[0], size[0] * 6 // 7 | 1) if families.takes_images(spec) else size
+    oblong = families.takes_images(spec) and families.takes_any_size(spec)
+    return (size[0], size[0] * 6 // 7 | 1) if oblong else size
 
 
 def photographs(path: str | Path | None = None) -> list[Image.Image]:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ports.families import is_description, layers
-from ports.family import Layer, Shape
+from ports.family import Layer, Shape, joined
 from ports.frameworks import LAYOUTS
 from ports.weights.form import lazy
 from ports.weights.form.lazy import Array
@@ -40,6 +40,7 @@ class Dialect:
         source: where its names were read.
         names: a template for each role that has a name of its own.
         number: what stands around a position in a Sequential or list: `conv1.0`, `conv1.layers.0`, `conv1_0`.
+        key: what stands before the key of a layer in a dict: `heads.head`, `heads_head`.
         tensors: how the tensors of a layer are called and laid out.
         nested: names are paths in a tree.
         collections: Linen's `params` and `batch_stats` come first.
@@ -52,6 +53,7 @@ class Dialect:
     source: str
     names: Mapping[str, str] = field(default_factory=dict)
     number: str = "."
+    key: str = "."
     tensors: str = "torch"
     nested: bool = False
     collections: bool = False
@@ -64,7 +66,10 @@ class Dialect:
         name = self.names.get(layer.role)
         if name is not None:
             return name.format(**layer.fields)
-        return re.sub(r"\.(?=\d)", self.number, layer.torch)
+        own = re.sub(r"\.(?=\d)", self.number, layer.torch)
+        for key in layer.keys:
+            own = re.sub(rf"\.(?={re.escape(key)}(\.|$))", self.key, own)
+        return own
 
 
 HUGGING_FACE = {
@@ -100,7 +105,15 @@ DIALECTS = {
     for row in (
         Dialect("torchvision", "torchvision and timm, resnet.py; this package's PyTorch networks"),
         Dialect("nnx", "this package's NNX networks", number=".layers.", tensors="flax", nested=True),
-        Dialect("linen", "this package's Linen networks", number="_", tensors="flax", nested=True, collections=True),
+        Dialect(
+            "linen",
+            "this package's Linen networks",
+            number="_",
+            key="_",
+            tensors="flax",
+            nested=True,
+            collections=True,
+        ),
         Dialect("transformers", "Hugging Face transformers, modeling_resnet.py", HUGGING_FACE),
         Dialect("cifar", "akamaster/pytorch_resnet_cifar10, resnet.py; kuangliu/pytorch-cifar, resnet.py", CIFAR),
         Dialect(
@@ -181,9 +194,9 @@ def entries(layer: Layer, dialect: Dialect) -> list[DialectEntry]:
             continue
         paths = []
         for name in names:
-            path = tuple(f"{base}.{name}".split(".")) if dialect.nested else (f"{base}.{name}",)
+            path = tuple(joined(base, name).split(".")) if dialect.nested else (joined(base, name),)
             paths.append((leaf.collection, *path) if dialect.collections else path)
-        torch_name, shape = f"{layer.torch}.{leaf.torch}", layer.shapes[leaf.torch]
+        torch_name, shape = joined(layer.torch, leaf.torch), layer.shapes[leaf.torch]
         found[leaf.torch] = DialectEntry(torch_name, shape, kept, tuple(paths), leaf.collection == "params")
     return [found[name] for name in layer.shapes if name in found]
 

@@ -194,7 +194,7 @@ def _resized(spec: Any, dialect: Dialect, shapes: Shapes) -> Any:
     changes = {}
     for size in family_of(spec).sizes(spec):
         if size.tensor in rows and (shape := _torch_shape(rows[size.tensor], shapes)):
-            changes[size.option] = shape[size.axis] or getattr(spec, size.option)
+            changes[size.option] = size.value(shape[size.axis]) or getattr(spec, size.option)
     return dataclasses.replace(spec, **changes)
 
 
@@ -208,7 +208,7 @@ def _torch_shape(entry: DialectEntry, shapes: Shapes) -> Shape | None:
 
 def _notes(spec: Any, features: bool, dialect: Dialect, counters: set[str], ignored: set[str]) -> list[str]:
     base, notes = KNOWN[spec.name], []
-    tensors = {f"{layer.torch}.{name}" for layer in layers(spec) for name in layer.shapes}
+    tensors = {name for layer in layers(spec) for name in layer.tensors}
     for size in family_of(spec).sizes(spec):
         found, usual = getattr(spec, size.option), getattr(base, size.option)
         if found != usual and size.tensor in tensors:

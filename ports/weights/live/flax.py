@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing
 
+from ports import families
 from ports.weights.form.torch_form import Rule, Target, WeightsError, describe, lossless, match
 from ports.weights.layers.leaves import Leaf
 from ports.weights.live.stacks import Held, copies, levels
@@ -139,6 +140,17 @@ class Found(Generic[S]):
     def parts(self) -> tuple[str, ...]:
         """The name of its module in parts."""
         return tuple(self.path.split(".")) if self.path else ()
+
+
+def stated(owner: object) -> frozenset[str]:
+    """Return the tensors that belong to no layer, by their PyTorch names, of a network of this package; else nothing.
+
+    Its description says that both frameworks hold them alike. In somebody's own model such a variable needs a rule.
+    """
+    spec = getattr(owner, "spec", None)
+    if not families.is_description(spec):
+        return frozenset()
+    return frozenset(layer.torch for layer in families.layers(spec) if layer.type == "tensor")
 
 
 def in_stacks(found: Sequence[Found[S]]) -> dict[str, Place[S]]:

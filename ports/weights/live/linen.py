@@ -109,9 +109,11 @@ def places(net: Net, layers: Mapping[str, nn.Module] | None = None) -> dict[str,
                     found.append(flax.Found(path, leaf, tuple(slots), like))
     covered = {slot.path for one in found for slot in one.slots}
     left = [path for path in arrays if path not in covered]
-    if left and layers is None:
+    stated = flax.stated(net[0])
+    strange = [path for path in left if ".".join(path[1:]) not in stated]
+    if strange and layers is None:
         raise WeightsError(
-            f"{describe(map('.'.join, left))}: belongs to no layer with a rule; a layer made in nn.compact has no "
+            f"{describe(map('.'.join, strange))}: belongs to no layer with a rule; a layer made in nn.compact has no "
             "PyTorch name: make it in setup(), or add a rule with ports.weights.register"
         )
     return flax.in_stacks([*found, *(_own(at, arrays[at], named) for at in left)])

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from ports.family import joined
 from ports.weights.form.torch_form import Rule, WeightsError
 from ports.weights.layers.kinds import kind_of
 from ports.weights.layers.leaves import COUNTER, Leaf
@@ -95,6 +96,7 @@ def places(net: nnx.Module, bare: bool = False) -> dict[str, flax.Place[Variable
     """
     found: list[flax.Found[Variable | Counter]] = []
     problems: list[str] = []
+    stated = flax.stated(net)
     for path, module in modules(net).items():
         kind = kind_of(module)
         if kind is None:
@@ -103,7 +105,8 @@ def places(net: nnx.Module, bare: bool = False) -> dict[str, flax.Place[Variable
             }
             for name, variable in own.items():
                 found.append(_own(path, name, variable))
-            problems += [f"{path}: no rule for layer type {type(module).__name__}, which holds {n}" for n in own]
+            strange = [name for name in own if joined(path, name) not in stated]
+            problems += [f"{path}: no rule for layer type {type(module).__name__}, which holds {n}" for n in strange]
             continue
         for leaf in kind.leaves(module):
             slots = [slot for name in leaf.flax if (slot := _slot(module, name)) is not None]

@@ -1,0 +1,1 @@
+"""Vision Transformers: `spec` describes them, `pytorch`, `nnx` and `linen` build them."""
