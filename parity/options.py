@@ -197,6 +197,8 @@ class NetworkOptions(Options):
         batch: number of images.
         weights: the torch form, or a file of them; by default initial weights with random BatchNorm parameters and
             statistics. (Given weights are used as they are.)
+        reduced: check a large network with few of its blocks, which are all alike, and with fewer classes; the report
+            says what is left out. Networks that are small enough are checked whole.
 
     Raises:
         UserError: an unknown port or none, a number out of range.
@@ -207,8 +209,11 @@ class NetworkOptions(Options):
     image_size: tuple[int, int] | None = None
     batch: int = BATCH
     weights: str | Path | Mapping[str, np.ndarray] | None = None
+    reduced: bool = False
 
     def __post_init__(self) -> None:
+        if self.reduced and self.weights is not None:
+            raise UserError("got weights and reduced, expected one of them: weights are those of the whole network")
         if unknown := [port for port in self.ports if port not in PORTS]:
             raise UserError(f"unknown port {unknown[0]!r}; expected {' or '.join(PORTS)}")
         if not self.ports:
@@ -270,6 +275,7 @@ class NetworkSettings(_Settings, total=False):
     image_size: tuple[int, int] | None
     batch: int
     weights: str | Path | Mapping[str, np.ndarray] | None
+    reduced: bool
 
 
 EVERY = tuple(one.name for one in fields(Options))
@@ -280,7 +286,7 @@ OF_NETWORKS = tuple(one.name for one in fields(NetworkOptions) if one.name not i
 USED = {
     **dict.fromkeys(OF_PAIRS, (PAIR,)),
     **dict.fromkeys(OF_NETWORKS, (NAMED, LIVE)),
-    **dict.fromkeys(("ports", "weights"), (NAMED,)),
+    **dict.fromkeys(("ports", "weights", "reduced"), (NAMED,)),
 }
 
 # What a function that returns a pair may return behind the inputs, in a dict.

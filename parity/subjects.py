@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -50,7 +50,8 @@ def of_network(network: Network, live: Sequence[object], options: NetworkOptions
     Raises:
         UserError: an unknown name, a probe that does not fit, no memory for it, weights that do not fit or hold NaN.
     """
-    spec = _spec(network)
+    whole = _spec(network)
+    spec = families.reduced(whole) if options.reduced else whole
     size = _size(spec, options)
     memory.require(spec, options.batch, size)
     reference = _reference(network, spec, live, options)
@@ -62,11 +63,18 @@ def of_network(network: Network, live: Sequence[object], options: NetworkOptions
         randomise(reference, fed, options.seed)
     state = weights.read(reference)
     _finite(state)
+    if tied := run_pytorch.tied(reference):  # the second name of a tensor is no tensor of its own
+        fed = replace(fed, tensors=frozenset(state) - frozenset(tied))
+    names = _recorded(reference, spec)
     if live:
-        candidates = {port_of(net): Candidate(partial(_promoted, net), partial(_live, net)) for net in live}
+        candidates = {
+            port_of(net): Candidate(partial(_promoted, net, names=names), partial(_live, net, names=names))
+            for net in live
+        }
     else:
-        candidates = {port: _created(spec, port, state) for port in dict.fromkeys(options.ports)}
+        candidates = {port: _created(spec, port, state, names) for port in dict.fromkeys(options.ports)}
     what, of = ("image" if families.takes_images(spec) else "input"), "x".join(map(str, size))
+    note = f"{options.batch} {what}{'s' if options.batch > 1 else ''} of {of}, seed {options.seed}"
     return Subject(
         spec.name,
         reference,
@@ -74,7 +82,8 @@ def of_network(network: Network, live: Sequence[object], options: NetworkOptions
         fed,
         training.make(reference, fed, plan(options)),
         options.seed,
-        note=f"{options.batch} {what}{'s' if options.batch > 1 else ''} of {of}, seed {options.seed}",
+        names=names,
+        note=note + _left_out(whole, spec),
     )
 
 
@@ -130,29 +139,60 @@ def _reference(network: Network, spec: Any, live: Sequence[object], options: Net
     return run_pytorch.promote(reference)
 
 
-def _created(spec: Any, port: str, state: Mapping[str, np.ndarray]) -> Candidate:
+def _left_out(whole: Any, spec: Any) -> str:
+    """Return what a reader is told of a network that is not checked whole: `, depth 2 of 24`."""
+    pairs = ((field.name, getattr(spec, field.name), getattr(whole, field.name)) for field in fields(whole))
+    return "".join(f", {name} {own} of {its}" for name, own, its in pairs if own != its)
+
+
+def _recorded(reference: torch.nn.Module, spec: Any) -> list[str] | None:
+    """Return the modules to record, where a layer has two names: under its first. Else None, for the default."""
+    second = {layer.torch for layer in families.layers(spec) if layer.tied}
+    return [name for name in run_pytorch.with_parameters(reference) if name not in second] if second else None
+
+
+def _by_name(names: Collection[str] | None) -> dict[str, str] | None:
+    return None if names is None else {name: name for name in names}
+
+
+def _created(spec: Any, port: str, state: Mapping[str, np.ndarray], names: Collection[str] | None) -> Candidate:
     """Return a network of this package in a port, with weights from `ports.weights`."""
-    return Candidate(lambda: built(spec, port, state), lambda dtype, state: built(spec, port, state, dtype))
+    return Candidate(
+        lambda: built(spec, port, state, names=names),
+        lambda dtype, state: built(spec, port, state, dtype, names=names),
+    )
 
 
-def built(spec: Any, port: str, state: Mapping[str, np.ndarray], dtype: str = "float64") -> Functional:
-    """Create a network with these weights in a type."""
+def built(
+    spec: Any,
+    port: str,
+    state: Mapping[str, np.ndarray],
+    dtype: str = "float64",
+    *,
+    names: Collection[str] | None = None,
+) -> Functional:
+    """Create a network with these weights in a type.
+
+    Args:
+        names: the modules that are recorded; by default all.
+    """
     net: Any = ports.create(spec, port, seed=None, dtype=dtype)
     variables = weights.write(net, dict(state))
-    return FLAX_PORTS[port].functional(net if variables is None else (net[0], variables), dtype=dtype)
+    net = net if variables is None else (net[0], variables)
+    return FLAX_PORTS[port].functional(net, _by_name(names), dtype=dtype)
 
 
-def _live(net: Any, dtype: str, state: Mapping[str, np.ndarray]) -> Functional:
+def _live(net: Any, dtype: str, state: Mapping[str, np.ndarray], *, names: Collection[str] | None) -> Functional:
     """Return a live network in a working precision, with these weights."""
     port = port_of(net)
     net = FLAX_PORTS[port].promote(net, dtype)
     variables = weights.write(net, dict(state))
-    return FLAX_PORTS[port].functional(net if variables is None else (net[0], variables), dtype=dtype)
+    return FLAX_PORTS[port].functional(net if variables is None else (net[0], variables), _by_name(names), dtype=dtype)
 
 
-def _promoted(net: Any) -> Functional:
+def _promoted(net: Any, *, names: Collection[str] | None) -> Functional:
     port = FLAX_PORTS[port_of(net)]
-    return port.functional(port.promote(net))
+    return port.functional(port.promote(net), _by_name(names))
 
 
 def randomise(net: Any, fed: Probe, seed: int) -> None:

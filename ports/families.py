@@ -7,13 +7,14 @@ from typing import Any
 
 from ports.errors import UserError
 from ports.family import Family, Input, Layer, Shape
+from ports.gpt2.family import GPT2_FAMILY
 from ports.objective import Objective
 from ports.resnet.family import RESNET_FAMILY
 from ports.transformer.family import TRANSFORMER_FAMILY
 from ports.tutorial.family import TUTORIAL_FAMILY
 from ports.vit.family import VIT_FAMILY
 
-FAMILIES: tuple[Family, ...] = (RESNET_FAMILY, TUTORIAL_FAMILY, TRANSFORMER_FAMILY, VIT_FAMILY)
+FAMILIES: tuple[Family, ...] = (RESNET_FAMILY, TUTORIAL_FAMILY, TRANSFORMER_FAMILY, VIT_FAMILY, GPT2_FAMILY)
 
 NETWORKS: dict[str, Any] = {name: spec for family in FAMILIES for name, spec in family.networks.items()}
 VARIANTS: dict[str, Any] = {name: spec for family in FAMILIES for name, spec in family.variants.items()}
@@ -83,6 +84,11 @@ def takes_images(spec: Any) -> bool:
 def takes_any_size(spec: Any) -> bool:
     """Return whether a network takes examples of other sizes than the one that it was made for."""
     return family_of(spec).any_size
+
+
+def reduced(spec: Any) -> Any:
+    """Return the network whose check stands for a large one's: of its kind and width, with few blocks."""
+    return family_of(spec).reduced(spec)
 
 
 def layers(spec: Any) -> list[Layer]:

@@ -31,7 +31,8 @@ class Layer:
             Flax's example calls it).
         ends_branch: what it gives is added to a shortcut.
         options: settings of the layer that its rule reads, as `(("num_heads", 4),)`.
-        keys: the parts of its name that are keys of a dict of layers.
+        keys: the parts of its name that are keys of a dict of layers, or positions in a list that is no Sequential.
+        tied: the name of the layer whose tensors it shares.
     """
 
     role: str
@@ -42,6 +43,7 @@ class Layer:
     ends_branch: bool = False
     options: tuple[tuple[str, Any], ...] = ()
     keys: tuple[str, ...] = ()
+    tied: str = ""
 
     @property
     def tensors(self) -> dict[str, Shape]:
@@ -154,6 +156,8 @@ class Family:
         sizes: gives what a checkpoint of a description may have otherwise.
         headless: gives the description without its classifier; None where there is no such network.
         objective: what the networks are trained for.
+        reduced: gives a network of the same kind and width with few blocks, and no more classes than show a mistake:
+            `parity check --all` checks it in place of a large one. By default the network itself.
     """
 
     name: str
@@ -170,6 +174,7 @@ class Family:
     sizes: Callable[[Any], tuple[Size, ...]] = lambda spec: ()
     headless: Callable[[Any], Any] = lambda spec: None
     objective: Objective = CLASSIFICATION
+    reduced: Callable[[Any], Any] = lambda spec: spec
 
     def has_option(self, name: str) -> bool:
         """Return whether descriptions have a field of this name, or a part that has."""

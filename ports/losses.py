@@ -23,6 +23,16 @@ def classification(outputs: Any, labels: Any) -> Any:
     return sum((jnp.square(value).mean() for value in outputs), jnp.zeros(()))
 
 
+def next_token(logits: Any, following: Any) -> Any:
+    """The mean cross-entropy over the tokens that follow each position.
+
+    Args:
+        logits: (batch, length, tokens).
+        following: integers (batch, length); where nothing counts, as behind a text, −100.
+    """
+    return cross_entropy(logits, following)
+
+
 def cross_entropy(
     logits: Any,
     labels: Any,

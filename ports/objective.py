@@ -65,3 +65,10 @@ CLASSIFICATION = Objective(
     flax="ports.losses:classification",
 )
 """The mean cross-entropy of logits (batch, classes) and labels (batch,)."""
+
+NEXT_TOKEN = Objective(
+    targets=lambda spec, batch, size: Input((batch, *size), below=spec.vocabulary),
+    torch="ports.torch_losses:next_token",
+    flax="ports.losses:next_token",
+)
+"""The mean cross-entropy of logits (batch, length, tokens) and of the tokens that follow (batch, length)."""

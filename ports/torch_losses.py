@@ -19,3 +19,13 @@ def classification(outputs: Any, labels: Tensor) -> Tensor:
     if isinstance(outputs, Tensor):
         return F.cross_entropy(outputs, labels)
     return torch.stack([value.square().mean() for value in outputs]).sum()
+
+
+def next_token(logits: Tensor, following: Tensor) -> Tensor:
+    """The mean cross-entropy over the tokens that follow each position.
+
+    Args:
+        logits: (batch, length, tokens).
+        following: int64 (batch, length); where nothing counts, as behind a text, −100.
+    """
+    return F.cross_entropy(logits.flatten(0, 1), following.flatten())

@@ -35,6 +35,13 @@ def torchvision() -> Any:
         return imported("torchvision")
 
 
+def transformers() -> Any:
+    """Return transformers, or skip the test; it imports torchvision where that is installed."""
+    if importlib.util.find_spec("torchvision") is not None:
+        torchvision()
+    return imported("transformers")
+
+
 @functools.cache
 def _declared() -> torch.library.Library:
     """Let PyTorch know torchvision's operators by name. They stay known as long as this result lives."""

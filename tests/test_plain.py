@@ -44,7 +44,7 @@ FEW += ["dilated-bottleneck", "tutorial_net", "tutorial_resnet-four_convs", "fea
 
 # One of each kind of network. The others have the same code, with more blocks or wider ones: they run nightly.
 KINDS_OF_NETWORKS = ("resnet18", "resnext50_32x4d", "resnet50d", "cifar_resnet20", "wrn_40_4", "tutorial_net")
-KINDS_OF_NETWORKS += ("tutorial_resnet", "encoder_small", "vit_b_32")
+KINDS_OF_NETWORKS += ("tutorial_resnet", "encoder_small", "vit_b_32", "gpt2")
 
 
 def others_nightly(names: Iterable[str]) -> list[Any]:
@@ -82,18 +82,23 @@ def size_of(spec: Any) -> tuple[int, ...]:
     return (33, 32) if any_size else families.example_size(spec)
 
 
+def output_shape(spec: Any, batch: int) -> tuple[int, ...]:
+    """The shape of the logits: of every target one for each class."""
+    return (*families.targets_of(spec, batch, size_of(spec)).shape, spec.num_classes)
+
+
 @pytest.mark.usefixtures("no_type_checks")
 @pytest.mark.parametrize("name", others_nightly(NETWORKS))
 def test_fx_traces_and_layers_fuse(name: str) -> None:
     spec = get(name)
     net = skeleton(spec).eval()
     (x,) = meta_inputs(spec, 2, size_of(spec))
-    assert torch.fx.symbolic_trace(net)(x).shape == (2, spec.num_classes)
+    assert torch.fx.symbolic_trace(net)(x).shape == output_shape(spec, 2)
     found = [[conv, norm] for norm, conv in pairs(layers(spec)).items()]
     fused = torch.ao.quantization.fuse_modules(net, found) if found else net
     left = [m for m in fused.modules() if isinstance(m, nn.BatchNorm2d)]
     assert len(left) == sum(layer.type == "batch_norm" for layer in layers(spec)) - len(found)
-    assert fused(x).shape == (2, spec.num_classes)
+    assert fused(x).shape == output_shape(spec, 2)
 
 
 @pytest.mark.parametrize("name", others_nightly(NETWORKS))
@@ -163,7 +168,7 @@ def abstract_input(name: str, *leading: int) -> jax.ShapeDtypeStruct:
 @pytest.mark.parametrize("name", others_nightly(NETWORKS))
 def test_jax_differentiates_maps_and_lowers_it_for_two_platforms(name: str, port: str) -> None:
     call, variables = abstract(name, port)
-    x, classes = abstract_input(name), get(name).num_classes
+    x, shape = abstract_input(name), output_shape(get(name), 1)
 
     def scaled(v: Any, x: Any, scale: Any) -> Any:
         """The outputs with other images, or where the input is tokens with other parameters."""
@@ -177,10 +182,10 @@ def test_jax_differentiates_maps_and_lowers_it_for_two_platforms(name: str, port
     def hessian_vector(v: Any, x: Any) -> Any:
         return jax.jvp(jax.grad(lambda scale: scaled(v, x, scale).sum()), (1.0,), (1.0,))[1]
 
-    assert jax.eval_shape(forward_mode, variables, x).shape == (1, classes)
+    assert jax.eval_shape(forward_mode, variables, x).shape == shape
     assert jax.eval_shape(hessian_vector, variables, x).shape == ()
     stacked = abstract_input(name, 3)
-    assert jax.eval_shape(jax.vmap(call, (None, 0)), variables, stacked).shape == (3, 1, classes)
+    assert jax.eval_shape(jax.vmap(call, (None, 0)), variables, stacked).shape == (3, *shape)
     exported = jax.export.export(jax.jit(call), platforms=("cpu", "cuda"))(variables, abstract_input(name))
     assert exported.platforms == ("cpu", "cuda")
     convolutions = sum(layer.type == "conv" for layer in layers(get(name)))

@@ -51,6 +51,8 @@ PARAMETERS = {
     "vit_b_16": 86_567_656,
     "vit_b_32": 88_224_232,
     "vit_l_16": 304_326_632,
+    "gpt2": 124_439_808,
+    "gpt2-medium": 354_823_168,
 }
 
 RESNETS = [name for name, spec in NETWORKS.items() if isinstance(spec, ResNetSpec)]

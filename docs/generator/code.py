@@ -42,9 +42,10 @@ def cell(text: str) -> str:
 
 
 def parameters(found: Any, spec: Any) -> int:
-    """Return the number of parameters of a network, statistics left out."""
+    """Return the number of parameters of a network: without statistics, and a shared tensor once."""
     statistics = ("running_mean", "running_var", "num_batches_tracked")
-    shapes = (shape for layer in found.layers(spec) for n, shape in layer.shapes.items() if n not in statistics)
+    layers = (layer for layer in found.layers(spec) if not layer.tied)
+    shapes = (shape for layer in layers for n, shape in layer.shapes.items() if n not in statistics)
     return sum(math.prod(shape) for shape in shapes)
 
 

@@ -50,7 +50,10 @@ Names = Annotated[
     list[str] | None,
     typer.Argument(metavar="NAME...", help="Networks (`parity models` lists them), or package.module:function."),
 ]
-All = Annotated[bool, typer.Option("--all", help="Every named network.")]
+All = Annotated[bool, typer.Option("--all", help="Every named network, the large ones with --reduced.")]
+Reduced = Annotated[
+    bool, typer.Option("--reduced", help="Check a large network with few of its blocks; small ones are checked whole.")
+]
 Ports = Annotated[str | None, typer.Option(help="Which ports to hold against PyTorch. By default nnx,linen.")]
 Images = Annotated[Path | None, typer.Option(help="A photograph or a folder of them; else two of this package.")]
 ImageSize = Annotated[str | None, typer.Option(metavar="HxW", help="Else the network's height and an odd width.")]
@@ -121,6 +124,7 @@ def check(
     optimizer: Optimizer = "sgd",
     seed: Seed = 0,
     weights: Weights = None,
+    reduced: Reduced = False,
     accept: Accept = None,
     branches: Branches = False,
     dtype: Dtypes = None,
@@ -179,6 +183,7 @@ def check(
         "image_size": size,
         "batch": batch,
         "weights": weights,
+        "reduced": True if reduced or every else None,
     }
     named = {name: value for name, value in named.items() if value is not None}
     common = {"steps": steps, "optimizer": optimizer, "seed": seed, "dtypes": dtypes, "device": device}

@@ -50,9 +50,10 @@ def require(spec: Any, batch: int, size: tuple[int, ...]) -> None:
     need, free = required(spec, batch, size), usable()
     if need > free:
         what = "images" if families.takes_images(spec) else "inputs"
+        smaller = "--reduced, or a smaller network" if families.reduced(spec) != spec else "or a smaller network"
         raise UserError(
             f"{spec.name}: {batch} {what} of {'x'.join(map(str, size))} need about {need / 1e9:.1f} GB of memory, "
-            f"{free / 1e9:.1f} GB are free; take a smaller --batch or --image-size, or a smaller network"
+            f"{free / 1e9:.1f} GB are free; take a smaller --batch or --image-size, {smaller}"
         )
 
 

@@ -40,6 +40,18 @@ def meta_inputs(spec: Any, batch: int, size: tuple[int, ...]) -> list[torch.Tens
     ]
 
 
+def _shared(net: nn.Module) -> dict[str, str]:
+    """Return the first names of parameters that have several, by the others."""
+    firsts: dict[int, str] = {}
+    names = {name: firsts.setdefault(id(p), name) for name, p in net.named_parameters(remove_duplicate=False)}
+    return {name: first for name, first in names.items() if name != first}
+
+
+def _set(net: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(net.get_submodule(owner), leaf, parameter)
+
+
 def create(spec: Any, *, seed: int | None = 0, dtype: str = "float32") -> nn.Module:
     """Return a network with initial weights drawn from `seed`, in train mode.
 
@@ -56,7 +68,11 @@ def create(spec: Any, *, seed: int | None = 0, dtype: str = "float32") -> nn.Mod
     if dtype not in DTYPES:
         raise UserError(f"{spec.name}: dtype: got {dtype!r}, expected one of {', '.join(DTYPES)}")
     if seed is None:
-        net = skeleton(spec).to_empty(device="cpu")
+        net = skeleton(spec)
+        shared = _shared(net)
+        net = net.to_empty(device="cpu")
+        for name, first in shared.items():  # `to_empty` makes two parameters of one
+            _set(net, name, net.get_parameter(first))
         net.load_state_dict({k: torch.zeros_like(v) for k, v in net.state_dict().items()})
     else:
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):

@@ -14,3 +14,28 @@ def require_size(name: str, got: tuple[int, int], expected: int) -> None:
     if got != (expected, expected):
         other = f"another size is an option: ports.create({name!r}, …, input_size=N)"
         raise UserError(f"{name}: got images of {got[0]}x{got[1]}, expected {expected}x{expected}; {other}")
+
+
+def require_length(name: str, got: int, longest: int | None = None) -> None:
+    """Check the length of texts, in tokens.
+
+    Args:
+        longest: how many positions the network has; None where it has no table of positions.
+
+    Raises:
+        UserError: a text without tokens, or a longer one than the network has positions for.
+    """
+    if got < 1:
+        raise UserError(f"{name}: got a text of 0 tokens, expected 1 or more")
+    if longest is not None and got > longest:
+        raise UserError(f"{name}: got {got} tokens, expected 1 to {longest}: the network has no more positions")
+
+
+def require_room(name: str, got: int, room: int) -> None:
+    """Check that a cache has room for tokens.
+
+    Raises:
+        UserError: more tokens than the cache was made for.
+    """
+    if got > room:
+        raise UserError(f"{name}: got {got} tokens, the cache has room for {room}; give `prefill` a larger room")

@@ -1,4 +1,4 @@
-"""PyTorch's BatchNorm and linear layer in Linen. Read beside nnx.py.
+"""PyTorch's BatchNorm and linear layers in Linen. Read beside nnx.py and pytorch.py.
 
 The running variance is unbiased, the variance is computed in two passes, and statistics are float32 at least.
 """
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax.linen.initializers import normal
 from jax.typing import DTypeLike
 
 from ports.errors import UserError
@@ -77,3 +78,12 @@ def linear(in_features: int, out_features: int, *, dtype: Dtype) -> nn.Dense:
         dtype=dtype,
         param_dtype=param_dtype(dtype),
     )
+
+
+class Conv1D(nn.Dense):
+    """A linear layer whose weight is (in, out) in PyTorch too, as transformers' class of this name has it."""
+
+
+def conv1d(out_features: int, deviation: float = 0.02, *, dtype: Dtype) -> Conv1D:
+    """A `Conv1D` with normally distributed weights of this deviation, and biases of zero."""
+    return Conv1D(out_features, kernel_init=normal(deviation), dtype=dtype, param_dtype=param_dtype(dtype))

@@ -1,4 +1,4 @@
-"""PyTorch's BatchNorm and linear layer in NNX. Read beside linen.py.
+"""PyTorch's BatchNorm and linear layers in NNX. Read beside linen.py and pytorch.py.
 
 The running variance is unbiased, the variance is computed in two passes, and statistics are float32 at least.
 """
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from flax.nnx.nn.initializers import normal
 from jax.typing import DTypeLike
 
 from ports.errors import UserError
@@ -77,3 +78,17 @@ def linear(in_features: int, out_features: int, *, dtype: Dtype, rngs: nnx.Rngs)
         param_dtype=param_dtype(dtype),
         rngs=rngs,
     )
+
+
+class Conv1D(nnx.Linear):
+    """A linear layer whose weight is (in, out) in PyTorch too, as transformers' class of this name has it.
+
+    Args:
+        deviation: of the initial weights, which are normally distributed. Biases are zero.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, deviation: float = 0.02, *, dtype: Dtype, rngs: nnx.Rngs
+    ) -> None:
+        init, params = normal(deviation), param_dtype(dtype)
+        super().__init__(in_features, out_features, kernel_init=init, dtype=dtype, param_dtype=params, rngs=rngs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from math import isqrt
 
 from ports.family import Family, Size, image_inputs, image_size
@@ -34,6 +35,10 @@ def sizes(spec: ViTSpec) -> tuple[Size, ...]:
     )
 
 
+def reduced(spec: ViTSpec) -> ViTSpec:
+    return dataclasses.replace(spec, depth=min(spec.depth, 2))
+
+
 VIT_FAMILY = Family(
     name="vit",
     description=ViTSpec,
@@ -45,4 +50,5 @@ VIT_FAMILY = Family(
     takes_images=True,
     any_size=False,
     sizes=sizes,
+    reduced=reduced,
 )

@@ -190,6 +190,8 @@ def _leaves(weights: Mapping[str, Array], rows: Iterable[DialectEntry], paramete
         if parameters and (not entry.parameter or entry.torch not in weights):
             continue
         for at, array in zip(entry.paths, entry.from_torch(weights[entry.torch]), strict=True):
+            if at in leaves and entry.tied:  # `Found.read` and `ports.weights.read` give one array two names
+                continue
             if at in leaves:
                 raise WeightsError(f"{'.'.join(at)}: is set twice, the second time by {entry.torch}")
             leaves[at] = array

@@ -11,11 +11,10 @@ akamaster/pytorch_resnet_cifar10 and kuangliu/pytorch-cifar; Flax's examples/ima
 from __future__ import annotations
 
 import functools
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -39,8 +38,10 @@ class Dialect:
     Attributes:
         source: where its names were read.
         names: a template for each role that has a name of its own.
-        number: what stands around a position in a Sequential or list: `conv1.0`, `conv1.layers.0`, `conv1_0`.
-        key: what stands before the key of a layer in a dict: `heads.head`, `heads_head`.
+        number: what stands before a position in a Sequential: `conv1.0`, `conv1.layers.0`, `conv1_0`.
+        shared: where files keep a tensor that two layers share: under `both` names, of which one may be missing, under
+            that of the layer that `made` it, or under the `first` name in the alphabet.
+        key: what stands before the key of a layer in a dict, and a position in a list: `heads.head`, `heads_head`.
         tensors: how the tensors of a layer are called and laid out.
         nested: names are paths in a tree.
         collections: Linen's `params` and `batch_stats` come first.
@@ -54,6 +55,7 @@ class Dialect:
     names: Mapping[str, str] = field(default_factory=dict)
     number: str = "."
     key: str = "."
+    shared: Literal["both", "made", "first"] = "both"
     tensors: str = "torch"
     nested: bool = False
     collections: bool = False
@@ -66,9 +68,9 @@ class Dialect:
         name = self.names.get(layer.role)
         if name is not None:
             return name.format(**layer.fields)
-        own = re.sub(r"\.(?=\d)", self.number, layer.torch)
-        for key in layer.keys:
-            own = re.sub(rf"\.(?={re.escape(key)}(\.|$))", self.key, own)
+        own, *parts = layer.torch.split(".")
+        for part in parts:
+            own += (self.key if part in layer.keys else self.number if part.isdigit() else ".") + part
         return own
 
 
@@ -95,6 +97,14 @@ FLAX_EXAMPLE = {
     "shortcut.bn": "{kind}_{n}.norm_proj",
     "fc": "Dense_0",
 }
+# GPT-2's published files are those of the base model, without the output layer.
+GPT2_BASE = {
+    "wte": "wte",
+    "wpe": "wpe",
+    **{role: "h.{block}." + role for role in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")},
+    "ln_f": "ln_f",
+}
+GPT2_NETWORKS = ("gpt2", "gpt2-medium")
 SAME_PADDING = (
     "Flax's example pads 'SAME': its convolutions and its pool of stride 2 see other pixels than PyTorch's, so the "
     "converted network does not compute what the example computes; build it with the example's padding, or fine-tune"
@@ -104,12 +114,13 @@ DIALECTS = {
     row.name: row
     for row in (
         Dialect("torchvision", "torchvision and timm, resnet.py; this package's PyTorch networks"),
-        Dialect("nnx", "this package's NNX networks", number=".layers.", tensors="flax", nested=True),
+        Dialect("nnx", "this package's NNX networks", number=".layers.", shared="first", tensors="flax", nested=True),
         Dialect(
             "linen",
             "this package's Linen networks",
             number="_",
             key="_",
+            shared="made",
             tensors="flax",
             nested=True,
             collections=True,
@@ -131,6 +142,14 @@ DIALECTS = {
             networks=("tutorial_resnet",),
             ignore=(Ignore("*.shortcut.*", why="built, never called"),),
         ),
+        Dialect("gpt2-base", "transformers, modeling_gpt2.py, GPT2Model", GPT2_BASE, networks=GPT2_NETWORKS),
+        Dialect(
+            "gpt2-published",
+            "openai-community/gpt2, model.safetensors",
+            GPT2_BASE,
+            networks=GPT2_NETWORKS,
+            ignore=(Ignore("h.*.attn.bias", why="the causal mask, which no layer learns"),),
+        ),
         Dialect("torchvision-hwio", "torchvision's names around Flax's layouts", tensors="hwio"),
         Dialect("cifar-hwio", "the CIFAR networks' names around Flax's layouts", CIFAR, tensors="hwio"),
     )
@@ -145,7 +164,8 @@ class DialectEntry:
     Attributes:
         leaf: how it becomes the file's arrays, and how they become it.
         paths: of those arrays.
-        parameter: it is trained; statistics are not.
+        parameter: it is trained; statistics are not, and of a tensor with two names only the first is.
+        tied: the first name of a tensor that has two.
     """
 
     torch: str
@@ -153,6 +173,7 @@ class DialectEntry:
     leaf: Leaf
     paths: tuple[Path, ...]
     parameter: bool
+    tied: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -183,7 +204,17 @@ class DialectEntry:
 def mapping(spec: Any, dialect: Dialect) -> list[DialectEntry]:
     """Return where a file of this dialect keeps every tensor of a described network, or of some `Layer`s."""
     rows: Iterable[Layer] = layers(spec) if is_description(spec) else spec
-    return [entry for layer in rows for entry in entries(layer, dialect)]
+    found = [entry for layer in rows for entry in entries(layer, dialect)]
+    return found if dialect.shared == "both" else _shared(found, dialect.shared)
+
+
+def _shared(rows: Sequence[DialectEntry], where: str) -> list[DialectEntry]:
+    """Give both names of a shared tensor the path under which a framework keeps it."""
+    made = {entry.torch: entry.paths for entry in rows}
+    for entry in rows:
+        if entry.tied and where == "first":
+            made[entry.tied] = min(made[entry.tied], entry.paths)
+    return [replace(entry, paths=made[entry.tied or entry.torch]) for entry in rows]
 
 
 def entries(layer: Layer, dialect: Dialect) -> list[DialectEntry]:
@@ -197,7 +228,9 @@ def entries(layer: Layer, dialect: Dialect) -> list[DialectEntry]:
             path = tuple(joined(base, name).split(".")) if dialect.nested else (joined(base, name),)
             paths.append((leaf.collection, *path) if dialect.collections else path)
         torch_name, shape = joined(layer.torch, leaf.torch), layer.shapes[leaf.torch]
-        found[leaf.torch] = DialectEntry(torch_name, shape, kept, tuple(paths), leaf.collection == "params")
+        tied = joined(layer.tied, leaf.torch) if layer.tied else ""
+        trained = leaf.collection == "params" and not tied
+        found[leaf.torch] = DialectEntry(torch_name, shape, kept, tuple(paths), trained, tied)
     return [found[name] for name in layer.shapes if name in found]
 
 

@@ -22,7 +22,7 @@ from ports.weights.form.torch_form import WeightsError, _matches
 from ports.weights.known.dialects import DIALECTS, Dialect, DialectEntry, kept_leaves, mapping
 from ports.weights.known.names import normal
 from ports.weights.layers.kinds import KINDS
-from ports.weights.layers.leaves import COUNTER
+from ports.weights.layers.leaves import COUNTER, Leaf
 
 Shapes = Mapping[str, Shape]
 
@@ -65,11 +65,22 @@ class Found:
             raw = [self.raw.get(name, name) for name in entry.names]
             if parameters and (not entry.parameter or not all(name in tensors for name in raw)):
                 continue
-            if entry.leaf.torch == COUNTER and not all(name in tensors for name in raw):
+            missing = not all(name in tensors for name in raw)
+            if entry.tied:
+                weights[entry.torch] = weights[entry.tied]
+                if not missing:
+                    _one_tensor(entry, entry.to_torch(tuple(tensors[name] for name in raw)), weights[entry.tied])
+            elif entry.leaf.torch == COUNTER and missing:
                 weights[entry.torch] = np.array(self.counters.get(entry.torch, 0), np.int64)
             else:
                 weights[entry.torch] = entry.to_torch(tuple(tensors[name] for name in raw))
         return weights
+
+
+def _one_tensor(entry: DialectEntry, given: Any, first: Any) -> None:
+    """Refuse other values under the second name of a tensor."""
+    if given is not first and np.asarray(given).tobytes() != np.asarray(first).tobytes():
+        raise WeightsError(f"{entry.torch}: is one tensor with {entry.tied} in the network, got other values")
 
 
 def _spec(network: str, features: bool) -> Any:
@@ -84,12 +95,15 @@ def _layers(network: str, features: bool) -> list[Layer]:
 
 
 @functools.cache
-def _names(network: str, dialect: str, features: bool) -> tuple[frozenset[str], frozenset[str]]:
-    """The names of a network's tensors in a dialect, but for counters, and those of its counters."""
-    rows = [
-        (n, e.leaf.torch == COUNTER) for e in mapping(_layers(network, features), DIALECTS[dialect]) for n in e.names
-    ]
-    return frozenset(n for n, counter in rows if not counter), frozenset(n for n, counter in rows if counter)
+def _names(network: str, dialect: str, features: bool) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+    """The names of a network's tensors in a dialect, those of its counters, and second names of tensors.
+
+    A file has all of its counters or none, and so it is with second names.
+    """
+    rows = [(name, e) for e in mapping(_layers(network, features), DIALECTS[dialect]) for name in e.names]
+    counters = frozenset(name for name, entry in rows if entry.leaf.torch == COUNTER)
+    names = frozenset(name for name, entry in rows if not entry.tied) - counters
+    return names, counters, frozenset(name for name, _ in rows) - names - counters
 
 
 def require(model: str | None) -> None:
@@ -147,20 +161,24 @@ def _prefixes(plain: dict[str, str]) -> Iterator[tuple[dict[str, str], list[str]
 
 
 def _same(a: Found, b: Found) -> bool:
-    def told(found: Found) -> list[tuple[str, tuple[str, ...], Shape]]:
-        return [(e.torch, e.names, e.shape) for e in found.entries]
+    def told(found: Found) -> list[tuple[str, tuple[str, ...], Shape, bool]]:
+        return [(e.torch, e.names, e.shape, e.leaf.to_torch is Leaf.to_torch) for e in found.entries]
 
-    return told(a) == told(b) and a.dialect.partition("-hwio")[1:] == b.dialect.partition("-hwio")[1:]
+    return told(a) == told(b)
 
 
 @functools.cache
-def _size(network: str, tensors: str, features: bool) -> int:
-    """The number of arrays that a file of a network holds in dialects of a kind, but for counters."""
+def _size(network: str, tensors: str, features: bool, tied: bool = False) -> int:
+    """The number of arrays that a file of a network holds in dialects of a kind, but for counters.
+
+    Args:
+        tied: count those with two names twice.
+    """
     return sum(
         len(names)
         for layer in _layers(network, features)
         for leaf, _, names in kept_leaves(KINDS[layer.type].leaves, tensors, layer.options)
-        if leaf.torch in layer.shapes and leaf.torch != COUNTER
+        if leaf.torch in layer.shapes and leaf.torch != COUNTER and (tied or not layer.tied)
     )
 
 
@@ -173,13 +191,14 @@ def _fitting(shapes: Shapes, raw: dict[str, str], model: str | None) -> Iterator
         size = sum(not name.endswith(COUNTER) for name in given - ignored)
         for network in [model] if model else dialect.networks or KNOWN:
             for features in (False, True):
-                if _size(network, dialect.tensors, features) != size or (
-                    dialect.networks and network not in dialect.networks
-                ):
+                sizes = {_size(network, dialect.tensors, features, tied) for tied in (False, True)}
+                if size not in sizes or (dialect.networks and network not in dialect.networks):
                     continue
-                names, counters = _names(network, dialect.name, features)
+                names, counters, tied = _names(network, dialect.name, features)
                 rest = given - ignored - names
-                if not names <= given or (rest and rest != counters):
+                if not names <= given or rest - counters - tied or rest & tied not in (frozenset(), tied):
+                    continue
+                if (rest := rest - tied) and rest != counters:
                     continue
                 spec = _resized(_spec(network, features), dialect, shapes)
                 rows = mapping(spec, dialect)
@@ -227,8 +246,8 @@ def _misfit(shapes: Shapes, model: str | None) -> list[str]:
     given = set(shapes)
 
     def overlap(network: str, dialect: str) -> float:
-        names, counters = _names(network, dialect, False)
-        return len(given & (names | counters)) / len(given | names)
+        names, counters, tied = _names(network, dialect, False)
+        return len(given & (names | counters | tied)) / len(given | names)
 
     # Of sets that are that different in size no large part can be the same, whatever the names are.
     near = [n for n in KNOWN if LEAST / 2 < _size(n, "torch", False) / max(len(given), 1) < 2 / LEAST]
@@ -254,12 +273,12 @@ def _misfits(shapes: Shapes, wanted: Shapes) -> tuple[int, int, int]:
 
 
 def _wanted(shapes: Shapes, network: str, dialect: str) -> dict[str, Shape]:
-    """The tensors of a network in a dialect; without counters where the file has none."""
+    """The tensors of a network in a dialect; without counters, and second names, where the file has none."""
     spec = _resized(KNOWN[network], DIALECTS[dialect], shapes)
     wanted = {n: s for e in mapping(spec, DIALECTS[dialect]) for n, s in zip(e.names, e.shapes, strict=True)}
-    counters = [name for name in wanted if name.endswith(COUNTER)]
-    if not any(name in shapes for name in counters):
-        wanted = {name: shape for name, shape in wanted.items() if name not in counters}
+    for left in _names(network, dialect, False)[1:]:
+        if not any(name in shapes for name in left):
+            wanted = {name: shape for name, shape in wanted.items() if name not in left}
     return wanted
 
 

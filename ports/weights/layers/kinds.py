@@ -106,6 +106,12 @@ KINDS: dict[str, LayerKind] = {
         ),
         LayerKind("linear", _torch("Linear"), _flax("Linear", "Dense"), leaves.linear, ranks=(2,)),
         LayerKind(
+            "conv1d",
+            ("ports.layers.pytorch.Conv1D",),
+            ("ports.layers.nnx.Conv1D", "ports.layers.linen.Conv1D"),
+            leaves.linear_alike,
+        ),
+        LayerKind(
             "linear_general",
             (),
             _flax("LinearGeneral", "DenseGeneral"),

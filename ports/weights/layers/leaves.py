@@ -123,6 +123,11 @@ def linear(_: object) -> tuple[Leaf, ...]:
     )
 
 
+def linear_alike(_: object) -> tuple[Leaf, ...]:
+    """(in, out) in both."""
+    return (same("weight", "kernel", axes=2), same("bias", "bias"))
+
+
 def linear_general(layer: object) -> tuple[Leaf, ...]:
     """(out, in) and (*in, *out), where the inputs or the outputs have several axes: heads and depth.
 

@@ -1,0 +1,459 @@
+"""Decoders: the same in every port, the same as transformers' classes, and with a cache the same as without."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import originals
+import pytest
+import torch
+from flax import nnx, traverse_util
+
+import parity
+import ports
+from parity import subjects
+from parity.commands.cli import main
+from parity.options import NetworkOptions
+from parity.running import memory
+from ports import UserError, families, losses, torch_losses
+from ports.gpt2.spec import GPT2Spec
+from ports.weights import WeightsError
+from ports.weights.checkpoints.checkpoint import open_checkpoint
+from ports.weights.known.dialects import DIALECTS, mapping
+from ports.weights.known.recognise import recognise
+
+GPT2 = GPT2Spec("tiny-gpt2", width=16, heads=4, depth=2, vocabulary=29, length=24)
+TINY: dict[str, Any] = {spec.name: spec for spec in (GPT2,)}
+FLAX = ("nnx", "linen")
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+def tokens(spec: Any, length: int = 9, batch: int = 3, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, spec.vocabulary, (batch, length))
+
+
+def drawn(net: Any, seed: int = 1) -> Any:
+    """Random numbers in every tensor, so that biases and scales count."""
+    rng = np.random.default_rng(seed)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(torch.from_numpy(rng.standard_normal(tuple(parameter.shape)) * 0.3))
+    return net
+
+
+def in_port(net: Any, port: str) -> Any:
+    """A network of float64 with the same weights in another port; in JAX its calls are made in x64 mode."""
+    if port == "pytorch":
+        return net
+    other = ports.create(net.spec, port, seed=None, dtype="float64")
+    variables = ports.weights.write(other, ports.weights.read(net))
+    return other if variables is None else (other[0], variables)
+
+
+class Decoder:
+    """A network of any port, called with arrays of numpy. In JAX its methods are compiled, once for each shape."""
+
+    def __init__(self, net: Any, compiled: bool = True) -> None:
+        self.compiled = compiled and not isinstance(net, torch.nn.Module)
+        whole = self.method(net, "forward" if isinstance(net, torch.nn.Module) else "__call__")
+        self.whole = lambda text: np.asarray(whole(text))
+        self.prefill, self.decode = self.method(net, "prefill", static_argnums=1), self.method(net, "decode")
+
+    def method(self, net: Any, name: str, **options: Any) -> Any:
+        if isinstance(net, torch.nn.Module):
+            return lambda *args: self.in_torch(getattr(net, name), args)
+        own = getattr(net, name) if isinstance(net, nnx.Module) else partial(net[0].apply, net[1], method=name)
+        return jax.jit(own, **options) if self.compiled else own
+
+    @staticmethod
+    def in_torch(method: Any, args: Any) -> Any:
+        with torch.no_grad():
+            return method(*(torch.from_numpy(a) if isinstance(a, np.ndarray) else a for a in args))
+
+
+def made(spec: Any, port: str) -> Decoder:
+    """A decoder with random weights in float64; in JAX inside x64 mode."""
+    return Decoder(in_port(drawn(ports.create(spec, "pytorch", dtype="float64")), port))
+
+
+# ---- the ports
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_it_is_the_same_in_every_port(name: str) -> None:
+    report = parity.check_network(TINY[name], batch=2, steps=2, optimizer="adamw")
+    assert report.ok, str(report)
+    assert {row.port for row in report.models[0].rows} == {"nnx", "linen"}
+    assert not report.models[0].advice, "the two names of a tied tensor are one"
+
+
+def plant_gelu(net: Any) -> None:
+    block = type(net.transformer.h[1].mlp)
+
+    class Exact(block):
+        def __call__(self: Any, x: Any) -> Any:
+            return self.c_proj(nnx.gelu(self.c_fc(x), approximate=False))
+
+    net.transformer.h[1].mlp.__class__ = Exact
+
+
+def test_a_planted_mistake_is_found() -> None:
+    net = drawn(ports.create(GPT2, "pytorch", dtype="float64"))
+    with jax.enable_x64(True):
+        port = in_port(net, "nnx")
+    plant_gelu(port)
+    report = parity.check(net, port, steps=1)
+    assert report.exit_code == 1
+    first = report.models[0].first_divergence
+    assert first is not None
+    assert first.layer == "transformer.h.1.mlp"
+
+
+@pytest.mark.parametrize("port", ports.PORTS)
+@pytest.mark.parametrize("name", TINY)
+def test_live_networks_give_every_bit_back(name: str, port: str) -> None:
+    weights = ports.weights.read(drawn(ports.create(TINY[name], "pytorch")))
+    net = ports.create(TINY[name], port, seed=None)
+    variables = ports.weights.write(net, weights)
+    back = ports.weights.read(net if variables is None else (net[0], variables))
+    assert back.keys() == weights.keys()
+    assert all(back[key].tobytes() == array.tobytes() for key, array in weights.items())
+
+
+def test_a_network_without_weights_has_its_tensors_tied() -> None:
+    net = ports.create(GPT2, "pytorch", seed=None)
+    assert net.lm_head.weight is net.transformer.wte.weight
+    assert not any(p.any() for p in net.parameters())
+
+
+# ---- the cache
+
+
+@pytest.mark.parametrize("port", ports.PORTS)
+@pytest.mark.parametrize("name", TINY)
+def test_a_prompt_and_its_continuation_are_the_whole_text(name: str, port: str) -> None:
+    """The first three tokens at once, then one by one, and the last two together."""
+    spec = TINY[name]
+    text = tokens(spec)
+    with jax.enable_x64(True):
+        net = made(spec, port)
+        expected = net.whole(text)
+        logits, cache = net.prefill(text[:, :3], 12)
+        found = [logits]
+        for end in (4, 5, 6, 7, 9):
+            logits, cache = net.decode(text[:, sum(x.shape[1] for x in found) : end], cache)
+            found.append(logits)
+        found = np.concatenate([np.asarray(x) for x in found], axis=1)
+    assert np.abs(found - expected).max() <= 1e-13 * np.abs(expected).max()
+    assert np.abs(found[:, 1:] - found[:, :-1]).max() > 0.1
+
+
+@pytest.mark.parametrize("port", ports.PORTS)
+@pytest.mark.parametrize("name", TINY)
+def test_padding_on_the_left_changes_nothing(name: str, port: str) -> None:
+    """Texts of 6, 3 and 1 tokens behind padding are what they are alone; so are their continuations."""
+    spec, lengths = TINY[name], (6, 3, 1)
+    text = tokens(spec, 6 + 3)
+    real = np.arange(6) >= 6 - np.array(lengths)[:, None]
+    with jax.enable_x64(True):
+        net = made(spec, port)
+        logits, cache = net.prefill(text[:, :6], 10, real)
+        found = [np.asarray(logits)]
+        for at in range(6, 9):
+            logits, cache = net.decode(text[:, at : at + 1], cache)
+            found.append(np.asarray(logits))
+        found = np.concatenate(found, axis=1)
+        for row, length in enumerate(lengths):
+            expected = net.whole(text[row : row + 1, 6 - length :])[0]
+            assert np.abs(found[row, 6 - length :] - expected).max() <= 1e-13 * np.abs(expected).max()
+        assert np.isfinite(found).all()
+        unmasked, _ = net.prefill(text[:, :6], 10)
+        assert np.abs(np.asarray(unmasked)[1, 3:] - found[1, 3:6]).max() > 0.1
+
+
+@pytest.mark.parametrize("port", ports.PORTS)
+@pytest.mark.parametrize("name", TINY)
+def test_a_batch_of_padding_alone_gives_numbers(name: str, port: str) -> None:
+    """As transformers' classes do. What comes behind it is as if nothing had been."""
+    spec = TINY[name]
+    text = tokens(spec, 7, batch=2)
+    with jax.enable_x64(True):
+        net = made(spec, port)
+        logits, cache = net.prefill(text[:, :4], 8, np.zeros((2, 4), bool))
+        assert np.isfinite(np.asarray(logits)).all()
+        found, _ = net.decode(text[:, 4:], cache)
+        expected = net.whole(text[:, 4:])
+    assert np.abs(np.asarray(found) - expected).max() <= 1e-13 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("port", ports.PORTS)
+@pytest.mark.parametrize("name", TINY)
+def test_a_long_prompt(name: str, port: str) -> None:
+    """2,000 tokens at once, then 3 more; the second text has 500 tokens less."""
+    spec = families.get(TINY[name], length=2048, depth=1, width=16)
+    text = tokens(spec, 2003, batch=2)
+    real = np.arange(2000) >= np.array([[0], [500]])
+    with jax.enable_x64(True):
+        net = made(spec, port)
+        expected = net.whole(text)[0, 1999:], net.whole(text[1:, 500:])[0, 1499:]
+        logits, cache = net.prefill(text[:, :2000], 2010, real)
+        found = [np.asarray(logits)[:, -1:]]
+        for at in range(2000, 2003):
+            logits, cache = net.decode(text[:, at : at + 1], cache)
+            found.append(np.asarray(logits))
+    found = np.concatenate(found, axis=1)
+    for row in (0, 1):
+        assert np.abs(found[row] - expected[row]).max() <= 1e-12 * np.abs(expected[row]).max()
+
+
+@pytest.mark.parametrize("port", FLAX)
+@pytest.mark.parametrize("name", TINY)
+def test_a_compiled_decoder_is_the_same_and_shows_where_its_room_ends(name: str, port: str) -> None:
+    """One program for every step. Beyond the room the logits are NaN: no program knows its length before it runs."""
+    spec = TINY[name]
+    text = tokens(spec)
+    with jax.enable_x64(True):
+        net = made(spec, port)
+        expected = net.whole(text)
+        _, cache = net.prefill(text[:, :3], 5)
+        for at in (3, 4):
+            logits, cache = net.decode(text[:, at : at + 1], cache)
+            assert np.abs(np.asarray(logits)[:, 0] - expected[:, at]).max() <= 1e-13 * np.abs(expected).max()
+        logits, _ = net.decode(text[:, 5:6], cache)
+        assert np.isnan(np.asarray(logits)).all()
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize("port", ports.PORTS)
+@pytest.mark.parametrize(
+    ("method", "length", "args", "said"),
+    [
+        ("whole", 25, (), "tiny-gpt2: got 25 tokens, expected 1 to 24: the network has no more positions"),
+        ("whole", 0, (), "tiny-gpt2: got a text of 0 tokens, expected 1 or more"),
+        ("prefill", 25, (30,), "tiny-gpt2: got 25 tokens, expected 1 to 24"),
+        ("prefill", 3, (25,), "tiny-gpt2: got 25 tokens, expected 1 to 24"),
+        ("prefill", 3, (2,), "tiny-gpt2: got 3 tokens, the cache has room for 2; give `prefill` a larger room"),
+        ("prefill", 0, (2,), "tiny-gpt2: got a text of 0 tokens"),
+    ],
+)
+def test_texts_that_do_not_fit_are_refused(port: str, method: str, length: int, args: Any, said: str) -> None:
+    net = Decoder(ports.create(GPT2, port), compiled=False)
+    with pytest.raises(UserError, match=said):
+        getattr(net, method)(tokens(GPT2, length), *args)
+
+
+@pytest.mark.parametrize("port", ports.PORTS)
+def test_a_cache_that_is_full_is_refused(port: str) -> None:
+    net = Decoder(ports.create(GPT2, port), compiled=False)
+    _, cache = net.prefill(tokens(GPT2, 3), 4)
+    _, cache = net.decode(tokens(GPT2, 1), cache)
+    with pytest.raises(UserError, match="tiny-gpt2: got 5 tokens, the cache has room for 4"):
+        net.decode(tokens(GPT2, 1), cache)
+
+
+@pytest.mark.parametrize(
+    ("spec", "changes", "said"),
+    [
+        (GPT2, {"width": 18}, "width: got 18 for 4 heads, expected a multiple"),
+        (GPT2, {"depth": 0}, "depth: got 0, expected a positive"),
+        (GPT2, {"kv_heads": 2}, "tiny-gpt2: no option kv_heads; expected one of depth, heads"),
+    ],
+)
+def test_bad_options(spec: Any, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        families.get(spec, **changes)
+
+
+# ---- the loss
+
+
+def test_the_loss_is_the_same_in_both_frameworks_and_leaves_out_what_is_ignored() -> None:
+    logits = np.random.default_rng(0).standard_normal((2, 4, 7))
+    following = np.array([[1, 2, 3, -100], [6, -100, 0, 5]])
+    expected = float(torch_losses.next_token(torch.from_numpy(logits), torch.from_numpy(following)))
+    with jax.enable_x64(True):
+        found = float(losses.next_token(jnp.asarray(logits), jnp.asarray(following)))
+    assert found == pytest.approx(expected, rel=1e-14)
+    shifted = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    by_hand = [-np.log(shifted[b, i, following[b, i]]) for b in range(2) for i in range(4) if following[b, i] >= 0]
+    assert expected == pytest.approx(np.mean(by_hand), rel=1e-12)
+
+
+# ---- transformers
+
+
+def original(spec: Any, **changes: Any) -> Any:
+    """Transformers' class of a description, in eval mode: there it has no dropout."""
+    library = originals.transformers()
+    config = library.GPT2Config(
+        vocab_size=spec.vocabulary,
+        n_positions=spec.length,
+        n_embd=spec.width,
+        n_layer=spec.depth,
+        n_head=spec.heads,
+        **changes,
+    )
+    return library.GPT2LMHeadModel(config).eval()
+
+
+def results(net: Any, spec: Any, logits: Any) -> dict[str, np.ndarray]:
+    """The logits, and the gradients of the loss, in float64 whatever types a class names."""
+    from parity.numerics.pins import Pins
+    from parity.running import lifted_pytorch
+
+    text, following = (torch.from_numpy(tokens(spec, seed=seed)) for seed in (0, 5))
+    with lifted_pytorch.lifted(None, Pins("")):
+        found = logits(net(text))
+        torch_losses.next_token(found, following).backward()
+    gradients = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+    return {name: tensor.detach().numpy() for name, tensor in {"logits": found, **gradients}.items()}
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("name", TINY)
+def test_it_computes_what_transformers_computes(name: str, attention: str) -> None:
+    """Outputs and the gradient of every parameter, in float64."""
+    spec = TINY[name]
+    theirs = drawn(original(spec, attn_implementation=attention).double())
+    ours = ports.create(spec, "pytorch", seed=None, dtype="float64")
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    found = results(ours, spec, lambda logits: logits), results(theirs, spec, lambda output: output.logits)
+    assert found[0].keys() == found[1].keys()
+    for key, expected in found[1].items():
+        assert np.linalg.norm(found[0][key] - expected) <= 1e-12 * np.linalg.norm(expected), key
+
+
+NAMED = ("gpt2", "gpt2-medium")
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_transformers_has_these_tensors(name: str) -> None:
+    spec = families.get(name)
+    with torch.device("meta"):
+        theirs = original(spec).state_dict()
+    ours = [(n, tuple(s)) for layer in families.layers(spec) for n, s in layer.tensors.items()]
+    assert ours == [(n, tuple(t.shape)) for n, t in theirs.items()]
+
+
+# ---- conversion
+
+
+@pytest.mark.parametrize("to", FLAX)
+@pytest.mark.parametrize("name", TINY)
+def test_a_folder_of_transformers_is_recognised_and_converted(
+    name: str, to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Safetensors in shards beside config.json, which have a tied tensor once; into Orbax, and back bit for bit."""
+    monkeypatch.setitem(families.KNOWN, name, TINY[name])
+    spec = families.get(TINY[name], vocabulary=31)
+    theirs = drawn(original(spec))
+    theirs.save_pretrained(tmp_path / "a", max_shard_size="8KB")
+    assert len([*(tmp_path / "a").glob("*.safetensors")]) > 1
+    assert main(["convert", str(tmp_path / "a"), str(tmp_path / "b"), "--to", to]) == 0
+    found = open_checkpoint(tmp_path / "b").found
+    assert found is not None
+    assert (found.network, found.dialect, found.spec) == (name, to, spec)
+    assert main(["convert", str(tmp_path / "b"), str(tmp_path / "c.safetensors")]) == 0
+    back = ports.weights.load(tmp_path / "c.safetensors")
+    assert set(back) == set(theirs.state_dict())
+    for key, tensor in theirs.state_dict().items():
+        assert back[key].tobytes() == tensor.numpy().tobytes(), key
+    port = ports.create(spec, to, seed=None)
+    variables = ports.weights.write(port, back)
+    assert variables is not None or to == "nnx"
+
+
+def test_the_second_name_of_a_tensor_may_be_there_but_with_no_other_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(families.KNOWN, GPT2.name, GPT2)
+    weights = ports.weights.read(drawn(ports.create(GPT2, "pytorch")))
+    ports.weights.save(tmp_path / "both.npz", weights)
+    assert open_checkpoint(tmp_path / "both.npz").found is not None
+    other = {**weights, "lm_head.weight": weights["lm_head.weight"] + 1}
+    ports.weights.save(tmp_path / "other.npz", other)
+    said = "lm_head.weight: is one tensor with transformer.wte.weight in the network, got other values"
+    with pytest.raises(WeightsError, match=said):
+        open_checkpoint(tmp_path / "other.npz")
+    assert main(["convert", str(tmp_path / "other.npz"), str(tmp_path / "out"), "--to", "nnx"]) == 2
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt2-medium"])
+@pytest.mark.parametrize("masks", [False, True])
+def test_the_published_files_of_gpt2_have_other_names(name: str, masks: bool) -> None:
+    """Names of the base model, and the causal mask of every block as a buffer."""
+    spec = families.get(name)
+    shapes = {n: shape for layer in families.layers(spec) for n, shape in layer.tensors.items()}
+    names = {n.removeprefix("transformer."): n for n in shapes if n != "lm_head.weight"}
+    buffers = {f"h.{i}.attn.bias": (1, 1, spec.length, spec.length) for i in range(spec.depth)} if masks else {}
+    found = recognise({own: shapes[n] for own, n in names.items()} | buffers)
+    assert (found.network, found.dialect) == (name, "gpt2-published" if masks else "gpt2-base")
+    assert any("causal mask" in note for note in found.notes) is masks
+    numbers = {own: np.broadcast_to(np.float32(i), shapes[n]) for i, (own, n) in enumerate(names.items())}
+    weights = found.read(numbers)
+    assert weights.keys() == shapes.keys()
+    assert all(weights[n] is numbers[own] for own, n in names.items())
+    assert weights["lm_head.weight"] is weights["transformer.wte.weight"]
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_where_flax_networks_keep_their_variables(name: str) -> None:
+    """A tensor with two names stands in NNX's state under the first in the alphabet, in Linen's where it is made."""
+    spec = TINY[name]
+    net = ports.create(spec, "nnx", seed=None)
+    variables = {".".join(map(str, at)): v.get_value().shape for at, v in nnx.to_flat_state(nnx.state(net))}
+    _, linen = ports.create(spec, "linen", seed=None)
+    flat: Any = traverse_util.flatten_dict(linen, sep=".")
+    arrays = {at: a.shape for at, a in flat.items()}
+    for dialect, expected in (("nnx", variables), ("linen", arrays)):
+        rows = mapping(spec, DIALECTS[dialect])
+        assert {n: s for row in rows for n, s in zip(row.names, row.shapes, strict=True)} == expected
+
+
+# ---- large networks
+
+
+@pytest.mark.parametrize("name", ["gpt2-medium", "vit_l_16"])
+def test_a_large_network_is_checked_reduced(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each kind of block is there at full width, the report says what is left out, and memory suffices."""
+    spec = families.get(name)
+    small = families.reduced(spec)
+    assert (small.width, small.heads, small.hidden, small.depth) == (spec.width, spec.heads, spec.hidden, 2)
+    size = families.example_size(small)
+    assert memory.required(small, 2, size) < 16e9 < memory.required(spec, 2, size)
+    monkeypatch.setattr(memory, "usable", lambda: 16e9)
+    with pytest.raises(UserError, match=r"about \d+\.\d GB of memory, .*--reduced"):
+        memory.require(spec, 2, size)
+
+
+def test_the_report_of_a_reduced_network_says_so() -> None:
+    deep = families.get(GPT2, depth=5)
+    subject = subjects.of_network(deep, (), NetworkOptions(reduced=True, ports=("nnx",)))
+    assert subject.note == "2 inputs of 24, seed 0, depth 2 of 5"
+    assert subjects.of_network(GPT2, (), NetworkOptions(reduced=True)).note == "2 inputs of 24, seed 0"
+    with pytest.raises(UserError, match="got weights and reduced, expected one of them"):
+        NetworkOptions(reduced=True, weights="a.npz")
+
+
+def test_all_checks_large_networks_reduced(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, bool] = {}
+
+    def check_network(name: str, **options: Any) -> Any:
+        asked[name] = options.get("reduced", False)
+        raise UserError("not here")
+
+    monkeypatch.setattr("parity.api.check_network", check_network)
+    assert main(["check", "--all"]) == 2
+    assert asked == dict.fromkeys(families.NETWORKS, True)
+    assert main(["check", "gpt2", "resnet18"]) == 2
+    assert not asked["gpt2"]
+    assert main(["check", "gpt2", "resnet18", "--reduced"]) == 2
+    assert asked["gpt2"]
