@@ -8,13 +8,21 @@ from typing import Any
 from ports.errors import UserError
 from ports.family import Family, Input, Layer, Shape
 from ports.gpt2.family import GPT2_FAMILY
+from ports.llama.family import LLAMA_FAMILY
 from ports.objective import Objective
 from ports.resnet.family import RESNET_FAMILY
 from ports.transformer.family import TRANSFORMER_FAMILY
 from ports.tutorial.family import TUTORIAL_FAMILY
 from ports.vit.family import VIT_FAMILY
 
-FAMILIES: tuple[Family, ...] = (RESNET_FAMILY, TUTORIAL_FAMILY, TRANSFORMER_FAMILY, VIT_FAMILY, GPT2_FAMILY)
+FAMILIES: tuple[Family, ...] = (
+    RESNET_FAMILY,
+    TUTORIAL_FAMILY,
+    TRANSFORMER_FAMILY,
+    VIT_FAMILY,
+    GPT2_FAMILY,
+    LLAMA_FAMILY,
+)
 
 NETWORKS: dict[str, Any] = {name: spec for family in FAMILIES for name, spec in family.networks.items()}
 VARIANTS: dict[str, Any] = {name: spec for family in FAMILIES for name, spec in family.variants.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,17 +20,31 @@ import parity
 import ports
 from parity import subjects
 from parity.commands.cli import main
+from parity.numerics.pins import Pins
 from parity.options import NetworkOptions
-from parity.running import memory
+from parity.running import lifted_pytorch, memory
 from ports import UserError, families, losses, torch_losses
 from ports.gpt2.spec import GPT2Spec
+from ports.llama.spec import LlamaSpec, RopeScaling
 from ports.weights import WeightsError
 from ports.weights.checkpoints.checkpoint import open_checkpoint
 from ports.weights.known.dialects import DIALECTS, mapping
 from ports.weights.known.recognise import recognise
 
 GPT2 = GPT2Spec("tiny-gpt2", width=16, heads=4, depth=2, vocabulary=29, length=24)
-TINY: dict[str, Any] = {spec.name: spec for spec in (GPT2,)}
+LLAMA = LlamaSpec(
+    "tiny-llama",
+    vocabulary=29,
+    width=32,
+    heads=4,
+    kv_heads=2,
+    hidden=40,
+    depth=2,
+    theta=1000.0,
+    scaling=RopeScaling(factor=4.0, length=64),
+)
+QWEN = dataclasses.replace(LLAMA, name="tiny-qwen", kv_heads=1, scaling=None, bias=True, tied=False, epsilon=1e-6)
+TINY: dict[str, Any] = {spec.name: spec for spec in (GPT2, LLAMA, QWEN)}
 FLAX = ("nnx", "linen")
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -103,16 +119,26 @@ def plant_gelu(net: Any) -> None:
     net.transformer.h[1].mlp.__class__ = Exact
 
 
-def test_a_planted_mistake_is_found() -> None:
-    net = drawn(ports.create(GPT2, "pytorch", dtype="float64"))
+def plant_unscaled(net: Any) -> None:
+    net.model.frequencies = families.get(LLAMA, scaling=None).frequencies()
+
+
+@pytest.mark.parametrize(
+    ("spec", "plant", "said"),
+    [
+        (GPT2, plant_gelu, "nnx: layer.eval at transformer.h.1.mlp"),
+        (LLAMA, plant_unscaled, "[rotary-frequencies-unscaled]: between model.layers.0.self_attn.v_proj"),
+    ],
+    ids=["gelu", "unscaled"],
+)
+def test_a_planted_mistake_is_found(spec: Any, plant: Any, said: str) -> None:
+    net = drawn(ports.create(spec, "pytorch", dtype="float64"))
     with jax.enable_x64(True):
         port = in_port(net, "nnx")
-    plant_gelu(port)
+    plant(port)
     report = parity.check(net, port, steps=1)
     assert report.exit_code == 1
-    first = report.models[0].first_divergence
-    assert first is not None
-    assert first.layer == "transformer.h.1.mlp"
+    assert said in str(report), str(report)
 
 
 @pytest.mark.parametrize("port", ports.PORTS)
@@ -124,6 +150,19 @@ def test_live_networks_give_every_bit_back(name: str, port: str) -> None:
     back = ports.weights.read(net if variables is None else (net[0], variables))
     assert back.keys() == weights.keys()
     assert all(back[key].tobytes() == array.tobytes() for key, array in weights.items())
+
+
+@pytest.mark.usefixtures("no_type_checks")
+@pytest.mark.parametrize("name", TINY)
+def test_pytorch_traces_and_exports_it(name: str) -> None:
+    net, text = drawn(ports.create(TINY[name], "pytorch")).eval(), torch.from_numpy(tokens(TINY[name]))
+    expected = net(text)
+    batch = {0: torch.export.Dim("batch")}
+    for other in (
+        torch.fx.symbolic_trace(net),
+        torch.export.export(net, (text,), dynamic_shapes=(batch,)).module(),
+    ):
+        torch.testing.assert_close(other(text), expected)
 
 
 def test_a_network_without_weights_has_its_tensors_tied() -> None:
@@ -196,7 +235,7 @@ def test_a_batch_of_padding_alone_gives_numbers(name: str, port: str) -> None:
 @pytest.mark.parametrize("name", TINY)
 def test_a_long_prompt(name: str, port: str) -> None:
     """2,000 tokens at once, then 3 more; the second text has 500 tokens less."""
-    spec = families.get(TINY[name], length=2048, depth=1, width=16)
+    spec = families.get(TINY[name], depth=1, **({"length": 2048} if name == GPT2.name else {}))
     text = tokens(spec, 2003, batch=2)
     real = np.arange(2000) >= np.array([[0], [500]])
     with jax.enable_x64(True):
@@ -265,11 +304,44 @@ def test_a_cache_that_is_full_is_refused(port: str) -> None:
         (GPT2, {"width": 18}, "width: got 18 for 4 heads, expected a multiple"),
         (GPT2, {"depth": 0}, "depth: got 0, expected a positive"),
         (GPT2, {"kv_heads": 2}, "tiny-gpt2: no option kv_heads; expected one of depth, heads"),
+        (LLAMA, {"kv_heads": 3}, "heads: got 4 for 3 of keys and values, expected a multiple"),
+        (LLAMA, {"width": 30}, "width: got 30 for 4 heads, expected a multiple"),
+        (LLAMA, {"width": 12}, "width: got 3 features a head, expected an even number"),
     ],
 )
 def test_bad_options(spec: Any, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         families.get(spec, **changes)
+
+
+# ---- rotary positions
+
+
+def test_the_speeds_of_rotations_are_transformers() -> None:
+    """Those of Llama 3.2: fast ones stay, slow ones are divided by 32, and four lie between."""
+    spec = families.get("llama-3.2-1b")
+    with torch.device("cpu"):
+        theirs = original(families.get(spec, depth=1, vocabulary=2)).model.rotary_emb.inv_freq.numpy()
+    ours, plain = np.array(spec.frequencies()), np.array(families.get(spec, scaling=None).frequencies())
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    np.testing.assert_allclose(plain, 500000.0 ** -(np.arange(32) / 32), rtol=1e-12)
+    ratio = plain / ours
+    assert (ratio[0], ratio[-1]) == (1, pytest.approx(32))
+    assert ((ratio > 1.001) & (ratio < 31.9)).sum() > 1
+
+
+@pytest.mark.parametrize("port", ports.PORTS)
+def test_angles_in_bfloat16_are_those_of_float32(port: str) -> None:
+    """bfloat16 has eight binary digits: 2,001 rounded to it would turn as 2,000 does."""
+    rotation = importlib.import_module(f"ports.llama.{port}").rotation
+    positions = np.array([[2000, 2001]])
+    library: Any = torch if port == "pytorch" else jnp
+    found = rotation(library.asarray(positions), LLAMA.frequencies(), library.bfloat16)
+    angles = positions[..., None] * np.array(LLAMA.frequencies())
+    for values, expected in zip(found, (np.cos(angles), np.sin(angles)), strict=True):
+        assert values.dtype == library.bfloat16
+        values = values.float().numpy() if port == "pytorch" else np.asarray(values, np.float32)
+        np.testing.assert_allclose(values[:, :, 0], expected, atol=0.01)
 
 
 # ---- the loss
@@ -293,22 +365,40 @@ def test_the_loss_is_the_same_in_both_frameworks_and_leaves_out_what_is_ignored(
 def original(spec: Any, **changes: Any) -> Any:
     """Transformers' class of a description, in eval mode: there it has no dropout."""
     library = originals.transformers()
-    config = library.GPT2Config(
+    if isinstance(spec, GPT2Spec):
+        config = library.GPT2Config(
+            vocab_size=spec.vocabulary,
+            n_positions=spec.length,
+            n_embd=spec.width,
+            n_layer=spec.depth,
+            n_head=spec.heads,
+            **changes,
+        )
+        return library.GPT2LMHeadModel(config).eval()
+    rope = {"rope_type": "default", "rope_theta": spec.theta}
+    if spec.scaling is not None:
+        rope |= {"rope_type": "llama3", "factor": spec.scaling.factor, "low_freq_factor": spec.scaling.low}
+        rope |= {"high_freq_factor": spec.scaling.high, "original_max_position_embeddings": spec.scaling.length}
+    options = dict(
         vocab_size=spec.vocabulary,
-        n_positions=spec.length,
-        n_embd=spec.width,
-        n_layer=spec.depth,
-        n_head=spec.heads,
+        hidden_size=spec.width,
+        intermediate_size=spec.hidden,
+        num_hidden_layers=spec.depth,
+        num_attention_heads=spec.heads,
+        num_key_value_heads=spec.kv_heads,
+        max_position_embeddings=131072,
+        rms_norm_eps=spec.epsilon,
+        tie_word_embeddings=spec.tied,
+        rope_parameters=rope,
         **changes,
     )
-    return library.GPT2LMHeadModel(config).eval()
+    if spec.bias:
+        return library.Qwen2ForCausalLM(library.Qwen2Config(**options)).eval()
+    return library.LlamaForCausalLM(library.LlamaConfig(**options)).eval()
 
 
 def results(net: Any, spec: Any, logits: Any) -> dict[str, np.ndarray]:
     """The logits, and the gradients of the loss, in float64 whatever types a class names."""
-    from parity.numerics.pins import Pins
-    from parity.running import lifted_pytorch
-
     text, following = (torch.from_numpy(tokens(spec, seed=seed)) for seed in (0, 5))
     with lifted_pytorch.lifted(None, Pins("")):
         found = logits(net(text))
@@ -322,7 +412,8 @@ def results(net: Any, spec: Any, logits: Any) -> dict[str, np.ndarray]:
 def test_it_computes_what_transformers_computes(name: str, attention: str) -> None:
     """Outputs and the gradient of every parameter, in float64."""
     spec = TINY[name]
-    theirs = drawn(original(spec, attn_implementation=attention).double())
+    with lifted_pytorch.lifted(None, Pins("")):  # their table of rotations, too
+        theirs = drawn(original(spec, attn_implementation=attention).double())
     ours = ports.create(spec, "pytorch", seed=None, dtype="float64")
     ours.load_state_dict(theirs.state_dict(), strict=True)
     found = results(ours, spec, lambda logits: logits), results(theirs, spec, lambda output: output.logits)
@@ -331,7 +422,7 @@ def test_it_computes_what_transformers_computes(name: str, attention: str) -> No
         assert np.linalg.norm(found[0][key] - expected) <= 1e-12 * np.linalg.norm(expected), key
 
 
-NAMED = ("gpt2", "gpt2-medium")
+NAMED = ("gpt2", "gpt2-medium", "llama-3.2-1b", "qwen2.5-0.5b", "smollm2-135m")
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -421,7 +512,7 @@ def test_where_flax_networks_keep_their_variables(name: str) -> None:
 # ---- large networks
 
 
-@pytest.mark.parametrize("name", ["gpt2-medium", "vit_l_16"])
+@pytest.mark.parametrize("name", ["gpt2-medium", "vit_l_16", "llama-3.2-1b", "qwen2.5-0.5b"])
 def test_a_large_network_is_checked_reduced(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each kind of block is there at full width, the report says what is left out, and memory suffices."""
     spec = families.get(name)

@@ -53,6 +53,9 @@ PARAMETERS = {
     "vit_l_16": 304_326_632,
     "gpt2": 124_439_808,
     "gpt2-medium": 354_823_168,
+    "llama-3.2-1b": 1_235_814_400,
+    "qwen2.5-0.5b": 494_032_768,
+    "smollm2-135m": 134_515_008,
 }
 
 RESNETS = [name for name, spec in NETWORKS.items() if isinstance(spec, ResNetSpec)]

@@ -1,0 +1,174 @@
+"""Decoders of Llama's kind in Flax NNX. Read beside pytorch.py and linen.py: the same classes in the same order.
+
+Follows transformers' modeling_llama.py and modeling_qwen2.py in names and initial distributions.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn.initializers import normal
+from jaxtyping import Array, Bool, Float, Int
+
+from ports.decoding.flax import Cache, Past, attend
+from ports.layers.checks import require_length
+from ports.layers.nnx import AnyArray, Dtype, param_dtype
+from ports.llama.spec import LlamaSpec
+
+Tokens = Int[AnyArray, "batch length"]
+Features = Float[Array, "batch length width"]
+Heads = Float[Array, "batch length heads width"]
+Logits = Float[Array, "batch length vocabulary"]
+Rotation = tuple[Float[Array, "_ length 1 half"], Float[Array, "_ length 1 half"]]
+
+
+def rotation(positions: Int[Array, "_ length"], frequencies: tuple[float, ...], dtype: Dtype) -> Rotation:
+    """Return cosine and sine of the angles by which each position turns the pairs of features of a head.
+
+    The angles are float32 at least: bfloat16 has no room for the position 257.
+    """
+    wide = param_dtype(dtype)
+    angles = positions[..., None].astype(wide) * jnp.array(frequencies, wide)
+    return jnp.cos(angles)[:, :, None].astype(dtype), jnp.sin(angles)[:, :, None].astype(dtype)
+
+
+def rotated(x: Heads, turn: Rotation) -> Heads:
+    """Turn pairs of features: a pair is a feature of the first half and its like of the second."""
+    cos, sin = turn
+    a, b = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def linear(in_features: int, out_features: int, bias: bool = False, *, dtype: Dtype, rngs: nnx.Rngs) -> nnx.Linear:
+    return nnx.Linear(
+        in_features,
+        out_features,
+        use_bias=bias,
+        kernel_init=normal(0.02),
+        dtype=dtype,
+        param_dtype=param_dtype(dtype),
+        rngs=rngs,
+    )
+
+
+def embedding(spec: LlamaSpec, *, dtype: Dtype, rngs: nnx.Rngs) -> nnx.Embed:
+    params = param_dtype(dtype)
+    return nnx.Embed(
+        spec.vocabulary, spec.width, embedding_init=normal(0.02), dtype=dtype, param_dtype=params, rngs=rngs
+    )
+
+
+def rms_norm(spec: LlamaSpec, *, dtype: Dtype, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    return nnx.RMSNorm(spec.width, epsilon=spec.epsilon, dtype=dtype, param_dtype=param_dtype(dtype), rngs=rngs)
+
+
+class LlamaAttention(nnx.Module):
+    """Each token looks at itself and at those before it; groups of queries share keys and values."""
+
+    def __init__(self, spec: LlamaSpec, *, dtype: Dtype = jnp.float32, rngs: nnx.Rngs) -> None:
+        self.head_width = spec.head_width
+        self.q_proj = linear(spec.width, spec.heads * spec.head_width, spec.bias, dtype=dtype, rngs=rngs)
+        self.k_proj = linear(spec.width, spec.kv_heads * spec.head_width, spec.bias, dtype=dtype, rngs=rngs)
+        self.v_proj = linear(spec.width, spec.kv_heads * spec.head_width, spec.bias, dtype=dtype, rngs=rngs)
+        self.o_proj = linear(spec.heads * spec.head_width, spec.width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Features, turn: Rotation, past: Past | None = None) -> Features:
+        q = rotated(self.q_proj(x).reshape(*x.shape[:2], -1, self.head_width), turn)
+        k = rotated(self.k_proj(x).reshape(*x.shape[:2], -1, self.head_width), turn)
+        v = self.v_proj(x).reshape(*x.shape[:2], -1, self.head_width)
+        y = attend(q, k, v, None) if past is None else past.attend(q, k, v)
+        return self.o_proj(y)
+
+
+class LlamaMLP(nnx.Module):
+    """A linear layer, each feature of it multiplied by a gate, and a linear layer back."""
+
+    def __init__(self, spec: LlamaSpec, *, dtype: Dtype = jnp.float32, rngs: nnx.Rngs) -> None:
+        self.gate_proj = linear(spec.width, spec.hidden, dtype=dtype, rngs=rngs)
+        self.up_proj = linear(spec.width, spec.hidden, dtype=dtype, rngs=rngs)
+        self.down_proj = linear(spec.hidden, spec.width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Features) -> Features:
+        return self.down_proj(nnx.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class LlamaDecoderLayer(nnx.Module):
+    """Attention, then the gated MLP; before each an RMSNorm, around each a shortcut."""
+
+    def __init__(self, spec: LlamaSpec, *, dtype: Dtype = jnp.float32, rngs: nnx.Rngs) -> None:
+        self.self_attn = LlamaAttention(spec, dtype=dtype, rngs=rngs)
+        self.mlp = LlamaMLP(spec, dtype=dtype, rngs=rngs)
+        self.input_layernorm = rms_norm(spec, dtype=dtype, rngs=rngs)
+        self.post_attention_layernorm = rms_norm(spec, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Features, turn: Rotation, past: Past | None = None) -> Features:
+        x = x + self.self_attn(self.input_layernorm(x), turn, past)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class LlamaModel(nnx.Module):
+    """Tokens and their positions to features."""
+
+    def __init__(self, spec: LlamaSpec, *, dtype: Dtype = jnp.float32, rngs: nnx.Rngs) -> None:
+        self.frequencies = spec.frequencies()
+        self.embed_tokens = embedding(spec, dtype=dtype, rngs=rngs)
+        self.layers = nnx.List([LlamaDecoderLayer(spec, dtype=dtype, rngs=rngs) for _ in range(spec.depth)])
+        self.norm = rms_norm(spec, dtype=dtype, rngs=rngs)
+
+    def __call__(self, tokens: Tokens, positions: Int[Array, "_ length"], pasts: list[Past] | None = None) -> Features:
+        x = self.embed_tokens(jnp.asarray(tokens))
+        cos, sin = rotation(positions, self.frequencies, x.dtype)
+        for i, layer in enumerate(self.layers):
+            x = layer(x, (cos, sin), None if pasts is None else pasts[i])
+        return self.norm(x)
+
+
+class LlamaForCausalLM(nnx.Module):
+    """Tokens (batch, length) to logits (batch, length, vocabulary) of the tokens that follow."""
+
+    def __init__(self, spec: LlamaSpec, *, dtype: Dtype = jnp.float32, rngs: nnx.Rngs) -> None:
+        self.spec = spec
+        self.model = LlamaModel(spec, dtype=dtype, rngs=rngs)
+        if spec.tied:
+            self.lm_head = self.model.embed_tokens
+        else:
+            self.lm_head = linear(spec.width, spec.vocabulary, dtype=dtype, rngs=rngs)
+
+    def __call__(self, tokens: Tokens) -> Logits:
+        require_length(self.spec.name, tokens.shape[1])
+        positions = jnp.arange(tokens.shape[1])[None]
+        return self._logits(self.model(tokens, positions))
+
+    def prefill(
+        self, tokens: Tokens, room: int, real: Bool[AnyArray, "batch length"] | None = None
+    ) -> tuple[Logits, Cache]:
+        """Read the beginnings of texts; `decode` goes on with the cache.
+
+        Args:
+            room: how many tokens the cache can hold, padding too.
+            real: which tokens are not padding; by default all. Padding comes first.
+
+        Raises:
+            UserError: no token, or no room for so many.
+        """
+        spec = self.spec
+        require_length(spec.name, tokens.shape[1])
+        shape = (tokens.shape[0], room, spec.kv_heads, spec.head_width)
+        return self._extended(tokens, Cache.empty(spec.depth, shape, self.model.embed_tokens.dtype), real)
+
+    def decode(self, tokens: Tokens, cache: Cache) -> tuple[Logits, Cache]:
+        """Read the next tokens of the texts, one or more of each.
+
+        Raises:
+            UserError: no token, or no room for so many. Where the program is compiled the logits are NaN instead.
+        """
+        require_length(self.spec.name, tokens.shape[1])
+        return self._extended(tokens, cache, None)
+
+    def _logits(self, x: Features) -> Logits:
+        return self.lm_head.attend(x) if isinstance(self.lm_head, nnx.Embed) else self.lm_head(x)
+
+    def _extended(self, tokens: Tokens, cache: Cache, real: AnyArray | None) -> tuple[Logits, Cache]:
+        real = jnp.ones(tokens.shape, bool) if real is None else jnp.asarray(real, bool)
+        cache, pasts, positions = cache.extended(self.spec.name, real)
+        return cache.behind(pasts, self._logits(self.model(tokens, positions, pasts)))
