@@ -6,7 +6,7 @@ import difflib
 from typing import Any
 
 from ports.errors import UserError
-from ports.family import Family, Input, Layer, Shape
+from ports.family import Family, Input, Layer, Shape, joined
 from ports.gpt2.family import GPT2_FAMILY
 from ports.llama.family import LLAMA_FAMILY
 from ports.objective import Objective
@@ -102,3 +102,9 @@ def reduced(spec: Any) -> Any:
 def layers(spec: Any) -> list[Layer]:
     """Return all layers with tensors, in the order of PyTorch's state_dict."""
     return list(family_of(spec).layers(spec))
+
+
+def second_names(spec: Any) -> dict[str, str]:
+    """Return the second names of tensors that two layers share, with their first ones."""
+    shared = [layer for layer in layers(spec) if layer.tied]
+    return {joined(layer.torch, leaf): joined(layer.tied, leaf) for layer in shared for leaf in layer.shapes}

@@ -18,6 +18,10 @@ from flax import nnx, traverse_util
 
 import parity
 import ports
+from benchmarks.measure import expected as references
+from benchmarks.measure import gate
+from benchmarks.subjects import jax_steps, torch_steps
+from benchmarks.subjects.settings import Setting
 from parity import subjects
 from parity.commands.cli import main
 from parity.numerics.pins import Pins
@@ -548,3 +552,23 @@ def test_all_checks_large_networks_reduced(monkeypatch: pytest.MonkeyPatch) -> N
     assert not asked["gpt2"]
     assert main(["check", "gpt2", "resnet18", "--reduced"]) == 2
     assert asked["gpt2"]
+
+
+# ---- benchmarks
+
+
+@pytest.mark.parametrize("mode", ["inference", "training"])
+def test_what_is_timed_is_proved_equal(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(families.NETWORKS, LLAMA.name, LLAMA)
+    setting = Setting(LLAMA.name, mode, 2, "float32", (64,))
+    references.prepare(setting, {}, tmp_path)
+    case = references.read_case(setting, {}, tmp_path)
+    for build in (torch_steps.build, jax_steps.build_nnx, jax_steps.build_linen):
+        run = build(case)
+        result = run.step(0)
+        run.wait(result)
+        found = dict(run.numbers(result))
+        if mode == "training":
+            found |= gate.parameter_change(run.weights(), case.weights)
+        verdict = gate.judge(found, case.expected, case.bounds)
+        assert verdict.ok, f"{build.__name__}: {verdict}"

@@ -66,6 +66,7 @@ def prepare(setting: Setting, changes: Mapping[str, Any], folder: Path, seed: in
     rng, units = np.random.default_rng([seed, 9]), UNITS[setting.precision]
     for _ in range(DRAWS):
         moved = {name: one_ulp(array, rng, units) for name, array in weights.items()}
+        moved |= {name: moved[first] for name, first in families.second_names(spec).items()}
         drawn = off(moved, one_ulp(images[0], rng, units))
         bounds = {name: max(bounds[name], far) for name, far in drawn.items()}
     np.savez(place / "expected.npz", **expected)  # pyright: ignore[reportArgumentType]
