@@ -59,10 +59,9 @@ def _strict(function: Any) -> Callable[..., Any]:
     copy = FunctionType(
         function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
     )
-    functools.update_wrapper(copy, function)
+    copy.__qualname__, copy.__module__ = function.__qualname__, function.__module__
     copy.__kwdefaults__ = function.__kwdefaults__
     copy.__annotations__ = {name: _evaluated(hint, function) for name, hint in function.__annotations__.items()}
-    del copy.__wrapped__
     return beartype(conf=RULES)(copy)
 
 
