@@ -1,8 +1,8 @@
 """Shared fixtures: the folder of real data, where there is one, quick compilation, and the same numbers in every run.
 
 `pytest --fast` leaves out the modules that take most of the time (`make test-fast`). Tests marked `nightly` run with
-`pytest --nightly` alone (`make test-nightly`): they take minutes. `pytest --shuffle 7` runs the
-modules, and the tests of each module, in the random order of that seed.
+`pytest --nightly` alone (`make test-nightly`): they take minutes. Of the cases of a test marked `sample(n)`, n run by
+day and all nightly. `pytest --shuffle 7` runs the modules, and the tests of each, in the random order of that seed.
 """
 
 from __future__ import annotations
@@ -65,6 +65,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--shuffle", type=int, metavar="SEED", help="run the tests in the random order of this seed")
 
 
+def beyond_samples(items: list[pytest.Item]) -> set[str]:
+    """Return the cases of tests marked `sample(n)` that are not among n of them, evenly over the table."""
+    cases: dict[tuple[Path, str, int], list[str]] = {}
+    for item in items:
+        if mark := item.get_closest_marker("sample"):
+            cases.setdefault((item.path, item.name.partition("[")[0], *mark.args), []).append(item.nodeid)
+    kept = {ids[i * len(ids) // count] for (*_, count), ids in cases.items() for i in range(min(count, len(ids)))}
+    return {nodeid for ids in cases.values() for nodeid in ids} - kept
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out slow modules; shuffle the modules and the tests within each, whose fixtures are still made once."""
     if config.getoption("--fast"):
@@ -72,9 +82,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if not SLOW.fullmatch(item.path.name)]
     if not config.getoption("--nightly"):
-        nightly = [item for item in items if item.get_closest_marker("nightly")]
-        config.hook.pytest_deselected(items=nightly)
-        items[:] = [item for item in items if not item.get_closest_marker("nightly")]
+        nightly = {item.nodeid for item in items if item.get_closest_marker("nightly")} | beyond_samples(items)
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in nightly])
+        items[:] = [item for item in items if item.nodeid not in nightly]
     if (seed := config.getoption("--shuffle")) is None:
         return
     rng = random.Random(seed)

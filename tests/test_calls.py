@@ -199,6 +199,7 @@ def saying(name: str, in_train: object, default: Any = inspect.Parameter.empty) 
     return call
 
 
+@pytest.mark.sample(9)
 @pytest.mark.parametrize("name", MODES)
 def test_modes_are_known_by_their_names(name: str) -> None:
     model, flax = pair("nnx")
@@ -565,6 +566,7 @@ def sequences(planted: dict[str, Any], norm: type | None = None, **given: Any) -
     return parity.check(model, flax, X, padding, **told)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("place", ["inner", "outer"])
 def test_padding_is_not_compared(place: str) -> None:
     at = {place: PADDED}

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -248,8 +249,8 @@ def test_a_difference_is_exit_1(
 ) -> None:
     build = subjects.built
 
-    def wrong(spec: ResNetSpec, port: str, state: dict[str, np.ndarray], *_: object) -> object:
-        return build(spec, port, {**state, "fc.bias": state["fc.bias"] + 1e-6})
+    def wrong(spec: ResNetSpec, port: str, state: dict[str, np.ndarray], *_: object, **options: Any) -> object:
+        return build(spec, port, {**state, "fc.bias": state["fc.bias"] + 1e-6}, **options)
 
     monkeypatch.setattr(subjects, "built", wrong)
     result, page = tmp_path / "out.json", tmp_path / "out.html"

@@ -80,6 +80,7 @@ PLACES = [(row, to) for row, to in product(FORMATS.values(), TARGETS) if (row.na
 SHORT = [pair for pair in PLACES if pair[0].name != "orbax"]
 
 
+@pytest.mark.sample(16)
 @pytest.mark.parametrize("optimized", [False, True], ids=["weights", "optimizer"])
 @pytest.mark.parametrize(("row", "to"), PLACES, ids=lambda v: getattr(v, "name", v))
 def test_there_and_back(row: Any, to: str, optimized: bool, plain: Path, trained: Path, tmp_path: Path) -> None:
@@ -192,6 +193,7 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.sample(40)
 @pytest.mark.parametrize(("name", "dialect"), CASES)
 def test_networks_and_dialects_are_recognised(name: str, dialect: str) -> None:
     found = recognise(shapes(name, dialect))

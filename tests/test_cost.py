@@ -43,8 +43,12 @@ def test_a_flip_and_a_divergence_by_hand() -> None:
 def test_gradients_and_updates_are_taken_as_a_whole() -> None:
     ours = {"a": np.array([3.0, 0.0]), "b": np.array(4.0)}
     theirs = {"a": np.array([0.0, 3.0]), "b": np.array(4.0)}
-    reference = {f"{name}@{step}": step * array for name, array in ours.items() for step in (1, 3)}
-    parts = [("training.parameter", {f"{n}@{step}": step * a for n, a in theirs.items()}) for step in (1, 3)]
+
+    def after(step: int, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {f"{name}@{step}": np.asarray(step * array) for name, array in arrays.items()}
+
+    reference = after(1, ours) | after(3, ours)
+    parts = [("training.parameter", after(step, theirs)) for step in (1, 3)]
     cost = measured(("gradient.parameter", theirs), *parts, gradient_parameter=ours, training_parameter=reference)
     assert cost.cosine == pytest.approx(16 / 25)
     assert (cost.drift, cost.steps) == (pytest.approx(math.sqrt(18) / 5), 3)

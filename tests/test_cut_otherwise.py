@@ -153,6 +153,7 @@ OUTPUTS: dict[str, tuple[Callable[..., Any], Callable[..., Any], str]] = {
 }
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_outputs_are_matched_by_name_and_then_by_place(name: str) -> None:
     in_torch, in_flax, note = OUTPUTS[name]

@@ -178,6 +178,7 @@ def test_a_network_without_weights_has_its_tensors_tied() -> None:
 # ---- the cache
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("port", ports.PORTS)
 @pytest.mark.parametrize("name", TINY)
 def test_a_prompt_and_its_continuation_are_the_whole_text(name: str, port: str) -> None:
@@ -197,6 +198,7 @@ def test_a_prompt_and_its_continuation_are_the_whole_text(name: str, port: str) 
     assert np.abs(found[:, 1:] - found[:, :-1]).max() > 0.1
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("port", ports.PORTS)
 @pytest.mark.parametrize("name", TINY)
 def test_padding_on_the_left_changes_nothing(name: str, port: str) -> None:
@@ -235,6 +237,7 @@ def test_a_batch_of_padding_alone_gives_numbers(name: str, port: str) -> None:
     assert np.abs(np.asarray(found) - expected).max() <= 1e-13 * np.abs(expected).max()
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("port", ports.PORTS)
 @pytest.mark.parametrize("name", TINY)
 def test_a_long_prompt(name: str, port: str) -> None:

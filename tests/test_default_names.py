@@ -98,6 +98,7 @@ def pair(ours: nn.Module, port: linen.Module, *inputs: Any) -> tuple[nn.Module, 
     return ours.eval(), parity.move(ours, (port, port.init(jax.random.key(0), *moved)), *inputs)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("fused", "scan"), [(False, False), (True, False), (True, True)], ids=["separate", "fused", "fused-scan"]
 )

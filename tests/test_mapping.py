@@ -100,6 +100,7 @@ def pair(request: pytest.FixtureRequest) -> Any:
     return own, arrays(parity.move(ours, port(), x)), text, rows, names, request.param
 
 
+@pytest.mark.sample(3)
 def test_rules_convert_both_ways(pair: Any, tmp_path: Path) -> None:
     own, flax, text, _, _, _ = pair
     file, source, there, back = (

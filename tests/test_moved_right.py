@@ -23,6 +23,7 @@ from ports.weights import WeightsError
 X = np.random.default_rng(0).standard_normal((2, 5, 8)).astype(np.float32)
 
 
+@pytest.mark.sample(10)
 @pytest.mark.parametrize("seed", range(20))
 def test_generated_models_are_moved_rightly_or_refused(seed: int) -> None:
     """`python tests/generated.py 1000` does it with more."""

@@ -145,6 +145,7 @@ def reference(request: pytest.FixtureRequest) -> tuple[Any, np.ndarray, list[np.
     return net, x, forward(net, x)[0]
 
 
+@pytest.mark.sample(24)
 @pytest.mark.parametrize("port", FLAX)
 def test_option_gives_the_outputs_of_pytorch(reference: Any, port: str) -> None:
     net, x, expected = reference
@@ -162,6 +163,7 @@ def test_option_can_be_seen(reference: Any) -> None:
 # ---- features and dilation
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("output_stride", [32, 16, 8])
 @pytest.mark.parametrize("port", PORTS)
 def test_features(port: str, output_stride: int) -> None:
@@ -363,6 +365,7 @@ KERNELS = [
 ]
 
 
+@pytest.mark.sample(10)
 # Bounds of the next three tests are five standard errors of the statistic over n draws (the chance of a false alarm is
 # below 1e-6), and the seeds are fixed.
 @pytest.mark.parametrize(("spec", "layer"), KERNELS, ids=lambda value: getattr(value, "name", value))
@@ -471,6 +474,7 @@ def train_step_in(port: str, dtype: str) -> tuple[np.ndarray, dict[str, np.ndarr
         return out, ports.weights.read(net)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("port", PORTS)
 def test_output_has_the_networks_type(port: str, dtype: str) -> None:

@@ -48,6 +48,7 @@ def checked(model: Any, flax: Any, *inputs: Any, **options: Any) -> parity.Repor
 ACCEPTED = {"accept": ["bn-running-var"]}
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("make", "options", "layers"),
     [(unet, ACCEPTED, 23), (encoder, {}, 14), (lstm, {}, 5)],
@@ -145,6 +146,7 @@ def test_flax_batch_norm_is_a_named_difference() -> None:
     assert len({finding.layer, *finding.also}) == 10
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("make", "options", "mistake", "layer", "trap"),
     [

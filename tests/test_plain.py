@@ -67,6 +67,7 @@ def tree(name: str, port: str) -> list[str]:
     return sorted(f"{k} {a.shape} {a.dtype}" for k, a in arrays.items())
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("name", TREES)
 def test_every_network_has_the_tensors_that_it_always_had(name: str) -> None:
     """Checkpoints of the first releases load."""
@@ -101,6 +102,7 @@ def test_fx_traces_and_layers_fuse(name: str) -> None:
     assert fused(x).shape == output_shape(spec, 2)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("name", others_nightly(NETWORKS))
 def test_torch_export_takes_it(name: str) -> None:
     spec = get(name)
@@ -164,6 +166,7 @@ def abstract_input(name: str, *leading: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((*leading, *shape), jnp.float32 if given.below is None else jnp.int32)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("port", FLAX)
 @pytest.mark.parametrize("name", others_nightly(NETWORKS))
 def test_jax_differentiates_maps_and_lowers_it_for_two_platforms(name: str, port: str) -> None:

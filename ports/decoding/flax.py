@@ -19,7 +19,8 @@ from jaxtyping import Array, Bool, Float, Int
 from ports.layers.checks import require_room
 
 Heads = Float[Array, "batch length heads width"]
-Keys = Float[Array, "batch room heads width"]
+New = Float[Array, "batch length kv_heads width"]
+Keys = Float[Array, "batch room kv_heads width"]
 Seen = Bool[Array, "_ 1 length room"]
 
 
@@ -49,7 +50,7 @@ class Past:
     length: Any
     seen: Seen
 
-    def attend(self, q: Heads, k: Heads, v: Heads) -> Float[Array, "batch length features"]:
+    def attend(self, q: Heads, k: New, v: New) -> Float[Array, "batch length features"]:
         """Attention of new tokens to all tokens so far."""
         self.keys = lax.dynamic_update_slice_in_dim(self.keys, k.astype(self.keys.dtype), self.length, axis=1)
         self.values = lax.dynamic_update_slice_in_dim(self.values, v.astype(self.values.dtype), self.length, axis=1)

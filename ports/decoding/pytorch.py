@@ -16,11 +16,12 @@ from torch import Tensor
 from ports.layers.checks import require_room
 
 Heads = Float[Tensor, "batch length heads width"]
-Keys = Float[Tensor, "batch room heads width"]
+New = Float[Tensor, "batch length kv_heads width"]
+Keys = Float[Tensor, "batch room kv_heads width"]
 Seen = Bool[Tensor, "batch 1 length room"]
 
 
-def attend(q: Heads, k: Heads, v: Heads, seen: Seen | None) -> Float[Tensor, "batch length features"]:
+def attend(q: Heads, k: Keys, v: Keys, seen: Seen | None) -> Float[Tensor, "batch length features"]:
     """Attention. Several heads of the queries may share a head of the keys and values.
 
     Args:
@@ -40,7 +41,7 @@ class Past:
     length: int
     seen: Seen
 
-    def attend(self, q: Heads, k: Heads, v: Heads) -> Float[Tensor, "batch length features"]:
+    def attend(self, q: Heads, k: New, v: New) -> Float[Tensor, "batch length features"]:
         """Attention of new tokens to all tokens so far."""
         end = self.length + k.shape[1]
         self.keys[:, self.length : end] = k

@@ -251,7 +251,12 @@ def _misfit(shapes: Shapes, model: str | None) -> list[str]:
 
     # Of sets that are that different in size no large part can be the same, whatever the names are.
     near = [n for n in KNOWN if LEAST / 2 < _size(n, "torch", False) / max(len(given), 1) < 2 / LEAST]
-    pairs = [(n, d) for n in ([model] if model else near) for d in DIALECTS if not DIALECTS[d].ignore]
+    pairs = [
+        (network, name)
+        for network in ([model] if model else near)
+        for name, row in DIALECTS.items()
+        if not row.ignore and network in (row.networks or KNOWN)
+    ]
     ranked = sorted(pairs, key=lambda pair: -overlap(*pair))[:6]
     if not model and (not ranked or overlap(*ranked[0]) < LEAST):
         some = ", ".join(f"{n} {s}" for n, s in list(shapes.items())[:3])
