@@ -176,6 +176,7 @@ def test_figures_that_are_not_to_be_believed_are_named(measured: Path) -> None:
     )
 
 
+@pytest.mark.nightly
 def test_a_run_that_is_interrupted_says_so(tmp_path: Path) -> None:
     out = tmp_path / "run.json"
     command = [sys.executable, "-m", "benchmarks", "cifar_resnet20", *SMALL, "--subjects", "pytorch", "--starts", "50"]
@@ -228,6 +229,7 @@ def test_a_killed_worker_is_an_answer(tmp_path: Path) -> None:
     process.close()
 
 
+@pytest.mark.nightly
 def test_a_subject_that_fails_is_a_row_and_the_rest_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Here one whose package imports and has no such network."""
     missing = next((name for name, row in SUBJECTS.items() if row.missing()), None)

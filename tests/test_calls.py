@@ -595,6 +595,7 @@ class Shifted(nnx.LayerNorm):
         return super().__call__(x, **given) + PADDED
 
 
+@pytest.mark.nightly
 def test_padding_hides_no_name_and_adds_no_finding() -> None:
     """Padding differs between the layers. The mistake is behind them, is an activation there, is in a layer there."""
     (finding,) = sequences({"inner": PADDED, "outer": COUNTED}).models[0].findings

@@ -166,6 +166,7 @@ def test_the_layers_of_a_description(name: str) -> None:
 FEW = ["resnet50d", "wrn_40_4", "tutorial_net", "tutorial_resnet", "vit_b_32"]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", FEW)
 def test_where_flax_networks_keep_their_variables(name: str) -> None:
     net = nnx.eval_shape(lambda: ports.create(name, "nnx", seed=None))

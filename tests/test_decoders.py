@@ -105,6 +105,7 @@ def made(spec: Any, port: str) -> Decoder:
 # ---- the ports
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", TINY)
 def test_it_is_the_same_in_every_port(name: str) -> None:
     report = parity.check_network(TINY[name], batch=2, steps=2, optimizer="adamw")
@@ -127,6 +128,7 @@ def plant_unscaled(net: Any) -> None:
     net.model.frequencies = families.get(LLAMA, scaling=None).frequencies()
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("spec", "plant", "said"),
     [

@@ -31,6 +31,7 @@ def test_all_examples_are_run() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == {*SHOWN}
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.nightly] if name in NIGHTLY else []) for name in SHOWN]
 )

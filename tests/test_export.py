@@ -112,6 +112,7 @@ WITH_PORTS = {
 }
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("alone", [True, False], ids=["without-ports", "by-load"])
 def test_a_fresh_process_needs_no_source_of_the_network(saved: Saved, alone: bool, tmp_path: Path) -> None:
     x = images(SPEC, 2, CIFAR)

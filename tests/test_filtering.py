@@ -128,6 +128,7 @@ def test_what_is_exported_keeps_its_convolution(strict: bool) -> None:
     assert sum("conv2d" in str(node.target) for node in program.graph.nodes) == 1
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("no_type_checks")
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")

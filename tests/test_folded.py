@@ -72,6 +72,7 @@ def test_the_description_has_the_layers_that_folding_leaves(name: str) -> None:
     assert layers(families.get(name, folded=True)) == fold.folded(layers(families.get(name)))
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("port", ["pytorch", "nnx", "linen"])
 @pytest.mark.parametrize("name", KINDS)
 def test_a_folded_port_gives_the_logits_of_the_whole_network(name: str, port: str) -> None:
@@ -89,6 +90,7 @@ def test_a_folded_port_gives_the_logits_of_the_whole_network(name: str, port: st
     assert np.abs(wrong - expected).max() > 1e-6 * np.abs(expected).max()
 
 
+@pytest.mark.nightly
 def test_a_converted_file_is_what_a_folded_port_takes(tmp_path: Path) -> None:
     net = ports.create("cifar_resnet20", "pytorch", seed=3)
     torch.save(net.state_dict(), tmp_path / "whole.pth")

@@ -27,6 +27,7 @@ def fuzz(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=os.environ)
 
 
+@pytest.mark.nightly
 def test_a_short_run_finds_nothing(tmp_path: Path) -> None:
     """Of each kind and every format; `make fuzz` takes minutes, `make soak` an hour."""
     done = fuzz("all", "--count", "12", "--small", "--keep", str(tmp_path / "faults"))

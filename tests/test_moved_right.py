@@ -146,6 +146,7 @@ class Attention(linen.Module):
         return linen.Dense(8)(weights @ made["v"] * self.factor)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("order", ["".join(order) for order in itertools.permutations("qkv")])
 def test_layers_on_one_input_are_told_by_what_comes_of_them(order: str) -> None:
     """Whichever is called first, and with a mistake behind them."""

@@ -99,6 +99,7 @@ BRANCHLESS = {
 }
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("case", BRANCHLESS)
 @pytest.mark.parametrize("port", PORTS)
 def test_zero_init_last_leaves_the_shortcut_alone(port: str, case: str) -> None:
@@ -224,6 +225,7 @@ def test_dilated_maps_hold_the_strided_ones(case: str, replaced: int) -> None:
     assert atrous_distance(spec, spec.output_strides[replaced], "pytorch") <= 1e-13
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("port", FLAX)
 def test_dilated_maps_hold_the_strided_ones_in_flax(port: str) -> None:
     with jax.enable_x64(True):
@@ -538,6 +540,7 @@ def test_float64_needs_x64(port: str) -> None:
 # ---- compiled
 
 
+@pytest.mark.sample(2)
 @pytest.mark.usefixtures("no_type_checks")
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("name", ["basic", "preact-zero_pad", "stem-deep"])

@@ -35,6 +35,7 @@ def regression(flax: str) -> Objective:
     return Objective(targets, f"{__name__}:in_torch", f"{__name__}:{flax}")
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("flax", "right"), [("in_flax", True), ("summed_in_flax", False)])
 def test_the_loss_of_a_family_is_compared(flax: str, right: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     family = dataclasses.replace(RESNET_FAMILY, objective=regression(flax))

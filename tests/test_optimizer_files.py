@@ -89,6 +89,7 @@ def saved(content: Content, path: Path, name: str) -> Path:
 # ---- steps
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize(
     "step",
     [2.7, -1, float("nan"), float("inf"), "3", 1j, [1, 2], 2**63, {}]
@@ -169,6 +170,7 @@ def test_other_classes_are_refused(kind: str, tmp_path: Path, capsys: Any) -> No
     assert main(["convert", str(tmp_path / "w.pt"), str(tmp_path / "out.npz"), OUT]) == 0
 
 
+@pytest.mark.sample(9)
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("layout", ["nnx", "linen"])
 def test_known_classes_travel(name: str, layout: str, tmp_path: Path) -> None:
@@ -192,6 +194,7 @@ def test_known_classes_travel(name: str, layout: str, tmp_path: Path) -> None:
 NUMBERS = list(range(26))
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize(
     ("change", "said"),
     [

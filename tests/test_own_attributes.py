@@ -309,6 +309,7 @@ def test_a_named_network_takes_no_option_of_a_pair(options: Any) -> None:
         parity.check("cifar_resnet20", **options)
 
 
+@pytest.mark.nightly
 def test_live_networks_take_no_option_of_named_ones() -> None:
     import ports
 

@@ -60,6 +60,7 @@ def test_right_pair_passes_without_names(make: Any, options: Any, layers: int) -
     assert f"{layers} layers paired" in report.models[0].note
 
 
+@pytest.mark.nightly
 def test_nnx_lstm_passes() -> None:
     report = checked(own.ResidualLSTM(), own.NNXResidualLSTM(rngs=nnx.Rngs(0)), SERIES)
     assert report, str(report)

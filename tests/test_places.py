@@ -201,6 +201,7 @@ class NNXNet(nnx.Module):
         return self.head(self.norm(x))
 
 
+@pytest.mark.nightly
 def test_a_mistake_in_every_module_of_a_class_is_one_finding_there() -> None:
     """No place behind the norms is right, so that the reference alone does not tell a norm from what is before it."""
     assert found(NNXNet())
@@ -209,6 +210,7 @@ def test_a_mistake_in_every_module_of_a_class_is_one_finding_there() -> None:
     assert "what this Norm makes of right values" in report.models[0].findings[0].text
 
 
+@pytest.mark.nightly
 def test_a_block_that_is_built_otherwise_is_one_finding() -> None:
     report = found(NNXNet(order="post"))
     assert layers(report) == [("blocks.0", "blocks.1")]

@@ -27,6 +27,7 @@ def outcome(name: str) -> running.Outcome:
     return running.run(porting_bugs.load(name))
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", SAMPLE)
 def test_a_bug_is_what_is_stored(name: str) -> None:
     stored = table.load()["bugs"][name]

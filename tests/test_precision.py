@@ -70,6 +70,7 @@ def report() -> parity.Report:
         return parity.check(TINY, steps=0, dtypes=("float32", "bfloat16"))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("side", ["pytorch", "nnx", "linen"])
 def test_right_side_stands_at_a_few_responses(report: parity.Report, side: str, dtype: str) -> None:

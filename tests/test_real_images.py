@@ -66,6 +66,7 @@ def test_all_ports_see_the_same_in_real_images(images: tuple[np.ndarray, np.ndar
         assert (np.asarray(logits).argmax(1) == expected.argmax(1)).mean() > 0.99, port
 
 
+@pytest.mark.nightly
 def test_a_network_is_checked_on_images_of_ones_own(
     images: tuple[np.ndarray, np.ndarray], trained: torch.nn.Module, tmp_path: Path
 ) -> None:

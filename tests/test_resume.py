@@ -119,6 +119,7 @@ def whole(request: pytest.FixtureRequest) -> tuple[str, Any, Any, Any]:
     return request.param, start, ports.weights.read(net), state
 
 
+@pytest.mark.sample(1)
 def test_torch_then_flax(whole: Any) -> None:
     name, start, end, end_state = whole
     first = network()

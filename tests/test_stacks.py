@@ -115,6 +115,7 @@ def checked(port: str, **settings: Any) -> parity.Report:
 STACKS = {"linen": in_linen, "nnx": NnxStack}
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("remat", [False, True], ids=["plain", "remat"])
 @pytest.mark.parametrize("port", STACKS)
 def test_a_stack_equals_a_list_of_layers(port: str, remat: bool) -> None:
@@ -123,6 +124,7 @@ def test_a_stack_equals_a_list_of_layers(port: str, remat: bool) -> None:
     assert "layers.2.fc2 = layers.2.fc2  (equal names)" in report.models[0].pairing
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("port", STACKS)
 def test_a_mistake_of_all_layers_is_found_in_each(port: str) -> None:
     findings = checked(port, epsilon=1e-5).models[0].findings

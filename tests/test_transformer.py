@@ -49,6 +49,7 @@ def plant_epsilon(net: Any) -> None:
     net.blocks.layers[0].norm2.epsilon = 1e-6
 
 
+@pytest.mark.sample(1)
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
     ("plant", "layer"), [(plant_gelu, "blocks.1"), (plant_epsilon, "blocks.0.norm2")], ids=["gelu", "epsilon"]
@@ -117,6 +118,7 @@ def test_it_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
 # ---- initial weights
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("port", ports.PORTS)
 def test_initial_weights_are_pytorchs(port: str) -> None:
     """Standard deviations within five standard errors of n draws, and the seed is fixed."""
@@ -138,6 +140,7 @@ def test_initial_weights_are_pytorchs(port: str) -> None:
 # ---- benchmarks
 
 
+@pytest.mark.sample(1)
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("mode", ["inference", "training"])
 def test_what_is_timed_is_proved_equal(mode: str, tmp_path: Path) -> None:

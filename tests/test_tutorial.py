@@ -107,6 +107,7 @@ def linen_step(weights: dict[str, np.ndarray], x: torch.Tensor, dtype: str) -> S
 STEPS = {"pytorch": pytorch, "nnx": nnx_step, "linen": linen_step}
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("port", STEPS)
 def test_published_figures(port: str) -> None:
     x, original = published_network()
@@ -118,6 +119,7 @@ def test_published_figures(port: str) -> None:
     np.testing.assert_allclose(step.gradients["layer2.conv1.weight"][0, 0], GRADIENT, rtol=0, atol=5.1e-7)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("port", STEPS)
 def test_the_same_parameters_after_one_adam_step(port: str) -> None:
     x, original = published_network()

@@ -60,6 +60,7 @@ def plant_token(net: Any) -> None:
     net.class_token[...] = -net.class_token[...]
 
 
+@pytest.mark.sample(1)
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
     ("plant", "place"),

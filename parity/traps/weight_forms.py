@@ -85,7 +85,7 @@ def as_deviation(w: np.ndarray) -> Forms:
 def is_scaled(mine: np.ndarray, theirs: np.ndarray) -> bool:
     """A factor other than one and zero."""
     at = int(np.argmax(np.abs(mine)))
-    factor = theirs.flat[at] / mine.flat[at] if mine.size > 1 and mine.flat[at] else 0.0
+    factor = float(theirs.flat[at] / mine.flat[at]) if mine.size > 1 and mine.flat[at] else 0.0
     return factor != 0 and abs(factor - 1) > 1e-3 and np.allclose(factor * mine, theirs, rtol=1e-6, atol=0)
 
 
