@@ -443,6 +443,7 @@ def held(cls: type[Held]) -> tuple[Any, Any]:
     return model, parity.move(model, cls(module, variables), IDS)
 
 
+@pytest.mark.nightly
 def test_a_model_object_is_called_as_its_library_calls_it() -> None:
     told: dict[str, Any] = {"steps": 1, "accept": ["bn-running-var"]}
     model, flax = held(Held)
@@ -607,6 +608,7 @@ def test_padding_hides_no_name_and_adds_no_finding() -> None:
     assert (finding.layer, finding.trap) == ("norm", "norm-epsilon-1e-6")
 
 
+@pytest.mark.nightly
 def test_padding_counts_nothing_in_the_loss() -> None:
     """Of the check's own loss and of a loss of the caller's."""
     mine = (lambda out: out["states"].square().mean(), lambda out: jnp.square(out["states"]).mean())
@@ -615,6 +617,7 @@ def test_padding_counts_nothing_in_the_loss() -> None:
         assert "loss" in wrong(sequences({"outer": COUNTED + PADDED}, loss=loss))
 
 
+@pytest.mark.nightly
 def test_padding_in_a_port_with_another_layout() -> None:
     report = sequences({"outer": PADDED, "turned": True})
     assert report, str(report)

@@ -109,6 +109,7 @@ def test_report_of_a_named_network() -> None:
     assert "parity in float64: PyTorch = nnx" in str(report)
 
 
+@pytest.mark.nightly
 def test_other_seeds_are_other_probes() -> None:
     first, second = (
         parity.check_network(OPTION_A_NET, ports=["linen"], seed=seed, steps=0).models[0] for seed in (1, 2)

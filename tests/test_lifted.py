@@ -292,6 +292,7 @@ def test_a_parameter_of_linen_may_be_drawn_in_float32() -> None:
     assert not parity.check(model, (Net(SMALL), variables), X, steps=1)
 
 
+@pytest.mark.nightly
 def test_a_schedule_that_counts_in_float32_passes() -> None:
     """Optax divides an int32 count, which is float32 even in JAX's x64 mode."""
     torch.manual_seed(0)

@@ -70,6 +70,7 @@ def asked(folder: Path, calls: list[tuple[str, dict[str, Any]]]) -> tuple[list[s
     return anyio.run(run)
 
 
+@pytest.mark.nightly
 @with_sdk
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_client_of_the_sdk_gets_answers(tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ MENDED = FLAX.replace("(8, rngs=rngs)", "(8, rngs=rngs, epsilon=1e-05)").replace
 )
 
 
+@pytest.mark.nightly
 def test_the_diff_is_told_and_written_only_where_it_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

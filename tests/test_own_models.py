@@ -48,6 +48,7 @@ def checked(model: Any, flax: Any, *inputs: Any, **options: Any) -> parity.Repor
 ACCEPTED = {"accept": ["bn-running-var"]}
 
 
+@pytest.mark.nightly
 @pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("make", "options", "layers"),

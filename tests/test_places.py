@@ -153,6 +153,7 @@ def test_a_loss_that_no_known_mistake_explains_is_told_as_such() -> None:
     assert (finding.layer, finding.trap, finding.size) == ("(the loss)", None, pytest.approx(0.25))
 
 
+@pytest.mark.nightly
 def test_several_causes_in_one_module_are_told_apart_the_largest_first() -> None:
     report = found(FlatNet(("product0", "sinh0", "product1")), NAMES)
     assert layers(report) == [("blocks.0.mix", "blocks.1.mix"), ("blocks.0",)]
@@ -217,6 +218,7 @@ def test_a_block_that_is_built_otherwise_is_one_finding() -> None:
     assert "nothing that arrives at norm, mix, last is what it should be" in report.models[0].findings[0].text
 
 
+@pytest.mark.nightly
 def test_what_is_done_to_the_input_of_a_block_stands_in_the_block() -> None:
     """In each of the two; what comes behind the first is no reason of the second."""
     assert [layer for layer, *_ in layers(found(NNXNet(order="shift")))] == ["blocks.0", "blocks.1"]
@@ -243,6 +245,7 @@ class Unscaled(nnx.Module):
         return norm(x, jnp.ones(6), 1e-3)
 
 
+@pytest.mark.nightly
 def test_modules_that_are_called_otherwise_are_no_findings() -> None:
     names = {"first": "inner.first", "head": "inner.head", "norm": "inner.norm", "blocks": "inner.blocks"}
     assert found(Cut(), names)

@@ -47,6 +47,7 @@ def trained(images: tuple[np.ndarray, np.ndarray]) -> torch.nn.Module:
     return net.eval()
 
 
+@pytest.mark.nightly
 def test_all_ports_see_the_same_in_real_images(images: tuple[np.ndarray, np.ndarray], trained: torch.nn.Module) -> None:
     pixels, _ = images
     with torch.inference_mode():

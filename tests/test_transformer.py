@@ -26,6 +26,7 @@ TINY = EncoderSpec("tiny", vocabulary=17, length=9, width=12, heads=3, hidden=20
 FLAX = ["nnx", "linen"]
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("quick")
 def test_it_is_the_same_in_every_port() -> None:
     report = parity.check_network(TINY, batch=3, steps=3, optimizer="adamw")

@@ -98,6 +98,7 @@ def code(line: str) -> str:
     return f"{file}{rest[rest.index(':') :]}"
 
 
+@pytest.mark.nightly
 def test_branches_that_are_not_taken_are_listed_on_request() -> None:
     found = [code(line) for line in told(Torch(), NNX(), branches=True) if "test_unexercised" in line]
     assert found == [
