@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 from typing import Any
 
@@ -225,6 +226,7 @@ def test_every_row_has_a_case() -> None:
     tested = {case.partition("-")[0] for case in CASES} | {"Dense", "DenseGeneral"}  # Linen's Linear, LinearGeneral
     tested |= {"Embed", "MultiHeadAttention", "MultiHeadDotProductAttention"}
     tested |= {"LSTMCell", "OptimizedLSTMCell", "GRUCell"}  # test_recurrent.py
+    tested |= {"Conv1D"}  # test_decoders.py
     assert tested == {str(name).rpartition(".")[2] for row in kinds.KINDS.values() for name in row.flax_types}
 
 
@@ -234,6 +236,7 @@ TYPES = [(row, name) for row in kinds.KINDS.values() for name in (*row.torch_typ
 @pytest.mark.parametrize(("row", "name"), TYPES, ids=lambda value: value if isinstance(value, str) else "")
 def test_every_name_of_the_table_means_a_class(row: kinds.LayerKind, name: str) -> None:
     """By the path that the table gives, and by the module that defines the class."""
+    importlib.import_module(name.rpartition(".")[0])
     cls = kinds._loaded(name)
     assert cls is not None, f"{name}: no such class"
     assert cls is kinds._loaded(f"{cls.__module__}.{cls.__qualname__}")
