@@ -22,6 +22,7 @@ from parity.numerics.pins import TABLE, Pins
 from parity.numerics.tables import recomputed
 from parity.reports.html import page
 from parity.running import lifted_flax
+from ports.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -290,6 +291,31 @@ def test_a_parameter_of_linen_may_be_drawn_in_float32() -> None:
     report = parity.check(model, (net, variables), X, steps=1)
     assert report, report.failure()
     assert not parity.check(model, (Net(SMALL), variables), X, steps=1)
+
+
+def test_a_parameter_of_another_shape_than_linen_draws_is_refused() -> None:
+    """Flax refuses to run such a model, and so does the check: a shape that broadcasts would pass."""
+
+    class Scaled(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = torch.nn.Linear(WIDTH, 3)
+            self.scale = torch.nn.Parameter(torch.randn(1, 3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(x) * self.scale
+
+    class Net(linen.Module):
+        @linen.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return linen.Dense(3, name="fc")(x) * self.param("scale", linen.initializers.ones_init(), (3,))
+
+    torch.manual_seed(0)
+    model = Scaled()
+    dense = {"kernel": jnp.array(model.fc.weight.detach().numpy().T), "bias": jnp.array(model.fc.bias.detach().numpy())}
+    variables = {"params": {"fc": dense, "scale": jnp.array(model.scale.detach().numpy())}}
+    with pytest.raises(UserError, match="scale"):
+        parity.check(model, (Net(), variables), X, steps=1)
 
 
 @pytest.mark.nightly
