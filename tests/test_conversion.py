@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 from benchmarks.machine.process_memory import Peak
 from benchmarks.studies import conversion
@@ -28,9 +31,25 @@ def test_live_weights_are_timed_beside_a_copy() -> None:
         assert found[memory]["copied_ratio"] > 0
 
 
+# A process of its own: this one may give back memory of earlier tests at any moment.
+HOLDER = """
+print("begun", flush=True)
+input()
+held = b"x" * (64 * 2**20)
+print("held", flush=True)
+input()
+"""
+
+
 def test_memory_that_a_block_takes_is_seen() -> None:
-    with Peak() as peak:
-        before = peak.bytes
-        held = bytearray(b"x") * (64 * 2**20)
-        assert held[-1] == ord("x")
-    assert peak.bytes - before > 60 * 2**20
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", HOLDER], **pipes) as child:
+        assert child.stdin
+        assert child.stdout
+        assert child.stdout.readline() == "begun\n"
+        with Peak(child.pid) as peak:
+            before = peak.bytes
+            print(file=child.stdin, flush=True)
+            assert child.stdout.readline() == "held\n"
+        assert peak.bytes - before > 60 * 2**20
+        print(file=child.stdin, flush=True)

@@ -107,10 +107,11 @@ def test_the_command_exits_with_1_where_a_bug_is_missed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     name, file = SAMPLE[1], tmp_path / "found.json"
-    monkeypatch.setattr(running, "run", lambda bug: outcome(name))
+    found = outcome(name)
+    monkeypatch.setattr(running, "run", lambda bug: found)
     assert command.main([name, "--json", str(file)]) == 0
     assert f'"{name}"' in file.read_text()
-    monkeypatch.setattr(running, "run", lambda bug: dataclasses.replace(outcome(name), named=False))
+    monkeypatch.setattr(running, "run", lambda bug: dataclasses.replace(found, named=False))
     assert command.main([name]) == 1
     assert f"{name}: not named." in capsys.readouterr().out
 
