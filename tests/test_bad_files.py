@@ -486,6 +486,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", ["out.safetensors", "out.npz", "out.pt", "out.msgpack", "out"])
 def test_a_full_disk(name: str, tmp_path: Path) -> None:
     """A real one, as far as the process can see: no file may grow beyond 100 kB."""
@@ -541,6 +542,7 @@ def killed(folder: Path, row: Any, delay: float, way: str = "exchange") -> None:
     assert way == "new" or [path.name for path in folder.iterdir()] == [out.name]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("name", "delay", "way"),
     [("safetensors", 0.011, "new"), ("torch", 0.06, "exchange"), ("sharded", 0.1, "plain"), ("npz", 0.03, "exchange")],

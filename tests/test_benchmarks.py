@@ -34,7 +34,7 @@ from ports import families
 QUICKLY = ["--starts", "1", "--rounds", "2", "--seconds", "0.03", "--device", "cpu"]
 SMALL = ["--batch", "2", "--image-size", "16", *QUICKLY]
 ROOT = Path(__file__).resolve().parents[1]
-SETTING = Setting("cifar_resnet20", "training", 2, "float32", (16, 16))
+SETTING = Setting("tutorial_resnet", "training", 2, "float32", (16, 16))
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +49,15 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
             # Tests share the machine with others: a subject is not refused because of their turns on the processor.
             patch.setenv("BENCHMARKS_TRIES", "100")
             out = ["--out", str(folder / "run.json"), "--html", str(folder / "run.html")]
-            assert main(["cifar_resnet20", *SMALL, "--subjects", "pytorch,nnx,linen", *out]) == 0
+            assert main(["tutorial_resnet", *SMALL, "--subjects", "pytorch,nnx,linen", *out]) == 0
     return folder / "run.json"
 
 
 def test_every_subject_is_judged_and_timed(measured: Path) -> None:
     found = results.load(measured)
     assert [str(setting) for setting in results.settings_of(found)] == [
-        "cifar_resnet20, inference, batch 2, float32, 16x16",
-        "cifar_resnet20, training, batch 2, float32, 16x16",
+        "tutorial_resnet, inference, batch 2, float32, 16x16",
+        "tutorial_resnet, training, batch 2, float32, 16x16",
     ]
     for setting in results.settings_of(found):
         rows = results.rows_of(found, setting)
@@ -84,7 +84,7 @@ def test_the_page_opens_without_a_network(measured: Path) -> None:
 def test_a_report_of_stored_results(measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(measured), "--svg", str(tmp_path / "plots")]) == 0
     text = capsys.readouterr().out
-    assert "cifar_resnet20, training, batch 2, float32, 16x16" in text
+    assert "tutorial_resnet, training, batch 2, float32, 16x16" in text
     assert "times as fast as the fastest PyTorch port (pytorch)" in text
     assert sorted(file.name for file in (tmp_path / "plots").iterdir()) == [
         "roofline.svg",
@@ -567,7 +567,7 @@ def test_every_subject_names_a_builder_that_is_there() -> None:
 def test_a_table_for_readme(measured: Path) -> None:
     found = json.loads(measured.read_text())
     lines = tables.markdown(tables.tables(found)[0])
-    assert lines[0] == "**cifar_resnet20, inference, batch 2, float32, 16x16**"
+    assert lines[0] == "**tutorial_resnet, inference, batch 2, float32, 16x16**"
     assert lines[2].startswith("| subject | parity, of its bound | images/s |")
     assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
 

@@ -102,6 +102,7 @@ def wrong(report: parity.Report) -> set[str]:
     return {row.quantity for row in report.models[0].rows if not row.ok}
 
 
+@pytest.mark.sample(1)
 @PORTS
 def test_each_side_takes_keywords_of_its_own(port: str) -> None:
     model, flax = pair(port)

@@ -75,6 +75,7 @@ def linen_port() -> Any:
     return LinenNet(), LinenNet().init(jax.random.key(0), jnp.asarray(X, jnp.float32))
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("build", [NNXNet, linen_port], ids=["nnx", "linen"])
 def test_a_faithful_port_passes(net: Net, build: Any) -> None:
     report = parity.check(net, parity.move(net, build(), X), X, steps=2)
@@ -87,6 +88,7 @@ def test_every_bit_is_moved(net: Net) -> None:
     assert np.asarray(port.filter.get_value()).tobytes() == weights.read(net)["filter"].tobytes()
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("wrong", ["conjugate", "norm"])
 def test_a_wrong_value_is_caught(net: Net, wrong: str) -> None:
     report = parity.check(net, parity.move(net, NNXNet(wrong), X), X, steps=1)

@@ -36,7 +36,7 @@ def both(window: int, stride: int, groups: int) -> tuple[Any, Any]:
     )
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(("channels", "out"), [(4, 8), (8, 4), (4, 4)])
@@ -61,7 +61,7 @@ def test_it_is_xlas_with_its_gradients(window: int, channels: int, out: int, str
         np.testing.assert_allclose(each.sum(0), other_way[1][1], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.sample(20)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((2, 1), (1, 3)), ((3, 3), (3, 3)), "SAME"])
 @pytest.mark.parametrize("dilation", [1, 2])
 @pytest.mark.parametrize("stride", [1, 2])
@@ -87,7 +87,7 @@ def test_small_images(size: tuple[int, int], stride: int, dilation: int, padding
             np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("window", [1, 3])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(("channels", "groups", "parts"), [(128, 32, 4), (96, 3, 3), (64, 64, 2), (40, 5, 1)])

@@ -180,7 +180,7 @@ def test_a_network_without_weights_has_its_tensors_tied() -> None:
 # ---- the cache
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("port", ports.PORTS)
 @pytest.mark.parametrize("name", TINY)
 def test_a_prompt_and_its_continuation_are_the_whole_text(name: str, port: str) -> None:
@@ -200,7 +200,7 @@ def test_a_prompt_and_its_continuation_are_the_whole_text(name: str, port: str) 
     assert np.abs(found[:, 1:] - found[:, :-1]).max() > 0.1
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("port", ports.PORTS)
 @pytest.mark.parametrize("name", TINY)
 def test_padding_on_the_left_changes_nothing(name: str, port: str) -> None:
@@ -224,6 +224,7 @@ def test_padding_on_the_left_changes_nothing(name: str, port: str) -> None:
         assert np.abs(np.asarray(unmasked)[1, 3:] - found[1, 3:6]).max() > 0.1
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("port", ports.PORTS)
 @pytest.mark.parametrize("name", TINY)
 def test_a_batch_of_padding_alone_gives_numbers(name: str, port: str) -> None:
@@ -239,7 +240,7 @@ def test_a_batch_of_padding_alone_gives_numbers(name: str, port: str) -> None:
     assert np.abs(np.asarray(found) - expected).max() <= 1e-13 * np.abs(expected).max()
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("port", ports.PORTS)
 @pytest.mark.parametrize("name", TINY)
 def test_a_long_prompt(name: str, port: str) -> None:
@@ -260,6 +261,7 @@ def test_a_long_prompt(name: str, port: str) -> None:
         assert np.abs(found[row] - expected[row]).max() <= 1e-12 * np.abs(expected[row]).max()
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("port", FLAX)
 @pytest.mark.parametrize("name", TINY)
 def test_a_compiled_decoder_is_the_same_and_shows_where_its_room_ends(name: str, port: str) -> None:
@@ -298,6 +300,7 @@ def test_texts_that_do_not_fit_are_refused(port: str, method: str, length: int, 
         getattr(net, method)(tokens(GPT2, length), *args)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("port", ports.PORTS)
 def test_a_cache_that_is_full_is_refused(port: str) -> None:
     net = Decoder(ports.create(GPT2, port), compiled=False)
@@ -521,6 +524,7 @@ def test_where_flax_networks_keep_their_variables(name: str) -> None:
 # ---- large networks
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", ["gpt2-medium", "vit_l_16", "llama-3.2-1b", "qwen2.5-0.5b"])
 def test_a_large_network_is_checked_reduced(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each kind of block is there at full width, the report says what is left out, and memory suffices."""
@@ -562,6 +566,7 @@ def test_all_checks_large_networks_reduced(monkeypatch: pytest.MonkeyPatch) -> N
 # ---- benchmarks
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("mode", ["inference", "training"])
 def test_what_is_timed_is_proved_equal(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(families.NETWORKS, LLAMA.name, LLAMA)

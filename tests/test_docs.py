@@ -87,7 +87,7 @@ def test_the_site(tmp_path: Path) -> None:
     assert [path for path in tmp_path.rglob("*.md") if UNFILLED.search(path.read_text())] == []
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_code_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

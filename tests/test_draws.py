@@ -123,6 +123,7 @@ def report_of(in_torch: Any, in_jax: Any) -> parity.Report:
     return parity.check(model, parity.move(model, port, X), X, steps=1)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", PAIRS)
 def test_equal_draws_pass(name: str) -> None:
     report = report_of(*PAIRS[name])
@@ -130,6 +131,7 @@ def test_equal_draws_pass(name: str) -> None:
     assert report.models[0].advice == ()
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
@@ -217,6 +219,7 @@ def encoders() -> dict[str, tuple[Any, int]]:
     }
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", encoders())
 def test_the_libraries_attention_drops_alike(name: str) -> None:
     torch.manual_seed(0)

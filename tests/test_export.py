@@ -75,6 +75,7 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return Saved(request.param, net, path, runner(path))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("batch", [1, 5])
 def test_the_file_gives_the_live_logits(saved: Saved, batch: int) -> None:
     x = images(SPEC, batch, CIFAR, seed=batch)
@@ -84,6 +85,7 @@ def test_the_file_gives_the_live_logits(saved: Saved, batch: int) -> None:
     assert distance(logits, live) <= ALLOWED[saved.port]
 
 
+@pytest.mark.sample(1)
 def test_it_has_the_weights_of_the_moment_of_saving(saved: Saved) -> None:
     x = images(SPEC, 2, CIFAR)
     before = saved.run(x)
@@ -112,7 +114,7 @@ WITH_PORTS = {
 }
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("alone", [True, False], ids=["without-ports", "by-load"])
 def test_a_fresh_process_needs_no_source_of_the_network(saved: Saved, alone: bool, tmp_path: Path) -> None:
     x = images(SPEC, 2, CIFAR)
@@ -139,6 +141,7 @@ def test_a_fresh_process_needs_no_source_of_the_network(saved: Saved, alone: boo
     np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), saved.run(x))
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("port", PORTS)
 def test_a_fixed_batch_refuses_another(port: str, tmp_path: Path) -> None:
     net = create(BASE, port)
@@ -179,6 +182,7 @@ def test_a_failure_leaves_the_mode_and_no_file(tmp_path: Path) -> None:
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("port", PORTS)
 def test_features_come_as_they_are(port: str, tmp_path: Path) -> None:
     spec = described(features_only=True)
@@ -193,6 +197,7 @@ def test_features_come_as_they_are(port: str, tmp_path: Path) -> None:
     assert all(distance(a, b) <= ALLOWED[port] for a, b in zip(features, live, strict=True))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("port", "dtype"), [("pytorch", "bfloat16"), ("pytorch", "float64"), *((p, "bfloat16") for p in ("nnx", "linen"))]
 )

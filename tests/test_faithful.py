@@ -26,7 +26,7 @@ SEEDS = {
 }
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_faithful_run_passes(seed: int) -> None:
     (result,) = faithful.runs(1, seed)

@@ -99,6 +99,7 @@ class SequenceBatchNorm(torch.nn.BatchNorm1d):
         return super().forward(input.transpose(1, 2)).transpose(1, 2)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("momentum", "code"), [(0.9, 0), (0.99, 1)])
 def test_a_variance_is_accepted_in_a_subclass_with_the_channels_last(momentum: float, code: int) -> None:
     torch.manual_seed(0)
@@ -135,6 +136,7 @@ def test_a_step_that_is_made_of_rounding_decides_nothing(rate: float, code: int)
     assert report.exit_code == code, str(report)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("case", [*MISTAKES])
 def test_accept_hides_no_other_mistake_in_the_layer(case: str) -> None:
     settings, trap = MISTAKES[case]
@@ -316,6 +318,7 @@ def test_a_bias_of_one_number_passes(rows: int, bias: float) -> None:
     assert report, str(report)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("optimizer", VARIANTS)
 def test_a_bias_of_one_number_passes_with_every_optimizer(optimizer: str) -> None:
     report = parity.check(*one_number(50), optimizer=optimizer, steps=4)
@@ -360,6 +363,7 @@ class NnxTiny(nnx.Module):
         return self.down(nnx.relu(self.up(x)))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("scale", [1e-6, 1e-9])
 def test_a_tiny_bias_leaves_the_training_decidable(scale: float, optimizer: str) -> None:
@@ -444,6 +448,7 @@ def constant(layer: nnx.Module) -> None:
             setattr(layer, name, Constant(value.get_value()))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("optimizer", VARIANTS)
 def test_a_frozen_layer_stays_with_every_named_optimizer(optimizer: str) -> None:
     pair = moved(Table(frozen="up"), NnxTable(stop="up"))
@@ -498,6 +503,7 @@ def test_a_transform_of_ones_own_decides_what_stays(stop: str) -> None:
     assert {layer for layer, _ in named(report)} == {"(the optimizer)"}
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_a_detached_layer_has_no_gradient(optimizer: str) -> None:
     """PyTorch does not freeze it, and no gradient reaches it: the port's must be zero, too."""

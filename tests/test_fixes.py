@@ -60,7 +60,7 @@ def checked(options: dict[str, dict[str, Any]]) -> parity.Report:
     return parity.check(model, parity.move(model, NNX(options), IMAGES), IMAGES, steps=1, accept=["bn-running-var"])
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -204,7 +204,7 @@ def report_of(name: str, factor: float = 1.0) -> parity.Report:
     return parity.check(model, parity.move(model, port, X), X, steps=1)
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_right_pair_with_pins_passes(name: str) -> None:
     report = report_of(name)

@@ -72,6 +72,7 @@ def residual_block(port: str, *arguments: Any, block: Block = BASIC) -> Any:
 # ---- blocks
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("arguments", "shape"),
     [
@@ -99,7 +100,7 @@ BRANCHLESS = {
 }
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("case", BRANCHLESS)
 @pytest.mark.parametrize("port", PORTS)
 def test_zero_init_last_leaves_the_shortcut_alone(port: str, case: str) -> None:
@@ -146,7 +147,7 @@ def reference(request: pytest.FixtureRequest) -> tuple[Any, np.ndarray, list[np.
     return net, x, forward(net, x)[0]
 
 
-@pytest.mark.sample(24)
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("port", FLAX)
 def test_option_gives_the_outputs_of_pytorch(reference: Any, port: str) -> None:
     net, x, expected = reference
@@ -164,7 +165,7 @@ def test_option_can_be_seen(reference: Any) -> None:
 # ---- features and dilation
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("output_stride", [32, 16, 8])
 @pytest.mark.parametrize("port", PORTS)
 def test_features(port: str, output_stride: int) -> None:
@@ -367,7 +368,7 @@ KERNELS = [
 ]
 
 
-@pytest.mark.sample(10)
+@pytest.mark.sample(4)
 # Bounds of the next three tests are five standard errors of the statistic over n draws (the chance of a false alarm is
 # below 1e-6), and the seeds are fixed.
 @pytest.mark.parametrize(("spec", "layer"), KERNELS, ids=lambda value: getattr(value, "name", value))
@@ -476,7 +477,7 @@ def train_step_in(port: str, dtype: str) -> tuple[np.ndarray, dict[str, np.ndarr
         return out, ports.weights.read(net)
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("port", PORTS)
 def test_output_has_the_networks_type(port: str, dtype: str) -> None:
@@ -523,6 +524,7 @@ def test_layers_without_a_type_have_float32_parameters(layers: Any) -> None:
     assert layers.param_dtype(None) == np.float32
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", ["basic", "tutorial_net", "tutorial_resnet"])
 @pytest.mark.parametrize("port", FLAX)
 def test_an_array_of_numpy_is_an_input(port: str, name: str) -> None:
@@ -582,6 +584,7 @@ def eager_and_compiled(how: str, train: bool) -> tuple[list[Any], list[Any]]:
     return call(nets[0], x), jax.jit(lambda state, x: call(nnx.merge(graphdef, state), x))(state, x)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("how", ["nnx-nnx.jit", "nnx-jax.jit", "linen-jax.jit"])
 def test_jit_gives_the_eager_result(how: str, train: bool) -> None:
@@ -656,6 +659,7 @@ TRAINING = {
 }
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("how", TRAINING)
 def test_five_steps_lower_the_loss(how: str) -> None:
     losses = TRAINING[how](images(batch=8))

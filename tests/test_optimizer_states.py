@@ -390,7 +390,7 @@ OWN |= {
 }
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", OWN)
 def test_optax_own_states_are_pytorchs(name: str) -> None:
     """Three steps with the same gradients: the same numbers; they move into PyTorch, and back into each Flax form."""

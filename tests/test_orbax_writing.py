@@ -34,6 +34,7 @@ def full(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", ["a{}", "a\\{}"], ids=["zarr", "ocdbt"])
 def test_a_full_disk_is_one_line(name: str, full: Path, tmp_path: Path) -> None:
     """Of many tensors that are written at once several fail, some after the first error was told."""

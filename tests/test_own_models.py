@@ -140,6 +140,7 @@ def test_rms_norm_without_an_epsilon_has_that_of_float32() -> None:
     assert report, str(report)
 
 
+@pytest.mark.nightly
 def test_flax_batch_norm_is_a_named_difference() -> None:
     (model,) = checked(*unet()).models
     assert {row.quantity for row in model.rows if not row.ok} == {"statistics"}
@@ -148,7 +149,7 @@ def test_flax_batch_norm_is_a_named_difference() -> None:
     assert len({finding.layer, *finding.also}) == 10
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("make", "options", "mistake", "layer", "trap"),
     [
@@ -199,6 +200,7 @@ def test_fresh_weights_are_one_finding_and_nothing_else_differs() -> None:
     assert [f.trap for f in model.findings] == ["weights-not-moved"]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("change", "trap"),
     [
@@ -249,6 +251,7 @@ class LinenJitted(nn.Module):
         return nn.Dense(2)(self.activation(nn.Dense(8)(x)))
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("port", ["nnx", "linen"])
 def test_models_under_jit_are_checked_and_their_mistakes_named(port: str) -> None:
     torch.manual_seed(0)

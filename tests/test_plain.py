@@ -67,7 +67,7 @@ def tree(name: str, port: str) -> list[str]:
     return sorted(f"{k} {a.shape} {a.dtype}" for k, a in arrays.items())
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", TREES)
 def test_every_network_has_the_tensors_that_it_always_had(name: str) -> None:
     """Checkpoints of the first releases load."""
@@ -102,7 +102,7 @@ def test_fx_traces_and_layers_fuse(name: str) -> None:
     assert fused(x).shape == output_shape(spec, 2)
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", others_nightly(NETWORKS))
 def test_torch_export_takes_it(name: str) -> None:
     spec = get(name)
@@ -166,7 +166,7 @@ def abstract_input(name: str, *leading: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((*leading, *shape), jnp.float32 if given.below is None else jnp.int32)
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("port", FLAX)
 @pytest.mark.parametrize("name", others_nightly(NETWORKS))
 def test_jax_differentiates_maps_and_lowers_it_for_two_platforms(name: str, port: str) -> None:
@@ -195,6 +195,7 @@ def test_jax_differentiates_maps_and_lowers_it_for_two_platforms(name: str, port
     assert exported.mlir_module().count("stablehlo.convolution") >= convolutions
 
 
+@pytest.mark.sample(2)
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("port", FLAX)
 @pytest.mark.parametrize("kind", ["basic", "preact_bottleneck", "bottleneck-groups", "tutorial_resnet"])
@@ -232,6 +233,7 @@ def test_forward_mode_is_reverse_mode(kind: str, port: str) -> None:
 # ---- ports.fast
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("port", ports.PORTS)
 def test_fast_networks_compute_the_same_under_the_same_names(port: str) -> None:
     """1x1 convolutions with a stride, groups, and 3x3 convolutions that are large enough for Winograd's filtering."""

@@ -231,6 +231,7 @@ def test_port(parity, i):
 """
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("workers", "count"), [(("-n2",), 8), (("--dist=each", "--tx=2*popen"), 16)], ids=["n", "each"]
 )

@@ -45,6 +45,7 @@ def test_a_bug_whose_wrong_version_is_right_is_red() -> None:
     assert table.missed({**running.row(right), **dataclasses.asdict(got)}).startswith("not caught, place, named")
 
 
+@pytest.mark.nightly
 def test_a_bug_whose_right_version_is_wrong_is_red() -> None:
     bug = porting_bugs.load(SAMPLE[1])
     got = running.run(dataclasses.replace(bug, port=lambda wrong: bug.port(True)))
