@@ -322,6 +322,7 @@ def test_as_a_module() -> None:
     assert all(name in run.stdout for name in ports.NETWORKS)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("case", ["network", "weights-that-warn"])
 def test_a_mistake_as_a_module(case: str, tmp_path: Path) -> None:
     """In a process of its own, where a library's warning would reach the terminal."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -48,15 +49,33 @@ FRAMEWORKS = {
 }
 
 
+@functools.cache
+def parsed(text: str) -> ast.Module:
+    """The tree of a file's text: several tests look at every file."""
+    return ast.parse(text)
+
+
 def imported(file: Path) -> Iterator[str]:
     """The top packages that a file imports anywhere in it: in a function, under a condition, by a constant name."""
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(parsed(file.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             yield (node.module or "").split(".")[0]
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("importlib.import_module", "__import__"):
             yield from (str(arg.value).split(".")[0] for arg in node.args[:1] if isinstance(arg, ast.Constant))
+
+
+@functools.cache
+def named(text: str) -> frozenset[str]:
+    """The modules, and what is taken from them, that a file's text names where it runs when it is imported."""
+    names: set[str] = set()
+    for node in loaded(parsed(text)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return frozenset(names)
 
 
 def loaded(tree: ast.AST) -> Iterator[ast.AST]:
@@ -79,12 +98,7 @@ def graph(root: Path) -> dict[str, set[str]]:
     }
     found: dict[str, set[str]] = {}
     for module, file in files.items():
-        names: set[str] = set()
-        for node in loaded(ast.parse(file.read_text())):
-            if isinstance(node, ast.Import):
-                names |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-                names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        names = named(file.read_text())
         parents = {".".join(name.split(".")[:i]) for name in names for i in range(1, name.count(".") + 2)}
         found[module] = (parents & files.keys()) | ({name.split(".")[0] for name in names} - PACKAGES.keys())
     return found
@@ -132,7 +146,7 @@ def families_named(root: Path) -> list[str]:
         for file in sorted((root / package).rglob("*.py")):
             path = file.relative_to(root).as_posix()
             inside = path == "ports/families.py" or any(path.startswith(f"ports/{name}/") for name in names)
-            modules = {module for node in ast.walk(ast.parse(file.read_text())) for module in _modules(node)}
+            modules = {module for node in ast.walk(parsed(file.read_text())) for module in _modules(node)}
             for name in sorted(names):
                 if not inside and any(f"{module}.".startswith(f"ports.{name}.") for module in modules):
                     found.append(f"{path} imports ports.{name}")
@@ -155,7 +169,7 @@ def every_import(root: Path) -> dict[str, set[str]]:
     }
     edges: dict[str, set[str]] = {}
     for module, file in files.items():
-        tree = ast.parse(file.read_text())
+        tree = parsed(file.read_text())
         typed = {id(inner) for node in ast.walk(tree) if _is_for_types(node) for inner in ast.walk(node)}
         names = {name for node in ast.walk(tree) if id(node) not in typed for name in _modules(node)}
         edges[module] = {_module_of(name, files) for name in names} - {module, ""}
@@ -388,7 +402,7 @@ MODELS = {"net", "model", "flax_model", "made", "held", "port"}  # what a live n
 def ports_asked(file: Path) -> list[int]:
     """The lines that ask which framework something is of: by its name, or whether it is Linen's pair."""
     found = []
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(parsed(file.read_text())):
         if isinstance(node, ast.Compare | ast.match_case):
             names = {inner.value for inner in ast.walk(node) if isinstance(inner, ast.Constant)} & PORT_NAMES
         elif isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance":

@@ -164,6 +164,7 @@ def outside(wrong: tuple[Torch, Flax]) -> Any:
     return rows, findings, *others
 
 
+@pytest.mark.sample(6)
 @pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled:UserWarning")
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_setting_of_the_caller_does_not_change_the_verdict(
@@ -260,6 +261,7 @@ def models(how: dict[str, Any]) -> tuple[Torch, Flax]:
     return net, flax
 
 
+@pytest.mark.sample(8)
 @pytest.mark.usefixtures("no_type_checks")
 @pytest.mark.parametrize("around", [nullcontext, altered], ids=["plain", "altered"])
 @pytest.mark.parametrize("name", ENDS)
@@ -323,6 +325,7 @@ def _nested(call: Callable[..., Any]) -> Calls:
     return Calls(1, lambda: call(net, flax, X))
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("inner", [parity.check, parity.move, parity.assert_parity])
 @pytest.mark.parametrize("side", ["torch", "flax", "progress", "loss"])
 def test_a_check_inside_a_check_is_refused(side: str, inner: Callable[..., Any]) -> None:

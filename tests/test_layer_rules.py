@@ -16,6 +16,8 @@ from flax import linen, nnx
 from ports.weights import Leaf, WeightsError, read, register, write
 from ports.weights.layers import kinds, leaves
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 Weights = dict[str, np.ndarray]
 
 F8: Any = jnp.float64
@@ -172,6 +174,7 @@ def difference(case: str, port: str) -> tuple[float, bool]:
     return float(np.abs(got - expected).max() / np.abs(expected).max()), same_bits(weights, back)
 
 
+@pytest.mark.sample(10)
 @pytest.mark.parametrize("port", ["nnx", "linen"])
 @pytest.mark.parametrize("case", CASES)
 def test_layer(case: str, port: str) -> None:

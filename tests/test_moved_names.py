@@ -19,6 +19,8 @@ from parity.pairing import trials
 from ports import UserError
 from ports.weights import WeightsError
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 SIZE = 6
 X = np.random.default_rng(1).standard_normal((3, SIZE)).astype(np.float32)
 

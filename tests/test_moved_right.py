@@ -20,6 +20,8 @@ from parity.running.flax_ports import FlaxPort
 from ports import UserError
 from ports.weights import WeightsError
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 X = np.random.default_rng(0).standard_normal((2, 5, 8)).astype(np.float32)
 
 

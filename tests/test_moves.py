@@ -7,6 +7,8 @@ import pytest
 from parity import moving
 from tests.meta import moves
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 # Ports with fused and separate projections, own layers and the library's, stacks and lists, other names.
 RIGHT = (1, 12, 15, 21)
 REFUSED = (8,)

@@ -19,6 +19,8 @@ from ports.optimizers import CLASSES, OPTAX, OPTIMIZERS, VARIANTS, KnownOptimize
 from ports.weights import WeightsError, optimizer
 from ports.weights.optimizer.table import KNOWN, node_of, whole_number
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 NAMES = ("0.weight", "0.bias", "1.weight", "1.bias")
 RNG = np.random.default_rng(0)
 SHAPES = dict(zip(NAMES, ((3, 2), (3,), (2, 3), (2,)), strict=True))

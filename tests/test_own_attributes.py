@@ -20,6 +20,8 @@ from ports.errors import UserError
 from ports.weights import Leaf, register
 from ports.weights.layers import kinds, leaves
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 
 class Described(torch.nn.Module):
     """A model with an attribute `spec`, whose ReLUs change what the layers before them gave."""

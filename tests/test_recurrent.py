@@ -66,6 +66,7 @@ def written(case: str, weights: dict[str, np.ndarray]) -> Any:
     return net if variables is None else (net[0], variables)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("case", CELLS)
 def test_folded_weights_give_the_same_output(case: str) -> None:
     reference = in_torch(case)
@@ -135,6 +136,7 @@ def sequence() -> tuple[torch.nn.Module, Any]:
     return model, parity.move(model, (module, module.init(jax.random.key(0), jnp.array(X, jnp.float32))), X)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_second_bias_that_the_port_has_in_part_is_trained_on_neither_side(optimizer: str) -> None:

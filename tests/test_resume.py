@@ -139,6 +139,7 @@ def test_torch_then_flax(whole: Any) -> None:
         assert np.linalg.norm(last[key] - array) <= 1e-9 * np.linalg.norm(array)
 
 
+@pytest.mark.sample(1)
 def test_flax_then_torch(whole: Any) -> None:
     name, start, end, _ = whole
     with jax.enable_x64(True):

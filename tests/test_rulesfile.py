@@ -27,6 +27,8 @@ from ports.weights.checkpoints.pretrained import DIGITS, fetched
 from ports.weights.files import formats
 from ports.weights.rules import draft, rulesfile
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 
 class Block(nn.Module):
     def __init__(self) -> None:

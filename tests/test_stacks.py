@@ -115,7 +115,7 @@ def checked(port: str, **settings: Any) -> parity.Report:
 STACKS = {"linen": in_linen, "nnx": NnxStack}
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("remat", [False, True], ids=["plain", "remat"])
 @pytest.mark.parametrize("port", STACKS)
 def test_a_stack_equals_a_list_of_layers(port: str, remat: bool) -> None:

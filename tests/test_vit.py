@@ -161,6 +161,7 @@ def test_a_variable_of_somebodys_own_module_still_needs_a_rule() -> None:
 # ---- what is refused
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("port", ports.PORTS)
 @pytest.mark.parametrize("size", [(12, 16), (13, 13), (3, 3)])
 def test_images_of_another_size_are_refused(port: str, size: tuple[int, int]) -> None:
@@ -186,6 +187,7 @@ def test_bad_options(changes: dict[str, Any], said: str) -> None:
 # ---- initial weights
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("port", ports.PORTS)
 def test_initial_weights_are_torchvisions(port: str) -> None:
     """Standard deviations within five standard errors of n draws."""

@@ -101,6 +101,7 @@ def order(*options: str) -> list[str]:
     return [line for line in done.stdout.splitlines() if "::" in line]
 
 
+@pytest.mark.nightly
 def test_a_seed_shuffles_the_tests() -> None:
     plain, once = order(), order("--shuffle", "1")
     assert sorted(plain) == sorted(once)

@@ -23,6 +23,8 @@ from ports.weights import Default, Ignore, Rename, WeightsError, read, write
 from ports.weights.form.torch_form import lossless
 from ports.weights.live.pytorch import to_numpy, to_torch
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 Weights = dict[str, np.ndarray]
 
 DIRECTIONS = list(permutations(ports.PORTS, 2))
@@ -65,6 +67,7 @@ def same_bits(a: Weights, b: Weights) -> bool:
     )
 
 
+@pytest.mark.sample(10)
 @pytest.mark.parametrize("spec", NETS, ids=lambda s: s.name)
 @pytest.mark.parametrize(("first", "second"), DIRECTIONS)
 def test_round_trip_gives_every_bit_back(spec: ResNetSpec, first: str, second: str) -> None:
@@ -137,6 +140,7 @@ def conv(port: str, dtype: str) -> Any:
     return linen.Conv(4, (3, 3)), {"params": {"kernel": jnp.zeros((3, 3, 3, 4), dtype), "bias": jnp.zeros(4, dtype)}}
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize(("first", "second"), DIRECTIONS)
 @pytest.mark.parametrize("dtype", SPECIAL)
 def test_special_values_keep_every_bit(dtype: str, first: str, second: str) -> None:
