@@ -81,6 +81,7 @@ def told(**wrong: Callable[..., Any]) -> str:
     return finding.text
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize(
     ("wrong", "expected"),
     [
@@ -259,6 +260,7 @@ class NNXWired(nnx.Module):
         return self.last((self.norm1 if self.wrong == "norm" else self.norm2)(x))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("wrong", "layer", "expected"),
     [
@@ -310,6 +312,7 @@ class NNXParts(nnx.Module):
         return self.head(self.last(y).max(1))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("order", "factor", "last", "expected"),
     [

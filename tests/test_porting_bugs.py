@@ -36,6 +36,7 @@ def test_a_bug_is_what_is_stored(name: str) -> None:
     assert (got["passes"], got["caught"], got["place"], got["named"]) == (True,) * 4
 
 
+@pytest.mark.nightly
 def test_a_bug_whose_wrong_version_is_right_is_red() -> None:
     bug = porting_bugs.load(SAMPLE[1])
     right = dataclasses.replace(bug, port=lambda wrong: bug.port(False))

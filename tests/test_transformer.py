@@ -50,6 +50,7 @@ def plant_epsilon(net: Any) -> None:
     net.blocks.layers[0].norm2.epsilon = 1e-6
 
 
+@pytest.mark.nightly
 @pytest.mark.sample(1)
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
