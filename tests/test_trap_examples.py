@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from docs.generator import examples
-from docs.generator.examples import Example, Group
 from parity.traps.catalogue import TRAPS
+from parity.traps.examples import PLACES, Example, Group, by_name, groups
 
-GROUPS = tuple(examples.groups())
-EXAMPLES = examples.by_name()
+GROUPS = tuple(groups())
+EXAMPLES = by_name()
 # Tables in float32 inside of optax, PyTorch and JAX.
 CLOSE = 1e-6
 
@@ -69,7 +69,7 @@ def test_an_example_that_says_something_false_is_noticed(name: str, change: dict
 
 
 def test_every_trap_has_an_example_and_every_example_a_trap() -> None:
-    """Whoever adds a trap adds a row to `docs/traps/`; a name that is renamed or taken away is noticed here."""
+    """Whoever adds a trap adds a row to `parity/traps/examples/`; a name that changes is noticed here."""
     assert {trap.name for trap in TRAPS} - set(EXAMPLES) == set()
     assert set(EXAMPLES) - {trap.name for trap in TRAPS} == set()
 
@@ -81,7 +81,7 @@ def test_an_example_stands_in_the_file_of_its_place() -> None:
 
 def test_two_rows_for_one_trap_are_refused(tmp_path: Path) -> None:
     row = '[[group]]\ntitle = ""\nwhy = ""\nright = "x"\n[group.traps]\ngelu-tanh = "y"\n'
-    for place in examples.PLACES:
+    for place in PLACES:
         (tmp_path / f"{place}.toml").write_text('setup = ""\n' + row)
     with pytest.raises(ValueError, match="gelu-tanh: got two rows"):
-        examples.by_name(tmp_path)
+        by_name(tmp_path)

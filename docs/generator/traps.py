@@ -6,9 +6,10 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from docs.generator import costs, examples
-from docs.generator.examples import Example
+from docs.generator import costs
+from parity.traps import examples
 from parity.traps.catalogue import TRAPS
+from parity.traps.examples import Example
 from parity.traps.trap import PlantedIn, Trap
 
 # What each place of a trap is called, and what is said of it above its groups.
@@ -58,15 +59,8 @@ def measured() -> dict[str, list[dict[str, Any]]]:
 
 def code(example: Example) -> Iterator[str]:
     """Yield PyTorch's code, the wrong code and the right code."""
-    parts = (
-        ("PyTorch", example.torch),
-        ("Flax, in both", example.given),
-        ("Wrong", example.wrong),
-        ("Right", example.right),
-    )
-    for title, text in parts:
-        if text:
-            yield from (f"**{title}**", "", "```python", text, "```", "")
+    for title, text in example.shown():
+        yield from (f"**{title}**", "", "```python", text, "```", "")
 
 
 # What was measured, the column's head, and how a number is written.

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # A line is readable in a terminal of this width.
 WIDTH = 80
+CODE = " " * 4
 
 PLACES = {
     "weight": "In weights",
@@ -77,6 +78,18 @@ def page(name: str) -> Iterator[str]:
         for head, text in _parts(trap):
             yield from textwrap.wrap(f"{head + ':':<10}{text}", WIDTH, subsequent_indent=" " * 10)
         yield ""
+    yield from _example(name)
+
+
+def _example(name: str) -> Iterator[str]:
+    """Yield why the mistake is made, and code in which it is made and mended."""
+    from parity.traps.examples import by_name
+
+    example = by_name()[name]
+    yield from textwrap.wrap(f"{'why:':<10}{example.why}", WIDTH, subsequent_indent=" " * 10)
+    for title, code in example.shown():
+        yield from ("", f"{title}:", *textwrap.indent(code.strip(), CODE).splitlines())
+    yield ""
 
 
 def _parts(trap: Trap) -> Iterator[tuple[str, str]]:
