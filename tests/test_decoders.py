@@ -28,6 +28,7 @@ from parity.numerics.pins import Pins
 from parity.options import NetworkOptions
 from parity.running import lifted_pytorch, memory
 from ports import UserError, families, losses, torch_losses
+from ports.gpt2.nnx import GPT2MLP
 from ports.gpt2.spec import GPT2Spec
 from ports.llama.spec import LlamaSpec, RopeScaling
 from ports.weights import WeightsError
@@ -48,7 +49,10 @@ LLAMA = LlamaSpec(
     scaling=RopeScaling(factor=4.0, length=64),
 )
 QWEN = dataclasses.replace(LLAMA, name="tiny-qwen", kv_heads=1, scaling=None, bias=True, tied=False, epsilon=1e-6)
-TINY: dict[str, Any] = {spec.name: spec for spec in (GPT2, LLAMA, QWEN)}
+GPT2_STACKED, QWEN_STACKED = (
+    dataclasses.replace(spec, name=f"{spec.name}-stacked", stacked=True) for spec in (GPT2, QWEN)
+)
+TINY: dict[str, Any] = {spec.name: spec for spec in (GPT2, LLAMA, QWEN, GPT2_STACKED, QWEN_STACKED)}
 FLAX = ("nnx", "linen")
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -114,14 +118,18 @@ def test_it_is_the_same_in_every_port(name: str) -> None:
     assert not report.models[0].advice, "the two names of a tied tensor are one"
 
 
+class Exact(GPT2MLP):
+    def __call__(self, x: Any) -> Any:
+        return self.c_proj(nnx.gelu(self.c_fc(x), approximate=False))
+
+
 def plant_gelu(net: Any) -> None:
-    block = type(net.transformer.h[1].mlp)
-
-    class Exact(block):
-        def __call__(self: Any, x: Any) -> Any:
-            return self.c_proj(nnx.gelu(self.c_fc(x), approximate=False))
-
     net.transformer.h[1].mlp.__class__ = Exact
+
+
+def plant_gelu_in_all(net: Any) -> None:
+    """One block stands for all: the mistake is in each."""
+    net.transformer.h.mlp.__class__ = Exact
 
 
 def plant_unscaled(net: Any) -> None:
@@ -133,9 +141,10 @@ def plant_unscaled(net: Any) -> None:
     ("spec", "plant", "said"),
     [
         (GPT2, plant_gelu, "nnx: layer.eval at transformer.h.1.mlp"),
+        (GPT2_STACKED, plant_gelu_in_all, "nnx: layer.eval at transformer.h.0.mlp"),
         (LLAMA, plant_unscaled, "[rotary-frequencies-unscaled]: between model.layers.0.self_attn.v_proj"),
     ],
-    ids=["gelu", "unscaled"],
+    ids=["gelu", "gelu-stacked", "unscaled"],
 )
 def test_a_planted_mistake_is_found(spec: Any, plant: Any, said: str) -> None:
     net = drawn(ports.create(spec, "pytorch", dtype="float64"))
@@ -156,6 +165,23 @@ def test_live_networks_give_every_bit_back(name: str, port: str) -> None:
     back = ports.weights.read(net if variables is None else (net[0], variables))
     assert back.keys() == weights.keys()
     assert all(back[key].tobytes() == array.tobytes() for key, array in weights.items())
+
+
+@pytest.mark.parametrize("port", FLAX)
+@pytest.mark.parametrize("spec", [GPT2_STACKED, QWEN_STACKED], ids=lambda spec: spec.name)
+def test_stacked_blocks_are_one_array_each(spec: Any, port: str) -> None:
+    """The program does not grow with the depth, and the weights of a block are drawn like those of the others."""
+    net = ports.create(spec, port)
+    held = nnx.to_flat_state(nnx.state(net)) if port == "nnx" else traverse_util.flatten_dict(net[1]["params"]).items()
+    shapes = {path: value.shape for path, value in dict[Any, Any](held).items()}
+    inside = [shape for path, shape in shapes.items() if {"h", "layers"} & {*path}]
+    assert len(shapes) < 20
+    assert {shape[0] for shape in inside} == {spec.depth}
+    weights = ports.weights.read(net)
+    (first, second) = (
+        array for name, array in weights.items() if name.endswith(("attn.c_attn.weight", "k_proj.weight"))
+    )
+    assert np.abs(first - second).max() > 0.01
 
 
 @pytest.mark.usefixtures("no_type_checks")
@@ -245,7 +271,7 @@ def test_a_batch_of_padding_alone_gives_numbers(name: str, port: str) -> None:
 @pytest.mark.parametrize("name", TINY)
 def test_a_long_prompt(name: str, port: str) -> None:
     """2,000 tokens at once, then 3 more; the second text has 500 tokens less."""
-    spec = families.get(TINY[name], depth=1, **({"length": 2048} if name == GPT2.name else {}))
+    spec = families.get(TINY[name], depth=1, **({"length": 2048} if "gpt2" in name else {}))
     text = tokens(spec, 2003, batch=2)
     real = np.arange(2000) >= np.array([[0], [500]])
     with jax.enable_x64(True):
@@ -507,7 +533,7 @@ def test_the_published_files_of_gpt2_have_other_names(name: str, masks: bool) ->
     assert weights["lm_head.weight"] is weights["transformer.wte.weight"]
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", [name for name, spec in TINY.items() if not spec.stacked])
 def test_where_flax_networks_keep_their_variables(name: str) -> None:
     """A tensor with two names stands in NNX's state under the first in the alphabet, in Linen's where it is made."""
     spec = TINY[name]

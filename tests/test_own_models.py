@@ -80,7 +80,8 @@ def test_volumes_pass() -> None:
     assert report, str(report)
 
 
-def test_tied_weights_pass() -> None:
+@pytest.mark.parametrize("named_twice", [False, True])
+def test_tied_weights_pass(named_twice: bool) -> None:
     class Torch(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -94,6 +95,8 @@ def test_tied_weights_pass() -> None:
     class Flax(nnx.Module):
         def __init__(self) -> None:
             self.embed, self.up = nnx.Embed(7, 4, rngs=nnx.Rngs(0)), nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+            if named_twice:
+                self.decoder = self.embed
 
         def __call__(self, tokens: jax.Array) -> jax.Array:
             return self.embed.attend(self.up(self.embed(tokens)))

@@ -59,6 +59,9 @@ class FlaxPort:
     def written(self, net: Net, own: Mapping[str, np.ndarray], modules: object) -> Net:
         """Return the model with these tensors, in its own types: NNX's itself, of Linen's a copy of the variables."""
         places = self.places(net, modules)
+        given = {slot.key for name, place in places.items() if name in own for slot in place.slots}
+        # The second name of a tensor that is given follows the first.
+        places = {n: p for n, p in places.items() if n in own or given.isdisjoint(slot.key for slot in p.slots)}
         values = {n: own[n].astype(p.dtype) if n in own else p.read() for n, p in places.items()}
         new: Any = flax_weights.plan(places, values, ())  # pyright: ignore[reportArgumentType]
         return self.put(net, new)

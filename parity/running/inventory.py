@@ -142,14 +142,16 @@ def module_of(name: str) -> str:
 
 
 def of_nnx(net: Any, probe: Probe) -> list[ModelLayer]:
-    """NNX's layers with tensors."""
-    modules, seen = {}, set()
+    """NNX's layers with tensors; a layer under two names has its first, as in PyTorch's `named_modules`."""
+    modules, others, seen = {}, set(), set()
     for name, module in nnx.modules(net).items():
-        if id(module) not in seen:
+        if id(module) in seen:
+            others.add(name)
+        else:
             seen.add(id(module))
             modules[name] = module
     record = Recorder(inputs=True)
-    places = nnx.places(net, bare=True)
+    places = {name: place for name, place in nnx.places(net, bare=True).items() if place.module not in others}
     unused = _trace(run_nnx.functional(net, tensors={name: name for name in places}), probe, record)
     cells = {name: f"{name}.cell" for name, m in modules.items() if isinstance(m, flax.nnx.RNN)}
     return _of_flax(modules, places, record, cells, unused)

@@ -6,7 +6,7 @@ a shorter text. A call gives a new cache; under `jax.jit` with `donate_argnames`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ from ports.layers.checks import require_room
 
 Heads = Float[Array, "batch length heads width"]
 New = Float[Array, "batch length kv_heads width"]
-Keys = Float[Array, "batch room kv_heads width"]
+Keys = Float[Array, "*blocks batch room kv_heads width"]
 Seen = Bool[Array, "_ 1 length room"]
 
 
@@ -43,7 +43,7 @@ def attend(q: Heads, k: Keys, v: Keys, seen: Seen | None) -> Float[Array, "batch
 
 @dataclass
 class Past:
-    """The keys and values of one block, and where new ones go."""
+    """The keys and values of one block, or of stacked blocks, and where new ones go."""
 
     keys: Keys
     values: Keys
@@ -56,12 +56,16 @@ class Past:
         self.values = lax.dynamic_update_slice_in_dim(self.values, v.astype(self.values.dtype), self.length, axis=1)
         return attend(q, self.keys, self.values, self.seen)
 
+    def of_block(self, keys: Keys, values: Keys) -> Past:
+        """Return what one of stacked blocks needs."""
+        return replace(self, keys=keys, values=values)
+
 
 class Cache(struct.PyTreeNode):
     """What a decoder remembers of a batch of texts.
 
     Attributes:
-        keys, values: of each block.
+        keys, values: of each block. Stacked blocks have one array of each, whose first axis is the blocks.
         real: which places hold a token. Padding and empty places do not.
         length: how many places are filled.
     """
@@ -72,15 +76,16 @@ class Cache(struct.PyTreeNode):
     length: Int[Array, ""]
 
     @classmethod
-    def empty(cls, depth: int, shape: tuple[int, int, int, int], like: Any) -> Cache:
+    def empty(cls, depth: int, shape: tuple[int, int, int, int], like: Any, stacked: bool = False) -> Cache:
         """Return a cache without tokens.
 
         Args:
             shape: batch, room, heads of the keys, features of a head.
             like: the type.
         """
-        keys = tuple(jnp.zeros(shape, like) for _ in range(depth))
-        values = tuple(jnp.zeros(shape, like) for _ in range(depth))
+        shapes = [(depth, *shape)] if stacked else [shape] * depth
+        keys = tuple(jnp.zeros(each, like) for each in shapes)
+        values = tuple(jnp.zeros(each, like) for each in shapes)
         return cls(keys, values, jnp.zeros(shape[:2], bool), jnp.zeros((), jnp.int32))
 
     def extended(

@@ -11,6 +11,7 @@ from flax.linen.initializers import normal
 from jaxtyping import Array, Bool, Float, Int
 
 from ports.decoding.flax import Cache, Past, attend
+from ports.decoding.linen import blocks, run
 from ports.gpt2.spec import GPT2Spec
 from ports.layers.checks import require_length
 from ports.layers.linen import AnyArray, Conv1D, Dtype, conv1d, param_dtype
@@ -95,14 +96,12 @@ class GPT2Model(nn.Module):
         spec, dtype = self.spec, self.dtype
         self.wte = embedding(spec.vocabulary, spec.width, dtype=dtype)
         self.wpe = embedding(spec.length, spec.width, dtype=dtype)
-        self.h = [GPT2Block(spec, dtype) for _ in range(spec.depth)]
+        self.h = blocks(lambda: GPT2Block(spec, dtype), spec.depth, spec.stacked)
         self.ln_f = layer_norm(dtype=dtype)
 
     def __call__(self, tokens: Tokens, positions: Int[Array, "_ length"], pasts: list[Past] | None = None) -> Features:
         x = self.wte(jnp.asarray(tokens)) + self.wpe(positions)
-        for i, block in enumerate(self.h):
-            x = block(x, None if pasts is None else pasts[i])
-        return self.ln_f(x)
+        return self.ln_f(run(self.h, self.spec.depth, x, pasts))
 
 
 class GPT2LMHeadModel(nn.Module):
@@ -136,7 +135,7 @@ class GPT2LMHeadModel(nn.Module):
         require_length(spec.name, tokens.shape[1], spec.length)
         require_length(spec.name, room, spec.length)
         shape = (tokens.shape[0], room, spec.heads, spec.width // spec.heads)
-        return self._extended(tokens, Cache.empty(spec.depth, shape, self.dtype), real)
+        return self._extended(tokens, Cache.empty(spec.depth, shape, self.dtype, spec.stacked), real)
 
     def decode(self, tokens: Tokens, cache: Cache) -> tuple[Logits, Cache]:
         """Read the next tokens of the texts, one or more of each.

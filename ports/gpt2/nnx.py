@@ -11,6 +11,7 @@ from flax.nnx.nn.initializers import normal
 from jaxtyping import Array, Bool, Float, Int
 
 from ports.decoding.flax import Cache, Past, attend
+from ports.decoding.nnx import blocks, run
 from ports.gpt2.spec import GPT2Spec
 from ports.layers.checks import require_length
 from ports.layers.nnx import AnyArray, Conv1D, Dtype, param_dtype
@@ -79,14 +80,12 @@ class GPT2Model(nnx.Module):
     def __init__(self, spec: GPT2Spec, *, dtype: Dtype = jnp.float32, rngs: nnx.Rngs) -> None:
         self.wte = embedding(spec.vocabulary, spec.width, dtype=dtype, rngs=rngs)
         self.wpe = embedding(spec.length, spec.width, dtype=dtype, rngs=rngs)
-        self.h = nnx.List([GPT2Block(spec, dtype=dtype, rngs=rngs) for _ in range(spec.depth)])
+        self.h = blocks(lambda rngs: GPT2Block(spec, dtype=dtype, rngs=rngs), spec.depth, spec.stacked, rngs)
         self.ln_f = layer_norm(spec.width, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens: Tokens, positions: Int[Array, "_ length"], pasts: list[Past] | None = None) -> Features:
         x = self.wte(jnp.asarray(tokens)) + self.wpe(positions)
-        for i, block in enumerate(self.h):
-            x = block(x, None if pasts is None else pasts[i])
-        return self.ln_f(x)
+        return self.ln_f(run(self.h, x, pasts))
 
 
 class GPT2LMHeadModel(nnx.Module):
@@ -118,7 +117,7 @@ class GPT2LMHeadModel(nnx.Module):
         require_length(spec.name, tokens.shape[1], spec.length)
         require_length(spec.name, room, spec.length)
         shape = (tokens.shape[0], room, spec.heads, spec.width // spec.heads)
-        return self._extended(tokens, Cache.empty(spec.depth, shape, self.lm_head.dtype), real)
+        return self._extended(tokens, Cache.empty(spec.depth, shape, self.lm_head.dtype, spec.stacked), real)
 
     def decode(self, tokens: Tokens, cache: Cache) -> tuple[Logits, Cache]:
         """Read the next tokens of the texts, one or more of each.

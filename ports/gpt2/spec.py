@@ -25,6 +25,8 @@ class GPT2Spec:
         depth: number of blocks.
         vocabulary: number of different tokens.
         length: the longest text, in tokens.
+        stacked: the Flax ports keep each weight of all blocks as one array with an axis more, and run the blocks with
+            `scan`: the program is as short as that of one block. PyTorch's port is the same.
         source: where the network was published.
     """
 
@@ -34,6 +36,7 @@ class GPT2Spec:
     depth: int
     vocabulary: int = 50257
     length: int = 1024
+    stacked: bool = False
     source: str = ""
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ from flax.linen.initializers import normal
 from jaxtyping import Array, Bool, Float, Int
 
 from ports.decoding.flax import Cache, Past, attend
+from ports.decoding.linen import blocks, run
 from ports.layers.checks import require_length
 from ports.layers.linen import AnyArray, Dtype, param_dtype
 from ports.llama.spec import LlamaSpec
@@ -118,15 +119,13 @@ class LlamaModel(nn.Module):
         spec, dtype = self.spec, self.dtype
         self.frequencies = spec.frequencies()
         self.embed_tokens = embedding(spec, dtype=dtype)
-        self.layers = [LlamaDecoderLayer(spec, dtype) for _ in range(spec.depth)]
+        self.layers = blocks(lambda: LlamaDecoderLayer(spec, dtype), spec.depth, spec.stacked)
         self.norm = rms_norm(spec, dtype=dtype)
 
     def __call__(self, tokens: Tokens, positions: Int[Array, "_ length"], pasts: list[Past] | None = None) -> Features:
         x = self.embed_tokens(jnp.asarray(tokens))
-        cos, sin = rotation(positions, self.frequencies, x.dtype)
-        for i, layer in enumerate(self.layers):
-            x = layer(x, (cos, sin), None if pasts is None else pasts[i])
-        return self.norm(x)
+        turn = rotation(positions, self.frequencies, x.dtype)
+        return self.norm(run(self.layers, self.spec.depth, x, pasts, turn))
 
 
 class LlamaForCausalLM(nn.Module):
@@ -163,7 +162,7 @@ class LlamaForCausalLM(nn.Module):
         spec = self.spec
         require_length(spec.name, tokens.shape[1])
         shape = (tokens.shape[0], room, spec.kv_heads, spec.head_width)
-        return self._extended(tokens, Cache.empty(spec.depth, shape, self.dtype), real)
+        return self._extended(tokens, Cache.empty(spec.depth, shape, self.dtype, spec.stacked), real)
 
     def decode(self, tokens: Tokens, cache: Cache) -> tuple[Logits, Cache]:
         """Read the next tokens of the texts, one or more of each.

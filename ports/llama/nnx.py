@@ -11,6 +11,7 @@ from flax.nnx.nn.initializers import normal
 from jaxtyping import Array, Bool, Float, Int
 
 from ports.decoding.flax import Cache, Past, attend
+from ports.decoding.nnx import blocks, run
 from ports.layers.checks import require_length
 from ports.layers.nnx import AnyArray, Dtype, param_dtype
 from ports.llama.spec import LlamaSpec
@@ -112,15 +113,15 @@ class LlamaModel(nnx.Module):
     def __init__(self, spec: LlamaSpec, *, dtype: Dtype = jnp.float32, rngs: nnx.Rngs) -> None:
         self.frequencies = spec.frequencies()
         self.embed_tokens = embedding(spec, dtype=dtype, rngs=rngs)
-        self.layers = nnx.List([LlamaDecoderLayer(spec, dtype=dtype, rngs=rngs) for _ in range(spec.depth)])
+        self.layers = blocks(
+            lambda rngs: LlamaDecoderLayer(spec, dtype=dtype, rngs=rngs), spec.depth, spec.stacked, rngs
+        )
         self.norm = rms_norm(spec, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens: Tokens, positions: Int[Array, "_ length"], pasts: list[Past] | None = None) -> Features:
         x = self.embed_tokens(jnp.asarray(tokens))
-        cos, sin = rotation(positions, self.frequencies, x.dtype)
-        for i, layer in enumerate(self.layers):
-            x = layer(x, (cos, sin), None if pasts is None else pasts[i])
-        return self.norm(x)
+        turn = rotation(positions, self.frequencies, x.dtype)
+        return self.norm(run(self.layers, x, pasts, turn))
 
 
 class LlamaForCausalLM(nnx.Module):
@@ -154,7 +155,7 @@ class LlamaForCausalLM(nnx.Module):
         spec = self.spec
         require_length(spec.name, tokens.shape[1])
         shape = (tokens.shape[0], room, spec.kv_heads, spec.head_width)
-        return self._extended(tokens, Cache.empty(spec.depth, shape, self.model.embed_tokens.dtype), real)
+        return self._extended(tokens, Cache.empty(spec.depth, shape, self.model.embed_tokens.dtype, spec.stacked), real)
 
     def decode(self, tokens: Tokens, cache: Cache) -> tuple[Logits, Cache]:
         """Read the next tokens of the texts, one or more of each.

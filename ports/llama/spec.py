@@ -50,6 +50,8 @@ class LlamaSpec:
         epsilon: of RMSNorm.
         bias: the linear layers of queries, keys and values have biases.
         tied: the output layer has the weights of the embedding.
+        stacked: the Flax ports keep each weight of all blocks as one array with an axis more, and run the blocks with
+            `scan`: the program is as short as that of one block. PyTorch's port is the same.
         source: where the network was published.
     """
 
@@ -65,6 +67,7 @@ class LlamaSpec:
     epsilon: float = 1e-5
     bias: bool = False
     tied: bool = True
+    stacked: bool = False
     source: str = ""
 
     def __post_init__(self) -> None:
