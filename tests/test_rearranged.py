@@ -309,19 +309,22 @@ class Twice(nn.Module):
 
 
 class OtherTwice(nnx.Module):
-    def __init__(self) -> None:
-        rngs = nnx.Rngs(0)
+    def __init__(self, act: Callable[[jax.Array], jax.Array] = jnp.tanh) -> None:
+        rngs, self.act = nnx.Rngs(0), act
         self.alpha, self.beta = kernel(rngs, 1, WIDTH, WIDTH), kernel(rngs, 1, WIDTH, WIDTH)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return jnp.tanh(x @ self.beta[...][0]) @ self.alpha[...][0]
+        return self.act(x @ self.beta[...][0]) @ self.alpha[...][0]
 
 
 def test_names_settle_tensors_and_their_form() -> None:
     torch.manual_seed(0)
     ours = Twice().eval()
-    with pytest.raises(UserError, match=r"names=\{'first': '(alpha|beta)'"):
-        parity.move(ours, OtherTwice(), INPUTS)
+    for names in (None, {"first": "beta"}, {"first": "beta", "second": "alpha"}):  # computing tells what names do not
+        moved = parity.move(ours, OtherTwice(), INPUTS, names=names)
+        assert np.array_equal(moved.alpha[...][0], ours.second.detach().numpy().T)
+    with pytest.raises(UserError, match=r"forms of PyTorch's second fit .* names=\{'second': 'alpha: "):
+        parity.move(ours, OtherTwice(jnp.sin), INPUTS)
     moved = parity.move(ours, OtherTwice(), INPUTS, names={"first": "beta", "second": "alpha"})
     assert np.array_equal(moved.alpha[...][0], ours.second.detach().numpy().T)
     assert parity.check(ours, moved, INPUTS, steps=0, names={"second": "alpha", "first": "beta"})

@@ -81,14 +81,20 @@ def _ranked(found: Sequence[Layout], torch: Tensor, flax: Tensor, known: bool) -
     """
     if known and torch.layer.kind != OWN:
         return [layout for layout in found if layout.plain or (torch.shape != flax.shape and _inputs_kept(layout))]
+    return sorted(found, key=lambda layout: _rank(layout, torch, flax, known))
+
+
+def _rank(layout: Layout, torch: Tensor, flax: Tensor, known: bool) -> int:
     kernel = not known and torch.role == "weight" and len(torch.shape) > 1 and flax.last not in AS_IN_TORCH
+    if _kernelwise(layout, len(torch.shape)):
+        return 0 if kernel else 1
+    return 0 if layout.plain and not kernel else 2
 
-    def rank(layout: Layout) -> int:
-        if _kernelwise(layout, len(torch.shape)):
-            return 0 if kernel else 1
-        return 0 if layout.plain and not kernel else 2
 
-    return sorted(found, key=rank)
+def usual(torch: Sequence[Tensor], flax: Sequence[Tensor]) -> bool:
+    """Return whether some form that fits is one that JAX code mostly has."""
+    forms = fitting_forms(torch, flax)
+    return any(_rank(form.layout, torch[0], flax[0], known=False) == 0 for form in forms)
 
 
 def _inputs_kept(layout: Layout) -> bool:

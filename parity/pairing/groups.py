@@ -48,7 +48,7 @@ def groups(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> list[Match]:
         alike = (other for other in candidates if abs(other.score - one.score) < CLOSE)
         rivals = [other for other in alike if other.ids & one.ids and not other.ids & used]
         if len(rivals) == 1 and (forms := fitting_forms(one.torch, one.flax)):
-            found.append(Match(one.torch, one.flax, forms, SIMILAR))
+            found.append(Match(one.torch, one.flax, forms, SIMILAR, spelled=_spells(one.torch, one.flax)))
             used |= one.ids
     return found
 
@@ -143,7 +143,7 @@ def _single_score(a: Tensor, b: Tensor) -> float:
 
 def _group_score(group: Sequence[Tensor], one: Tensor) -> float:
     """Return how well names say that one tensor holds a group: the common part of the names, and what they add."""
-    whole = part_similarity(without_role(_common([t.tokens for t in group])), without_role(one.tokens))
+    whole = part_similarity(without_role(common([t.tokens for t in group])), without_role(one.tokens))
     letters = _letters(group)
     spelled = len(letters) == len(group) and any(sorted(letters) == sorted(p) for p in _spelled(one, len(letters)))
     score = whole + (0.5 if spelled else 0.0) + 0.01 * len(group)
@@ -152,8 +152,8 @@ def _group_score(group: Sequence[Tensor], one: Tensor) -> float:
 
 def _letters(group: Sequence[Tensor]) -> str:
     """Return the first letters of what tells the tensors of a group apart: qkv."""
-    common = _common([t.tokens for t in group])
-    own = ([token for token in t.tokens if token not in common and not isinstance(token, Number)] for t in group)
+    shared = common([t.tokens for t in group])
+    own = ([token for token in t.tokens if token not in shared and not isinstance(token, Number)] for t in group)
     return "".join(some[0][0] for some in own if some)
 
 
@@ -175,6 +175,13 @@ def _in_order(group: tuple[Tensor, ...], one: Tensor) -> tuple[Tensor, ...]:
     return group
 
 
+def _spells(torch: tuple[Tensor, ...], flax: tuple[Tensor, ...]) -> bool:
+    """Whether the name of the one tensor says that it holds the others in their order."""
+    group, one = (torch, flax[0]) if len(flax) == 1 else (flax, torch[0])
+    letters = _letters(group)
+    return len(letters) == len({*letters}) == len(group) > 1 and letters in _spelled(one, len(letters))
+
+
 def _same_numbers(group: Sequence[Tensor], one: Tensor) -> bool:
     """Whether a tensor holds the numbers of a group."""
     parts = [t.content for t in group if t.content]
@@ -183,6 +190,6 @@ def _same_numbers(group: Sequence[Tensor], one: Tensor) -> bool:
     return one.content == tuple(sum(sums) % 2**64 for sums in zip(*parts, strict=True))
 
 
-def _common(names: Sequence[Sequence[Token]]) -> list[Token]:
+def common(names: Sequence[Sequence[Token]]) -> list[Token]:
     """Return the words that all names have, in their order."""
     return [word for word in names[0] if all(word in other for other in names[1:])]

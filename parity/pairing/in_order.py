@@ -9,14 +9,14 @@ branches that do not depend on each other, say nothing. Computing confirms the o
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 
+from parity.pairing.assigning import assigned
 from parity.pairing.forms import fitting_forms
 from parity.pairing.groups import lists
 from parity.pairing.pairs import ORDER, Pair
 from parity.pairing.tensors import NEVER, Match, Tensor
-from parity.running.model_layers import normal_name
 
 Anchors = Sequence[tuple[int, int]]
 Group = tuple[Tensor, ...]
@@ -134,23 +134,4 @@ def _aligned(ours: Sequence[Group], others: Sequence[Group], known: Anchors) -> 
 
 def fitting(ours: Sequence[Tensor], others: Sequence[Tensor], why: str) -> list[Match]:
     """Return the matches of two modules that have the same tensors; none where they have not."""
-    if len(ours) != len(others):
-        return []
-    found, free = [], list(others)
-    keys: tuple[Callable[[Tensor], object], ...] = (
-        lambda t: normal_name(t.last),
-        lambda t: t.role,
-        lambda t: t.value.size,
-    )
-    pending = list(ours)
-    for key in keys:
-        mine, theirs = (Counter(key(t) for t in side) for side in (pending, free))
-        for tensor in [*pending]:
-            same = [other for other in free if key(other) == key(tensor)]
-            if len(same) == 1 and mine[key(tensor)] == theirs[key(tensor)] == 1:
-                forms = fitting_forms((tensor,), (same[0],))
-                if forms:
-                    found.append(Match((tensor,), (same[0],), forms, why))
-                    free.remove(same[0])
-                    pending.remove(tensor)
-    return [] if pending else found
+    return assigned([(t,) for t in ours], [(t,) for t in others], why) if len(ours) == len(others) else []

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 # What a tensor is in its module, by a word of its name.
 ROLES = {
-    **dict.fromkeys(("weight", "kernel", "w", "scale", "gamma", "g", "embedding", "weights", "v"), "weight"),
+    **dict.fromkeys(("weight", "kernel", "w", "scale", "gamma", "g", "embedding", "weights"), "weight"),
     **dict.fromkeys(("bias", "b", "beta", "offset", "shift", "biases"), "bias"),
     **dict.fromkeys(("mean", "avg"), "mean"),
     **dict.fromkeys(("var", "variance"), "variance"),
@@ -76,6 +76,13 @@ def tokens(names: Iterable[str]) -> dict[str, tuple[Token, ...]]:
 
 def _place(some: Sequence[str], i: int) -> tuple[str, ...]:
     return tuple("*" if word.isdigit() else word for word in some[:i])
+
+
+def starred(names: Sequence[str]) -> str:
+    """Return a name for several that differ in their numbers, with a star for each number that they do not share."""
+    pieces = [re.split(r"(\d+)", name) for name in names]
+    places = enumerate(zip(*pieces, strict=False))
+    return "".join("*" if i % 2 and len({*parts}) > 1 else parts[0] for i, parts in places)
 
 
 def similarity(a: Sequence[Token], b: Sequence[Token]) -> float:

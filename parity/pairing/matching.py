@@ -51,6 +51,7 @@ from parity.pairing.tensors import Match
 from parity.running.inventory import OWN
 from parity.running.model_layers import OPTIONAL, ModelLayer, normal_name
 from ports.errors import UserError
+from ports.weights.form.rearrangement import layouts
 
 ALIKE = 200  # layers of one kind whose names are compared with one another
 
@@ -84,11 +85,12 @@ def pair(
         else:
             _named(entry, left, right, found, port)
     _paired(left, right, found)
-    tied = [layer for layer in left.values() if _tied(layer, found)]
-    for layer in tied:
-        del left[layer.name]
+    tied = _tied(left, found)
+    again = _repeated(left)
     more = rest(left, right, given, found)
     found += more.pairs
+    left |= again
+    tied += _tied(left, found)
     unused = [layer for layer in left.values() if layer.rank is None]
     spare = [layer for layer in right.values() if layer.rank is None]
     # Layers that neither model calls here may be called elsewhere: in training, or by another method.
@@ -167,6 +169,7 @@ def _paired(left: dict[str, ModelLayer], right: dict[str, ModelLayer], found: li
     _mark(left.values(), right.values())
     _by(left, right, lambda layer: (_or_none(layer.key), layer.signature), NAMES, found)
     _by(left, right, lambda layer: (layer.signature, _content(layer)), VALUES, found)
+    turned = _turned(left, right)
     _by(left, right, lambda layer: (_or_none(layer.key), layer.kind), "equal names, other shapes", found)
     _by(left, right, lambda layer: layer.signature, ONLY, found)
     _in_order(left, right, found)
@@ -177,6 +180,19 @@ def _paired(left: dict[str, ModelLayer], right: dict[str, ModelLayer], found: li
     kinds = Counter(layer.kind for side in (left, right) for layer in side.values() if layer.rank is not None)
     if len(left) == len(right) and all(count == 2 for count in kinds.values()):
         _by(left, right, lambda layer: layer.kind, "the only ones left of this type", found)
+    for side, some in zip((left, right), turned, strict=True):
+        side |= some
+
+
+def _turned(left: dict[str, ModelLayer], right: dict[str, ModelLayer]) -> list[dict[str, ModelLayer]]:
+    """Take own tensors of equal names away that one model holds in another form; `pairing.rearranging` pairs them."""
+    found: list[dict[str, ModelLayer]] = [{}, {}]
+    keys = {layer.key: layer for layer in right.values() if layer.leaf and layer.key is not None}
+    for layer in [*left.values()]:
+        other = keys.pop(layer.key, None) if layer.leaf and layer.key is not None else None
+        if other is not None and layouts(layer.values["value"].shape, other.values["value"].shape):
+            found[0][layer.name], found[1][other.name] = left.pop(layer.name), right.pop(other.name)
+    return found
 
 
 def _by(left: dict[str, ModelLayer], right: dict[str, ModelLayer], key: object, why: str, found: list[Pair]) -> None:
@@ -348,7 +364,22 @@ def _owners_in_order(left: dict[str, ModelLayer], right: dict[str, ModelLayer], 
                 _take(left, right, layer, theirs[signature], ORDER, found)
 
 
-def _tied(layer: ModelLayer, found: Sequence[Pair]) -> bool:
-    """Whether its tensors are those of a paired layer (an output layer that shares the embedding's weight)."""
-    values = [v for p in found for v in p.torch.values.values()]
-    return bool(layer.values) and all(any(v is other for other in values) for v in layer.values.values())
+def _tied(left: dict[str, ModelLayer], found: Sequence[Pair]) -> list[ModelLayer]:
+    """Take the layers away whose tensors are those of a paired layer: an output layer with the embedding's weight."""
+    known = {id(v) for p in found for v in p.torch.values.values()}
+    tied = [layer for layer in left.values() if layer.values and all(id(v) in known for v in layer.values.values())]
+    for layer in tied:
+        del left[layer.name]
+    return tied
+
+
+def _repeated(left: dict[str, ModelLayer]) -> dict[str, ModelLayer]:
+    """Take the layers away whose tensors an earlier layer has: a bias that all blocks share."""
+    seen: set[int] = set()
+    again: dict[str, ModelLayer] = {}
+    for layer in [*left.values()]:
+        ids = {id(v) for v in layer.values.values()}
+        if ids and ids <= seen:
+            again[layer.name] = left.pop(layer.name)
+        seen |= ids
+    return again

@@ -28,7 +28,7 @@ import torch
 
 from parity.numerics.layouts import Tensors
 from parity.numerics.quantities import Probe
-from parity.pairing.pairs import NAMES, PREFIXED, SIMILAR, VALUES, Pair, Pairing
+from parity.pairing.pairs import COMPUTED, NAMES, PREFIXED, SIMILAR, VALUES, Pair, Pairing
 from parity.pairing.trials import (
     NOISE,
     NOWHERE,
@@ -92,7 +92,7 @@ def _unnamed(p: Pair) -> bool:
 
 def _unlike(p: Pair) -> bool:
     """Whether names say nothing of what it is, where computing does not either."""
-    return _unnamed(p) and p.why not in (PREFIXED, SIMILAR)
+    return _unnamed(p) and p.why not in (PREFIXED, SIMILAR, COMPUTED)
 
 
 def _named(p: Pair) -> bool:

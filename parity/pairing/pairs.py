@@ -13,6 +13,7 @@ from ports.weights.form.rearrangement import Rearrangement
 NAMES, VALUES = "equal names", "equal values"
 NUMBERED, ORDER, ONLY = "equal names but for numbers", "the order of calls", "the only ones of these shapes"
 GIVEN, PREFIXED, SIMILAR = "given", "equal names behind a prefix", "similar names"
+COMPUTED = "values or computing"
 TIED = "shares its tensor with a paired layer"
 
 
@@ -33,28 +34,59 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Holding:
+    """One way in which the port may hold tensors of PyTorch's.
+
+    Attributes:
+        held: the port's names of the tensors that hold the numbers.
+        form: how they hold them.
+        rank: how unlikely it is: 0 for the likeliest.
+        spelled: whether names say which of several parts is which, or there is one part.
+    """
+
+    held: tuple[str, ...]
+    form: Rearrangement
+    rank: int = 0
+    spelled: bool = True
+
+
+@dataclass(frozen=True)
 class View:
     """Variables of the port that hold the numbers of PyTorch's tensors in another form.
 
     Attributes:
-        names: what the check calls the tensors, in PyTorch's form, as the port's.
-        held: the port's names of the tensors that hold their numbers.
-        forms: the rearrangements that fit, the likeliest first.
+        count: of PyTorch's tensors.
+        ways: in which the port may hold them, the likeliest first.
         chosen: which of them is right.
     """
 
-    names: tuple[str, ...]
-    held: tuple[str, ...]
-    forms: tuple[Rearrangement, ...]
+    count: int
+    ways: tuple[Holding, ...]
     chosen: int = 0
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """The port's names of the tensors that hold the numbers."""
+        return self.ways[self.chosen].held
 
     @property
     def form(self) -> Rearrangement:
         """The rearrangement that is right."""
-        return self.forms[self.chosen]
+        return self.ways[self.chosen].form
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the check calls the tensors, in PyTorch's form, as the port's."""
+        return tuple(f"{'+'.join(self.held)}|{i}" for i in range(self.count))
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """What the check calls the layers that these tensors are."""
+        label = "+".join(self.held)
+        return tuple(f"{label}[{i}]" for i in range(self.count)) if self.count > 1 else (label,)
 
     def choosing(self, chosen: int) -> View:
-        """Return the view with another form."""
+        """Return the view with another way."""
         return replace(self, chosen=chosen)
 
     def read(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -74,11 +106,13 @@ class Choice:
 
     Attributes:
         views: by their places in the pairing, those of each layer together.
-        ways: for each way the index of the form of each of these views, the likeliest way first.
+        ways: for each way the index of the `Holding` of each of these views, the likeliest way first.
+        spelled: those of them in whose order of parts the names of fused tensors have them.
     """
 
     views: tuple[tuple[int, ...], ...]
     ways: tuple[tuple[int, ...], ...]
+    spelled: frozenset[tuple[int, ...]] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -129,10 +163,14 @@ class Pairing:
     def choosing(self, choice: Choice, way: Sequence[int]) -> Pairing:
         """Return the pairing with one choice made; `reading` gives its values."""
         views = list(self.views)
+        renamed: dict[str, tuple[View, int]] = {}
         for several in choice.views:
             for i, chosen in zip(several, way, strict=True):
-                views[i] = views[i].choosing(chosen)
-        return replace(self, views=tuple(views))
+                old, views[i] = views[i], views[i].choosing(chosen)
+                if old.held != views[i].held:
+                    renamed |= {name: (views[i], n) for n, name in enumerate(old.names)}
+        pairs = tuple(replace(p, flax=_held_by(p.flax, renamed)) for p in self.pairs) if renamed else self.pairs
+        return replace(self, pairs=pairs, views=tuple(views))
 
     def open(self, choices: Sequence[Choice]) -> Pairing:
         """Return the pairing with these choices left."""
@@ -149,6 +187,16 @@ class Pairing:
             seen |= view.read(values)
         pairs = [replace(p, flax=_with_values(p.flax, seen)) for p in self.pairs]
         return replace(self, pairs=tuple(pairs))
+
+
+def _held_by(layer: ModelLayer, renamed: Mapping[str, tuple[View, int]]) -> ModelLayer:
+    """Return a layer of the port under the name of the variable that holds it now."""
+    known = [renamed[name] for name in layer.tensors.values() if name in renamed]
+    if not known:
+        return layer
+    view, i = known[0]
+    leaf = view.held[0].removeprefix(f"{layer.owner}.") if layer.owner else view.held[0]
+    return replace(layer, name=view.layers[i], tensors={"value": view.names[i]}, leaf=leaf)
 
 
 def _with_values(layer: ModelLayer, seen: Mapping[str, np.ndarray]) -> ModelLayer:

@@ -16,15 +16,18 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from parity.pairing.assigning import inside
+from parity.pairing.forms import fitting_forms
 from parity.pairing.groups import SHAPES, groups, sole_tensors
 from parity.pairing.in_order import anchors, by_module, fitting, in_order, tensors_in_order
 from parity.pairing.likeness import STATISTICS, best, module_similarity
-from parity.pairing.pairs import NAMES, SIMILAR, VALUES, Choice, Pair, View
+from parity.pairing.pairs import NAMES, SIMILAR, VALUES, Choice, Holding, Pair, View
 from parity.pairing.tensors import Match, Tensor, tensors_of
 from parity.running.inventory import OWN
 from parity.running.model_layers import ModelLayer, normal_name
 
 WAYS = 96  # ways that are tried of one choice
+RIVALS = 4  # forms of a tensor in each variable that may be it
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ def rest(
     for more in (_modules, by_calls):
         norms = [_with_statistics(_left(side, matches)) for side in (mine, theirs)]
         matches.extend(more(norms[0], norms[1]))
-    for more in (_modules, groups, _modules, by_calls, groups, _modules, sole_tensors, single_by_calls):
+    steps = (_modules, groups, _modules, by_calls, groups, _modules, inside, _modules, sole_tensors, single_by_calls)
+    for more in steps:
         matches.extend(more(_left(used[0], matches), _left(used[1], matches)))
     # A table of one model may be a parameter of the other: their names say so, or their values.
     matches += _modules(_left(mine, matches), _left(theirs, matches), certain=True)
@@ -99,24 +103,31 @@ def record(matches: Sequence[Match]) -> Found:
     """Return pairs, views and choices of the matches."""
     pairs, views = [], []
     for match in matches:
-        held = tuple(t.full for t in match.flax)
-        label = "+".join(held)
-        several = len(match.torch) > 1
-        names = tuple(f"{label}|{i}" for i in range(len(match.torch)))
-        view = View(names, held, match.forms)
+        view = View(len(match.torch), tuple(_ways(match)))
         views.append(view)
         values = view.read({t.full: t.value for t in match.flax})
-        for i, (tensor, name) in enumerate(zip(match.torch, names, strict=True)):
+        for tensor, label, name in zip(match.torch, view.layers, view.names, strict=True):
             first = match.flax[0]
             mark = _mark(tensor, first)
             torch = ModelLayer(tensor.full, OWN, {"value": tensor.full}, {"value": tensor.value}, tensor.rank)
-            flax = ModelLayer(f"{label}[{i}]" if several else label, OWN, {"value": name}, {"value": values[name]})
+            flax = ModelLayer(label, OWN, {"value": name}, {"value": values[name]})
             torch.owner, torch.leaf, torch.owner_rank, torch.mark = tensor.module, tensor.last, tensor.rank, mark
             flax.owner, flax.leaf, flax.owner_rank, flax.mark = first.module, first.last, first.rank, mark
             flax.rank, torch.trained, flax.trained = first.rank, tensor.layer.trained, first.layer.trained
             torch.placed, flax.placed = tensor.layer.placed, first.layer.placed
             pairs.append(Pair(torch, flax, match.why))
     return Found(tuple(pairs), tuple(views), tuple(_choices(matches, views)))
+
+
+def _ways(match: Match) -> Iterator[Holding]:
+    """Yield the ways in which the port may hold the tensors of a match, the likeliest first."""
+    for i, form in enumerate(match.forms):
+        told = not match.rivals and (not form.order or (match.spelled and [*form.order] == sorted(form.order)))
+        yield Holding(tuple(t.full for t in match.flax), form, i, told)
+    for other in match.rivals:
+        if other != match.flax:
+            forms = fitting_forms(match.torch, other)[:RIVALS]
+            yield from (Holding(tuple(t.full for t in other), form, i + 1, False) for i, form in enumerate(forms))
 
 
 def _mark(a: Tensor, b: Tensor) -> str:
@@ -131,22 +142,35 @@ def _choices(matches: Sequence[Match], views: Sequence[View]) -> Iterator[Choice
     """Yield what is open: which form of the tensors of a kind of layer is right."""
     layers: dict[object, list[int]] = defaultdict(list)
     for i, match in enumerate(matches):
-        layers[frozenset(t.module for t in match.torch), frozenset(t.module for t in match.flax)].append(i)
+        modules = frozenset(t.module for t in match.torch), frozenset(t.module for t in match.flax)
+        layers[frozenset(t.full for some in match.rivals for t in some) or modules].append(i)
     kinds: dict[object, list[tuple[int, ...]]] = defaultdict(list)
     for several in layers.values():
-        open_ = tuple(i for i in several if len(views[i].forms) > 1)
+        open_ = tuple(i for i in several if len(views[i].ways) > 1)
         if open_:
-            key = tuple(
-                (tuple(re.sub(r"\d+", "*", t.full) for t in (*matches[i].torch, *matches[i].flax)), views[i].forms)
-                for i in open_
-            )
+            key = tuple((_pattern(t.full for t in matches[i].torch), _patterns(views[i])) for i in open_)
             kinds[key].append(open_)
     for alike in kinds.values():
-        forms = [views[i].forms for i in alike[0]]
-        ways = sorted(itertools.product(*(range(len(one)) for one in forms)), key=sum)
-        # The order of query, key and value is one for their weights and their biases.
-        ways = [way for way in ways if len({forms[n][i].order for n, i in enumerate(way)} - {()}) <= 1]
-        yield Choice(tuple(alike), tuple(ways[:WAYS]))
+        ways = [views[i].ways for i in alike[0]]
+        found = sorted(_together(ways), key=lambda way: sum(ways[n][i].rank for n, i in enumerate(way)))
+        spelled = (way for way in found if all(ways[n][i].spelled for n, i in enumerate(way)))
+        yield Choice(tuple(alike), tuple(found[:WAYS]), frozenset(spelled))
+
+
+def _together(ways: Sequence[Sequence[Holding]]) -> Iterator[tuple[int, ...]]:
+    """Yield which ways of several views go together: no variable is two, and fused parts have one order."""
+    for way in itertools.product(*(range(len(some)) for some in ways)):
+        some = [ways[n][i] for n, i in enumerate(way)]
+        if len({one.held for one in some}) == len(some) and len({one.form.order for one in some} - {()}) <= 1:
+            yield way
+
+
+def _pattern(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(re.sub(r"\d+", "*", name) for name in names)
+
+
+def _patterns(view: View) -> tuple[object, ...]:
+    return tuple((_pattern(way.held), way.form) for way in view.ways)
 
 
 # --- one tensor of PyTorch's, one of the port's: module by module

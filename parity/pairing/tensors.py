@@ -66,7 +66,8 @@ class Tensor:
     def role(self) -> str:
         """What it is in its module: `weight`, `bias`, or its own name."""
         known = [word for word in words(self.last) if word in ROLES]
-        return ROLES[known[0]] if known else normal_name(self.last)
+        whole = [word for word in known if len(word) > 1]  # the `w` of `r_w_bias` says nothing
+        return ROLES[(whole or known)[0]] if known else normal_name(self.last)
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,16 @@ class Match:
 
     Attributes:
         forms: the rearrangements that fit, the likeliest first.
+        rivals: all groups of the port's tensors that may be this one, where neither names nor shapes tell.
+        spelled: whether the name of one tensor says in which order it holds several.
     """
 
     torch: tuple[Tensor, ...]
     flax: tuple[Tensor, ...]
     forms: tuple[Rearrangement, ...]
     why: str
+    rivals: tuple[tuple[Tensor, ...], ...] = ()
+    spelled: bool = False
 
 
 def tensors_of(layers: Iterable[ModelLayer]) -> list[Tensor]:

@@ -20,9 +20,10 @@ from parity.numerics.pins import Pins
 from parity.numerics.quantities import Probe
 from parity.pairing.pairs import Pair, Pairing
 from parity.running import flax as run_flax
-from parity.running import inventory, lifted_flax
+from parity.running import intermediates, inventory, lifted_flax
 from parity.running import pytorch as run_pytorch
 from parity.running.flax import Functional
+from parity.running.intermediates import Mark
 from parity.running.model_layers import ModelLayer
 from parity.running.raised import raising
 from parity.running.taps import Recorder, Tap, layer_of
@@ -225,6 +226,7 @@ class Trial:
         given, handed: what PyTorch gives its modules, and what they give, by the names of the calls.
         values: PyTorch's outputs.
         lifts: whether the Flax model runs with casts that give float64; None before the first run.
+        marks: of what PyTorch computes on its way; None before they are asked for.
     """
 
     build: Build
@@ -235,6 +237,7 @@ class Trial:
     given: Tensors = field(default_factory=dict)
     handed: Tensors = field(default_factory=dict)
     values: Tensors = field(default_factory=dict)
+    marks: list[Mark] | None = None
 
     def __post_init__(self) -> None:
         record = run_pytorch.Outputs(copies=True, inputs=True)
@@ -322,6 +325,28 @@ class Trial:
         values = self.run(pairing, {}, Recorder())
         far = [distance(got, self.values[name]) for name, got in values.items() if name in self.values]
         return max(far, default=float("inf"))
+
+    def common(self, pairing: Pairing, lengths: Collection[int] = ()) -> int:
+        """Return how many arrays that PyTorch computes on its way the port computes, too.
+
+        Args:
+            lengths: of lists of layers, which one model may compute in one array.
+        """
+        self.trials += 1
+        if self.marks is None:
+            seen = intermediates.TorchMarks(lengths)
+            with raising("the PyTorch model"), torch.no_grad(), seen:
+                run_pytorch.run(self.reference, self.fed, run_pytorch.inputs_of(self.fed))
+            self.marks = seen.found
+        net = self.build(pairing, {})
+        inputs, keywords = run_flax.inputs_of(self.fed)
+
+        def forward(params: Any, stats: Any) -> Any:
+            return net.forward(params, stats, inputs, keywords, False, Tap())[0]
+
+        with raising():
+            theirs = intermediates.flax_marks(forward, (net.params, net.stats), lengths)
+        return intermediates.common(self.marks, theirs)
 
     def alike(self, a: Unit, b: Unit) -> bool:
         """Return whether PyTorch gives two layers the same input, or it is not seen what it gives them."""

@@ -308,7 +308,7 @@ def _computed(eqn: jex.JaxprEqn, values: Values, pins: Pins) -> Values:
     named = {key: value for key, value in eqn.params.items() if narrow(value)}
     name = eqn.primitive.name.replace("-", "_")
     if not touched and not named and name not in OWN_DERIVATIVES:
-        return _bound(eqn, values, eqn.params)
+        return bound(eqn, values, eqn.params)
     if handler := HANDLERS.get(name):
         return handler(eqn, values, pins)
     if inner:
@@ -318,10 +318,10 @@ def _computed(eqn: jex.JaxprEqn, values: Values, pins: Pins) -> Values:
     wide = {key: WIDE[value] for key, value in named.items()}
     if type(eqn.params.get("precision")).__name__ == "DotAlgorithmPreset":
         wide["precision"] = None
-    return _bound(eqn, values, {**eqn.params, **wide})
+    return bound(eqn, values, {**eqn.params, **wide})
 
 
-def _bound(eqn: jex.JaxprEqn, values: Values, params: Mapping[str, Any]) -> Values:
+def bound(eqn: jex.JaxprEqn, values: Values, params: Mapping[str, Any]) -> Values:
     given = eqn.primitive.get_bind_params(params)
     arguments = ((), given) if isinstance(given, dict) else given
     result = eqn.primitive.bind(*arguments[0], *values, **arguments[1])
@@ -345,7 +345,7 @@ def _as_it_is(eqn: jex.JaxprEqn, values: Values, pins: Pins) -> Values:
     if (name := eqn.primitive.name) != "bitcast_convert_type":
         pins.note(name, "float32", kind=KEPT, place=_place(eqn))
     values = [jnp.asarray(x) for x in values]
-    return [widened(x) for x in _bound(eqn, _narrowed(eqn, values), eqn.params)]
+    return [widened(x) for x in bound(eqn, _narrowed(eqn, values), eqn.params)]
 
 
 def _inlined(eqn: jex.JaxprEqn, values: Values, pins: Pins) -> Values:
@@ -422,7 +422,7 @@ def _custom_jvp(eqn: jex.JaxprEqn, values: Values, pins: Pins) -> Values:
     closed = eqn.params["call_jaxpr"]
 
     def given(*xs: Value) -> Value:
-        return tuple(_bound(eqn, xs, eqn.params))
+        return tuple(bound(eqn, xs, eqn.params))
 
     @jax.custom_jvp
     def function(*xs: Value) -> Value:
@@ -443,7 +443,7 @@ def _custom_vjp(eqn: jex.JaxprEqn, values: Values, pins: Pins) -> Values:
     closed = eqn.params.get("call_jaxpr") or eqn.params["fun_jaxpr"]
 
     def given(*xs: Value) -> Value:
-        return tuple(_bound(eqn, xs, eqn.params))
+        return tuple(bound(eqn, xs, eqn.params))
 
     @jax.custom_vjp
     def function(*xs: Value) -> Value:

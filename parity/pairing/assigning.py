@@ -1,0 +1,158 @@
+"""Which tensor of a module is which of another one's, where the two modules are one.
+
+A tensor may be several of a list of layers: the `w1` of all experts, which the port holds in one array. Equal names
+tell, what a tensor is in its module, its size, and similar names. Tensors of one size that nothing of this tells apart
+are rivals: `pairing.choosing` takes the way that values or computing tell.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from parity.pairing.forms import fitting_forms, usual
+from parity.pairing.groups import common, lists
+from parity.pairing.likeness import Token, best, part_similarity, without_role, words
+from parity.pairing.pairs import COMPUTED, SIMILAR
+from parity.pairing.tensors import Match, Tensor
+from parity.running.model_layers import normal_name
+
+Group = tuple[Tensor, ...]
+RIVALS = 4  # tensors of one size that are tried in every order
+
+
+def assigned(ours: Sequence[Group], others: Sequence[Group], why: str) -> list[Match]:
+    """Return a match for each of PyTorch's groups; none where one of them has none."""
+    found: list[Match] = []
+    pending, free = list(ours), list(others)
+
+    def take(a: Group, b: Group, why: str, rivals: tuple[Group, ...] = ()) -> None:
+        if forms := fitting_forms(a, b):
+            found.append(Match(a, b, forms, why, rivals))
+            pending.remove(a)
+            free.remove(b)
+
+    keys: tuple[Callable[[Group], object], ...] = (_last, lambda group: group[0].role, _size)
+    for key in keys:
+        mine, theirs = (Counter(map(key, side)) for side in (pending, free))
+        for a in [*pending]:
+            same = [b for b in free if key(b) == key(a)]
+            if len(same) == 1 and mine[key(a)] == theirs[key(a)] == 1:
+                take(a, same[0], why)
+    for a, b in _similar(pending, free):
+        take(a, b, SIMILAR)
+    for several in _classes(pending):
+        rivals = tuple(b for b in free if _size(b) == _size(several[0]))
+        if len(rivals) == len(several) <= RIVALS:
+            for a, b in zip(several, _likeliest(several, rivals), strict=True):
+                take(a, b, COMPUTED if len(rivals) > 1 else why, rivals if len(rivals) > 1 else ())
+    return [] if pending else found
+
+
+def _likeliest(several: Sequence[Group], rivals: Sequence[Group]) -> Sequence[Group]:
+    """Return the rivals in the order in which most kernels have their outputs last."""
+    return max(
+        itertools.permutations(rivals),
+        key=lambda order: sum(usual(a, b) for a, b in zip(several, order, strict=True)),
+    )
+
+
+def _classes(groups: Iterable[Group]) -> list[list[Group]]:
+    """Return the groups of each size."""
+    found: dict[int, list[Group]] = defaultdict(list)
+    for group in groups:
+        found[_size(group)].append(group)
+    return [*found.values()]
+
+
+def _size(group: Group) -> int:
+    return sum(t.value.size for t in group)
+
+
+def _place(group: Group) -> tuple[str, str]:
+    """Return the module that a group stands in, and its name there: for a list, in front of and behind the number."""
+    if len(group) == 1:
+        return group[0].module, group[0].last
+    pieces = [re.split(r"(\d+)", t.full) for t in group[:2]]
+    at = next(i for i, (a, b) in enumerate(zip(*pieces, strict=True)) if a != b)
+    name = "".join(pieces[0][at + 1 :]).strip("._")
+    module, _, leaf = name.rpartition(".")
+    return "".join(pieces[0][:at]).strip("._"), module if module and leaf in ("weight", "kernel") else name
+
+
+def _last(group: Group) -> str:
+    return normal_name(_place(group)[1])
+
+
+def _tokens(group: Group) -> tuple[list[Token], list[Token]]:
+    """Return the words of the module that a group stands in, and those of its name there."""
+    at = len(words(_place(group)[0]))
+    names = [t.tokens[at:] for t in group]
+    return [*group[0].tokens[:at]], without_role(common(names) if len(group) > 1 else names[0])
+
+
+def _similar(ours: Sequence[Group], others: Sequence[Group]) -> Iterator[tuple[Group, Group]]:
+    """Yield the groups of one size whose names are each other's only best."""
+    sides = [{_place(group)[1]: group for group in side} for side in (ours, others)]
+
+    def score(a: str, b: str) -> float:
+        mine, theirs = sides[0][a], sides[1][b]
+        if _size(mine) != _size(theirs):
+            return 0.0
+        return part_similarity(*(side if side else ["?", *side] for side in (_tokens(mine)[1], _tokens(theirs)[1])))
+
+    yield from ((sides[0][a], sides[1][b]) for a, b in best([*sides[0]], [*sides[1]], score))
+
+
+# --- a module with all tensors of another one, which may be lists of layers there
+
+
+def inside(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> list[Match]:
+    """Return the matches of modules, all of whose tensors or lists of layers stand in one module of the other model."""
+    found: list[Match] = []
+    for cut, few, more, turned in (
+        (lists, mine, theirs, False),
+        (lists, theirs, mine, True),
+        (_several, mine, theirs, False),
+        (_several, theirs, mine, True),
+    ):
+        matched = {id(t) for match in found for t in (*match.torch, *match.flax)}
+        left = [[t for t in side if id(t) not in matched] for side in (few, more)]
+        sides = _modules(cut(left[0])), _modules((t,) for t in left[1])
+        for a, b in _pairs(*sides):
+            others = [group for group in sides[1][b] if _size(group) in map(_size, sides[0][a])]
+            found += assigned(others, sides[0][a], SIMILAR) if turned else assigned(sides[0][a], others, SIMILAR)
+    return found
+
+
+def _several(tensors: Iterable[Tensor]) -> Iterator[Group]:
+    """Yield the tensors of modules with several."""
+    modules = _modules((t,) for t in tensors)
+    yield from (group for some in modules.values() if len(some) > 1 for group in some)
+
+
+def _modules(groups: Iterable[Group]) -> dict[str, list[Group]]:
+    found: dict[str, list[Group]] = defaultdict(list)
+    for group in groups:
+        found[_place(group)[0]].append(group)
+    return dict(found)
+
+
+def _pairs(ours: dict[str, list[Group]], others: dict[str, list[Group]]) -> list[tuple[str, str]]:
+    """Return the modules that have groups of the same sizes: by their names, or the only two of these sizes."""
+
+    def fits(a: str, b: str) -> bool:
+        mine, theirs = (Counter(map(_size, side)) for side in (ours[a], others[b]))
+        return all(theirs[size] == count for size, count in mine.items())
+
+    def score(a: str, b: str) -> float:
+        return part_similarity(_tokens(ours[a][0])[0], _tokens(others[b][0])[0]) if fits(a, b) else 0.0
+
+    found = best([*ours], [*others], score)
+    for a in ours:
+        alone = [b for b in others if fits(a, b)]
+        if len(alone) == 1 and [other for other in ours if fits(other, alone[0])] == [a] and (a, alone[0]) not in found:
+            found.append((a, alone[0]))
+    return found
