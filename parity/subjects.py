@@ -324,6 +324,7 @@ def of_pair(own: OwnPair, options: PairOptions) -> Subject:
         return replace(net, forward=undropped(net.forward)) if lacking else net
 
     candidate = Candidate(lambda: adapted(both.functional(state, used)), lambda *a: adapted(in_type(*a)), with_blocks)
+    lacked = [NO_DROPOUT.format(dropped.total(), theirs.total())] if lacking else []
     note = f"{len(both.pairing.pairs)} layers paired, seed {options.seed}" + roles.note(both.reference, fed) + differing
     return Subject(
         own.title,
@@ -339,8 +340,19 @@ def of_pair(own: OwnPair, options: PairOptions) -> Subject:
         + (_branches(both, state, fed) if options.branches else ()),
         blocks=[name for own, name in comparable.items() if own not in used],
         note=note + "".join(f", accepted: {name}" for name in options.accept),
-        advice=(f"{both.port}: {NO_DROPOUT.format(dropped.total(), theirs.total())}",) if lacking else (),
+        advice=tuple(f"{both.port}: {line}" for line in (*lacked, *_computed(both.computed))),
     )
+
+
+def _computed(names: Sequence[str]) -> list[str]:
+    """Say what is not compared of weights that PyTorch computes of other parameters."""
+    if not names:
+        return []
+    said = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return [
+        f"PyTorch computes {said} of other parameters (a parametrization), and the port holds the result; the check "
+        "compares the result and its gradient, and trains it as it is. How PyTorch trains its parts is not compared"
+    ]
 
 
 def _branches(both: PairedModels, state: Mapping[str, np.ndarray], fed: Probe) -> tuple[str, ...]:

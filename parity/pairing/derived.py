@@ -64,6 +64,12 @@ def rows(both: PairedModels) -> list[TensorRow]:
     Raises:
         UserError: a variable that no rearrangement gives.
     """
+    if both.computed:
+        raise UserError(
+            f"{both.computed[0]}: PyTorch's checkpoint holds other parameters, of which it computes this weight; a "
+            "conversion computes nothing. Move the weights with parity.move, or call "
+            "torch.nn.utils.parametrize.remove_parametrizations on PyTorch's layers first"
+        )
     if folded := [name for name in both.state if re.search(rf"{SECOND}(_l\d+(_reverse)?)?$", name)]:
         raise UserError(
             f"{folded[0]}: the port holds the sum of PyTorch's two biases; a sum is no rearrangement. Move the weights "

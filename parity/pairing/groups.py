@@ -17,6 +17,7 @@ from parity.pairing.tensors import Match, Tensor
 FUSED = {"inproj": "qkv", "attn": "qkv", "wi": "gu", "gateup": "gu"}
 SHAPES = "the only ones of this size"
 BESIDE = 6  # so many tensors side by side are tried in all combinations, of more those that follow one another
+SPELLED = 1.0  # what a name adds that spells the parts of a tensor
 EQUAL = 4.0  # what equal numbers add to the likeness of names, which is 1 at most
 
 
@@ -146,7 +147,7 @@ def _group_score(group: Sequence[Tensor], one: Tensor) -> float:
     whole = part_similarity(without_role(common([t.tokens for t in group])), without_role(one.tokens))
     letters = _letters(group)
     spelled = len(letters) == len(group) and any(sorted(letters) == sorted(p) for p in _spelled(one, len(letters)))
-    score = whole + (0.5 if spelled else 0.0) + 0.01 * len(group)
+    score = whole + (SPELLED if spelled else 0.0) + 0.01 * len(group)
     return score + (EQUAL if _same_numbers(group, one) else 0.0)
 
 
@@ -158,10 +159,11 @@ def _letters(group: Sequence[Tensor]) -> str:
 
 
 def _spelled(one: Tensor, length: int) -> Iterator[str]:
-    """Yield what a name may say of the parts in a tensor: `c_attn`, `in_proj` and `qkv` say query, key and value."""
-    joined = "".join(words(one.full))
-    joined += "".join(letters for name, letters in FUSED.items() if name in joined)
-    yield from (joined[i : i + length] for i in range(len(joined) - length + 1))
+    """Yield what a name may say of the parts in a tensor: `wqkv`, `query_key_value` and `in_proj` say q, k and v."""
+    split = words(one.full)
+    fused = [letters for name, letters in FUSED.items() if name in "".join(split)]
+    for said in (*split, "".join(word[0] for word in split), *fused):
+        yield from (said[i : i + length] for i in range(len(said) - length + 1))
 
 
 def _in_order(group: tuple[Tensor, ...], one: Tensor) -> tuple[Tensor, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,13 +17,14 @@ from parity.numerics.quantities import Probe
 from parity.numerics.tables import recomputed
 from parity.pairing.blocks import blocks
 from parity.pairing.matching import pair
-from parity.pairing.pairs import Pairing, expanded
+from parity.pairing.pairs import Pairing, Unpaired, expanded
 from parity.pairing.trials import module
 from parity.running import inventory
 from parity.running import pytorch as run_pytorch
 from parity.running.flax import Functional
 from parity.running.flax_ports import FLAX_PORTS, port_of
 from parity.running.model_layers import OPTIONAL, SECOND
+from parity.running.parametrized import effective, hooks_only
 from parity.running.raised import raising
 from ports import weights
 from ports.errors import UserError
@@ -38,6 +40,7 @@ class PairedModels:
         state: PyTorch's tensors as they were given, recurrent biases folded, in float64.
         layers: Linen's modules by the names of their scopes.
         dtype: the type that the Flax model computes in.
+        computed: PyTorch's tensors that it computes of others, as under weight norm, and the port holds as they are.
     """
 
     reference: torch.nn.Module
@@ -47,6 +50,7 @@ class PairedModels:
     pairing: Pairing
     layers: dict[str, linen.Module] | None
     dtype: str = "float64"
+    computed: tuple[str, ...] = ()
 
     @property
     def tensors(self) -> dict[str, str]:
@@ -143,9 +147,27 @@ def pair_models(
 ) -> PairedModels:
     """Return both models in float64, and which layer is which.
 
+    Where the port has no parameters for those that PyTorch computes a weight of, it holds the weight.
+
     Raises:
         UserError: a model that does not run on the inputs, a layer without a rule, layers that cannot be paired.
     """
+    plain, computed = effective(model)
+    if computed and not hooks_only(model):
+        with suppress(UserError):
+            both = _pair(model, other, fed, names)
+            if all(p.torch.shapes == p.flax.shapes for p in both.pairing.pairs):
+                return both
+    both = _pair(plain, other, fed, names)
+    if not computed:
+        return both
+    notes = (
+        Unpaired(name, "PyTorch computes it of other parameters, whose training is not compared") for name in computed
+    )
+    return replace(both, pairing=replace(both.pairing, unused=(*both.pairing.unused, *notes)), computed=computed)
+
+
+def _pair(model: torch.nn.Module, other: object, fed: Probe, names: Mapping[str, str | None] | None) -> PairedModels:
     port = port_of(other)
     reference = run_pytorch.promote(model)
     state = _state(model)
