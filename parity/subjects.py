@@ -25,7 +25,7 @@ from parity.pairing.trials import Trial
 from parity.running import calling, lifted_flax, losses, memory, objects, probes, training, unexercised
 from parity.running import flax as run_flax
 from parity.running import pytorch as run_pytorch
-from parity.running.draws_jax import counted, undropped
+from parity.running.draws_jax import UNKNOWN, counted, undropped
 from parity.running.flax import Functional
 from parity.running.flax_ports import FLAX_PORTS, port_of
 from parity.running.nnx import OWN_TYPES
@@ -301,11 +301,14 @@ def of_pair(own: OwnPair, options: PairOptions) -> Subject:
         # All is frozen: PyTorch has no training that the check's own could be compared with.
         how = replace(how, steps=0)
     renamed, fed, masks, differing = _outputs(both, state, fed, own_loss=options.loss is not None)
-    dropped = run_pytorch.chances(both.reference, fed)
-    theirs = _chances(both.functional(state, {}), fed) if dropped else Counter()
+    dropped, floors = run_pytorch.chances(both.reference, fed)
+    theirs = _chances(both.functional(state, {}), fed) if dropped or floors else Counter()
+    # A port that draws uniform numbers, too, may round them down to the same masks.
+    unknown = theirs.pop(UNKNOWN, 0)
+    dropped = dropped if unknown else dropped + floors
     # A port that drops values as often as PyTorch, or otherwise, is compared so. One that only lacks some is compared
     # without any.
-    lacking = dropped.total() > theirs.total() and theirs <= dropped
+    lacking = dropped.total() > theirs.total() and theirs <= dropped and not (floors and unknown)
     fed = replace(fed, drops=not lacking)
     comparable = _comparable(both, both.names | both.blocks, state, fed)
     used = {own: name for own, name in comparable.items() if own in both.names}

@@ -138,10 +138,11 @@ def test_equal_draws_pass(name: str) -> None:
         ("dropout", dropping(0.7)),
         ("dropout", lambda h, key: dropping(0.3)(h, key) * (1 if key is None else 0.7)),
         ("drop path", lambda h, key: dropping(0.2)(h + jnp.tanh(h), key)),
+        ("drop path by floor", lambda h, key: h + dropping(0.1)(jnp.tanh(h), key)),
         ("noise", lambda h, key: h if key is None else h + jnp.exp(h) * jax.random.normal(key, h.shape)),
         ("attention", lambda h, key: dropping(0.1)(attention_jax(h, None), key) @ jnp.eye(WIDTH) * 1.01),
     ],
-    ids=["rate", "no scale", "place", "size of the noise", "more than dropout"],
+    ids=["rate", "no scale", "place", "rate of a path", "size of the noise", "more than dropout"],
 )
 def test_other_draws_are_a_mismatch(name: str, wrong: Any) -> None:
     assert report_of(PAIRS[name][0], wrong).exit_code == 1
@@ -154,15 +155,25 @@ def test_a_port_that_lacks_dropout_passes_and_is_told_so() -> None:
     assert line.startswith("nnx: PyTorch draws 1 dropout masks in a training step, the port 0; the check switched")
 
 
-def test_a_port_that_lacks_drop_path_passes_and_is_told_so() -> None:
+@pytest.mark.parametrize("path", [path_torch, floor_torch])
+def test_a_port_that_lacks_drop_path_passes_and_is_told_so(path: Any) -> None:
     """The chance 0.8 fills a tensor of float64, where float32 would round it."""
-    report = report_of(path_torch, lambda h, key: h + jnp.tanh(h))
+    report = report_of(path, lambda h, key: h + jnp.tanh(h))
     assert report, report.failure()
     assert "1 dropout masks in a training step, the port 0" in report.models[0].advice[0]
 
 
-def test_a_port_that_lacks_some_dropout_and_has_a_mistake_is_a_mismatch() -> None:
-    assert report_of(PAIRS["dropout"][0], lambda h, key: h * (1 + 1e-9)).exit_code == 1
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        (PAIRS["dropout"][0], lambda h, key: h * (1 + 1e-9)),
+        (floor_torch, lambda h, key: h + jnp.tanh(h) * (1 + 1e-9)),
+        (floor_torch, lambda h, key: floor_jax(h, key) * (1 if key is None else 1 + 1e-9)),
+    ],
+    ids=["dropout", "no floor", "floor"],
+)
+def test_a_port_that_lacks_some_dropout_and_has_a_mistake_is_a_mismatch(right: Any, wrong: Any) -> None:
+    assert report_of(right, wrong).exit_code == 1
 
 
 def test_a_port_that_drops_where_pytorch_does_not_is_a_mismatch() -> None:

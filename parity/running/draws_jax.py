@@ -48,6 +48,8 @@ def _uniform(
     maxval: ArrayLike = 1.0,
     **kw: object,
 ) -> jax.Array:
+    if (found := COUNTED.get()) is not None:
+        found[UNKNOWN] += 1
     drawn = minval + jnp.subtract(maxval, minval) * UNIFORM
     return jnp.broadcast_to(jnp.asarray(drawn, dtype), shape)
 
@@ -55,6 +57,8 @@ def _uniform(
 def _normal(key: ArrayLike, shape: Shape = (), dtype: DTypeLike = float, **kw: object) -> jax.Array:
     return jnp.full(shape, NORMAL, dtype)
 
+
+UNKNOWN = -1.0  # the part that a uniform draw drops
 
 # How often values are dropped, by the part that is dropped, where somebody counts.
 COUNTED: ContextVar[Counter[float] | None] = ContextVar("COUNTED", default=None)
@@ -65,7 +69,7 @@ DROPS: ContextVar[bool] = ContextVar("DROPS", default=True)
 
 @contextmanager
 def counted() -> Iterator[Counter[float]]:
-    """Give a count of the draws that may drop values, by the part that they drop."""
+    """Give a count of the draws that may drop values, by the part that they drop; `UNKNOWN` of uniform draws."""
     found: Counter[float] = Counter()
     token = COUNTED.set(found)
     try:

@@ -46,25 +46,41 @@ class FixedDraws(TorchFunctionMode):
 
     Attributes:
         drops: whether dropout scales what it keeps; otherwise it does nothing.
-        chances: what every draw that may drop values drops, from 0 to 1; a uniform draw tells none.
+        chances: what every draw that may drop values drops, from 0 to 1.
+        floors: what masks drop that are a uniform draw and a number, rounded down, as drop paths are written.
     """
 
     def __init__(self, drops: bool = True) -> None:
         super().__init__()
         self.drops = drops
         self.chances: Counter[float] = Counter()
+        self.floors: Counter[float] = Counter()
 
     def __torch_function__(self, func: Function, types: Any, args: Given = (), kwargs: Keywords | None = None) -> Any:
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
         handler = (HANDLERS if self.drops else {**HANDLERS, **OFF}).get(name.rstrip("_"))
         drawn = None if handler is None else handler(func, args, kwargs)
         if drawn is None:
-            return func(*args, **kwargs)
+            return self._shifted(name.strip("_"), args, func(*args, **kwargs))
+        if name.rstrip("_") in ("rand", "rand_like") or (name == "uniform_" and len(args) + len(kwargs) == 1):
+            drawn.shift = 0.0
         if where := CHANCES.get(name.rstrip("_")):
             chance = _argument(args, kwargs, *where, 0.5)
             if isinstance(chance, float | int):
                 self.chances[round(1 - chance if name.startswith("bernoulli") else chance, 6)] += 1
         return drawn
+
+    def _shifted(self, name: str, args: Given, value: Any) -> Any:
+        """Follow a uniform draw to which a number is added, until it is rounded down to a mask."""
+        if name in ("add", "radd", "iadd"):
+            shifts = [getattr(x, "shift", None) if isinstance(x, Tensor) else x for x in args[:2]]
+            numbers = [shift for shift in shifts if isinstance(shift, float | int)]
+            if len(numbers) == 2:
+                value.shift = sum(numbers)
+        elif name == "floor" and 0 < (kept := getattr(args[0], "shift", 0.0)) <= 1:
+            self.floors[round(1 - kept, 6)] += 1
+            return value if self.drops else value.fill_(kept)
+        return value
 
 
 def _argument(args: Given, kwargs: Keywords, place: int, names: tuple[str, ...], default: Any) -> Any:

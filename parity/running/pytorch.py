@@ -284,12 +284,15 @@ def _counted(value: Tensor, mask: np.ndarray) -> Tensor:
     return torch.where(torch.as_tensor(masking.broadcast(mask, value.ndim)), value, torch.zeros_like(value))
 
 
-def chances(net: nn.Module, probe: Probe) -> Counter[float]:
-    """Return how often a network drops values in train mode, by the part that it drops."""
+def chances(net: nn.Module, probe: Probe) -> tuple[Counter[float], Counter[float]]:
+    """Return how often a network drops values in train mode, by the part that it drops.
+
+    First by draws that say so, then by uniform draws that are rounded down to a mask.
+    """
     net = promote(net).train()
     with raising(MODEL), torch.no_grad(), FixedDraws() as drawn, lifted(net, probe.pins):
         called(net, probe, inputs_of(probe))
-    return drawn.chances
+    return drawn.chances, drawn.floors
 
 
 def outputs(values: Any) -> Tensors:
