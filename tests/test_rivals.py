@@ -145,6 +145,47 @@ def test_without_computing_experts_are_exchanged(monkeypatch: pytest.MonkeyPatch
     assert far(model, parity.move(model, Behind(SAYS_NOTHING), INPUTS)) > 1e-2
 
 
+class FiveKernels(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d, self.e = (nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.e(torch.tanh(self.d(x)) * self.c(x) + self.b(torch.sin(self.a(x))))
+
+
+class FiveEach(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(FiveKernels() for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.experts[0](x) + 2 * self.experts[1](x)
+
+
+class FiveStacks(nnx.Module):
+    def __init__(self) -> None:
+        rngs = nnx.Rngs(0)
+        self.kp, self.kq, self.kr, self.ks, self.kt = (kernel(rngs, 2, WIDTH, WIDTH) for _ in range(5))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        def expert(i: int) -> jax.Array:
+            y = jnp.tanh(x @ self.ks[i]) * (x @ self.kr[i]) + jnp.sin(x @ self.kp[i]) @ self.kq[i]
+            return y @ self.kt[i]
+
+        return expert(0) + 2 * expert(1)
+
+
+def test_more_rivals_than_are_tried_need_the_line_that_the_error_says() -> None:
+    torch.manual_seed(0)
+    model = FiveEach().eval()
+    with pytest.raises(UserError, match="say which is which") as raised:
+        parity.move(model, FiveStacks(), INPUTS)
+    names = suggested(raised.value)
+    assert names == {"experts.*.a.weight": "kp"}
+    assert far(model, parity.move(model, FiveStacks(), INPUTS, names=names)) < 1e-5
+
+
 # --- relative attention: two biases of one shape
 
 

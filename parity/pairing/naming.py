@@ -21,6 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from parity.pairing.forms import fitting_forms
+from parity.pairing.likeness import starred
 from parity.pairing.pairs import GIVEN, Unpaired
 from parity.pairing.tensors import Match, Tensor, tensors_of
 from parity.running.inventory import OWN
@@ -221,7 +222,7 @@ class _Kind:
 
     def tensor(self, leaf: str) -> str:
         """The name of a tensor, as an entry says it."""
-        return _starred(self.layers[0].tensors[leaf], self.layers)
+        return starred([layer.tensors[leaf] for layer in self.layers])
 
     def __str__(self) -> str:
         many = f", {len(self.layers)} of them" if len(self.layers) > 1 else ""
@@ -232,13 +233,18 @@ class _Kind:
 def _kinds(layers: Iterable[ModelLayer]) -> list[_Kind]:
     found: dict[object, list[ModelLayer]] = defaultdict(list)
     for layer in layers:
-        found[re.sub(r"\d+", "*", layer.name), str(layer).partition(" ")[2]].append(layer)
-    return [_Kind(_starred(some[0].name, some), tuple(some)) for some in found.values()]
+        found[_pattern(layer.name), str(layer).partition(" ")[2]].append(layer)
+    return [_Kind(starred([layer.name for layer in some]), tuple(some)) for some in found.values()]
 
 
-def _starred(name: str, layers: Sequence[ModelLayer]) -> str:
-    """Return a name with a star for each number where the layers are several."""
-    return re.sub(r"\d+", "*", name) if len(layers) > 1 else name
+def _pattern(name: str) -> str:
+    """Return a name with a star for each number that counts layers: of `h.0.fc1`, `h_0.fc1` and `Dense_0` the 0."""
+    parts = name.split(".")
+    for i, part in enumerate(parts):
+        counted = part[:1].isupper() or i + 1 < len(parts)
+        if part.isdigit() or (counted and re.search(r"_\d+$", part)):
+            parts[i] = re.sub(r"\d+$", "*", part)
+    return ".".join(parts)
 
 
 def unpaired(left: Sequence[ModelLayer], right: Sequence[ModelLayer], port: str) -> str:
@@ -267,15 +273,23 @@ def _candidates(kind: _Kind, others: Sequence[_Kind]) -> list[_Kind]:
     fitting = [
         other
         for other in others
-        if other.layers[0].kind == first.kind != OWN or sizes & {v.size for v in other.layers[0].values.values()}
+        if other.layers[0].kind == first.kind != OWN
+        or sizes & {v.size for v in other.layers[0].values.values()}
+        or _listed(kind, other)
     ]
     return sorted(fitting, key=rank)
+
+
+def _listed(kind: _Kind, other: _Kind) -> bool:
+    """Whether a tensor of one kind of layers may hold those of a list of the other kind."""
+    sides = ([v.size * len(one.layers) for v in one.layers[0].values.values()] for one in (kind, other))
+    return len(kind.layers) != len(other.layers) and bool({*next(sides)} & {*next(sides)})
 
 
 def _advice(mine: Sequence[_Kind], theirs: Sequence[_Kind]) -> str:
     for kind in mine:
         for other in _candidates(kind, theirs):
-            if len(kind.layers) != len(other.layers):
+            if len(kind.layers) != len(other.layers) and not _listed(kind, other):
                 kind, other = kind.first, other.first
             ours, its = _named_alike(kind, other)
             return f"say which is which with names={{{ours!r}: {its!r}, …}}, or add what is missing"
@@ -288,6 +302,9 @@ def _named_alike(kind: _Kind, other: _Kind) -> tuple[str, str]:
     a, b = kind.layers[0], other.layers[0]
     if a.kind == b.kind:
         return kind.name, other.name
-    both = ((x, y) for x, v in a.values.items() for y, w in b.values.items() if v.size == w.size)
+    counts = (len(kind.layers), len(other.layers)) if _listed(kind, other) else (1, 1)
+    sizes = ({x: v.size * n for x, v in one.values.items()} for one, n in zip((a, b), counts, strict=True))
+    ours, theirs = sizes
+    both = ((x, y) for x, v in ours.items() for y, w in theirs.items() if v == w)
     leaf, its = next(both, (next(iter(a.values)), next(iter(b.values))))
     return kind.tensor(leaf), other.tensor(its)
