@@ -11,6 +11,7 @@ from ports.gpt2.family import GPT2_FAMILY
 from ports.llama.family import LLAMA_FAMILY
 from ports.objective import Objective
 from ports.resnet.family import RESNET_FAMILY
+from ports.segmentation.family import SEGMENTATION_FAMILY
 from ports.transformer.family import TRANSFORMER_FAMILY
 from ports.tutorial.family import TUTORIAL_FAMILY
 from ports.vit.family import VIT_FAMILY
@@ -22,6 +23,7 @@ FAMILIES: tuple[Family, ...] = (
     VIT_FAMILY,
     GPT2_FAMILY,
     LLAMA_FAMILY,
+    SEGMENTATION_FAMILY,
 )
 
 NETWORKS: dict[str, Any] = {name: spec for family in FAMILIES for name, spec in family.networks.items()}
@@ -92,6 +94,11 @@ def takes_images(spec: Any) -> bool:
 def takes_any_size(spec: Any) -> bool:
     """Return whether a network takes examples of other sizes than the one that it was made for."""
     return family_of(spec).any_size
+
+
+def size_step(spec: Any) -> int:
+    """Return what the height and width of a network's images must be a multiple of, in pixels."""
+    return family_of(spec).size_step(spec)
 
 
 def reduced(spec: Any) -> Any:

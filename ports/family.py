@@ -31,7 +31,8 @@ class Layer:
             Flax's example calls it).
         ends_branch: what it gives is added to a shortcut.
         options: settings of the layer that its rule reads, as `(("num_heads", 4),)`.
-        keys: the parts of its name that are keys of a dict of layers, or positions in a list that is no Sequential.
+        keys: the parts of its name that are keys of a dict of layers, or positions in a list that is no Sequential;
+            where a Sequential in its name has the same position, the name from its beginning up to that part.
         tied: the name of the layer whose tensors it shares.
     """
 
@@ -150,6 +151,7 @@ class Family:
         inputs: gives the inputs of a batch of examples of a size.
         takes_images: the input is images (batch, channels, height, width), so that photographs can be given.
         any_size: whether the networks take examples of other sizes than `size`.
+        size_step: gives what height and width of an image must be a multiple of, in pixels.
         layers: gives the layers with tensors of a description, in the order of PyTorch's state_dict.
         variants: networks whose checkpoints circulate but which have no port of their own name.
         parts: fields of a description that are descriptions themselves, whose fields may be changed by their names.
@@ -169,6 +171,7 @@ class Family:
     inputs: Callable[[Any, int, Shape], tuple[Input, ...]]
     takes_images: bool = False
     any_size: bool = True
+    size_step: Callable[[Any], int] = lambda spec: 1
     variants: Mapping[str, Any] = field(default_factory=dict)
     parts: tuple[str, ...] = ()
     sizes: Callable[[Any], tuple[Size, ...]] = lambda spec: ()

@@ -6,9 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.core import Tracer
 
 from ports.errors import UserError
+from ports.objective import UNLABELLED
 
 
 def classification(outputs: Any, labels: Any) -> Any:
@@ -31,6 +34,21 @@ def next_token(logits: Any, following: Any) -> Any:
         following: integers (batch, length); where nothing counts, as behind a text, −100.
     """
     return cross_entropy(logits, following)
+
+
+def segmentation(outputs: Any, labels: Any) -> Any:
+    """The mean cross-entropy of the labelled pixels; half of the auxiliary head's is added, as torchvision trains.
+
+    Args:
+        outputs: logits (batch, height, width, classes), or a dict of them: `out`, and `aux` where there is such a head.
+        labels: integers (batch, height, width); 255 where nothing counts.
+    """
+    if isinstance(outputs, jax.Array):
+        return cross_entropy(outputs, labels, ignore_index=UNLABELLED)
+    loss = cross_entropy(outputs["out"], labels, ignore_index=UNLABELLED)
+    if "aux" in outputs:
+        loss = loss + 0.5 * cross_entropy(outputs["aux"], labels, ignore_index=UNLABELLED)
+    return loss
 
 
 def cross_entropy(
@@ -56,14 +74,17 @@ def cross_entropy(
         reduction: `mean`, `sum` or `none`.
 
     Raises:
-        UserError: shapes that do not fit, an unknown reduction.
+        UserError: shapes that do not fit, an unknown reduction, a label out of range. Where the program is compiled
+            the loss is NaN for such a label.
     """
     if logits.shape[:-1] != labels.shape:
         raise UserError(f"cross_entropy: labels: got {labels.shape}, expected {logits.shape[:-1]} for {logits.shape}")
     if reduction not in ("mean", "sum", "none"):
         raise UserError(f"cross_entropy: reduction: got {reduction!r}, expected mean, sum or none")
-    counts = labels != ignore_index
-    chosen = jnp.where(counts, labels, 0)
+    counts, classes = labels != ignore_index, logits.shape[-1]
+    _require_labels(labels, classes, ignore_index)
+    # JAX takes a negative index from the end, and gives NaN for one that is too large.
+    chosen = jnp.where(counts, jnp.where(labels < 0, classes, labels), 0)
     weight = jnp.ones(logits.shape[-1], logits.dtype) if weight is None else jnp.asarray(weight, logits.dtype)
     log_p = jax.nn.log_softmax(logits, axis=-1)
     own = jnp.where(counts, weight[chosen], 0)
@@ -74,6 +95,17 @@ def cross_entropy(
     if reduction == "none":
         return losses
     return losses.sum() / own.sum() if reduction == "mean" else losses.sum()
+
+
+def _require_labels(labels: Any, classes: int, ignored: int) -> None:
+    if isinstance(labels, Tracer):  # a compiled program's labels are not known yet
+        return
+    values = np.asarray(labels)
+    wrong = values[(values != ignored) & ((values < 0) | (values >= classes))]
+    if wrong.size:
+        raise UserError(
+            f"cross_entropy: labels: got {wrong[0]}, expected 0 to {classes - 1}, or {ignored}, which does not count"
+        )
 
 
 def ema(average: Any, params: Any, decay: float = 0.999, count: Any = None) -> Any:

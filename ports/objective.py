@@ -19,16 +19,21 @@ class Input:
     Attributes:
         shape: with the batch first.
         below: of whole numbers, the first that is too large; None for real numbers.
+        ignored: a target that does not count; one in ten is it.
     """
 
     shape: Shape
     below: int | None = None
+    ignored: int | None = None
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         """Return random values: float64, normally distributed; or int64."""
         if self.below is None:
             return rng.standard_normal(self.shape)
-        return rng.integers(0, self.below, self.shape)
+        drawn = rng.integers(0, self.below, self.shape)
+        if self.ignored is not None:
+            drawn[rng.random(self.shape) < 0.1] = self.ignored
+        return drawn
 
 
 @dataclass(frozen=True)
@@ -72,3 +77,13 @@ NEXT_TOKEN = Objective(
     flax="ports.losses:next_token",
 )
 """The mean cross-entropy of logits (batch, length, tokens) and of the tokens that follow (batch, length)."""
+
+UNLABELLED = 255
+"""The label of pixels that do not count, as in the files of PASCAL VOC and Cityscapes."""
+
+SEGMENTATION = Objective(
+    targets=lambda spec, batch, size: Input((batch, *size), below=spec.num_classes, ignored=UNLABELLED),
+    torch="ports.torch_losses:segmentation",
+    flax="ports.losses:segmentation",
+)
+"""The mean cross-entropy of every labelled pixel; half of the auxiliary head's is added."""

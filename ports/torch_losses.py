@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ports.objective import UNLABELLED
+
 
 def classification(outputs: Any, labels: Tensor) -> Tensor:
     """The mean cross-entropy of logits. Of feature maps, which have no labels, the sum of their mean squares.
@@ -29,3 +31,18 @@ def next_token(logits: Tensor, following: Tensor) -> Tensor:
         following: int64 (batch, length); where nothing counts, as behind a text, −100.
     """
     return F.cross_entropy(logits.flatten(0, 1), following.flatten())
+
+
+def segmentation(outputs: Any, labels: Tensor) -> Tensor:
+    """The mean cross-entropy of the labelled pixels; half of the auxiliary head's is added, as torchvision trains.
+
+    Args:
+        outputs: logits (batch, classes, height, width), or a dict of them: `out`, and `aux` where there is such a head.
+        labels: int64 (batch, height, width); 255 where nothing counts.
+    """
+    if isinstance(outputs, Tensor):
+        return F.cross_entropy(outputs, labels, ignore_index=UNLABELLED)
+    loss = F.cross_entropy(outputs["out"], labels, ignore_index=UNLABELLED)
+    if "aux" in outputs:
+        loss = loss + 0.5 * F.cross_entropy(outputs["aux"], labels, ignore_index=UNLABELLED)
+    return loss

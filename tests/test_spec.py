@@ -19,7 +19,8 @@ from ports.building import pytorch
 from ports.resnet.spec import BASIC, BOTTLENECK, Block, BlockLayout, Conv, ResNetSpec, Stage, Stem
 from ports.tutorial.spec import TutorialSpec
 
-# Facts about torchvision 0.28 and timm 1.0: the names, shapes and types of their state_dicts.
+# Facts about torchvision 0.28, timm 1.0 and segmentation_models_pytorch 0.6: the names, shapes and types of their
+# state_dicts.
 STATE_DICTS: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "state_dicts.json").read_text())
 
 # torchvision's and timm's documented counts; the others counted by hand from the papers' tables. cifar_resnet20 to 110
@@ -56,6 +57,11 @@ PARAMETERS = {
     "llama-3.2-1b": 1_235_814_400,
     "qwen2.5-0.5b": 494_032_768,
     "smollm2-135m": 134_515_008,
+    "fcn_resnet50": 35_322_218,
+    "fcn_resnet101": 54_314_346,
+    "deeplabv3_resnet50": 42_004_074,
+    "deeplabv3_resnet101": 60_996_202,
+    "unet_resnet34": 24_439_269,
 }
 
 RESNETS = [name for name, spec in NETWORKS.items() if isinstance(spec, ResNetSpec)]
@@ -100,7 +106,8 @@ def test_state_dict_is_the_one_of_torchvision_or_timm(name: str) -> None:
 
 
 def test_every_network_with_a_published_state_dict_is_compared() -> None:
-    published = {name for name, spec in NETWORKS.items() if "torchvision" in spec.source or "timm" in spec.source}
+    libraries = ("torchvision", "timm", "segmentation_models_pytorch")
+    published = {name for name, spec in NETWORKS.items() if any(library in spec.source for library in libraries)}
     assert published == set(STATE_DICTS)
 
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from benchmarks.measure.gate import parameter_change
 from benchmarks.subjects.case import NetworkCase, Numbers
-from benchmarks.subjects.settings import SETS, UNITS, Setting
+from benchmarks.subjects.settings import RESULT, SETS, UNITS, Setting
 from parity.numerics.bounds import distance, norm, one_ulp
 from ports import families
 from ports.families import layers
@@ -189,7 +189,7 @@ def run(
     with torch_steps.policy(precision, setting.device):
         if setting.mode == "inference":
             with torch.no_grad():
-                return {"logits": net.eval()(x).double().cpu().numpy()}
+                return torch_steps.numbers(net.eval()(x), RESULT[setting.mode])
         step = torch_steps.training_step(net.train(), net.parameters(), families.objective_of(spec).in_torch())
         loss = step(x, torch.from_numpy(labels).to(device))
     return {"loss": loss.double().cpu().numpy(), **parameter_change(ports.weights.read(net), weights)}

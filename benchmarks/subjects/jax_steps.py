@@ -21,6 +21,7 @@ from benchmarks.subjects.packed import Packed
 from benchmarks.subjects.quickest import Quickest
 from benchmarks.subjects.settings import LEARNING_RATE, MOMENTUM, RESULT, WEIGHT_DECAY, Setting
 from benchmarks.subjects.subject import SubjectOptions
+from parity.numerics.layouts import leaves
 from ports import families
 from ports.optim import sgd
 
@@ -62,6 +63,11 @@ def laid_out(inputs: np.ndarray, dtype: DTypeLike) -> jax.Array:
     return jnp.array(array, dtype if array.dtype.kind == "f" else jnp.int32)
 
 
+def in_reference(output: np.ndarray) -> np.ndarray:
+    """Return an output in PyTorch's layout: feature maps have their channels first."""
+    return output.transpose(0, 3, 1, 2) if output.ndim == 4 else output
+
+
 def donated(case: SubjectCase, *arguments: int) -> tuple[int, ...]:
     """What a step may overwrite: on a GPU, where memory is short. On CPUs a step then takes longer."""
     return arguments if case.setting.device == "gpu" else ()
@@ -100,7 +106,7 @@ class JaxRun:
         jax.block_until_ready(result)
 
     def numbers(self, result: Tree) -> dict[str, np.ndarray]:
-        return {self.result: np.asarray(result).astype(np.float64)}
+        return {name: in_reference(np.asarray(a).astype(np.float64)) for name, a in leaves(result, self.result)}
 
     def weights(self) -> Mapping[str, np.ndarray]:
         return self.read()

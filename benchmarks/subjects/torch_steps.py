@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from benchmarks.subjects.case import NetworkCase
 from benchmarks.subjects.settings import LEARNING_RATE, MOMENTUM, RESULT, WEIGHT_DECAY
 from benchmarks.subjects.subject import SubjectOptions
+from parity.numerics.layouts import leaves
 from parity.running.tf32 import products
 from ports import families
 
 EAGER = SubjectOptions()
+Outputs = Tensor | Mapping[str, Tensor]  # a network with several heads gives a dict
 
 
 def device(name: str) -> torch.device:
@@ -32,9 +34,9 @@ def policy(precision: str, where: str) -> Iterator[None]:
 
 
 def training_step(
-    net: Callable[[Tensor], Tensor],
+    net: Callable[[Tensor], Outputs],
     parameters: Iterable[Tensor],
-    loss_of: Callable[[Tensor, Tensor], Tensor],
+    loss_of: Callable[[Outputs, Tensor], Tensor],
     fused: bool = False,
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """A step of SGD on the loss of outputs and targets; gives the loss."""
@@ -49,6 +51,11 @@ def training_step(
         return loss.detach()
 
     return step
+
+
+def numbers(outputs: Outputs, name: str) -> dict[str, np.ndarray]:
+    """Return each output in float64 by its name, which begins with `name`."""
+    return {own: tensor.detach().double().cpu().numpy() for own, tensor in leaves(outputs, name)}
 
 
 class TorchRun:
@@ -66,7 +73,7 @@ class TorchRun:
         net: nn.Module,
         read: Callable[[], Mapping[str, np.ndarray]],
         options: SubjectOptions,
-        call: Callable[[Tensor], Tensor] | None = None,
+        call: Callable[[Tensor], Outputs] | None = None,
     ) -> None:
         setting = case.setting
         self.setting, self.read = setting, read
@@ -80,7 +87,7 @@ class TorchRun:
         images = [torch.from_numpy(one).to(self.device) for one in case.images]
         self.images = [one.contiguous(memory_format=kept) if one.ndim == 4 else one for one in images]
         self.labels = [torch.from_numpy(one).to(self.device) for one in case.labels]
-        forward: Callable[[Tensor], Tensor] = call or self.net
+        forward: Callable[[Tensor], Outputs] = call or self.net
         if options.compile is not None:
             if options.freeze and setting.mode == "inference":
                 import torch._inductor.config as inductor
@@ -93,7 +100,7 @@ class TorchRun:
         step = training_step(forward, self.net.parameters(), loss_of, fused)
         self.train = step if setting.mode == "training" else None
 
-    def step(self, which: int) -> Tensor:
+    def step(self, which: int) -> Outputs:
         with self.policy():
             if self.train is not None:
                 return self.train(self.images[which], self.labels[which])
@@ -106,12 +113,12 @@ class TorchRun:
             return nullcontext()
         return policy(self.setting.precision, self.setting.device)
 
-    def wait(self, result: Tensor) -> None:
+    def wait(self, result: Outputs) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def numbers(self, result: Tensor) -> dict[str, np.ndarray]:
-        return {RESULT[self.setting.mode]: result.detach().double().cpu().numpy()}
+    def numbers(self, result: Outputs) -> dict[str, np.ndarray]:
+        return numbers(result, RESULT[self.setting.mode])
 
     def weights(self) -> Mapping[str, np.ndarray]:
         return self.read()

@@ -34,9 +34,11 @@ SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".
 
 def default_size(spec: Any) -> tuple[int, ...]:
     """Return the size of the probe: what the network was made for; of images an odd width, where it takes any size."""
-    size = families.example_size(spec)
-    oblong = families.takes_images(spec) and families.takes_any_size(spec)
-    return (size[0], size[0] * 6 // 7 | 1) if oblong else size
+    size, step = families.example_size(spec), families.size_step(spec)
+    if not (families.takes_images(spec) and families.takes_any_size(spec)):
+        return size
+    narrower = size[0] * 6 // 7
+    return size[0], (narrower | 1 if step == 1 else max(step, narrower // step * step))
 
 
 def photographs(path: str | Path | None = None) -> list[Image.Image]:

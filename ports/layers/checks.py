@@ -16,6 +16,18 @@ def require_size(name: str, got: tuple[int, int], expected: int) -> None:
         raise UserError(f"{name}: got images of {got[0]}x{got[1]}, expected {expected}x{expected}; {other}")
 
 
+def require_multiple(name: str, got: tuple[int, int], step: int) -> None:
+    """Check the height and width of images, in pixels.
+
+    Raises:
+        UserError: a size that halving in the network does not divide, or 0.
+    """
+    if min(got) < 1 or got[0] % step or got[1] % step:
+        wanted = tuple(max(1, -(-size // step)) * step for size in got)
+        nearest = f"pad them to {wanted[0]}x{wanted[1]}"
+        raise UserError(f"{name}: got images of {got[0]}x{got[1]}, expected multiples of {step} pixels; {nearest}")
+
+
 def require_length(name: str, got: int, longest: int | None = None) -> None:
     """Check the length of texts, in tokens.
 

@@ -12,6 +12,9 @@ from jax.typing import DTypeLike
 kaiming_fan_out = variance_scaling(2.0, "fan_out", "normal")
 """`torch.nn.init.kaiming_normal_(mode="fan_out", nonlinearity="relu")`: torchvision's for convolutions."""
 
+kaiming_fan_in = variance_scaling(2.0, "fan_in", "uniform")
+"""`torch.nn.init.kaiming_uniform_(mode="fan_in", nonlinearity="relu")`: segmentation_models_pytorch's for decoders."""
+
 torch_kernel = variance_scaling(1 / 3, "fan_in", "uniform")
 """PyTorch's default for the weights of convolutions and linear layers: uniform in ±1/√fan_in."""
 

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
+
+
+def resize_bilinear(
+    x: Float[Tensor, "batch channels _ _"], size: tuple[int, int]
+) -> Float[Tensor, "batch channels _ _"]:
+    """Resize images as PyTorch does by default: corners are not aligned, nothing is averaged."""
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
 class Conv1D(nn.Module):

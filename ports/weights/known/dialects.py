@@ -69,8 +69,11 @@ class Dialect:
         if name is not None:
             return name.format(**layer.fields)
         own, *parts = layer.torch.split(".")
+        so_far = own
         for part in parts:
-            own += (self.key if part in layer.keys else self.number if part.isdigit() else ".") + part
+            so_far += f".{part}"
+            is_key = part in layer.keys or so_far in layer.keys
+            own += (self.key if is_key else self.number if part.isdigit() else ".") + part
         return own
 
 

@@ -1,0 +1,39 @@
+"""Functions that both Flax ports share, NHWC. Read beside pytorch.py."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+Features = Float[Array, "batch height width channels"]
+
+
+def resize_bilinear(x: Features, size: tuple[int, int]) -> Float[Array, "batch _ _ channels"]:
+    """`torch.nn.functional.interpolate(mode="bilinear", align_corners=False)`, for any sizes.
+
+    (`jax.image.resize` averages when it shrinks, unless `antialias=False`. It rounds positions otherwise than
+    PyTorch, which in float32 is three times as far off.) Computes in float32 at least.
+    """
+    dtype, wide = x.dtype, jnp.promote_types(x.dtype, jnp.float32)
+    rows, columns = (_weights(a, b, wide) for a, b in zip(x.shape[1:3], size, strict=True))
+    x = jnp.einsum("ih,bhwc->biwc", rows, x.astype(wide), precision="highest")
+    x = jnp.einsum("jw,biwc->bijc", columns, x, precision="highest")
+    return x.astype(dtype)
+
+
+def _weights(given: int, wanted: int, dtype: np.dtype) -> np.ndarray:
+    """Return what each of the wanted pixels takes of each given one along an axis: (wanted, given).
+
+    Positions are those of PyTorch's area_pixel_compute_source_index, in its precision.
+    """
+    scale = np.asarray(given, dtype) / np.asarray(wanted, dtype)
+    half = np.asarray(0.5, dtype)
+    at = np.maximum(scale * (np.arange(wanted).astype(dtype) + half) - half, 0)
+    before = np.minimum(at.astype(int), given - 1)
+    after = np.minimum(before + 1, given - 1)
+    part = np.clip(at - before.astype(dtype), 0, 1)
+    weights = np.zeros((wanted, given), dtype)
+    weights[np.arange(wanted), before] += 1 - part
+    weights[np.arange(wanted), after] += part
+    return weights

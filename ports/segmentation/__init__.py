@@ -1,0 +1,1 @@
+"""Networks that classify every pixel: `spec` describes them, `pytorch`, `nnx` and `linen` build them."""
