@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from flax import nnx
+from safetensors.numpy import load_file
 
 import parity
 import ports
@@ -29,6 +30,7 @@ from ports.layers.flax import resize_bilinear
 from ports.objective import UNLABELLED
 from ports.segmentation.spec import SegmentationSpec
 from ports.weights.checkpoints.checkpoint import open_checkpoint
+from ports.weights.known import fold
 from ports.weights.known.recognise import recognise
 
 TINY: dict[str, Any] = {"width": 8, "hidden": 6, "rates": (1, 2), "num_classes": 4, "input_size": 32}
@@ -348,6 +350,25 @@ def test_checkpoints_are_recognised_and_converted(
     found = open_checkpoint(tmp_path / "b").found
     assert found is not None
     assert (found.network, found.dialect, found.spec) == (spec.name, to, spec)
+
+
+@pytest.mark.sample(1)
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(("head", "to"), [("deeplabv3", "nnx"), ("unet", "linen"), ("fcn", "nnx")])
+def test_batch_norm_folds(head: str, to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--check` computes both; the folded network in Flax takes the file."""
+    monkeypatch.setitem(families.KNOWN, SPECS[head].name, SPECS[head])
+    net = drawn(ports.create(SPECS[head], "pytorch"))
+    torch.save(net.state_dict(), tmp_path / "a.pth")
+    target = str(tmp_path / "b.safetensors")
+    assert main(["convert", str(tmp_path / "a.pth"), target, "--to", "torch", "--fold-batchnorm", "--check"]) == 0
+    spec = families.get(SPECS[head], folded=True)
+    assert families.layers(spec) == fold.folded(families.layers(SPECS[head]))
+    folded = ports.create(spec, to, seed=None)
+    variables = ports.weights.write(folded, load_file(target))
+    x = images((32, 64)).astype("float32")
+    found = called(folded if variables is None else (folded[0], variables), to, x)
+    assert far(found, called(net, "pytorch", x)) < 1e-4
 
 
 @pytest.mark.parametrize("auxiliary", [False, True])

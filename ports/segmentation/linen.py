@@ -46,8 +46,9 @@ def conv2d(conv: Conv, init: Initializer | None = None, *, dtype: Dtype) -> nn.C
     )
 
 
-def batch_norm(*, dtype: Dtype) -> BatchNorm:
-    return BatchNorm(param_dtype=param_dtype(dtype))
+def batch_norm(conv: Conv, *, dtype: Dtype) -> Callable[..., Features]:
+    """The BatchNorm behind a convolution; one that has a bias has taken it in."""
+    return identity if conv.bias else BatchNorm(param_dtype=param_dtype(dtype))
 
 
 def identity(x: Features) -> Features:
@@ -59,7 +60,7 @@ def image_mean(x: Features) -> Features:
 
 
 def conv_bn_relu(conv: Conv, init: Initializer | None = None, *, dtype: Dtype) -> list[Callable[..., Features]]:
-    return [conv2d(conv, init, dtype=dtype), batch_norm(dtype=dtype), nn.relu]
+    return [conv2d(conv, init, dtype=dtype), batch_norm(conv, dtype=dtype), nn.relu]
 
 
 def sequential(layers: Sequence[Callable[..., Features]], x: Features, train: bool) -> Features:

@@ -46,8 +46,9 @@ def conv2d(conv: Conv, init: Initializer | None = None, *, dtype: Dtype, rngs: n
     )
 
 
-def batch_norm(channels: int, *, dtype: Dtype, rngs: nnx.Rngs) -> BatchNorm:
-    return BatchNorm(channels, param_dtype=param_dtype(dtype), rngs=rngs)
+def batch_norm(conv: Conv, *, dtype: Dtype, rngs: nnx.Rngs) -> Callable[..., Features]:
+    """The BatchNorm behind a convolution; one that has a bias has taken it in."""
+    return identity if conv.bias else BatchNorm(conv.out_channels, param_dtype=param_dtype(dtype), rngs=rngs)
 
 
 def identity(x: Features) -> Features:
@@ -63,7 +64,7 @@ def conv_bn_relu(
 ) -> list[Callable[..., Features]]:
     return [
         conv2d(conv, init, dtype=dtype, rngs=rngs),
-        batch_norm(conv.out_channels, dtype=dtype, rngs=rngs),
+        batch_norm(conv, dtype=dtype, rngs=rngs),
         nnx.relu,
     ]
 

@@ -42,8 +42,9 @@ def conv2d(conv: Conv, init: Callable[[Tensor], Tensor] | None = None) -> nn.Con
     return layer
 
 
-def batch_norm(channels: int) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(channels, eps=1e-5, momentum=0.1)
+def batch_norm(conv: Conv) -> nn.Module:
+    """The BatchNorm behind a convolution; one that has a bias has taken it in."""
+    return nn.Identity() if conv.bias else nn.BatchNorm2d(conv.out_channels, eps=1e-5, momentum=0.1)
 
 
 def kaiming_fan_in(weight: Tensor) -> Tensor:
@@ -51,7 +52,7 @@ def kaiming_fan_in(weight: Tensor) -> Tensor:
 
 
 def conv_bn_relu(conv: Conv, init: Callable[[Tensor], Tensor] | None = None) -> list[nn.Module]:
-    return [conv2d(conv, init), batch_norm(conv.out_channels), nn.ReLU()]
+    return [conv2d(conv, init), batch_norm(conv), nn.ReLU()]
 
 
 def fcn_head(convs: tuple[Conv, Conv]) -> nn.Sequential:

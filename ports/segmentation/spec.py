@@ -38,6 +38,8 @@ class SegmentationSpec:
         rates: (DeepLabV3) dilation of each 3x3 convolution in the pyramid.
         hidden: (DeepLabV3) channels of each branch of the pyramid.
         decoder: (U-Net) channels of each of the five decoder blocks.
+        folded: for inference: a BatchNorm is part of the convolution before it; the weights are those of
+            `ports.weights.known.fold`, or of `parity convert --fold-batchnorm`.
         input_size: height and width of an example, in pixels; other sizes work.
         source: where the network was published, and where its names come from.
     """
@@ -51,6 +53,7 @@ class SegmentationSpec:
     rates: tuple[int, ...] = (12, 24, 36)
     hidden: int = 256
     decoder: tuple[int, int, int, int, int] = (256, 128, 64, 32, 16)
+    folded: bool = False
     num_classes: int = 21
     in_channels: int = 3
     input_size: int = 224
@@ -85,7 +88,7 @@ class SegmentationSpec:
             self.name,
             Stem(convs=((self.width, 7, 2),), max_pool=True),
             tuple(Stage(self.width << i, blocks, stride=2 if i else 1) for i, blocks in enumerate(self.depths)),
-            BOTTLENECK if self.bottleneck else BASIC,
+            replace(BOTTLENECK if self.bottleneck else BASIC, folded=self.folded),
             in_channels=self.in_channels,
             input_size=self.input_size,
             features_only=True,
@@ -101,24 +104,25 @@ class SegmentationSpec:
     def fcn_head(self, in_channels: int) -> tuple[Conv, Conv]:
         """A 3x3 convolution, and behind BN and ReLU the one that classifies."""
         inner = max(1, in_channels // 4)
-        return Conv(in_channels, inner, 3), Conv(inner, self.num_classes, 1, bias=True)
+        return Conv(in_channels, inner, 3, bias=self.folded), Conv(inner, self.num_classes, 1, bias=True)
 
     @property
     def pyramid(self) -> tuple[Conv, ...]:
         """The convolution of each branch of the pyramid: 1x1, 3x3 with each rate, and 1x1 of the image's mean."""
-        given = self.features[-1]
-        dilated = (Conv(given, self.hidden, 3, dilation=rate) for rate in self.rates)
-        return (Conv(given, self.hidden, 1), *dilated, Conv(given, self.hidden, 1))
+        given, folded = self.features[-1], self.folded
+        dilated = (Conv(given, self.hidden, 3, dilation=rate, bias=folded) for rate in self.rates)
+        return (Conv(given, self.hidden, 1, bias=folded), *dilated, Conv(given, self.hidden, 1, bias=folded))
 
     @property
     def project(self) -> Conv:
         """The 1x1 convolution that takes all branches of the pyramid."""
-        return Conv(len(self.pyramid) * self.hidden, self.hidden, 1)
+        return Conv(len(self.pyramid) * self.hidden, self.hidden, 1, bias=self.folded)
 
     @property
     def deeplab_head(self) -> tuple[Conv, Conv]:
         """What follows the pyramid: a 3x3 convolution, and behind BN and ReLU the one that classifies."""
-        return Conv(self.hidden, self.hidden, 3), Conv(self.hidden, self.num_classes, 1, bias=True)
+        last = Conv(self.hidden, self.num_classes, 1, bias=True)
+        return Conv(self.hidden, self.hidden, 3, bias=self.folded), last
 
     @property
     def decoder_blocks(self) -> tuple[tuple[Conv, Conv], ...]:
@@ -127,7 +131,8 @@ class SegmentationSpec:
         given = (head, *self.decoder[:-1])
         beside = (*reversed(skips), 0)
         return tuple(
-            (Conv(a + b, out, 3), Conv(out, out, 3)) for a, b, out in zip(given, beside, self.decoder, strict=True)
+            (Conv(a + b, out, 3, bias=self.folded), Conv(out, out, 3, bias=self.folded))
+            for a, b, out in zip(given, beside, self.decoder, strict=True)
         )
 
     @property
@@ -159,8 +164,7 @@ def _layers_of_backbone(spec: SegmentationSpec, at: str) -> Iterator[Layer]:
 
 def _layers_of_fcn_head(at: str, convs: tuple[Conv, Conv]) -> Iterator[Layer]:
     first, last = convs
-    yield conv_layer("head.conv", f"{at}.0", first)
-    yield batch_norm_layer("head.bn", f"{at}.1", first.out_channels)
+    yield from _conv_and_norm(f"{at}.0", f"{at}.1", first)
     yield conv_layer("head.conv", f"{at}.4", last)
 
 
@@ -184,4 +188,5 @@ def _layers_of_decoder(spec: SegmentationSpec) -> Iterator[Layer]:
 
 def _conv_and_norm(conv_name: str, norm_name: str, conv: Conv, keys: tuple[str, ...] = ()) -> Iterator[Layer]:
     yield replace(conv_layer("head.conv", conv_name, conv), keys=keys)
-    yield replace(batch_norm_layer("head.bn", norm_name, conv.out_channels), keys=keys)
+    if not conv.bias:  # a bias before a BatchNorm: the BatchNorm is folded
+        yield replace(batch_norm_layer("head.bn", norm_name, conv.out_channels), keys=keys)
