@@ -170,7 +170,7 @@ def build_nnx(case: NetworkCase, options: SubjectOptions = USUAL) -> JaxRun:
         ports.fast.use(model)
     loss_of = loss_in_float32(case)
 
-    def infer(model: Callable[[jax.Array], jax.Array], images: jax.Array) -> jax.Array:
+    def infer(model: Callable[[jax.Array], Tree], images: jax.Array) -> Tree:
         return model(images)
 
     def train(model: nnx.Module, optimizer: nnx.Optimizer, images: jax.Array, labels: jax.Array) -> jax.Array:
@@ -209,7 +209,7 @@ def build_nnx(case: NetworkCase, options: SubjectOptions = USUAL) -> JaxRun:
 
     jitted, held = compiled_for(case, functional, options.tune, [0] if training else []), [pack(state)]
 
-    def begin(images: jax.Array, labels: jax.Array) -> jax.Array:
+    def begin(images: jax.Array, labels: jax.Array) -> Tree:
         if not training:
             return jitted(held[0], images, labels)
         loss, held[0] = jitted(held[0], images, labels)
@@ -233,7 +233,7 @@ def build_linen(case: NetworkCase, options: SubjectOptions = USUAL) -> JaxRun:
     rest, params = dict(variables), variables["params"]
     del rest["params"]
 
-    def forward(params: Tree, rest: Tree, images: jax.Array, train: bool) -> tuple[jax.Array, Tree]:
+    def forward(params: Tree, rest: Tree, images: jax.Array, train: bool) -> tuple[Tree, Tree]:
         given = {"params": params, **rest}
         return (
             module.apply(given, images, train=True, mutable=list(rest))
@@ -249,7 +249,7 @@ def build_linen(case: NetworkCase, options: SubjectOptions = USUAL) -> JaxRun:
 
 def stateless(
     case: NetworkCase,
-    forward: Callable[[Tree, Tree, jax.Array, bool], tuple[jax.Array, Tree]],
+    forward: Callable[[Tree, Tree, jax.Array, bool], tuple[Tree, Tree]],
     params: Tree,
     rest: Tree,
     read: Callable[[Tree, Tree], Mapping[str, np.ndarray]],
