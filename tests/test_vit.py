@@ -123,7 +123,7 @@ def test_torchvision_has_these_tensors(name: str) -> None:
 @pytest.mark.parametrize("to", ["nnx", "linen"])
 def test_checkpoints_are_recognised_and_converted(to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another number of classes, and larger images: more positions."""
-    monkeypatch.setattr("ports.weights.known.recognise.KNOWN", {"tiny": TINY})
+    monkeypatch.setitem(families.KNOWN, "tiny", TINY)
     spec = families.get(TINY, num_classes=3, input_size=20)
     net = drawn(ports.create(spec, "pytorch"))
     torch.save(net.state_dict(), tmp_path / "a.pth")
