@@ -34,6 +34,8 @@ class Layer:
         keys: the parts of its name that are keys of a dict of layers, or positions in a list that is no Sequential;
             where a Sequential in its name has the same position, the name from its beginning up to that part.
         tied: the name of the layer whose tensors it shares.
+        stack: how many blocks have such a layer, where a port may keep them in one array; the first of `keys` is the
+            number of its block. 0 where there is none.
     """
 
     role: str
@@ -45,6 +47,7 @@ class Layer:
     options: tuple[tuple[str, Any], ...] = ()
     keys: tuple[str, ...] = ()
     tied: str = ""
+    stack: int = 0
 
     @property
     def tensors(self) -> dict[str, Shape]:

@@ -32,6 +32,7 @@ from ports.gpt2.nnx import GPT2MLP
 from ports.gpt2.spec import GPT2Spec
 from ports.llama.spec import LlamaSpec, RopeScaling
 from ports.weights import WeightsError
+from ports.weights.checkpoints import convert as conversion
 from ports.weights.checkpoints.checkpoint import open_checkpoint
 from ports.weights.known.dialects import DIALECTS, mapping
 from ports.weights.known.recognise import recognise
@@ -500,6 +501,63 @@ def test_a_folder_of_transformers_is_recognised_and_converted(
     assert variables is not None or to == "nnx"
 
 
+@pytest.mark.parametrize("to", FLAX)
+@pytest.mark.parametrize("spec", [GPT2, QWEN], ids=lambda spec: spec.name)
+def test_blocks_are_stacked_in_a_file_and_come_back(
+    spec: Any, to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the state of the optimizer, bit for bit; and one block in another's place is seen by --check."""
+    monkeypatch.setitem(families.KNOWN, spec.name, spec)
+    net = drawn(ports.create(spec, "pytorch"))
+    optimizer = torch.optim.AdamW(net.parameters())
+    net(torch.from_numpy(tokens(spec))).square().mean().backward()
+    optimizer.step()
+    torch.save({"model": net.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "a.pt")
+    assert main(["convert", str(tmp_path / "a.pt"), str(tmp_path / "b"), "--to", to, "--stacked"]) == 0
+    held = open_checkpoint(tmp_path / "b")
+    assert held.found is not None
+    assert (held.found.network, held.found.dialect) == (spec.name, f"{to}-stacked")
+    assert main(["convert", str(tmp_path / "b"), str(tmp_path / "c.pt")]) == 0
+    back = torch.load(tmp_path / "c.pt", weights_only=True)
+    for key, tensor in net.state_dict().items():
+        assert torch.equal(back["model"][key], tensor), key
+    states = optimizer.state_dict()["state"]
+    assert back["optimizer"]["state"].keys() == states.keys()
+    for number, state in states.items():
+        for slot in ("exp_avg", "exp_avg_sq"):
+            assert torch.equal(back["optimizer"]["state"][number][slot], state[slot]), (number, slot)
+    command = [
+        "convert",
+        str(tmp_path / "a.pt"),
+        str(tmp_path / "d"),
+        "--to",
+        to,
+        "--stacked",
+        "--check",
+        "--weights-only",
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(conversion, "sorted", lambda numbers: sorted(numbers, reverse=True), raising=False)
+        assert main(command) == 2
+    assert "more differ from the source; nothing was written" in capsys.readouterr().err
+    assert main(command) == 0
+
+
+def test_what_cannot_be_stacked_is_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(families.KNOWN, GPT2.name, GPT2)
+    ports.weights.save(tmp_path / "a.npz", ports.weights.read(ports.create(GPT2, "pytorch")))
+    ports.weights.save(tmp_path / "r.npz", ports.weights.read(ports.create("cifar_resnet20", "pytorch")))
+    for file, to, said in (
+        ("a", "torch", "got --to torch, expected one of nnx, linen"),
+        ("r", "nnx", "cifar_resnet20 has no blocks"),
+    ):
+        assert main(["convert", str(tmp_path / f"{file}.npz"), str(tmp_path / "out.npz"), "--to", to, "--stacked"]) == 2
+        assert f"--stacked: {said}" in capsys.readouterr().err
+    assert not (tmp_path / "out.npz").exists()
+
+
 def test_the_second_name_of_a_tensor_may_be_there_but_with_no_other_values(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -533,7 +591,7 @@ def test_the_published_files_of_gpt2_have_other_names(name: str, masks: bool) ->
     assert weights["lm_head.weight"] is weights["transformer.wte.weight"]
 
 
-@pytest.mark.parametrize("name", [name for name, spec in TINY.items() if not spec.stacked])
+@pytest.mark.parametrize("name", TINY)
 def test_where_flax_networks_keep_their_variables(name: str) -> None:
     """A tensor with two names stands in NNX's state under the first in the alphabet, in Linen's where it is made."""
     spec = TINY[name]
@@ -543,7 +601,7 @@ def test_where_flax_networks_keep_their_variables(name: str) -> None:
     flat: Any = traverse_util.flatten_dict(linen, sep=".")
     arrays = {at: a.shape for at, a in flat.items()}
     for dialect, expected in (("nnx", variables), ("linen", arrays)):
-        rows = mapping(spec, DIALECTS[dialect])
+        rows = mapping(spec, DIALECTS[f"{dialect}-stacked" if spec.stacked else dialect])
         assert {n: s for row in rows for n, s in zip(row.names, row.shapes, strict=True)} == expected
 
 

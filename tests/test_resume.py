@@ -17,6 +17,8 @@ from ports import optim, schedules
 from ports.resnet.spec import BASIC, ResNetSpec, Stage, Stem
 from ports.weights import WeightsError, optimizer
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 TINY = ResNetSpec("tiny", Stem(convs=((4, 3, 1),)), (Stage(4, 1),), BASIC, num_classes=3, input_size=8)
 RNG = np.random.default_rng(0)
 IMAGES, LABELS = RNG.standard_normal((20, 4, 3, 8, 8)), RNG.integers(0, 3, (20, 4))

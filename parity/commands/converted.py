@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from ports.weights.files import formats
 from ports.weights.files.formats import Format
 from ports.weights.form.lazy import Array
 from ports.weights.known import fold
-from ports.weights.known.dialects import TARGET, mapping
+from ports.weights.known.dialects import STACKED, TARGET, Dialect, DialectEntry, mapping
 
 FOLDED = 1e-10  # relative L2 distance in float64: a folded network is the same function, summed in another order
 
@@ -40,10 +40,12 @@ def verify(held: Checkpoint, path: Path, to: str, row: Format) -> None:
     weights = held.weights
     content = formats.read(path, row.name)
     tensors = splitting.split(path, content, row).weights
-    if not all(name in tensors for entry in mapping(held.found.spec, TARGET[to]) for name in entry.names):
+    dialects = [one for one in (TARGET[to], STACKED.get(to)) if one and _holds(tensors, mapping(held.found.spec, one))]
+    if not dialects:
         _folded(held, tensors, to)
         return
-    wrong = [name for name, array in _torch_form(held, tensors, to).items() if not _same(array, weights[name])]
+    found = _torch_form(held, tensors, dialects[0])
+    wrong = [name for name, array in found.items() if not _same(array, weights[name])]
     if wrong:
         raise UserError(f"--check: {wrong[0]} and {len(wrong) - 1} more differ from the source; nothing was written")
     from parity.api import check
@@ -51,11 +53,12 @@ def verify(held: Checkpoint, path: Path, to: str, row: Format) -> None:
     reference = ports.create(held.found.spec, "pytorch", seed=None)
     ports.weights.write(reference, weights)
     layout = LAYOUTS[to]
-    port = ports.create(held.found.spec, layout.name if layout.is_flax else "nnx", seed=None)
+    spec = families.get(held.found.spec, **({"stacked": True} if dialects[0].stacked else {}))
+    port = ports.create(spec, layout.name if layout.is_flax else "nnx", seed=None)
     if layout.is_flax:
         port = live(port, path if row.name == "orbax" else tensors)
     else:
-        ports.weights.write(port, _torch_form(held, tensors, to))
+        ports.weights.write(port, found)
     report = check(reference, port, steps=1)
     if report.exit_code:
         model = report.models[0]
@@ -67,10 +70,14 @@ def _same(a: Array, b: Array) -> bool:
     return (a.dtype, a.shape, np.asarray(a).tobytes()) == (b.dtype, b.shape, np.asarray(b).tobytes())
 
 
-def _torch_form(held: Checkpoint, tensors: Mapping[str, Any], to: str) -> dict[str, Any]:
+def _holds(tensors: Mapping[str, Any], rows: Iterable[DialectEntry]) -> bool:
+    return all(name in tensors for entry in rows for name in entry.names)
+
+
+def _torch_form(held: Checkpoint, tensors: Mapping[str, Any], dialect: Dialect) -> dict[str, Any]:
     assert held.found is not None
     assert held.found.spec is not None
-    rows = mapping(held.found.spec, TARGET[to])
+    rows = mapping(held.found.spec, dialect)
     return {entry.torch: entry.to_torch(tuple(tensors[name] for name in entry.names)) for entry in rows}
 
 
@@ -83,7 +90,7 @@ def live(port: Any, source: Path | Mapping[str, np.ndarray]) -> Any:
 
         with ocp.StandardCheckpointer() as checkpointer:
             tree = checkpointer.restore(source.absolute())
-        tree = tree.get("model", tree)
+        tree = tree.get("model", tree) if "opt_state" in tree else tree  # a network may have a part `model` itself
     else:
         tree = formats.nested((tuple(name.split(".")), array) for name, array in source.items())
     if port_of(port).collections:

@@ -21,6 +21,7 @@ Check = Annotated[bool, typer.Option("--check", help="Prove the result in float6
 Force = Annotated[
     bool, typer.Option("--force", help="Replace DST: a file, or a folder with only a checkpoint of its format.")
 ]
+Stacked = Annotated[bool, typer.Option("--stacked", help="Of a decoder: all blocks of it in one array, for scan.")]
 Fold = Annotated[bool, typer.Option("--fold-batchnorm", help="BatchNorms become part of their convolutions.")]
 ShardSize = Annotated[str | None, typer.Option(metavar="N", help="A folder of safetensors of N bytes (or 500MB, 5GB).")]
 Key = Annotated[str | None, typer.Option(help="Where the weights stand in a training checkpoint: ema.")]
@@ -58,6 +59,7 @@ def convert(
     check: Check = False,
     force: Force = False,
     fold_batchnorm: Fold = False,
+    stacked: Stacked = False,
     shard_size: ShardSize = None,
     key: Key = None,
     weights_only: WeightsOnly = False,
@@ -90,6 +92,7 @@ def convert(
         weights_only=weights_only,
         steps=steps,
         fold_batchnorm=fold_batchnorm,
+        stacked=stacked,
         shard_size=_bytes("--shard-size", shard_size),
         max_memory=_bytes("--max-memory", max_memory),
         force=force,

@@ -10,7 +10,7 @@ modeling_gpt2.py.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ports.errors import UserError, require_positive
 from ports.family import Layer, Shape
@@ -66,12 +66,15 @@ def layers(spec: GPT2Spec) -> Iterator[Layer]:
     yield Layer("wte", "transformer.wte", "embedding", embedding)
     yield Layer("wpe", "transformer.wpe", "embedding", {"weight": (spec.length, width)})
     for i in range(spec.depth):
-        yield _norm("ln_1", f"transformer.h.{i}.ln_1", width, i)
-        yield _linear("attn.c_attn", i, (width, 3 * width))
-        yield _linear("attn.c_proj", i, (width, width))
-        yield _norm("ln_2", f"transformer.h.{i}.ln_2", width, i)
-        yield _linear("mlp.c_fc", i, (width, spec.hidden))
-        yield _linear("mlp.c_proj", i, (spec.hidden, width))
+        for layer in (
+            _norm("ln_1", f"transformer.h.{i}.ln_1", width, i),
+            _linear("attn.c_attn", i, (width, 3 * width)),
+            _linear("attn.c_proj", i, (width, width)),
+            _norm("ln_2", f"transformer.h.{i}.ln_2", width, i),
+            _linear("mlp.c_fc", i, (width, spec.hidden)),
+            _linear("mlp.c_proj", i, (spec.hidden, width)),
+        ):
+            yield replace(layer, stack=spec.depth)
     yield _norm("ln_f", "transformer.ln_f", width)
     yield Layer("lm_head", "lm_head", "embedding", embedding, tied="transformer.wte")
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ports.errors import UserError, require_positive
 from ports.family import Layer, Shape
@@ -112,24 +112,30 @@ def _scaled(frequency: float, scaling: RopeScaling | None) -> float:
 
 def layers(spec: LlamaSpec) -> Iterator[Layer]:
     """Yield the layers with tensors under their PyTorch names, in the order of PyTorch's state_dict."""
-    width, keys = spec.width, spec.kv_heads * spec.head_width
+    width = spec.width
     embedding: dict[str, Shape] = {"weight": (spec.vocabulary, width)}
     yield Layer("embed_tokens", "model.embed_tokens", "embedding", embedding)
     for i in range(spec.depth):
-        yield _linear("self_attn.q_proj", i, (width, width), spec.bias)
-        yield _linear("self_attn.k_proj", i, (keys, width), spec.bias)
-        yield _linear("self_attn.v_proj", i, (keys, width), spec.bias)
-        yield _linear("self_attn.o_proj", i, (width, width))
-        yield _linear("mlp.gate_proj", i, (spec.hidden, width))
-        yield _linear("mlp.up_proj", i, (spec.hidden, width))
-        yield _linear("mlp.down_proj", i, (width, spec.hidden))
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            yield Layer(norm, f"model.layers.{i}.{norm}", "rms_norm", {"weight": (width,)}, keys=(str(i),))
+        for layer in _block(spec, i):
+            yield replace(layer, stack=spec.depth)
     yield Layer("norm", "model.norm", "rms_norm", {"weight": (width,)})
     if spec.tied:
         yield Layer("lm_head", "lm_head", "embedding", embedding, tied="model.embed_tokens")
     else:
         yield Layer("lm_head", "lm_head", "linear", embedding)
+
+
+def _block(spec: LlamaSpec, i: int) -> Iterator[Layer]:
+    width, keys = spec.width, spec.kv_heads * spec.head_width
+    yield _linear("self_attn.q_proj", i, (width, width), spec.bias)
+    yield _linear("self_attn.k_proj", i, (keys, width), spec.bias)
+    yield _linear("self_attn.v_proj", i, (keys, width), spec.bias)
+    yield _linear("self_attn.o_proj", i, (width, width))
+    yield _linear("mlp.gate_proj", i, (spec.hidden, width))
+    yield _linear("mlp.up_proj", i, (spec.hidden, width))
+    yield _linear("mlp.down_proj", i, (width, spec.hidden))
+    for norm in ("input_layernorm", "post_attention_layernorm"):
+        yield Layer(norm, f"model.layers.{i}.{norm}", "rms_norm", {"weight": (width,)}, keys=(str(i),))
 
 
 def _linear(role: str, block: int, shape: Shape, bias: bool = False) -> Layer:

@@ -8,6 +8,7 @@ expression that makes something comparable of it.
 
 from __future__ import annotations
 
+import functools
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -85,6 +86,7 @@ def groups(folder: Path = FOLDER) -> Iterator[Group]:
             yield Group(place, group["title"], group["why"], rows)
 
 
+@functools.cache
 def by_name(folder: Path = FOLDER) -> dict[str, Example]:
     """Return every example by the name of its trap.
 

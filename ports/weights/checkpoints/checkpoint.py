@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -125,17 +126,19 @@ def _state(
     parts: splitting.Parts, found: Found, weights: Mapping[str, Any], steps: int | None, notes: list[str]
 ) -> tuple[dict[str, Any], list[dict[str, Any]] | None]:
     """The optimizer's state in the torch form, and its options."""
-    torch_names = {
-        found.raw.get(name, name): entry.torch for entry in found.entries if entry.parameter for name in entry.names
-    }
-    torch_names = {name: torch_names[name] for name in parts.weights if name in torch_names}
+    by_array: dict[str, tuple[str, ...]] = {}
+    for entry in found.entries:
+        for raw in (found.raw.get(name, name) for name in entry.names if entry.parameter):
+            by_array[raw] = (*by_array.get(raw, ()), entry.torch)
+    torch_names = {name: by_array[name] for name in parts.weights if name in by_array}
     resolved = stored_states.resolve(parts, list(torch_names))
     if resolved.groups is None:
         resolved.options, resolved.stateless = state_layout.about(parts.metadata)
     bare = {raw.removeprefix("params."): raw for raw in torch_names}
     bare |= {name: raw for name, raw in found.raw.items() if raw in torch_names}  # of a model that was not wrapped yet
     tensors = {slot: _moved(slot, arrays, found, parts, torch_names, bare) for slot, arrays in resolved.slots.items()}
-    groups, parameters = state_layout.groups_of(resolved, torch_names, bare), list(dict.fromkeys(torch_names.values()))
+    groups = state_layout.groups_of(resolved, torch_names, bare)
+    parameters = list(dict.fromkeys(chain.from_iterable(torch_names.values())))
     if strange := [name for name in resolved.stateless if name not in parameters]:
         raise WeightsError(f"metadata stateless: {describe(strange)}: the network has no such parameter")
     if resolved.groups is None:
@@ -166,10 +169,13 @@ def _moved(
     arrays: Mapping[str, Any],
     found: Found,
     parts: splitting.Parts,
-    torch_names: Mapping[str, str],
+    torch_names: Mapping[str, tuple[str, ...]],
     bare: Mapping[str, str],
 ) -> dict[str, Array]:
     """One kind of the optimizer's tensors in the torch form.
+
+    Args:
+        torch_names: PyTorch names by the file's; an array of stacked blocks has several.
 
     Raises:
         WeightsError: a tensor that is not like its parameter, or a part of a tensor.
@@ -186,7 +192,7 @@ def _moved(
             problems.append(f"{slot}/{name}: got shape {array.shape}, expected {parts.weights[raw].shape}")
         known[raw] = array
     moved = {} if problems else found.read(known, parameters=True)
-    parted = [] if problems else sorted({torch_names[raw] for raw in known} - moved.keys())
+    parted = [] if problems else sorted({name for raw in known for name in torch_names[raw]} - moved.keys())
     problems += [f"{slot}/{name}: a part of it is missing" for name in parted]
     if problems:
         raise WeightsError(f"optimizer: {describe(problems)}; {WEIGHTS_ONLY}")
@@ -195,21 +201,23 @@ def _moved(
 
 def _excused(
     resolved: stored_states.Resolved,
-    torch_names: Mapping[str, str],
+    torch_names: Mapping[str, tuple[str, ...]],
     bare: Mapping[str, str],
     parts: splitting.Parts,
     tensors: Mapping[str, Mapping[str, Any]],
     notes: list[str],
 ) -> set[str]:
     """The parameters that may have no state, because they never got a gradient."""
+    parameters = {*chain.from_iterable(torch_names.values())}
     if resolved.groups is not None:  # PyTorch makes a parameter's state with its first gradient; Adagrad's at once
         row = of_groups(resolved.groups, resolved.slots)
-        return set() if row is not None and row.eager else set(torch_names.values())
+        return set() if row is not None and row.eager else parameters
     excused = set(resolved.stateless)
     for begin in resolved.masked:
-        excused |= {torch_names[raw] for name, raw in bare.items() if f"{name}.".startswith(f"{begin}.")}
+        masked = (raw for name, raw in bare.items() if f"{name}.".startswith(f"{begin}."))
+        excused |= {*chain.from_iterable(torch_names[raw] for raw in masked)}
     if resolved.named and not parts.metadata:  # msgpack has no room for the record
-        without = sorted(set(torch_names.values()) - excused - {n for arrays in tensors.values() for n in arrays})
+        without = sorted(parameters - excused - {n for arrays in tensors.values() for n in arrays})
         excused |= set(without)
         if tensors and without:
             notes.append(f"optimizer: no tensors for {describe(without)}: taken as never having had a gradient")

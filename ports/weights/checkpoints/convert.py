@@ -29,10 +29,11 @@ from ports.weights.checkpoints.splitting import check_names
 from ports.weights.files import destination, formats
 from ports.weights.files.atomic import publish
 from ports.weights.files.formats import Content, Format
+from ports.weights.form import lazy
 from ports.weights.form.lazy import Array
 from ports.weights.form.torch_form import WeightsError, describe
 from ports.weights.known import fold
-from ports.weights.known.dialects import TARGET, TARGETS, DialectEntry, mapping
+from ports.weights.known.dialects import STACKED, TARGET, TARGETS, DialectEntry, mapping
 from ports.weights.optimizer import STEP
 from ports.weights.rules.rulesfile import Rules, RulesFound
 
@@ -68,6 +69,7 @@ def convert(
     weights_only: bool = False,
     steps: int | None = None,
     fold_batchnorm: bool = False,
+    stacked: bool = False,
     shard_size: int | None = None,
     force: bool = False,
     max_memory: int | None = None,
@@ -83,6 +85,8 @@ def convert(
             an Orbax folder, else PyTorch's.
         format: of the output, where its name does not tell; a name without a suffix is an Orbax folder.
         fold_batchnorm: for inference: each BatchNorm that follows a convolution becomes part of it.
+        stacked: of a known decoder, for its Flax ports: each tensor of all blocks becomes one array, as
+            `ports.create(…, stacked=True)` has it.
         shard_size: bytes a file; the output is a folder of safetensors.
         force: replaces an output that is there.
         verify: told the source, the output (still under its temporary name), its layout and its format; raises to
@@ -117,6 +121,8 @@ def convert(
     if to is None:
         to = held.found.other if isinstance(held.found, RulesFound) else "torch"
     weights, rows = held.weights, _rows(held, rules, to, fold_batchnorm)
+    if stacked:
+        rows = _stacked_rows(held, rules, to)
     if fold_batchnorm:
         weights, count = fold.fold(weights, _layers(held))
         notes.append(f"{count} BatchNorms folded into their convolutions: for inference alone")
@@ -183,11 +189,28 @@ def _rows(held: Checkpoint, rules: Rules | None, to: str, folded: bool) -> list[
     return mapping(held.found.spec, TARGET[to])
 
 
+def _stacked_rows(held: Checkpoint, rules: Rules | None, to: str) -> list[DialectEntry]:
+    """Where the output keeps each tensor, with the blocks stacked."""
+    if rules is not None or held.found is None or held.found.spec is None:
+        raise WeightsError("--stacked: needs a network that is known (--model); [[tensor]] rules stack your own")
+    if to not in STACKED:
+        raise WeightsError(f"--stacked: got --to {to}, expected one of {', '.join(STACKED)}")
+    rows = mapping(held.found.spec, STACKED[to])
+    if not any(entry.stack for entry in rows):
+        raise WeightsError(f"--stacked: {held.found.network} has no blocks that its ports stack")
+    return rows
+
+
 def _leaves(weights: Mapping[str, Array], rows: Iterable[DialectEntry], parameters: bool = False) -> Leaves:
     """The output's arrays by their paths."""
     leaves: Leaves = {}
+    stacks: dict[tuple[str, ...], list[tuple[DialectEntry, int]]] = {}
     for entry in rows:
         if parameters and (not entry.parameter or entry.torch not in weights):
+            continue
+        if entry.stack:
+            for i, at in enumerate(entry.paths):
+                stacks.setdefault(at, []).append((entry, i))
             continue
         for at, array in zip(entry.paths, entry.from_torch(weights[entry.torch]), strict=True):
             if at in leaves and entry.tied:  # `Found.read` and `ports.weights.read` give one array two names
@@ -195,7 +218,18 @@ def _leaves(weights: Mapping[str, Array], rows: Iterable[DialectEntry], paramete
             if at in leaves:
                 raise WeightsError(f"{'.'.join(at)}: is set twice, the second time by {entry.torch}")
             leaves[at] = array
-    return leaves
+    return leaves | {at: _stacked(weights, parts) for at, parts in stacks.items()}
+
+
+def _stacked(weights: Mapping[str, Array], parts: Sequence[tuple[DialectEntry, int]]) -> Array:
+    """Return the array of all blocks."""
+    stacks = {entry.stack.number: (entry.stack.leaf, entry.torch, i) for entry, i in parts if entry.stack}
+    rows = [stacks[number] for number in sorted(stacks)]
+
+    def stack(arrays: tuple[Any, ...]) -> list[np.ndarray]:
+        return [np.stack([leaf.to_flax(a)[i] for (leaf, _, i), a in zip(rows, arrays, strict=True)])]
+
+    return lazy.mapped(stack, [weights[name] for _, name, _ in rows])[0]
 
 
 def _tree(

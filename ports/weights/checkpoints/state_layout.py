@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,9 @@ def _unlike(key: str, expected: str, got: object, hint: str = f"; {WEIGHTS_ONLY}
     return WeightsError(f"metadata {key}: got {shown(got)}, expected {expected}{hint}")
 
 
-def groups_of(resolved: Resolved, torch_names: Mapping[str, str], bare: Mapping[str, str]) -> list[Group] | None:
+def groups_of(
+    resolved: Resolved, torch_names: Mapping[str, tuple[str, ...]], bare: Mapping[str, str]
+) -> list[Group] | None:
     """The optimizer's groups for the metadata: options, and the PyTorch names of their parameters.
 
     Args:
@@ -93,8 +96,8 @@ def groups_of(resolved: Resolved, torch_names: Mapping[str, str], bare: Mapping[
     groups = []
     for group in resolved.groups:
         plain = {key: _plain(value) for key, value in group.items() if key not in ("params", "param_names")}
-        names = [torch_names.get(bare.get(name, name), name) for name in group["param_names"]]
-        groups.append({**plain, "param_names": names})
+        given = (torch_names.get(bare.get(name, name), (name,)) for name in group["param_names"])
+        groups.append({**plain, "param_names": [*chain.from_iterable(given)]})
     return groups
 
 

@@ -44,6 +44,7 @@ class Dialect:
         key: what stands before the key of a layer in a dict, and a position in a list: `heads.head`, `heads_head`.
         tensors: how the tensors of a layer are called and laid out.
         nested: names are paths in a tree.
+        stacked: a tensor of all blocks of a network is one array, whose first axis is the blocks.
         collections: Linen's `params` and `batch_stats` come first.
         networks: whose names these are; all where none is named.
         ignore: what its files hold besides, and why it is left out; each matches something, or it is another dialect.
@@ -58,6 +59,7 @@ class Dialect:
     shared: Literal["both", "made", "first"] = "both"
     tensors: str = "torch"
     nested: bool = False
+    stacked: bool = False
     collections: bool = False
     networks: tuple[str, ...] = ()
     ignore: tuple[Ignore, ...] = ()
@@ -69,6 +71,8 @@ class Dialect:
         if name is not None:
             return name.format(**layer.fields)
         own, *parts = layer.torch.split(".")
+        if self.stacked and layer.stack:
+            parts.remove(layer.keys[0])
         so_far = own
         for part in parts:
             so_far += f".{part}"
@@ -157,7 +161,36 @@ DIALECTS = {
         Dialect("cifar-hwio", "the CIFAR networks' names around Flax's layouts", CIFAR, tensors="hwio"),
     )
 }
+DIALECTS |= {
+    name: replace(DIALECTS[of], name=name, source=f"{DIALECTS[of].source} with stacked blocks", stacked=True)
+    for of, name in (("nnx", "nnx-stacked"), ("linen", "linen-stacked"))
+}
 TARGET = {"torch": DIALECTS["torchvision"], "nnx": DIALECTS["nnx"], "linen": DIALECTS["linen"]}
+STACKED = {"nnx": DIALECTS["nnx-stacked"], "linen": DIALECTS["linen-stacked"]}
+
+
+@dataclass(frozen=True)
+class InStack:
+    """What one block has of an array of all blocks.
+
+    Attributes:
+        number: of the block.
+        length: how many there are.
+        leaf: how the tensor becomes the block's arrays, and how they become it.
+    """
+
+    number: int
+    length: int
+    leaf: Leaf
+
+    def whole(self) -> Leaf:
+        """Return how the tensor becomes arrays of all blocks, and how they become it."""
+        leaf = self.leaf
+        return replace(
+            leaf,
+            to_flax=lambda array: tuple(np.broadcast_to(a, (self.length, *a.shape)) for a in leaf.to_flax(array)),
+            to_torch=lambda arrays: leaf.to_torch(tuple(a[self.number] for a in arrays)),
+        )
 
 
 @dataclass(frozen=True)
@@ -169,6 +202,7 @@ class DialectEntry:
         paths: of those arrays.
         parameter: it is trained; statistics are not, and of a tensor with two names only the first is.
         tied: the first name of a tensor that has two.
+        stack: where the arrays are those of all blocks, what it is of them.
     """
 
     torch: str
@@ -177,6 +211,7 @@ class DialectEntry:
     paths: tuple[Path, ...]
     parameter: bool
     tied: str = ""
+    stack: InStack | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -233,7 +268,9 @@ def entries(layer: Layer, dialect: Dialect) -> list[DialectEntry]:
         torch_name, shape = joined(layer.torch, leaf.torch), layer.shapes[leaf.torch]
         tied = joined(layer.tied, leaf.torch) if layer.tied else ""
         trained = leaf.collection == "params" and not tied
-        found[leaf.torch] = DialectEntry(torch_name, shape, kept, tuple(paths), trained, tied)
+        stack = InStack(int(layer.keys[0]), layer.stack, kept) if dialect.stacked and layer.stack else None
+        whole = stack.whole() if stack else kept
+        found[leaf.torch] = DialectEntry(torch_name, shape, whole, tuple(paths), trained, tied, stack)
     return [found[name] for name in layer.shapes if name in found]
 
 

@@ -168,15 +168,17 @@ def _same(a: Found, b: Found) -> bool:
 
 
 @functools.cache
-def _size(network: str, tensors: str, features: bool, tied: bool = False) -> int:
+def _size(network: str, tensors: str, features: bool, tied: bool = False, stacked: bool = False) -> int:
     """The number of arrays that a file of a network holds in dialects of a kind, but for counters.
 
     Args:
         tied: count those with two names twice.
+        stacked: count those of all blocks once.
     """
     return sum(
         len(names)
         for layer in _layers(network, features)
+        if not (stacked and layer.stack) or layer.keys[0] == "0"
         for leaf, _, names in kept_leaves(KINDS[layer.type].leaves, tensors, layer.options)
         if leaf.torch in layer.shapes and leaf.torch != COUNTER and (tied or not layer.tied)
     )
@@ -185,13 +187,17 @@ def _size(network: str, tensors: str, features: bool, tied: bool = False) -> int
 def _fitting(shapes: Shapes, raw: dict[str, str], model: str | None) -> Iterator[Found]:
     given = set(shapes)
     for dialect in DIALECTS.values():
+        # Without blocks that can be stacked it is the dialect of which it is the stacked form.
+        known = [n for n in KNOWN if any(layer.stack for layer in _layers(n, False))] if dialect.stacked else [*KNOWN]
+        if dialect.stacked and model and model not in known:
+            continue
         ignored = {n for n in given if any(_matches(n, rule.pattern) for rule in dialect.ignore)}
         if dialect.ignore and not all(any(_matches(n, r.pattern) for n in given) for r in dialect.ignore):
             continue
         size = sum(not name.endswith(COUNTER) for name in given - ignored)
-        for network in [model] if model else dialect.networks or KNOWN:
+        for network in [model] if model else dialect.networks or known:
             for features in (False, True):
-                sizes = {_size(network, dialect.tensors, features, tied) for tied in (False, True)}
+                sizes = {_size(network, dialect.tensors, features, tied, dialect.stacked) for tied in (False, True)}
                 if size not in sizes or (dialect.networks and network not in dialect.networks):
                     continue
                 names, counters, tied = _names(network, dialect.name, features)
