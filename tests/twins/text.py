@@ -29,7 +29,7 @@ POSITIONS = Difference(
     "RobertaEmbeddings.forward makes them from input_ids (models/roberta/modeling_roberta.py:87)",
     "FlaxRobertaModule.__call__ takes arange (models/roberta/modeling_flax_roberta.py:952);"
     " FlaxRobertaPreTrainedModel.__call__ around it makes them as PyTorch does (line 845)",
-    layers="embeddings.position_embeddings",
+    layers="embeddings",
 )
 
 TWINS = (
