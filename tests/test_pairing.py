@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from parity.pairing.matching import pair
+from parity.pairing.naming import unpaired
 from parity.pairing.pairs import Pairing
 from parity.running.model_layers import ModelLayer
 from ports import UserError
@@ -146,3 +147,16 @@ def test_numbers_of_similar_names_count_only_where_both_models_have_the_same() -
         "fc1.weight": "dense_0.weight",
         "fc2.weight": "dense_1.weight",
     }
+
+
+def test_the_suggested_line_pairs_tensors_of_one_role() -> None:
+    """A shift with a shift: the scale has the same size, and comes first."""
+    norms = chain(layer("ln_1", "affine"), layer("ln_2", "affine"))
+    for one in norms:
+        one.values = {"weight": RNG.standard_normal(4), "bias": RNG.standard_normal(4)}
+        one.tensors = {leaf: f"{one.name}.{leaf}" for leaf in one.values}
+    own = []
+    for name in ("pre.beta", "post.beta", "pre.gamma", "post.gamma"):
+        own.append(ModelLayer(name, "own", {"value": name}, {"value": RNG.standard_normal(4)}, len(own)))
+    said = unpaired(norms, own, "nnx")
+    assert "names={'ln_1.bias': 'pre.beta'" in said

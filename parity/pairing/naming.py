@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from parity.pairing.forms import fitting_forms
-from parity.pairing.likeness import starred
+from parity.pairing.likeness import ROLES, starred, words
 from parity.pairing.pairs import GIVEN, Unpaired
 from parity.pairing.tensors import Match, Tensor, tensors_of
 from parity.running.inventory import OWN
@@ -265,10 +265,10 @@ def _candidates(kind: _Kind, others: Sequence[_Kind]) -> list[_Kind]:
     first = kind.layers[0]
     sizes = {v.size for v in first.values.values()}
 
-    def rank(other: _Kind) -> tuple[bool, bool, float]:
+    def rank(other: _Kind) -> tuple[bool, bool, bool, float]:
         theirs = other.layers[0]
         alike = difflib.SequenceMatcher(None, kind.name.lower(), other.name.lower()).ratio()
-        return theirs.kind != first.kind, theirs.shapes != first.shapes, -alike
+        return theirs.kind != first.kind, theirs.shapes != first.shapes, not _same_roles(kind, other), -alike
 
     fitting = [
         other
@@ -278,6 +278,16 @@ def _candidates(kind: _Kind, others: Sequence[_Kind]) -> list[_Kind]:
         or _listed(kind, other)
     ]
     return sorted(fitting, key=rank)
+
+
+def _same_roles(kind: _Kind, other: _Kind) -> bool:
+    """Whether each tensor of the second has one of its role in the first, as far as names tell: weight for gamma."""
+    ours, theirs = ({_role(one.tensor(leaf)) for leaf in one.layers[0].tensors} for one in (kind, other))
+    return theirs <= {*ours, ""}
+
+
+def _role(name: str) -> str:
+    return ROLES.get((words(name) or [""])[-1], "")
 
 
 def _listed(kind: _Kind, other: _Kind) -> bool:
@@ -305,6 +315,7 @@ def _named_alike(kind: _Kind, other: _Kind) -> tuple[str, str]:
     counts = (len(kind.layers), len(other.layers)) if _listed(kind, other) else (1, 1)
     sizes = ({x: v.size * n for x, v in one.values.items()} for one, n in zip((a, b), counts, strict=True))
     ours, theirs = sizes
-    both = ((x, y) for x, v in ours.items() for y, w in theirs.items() if v == w)
-    leaf, its = next(both, (next(iter(a.values)), next(iter(b.values))))
+    both = [(x, y) for x, v in ours.items() for y, w in theirs.items() if v == w]
+    both.sort(key=lambda pair: _role(kind.tensor(pair[0])) != _role(other.tensor(pair[1])))
+    leaf, its = both[0] if both else (next(iter(a.values)), next(iter(b.values)))
     return kind.tensor(leaf), other.tensor(its)
