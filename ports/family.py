@@ -147,6 +147,7 @@ class Family:
 
     Attributes:
         name: of its folder in `ports`.
+        title: what the documentation calls it.
         description: the class of its descriptions, which have what `Description` says.
         network: gives the name of the class that builds a description, the same in each port's file.
         networks: the named networks.
@@ -166,6 +167,7 @@ class Family:
     """
 
     name: str
+    title: str
     description: type
     network: Callable[[Any], str]
     networks: dict[str, Any]

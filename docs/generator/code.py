@@ -23,7 +23,7 @@ def families(_: str) -> list[str]:
 
 def family(found: Any) -> Iterator[str]:
     module = inspect.getmodule(found.description)
-    yield from (f"## {found.name.capitalize()}", "", inspect.getdoc(module) or "", "")
+    yield from (f"## {found.title}", "", inspect.getdoc(module) or "", "")
     lines: list[tuple[object, ...]] = [("network", "parameters", "blocks", "input", "source")]
     for spec in found.networks.values():
         (given,) = found.inputs(spec, 1, found.size(spec))

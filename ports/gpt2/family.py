@@ -38,6 +38,7 @@ def reduced(spec: GPT2Spec) -> GPT2Spec:
 
 GPT2_FAMILY = Family(
     name="gpt2",
+    title="GPT-2",
     description=GPT2Spec,
     network=lambda spec: "GPT2LMHeadModel",
     networks=NETWORKS,

@@ -67,6 +67,7 @@ def reduced(spec: LlamaSpec) -> LlamaSpec:
 
 LLAMA_FAMILY = Family(
     name="llama",
+    title="Llama, Qwen 2.5 and SmolLM2",
     description=LlamaSpec,
     network=lambda spec: "LlamaForCausalLM",
     networks=NETWORKS,

@@ -97,6 +97,7 @@ VARIANTS: dict[str, ResNetSpec] = {
 
 RESNET_FAMILY = Family(
     name="resnet",
+    title="ResNets",
     description=ResNetSpec,
     network=lambda spec: "ResNet",
     networks=NETWORKS,

@@ -52,6 +52,7 @@ def reduced(spec: SegmentationSpec) -> SegmentationSpec:
 
 SEGMENTATION_FAMILY = Family(
     name="segmentation",
+    title="Segmentation",
     description=SegmentationSpec,
     network=lambda spec: "UNet" if spec.head == "unet" else "SegmentationNet",
     networks=NETWORKS,

@@ -37,6 +37,7 @@ def sizes(spec: EncoderSpec) -> tuple[Size, ...]:
 
 TRANSFORMER_FAMILY = Family(
     name="transformer",
+    title="Transformer encoder",
     description=EncoderSpec,
     network=lambda spec: "Encoder",
     networks=NETWORKS,

@@ -15,6 +15,7 @@ NETWORKS: dict[str, TutorialSpec] = {
 
 TUTORIAL_FAMILY = Family(
     name="tutorial",
+    title="Networks of two tutorials",
     description=TutorialSpec,
     network=lambda spec: spec.network,
     networks=NETWORKS,

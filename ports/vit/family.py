@@ -41,6 +41,7 @@ def reduced(spec: ViTSpec) -> ViTSpec:
 
 VIT_FAMILY = Family(
     name="vit",
+    title="Vision transformers",
     description=ViTSpec,
     network=lambda spec: "VisionTransformer",
     networks=NETWORKS,
