@@ -13,11 +13,12 @@ import torch
 from flax import nnx
 
 import parity
-from parity.diagnosis import flow
+from parity.diagnosis import flow, forced_runs
 from parity.numerics import layouts
 from parity.numerics.quantities import Loss, Probe
 from parity.pairing.blocks import blocks
 from parity.pairing.matching import Pair, Pairing
+from parity.running import losses
 from parity.running.model_layers import ModelLayer
 from parity.verdict import roles
 
@@ -382,3 +383,30 @@ def test_a_right_value_in_a_wrong_place_stands_in_the_module_that_passes_it() ->
     port = parity.move(model, JoinedPort(), X, names=names)
     (finding,) = parity.check(model, port, X, steps=0, names=names).models[0].findings
     assert (finding.layer, finding.trap) == ("block", "sum-lacks-second")
+
+
+def test_a_layer_that_gives_an_array_twice_has_the_gradient_of_the_first() -> None:
+    """As a block of a U-Net gives its output, and again among those that are skipped on: Flax has two arrays there."""
+
+    class Block(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = torch.nn.Linear(X.shape[-1], 4)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+            y = self.fc(x)
+            return y, (y,)
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = Block()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y, (skipped,) = self.block(x)
+            return 2 * y + 3 * skipped
+
+    fed = Probe((X,), losses.projection(0))
+    gradients = forced_runs.of_reference(Net().double(), fed, {"block", "block.fc"}, train=True).output_gradients
+    assert np.abs(gradients["block.fc"]).max() > 0.1
+    np.testing.assert_allclose(gradients["block"] / 2, gradients["block.fc"] / 5, rtol=1e-14)

@@ -85,6 +85,7 @@ class _Reference(Tap):
         self.run.events.append(("leave", name, tuple(self.stack)))
         self.run.outputs[name] = to_numpy(y)
         if y.requires_grad:
+            y = y.clone()  # a layer may give the same array twice, and the port's gradient is that of the first
             y.register_hook(lambda g: self._add(self.run.output_gradients, name, g))
             return y.clone()  # a hook does not see what passes through a tensor that is changed in place afterwards
         return y

@@ -29,7 +29,7 @@ GELU = Difference(
     "The gate of the feed-forward layers is the exact GELU in PyTorch, its tanh approximation in Flax",
     "GEGLU.gelu calls F.gelu (models/activations.py:111)",
     "FlaxGEGLU.__call__ calls nn.gelu, whose default is the approximation (models/attention_flax.py:494)",
-    layers="*.transformer_blocks.*.ff.net",
+    layers="*.transformer_blocks.*.ff.net.0",
     trap="gelu-tanh",
 )
 
