@@ -21,7 +21,7 @@ from parity.running.lifted_flax import bound, trace
 Mark = tuple[int, float, float]
 Values = Sequence[Any]
 NEAR = 1e-9  # of each other are marks of one array
-ALOUD = ("scan", "while", "cond")  # programs that run several times, or not at all: their results alone are seen
+LOOPS = ("scan", "while", "cond")  # their parts run several times, or not at all: the results alone are seen
 
 
 def _mark(array: np.ndarray) -> Mark | None:
@@ -88,7 +88,7 @@ def _evaluate(
     for eqn in jaxpr.eqns:
         given = [read(variable) for variable in eqn.invars]
         inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-        if inner is not None and eqn.primitive.name not in ALOUD:
+        if inner is not None and eqn.primitive.name not in LOOPS:
             results = _evaluate(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), given, see)
         else:
             results = bound(eqn, given, eqn.params)
