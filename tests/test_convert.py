@@ -451,6 +451,30 @@ def test_shards_of_a_size(plain: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin"])
+def test_a_folder_with_one_file_of_weights(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As `save_pretrained` writes it. One shard of several, without their index, is not a whole model."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "training_args.bin").write_bytes(b"no weights")
+    ports.weights.save(folder / file, noise())
+    assert same(load(folder), noise())
+    assert main(["convert", str(folder), str(tmp_path / "out.npz")]) == 0
+    assert same(load(tmp_path / "out.npz"), noise())
+    (folder / file).rename(folder / f"model-00001-of-00002{Path(file).suffix}")
+    capsys.readouterr()
+    assert main(["convert", str(folder), str(tmp_path / "x.npz")]) == 2
+    assert "expected one *.index.json" in capsys.readouterr().err
+
+
+def test_a_folder_with_two_files_of_weights_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        ports.weights.save(tmp_path / f"{name}.safetensors", noise())
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert "got a.safetensors, b.safetensors, expected one *.index.json" in capsys.readouterr().err
+
+
 def test_inspect(shared_data: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(shared_data / CIFAR)]) == 0
     said = capsys.readouterr().out

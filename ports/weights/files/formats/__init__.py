@@ -38,6 +38,8 @@ from ports.weights.form.torch_form import WeightsError
 
 Tree = dict[Any, Any]  # keys are text; a file of PyTorch's may have others, such as the numbers of parameters
 INDEX, SUM = ".index.json", "crc32"
+# What a folder of one file without an index holds; the first pattern that a file matches decides.
+WHOLE = ("model.safetensors", "*.safetensors", "*model*.bin")
 
 
 @dataclass
@@ -140,7 +142,7 @@ def of(path: str | Path, name: str | None = None) -> Format:
     if path.name.endswith(INDEX):
         return FORMATS["sharded"]
     if os.path.isdir(path):  # noqa: PTH112 - False for a name that no file can have, where `Path.is_dir` raises
-        return FORMATS["sharded" if any(path.glob(f"*{INDEX}")) else "orbax"]
+        return FORMATS["sharded" if any(any(path.glob(pattern)) for pattern in (f"*{INDEX}", *WHOLE)) else "orbax"]
     if row := SUFFIXES.get(path.suffix.lower()):
         return row
     expected = " ".join(SUFFIXES)

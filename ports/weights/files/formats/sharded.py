@@ -1,4 +1,4 @@
-"""A set of safetensors files in one folder with `model.safetensors.index.json`, as Hugging Face's libraries write it.
+"""A folder as Hugging Face's libraries write it: safetensors files with `model.safetensors.index.json`, or one without.
 
 The index is input like any other: a shard is a file beside it, never a path; and what it says of each tensor has to be
 what the shards hold.
@@ -8,32 +8,37 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 from ports.weights.files import destination
 from ports.weights.files.budget import JSON
-from ports.weights.files.formats import INDEX, SUFFIXES, Content, arrays, guarded, safetensors, unique
+from ports.weights.files.formats import INDEX, SUFFIXES, WHOLE, Content, arrays, guarded, safetensors, unique
 from ports.weights.files.source import Source
 from ports.weights.form.torch_form import WeightsError, describe
 
 SHARD_SIZE = 5 * 10**9
 NAME = "model.safetensors"
 LONGEST = 255  # bytes of a file name
+SHARD = re.compile(r"-\d+-of-\d+\.")
 
 
 def index_of(path: Path) -> Path:
-    """Return the index file of a folder, or the file itself.
+    """Return the file that a folder is read from: its index, or its only file of weights; a file is returned as it is.
 
     Raises:
-        WeightsError: the folder has no index, or several.
+        WeightsError: the folder has several indices; or none, and no file of weights, several, or one shard of many.
     """
     if not path.is_dir():
         return path
-    found = sorted(path.glob(f"*{INDEX}"))
-    if len(found) != 1:
-        names = describe(file.name for file in found) or "no such file"
-        raise WeightsError(f"weights {path}: got {names}, expected one *{INDEX}; name the one that is meant")
-    return found[0]
+    for pattern in (f"*{INDEX}", *WHOLE):
+        found = sorted(path.glob(pattern))
+        if len(found) == 1 and not SHARD.search(found[0].name):
+            return found[0]
+        if found:
+            break
+    names = describe(file.name for file in found) or "no such file"
+    raise WeightsError(f"weights {path}: got {names}, expected one *{INDEX}; name the one that is meant")
 
 
 def weight_map(source: Source, present: bool = True) -> dict[str, str]:
@@ -70,20 +75,19 @@ def weight_map(source: Source, present: bool = True) -> dict[str, str]:
 
 
 def read(source: Source, check: bool = True) -> Content:
-    """Return the tensors of all shards.
+    """Return the tensors of all shards, or of a folder's only file where it has no index.
 
     A shard may be a link out of the folder: caches of downloads are built so. A note says where it leads.
     """
     index = index_of(source.path)
+    if not index.name.endswith(INDEX):
+        return _part(source, index, check)
     table = weight_map(source.part(index))
     tree, metadata, problems = {}, {}, []
     for file in dict.fromkeys(table.values()):
-        row = SUFFIXES.get(Path(file).suffix.lower())
-        if row is None or row.folder:
+        if Path(file).suffix.lower() not in SUFFIXES:
             raise WeightsError(f"weights {index}: shard {file}: unknown format; expected {' '.join(SUFFIXES)}")
-        place = index.parent / file
-        _noted(source, place)
-        shard = guarded(place, row.module, "read", source.part(place), *((check,) if row.sums else ()))
+        shard = _part(source, index.parent / file, check)
         metadata |= shard.metadata
         for name, array in shard.tree.items():
             if name in tree:
@@ -97,6 +101,13 @@ def read(source: Source, check: bool = True) -> Content:
     if problems:
         raise WeightsError(problems)
     return Content({name: tree[name] for name in table}, metadata)
+
+
+def _part(source: Source, path: Path, check: bool) -> Content:
+    """Return the tensors of one file of a folder."""
+    row = SUFFIXES[path.suffix.lower()]
+    _noted(source, path)
+    return guarded(path, row.module, "read", source.part(path), *((check,) if row.sums else ()))
 
 
 def foreign(folder: Path) -> list[str]:
