@@ -185,7 +185,7 @@ def _check_pair(
 
 def _checked(own: subjects.OwnPair, options: PairOptions, policy: Policy) -> Model:
     pairing = own.both.pairing
-    judged = transfer.judge(own.both.port, pairing)
+    judged = transfer.judge(own.both.port, pairing, own.trained_biases)
     told = weights_diagnosis.findings(own.both.port, pairing, judged, own.given)
     lines = tuple(str(pairing).splitlines())
     if judged.misfits:

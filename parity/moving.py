@@ -39,6 +39,7 @@ def settled(model: torch.nn.Module, other: Any, fed: Probe, names: Mapping[str, 
         UserError: what cannot be paired, or does not fit.
     """
     both = pair_models(model, other, fed, names)
+    fed = both.fed
     # A model that holds PyTorch's weights already says more than any computing.
     both = replace(both, pairing=choosing.by_values(both.pairing, both.own_values, both.state))
     if problems := [misfit.text for misfit in transfer.judge(both.port, both.pairing).misfits]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from parity.pairing import choosing
 from parity.pairing.models import PairedModels, pair_models
 from parity.pairing.pairs import Pairing
 from parity.pairing.trials import Trial
-from parity.running import calling, lifted_flax, losses, memory, objects, probes, training, unexercised
+from parity.running import biases, calling, lifted_flax, losses, memory, objects, probes, training, unexercised
 from parity.running import flax as run_flax
 from parity.running import pytorch as run_pytorch
 from parity.running.draws_jax import UNKNOWN, counted, undropped
@@ -230,8 +230,10 @@ class OwnPair:
         both: the models in float64, layer by layer.
         other: the Flax model as it was given, or that in a model object.
         fed: the inputs, and how the models are called.
-        unexercised: the arguments that are left at their defaults.
         given: PyTorch's tensors as they are, before recurrent biases are folded.
+        unexercised: the arguments that are left at their defaults.
+        layouts: those of inputs that the check chose, for the port raises in the default ones.
+        trained_biases: PyTorch's layers without a bias where the port has one that training would move.
     """
 
     title: str
@@ -240,6 +242,8 @@ class OwnPair:
     fed: Probe
     given: Mapping[str, np.ndarray]
     unexercised: tuple[str, ...] = ()
+    layouts: Mapping[str, str] = field(default_factory=dict)
+    trained_biases: Sequence[str] = ()
 
 
 def own_pair(model: torch.nn.Module, other: object, inputs: Sequence[object], options: PairOptions) -> OwnPair:
@@ -253,6 +257,8 @@ def own_pair(model: torch.nn.Module, other: object, inputs: Sequence[object], op
     fed = calling.prepared(model, opened, inputs, options, loss)
     options.progress("pairing layers")
     both = pair_models(model, opened.net, fed, options.names)
+    chosen = {name: layout for name, layout in both.fed.layouts.items() if name not in fed.layouts}
+    fed = both.fed
     _repeatable(both.reference, fed)
     both = _formed(both, fed, options)
     if options.mask is not None:
@@ -262,7 +268,8 @@ def own_pair(model: torch.nn.Module, other: object, inputs: Sequence[object], op
         *unexercised.arguments(fed.torch_call, model, fed),
         *unexercised.arguments(fed.flax_call, called, fed),
     )
-    return OwnPair(type(model).__name__, both, opened.net, fed, weights.read(model), idle)
+    more = biases.acting(both.reference, fed, both.biased) if both.biased else ()
+    return OwnPair(type(model).__name__, both, opened.net, fed, weights.read(model), idle, chosen, more)
 
 
 def _formed(both: PairedModels, fed: Probe, options: PairOptions) -> PairedModels:
@@ -329,6 +336,7 @@ def of_pair(own: OwnPair, options: PairOptions) -> Subject:
     candidate = Candidate(lambda: adapted(both.functional(state, used)), lambda *a: adapted(in_type(*a)), with_blocks)
     lacked = [NO_DROPOUT.format(dropped.total(), theirs.total())] if lacking else []
     note = f"{len(both.pairing.pairs)} layers paired, seed {options.seed}" + roles.note(both.reference, fed) + differing
+    note += "".join(f", the port takes {name} as {SAID[layout]}" for name, layout in own.layouts.items())
     return Subject(
         own.title,
         both.reference,
@@ -343,8 +351,20 @@ def of_pair(own: OwnPair, options: PairOptions) -> Subject:
         + (_branches(both, state, fed) if options.branches else ()),
         blocks=[name for own, name in comparable.items() if own not in used],
         note=note + "".join(f", accepted: {name}" for name in options.accept),
-        advice=tuple(f"{both.port}: {line}" for line in (*lacked, *_computed(both.computed))),
+        advice=tuple(f"{both.port}: {line}" for line in (*lacked, *_computed(both.computed), *_biased(own))),
     )
+
+
+def _biased(own: OwnPair) -> list[str]:
+    """Say which biases the port has without need."""
+    names = [name for name in own.both.biased if name not in own.trained_biases]
+    if not names:
+        return []
+    said = names[0] + (f" and {len(names) - 1} more layers" if len(names) > 1 else "")
+    return [
+        f"the port has a bias where PyTorch has none: {said}. Training gives it no gradient, so it stays zero; it may "
+        "not where part of the network is frozen or in eval mode"
+    ]
 
 
 def _computed(names: Sequence[str]) -> list[str]:
@@ -380,6 +400,9 @@ def _types(given: Mapping[str, np.ndarray]) -> dict[str, str]:
     types = {name: array.dtype.name for name, array in given.items()}
     return types if {*types.values()} & {"bfloat16", "float16"} else {}
 
+
+# How a reader is told of a layout that the check chose.
+SAID = {"same": "PyTorch does (channels first)", "channels_last": "channels last"}
 
 NO_DROPOUT = (
     "PyTorch draws {} dropout masks in a training step, the port {}; the check switched dropout off in both. "

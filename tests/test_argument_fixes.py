@@ -58,16 +58,18 @@ def test_a_mistake_that_is_no_argument_has_no_fix(tmp_path: Path) -> None:
     assert (found.right, found.named, found.fixed, found.checks) == (False, ("gelu-quick",), (), 1)
 
 
-def test_a_missing_bias_is_an_argument() -> None:
+@pytest.mark.parametrize(("bias", "trap"), [(True, "bias-missing"), (False, "bias-added")])
+def test_a_missing_bias_is_an_argument(bias: bool, trap: str) -> None:
     x = np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)
-    model = torch.nn.Sequential(torch.nn.Linear(8, 4))
+    model = torch.nn.Sequential(torch.nn.Linear(8, 4, bias))
 
     def port(use_bias: bool) -> nnx.Sequential:
         return nnx.Sequential(nnx.Linear(8, 4, use_bias=use_bias, rngs=nnx.Rngs(0)))
 
-    (finding,) = parity.check(model, port(False), x, steps=1).models[0].findings
+    findings = parity.check(model, port(not bias), x, steps=1).models[0].findings
+    (finding,) = [one for one in findings if one.trap != "weights-not-moved"]
     (fix,) = finding.fix
-    assert (finding.trap, fix.module, fix.argument, fix.got) == ("bias-missing", "0", "use_bias", False)
+    assert (finding.trap, fix.module, fix.argument, fix.got) == (trap, "0", "use_bias", not bias)
     assert parity.check(model, parity.move(model, port(fix.expected), x), x, steps=1)
 
 
@@ -77,7 +79,7 @@ def test_seven_of_ten_traps_that_are_arguments_have_a_verified_fix() -> None:
 
 def test_every_trap_with_arguments_is_verified_and_every_reader_used() -> None:
     with_arguments = {trap.name for trap in TRAPS if trap.arguments}
-    assert with_arguments | {"bias-missing"} == VERIFIED
+    assert with_arguments | {"bias-missing", "bias-added"} == VERIFIED
     given = [one for trap in TRAPS for one in trap.arguments]
     names = {one if isinstance(one, str) else one.name for one in given if isinstance(one, str) or one.value is None}
     assert names == {*ARGUMENTS, *CALLED, *TRAINED}

@@ -20,6 +20,7 @@ from parity.traps.trap import Trap
 from parity.traps.weights import (
     BIAS,
     EXCHANGED,
+    EXTRA_BIAS,
     NOT_MOVED,
     PAIRS,
     SECOND_BIAS,
@@ -29,7 +30,7 @@ from parity.traps.weights import (
     TENSORS,
     UNTIED,
 )
-from parity.verdict.transfer import DifferingTensor, MisfittingLayer, WeightsVerdict
+from parity.verdict.transfer import BiasedLayer, DifferingTensor, MisfittingLayer, WeightsVerdict
 
 NOT_FINITE = "NaN or infinite"
 BY_NAME = {trap.name: trap for trap in SEVERAL_TENSORS}
@@ -82,6 +83,10 @@ def findings(port: str, pairing: Pairing, verdict: WeightsVerdict, given: Arrays
             trap = BIAS if layer.lacks_bias else STRUCTURE
             fix = (Fix(layer.pair.flax.name, "use_bias", False, True),) if layer.lacks_bias else ()
             found.append(Finding(port, layer.pair.torch.name, trap, layer.text, fix=fix))
+        elif isinstance(layer, BiasedLayer):
+            trap = BY_NAME[EXTRA_BIAS]
+            fix = (Fix(layer.pair.flax.name, "use_bias", True, False),)
+            found.append(Finding(port, layer.pair.torch.name, EXTRA_BIAS, f"{trap.text}; {trap.mend}", fix=fix))
         else:
             explained = explain(layer, tensors) if np.isfinite(layer.theirs).all() else TensorExplanation(None)
             if explained.other:

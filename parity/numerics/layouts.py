@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,21 @@ def to_reference(array: Any, layout: str) -> Any:
 def default_layout(array: Any) -> str:
     """Of an input: batches of images, volumes and the like have their channels last in Flax."""
     return "channels_last" if array.ndim > 3 and np.issubdtype(array.dtype, np.floating) else "same"
+
+
+def otherwise(inputs: Any, keywords: Mapping[str, Any], given: Mapping[str, str]) -> list[dict[str, str]]:
+    """Return other layouts of inputs than the default ones, for a port that does not take these.
+
+    Images as PyTorch holds them, sequences with their channels last, then both.
+
+    Args:
+        given: the layouts that somebody asked for; they stay.
+    """
+    arrays = [*leaves(inputs, "input"), *leaves(keywords, "keyword")]
+    free = {name: a for name, a in arrays if name not in given and a.ndim > 2 and np.issubdtype(a.dtype, np.floating)}
+    images = {name: "same" for name, array in free.items() if default_layout(array) == "channels_last"}
+    sequences = {name: "channels_last" for name in free if name not in images}
+    return [{**given, **some} for some in (images, sequences, images | sequences) if some]
 
 
 def layout_of(got: Any, expected: np.ndarray) -> str | None:
@@ -89,6 +105,24 @@ def aligned(got: Any, expected: np.ndarray | None) -> np.ndarray:
     got = np.asarray(got)
     layout = layout_of(got, expected) if expected is not None else None
     return to_reference(got, layout) if layout else got
+
+
+def broadcast(got: np.ndarray, expected: np.ndarray | None) -> np.ndarray:
+    """What a layer gives, repeated or taken once, where PyTorch's has the same numbers for the whole batch or for one.
+
+    A table of positions is (length, width) in one model and (batch, length, width) in the other.
+    """
+    if expected is None or got.shape == expected.shape:
+        return got
+    with suppress(ValueError):
+        if np.broadcast_shapes(got.shape, expected.shape) == expected.shape:
+            return np.broadcast_to(got, expected.shape)
+        if np.broadcast_shapes(got.shape, expected.shape) == got.shape:
+            lengths = (1,) * (got.ndim - expected.ndim) + expected.shape
+            once = got[tuple(slice(0, n) for n in lengths)]
+            if np.array_equal(np.broadcast_to(once, got.shape), got):
+                return once.reshape(expected.shape)
+    return got
 
 
 def leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:

@@ -64,6 +64,11 @@ def rows(both: PairedModels) -> list[TensorRow]:
     Raises:
         UserError: a variable that no rearrangement gives.
     """
+    if both.biased:
+        raise UserError(
+            f"{both.biased[0]}: the port has a bias, PyTorch's checkpoint has none; a mapping takes every tensor from "
+            "the checkpoint"
+        )
     if both.computed:
         raise UserError(
             f"{both.computed[0]}: PyTorch's checkpoint holds other parameters, of which it computes this weight; a "

@@ -53,6 +53,19 @@ from parity.running.model_layers import OPTIONAL, ModelLayer, normal_name
 from ports.errors import UserError
 from ports.weights.form.rearrangement import layouts
 
+
+class OpenError(UserError):
+    """Layers of two models stay open.
+
+    Attributes:
+        torch, flax: these layers.
+    """
+
+    def __init__(self, text: str, torch: Sequence[ModelLayer], flax: Sequence[ModelLayer]) -> None:
+        super().__init__(text)
+        self.torch, self.flax = torch, flax
+
+
 ALIKE = 200  # layers of one kind whose names are compared with one another
 
 
@@ -70,7 +83,8 @@ def pair(
             "Block_*.Dense_0"}`. None for what has no counterpart.
 
     Raises:
-        UserError: a name that is not there, or layers that stay open, with their candidates.
+        UserError: a name that is not there.
+        OpenError: layers that stay open, with their candidates.
     """
     found: list[Pair] = []
     left, right = _unique(torch, "PyTorch"), _unique(flax, port)
@@ -98,7 +112,7 @@ def pair(
     open_ = ([x for x in side.values() if _needed(x, idle)] for side in (left, right))
     mine, theirs = open_
     if mine or theirs:
-        raise UserError(unpaired(mine, theirs, port))
+        raise OpenError(unpaired(mine, theirs, port), mine, theirs)
     order = {name: i for i, layer in enumerate(torch) for name in (layer.name, *layer.tensors.values())}
     return Pairing(
         tuple(sorted(found, key=lambda p: order[p.torch.name])),

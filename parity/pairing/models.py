@@ -12,22 +12,24 @@ import numpy as np
 import torch
 from flax import linen
 
-from parity.numerics.layouts import Tensors, wide
+from parity.numerics.layouts import Tensors, otherwise, wide
 from parity.numerics.quantities import Probe
 from parity.numerics.tables import recomputed
 from parity.pairing.blocks import blocks
-from parity.pairing.matching import pair
+from parity.pairing.matching import OpenError, pair
 from parity.pairing.pairs import Pairing, Unpaired, expanded
 from parity.pairing.trials import module
-from parity.running import inventory
+from parity.running import biases, inventory
 from parity.running import pytorch as run_pytorch
 from parity.running.flax import Functional
 from parity.running.flax_ports import FLAX_PORTS, port_of
 from parity.running.model_layers import OPTIONAL, SECOND
 from parity.running.parametrized import effective, hooks_only
-from parity.running.raised import raising
+from parity.running.raised import RaisesError, raising
 from ports import weights
 from ports.errors import UserError
+
+WEIGHT, BIAS = "weight", "bias"
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,9 @@ class PairedModels:
         state: PyTorch's tensors as they were given, recurrent biases folded, in float64.
         layers: Linen's modules by the names of their scopes.
         dtype: the type that the Flax model computes in.
+        fed: what both are fed, in the layouts that the port takes.
         computed: PyTorch's tensors that it computes of others, as under weight norm, and the port holds as they are.
+        biased: PyTorch's layers that have no bias and got one of zeros, for the port's have one.
     """
 
     reference: torch.nn.Module
@@ -49,8 +53,10 @@ class PairedModels:
     state: dict[str, np.ndarray]
     pairing: Pairing
     layers: dict[str, linen.Module] | None
+    fed: Probe
     dtype: str = "float64"
     computed: tuple[str, ...] = ()
+    biased: tuple[str, ...] = ()
 
     @property
     def tensors(self) -> dict[str, str]:
@@ -147,10 +153,26 @@ def pair_models(
 ) -> PairedModels:
     """Return both models in float64, and which layer is which.
 
-    Where the port has no parameters for those that PyTorch computes a weight of, it holds the weight.
+    A port that raises in the default layouts of its inputs gets them in others.
 
     Raises:
         UserError: a model that does not run on the inputs, a layer without a rule, layers that cannot be paired.
+    """
+    try:
+        return _computed(model, other, fed, names)
+    except RaisesError:
+        for layouts in otherwise(fed.inputs, fed.keywords, fed.layouts):
+            with suppress(RaisesError):
+                return _computed(model, other, replace(fed, layouts=layouts), names)
+        raise
+
+
+def _computed(
+    model: torch.nn.Module, other: object, fed: Probe, names: Mapping[str, str | None] | None
+) -> PairedModels:
+    """Return both models in float64, and which layer is which.
+
+    Where the port has no parameters for those that PyTorch computes a weight of, it holds the weight.
     """
     plain, computed = effective(model)
     if computed and not hooks_only(model):
@@ -158,13 +180,34 @@ def pair_models(
             both = _pair(model, other, fed, names)
             if all(p.torch.shapes == p.flax.shapes for p in both.pairing.pairs):
                 return both
-    both = _pair(plain, other, fed, names)
+    both = _biased(plain, other, fed, names)
     if not computed:
         return both
     notes = (
         Unpaired(name, "PyTorch computes it of other parameters, whose training is not compared") for name in computed
     )
     return replace(both, pairing=replace(both.pairing, unused=(*both.pairing.unused, *notes)), computed=computed)
+
+
+def _biased(model: torch.nn.Module, other: object, fed: Probe, names: Mapping[str, str | None] | None) -> PairedModels:
+    """Return both models and which layer is which, with biases in PyTorch's where the port alone has one."""
+    both, raised = None, None
+    try:
+        both = _pair(model, other, fed, names)
+        some = [p.torch.name for p in both.pairing.pairs if BIAS in p.flax.values and BIAS not in p.torch.values]
+    except OpenError as error:
+        with_bias = {(x.kind, x.values[WEIGHT].shape) for x in error.flax if {WEIGHT, BIAS} <= x.values.keys()}
+        some = [x.name for x in error.torch if (x.kind, getattr(x.values.get(WEIGHT), "shape", None)) in with_bias]
+        raised = error
+    modules = dict(model.named_modules())
+    some = [name for name in some if name in modules and biases.shape(modules[name]) is not None]
+    if some:
+        with suppress(OpenError):
+            return replace(_pair(biases.with_zeros(model, some), other, fed, names), biased=tuple(some))
+    if both is None:
+        assert raised is not None
+        raise raised
+    return both
 
 
 def _pair(model: torch.nn.Module, other: object, fed: Probe, names: Mapping[str, str | None] | None) -> PairedModels:
@@ -180,7 +223,7 @@ def _pair(model: torch.nn.Module, other: object, fed: Probe, names: Mapping[str,
     theirs = FLAX_PORTS[port].inventory(flax, fed, layers)
     pairing = pair(ours, theirs, names, port)
     state |= _tables(reference, state, pairing)
-    return PairedModels(reference, flax, port, state, pairing, layers)
+    return PairedModels(reference, flax, port, state, pairing, layers, fed)
 
 
 def _tables(reference: torch.nn.Module, state: Mapping[str, np.ndarray], pairing: Pairing) -> Tensors:

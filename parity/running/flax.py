@@ -23,6 +23,7 @@ from parity.numerics.calls import Call
 from parity.numerics.layouts import (
     Tensors,
     aligned,
+    broadcast,
     default_layout,
     first,
     layout_of,
@@ -242,7 +243,8 @@ def outputs(values: PyTree, expected: Tensors) -> Tensors:
 
 def records(record: Mapping[str, jax.Array], expected: Tensors, probe: Probe) -> Tensors:
     """Return what layers gave, in the layouts of the reference, at the positions that count."""
-    return {name: probe.counted(aligned(value, expected.get(name))) for name, value in record.items()}
+    arrays = {name: broadcast(aligned(value, expected.get(name)), expected.get(name)) for name, value in record.items()}
+    return {name: probe.counted(array) for name, array in arrays.items()}
 
 
 def output_layouts(values: PyTree, expected: Tensors) -> dict[str, str]:

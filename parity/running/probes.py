@@ -117,6 +117,8 @@ def given(inputs: Sequence[Any], options: CallOptions, loss: Loss) -> Probe:
     """
 
     def array(name: str, value: Any) -> np.ndarray:
+        if str(value.dtype).startswith("key<"):
+            raise UserError(f"{name}: got a key of JAX's, which PyTorch cannot take; pass it in flax_keywords")
         value = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
         if value.dtype.kind not in "biuf" and value.dtype.name != "bfloat16":
             raise UserError(f"{name}: got an array of {value.dtype}, expected numbers")
@@ -142,8 +144,12 @@ def given(inputs: Sequence[Any], options: CallOptions, loss: Loss) -> Probe:
             raise UserError(f"layouts: no input is called {name!r}; expected one of {', '.join(known)}")
         if layout not in LAYOUTS:
             raise UserError(f"layouts: {name}: got {layout!r}, expected one of {', '.join(LAYOUTS)}")
+
+    def own_array(name: str, value: Any) -> Any:
+        return value if name.startswith("flax") and str(value.dtype).startswith("key<") else array(name, value)
+
     calls = {
-        side: Call(side, keywords={n: rebuilt(value, array, f"{side}_keywords.{n}") for n, value in own.items()})
+        side: Call(side, keywords={n: rebuilt(value, own_array, f"{side}_keywords.{n}") for n, value in own.items()})
         for side, own in alone.items()
     }
     return Probe(arrays, loss, dict(layouts or {}), named, calls["torch"], calls["flax"])

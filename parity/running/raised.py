@@ -90,6 +90,10 @@ class LayerCall:
     exact: bool
 
 
+class RaisesError(UserError):
+    """A user's code raises."""
+
+
 @contextmanager
 def raising(what: str = "the Flax model", given: object = None, expected: str = EXPECTED) -> Iterator[None]:
     """Turn whatever a user's code raises into a question that cannot be put. Memory that is full is no such thing.
@@ -100,7 +104,7 @@ def raising(what: str = "the Flax model", given: object = None, expected: str = 
         expected: what it should have done.
 
     Raises:
-        UserError: one line: the exception, the layer and the shapes that it got, the file and line.
+        RaisesError: one line: the exception, the layer and the shapes that it got, the file and line.
     """
     try:
         yield
@@ -110,7 +114,7 @@ def raising(what: str = "the Flax model", given: object = None, expected: str = 
         if is_out_of_memory(error):
             raise
         expected = TRACED if _wants_numbers(error) else expected
-        raise UserError(f"{what} raises {described(error, given)}; {expected}") from error
+        raise RaisesError(f"{what} raises {described(error, given)}; {expected}") from error
 
 
 def _wants_numbers(error: BaseException) -> bool:

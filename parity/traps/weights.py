@@ -229,6 +229,7 @@ TENSORS = (
     ),
 )
 
+EXTRA_BIAS = "bias-added"
 STRUCTURE, NOT_MOVED, EXCHANGED = "weights-do-not-fit", "weights-not-moved", "weights-exchanged"
 BIAS, SORTED, UNTIED, SECOND_BIAS = "bias-missing", "layers-in-sorted-order", "weights-not-tied", "recurrent-bias-lost"
 
@@ -251,6 +252,15 @@ SEVERAL_TENSORS = (
         "the layer has no bias",
         "pass use_bias=True",
         "torch.nn.Linear, flax.linen.Dense: use_bias",
+    ),
+    Trap(
+        EXTRA_BIAS,
+        "weight",
+        (),
+        None,
+        "the port's layer has a bias, PyTorch's has none",
+        "pass use_bias=False",
+        "torch.nn.Linear: bias; flax.nnx.Linear, flax.linen.Dense: use_bias=True by default",
     ),
     Trap(NOT_MOVED, "weight", (), None, "other weights altogether", "move PyTorch's weights with parity.move", LOADING),
     Trap(EXCHANGED, "weight", (), None, "two tensors were exchanged", "write each tensor to its own place", LOADING),

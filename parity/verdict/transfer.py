@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +45,13 @@ class DifferingTensor:
 
 
 @dataclass(frozen=True)
+class BiasedLayer:
+    """A layer of the port with a bias where PyTorch's has none, and training would move it."""
+
+    pair: Pair
+
+
+@dataclass(frozen=True)
 class UntiedTensors:
     """Two layers of the port that have a tensor each where PyTorch's have one together."""
 
@@ -63,7 +71,7 @@ class WeightsVerdict:
 
     row: Row
     untied: tuple[UntiedTensors, ...]
-    layers: tuple[MisfittingLayer | DifferingTensor, ...]
+    layers: tuple[MisfittingLayer | DifferingTensor | BiasedLayer, ...]
 
     @property
     def misfits(self) -> list[MisfittingLayer]:
@@ -76,11 +84,18 @@ class WeightsVerdict:
         return {pair.torch.name for untied in self.untied for pair in (untied.first, untied.second)}
 
 
-def judge(port: str, pairing: Pairing) -> WeightsVerdict:
-    """Compare the weights of all paired layers."""
-    layers: list[MisfittingLayer | DifferingTensor] = []
+def judge(port: str, pairing: Pairing, more_biases: Container[str] = ()) -> WeightsVerdict:
+    """Compare the weights of all paired layers.
+
+    Args:
+        more_biases: PyTorch's layers without a bias where the port has one that training would move.
+    """
+    layers: list[MisfittingLayer | DifferingTensor | BiasedLayer] = []
     worst = ("", 0.0)
     for p in pairing.pairs:
+        if p.torch.name in more_biases:
+            layers.append(BiasedLayer(p))
+            worst = (p.torch.name, np.inf)
         if (misfit := _misfit(p)) is not None:
             layers.append(misfit)
             worst = (p.torch.name, np.inf)

@@ -185,12 +185,12 @@ def chain(order: Callable[[list[int]], list[int]], fresh: bool = False) -> Calla
     return make
 
 
-def lacking(**settings: Any) -> Callable[[], tuple[Any, ...]]:
+def lacking(torch_bias: bool = True, **settings: Any) -> Callable[[], tuple[Any, ...]]:
     """A port whose second layer is built otherwise."""
 
     def make() -> tuple[Any, ...]:
         rngs, x = nnx.Rngs(0), images(2, 5, 3)
-        model = Block(nn.Linear(3, 4), torch.tanh, nn.Linear(4, 6))
+        model = Block(nn.Linear(3, 4), torch.tanh, nn.Linear(4, 6, bias=torch_bias))
         first, second = nnx.Linear(3, 4, rngs=rngs), nnx.Linear(4, **{"out_features": 6, **settings}, rngs=rngs)
         weights: Any = model.first
         first.kernel.set_value(jnp.array(weights.weight.detach().numpy().T))
@@ -271,5 +271,6 @@ WEIGHTS = (
     Case("weights-not-moved", chain(list, fresh=True), "(the network)"),
     Case("weights-do-not-fit", lacking(out_features=5), "second"),
     Case("bias-missing", lacking(use_bias=False), "second"),
+    Case("bias-added", lacking(torch_bias=False), "second"),
     Case("weights-not-tied", lambda: moved(Tied(), Untied(), TOKENS), "head"),
 )

@@ -182,15 +182,18 @@ BATCH_NORMS = (
 )
 
 OTHER_NORMS = (
-    Trap(
-        "norm-epsilon-1e-5",
-        "layer",
-        NORM,
-        setting(eps=1e-5),
-        "epsilon is 1e-5",
-        "pass epsilon explicitly, as PyTorch's layer has it",
-        NORM_PAGES,
-        arguments=("epsilon",),
+    *(
+        Trap(
+            f"norm-epsilon-{epsilon}",
+            "layer",
+            NORM,
+            setting(eps=float(epsilon)),
+            f"epsilon is {epsilon}",
+            EPSILON,
+            NORM_PAGES,
+            arguments=("epsilon",),
+        )
+        for epsilon in ("1e-3", "1e-5", "1e-8", "1e-12")
     ),
     Trap(
         "group-norm-32-groups",
