@@ -107,7 +107,8 @@ class CallOptions:
 
     Attributes:
         layouts: by the name of an input (`input`; of several `input.0`, `input.key`) how Flax holds it:
-            `channels_last` (the default from four dimensions on), `same` or `batch_second`.
+            `channels_last` (the default from four dimensions on), `same`, `batch_second` or `frames_first` (a video,
+            whose frames stay in front of its channels).
         keywords: what is passed by name to both models, in PyTorch's layout.
         torch_keywords: what is passed by name to the PyTorch model alone.
         flax_keywords: what is passed by name to the Flax model alone; arrays as the Flax model takes them.

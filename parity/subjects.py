@@ -402,7 +402,11 @@ def _types(given: Mapping[str, np.ndarray]) -> dict[str, str]:
 
 
 # How a reader is told of a layout that the check chose.
-SAID = {"same": "PyTorch does (channels first)", "channels_last": "channels last"}
+SAID = {
+    "same": "PyTorch does (channels first)",
+    "channels_last": "channels last",
+    "frames_first": "frames first, channels last",
+}
 
 NO_DROPOUT = (
     "PyTorch draws {} dropout masks in a training step, the port {}; the check switched dropout off in both. "

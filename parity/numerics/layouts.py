@@ -20,6 +20,8 @@ LAYOUTS: dict[str, Callable[[int], tuple[int, ...]]] = {
     "channels_last": lambda n: (0, *range(2, n), 1),
     "same": lambda n: tuple(range(n)),
     "batch_second": lambda n: (1, 0, *range(2, n)),
+    # A video is (batch, frames, channels, height, width) in transformers, and has its channels last here.
+    "frames_first": lambda n: (0, 1, 3, 4, 2) if n == 5 else tuple(range(n)),
 }
 
 
@@ -50,7 +52,7 @@ def default_layout(array: Any) -> str:
 def otherwise(inputs: Any, keywords: Mapping[str, Any], given: Mapping[str, str]) -> list[dict[str, str]]:
     """Return other layouts of inputs than the default ones, for a port that does not take these.
 
-    Images as PyTorch holds them, sequences with their channels last, then both.
+    Images as PyTorch holds them, sequences with their channels last, both, then videos with their frames first.
 
     Args:
         given: the layouts that somebody asked for; they stay.
@@ -59,7 +61,8 @@ def otherwise(inputs: Any, keywords: Mapping[str, Any], given: Mapping[str, str]
     free = {name: a for name, a in arrays if name not in given and a.ndim > 2 and np.issubdtype(a.dtype, np.floating)}
     images = {name: "same" for name, array in free.items() if default_layout(array) == "channels_last"}
     sequences = {name: "channels_last" for name in free if name not in images}
-    return [{**given, **some} for some in (images, sequences, images | sequences) if some]
+    videos = {name: "frames_first" for name, array in free.items() if array.ndim == 5}
+    return [{**given, **some} for some in (images, sequences, images | sequences, videos) if some]
 
 
 def layout_of(got: Any, expected: np.ndarray) -> str | None:
