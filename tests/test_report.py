@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from test_diff import JSON, NET, WRONG, result, row
 
+from parity.reports.report import Finding, Fix, Model, Report, Row
+
 SCHEMA = {
     "file": {"schema", "ok", "models", "environment"},
     "model": {
@@ -68,3 +70,25 @@ def test_a_key_that_went_is_noticed(place: str) -> None:
     }
     objects[place]["another"] = objects[place].get("text")
     assert keys(file) != SCHEMA
+
+
+def report(fixes: int) -> Report:
+    """Return a mistake that as many arguments mend."""
+    row = Row("nnx", "output.eval", "output", 1.0, 0.0, False)
+    fix = tuple(Fix(f"norm{i}", "epsilon", 1e-6, 1e-5) for i in range(fixes))
+    return Report((Model("net", (row,), findings=(Finding("nnx", "norm0", None, "another epsilon", fix=fix),)),))
+
+
+def test_a_notebook_shows_the_text_of_a_report_and_nothing_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a notebook rich shows an output of its own for each text, unless it is told not to."""
+    expected, shown = str(report(1)), []
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("rich.jupyter.display", lambda *given: shown.append(given))
+    assert str(report(1)) == expected
+    assert shown == []
+
+
+def test_one_more_layer_is_one_layer() -> None:
+    assert "more layer" not in str(report(3))
+    assert "fix: 1 more layer, which" in str(report(4))
+    assert "fix: 2 more layers, which" in str(report(5))

@@ -247,7 +247,8 @@ class Report:
         return finite({"schema": SCHEMA, "ok": self.ok, "models": models, "environment": self.environment})
 
     def __str__(self) -> str:
-        console = SafeConsole(width=160, color_system=None, force_terminal=False)
+        # In a notebook rich would show an empty output of its own beside the text.
+        console = SafeConsole(width=160, color_system=None, force_terminal=False, force_jupyter=False)
         with console.capture() as capture:
             self.print(console)
         return capture.get()
@@ -341,7 +342,8 @@ def verdict(model: Model) -> Sequence[str]:
             lines.append(f"{i}. {finding.port}: {finding.layer}{name}: {finding.text}{_also(finding)}{_size(finding)}")
             lines += [f"   fix: {fix}" for fix in finding.fix[:NAMED]]
             if len(finding.fix) > NAMED:
-                lines.append(f"   fix: {len(finding.fix) - NAMED} more layers, which --json lists")
+                left = len(finding.fix) - NAMED
+                lines.append(f"   fix: {left} more {'layer' if left == 1 else 'layers'}, which --json lists")
             lines += [f"   {line}" for line in (finding.diff or "").splitlines()]
     if model.undecided:
         lines.append(f"{model.model}: cannot tell: {model.undecided}")
