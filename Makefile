@@ -23,7 +23,7 @@ endef
 export MISSING
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-twins docs installed parity parity-all bench gpu gpu-rehearsal test test-nightly test-fast score twins twins-fast fuzz soak lint faithful clean
+.PHONY: help setup setup-twins docs installed parity parity-all bench gpu gpu-rehearsal test test-nightly test-fast score twins twins-fast notebooks fuzz soak lint faithful clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,13 +65,20 @@ score: $(READY) ## plant every known mistake and make 1000 faithful runs: an hou
 faithful: $(READY) ## make 10,000 faithful runs, or go on with them: hours (WORKERS=2, RUNS=400)
 	$(BIN)/python -m tests.meta.pieces $(or $(RUNS),10000) --workers $(or $(WORKERS),2)
 
-twins: setup-twins ## check every family of transformers and diffusers that has a Flax class, in .venv-twins: a quarter of an hour (STORE=1)
+twins: setup-twins ## check every family of transformers and diffusers that has a Flax class, in .venv-twins: twenty minutes (STORE=1)
 	$(TWINS)/bin/python -m tests.twins $(if $(STORE),--store)
 	$(TWINS)/bin/pytest tests/test_twins.py -k published
+	$(TWINS)/bin/pytest tests/test_examples.py -k twin
 
 twins-fast: setup-twins ## the same with four of them, within three minutes
 	$(TWINS)/bin/python -m tests.twins --fast
 	$(TWINS)/bin/pytest tests/test_twins.py -k published
+
+notebooks: $(READY) setup-twins ## run the examples that are notebooks, too, and write these with their outputs: three minutes
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[notebooks]'
+	$(BIN)/python -m docs.generator.notebooks
+	$(TWINS)/bin/python -m pip install -q -c constraints-twins.txt -e '.[notebooks]'
+	$(TWINS)/bin/python -m docs.generator.notebooks twins
 
 fuzz: $(READY) ## damaged files, killed writers, hostile names and random state dicts, for five minutes (MINUTES=...)
 	$(BIN)/python -m tests.fuzz all --minutes $(or $(MINUTES),5) --workers 2 --seed $(SEED) --keep $(FAULTS)

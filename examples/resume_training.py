@@ -1,8 +1,11 @@
-"""Begin a training with AdamW in PyTorch, and go on with it in Flax as if nothing had happened.
+# %% [markdown]
+# # Go on with a training in the other framework
+#
+# A training with AdamW begins in PyTorch and goes on in Flax as if nothing had happened.
+#
+#     python examples/resume_training.py
 
-python examples/resume_training.py
-"""
-
+# %%
 from __future__ import annotations
 
 import jax
@@ -25,49 +28,67 @@ def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
     return rng.standard_normal((4, 3, 32, 32)).astype(np.float32), rng.integers(0, 10, 4)
 
 
-def train_in_torch(net: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> list[float]:
-    losses = []
-    for images, labels in map(batch, steps):
-        optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(net(torch.from_numpy(images)), torch.from_numpy(labels))
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
+# %% [markdown]
+# Train for three steps in PyTorch.
 
 
-def main() -> None:
-    torch_net = ports.create(NETWORK, "pytorch", seed=0).train()
-    optimizer = torch.optim.AdamW(torch_net.parameters(), lr=RATE, weight_decay=DECAY)
-    train_in_torch(torch_net, optimizer, range(STEPS // 2))
-
-    # Weights, statistics, and both moments with their count move over.
-    net = ports.create(NETWORK, "nnx", seed=None)
-    ports.weights.write(net, ports.weights.read(torch_net))
-    net.train()
-    tx = optax.adamw(RATE, weight_decay=DECAY)
-    params = nnx.state(net, nnx.Param)
-    state = states.write(tx.init(params), net, states.read(optimizer, torch_net))
-
-    @nnx.jit
-    def step(
-        net: nnx.Module, state: optax.OptState, images: jax.Array, labels: jax.Array
-    ) -> tuple[optax.OptState, jax.Array]:
-        def loss_of(net: nnx.Module) -> jax.Array:
-            return optax.softmax_cross_entropy_with_integer_labels(net(images), labels).mean()
-
-        loss, grads = nnx.value_and_grad(loss_of)(net)
-        updates, state = tx.update(grads, state, nnx.state(net, nnx.Param))
-        nnx.update(net, optax.apply_updates(nnx.state(net, nnx.Param), updates))
-        return state, loss
-
-    here, there = train_in_torch(torch_net, optimizer, range(STEPS // 2, STEPS)), []
-    for images, labels in map(batch, range(STEPS // 2, STEPS)):
-        state, loss = step(net, state, jnp.asarray(images.transpose(0, 2, 3, 1)), jnp.asarray(labels))
-        there.append(float(loss))
-    for number, (ours, theirs) in enumerate(zip(here, there, strict=True), STEPS // 2 + 1):
-        print(f"step {number}: loss {ours:.6f} in PyTorch, {theirs:.6f} in Flax")
+# %%
+torch_net = ports.create(NETWORK, "pytorch", seed=0).train()
+optimizer = torch.optim.AdamW(torch_net.parameters(), lr=RATE, weight_decay=DECAY)
 
 
-if __name__ == "__main__":
-    main()
+def torch_step(step: int) -> float:
+    images, labels = (torch.from_numpy(array) for array in batch(step))
+    optimizer.zero_grad()
+    loss = torch.nn.functional.cross_entropy(torch_net(images), labels)
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+for step in range(STEPS // 2):
+    print(f"step {step + 1}: loss {torch_step(step):.6f} in PyTorch")
+
+# %% [markdown]
+# Move the weights and BatchNorm's statistics, then the optimizer's state: both moments, and the count of steps.
+
+# %%
+net = ports.create(NETWORK, "nnx", seed=None)
+ports.weights.write(net, ports.weights.read(torch_net))
+net.train()
+tx = optax.adamw(RATE, weight_decay=DECAY)
+params = nnx.state(net, nnx.Param)
+state = states.write(tx.init(params), net, states.read(optimizer, torch_net))
+print(f"optax goes on after step {state[0].count}")
+
+# %% [markdown]
+# Go on in Flax, and in PyTorch, too, to compare.
+
+
+# %%
+@nnx.jit
+def flax_step(net: nnx.Module, state: optax.OptState, images: jax.Array, labels: jax.Array) -> tuple:
+    def loss_of(net: nnx.Module) -> jax.Array:
+        return optax.softmax_cross_entropy_with_integer_labels(net(images), labels).mean()
+
+    loss, grads = nnx.value_and_grad(loss_of)(net)
+    updates, state = tx.update(grads, state, nnx.state(net, nnx.Param))
+    nnx.update(net, optax.apply_updates(nnx.state(net, nnx.Param), updates))
+    return state, loss
+
+
+for step in range(STEPS // 2, STEPS):
+    images, labels = batch(step)
+    state, loss = flax_step(net, state, jnp.asarray(images.transpose(0, 2, 3, 1)), jnp.asarray(labels))
+    print(f"step {step + 1}: loss {torch_step(step):.6f} in PyTorch, {loss:.6f} in Flax")
+
+# %% [raw]
+# It prints:
+#
+#     step 1: loss 2.160866 in PyTorch
+#     step 2: loss 2.460885 in PyTorch
+#     step 3: loss 2.270905 in PyTorch
+#     optax goes on after step 3
+#     step 4: loss 2.021248 in PyTorch, 2.021248 in Flax
+#     step 5: loss 2.704608 in PyTorch, 2.704607 in Flax
+#     step 6: loss 1.879517 in PyTorch, 1.879517 in Flax

@@ -49,3 +49,9 @@ def test_the_port_is_right(pair: tuple[torch.nn.Module, Any, np.ndarray], parity
 
 def test_it_trains_alike_with_adamw(pair: tuple[torch.nn.Module, Any, np.ndarray], parity: Any) -> None:
     parity(*pair, optimizer="adamw", steps=5)
+
+
+# It prints:
+#
+#     …
+#     2 passed in …

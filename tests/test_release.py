@@ -40,7 +40,7 @@ def test_workflows_make_targets_that_exist() -> None:
     found = {workflow.stem: [t for job, step in steps(workflow) for t in made(job, step)] for workflow in WORKFLOWS}
     assert found == {
         "ci": ["lint", "test-fast", "docs"],
-        "nightly": ["test-nightly", "twins", "fuzz", "installed"],
+        "nightly": ["test-nightly", "twins", "notebooks", "fuzz", "installed"],
         "release": ["installed"],
     }
     assert {target for targets in found.values() for target in targets} <= TARGETS
