@@ -47,7 +47,7 @@ def torch_step(step: int) -> float:
 
 
 for step in range(STEPS // 2):
-    print(f"step {step + 1}: loss {torch_step(step):.6f} in PyTorch")
+    print(f"step {step + 1}: loss {torch_step(step):.4f} in PyTorch")
 
 # %% [markdown]
 # Move the weights and BatchNorm's statistics, then the optimizer's state: both moments, and the count of steps.
@@ -80,15 +80,15 @@ def flax_step(net: nnx.Module, state: optax.OptState, images: jax.Array, labels:
 for step in range(STEPS // 2, STEPS):
     images, labels = batch(step)
     state, loss = flax_step(net, state, jnp.asarray(images.transpose(0, 2, 3, 1)), jnp.asarray(labels))
-    print(f"step {step + 1}: loss {torch_step(step):.6f} in PyTorch, {loss:.6f} in Flax")
+    print(f"step {step + 1}: loss {torch_step(step):.4f} in PyTorch, {loss:.4f} in Flax")
 
 # %% [raw]
 # It prints:
 #
-#     step 1: loss 2.160866 in PyTorch
-#     step 2: loss 2.460885 in PyTorch
-#     step 3: loss 2.270905 in PyTorch
+#     step 1: loss 2.1609 in PyTorch
+#     step 2: loss 2.4609 in PyTorch
+#     step 3: loss 2.2709 in PyTorch
 #     optax goes on after step 3
-#     step 4: loss 2.021248 in PyTorch, 2.021248 in Flax
-#     step 5: loss 2.704608 in PyTorch, 2.704607 in Flax
-#     step 6: loss 1.879517 in PyTorch, 1.879517 in Flax
+#     step 4: loss 2.0212 in PyTorch, 2.0212 in Flax
+#     step 5: loss 2.7046 in PyTorch, 2.7046 in Flax
+#     step 6: loss 1.8795 in PyTorch, 1.8795 in Flax

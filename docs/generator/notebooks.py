@@ -112,10 +112,14 @@ def made(script: str) -> dict[str, Any]:
     notebook = jupytext.reads(script, fmt="py:percent")
     notebook.cells = [cell for cell in notebook.cells if cell.cell_type != "raw"]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    manager = AsyncKernelManager(kernel_name=kernel["name"], transport="ipc")
-    NotebookClient(notebook, km=manager, record_timing=False, resources={"metadata": {"path": str(ROOT)}}).execute(
-        cleanup_kc=True
+    client = NotebookClient(
+        notebook,
+        km=AsyncKernelManager(kernel_name=kernel["name"], transport="ipc"),
+        record_timing=False,
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(ROOT)}},
     )
+    client.execute(cleanup_kc=True)
     # What the kernel and the run leave there would be another in every run.
     for i, cell in enumerate(notebook.cells):
         cell.id, cell.metadata = f"cell-{i}", nbformat.from_dict({})
