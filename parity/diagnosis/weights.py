@@ -33,6 +33,7 @@ from parity.traps.weights import (
 from parity.verdict.transfer import BiasedLayer, DifferingTensor, MisfittingLayer, WeightsVerdict
 
 NOT_FINITE = "NaN or infinite"
+LOST = "weight-lost"
 FEW = 2  # so many layers with other weights are told one by one
 BY_NAME = {trap.name: trap for trap in SEVERAL_TENSORS}
 Arrays = Mapping[str, np.ndarray]
@@ -98,7 +99,9 @@ def findings(port: str, pairing: Pairing, verdict: WeightsVerdict, given: Arrays
     telling = sum(any(np.ptp(v) > 0 for v in pair.torch.values.values() if v.size) for pair in pairing.pairs)
     if unknown > len(pairing.pairs) / 3 or unknown > max(FEW, telling / 3):
         text = f"{unknown} of {len(pairing.pairs)} layers hold other weights; move PyTorch's over first: parity.move"
-        found = [Finding(port, NETWORK, NOT_MOVED, text), *(f for f in found if f.trap or NOT_FINITE in f.text)]
+        # A fresh layer that starts at zero, as a classifier often does, has lost nothing.
+        told = (f for f in found if (f.trap and f.trap != LOST) or NOT_FINITE in f.text)
+        found = [Finding(port, NETWORK, NOT_MOVED, text), *told]
     return _sorted(found, exchanged, tensors)
 
 
