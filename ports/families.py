@@ -10,6 +10,7 @@ from ports.family import Family, Input, Layer, Shape, joined
 from ports.gpt2.family import GPT2_FAMILY
 from ports.llama.family import LLAMA_FAMILY
 from ports.objective import Objective
+from ports.recurrent.family import RECURRENT_FAMILY
 from ports.resnet.family import RESNET_FAMILY
 from ports.segmentation.family import SEGMENTATION_FAMILY
 from ports.transformer.family import TRANSFORMER_FAMILY
@@ -24,6 +25,7 @@ FAMILIES: tuple[Family, ...] = (
     GPT2_FAMILY,
     LLAMA_FAMILY,
     SEGMENTATION_FAMILY,
+    RECURRENT_FAMILY,
 )
 
 NETWORKS: dict[str, Any] = {name: spec for family in FAMILIES for name, spec in family.networks.items()}

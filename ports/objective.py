@@ -20,17 +20,23 @@ class Input:
         shape: with the batch first.
         below: of whole numbers, the first that is too large; None for real numbers.
         ignored: a target that does not count; one in ten is it.
+        padded: whole numbers are texts (batch, length) that may end early. Zeros stand behind a text, and nowhere else.
     """
 
     shape: Shape
     below: int | None = None
     ignored: int | None = None
+    padded: bool = False
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         """Return random values: float64, normally distributed; or int64."""
         if self.below is None:
             return rng.standard_normal(self.shape)
         drawn = rng.integers(0, self.below, self.shape)
+        if self.padded:
+            lengths = rng.integers(1, self.shape[1] + 1, (self.shape[0], 1))
+            lengths[0] = self.shape[1]
+            drawn = rng.integers(1, self.below, self.shape) * (np.arange(self.shape[1]) < lengths)
         if self.ignored is not None:
             drawn[rng.random(self.shape) < 0.1] = self.ignored
         return drawn

@@ -229,6 +229,7 @@ def test_every_row_has_a_case() -> None:
     tested = {case.partition("-")[0] for case in CASES} | {"Dense", "DenseGeneral"}  # Linen's Linear, LinearGeneral
     tested |= {"Embed", "MultiHeadAttention", "MultiHeadDotProductAttention"}
     tested |= {"LSTMCell", "OptimizedLSTMCell", "GRUCell"}  # test_recurrent.py
+    tested |= {"LSTM", "GRU"}  # test_residual_recurrent.py
     tested |= {"Conv1D"}  # test_decoders.py
     assert tested == {str(name).rpartition(".")[2] for row in kinds.KINDS.values() for name in row.flax_types}
 

@@ -62,6 +62,8 @@ PARAMETERS = {
     "deeplabv3_resnet50": 42_004_074,
     "deeplabv3_resnet101": 60_996_202,
     "unet_resnet34": 24_439_269,
+    "residual_lstm": 987_402,
+    "residual_gru": 772_874,
 }
 
 RESNETS = [name for name, spec in NETWORKS.items() if isinstance(spec, ResNetSpec)]

@@ -19,11 +19,12 @@ from torch import nn
 from parity.diagnosis.localise import BACKWARD, FORWARD, ForcedRuns
 from parity.diagnosis.search import search
 from parity.numerics import bounds
-from parity.numerics.layouts import first, mapped, with_first
+from parity.numerics.layouts import first, rebuilt, with_first
 from parity.numerics.quantities import Probe
 from parity.running import pytorch as run_pytorch
 from parity.running.lifted_pytorch import backward as backward_pass
 from parity.running.lifted_pytorch import lifted
+from parity.running.packed import first_padded
 from parity.traps.catalogue import LAYERS
 from parity.traps.planting import plant_in
 from parity.traps.trap import Trap
@@ -63,7 +64,7 @@ def _call(reference: nn.Module, fed: Probe, layer: str, train: bool) -> Call:
     found: list[Call] = []
     net = copy.deepcopy(reference).train(train)
     net.get_submodule(layer).register_forward_pre_hook(
-        lambda _, args, kwargs: found.append((mapped(args, _copied), mapped(kwargs, _copied))), with_kwargs=True
+        lambda _, args, kwargs: found.append((rebuilt(args, _copied), rebuilt(kwargs, _copied))), with_kwargs=True
     )
     with torch.no_grad():
         run_pytorch.run(net, fed, run_pytorch.inputs_of(fed))
@@ -104,7 +105,7 @@ def _differing(
             if not all(plant_in(trap, own) for trap in traps):
                 return None
             with torch.set_grad_enabled(grad), lifted(None, fed.pins):
-                y = first(own.train(train)(*args, **keywords))
+                y = first_padded(own.train(train)(*args, **keywords))
             if grad and y.requires_grad:
                 backward_pass(y, fed.pins, torch.as_tensor(slope))
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # a form that it cannot have here
@@ -118,7 +119,7 @@ def _differing(
             theirs = case.port.statistics
             pairs += [(name, b, theirs[name], FORWARD) for name, b in buffers.items() if name in theirs]
         if grad:
-            pairs += _gradients(layer, x, own, case)
+            pairs += _gradients(layer, args, own, case)
         found |= {
             f"{name} {train}"
             for name, a, b, allowed in pairs
@@ -128,13 +129,19 @@ def _differing(
 
 
 def _gradients(
-    layer: str, x: torch.Tensor, own: nn.Module, case: ForcedRuns
+    layer: str, args: tuple[Any, ...], own: nn.Module, case: ForcedRuns
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray, float]]:
     """Yield gradients of the planted layer and of the port's: of the input, and of parameters that one call uses."""
-    pairs = [("input", x, case.port.input_gradients.get(layer))] if x.is_floating_point() else []
+    x = first(args)
+    inputs = first_padded(with_first(args, _gradient(x))) if x.is_floating_point() else None
+    pairs = [] if inputs is None else [("input", inputs, case.port.input_gradients.get(layer))]
     if f"{layer}#2" not in case.reference.outputs:
-        pairs += [(name, p, case.port.parameters.get(f"{layer}.{name}")) for name, p in own.named_parameters()]
-    for name, tensor, theirs in pairs:
+        named = own.named_parameters()
+        pairs += [(name, _gradient(p), case.port.parameters.get(f"{layer}.{name}")) for name, p in named]
+    for name, gradient, theirs in pairs:
         if theirs is not None:
-            gradient = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
             yield f"gradient of {name}", gradient.numpy(), theirs, BACKWARD
+
+
+def _gradient(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad

@@ -18,12 +18,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from parity.numerics import bounds, masking
-from parity.numerics.layouts import Tensors, first, leaves, mapped, rebuilt, with_first
+from parity.numerics.layouts import Tensors, leaves, mapped, rebuilt
 from parity.numerics.quantities import Probe, Training, after
 from parity.numerics.tables import recomputed
 from parity.running import lifted_pytorch
 from parity.running.draws_pytorch import FixedDraws
 from parity.running.lifted_pytorch import lifted
+from parity.running.packed import first_padded, packed_in, with_first_padded
 from parity.running.raised import OF_GRADIENTS, OF_OUTPUTS, raising
 from parity.running.taps import Calls, Recorder, Tap
 from ports.errors import UserError
@@ -191,19 +192,23 @@ def tapped(net: nn.Module, tap: Tap, names: Collection[str] | None = None) -> It
     def enter(name: str) -> Any:
         def hook(_: nn.Module, args: Any, kwargs: Any) -> Any:
             running.append(calls.next(name))
-            if (x := first(args)) is None:
+            if (x := first_padded(args)) is None:
                 return None
             new = tap.enter(running[-1], x)
-            return None if new is x else (tuple(new if arg is x else arg for arg in args), kwargs)
+            if new is x:
+                return None
+            if packed_in(args) is not None:
+                return with_first_padded(args, new), kwargs
+            return tuple(new if arg is x else arg for arg in args), kwargs
 
         return hook
 
     def leave(_: nn.Module, args: Any, output: Any) -> Any:
         name = running.pop()
-        if (y := first(output)) is None:
+        if (y := first_padded(output)) is None:
             return None
         new = tap.leave(name, y)
-        return None if new is y else with_first(output, new)
+        return None if new is y else with_first_padded(output, new)
 
     def count(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ports.errors import UserError
 
 
@@ -41,6 +43,26 @@ def require_length(name: str, got: int, longest: int | None = None) -> None:
         raise UserError(f"{name}: got a text of 0 tokens, expected 1 or more")
     if longest is not None and got > longest:
         raise UserError(f"{name}: got {got} tokens, expected 1 to {longest}: the network has no more positions")
+
+
+def require_lengths(name: str, lengths: Sequence[int], shape: Sequence[int]) -> None:
+    """Check the lengths of texts whose padding stands behind them.
+
+    Args:
+        shape: of the tokens, (batch, length).
+
+    Raises:
+        UserError: another number of lengths than texts, a text of padding alone, or a length beyond the tokens.
+    """
+    batch, length = shape
+    if len(lengths) != batch or batch < 1:
+        raise UserError(
+            f"{name}: got {len(lengths)} lengths for a batch of {batch}, expected 1 text or more, 1 length each"
+        )
+    if wrong := [i for i, own in enumerate(lengths) if not 1 <= own <= length]:
+        first, more = wrong[0], f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        what = "is padding alone, or has length 0" if lengths[first] == 0 else f"has length {lengths[first]}"
+        raise UserError(f"{name}: text {first}{more} {what}, expected 1 to {length} tokens; leave it out or mend it")
 
 
 def require_room(name: str, got: int, room: int) -> None:

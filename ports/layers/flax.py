@@ -1,11 +1,16 @@
-"""Functions that both Flax ports share, NHWC. Read beside pytorch.py."""
+"""Functions that both Flax ports share; images are NHWC. Read beside pytorch.py."""
 
 from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jax import Array as JaxArray
+from jax.core import Tracer
+from jaxtyping import Array, Float, Int
 
+from ports.layers.checks import require_length, require_lengths
+
+AnyArray = JaxArray | np.ndarray
 Features = Float[Array, "batch height width channels"]
 
 
@@ -37,3 +42,22 @@ def _weights(given: int, wanted: int, dtype: np.dtype) -> np.ndarray:
     weights[np.arange(wanted), before] += 1 - part
     weights[np.arange(wanted), after] += part
     return weights
+
+
+def lengths_of(
+    name: str, tokens: Int[AnyArray, "batch length"], lengths: Int[AnyArray, " batch"] | None, padding: int
+) -> Int[Array, " batch"]:
+    """Return the lengths of texts: those given, or else up to the last token that is not padding.
+
+    Args:
+        name: of the network, for errors.
+
+    Raises:
+        UserError: a text without tokens, or a length that no text can have, unless it is known only in a program.
+    """
+    require_length(name, tokens.shape[1])
+    if lengths is None:
+        lengths = ((tokens != padding) * jnp.arange(1, tokens.shape[1] + 1)).max(axis=1)
+    if not isinstance(lengths, Tracer):
+        require_lengths(name, np.asarray(lengths).tolist(), tokens.shape)
+    return jnp.asarray(lengths)

@@ -34,3 +34,8 @@ def torch_bias(fan_in: int) -> Initializer:
         return jax.random.uniform(key, shape, jnp.float32 if dtype is None else dtype, -1, 1) / fan_in**0.5
 
     return draw
+
+
+def torch_recurrent(hidden: int) -> Initializer:
+    """PyTorch's default for all weights and biases of `nn.LSTM` and `nn.GRU`: uniform in ±1/√hidden."""
+    return torch_bias(hidden)

@@ -1,4 +1,4 @@
-"""PyTorch's BatchNorm and linear layers in NNX. Read beside linen.py and pytorch.py.
+"""PyTorch's BatchNorm, linear and recurrent layers in NNX. Read beside linen.py and pytorch.py.
 
 The running variance is unbiased, the variance is computed in two passes, and statistics are float32 at least.
 """
@@ -15,7 +15,7 @@ from flax.nnx.nn.initializers import normal
 from jax.typing import DTypeLike
 
 from ports.errors import UserError
-from ports.layers.initializers import torch_bias, torch_kernel
+from ports.layers.initializers import torch_bias, torch_kernel, torch_recurrent
 
 Dtype = DTypeLike | None  # None: the type of the inputs and parameters
 AnyArray = jax.Array | np.ndarray  # a network takes numpy's arrays too
@@ -92,3 +92,65 @@ class Conv1D(nnx.Linear):
     ) -> None:
         init, params = normal(deviation), param_dtype(dtype)
         super().__init__(in_features, out_features, kernel_init=init, dtype=dtype, param_dtype=params, rngs=rngs)
+
+
+class LSTMCell(nnx.OptimizedLSTMCell):
+    """One step of `torch.nn.LSTM`: Flax's cell, and PyTorch's second bias."""
+
+    def __init__(self, in_features: int, hidden_features: int, *, dtype: Dtype, rngs: nnx.Rngs) -> None:
+        init, params = torch_recurrent(hidden_features), param_dtype(dtype)
+        options: dict[str, Any] = {"dtype": dtype, "param_dtype": params, "bias_init": init, "rngs": rngs}
+        super().__init__(in_features, hidden_features, kernel_init=init, recurrent_kernel_init=init, **options)
+        self.dense_i = nnx.Linear(in_features, 4 * hidden_features, kernel_init=init, **options)
+
+
+class GRUCell(nnx.GRUCell):
+    """One step of `torch.nn.GRU`: Flax's cell, and PyTorch's second bias, which the reset gate multiplies."""
+
+    def __init__(self, in_features: int, hidden_features: int, *, dtype: Dtype, rngs: nnx.Rngs) -> None:
+        init, params = torch_recurrent(hidden_features), param_dtype(dtype)
+        options: dict[str, Any] = {"dtype": dtype, "param_dtype": params, "bias_init": init, "rngs": rngs}
+        super().__init__(in_features, hidden_features, kernel_init=init, recurrent_kernel_init=init, **options)
+        self.dense_h = nnx.Linear(hidden_features, 3 * hidden_features, kernel_init=init, **options)
+
+
+def zero_state(cell: LSTMCell | GRUCell, x: jax.Array) -> Any:
+    """Return what a cell begins with: of an LSTM two arrays."""
+    dtype = jnp.promote_types(x.dtype, cell.dense_h.kernel.dtype)
+    zeros = jnp.zeros((x.shape[0], cell.hidden_features), dtype)
+    return (zeros, zeros) if isinstance(cell, LSTMCell) else zeros
+
+
+class Recurrent(nnx.Module):
+    """A recurrent layer of one level over texts (batch, length, features); what it gives behind a text is zero."""
+
+    cell: type[LSTMCell] | type[GRUCell]
+
+    def __init__(
+        self, in_features: int, hidden_features: int, bidirectional: bool = False, *, dtype: Dtype, rngs: nnx.Rngs
+    ) -> None:
+        def run(reverse: bool) -> nnx.RNN:
+            cell = self.cell(in_features, hidden_features, dtype=dtype, rngs=rngs)
+            return nnx.RNN(cell, time_major=False, reverse=reverse, keep_order=reverse, rngs=False)
+
+        self.forward_rnn = run(reverse=False)
+        # It begins with the last token of each text, and what it gives stands at the token that it belongs to.
+        self.backward_rnn = run(reverse=True) if bidirectional else None
+
+    def __call__(self, x: jax.Array, lengths: jax.Array) -> jax.Array:
+        runs: list[Any] = [self.forward_rnn, *([] if self.backward_rnn is None else [self.backward_rnn])]
+        given = [run(x, initial_carry=zero_state(run.cell, x), seq_lengths=lengths) for run in runs]
+        real = jnp.arange(x.shape[1]) < lengths[:, None]
+        return jnp.where(real[..., None], jnp.concatenate(given, axis=-1), 0).astype(x.dtype)
+
+
+class LSTM(Recurrent):
+    """`torch.nn.LSTM` of one level, in one direction or in both."""
+
+    cell = LSTMCell
+
+
+class GRU(Recurrent):
+    """`torch.nn.GRU` of one level, in one direction or in both."""
+
+    cell = GRUCell

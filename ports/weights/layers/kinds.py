@@ -88,6 +88,11 @@ def _flax(nnx: str, linen: str) -> tuple[str, ...]:
     return _classes("flax.nnx", nnx) + _classes("flax.linen", linen)
 
 
+def _ours(name: str) -> tuple[str, ...]:
+    """The Flax classes of a layer of this package."""
+    return f"ports.layers.nnx.{name}", f"ports.layers.linen.{name}"
+
+
 HEADS = Option("heads", "num_heads", tensor="query.kernel", axis=1)
 TRANSPOSE = Option("transpose_kernel", "transpose_kernel", default=False)
 
@@ -108,7 +113,7 @@ KINDS: dict[str, LayerKind] = {
         LayerKind(
             "conv1d",
             ("ports.layers.pytorch.Conv1D",),
-            ("ports.layers.nnx.Conv1D", "ports.layers.linen.Conv1D"),
+            _ours("Conv1D"),
             leaves.linear_alike,
         ),
         LayerKind(
@@ -155,6 +160,16 @@ KINDS: dict[str, LayerKind] = {
             options=None,
         ),
         LayerKind("gru", _torch("GRU GRUCell"), _flax("GRUCell", "GRUCell"), leaves.gru, options=None),
+        *(
+            row
+            for name, kind in (("lstm", "LSTM"), ("gru", "GRU"))
+            for row in (
+                LayerKind(f"{name}_two_biases", (), _ours(f"{kind}Cell"), leaves.two_biases, group=name),
+                LayerKind(
+                    f"{name}_layer", (), _ours(kind), leaves.recurrent_layer, needs=("weight_ih_l0",), composed=True
+                ),
+            )
+        ),
         LayerKind("tensor", (), (), leaves.tensor, needs=("",)),
     )
 }

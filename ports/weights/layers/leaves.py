@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -264,6 +264,25 @@ def gru(cell: Any) -> tuple[Leaf, ...]:
         gates("weight_hh", ("hr.kernel", "hz.kernel", "hn.kernel")),
         gate_biases("bias_ih", ("ir.bias", "iz.bias", "in.bias")),
         no_bias("bias_hh", "hn.bias", 3 * _hidden(cell), kept=("hn.bias",)),
+    )
+
+
+def two_biases(_: object) -> tuple[Leaf, ...]:
+    """A cell that has PyTorch's two biases and its order of gates: two linear layers."""
+    return (
+        Leaf("weight_ih", ("dense_i.kernel",), lambda w: (w.T,), lambda k: k[0].T, axes=2),
+        Leaf("weight_hh", ("dense_h.kernel",), lambda w: (w.T,), lambda k: k[0].T, axes=2),
+        same("bias_ih", "dense_i.bias"),
+        same("bias_hh", "dense_h.bias"),
+    )
+
+
+def recurrent_layer(layer: object) -> tuple[Leaf, ...]:
+    """A layer of one level, in one direction or in both, of cells with two biases."""
+    return tuple(
+        replace(leaf, torch=f"{leaf.torch}_{end}", flax=tuple(f"{rnn}.cell.{name}" for name in leaf.flax))
+        for end, rnn in (("l0", "forward_rnn"), ("l0_reverse", "backward_rnn"))
+        for leaf in two_biases(layer)
     )
 
 

@@ -1,0 +1,1 @@
+"""Residual stacks of recurrent layers: `spec` describes them, `pytorch`, `nnx` and `linen` build them."""
