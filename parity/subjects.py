@@ -22,7 +22,7 @@ from parity.pairing import choosing
 from parity.pairing.models import PairedModels, pair_models
 from parity.pairing.pairs import Pairing
 from parity.pairing.trials import Trial
-from parity.running import biases, calling, lifted_flax, losses, memory, objects, probes, training, unexercised
+from parity.running import biases, calling, lifted_flax, losses, memory, objects, packed, probes, training, unexercised
 from parity.running import flax as run_flax
 from parity.running import pytorch as run_pytorch
 from parity.running.draws_jax import UNKNOWN, counted, undropped
@@ -65,6 +65,7 @@ def of_network(network: Network, live: Sequence[object], options: NetworkOptions
     _finite(state)
     if tied := run_pytorch.tied(reference):  # the second name of a tensor is no tensor of its own
         fed = replace(fed, tensors=frozenset(state) - frozenset(tied))
+    fed = replace(fed, packed=_packed(reference, fed))
     names = _recorded(reference, spec)
     if live:
         candidates = {
@@ -149,6 +150,12 @@ def _recorded(reference: torch.nn.Module, spec: Any) -> list[str] | None:
     """Return the modules to record, where a layer has two names: under its first. Else None, for the default."""
     second = {layer.torch for layer in families.layers(spec) if layer.tied}
     return [name for name in run_pytorch.with_parameters(reference) if name not in second] if second else None
+
+
+def _packed(reference: torch.nn.Module, fed: Probe) -> np.ndarray | None:
+    """Return the positions of the texts that PyTorch packs."""
+    copy = run_pytorch.promote(reference).eval()
+    return packed.real_steps(copy, lambda net: run_pytorch.run(net, fed, run_pytorch.inputs_of(fed)))
 
 
 def _by_name(names: Collection[str] | None) -> dict[str, str] | None:
@@ -260,6 +267,7 @@ def own_pair(model: torch.nn.Module, other: object, inputs: Sequence[object], op
     chosen = {name: layout for name, layout in both.fed.layouts.items() if name not in fed.layouts}
     fed = both.fed
     _repeatable(both.reference, fed)
+    fed = replace(fed, packed=_packed(both.reference, fed))
     both = _formed(both, fed, options)
     if options.mask is not None:
         fed = replace(fed, mask=masking.positions(options.mask))

@@ -190,11 +190,15 @@ def _followed(case: ForcedRuns) -> Iterator[tuple[Deviation, Deviation]]:
 
 
 def _counted(run: RecordedRun, fed: Probe | None) -> RecordedRun:
-    """Return a run without the positions that do not count; its gradients there are compared."""
-    if fed is None or fed.mask is None:
+    """Return a run without the positions that do not count.
+
+    Its gradients there are compared, but for those that come to what a layer gives behind a packed text.
+    """
+    if fed is None or (fed.mask is None and fed.packed is None):
         return run
     inputs, outputs = ({n: fed.counted(a) for n, a in tensors.items()} for tensors in (run.inputs, run.outputs))
-    return replace(run, inputs=inputs, outputs=outputs)
+    coming = {n: fed.in_texts(a) for n, a in run.output_gradients.items()}
+    return replace(run, inputs=inputs, outputs=outputs, output_gradients=coming)
 
 
 def _wrong(got: Tensors, expected: Tensors, allowed: float) -> set[str]:

@@ -46,6 +46,8 @@ class Probe:
         keywords: what is passed by name to both sides.
         torch_call, flax_call: how each side is called, and what it alone is passed by name.
         mask: booleans (batch, length): the positions of sequences that count; by default all.
+        packed: booleans (batch, length): the positions of the texts that PyTorch packs. Layers are compared there
+            alone, for a port's layers may give anything behind a text.
         channels_last: whether PyTorch keeps images in memory as Flax does, so that it adds their numbers in another
             order.
         tensors: the parameters and statistics that are compared; by default all of the reference's.
@@ -67,6 +69,7 @@ class Probe:
     torch_call: Call = field(default_factory=lambda: Call("torch"))
     flax_call: Call = field(default_factory=lambda: Call("flax"))
     mask: np.ndarray | None = None
+    packed: np.ndarray | None = None
     channels_last: bool = False
     tensors: Collection[str] | None = None
     idle: Collection[str] = ()
@@ -80,7 +83,11 @@ class Probe:
 
     def counted(self, array: np.ndarray) -> np.ndarray:
         """Return an array in PyTorch's layout with zeros at the positions that do not count."""
-        return counted(array, self.mask)
+        return self.in_texts(counted(array, self.mask))
+
+    def in_texts(self, array: np.ndarray) -> np.ndarray:
+        """Return features (batch, length, …) with zeros behind the texts that PyTorch packs; others as they are."""
+        return counted(array, self.packed) if array.ndim > 2 else array
 
 
 @dataclass(frozen=True)

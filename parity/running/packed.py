@@ -6,10 +6,12 @@ order of its own and no padding. It is recorded, and exchanged, as (batch, lengt
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from parity.numerics.layouts import first, with_first
@@ -36,9 +38,38 @@ def with_first_padded(value: Any, new: Tensor) -> Any:
     return with_first(value, new if packed is None else _steps(packed, new))
 
 
+def real_steps(net: nn.Module, run: Callable[[nn.Module], object]) -> np.ndarray | None:
+    """Return which positions (batch, length) the texts have that a network packs; None where it packs none.
+
+    Texts that are packed in several ways have no positions in common.
+
+    Args:
+        net: a copy, which gets hooks.
+        run: calls the network.
+    """
+    found: list[np.ndarray] = []
+
+    def seen(_: nn.Module, args: tuple[Any, ...]) -> None:
+        if (packed := packed_in(args)) is not None:
+            found.append(_places(packed).numpy(force=True) > 0)
+
+    layers = [module for module in net.modules() if isinstance(module, nn.RNNBase)]
+    for layer in layers:
+        layer.register_forward_pre_hook(seen)
+    if layers:
+        with torch.no_grad():
+            run(net)
+    return found[0] if found and all(np.array_equal(found[0], other) for other in found) else None
+
+
+def _places(packed: PackedSequence) -> Tensor:
+    """Return where the data has each step (batch, length), counted from 1; 0 behind a text."""
+    count = torch.arange(1, len(packed.data) + 1, device=packed.data.device)
+    return pad_packed_sequence(packed._replace(data=count), batch_first=True)[0]
+
+
 def _steps(packed: PackedSequence, padded: Tensor) -> Tensor:
     """Return the data of a packed sequence that holds a padded array."""
-    count = torch.arange(1, len(packed.data) + 1, device=padded.device)
-    places = pad_packed_sequence(packed._replace(data=count), batch_first=True)[0]
+    places = _places(packed)
     real = places > 0
     return torch.zeros_like(packed.data).index_copy(0, places[real] - 1, padded[real])
