@@ -106,8 +106,13 @@ def test_fx_traces_and_layers_fuse(name: str) -> None:
     assert first(fused(x)).shape == output_shape(spec, 2, "pytorch")
 
 
+# The shape of a packed sequence depends on the lengths of the texts: `torch.export` takes none.
+PACKED = ("lstm_layer", "gru_layer")
+EXPORTED = [name for name, spec in NETWORKS.items() if not any(layer.type in PACKED for layer in layers(spec))]
+
+
 @pytest.mark.sample(1)
-@pytest.mark.parametrize("name", others_nightly(NETWORKS))
+@pytest.mark.parametrize("name", others_nightly(EXPORTED))
 def test_torch_export_takes_it(name: str) -> None:
     spec = get(name)
     (x,) = meta_inputs(spec, 2, size_of(spec))

@@ -52,13 +52,13 @@ def require_lengths(name: str, lengths: Sequence[int], shape: Sequence[int]) -> 
         shape: of the tokens, (batch, length).
 
     Raises:
-        UserError: another number of lengths than texts, a text of padding alone, or a length beyond the tokens.
+        UserError: no text, another number of lengths than texts, a text of padding alone, a length beyond the tokens.
     """
     batch, length = shape
-    if len(lengths) != batch or batch < 1:
-        raise UserError(
-            f"{name}: got {len(lengths)} lengths for a batch of {batch}, expected 1 text or more, 1 length each"
-        )
+    if batch < 1:
+        raise UserError(f"{name}: got a batch of 0 texts, expected 1 or more")
+    if len(lengths) != batch:
+        raise UserError(f"{name}: got {len(lengths)} lengths for {batch} texts, expected one for each")
     if wrong := [i for i, own in enumerate(lengths) if not 1 <= own <= length]:
         first, more = wrong[0], f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         what = "is padding alone, or has length 0" if lengths[first] == 0 else f"has length {lengths[first]}"

@@ -49,9 +49,7 @@ class RecurrentSpec:
         if self.cell not in GATES:
             raise UserError(f"{self.name}: cell: got {self.cell!r}, expected one of {', '.join(GATES)}")
         if isinstance(self.depth, bool) or not isinstance(self.depth, int) or self.depth < 2:
-            raise UserError(
-                f"{self.name}: depth: got {self.depth!r}, expected a whole number from 2: `first`, `second`"
-            )
+            raise UserError(f"{self.name}: depth: got {self.depth!r}, expected a whole number, 2 or more")
 
     @property
     def number_of_blocks(self) -> int:

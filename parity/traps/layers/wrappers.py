@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 
 class SamePadding(nn.Module):
@@ -82,7 +83,9 @@ class Around(nn.Module):
         super().__init__()
         self.layer, self.before, self.after = layer, before, after
 
-    def forward(self, x: Tensor, *args: Any, **kw: Any) -> Any:
+    def forward(self, x: Tensor | PackedSequence, *args: Any, **kw: Any) -> Any:
+        if isinstance(x, PackedSequence):
+            raise ValueError("takes no packed sequence")
         y = self.layer(self.before(x), *args, **kw)
         return (self.after(y[0]), *y[1:]) if isinstance(y, tuple) else self.after(y)
 
