@@ -6,7 +6,7 @@ memory beside the reference's at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from parity.diagnosis import findings as diagnosis
@@ -14,6 +14,7 @@ from parity.diagnosis import flow, forced_runs, localise
 from parity.diagnosis import precise as precise_diagnosis
 from parity.diagnosis import training as training_diagnosis
 from parity.diagnosis.divergence import first_divergence
+from parity.numerics import masking
 from parity.numerics.bounds import Responses
 from parity.numerics.layouts import Tensors
 from parity.numerics.pins import Pin, Pins, listed
@@ -159,7 +160,19 @@ def _outcome(
     found, first, where = _layers(port, functional, subject, judged)
     apart = roles.findings(port, subject.probe, outside, subject.training.own, where)
     told = {finding.layer for finding in apart}
-    return Outcome(judged, (*apart, *(f for f in found if f.trap or f.layer not in told)), first)
+    advice = tuple(_behind_texts(port, subject, responses)) if "output.eval" in wrong else ()
+    return Outcome(judged, (*apart, *(f for f in found if f.trap or f.layer not in told)), first, advice=advice)
+
+
+def _behind_texts(port: str, subject: Subject, responses: Responses) -> Iterator[str]:
+    """Yield what is said where outputs that differ have positions behind the texts that PyTorch packs."""
+    texts = subject.probe.packed
+    outputs = responses.reference["output.eval"].values()
+    if texts is not None and subject.probe.mask is None and any(masking.covers(texts, a.shape) for a in outputs):
+        yield (
+            f"{port}: the outputs are compared behind the texts that PyTorch packs, too; where nothing there counts, "
+            "pass mask=, true at the tokens of the texts"
+        )
 
 
 def _wrong(judged: Judgements) -> list[str]:

@@ -135,6 +135,7 @@ def test_a_batch_is_its_texts_alone(name: str, port: str) -> None:
         assert {n: a.tobytes() for n, a in again[1].items()} == {n: a.tobytes() for n, a in found[1].items()}
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("port", FLAX)
 def test_a_reverse_direction_that_begins_in_the_padding_is_seen(port: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The planted mistake: the same network without lengths in its layers, whose texts end with the table."""
@@ -309,6 +310,7 @@ def turned(spec: RecurrentSpec) -> nnx.Module:
     return net
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("name", "make", "layer", "trap", "said"),
     [

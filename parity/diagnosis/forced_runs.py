@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from parity.diagnosis.flow import Place
+from parity.numerics import masking
 from parity.numerics.layouts import Tensors, fitting, layout_of, leaves, nearest, to_flax, to_reference, unclear
 from parity.numerics.pins import Pins
 from parity.numerics.quantities import Probe
@@ -118,11 +119,14 @@ class _Forced(Tap):
     """Puts the reference's values in at every layer and keeps what came instead.
 
     `total` gains a term for every value that was taken out, so that its gradient goes into the layer it came from as
-    the reference's would.
+    the reference's would. Behind the texts that PyTorch packs its layers give nothing: there the port goes on with
+    what it has.
     """
 
-    def __init__(self, reference: RecordedRun, layouts: Mapping[Place, str], zeros: Mapping[str, Any]) -> None:
-        self.reference, self.layouts, self.zeros = reference, layouts, zeros
+    def __init__(
+        self, reference: RecordedRun, layouts: Mapping[Place, str], zeros: Mapping[str, Any], texts: np.ndarray | None
+    ) -> None:
+        self.reference, self.layouts, self.zeros, self.texts = reference, layouts, zeros, texts
         self.arrived: dict[str, Any] = {}
         self.computed: dict[str, Any] = {}
         self.total: Any = 0.0
@@ -136,6 +140,11 @@ class _Forced(Tap):
         if name in gradients and to_flax(tensors[name], layout).shape == value.shape:
             self.total += jnp.vdot(value, jnp.array(to_flax(gradients[name], layout)))
         forced = jnp.array(to_flax(tensors[name], layout))
+        texts = self.texts if side == "leave" and tensors[name].ndim > 2 else None
+        if texts is not None and masking.covers(texts, tensors[name].shape):
+            real = to_flax(masking.broadcast(texts, tensors[name].ndim), layout)
+            own = jax.lax.stop_gradient(value)
+            forced = jnp.where(real, forced, own) if forced.shape == value.shape else forced
         zero = self.zeros.get(f"{side} {name}")
         return forced if zero is None else forced + zero
 
@@ -246,7 +255,7 @@ def _forced_run(
 
     def forced(params: Any, zeros: Any, moving: Any, stats: Any) -> Any:
         whole = run_flax.with_moving(inputs, moving)
-        tap = _Forced(reference, layouts, zeros)
+        tap = _Forced(reference, layouts, zeros, probe.packed)
         values, stats = net.forward(params, stats, whole, call, train, tap)
         own = loss(values) if train else jnp.zeros(())
         return tap.total + own, (values, tap.arrived, tap.computed, stats, own)

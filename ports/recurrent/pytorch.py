@@ -43,15 +43,15 @@ def lengths_of(name: str, tokens: Tokens, lengths: Lengths | None) -> Lengths:
 
 def packed(x: Features, lengths: Lengths) -> PackedSequence | Tensor:
     """Return texts without their padding, as a recurrent layer takes them."""
-    if x.is_meta:
-        return x
+    if x.is_meta:  # one step stands for all: PyTorch takes a layer apart there, step by step
+        return x[:, :1]
     return pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
 
 
 def padded(x: PackedSequence | Tensor, length: int) -> Features:
     """Return texts with zeros behind them."""
     if isinstance(x, Tensor):
-        return x
+        return x.expand(-1, length, -1)
     return pad_packed_sequence(x, batch_first=True, total_length=length)[0]
 
 

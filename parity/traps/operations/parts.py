@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import Any
 
 import torch
@@ -38,6 +38,9 @@ TRANSPARENT = frozenset(
 
 # Parts of the names of functions that draw numbers.
 RANDOM = ("rand", "dropout", "bernoulli", "multinomial", "normal_", "poisson")
+
+# Functions that read memory by the sizes and whole numbers that they get, unchecked: wrong ones end the process.
+UNCHECKED = frozenset(("lstm", "gru", "rnn_tanh", "rnn_relu", "pack_padded_sequence", "pad_packed_sequence"))
 
 # Operations that change their first argument.
 CHANGING = ("iadd", "isub", "imul", "itruediv", "idiv", "ipow", "setitem")
@@ -248,12 +251,37 @@ def replayed(x: Any, calls: Sequence[Call], plant: Callable[..., Any], at: Colle
         if call.number not in at and not changed:
             continue
         new = replace(call, args=args, kw=kw)
-        given = new.given()
-        value = fresh(plant(call.function, given, kw)) if call.number in at else None
-        value = call.function(*given, **kw) if value is None else value
+        given, function = new.given(), _guarded(call)
+        value = fresh(plant(function, given, kw)) if call.number in at else None
+        value = function(*given, **kw) if value is None else value
         remember(value, new)
         made_anew[call.number] = value
     return anew(x)
+
+
+def _guarded(call: Call) -> Callable[..., Any]:
+    """Return the function of a call; one that checks nothing itself raises where it gets other sizes than it got."""
+    if call.name not in UNCHECKED:
+        return call.function
+
+    @wraps(call.function)
+    def checked(*args: Any, **kw: Any) -> Any:
+        if _form((args, kw)) != _form((tuple(call.args), call.kw)):
+            raise ValueError(f"{call.name}: got other sizes or whole numbers than in the network")
+        return call.function(*args, **kw)
+
+    return checked
+
+
+def _form(value: Any) -> Any:
+    """Return what is not a real number in arguments: shapes, and whole numbers."""
+    if isinstance(value, dict):
+        return {name: _form(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_form(part) for part in value]
+    if isinstance(value, Tensor):
+        return [str(value.dtype), *value.shape, None if value.is_floating_point() else value.tolist()]
+    return None if isinstance(value, float) else value
 
 
 def read_once(read: Callable[..., Any]) -> Callable[..., Any]:
