@@ -18,6 +18,7 @@ FUSED = {"inproj": "qkv", "attn": "qkv", "wi": "gu", "gateup": "gu"}
 SHAPES = "the only ones of this size"
 BESIDE = 6  # so many tensors side by side are tried in all combinations, of more those that follow one another
 SPELLED = 1.0  # what a name adds that spells the parts of a tensor
+NAMED = 0.3  # a likeness of groups to which names add something
 EQUAL = 4.0  # what equal numbers add to the likeness of names, which is 1 at most
 
 
@@ -38,9 +39,13 @@ class _Candidate:
         return {id(t) for t in (*self.torch, *self.flax)}
 
 
-def groups(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> list[Match]:
-    """Return the matches of groups and of single tensors, best names first; what two claim alike stays open."""
-    candidates = sorted(_candidates(mine, theirs), key=lambda one: -one.score)
+def groups(mine: Sequence[Tensor], theirs: Sequence[Tensor], least: float = NAMED) -> list[Match]:
+    """Return the matches of groups and of single tensors, best names first; what two claim alike stays open.
+
+    Args:
+        least: how well names have to say that a group is meant.
+    """
+    candidates = sorted((one for one in _candidates(mine, theirs) if one.score > least), key=lambda one: -one.score)
     found: list[Match] = []
     used: set[int] = set()
     for one in candidates:
@@ -59,7 +64,7 @@ def _candidates(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> Iterable[_C
     for ours, others, turned in ((mine, theirs, False), (theirs, mine, True)):
         fits = [
             (group, one, listed)
-            for some, listed in ((lists(ours), True), (_siblings(ours), False))
+            for some, listed in ((_stacks(ours, others), True), (_siblings(ours), False))
             for group in some
             for one in others
             if sum(t.value.size for t in group) == one.value.size and _alike_roles(group, one)
@@ -83,6 +88,11 @@ def _keep(found: dict[object, _Candidate], one: _Candidate) -> None:
     key = frozenset(one.ids)
     if one.score > 0 and (key not in found or one.score > found[key].score):
         found[key] = one
+
+
+def unnamed_groups(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> list[Match]:
+    """Return the matches of groups of which names say nothing, where they are the only ones of their sizes."""
+    return groups(mine, theirs, 0.0)
 
 
 def _pattern(group: Sequence[Tensor]) -> tuple[str, ...]:
@@ -120,6 +130,37 @@ def lists(tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
         some.sort(key=lambda one: one[0])
         if len(some) > 1 and [n for n, _ in some] == [*range(len(some))] and len({t.shape for _, t in some}) == 1:
             yield tuple(t for _, t in some)
+
+
+def _stacks(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the lists of repeated modules that the other model may hold stacked.
+
+    Modules are stacked whole: one tensor of the other model may be as large as a list by chance, but then most lists
+    of these modules have no such tensor.
+    """
+    repeated: dict[object, list[tuple[Tensor, ...]]] = defaultdict(list)
+    for group in lists(tensors):
+        first, second = (re.split(r"(\d+)", t.full) for t in group[:2])
+        at = next(i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b)
+        repeated["".join(first[:at]), len(group)].append(group)
+    for some in repeated.values():
+        if 2 * _counterparts(some, others) >= len(some):
+            yield from some
+
+
+def _counterparts(some: Sequence[tuple[Tensor, ...]], others: Sequence[Tensor]) -> int:
+    """Return for how many lists there is a tensor of their size; several may stand side by side in one tensor."""
+    by_size: dict[int, list[tuple[Tensor, ...]]] = defaultdict(list)
+    for group in some:
+        by_size[sum(t.value.size for t in group)].append(group)
+    count = 0
+    for size, groups_ in by_size.items():
+        free = len(groups_)
+        for several in range(1, GROUP + 1):
+            ones = [t for t in others if t.value.size == several * size and any(_alike_roles(g, t) for g in groups_)]
+            taken = min(free // several, len(ones)) * several
+            free, count = free - taken, count + taken
+    return count
 
 
 def _siblings(tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
@@ -161,9 +202,10 @@ def _letters(group: Sequence[Tensor]) -> str:
 def _spelled(one: Tensor, length: int) -> Iterator[str]:
     """Yield what a name may say of the parts in a tensor: `wqkv`, `query_key_value` and `in_proj` say q, k and v."""
     split = words(one.full)
-    fused = [letters for name, letters in FUSED.items() if name in "".join(split)]
-    for said in (*split, "".join(word[0] for word in split), *fused):
+    for said in (*split, "".join(word[0] for word in split)):
         yield from (said[i : i + length] for i in range(len(said) - length + 1))
+    own = "".join(words(".".join(one.full.split(".")[-2:])))  # `attn.c_attn.weight` holds all, `attn_pool.kv` does not
+    yield from (letters for name, letters in FUSED.items() if name in own and len(letters) == length)
 
 
 def _in_order(group: tuple[Tensor, ...], one: Tensor) -> tuple[Tensor, ...]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from parity.pairing.assigning import inside
 from parity.pairing.forms import fitting_forms
-from parity.pairing.groups import SHAPES, groups, sole_tensors
+from parity.pairing.groups import SHAPES, groups, sole_tensors, unnamed_groups
 from parity.pairing.in_order import anchors, by_module, fitting, in_order, tensors_in_order
 from parity.pairing.likeness import STATISTICS, best, module_similarity
 from parity.pairing.pairs import NAMES, SIMILAR, VALUES, Choice, Holding, Pair, View
@@ -64,8 +64,8 @@ def rest(
     for more in (_modules, by_calls):
         norms = [_with_statistics(_left(side, matches)) for side in (mine, theirs)]
         matches.extend(more(norms[0], norms[1]))
-    steps = (_modules, groups, _modules, by_calls, groups, _modules, inside, _modules, sole_tensors, single_by_calls)
-    for more in steps:
+    by_names = (_modules, groups, _modules, by_calls, groups, _modules, inside, _modules)
+    for more in (*by_names, sole_tensors, single_by_calls, unnamed_groups, _modules, by_calls, single_by_calls):
         matches.extend(more(_left(used[0], matches), _left(used[1], matches)))
     # A table of one model may be a parameter of the other: their names say so, or their values.
     matches += _modules(_left(mine, matches), _left(theirs, matches), certain=True)
