@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import sys
-import time
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +13,7 @@ from typing import Annotated
 import typer
 
 from parity.reports import terminal
-from ports.errors import UserError, printable
+from ports.errors import UserError
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -33,7 +32,7 @@ def twins(names: Names = None, fast: Fast = False, store: Store = False, json_fi
     terminal.writable("--json", json_file)
     from . import table
     from .catalogue import chosen
-    from .running import problems, ready, run, to_json
+    from .running import measured, ready, run, to_json
 
     if names and fast:
         raise UserError("got names and --fast, expected one of them")
@@ -41,18 +40,7 @@ def twins(names: Names = None, fast: Fast = False, store: Store = False, json_fi
     if missing := sorted({row.package for row in rows if not ready(row.package)}):
         raise UserError(f"{', '.join(missing)}: no release with Flax classes is installed; run make twins")
     quiet()
-    outcomes, wrong = [], 0
-    for row in rows:
-        begin = time.monotonic()
-        outcome = run(row)
-        outcomes.append(outcome)
-        found = problems(row, outcome)
-        wrong += bool(found)
-        said = "WRONG" if found else "known defect" if row.defect else "as stored"
-        print(f"{row.name}: {outcome.verdict}, {said} ({time.monotonic() - begin:.0f} s)", flush=True)
-        for line in found:
-            print(printable(f"  {line}"), flush=True)
-    print(f"{len(rows) - wrong} of {len(rows)} twins are as stored")
+    outcomes, wrong = measured(rows, run, "twins")
     if json_file is not None:
         terminal.write("--json", json_file, json.dumps(to_json(outcomes), indent=1) + "\n")
     if store:

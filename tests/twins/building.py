@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,7 +24,7 @@ def transformers_pair(twin: Twin, config: Any) -> Pair:
     """Return both of transformers' classes, dropout as the configuration has it."""
     package = importlib.import_module("transformers")
     converter = importlib.import_module("transformers.modeling_flax_pytorch_utils")
-    with clipping():
+    with older_names():
         torch.manual_seed(SEED)
         reference = getattr(package, twin.model)(config).eval()
         shape = {} if twin.shape is None else {"input_shape": twin.shape}
@@ -62,20 +62,28 @@ def given(module: Any, added: Mapping[str, Any]) -> Any:
     return subclass(**{name: getattr(module, name) for name in fields})
 
 
+# Names of arguments in older releases of JAX, and those of today.
+OLDER = {"clip": {"a_min": "min", "a_max": "max"}, "reshape": {"newshape": "shape"}}
+
+
 @contextmanager
-def clipping() -> Iterator[None]:
-    """Let `jnp.clip` take `a_min` and `a_max`, which transformers 4.57 says and jax 0.10 no longer knows."""
-    original = jnp.clip
+def older_names() -> Iterator[None]:
+    """Let functions of `jax.numpy` take the names of arguments that JAX 0.10 no longer knows."""
+    originals = {name: getattr(jnp, name) for name in OLDER}
 
-    def clip(array: Any, *bounds: Any, a_min: Any = None, a_max: Any = None, **keywords: Any) -> Any:
-        new = {name: bound for name, bound in (("min", a_min), ("max", a_max)) if bound is not None}
-        return original(array, *bounds, **new, **keywords)
+    def taking(name: str) -> Callable[..., Any]:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            return originals[name](*arguments, **{OLDER[name].get(key, key): one for key, one in keywords.items()})
 
-    jnp.clip = clip
+        return call
+
+    for name in OLDER:
+        setattr(jnp, name, taking(name))
     try:
         yield
     finally:
-        jnp.clip = original
+        for name, original in originals.items():
+            setattr(jnp, name, original)
 
 
 def diffusers_pair(twin: Twin, config: Mapping[str, Any]) -> Pair:

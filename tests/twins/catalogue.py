@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from ports.errors import UserError
 
@@ -11,6 +12,8 @@ from . import causal, diffusion, images, text, translating
 from .twin import Twin
 
 ALL = (*text.TWINS, *causal.TWINS, *translating.TWINS, *images.TWINS, *diffusion.TWINS)
+T = TypeVar("T")
+
 TWINS = {twin.name: twin for twin in ALL}
 
 
@@ -20,10 +23,19 @@ def chosen(names: Sequence[str], fast: bool) -> list[Twin]:
     Raises:
         UserError: an unknown name.
     """
-    for name in names:
-        if name not in TWINS:
-            near = difflib.get_close_matches(name, TWINS, 1, 0)[0]
-            raise UserError(f"got the twin {name!r}, expected one of {', '.join(TWINS)}; {near} is nearest")
     if names:
-        return [TWINS[name] for name in dict.fromkeys(names)]
+        return picked(names, TWINS, "twin")
     return [twin for twin in ALL if twin.fast or not fast]
+
+
+def picked(names: Sequence[str], rows: Mapping[str, T], what: str) -> list[T]:
+    """Return the rows of these names, each once.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    for name in names:
+        if name not in rows:
+            near = difflib.get_close_matches(name, rows, 1, 0)[0]
+            raise UserError(f"got the {what} {name!r}, expected one of {', '.join(rows)}; {near} is nearest")
+    return [rows[name] for name in dict.fromkeys(names)]

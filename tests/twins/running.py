@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import parity
 from parity.reports.report import Model
-from ports.errors import UserError
+from ports.errors import UserError, printable
 
-from .building import clipping
-from .twin import MISMATCH, PARITY, REFUSED, UNDECIDED, Twin
+from .building import older_names
+from .twin import MISMATCH, PARITY, REFUSED, UNDECIDED, Row, Twin
+
+R = TypeVar("R", bound=Row)
 
 VERDICTS = (PARITY, MISMATCH, UNDECIDED)
 
@@ -68,12 +71,39 @@ def run(twin: Twin) -> Outcome:
     pair = twin.build(twin, twin.config(importlib.import_module(twin.package)))
     arrays = twin.inputs()
     inputs, keywords = (tuple(arrays.values()), {}) if twin.ordered else ((), arrays)
+    with older_names():
+        options = {"keywords": keywords, "layouts": twin.layouts}
+        return checked(twin.name, pair.reference, pair.port, inputs, options)
+
+
+def checked(name: str, reference: Any, port: Any, inputs: tuple[Any, ...], options: Mapping[str, Any]) -> Outcome:
+    """Check a pair and return what the check says; a refusal is an outcome, too."""
     try:
-        with clipping():
-            report = parity.check(pair.reference, pair.port, *inputs, keywords=keywords, layouts=twin.layouts)
+        report = parity.check(reference, port, *inputs, **options)
     except UserError as error:
-        return Outcome(twin.name, REFUSED, reason=str(error))
-    return _outcome(twin.name, VERDICTS[report.exit_code], report.models[0])
+        return Outcome(name, REFUSED, reason=str(error))
+    return _outcome(name, VERDICTS[report.exit_code], report.models[0])
+
+
+def measured(rows: Sequence[R], run: Callable[[R], Outcome], what: str) -> tuple[list[Outcome], int]:
+    """Run each row and print what the check says of it; return the outcomes, and how many are not what their row says.
+
+    Args:
+        what: the rows are, in the plural.
+    """
+    outcomes, wrong = [], 0
+    for row in rows:
+        begin = time.monotonic()
+        outcome = run(row)
+        outcomes.append(outcome)
+        found = problems(row, outcome)
+        wrong += bool(found)
+        said = "WRONG" if found else "known defect" if row.defect else "as stored"
+        print(f"{row.name}: {outcome.verdict}, {said} ({time.monotonic() - begin:.0f} s)", flush=True)
+        for line in found:
+            print(printable(f"  {line}"), flush=True)
+    print(f"{len(rows) - wrong} of {len(rows)} {what} are as stored")
+    return outcomes, wrong
 
 
 def _outcome(name: str, verdict: str, model: Model) -> Outcome:
@@ -84,7 +114,7 @@ def _outcome(name: str, verdict: str, model: Model) -> Outcome:
     )
 
 
-def problems(twin: Twin, got: Outcome) -> list[str]:
+def problems(twin: Row, got: Outcome) -> list[str]:
     """Return where the check does not say what the row says; empty where it does."""
     if twin.defect is not None:
         return _still_wrong(twin, got)
@@ -102,7 +132,7 @@ def problems(twin: Twin, got: Outcome) -> list[str]:
     return found
 
 
-def _still_wrong(twin: Twin, got: Outcome) -> list[str]:
+def _still_wrong(twin: Row, got: Outcome) -> list[str]:
     """Return that a known defect of the check is another than its row says."""
     assert twin.defect is not None
     if got.verdict == twin.defect.verdict:
@@ -124,8 +154,12 @@ def _shown(one: Told) -> str:
 
 def to_json(outcomes: Iterable[Outcome]) -> dict[str, Any]:
     """Return what is stored of outcomes, with the versions that they were measured with."""
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES if _installed(name)}
-    return {"versions": versions, "twins": {one.name: asdict(one) for one in outcomes}}
+    return {"versions": versions(PACKAGES), "twins": {one.name: asdict(one) for one in outcomes}}
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    return {name: importlib.metadata.version(name) for name in packages if _installed(name)}
 
 
 def _installed(name: str) -> bool:

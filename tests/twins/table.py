@@ -23,7 +23,8 @@ package's own converter. `make twins` checks all of them in an environment of it
 `tests/twins/table.py` writes this page from `tests/twins/verdicts.json`. Numbers are relative L2 distances in float64,
 the largest of any tensor."""
 
-COLUMNS = ("family", "PyTorch class", "verdict", "layers", "eval output", "gradients", "3 SGD steps", "differences")
+COLUMNS_OF_NUMBERS = ("eval output", "gradients", "3 SGD steps")
+COLUMNS = ("family", "PyTorch class", "verdict", "layers", *COLUMNS_OF_NUMBERS, "differences")
 QUANTITIES = ("output.eval", "gradient.parameter", "training.parameter")
 
 
@@ -35,19 +36,25 @@ def page(stored: Mapping[str, Any]) -> str:
     lines += [_row(twin, stored["twins"][twin.name], known) for twin in ALL]
     text = f"{HEAD}\n\nMeasured with {versions}.\n\n" + "\n".join(lines) + "\n\n## Real differences\n\n"
     text += "Each was read in both sources. Paths are those of the package.\n\n"
-    text += "\n".join(f"{i}. {_explained(difference)}" for i, difference in enumerate(known, 1)) + "\n"
+    text += "\n".join(f"{i}. {explained(difference)}" for i, difference in enumerate(known, 1)) + "\n"
     return text + _defects()
 
 
 def _row(twin: Twin, stored: Mapping[str, Any], known: list[Difference]) -> str:
-    distances = stored["distances"] or {}
-    numbers = [f"{distances[q]:.1e}" if distances.get(q) is not None else "" for q in QUANTITIES]
     verdict = stored["verdict"] if twin.defect is None else f"{stored['verdict']} (wrong: see below)"
     said = ", ".join(str(known.index(difference) + 1) for difference in twin.differences)
-    return f"| {twin.name} | `{twin.model}` | {verdict} | {stored['layers'] or ''} | {' | '.join(numbers)} | {said} |"
+    cells = (twin.name, f"`{twin.model}`", verdict, str(stored["layers"] or ""), *numbers(stored), said)
+    return f"| {' | '.join(cells)} |"
 
 
-def _explained(difference: Difference) -> str:
+def numbers(stored: Mapping[str, Any]) -> list[str]:
+    """Return the cells of `COLUMNS_OF_NUMBERS` of a row."""
+    distances = stored["distances"] or {}
+    return [f"{distances[q]:.1e}" if distances.get(q) is not None else "" for q in QUANTITIES]
+
+
+def explained(difference: Difference) -> str:
+    """Return a difference with both sources, as an item of a list."""
     trap = f" (`{difference.trap}`)" if difference.trap else ""
     shown = "" if difference.layers else " The check says so as advice."
     return f"{difference.text}{trap}.{shown}\n   PyTorch: {difference.pytorch}.\n   Flax: {difference.flax}."

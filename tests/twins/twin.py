@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -40,6 +40,19 @@ class Difference:
     def advises(self, line: str) -> bool:
         """Return whether a line of advice is this difference."""
         return bool(self.advice) and fnmatchcase(line, f"*{self.advice}*")
+
+
+class Row(Protocol):
+    """A row of any kind: what the check must say of its pair."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def differences(self) -> tuple[Difference, ...]: ...
+    @property
+    def defect(self) -> Defect | None: ...
+    @property
+    def verdict(self) -> str: ...
 
 
 @dataclass(frozen=True)
