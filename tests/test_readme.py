@@ -84,6 +84,10 @@ def _wrong_twins(results: Results) -> None:
     results["twins"]["bert"]["verdict"] = "mismatch"
 
 
+def _wrong_ports(results: Results) -> None:
+    results["ports"]["jflux"]["verdict"] = "mismatch"
+
+
 def _wrong_replay(results: Results) -> None:
     results["ports"][0]["right"] = not results["ports"][0]["right"]
 
@@ -103,6 +107,7 @@ WRONG = {
     "cost": _wrong_cost,
     "conversion": _wrong_conversion,
     "published": _wrong_twins,
+    "ports": _wrong_ports,
 }
 
 

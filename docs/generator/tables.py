@@ -263,6 +263,16 @@ def published(results: Results) -> list[str]:
     ]
 
 
+def ports_of_others(results: Results) -> list[str]:
+    """Return one line: the ports that others published."""
+    rows = results["ports"].values()
+    equal = sum(row["verdict"] == "parity" for row in rows)
+    return [
+        f"- It checked {len(rows)} Flax ports of {len(results['projects'])} projects on GitHub. {equal} are equal to "
+        f"PyTorch. It is wrong about {len(results['wrong'])}. The differences of the others are in their sources."
+    ]
+
+
 # By name: the file, and what is made of it.
 def replay(results: Results) -> list[str]:
     """Return how many ports end in parity where a script applies what `fix` says, and checks again."""
@@ -291,8 +301,9 @@ TABLES: dict[str, tuple[str, Callable[[Any], list[str]]]] = {
     "kinds": ("faithful-cpu.json", kinds),
     "replay": ("agent-replay-cpu.json", replay),
     "published": ("../../tests/twins/verdicts.json", published),
+    "ports": ("../../tests/twins/published/verdicts.json", ports_of_others),
 }
-IN_README = ("fastest", "evidence", "faithful", "published")
+IN_README = ("fastest", "evidence", "faithful", "published", "ports")
 PLACE = re.compile(r"(?m)^<!-- table: (\w+) -->$")
 
 
