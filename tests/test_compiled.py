@@ -135,6 +135,7 @@ class Net(nnx.Module):
         self.up = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
     def __call__(self, x):
         return nnx.relu(self.up(x))
+torch.manual_seed(0)
 model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU())
 x = np.ones((2, 4)) + np.arange(8).reshape(2, 4) / 7
 assert parity.check(model, parity.move(model, Net(), x), x)

@@ -20,6 +20,7 @@ from parity.running.taps import Recorder
 from parity.traps.catalogue import LAYERS
 from parity.traps.planting import plant_in
 from ports import UserError, optim
+from ports.layers.linen import BatchNorm as PortBatchNorm
 from ports.optimizers import VARIANTS
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -654,7 +655,35 @@ class ChannelsLastPort(nnx.Module):
 def test_one_wrong_number_in_one_line_is_one_finding_in_whatever_layout() -> None:
     torch.manual_seed(0)
     model, images = ChannelsLast(), np.random.default_rng(0).standard_normal((2, 3, 4, 4))
-    report = parity.check(model, parity.move(model, ChannelsLastPort(1e-3), images), images, steps=1)
+    report = parity.check(model, parity.move(model, ChannelsLastPort(2e-3), images), images, steps=1)
     (finding,) = report.models[0].findings
     assert (finding.layer, finding.also) == ("before", ("after",))
-    assert "computed with 0.001 instead of 0.01 in `layer_norm`" in finding.text
+    assert "computed with 0.002 instead of 0.01 in `layer_norm`" in finding.text
+
+
+class ByMutability(linen.Module):
+    """Takes its mode from whether the statistics may change, as jax-resnet does."""
+
+    @linen.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = linen.Conv(4, (3, 3), padding=1)(x)
+        mutable = self.is_mutable_collection("batch_stats")
+        return PortBatchNorm(use_running_average=not mutable, momentum=0.9, use_fast_variance=False)(x)
+
+
+class AlwaysTrained(ByMutability):
+    @linen.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = linen.Conv(4, (3, 3), padding=1)(x)
+        return PortBatchNorm(use_running_average=False, momentum=0.9, use_fast_variance=False)(x)
+
+
+@pytest.mark.parametrize(("port", "traps"), [(ByMutability(), []), (AlwaysTrained(), ["bn-always-train"])])
+def test_a_mode_that_follows_from_mutability(port: linen.Module, traps: list[str]) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.BatchNorm2d(4))
+    images = np.random.default_rng(0).standard_normal((2, 3, 6, 5)).astype(np.float32)
+    moved = parity.move(model, (port, port.init(jax.random.key(0), images.transpose(0, 2, 3, 1))), images)
+    report = parity.check(model, moved, images, steps=1)
+    assert [finding.trap for finding in report.models[0].findings] == traps
+    assert bool(report) is not bool(traps)

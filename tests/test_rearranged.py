@@ -419,9 +419,9 @@ def test_tensors_that_are_used_need_a_counterpart_and_others_need_none() -> None
 
 def test_a_bias_of_a_library_attention_that_pytorch_lacks_is_named() -> None:
     ours, port = made("separate-library")
-    ours.k_proj = nn.Linear(WIDTH, WIDTH, bias=False)
-    with pytest.raises(UserError, match=r"k_proj .*candidates attn\.key \(linear: weight \(6, 6\), bias \(6,\)\)"):
-        parity.move(ours, port, INPUTS)
+    ours.v_proj = nn.Linear(WIDTH, WIDTH, bias=False)
+    (finding,) = parity.check(ours, parity.move(ours, port, INPUTS), INPUTS, steps=1).models[0].findings
+    assert (finding.layer, finding.trap) == ("v_proj", "bias-added")
 
 
 class Norms(nn.Module):

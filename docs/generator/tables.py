@@ -267,9 +267,10 @@ def ports_of_others(results: Results) -> list[str]:
     """Return one line: the ports that others published."""
     rows = results["ports"].values()
     equal = sum(row["verdict"] == "parity" for row in rows)
+    wrong = f"It is wrong about {len(results['wrong'])}. " if results["wrong"] else ""
     return [
         f"- It checked {len(rows)} Flax ports of {len(results['projects'])} projects on GitHub. {equal} are equal to "
-        f"PyTorch. It is wrong about {len(results['wrong'])}. The differences of the others are in their sources."
+        f"PyTorch. {wrong}The differences of the others are in their sources."
     ]
 
 

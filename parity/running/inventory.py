@@ -175,11 +175,11 @@ def linen_types(net: run_linen.Net, probe: Probe) -> list[Any]:
     inputs, how = run_flax.inputs_of(probe)
     keywords = how.arguments(module, inputs, False)
     with flax.linen.intercept_methods(seen), raising(), jax.disable_jit(run_linen.jitted([module])):
-        shapes(lambda v: module.apply(v, method=lambda bound: how(bound, inputs, keywords)), dict(variables))
+        shapes(lambda v: run_linen.evaluated(module, v, lambda bound: how(bound, inputs, keywords))[0], dict(variables))
     return found
 
 
-def linen_layers(net: run_linen.Net, probe: Probe) -> dict[str, flax.linen.Module]:
+def linen_layers(net: run_linen.Net, probe: Probe) -> run_linen.Layers:
     """Linen's modules under the names of their scopes, found by running it: those made in `nn.compact` too."""
     module, variables = net
     found: dict[tuple[str, ...], flax.linen.Module] = {}
@@ -195,8 +195,15 @@ def linen_layers(net: run_linen.Net, probe: Probe) -> dict[str, flax.linen.Modul
     inputs, how = run_flax.inputs_of(probe)
     keywords = how.arguments(module, inputs, False)
 
+    kept: list[bool] = []
+
+    def forward(variables: Any) -> Any:
+        values, keeps = run_linen.evaluated(module, variables, lambda bound: how(bound, inputs, keywords))
+        kept.append(keeps)
+        return values
+
     def run() -> None:
-        shapes(lambda v: module.apply(v, method=lambda bound: how(bound, inputs, keywords)), dict(variables))
+        shapes(forward, dict(variables))
 
     with flax.linen.intercept_methods(seen), raising():
         run()
@@ -207,11 +214,13 @@ def linen_layers(net: run_linen.Net, probe: Probe) -> dict[str, flax.linen.Modul
         if other.scope is not None:
             found.setdefault(tuple(other.path), other)
     ruled = [path for path, m in found.items() if kind_of(m)]
-    return {
-        ".".join(path): m
+    layers = run_linen.Layers(
+        (".".join(path), m)
         for path, m in found.items()
         if not any(path[: len(outer)] == outer and path != outer for outer in ruled)
-    }
+    )
+    layers.keeps_state = all(kept)
+    return layers
 
 
 def of_linen(net: run_linen.Net, probe: Probe, layers: Mapping[str, flax.linen.Module]) -> list[ModelLayer]:

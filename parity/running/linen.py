@@ -12,6 +12,7 @@ import numpy as np
 from flax import linen as nn
 from flax.core import meta
 from flax.core.scope import Scope
+from flax.errors import ModifyScopeVariableError
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
@@ -94,6 +95,27 @@ def initialised() -> Iterator[None]:
         Scope.param = original
 
 
+class Layers(dict[str, nn.Module]):
+    """Modules by the names of their scopes.
+
+    Attributes:
+        keeps_state: whether the model runs in eval mode with a state that nothing may change. Some modules take their
+            mode from what they may change, so they get nothing to change. A model that changes its state in eval mode
+            too is let, for that is a mistake to be found.
+    """
+
+    keeps_state: bool = False
+
+
+def evaluated(module: nn.Module, variables: PyTree, method: Callable[..., Any]) -> tuple[Any, bool]:
+    """Return what a module gives in eval mode, and whether it keeps its state there."""
+    try:
+        return module.apply(variables, method=method), True
+    except ModifyScopeVariableError:
+        state = [name for name in variables if name != "params"]
+        return module.apply(variables, method=method, mutable=state)[0], False
+
+
 def functional(
     net: Net,
     names: Mapping[str, str] | None = None,
@@ -117,6 +139,7 @@ def functional(
     lengths = stack_lengths(held)
     named = {found[own].path: several for own, several in by_module(names, held).items() if own in found}
     inlined = jitted(found.values())
+    keeps_state = isinstance(layers, Layers) and layers.keeps_state
     cells = {m.cell.path: m.path for m in found.values() if isinstance(m, nn.RNN)}
     named = {cells.get(path, path): name for path, name in named.items()}
 
@@ -142,9 +165,10 @@ def functional(
                 stack.enter_context(context)
             if inlined:
                 stack.enter_context(jax.disable_jit())
+
             values, new = module.apply(
                 {"params": params, **stats},
-                mutable=list(stats),
+                mutable=[] if keeps_state and not train else list(stats),
                 rngs=keys(),
                 method=lambda bound: call(bound, inputs, keywords),
             )

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ..twin import MISMATCH, Defect, Difference
+from ..twin import Difference
 from .differences import NNX_VARIANCE, gelu, momentum, variance
 from .inputs import numbers, tokens
 from .port import Built, Project, Published
@@ -241,12 +241,14 @@ PORTS = (
         "torchvision.models.ResNet",
         jax_resnet,
         needs=("torchvision",),
-        defect=Defect(
-            MISMATCH,
-            "The port is in train mode where `batch_stats` is mutable (jax_resnet/common.py:43), and the check makes it"
-            " mutable in eval mode too: it says bn-always-train. Its bn-running-var is right: nn.BatchNorm keeps the"
-            " biased variance (flax/linen/normalization.py:404)",
+        differences=(
+            variance(
+                "*",
+                "nn.BatchNorm2d (torchvision/models/resnet.py:84, 136 and 198)",
+                "nn.BatchNorm (flax/linen/normalization.py:404); jax_resnet/common.py:43 gives it its mode",
+            ),
         ),
+        note="the port is in train mode where `batch_stats` may change",
     ),
     Published(
         "flaxmodels-resnet18",
