@@ -31,6 +31,7 @@ def index_of(path: Path) -> Path:
     """
     if not path.is_dir():
         return path
+    found: list[Path] = []
     for pattern in (f"*{INDEX}", *WHOLE):
         found = sorted(path.glob(pattern))
         if len(found) == 1 and not SHARD.search(found[0].name):
