@@ -28,7 +28,7 @@ ALLOWED = {
     ("workers.py", "monotonic"): "when a command of its own ends, and what hangs is killed",
     ("workers.py", "process_time"): "CPU time, for the parent that kills what hangs",
     ("__init__.py", "monotonic"): "how long a planted mistake took, for the report of `make score`",
-    ("__main__.py", "monotonic"): "how long the check of a twin took, for whoever waits",
+    ("running.py", "monotonic"): "how long the check of a pair took, for whoever waits",
     ("kills.py", "perf_counter"): "how long a writer is let write; no moment decides anything",
     ("kills.py", "sleep"): "until a process is killed at a moment that does not matter",
 }
