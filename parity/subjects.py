@@ -368,7 +368,8 @@ def _biased(own: OwnPair) -> list[str]:
     names = [name for name in own.both.biased if name not in own.trained_biases]
     if not names:
         return []
-    said = names[0] + (f" and {len(names) - 1} more layers" if len(names) > 1 else "")
+    more = len(names) - 1
+    said = names[0] + (f" and {more} more layer{'s' if more > 1 else ''}" if more else "")
     return [
         f"the port has a bias where PyTorch has none: {said}. Training gives it no gradient, so it stays zero; it may "
         "not where part of the network is frozen or in eval mode"

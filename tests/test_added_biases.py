@@ -152,3 +152,28 @@ def test_a_key_is_passed_to_the_port_alone() -> None:
     assert parity.check(model, port, x, flax_keywords={"rngs": key})
     with pytest.raises(UserError, match="pass it in flax_keywords"):
         parity.check(model, port, x, key)
+
+
+class Masked(nnx.Module):
+    def __init__(self) -> None:
+        self.mask = nnx.Variable(jnp.tril(jnp.ones((WIDTH, WIDTH), bool)))
+        self.fc = nnx.Linear(WIDTH, 3, rngs=nnx.Rngs(0))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.fc(x * self.mask[...].sum(0))
+
+
+def test_a_mask_of_truth_values_is_a_tensor_like_others() -> None:
+    """A buffer of truth values on both sides, in a port whose weights were not moved."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mask", torch.ones(WIDTH, WIDTH, dtype=torch.bool).tril())
+            self.fc = nn.Linear(WIDTH, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(x * self.mask.sum(0))
+
+    (finding,) = parity.check(Net(), Masked(), sequence(), steps=1).models[0].findings
+    assert finding.trap == "weights-not-moved"

@@ -96,7 +96,7 @@ def findings(port: str, pairing: Pairing, verdict: WeightsVerdict, given: Arrays
             found.append(_of_tensor(port, layer, explained))
             unknown += found[-1].trap is None and bool(np.isfinite(layer.theirs).all())
     # Fresh norms are equal in any model: of many layers only those with numbers of their own tell.
-    telling = sum(any(np.ptp(v) > 0 for v in pair.torch.values.values() if v.size) for pair in pairing.pairs)
+    telling = sum(any((v != v.flat[0]).any() for v in p.torch.values.values() if v.size) for p in pairing.pairs)
     if unknown > len(pairing.pairs) / 3 or unknown > max(FEW, telling / 3):
         text = f"{unknown} of {len(pairing.pairs)} layers hold other weights; move PyTorch's over first: parity.move"
         # A fresh layer that starts at zero, as a classifier often does, has lost nothing.

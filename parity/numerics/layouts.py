@@ -118,9 +118,10 @@ def broadcast(got: np.ndarray, expected: np.ndarray | None) -> np.ndarray:
     if expected is None or got.shape == expected.shape:
         return got
     with suppress(ValueError):
-        if np.broadcast_shapes(got.shape, expected.shape) == expected.shape:
+        both = np.broadcast_shapes(got.shape, expected.shape)
+        if both == expected.shape:
             return np.broadcast_to(got, expected.shape)
-        if np.broadcast_shapes(got.shape, expected.shape) == got.shape:
+        if both == got.shape:
             lengths = (1,) * (got.ndim - expected.ndim) + expected.shape
             once = got[tuple(slice(0, n) for n in lengths)]
             if np.array_equal(np.broadcast_to(once, got.shape), got):
