@@ -26,7 +26,7 @@ clones in FOLDER, and says which to clone.
 distances in float64, the largest of any tensor. [Published twins](twins.md) has the classes of transformers and
 diffusers."""
 
-COLUMNS = ("port", "Flax class", "PyTorch class", "verdict", "layers", *COLUMNS_OF_NUMBERS, "mistakes", "differences")
+COLUMNS = ("port", "verdict", "mistakes", "differences", "layers", *COLUMNS_OF_NUMBERS)
 
 
 def page(stored: Mapping[str, Any]) -> str:
@@ -37,10 +37,11 @@ def page(stored: Mapping[str, Any]) -> str:
     for row in ALL:
         one = stored["ports"][row.name]
         said = ", ".join(str(known.index(difference) + 1) for difference in row.differences)
-        cells = (row.name, f"`{row.port}`", f"`{row.model}`", _verdict(row, one), str(one["layers"] or ""))
-        lines.append("| " + " | ".join((*cells, *numbers(one), _mistakes(one), said)) + " |")
+        cells = (row.name, _verdict(row, one), _mistakes(one), said, str(one["layers"] or ""), *numbers(one))
+        lines.append("| " + " | ".join(cells) + " |")
     text = f"{HEAD}\n\nMeasured on {stored['date']} with {versions}.\n\n" + "\n".join(lines) + "\n\n"
-    text += "## Projects\n\n" + "\n".join(_projects()) + "\n\n## Notes\n\n"
+    classes = "\n".join(f"- {row.name}: `{row.port}` against `{row.model}`" for row in ALL)
+    text += f"## Classes\n\n{classes}\n\n## Projects\n\n" + "\n".join(_projects()) + "\n\n## Notes\n\n"
     text += "\n".join(f"- {row.name}: {row.note}." for row in ALL if row.note) + "\n\n## Real differences\n\n"
     text += "Each was read in both sources. Paths are those of the project or the package.\n\n"
     return (
