@@ -167,6 +167,8 @@ def test_a_mask_of_truth_values_is_a_tensor_like_others() -> None:
     """A buffer of truth values on both sides, in a port whose weights were not moved."""
 
     class Net(nn.Module):
+        mask: torch.Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("mask", torch.ones(WIDTH, WIDTH, dtype=torch.bool).tril())
