@@ -13,6 +13,7 @@ FAULTS ?= $(VENV)/faults
 PINS ?= constraints.txt
 EXTRA ?= dev
 TWINS := .venv-twins
+PROSE := README.md CONTRIBUTING.md CHANGELOG.md benchmarks/README.md parity/SKILL.md docs
 
 GPU_PYTHON = $(or $(PYTHON),python3)
 define MISSING
@@ -92,9 +93,11 @@ installed: $(READY) ## build wheel and sdist into dist/, install the wheel into 
 docs: $(READY) ## build the documentation into site/, to be read without a network
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-lint: $(READY) ## ruff check, ruff format --check, pyright
+lint: $(READY) ## ruff check, ruff format --check, typos, proselint, pyright
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/typos
+	$(BIN)/proselint --config .proselintrc.json check $(PROSE)
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 
 clean: ## remove .venv and .venv-twins

@@ -18,7 +18,7 @@ PAGE = ROOT / "docs" / "porting-bugs.md"
 
 HEAD = """# Porting bugs
 
-Bugs that real projects had when they moved a model from one framework to another. Each is replayed as a small
+Real projects had these bugs when they moved a model from one framework to another. Each is replayed as a small
 PyTorch model and a Flax port, the port once right and once with the bug. `tests/meta/porting_bugs/` holds one module
 for each; `python -m tests.meta.porting_bugs NAME` runs one of them.
 
