@@ -78,6 +78,33 @@ def floor_jax(h: jax.Array, key: Any) -> jax.Array:
     return h + jnp.tanh(h) / 0.8 * jnp.floor(0.8 + jax.random.uniform(key, (h.shape[0], 1, 1)))
 
 
+def below_torch(h: torch.Tensor, train: bool) -> torch.Tensor:
+    """Stochastic depth with uniform numbers that are below the part that is kept."""
+    mask = (torch.rand(h.shape[0], 1, 1) < 0.8).to(h.dtype) if train else 0.8
+    return h + torch.tanh(h) / 0.8 * mask
+
+
+def above_torch(h: torch.Tensor, train: bool) -> torch.Tensor:
+    """The same with numbers above the part that is dropped."""
+    mask = torch.rand(h.shape[0], 1, 1).gt(0.2).type_as(h) if train else 0.8
+    return h + mask * torch.tanh(h) / 0.8
+
+
+def below_jax(h: jax.Array, key: Any) -> jax.Array:
+    mask = 0.8 if key is None else jax.random.uniform(key, (h.shape[0], 1, 1)) < 0.8
+    return h + jnp.tanh(h) / 0.8 * mask
+
+
+def often_torch(h: torch.Tensor, train: bool) -> torch.Tensor:
+    """Stochastic depth that drops most branches."""
+    return h + (torch.tanh(h) / 0.25 * torch.floor(0.25 + torch.rand(h.shape[0], 1, 1)) if train else torch.tanh(h))
+
+
+def often_jax(h: jax.Array, key: Any) -> jax.Array:
+    mask = 1.0 if key is None else jax.random.bernoulli(key, 0.25, (h.shape[0], 1, 1)) / 0.25
+    return h + jnp.tanh(h) * mask
+
+
 def noise_torch(h: torch.Tensor, train: bool) -> torch.Tensor:
     """A reparametrised sample."""
     return h + torch.exp(0.5 * h) * torch.randn_like(h) if train else h
@@ -111,6 +138,10 @@ PAIRS: dict[str, tuple[Any, Any]] = {
     "dropout in place": (lambda h, train: F.dropout(h * 1, 0.3, train, inplace=True), dropping(0.3)),
     "drop path": (path_torch, path_jax),
     "drop path by floor": (floor_torch, floor_jax),
+    "drop path by comparison": (below_torch, path_jax),
+    "drop path by comparison in both": (below_torch, below_jax),
+    "drop path by the other comparison": (above_torch, path_jax),
+    "drop path that drops most": (often_torch, often_jax),
     "noise": (noise_torch, noise_jax),
     "noise in place": (named_noise_torch, named_noise_jax),
     "attention": (attention_torch, attention_jax),
@@ -139,10 +170,11 @@ def test_equal_draws_pass(name: str) -> None:
         ("dropout", lambda h, key: dropping(0.3)(h, key) * (1 if key is None else 0.7)),
         ("drop path", lambda h, key: dropping(0.2)(h + jnp.tanh(h), key)),
         ("drop path by floor", lambda h, key: h + dropping(0.1)(jnp.tanh(h), key)),
+        ("drop path by comparison", lambda h, key: h + dropping(0.1)(jnp.tanh(h), key)),
         ("noise", lambda h, key: h if key is None else h + jnp.exp(h) * jax.random.normal(key, h.shape)),
         ("attention", lambda h, key: dropping(0.1)(attention_jax(h, None), key) @ jnp.eye(WIDTH) * 1.01),
     ],
-    ids=["rate", "no scale", "place", "rate of a path", "size of the noise", "more than dropout"],
+    ids=["rate", "no scale", "place", "rate of a path", "rate of a mask", "size of the noise", "more than dropout"],
 )
 def test_other_draws_are_a_mismatch(name: str, wrong: Any) -> None:
     assert report_of(PAIRS[name][0], wrong).exit_code == 1
@@ -155,7 +187,7 @@ def test_a_port_that_lacks_dropout_passes_and_is_told_so() -> None:
     assert line.startswith("nnx: PyTorch draws 1 dropout masks in a training step, the port 0; the check switched")
 
 
-@pytest.mark.parametrize("path", [path_torch, floor_torch])
+@pytest.mark.parametrize("path", [path_torch, floor_torch, below_torch, above_torch])
 def test_a_port_that_lacks_drop_path_passes_and_is_told_so(path: Any) -> None:
     """The chance 0.8 fills a tensor of float64, where float32 would round it."""
     report = report_of(path, lambda h, key: h + jnp.tanh(h))

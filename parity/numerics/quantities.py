@@ -28,8 +28,9 @@ QUANTITIES = {
 }
 
 # What random draws give while the check runs, in both frameworks. Dropout and Bernoulli draws keep everything. A
-# uniform number of almost 1 keeps everything, too, in `floor(keep + u)` and in `u > p`, as models write it.
-UNIFORM = 0.999
+# uniform number in the middle does, too, in `floor(keep + u)`, `u < keep` and `u > p`, as models write it with rates
+# below one half. It is not the middle itself, which `2 * u - 1` would hide.
+UNIFORM = 0.501
 NORMAL = 0.5
 
 Observation = dict[str, Tensors]

@@ -37,6 +37,9 @@ CHANCES: dict[str, tuple[int, tuple[str, ...]]] = {
     "multi_head_attention_forward": (10, ("dropout_p",)),
 }
 
+COMPARISONS = {"lt", "le", "gt", "ge"}
+CASTS = {"to", "float", "double", "type", "type_as"}
+
 # PyTorch's attention calls its functions by the module's names.
 NAMES = threading.RLock()
 
@@ -47,7 +50,8 @@ class FixedDraws(TorchFunctionMode):
     Attributes:
         drops: whether dropout scales what it keeps; otherwise it does nothing.
         chances: what every draw that may drop values drops, from 0 to 1.
-        floors: what masks drop that are a uniform draw and a number, rounded down, as drop paths are written.
+        floors: what masks drop that are a uniform draw and a number, rounded down or compared, as drop paths are
+            written.
     """
 
     def __init__(self, drops: bool = True) -> None:
@@ -71,16 +75,30 @@ class FixedDraws(TorchFunctionMode):
         return drawn
 
     def _shifted(self, name: str, args: Given, value: Any) -> Any:
-        """Follow a uniform draw to which a number is added, until it is rounded down to a mask."""
-        if name in ("add", "radd", "iadd"):
+        """Follow a uniform draw until it is a mask: a number is added and the sum rounded down, or the two compared."""
+        if name in COMPARISONS:
+            self._compared(name, args, value)
+        elif name in CASTS and (mean := getattr(args[0], "mean_kept", None)) is not None:
+            value.mean_kept = mean
+            return value if self.drops or not value.is_floating_point() else value.fill_(mean)
+        elif name in ("add", "radd", "iadd"):
             shifts = [getattr(x, "shift", None) if isinstance(x, Tensor) else x for x in args[:2]]
             numbers = [shift for shift in shifts if isinstance(shift, float | int)]
             if len(numbers) == 2:
                 value.shift = sum(numbers)
         elif name == "floor" and 0 < (kept := getattr(args[0], "shift", 0.0)) <= 1:
             self.floors[round(1 - kept, 6)] += 1
-            return value if self.drops else value.fill_(kept)
+            return value.fill_(1.0 if self.drops else kept)
         return value
+
+    def _compared(self, name: str, args: Given, value: Tensor) -> None:
+        """Count a mask that is a uniform draw beside a number, and note the part of it that is true."""
+        drawn, number = (args[0], args[1]) if isinstance(args[0], Tensor) else (args[1], args[0])
+        if getattr(drawn, "shift", None) != 0.0 or not isinstance(number, float | int) or not 0 < number < 1:
+            return
+        below = name in ("lt", "le") if drawn is args[0] else name in ("gt", "ge")
+        value.mean_kept = number if below else 1 - number
+        self.floors[round(min(number, 1 - number), 6)] += 1
 
 
 def _argument(args: Given, kwargs: Keywords, place: int, names: tuple[str, ...], default: Any) -> Any:

@@ -78,10 +78,13 @@ class TorchStep(nn.Module):
 
 
 def torch_path(y: Any, rate: float, train: bool) -> Any:
-    """Stochastic depth as timm writes it."""
+    """Stochastic depth as timm writes it; high rates as others do, with uniform numbers below the part that is kept."""
     if not rate or not train:
         return y
-    mask = y.new_empty((y.shape[0],) + (1,) * (y.ndim - 1)).bernoulli_(1 - rate)
+    shape = (y.shape[0],) + (1,) * (y.ndim - 1)
+    if rate > 0.2:
+        return y / (1 - rate) * (torch.rand(shape) < 1 - rate).to(y.dtype)
+    mask = y.new_empty(shape).bernoulli_(1 - rate)
     return y * mask.div_(1 - rate)
 
 
