@@ -343,6 +343,8 @@ def of_pair(own: OwnPair, options: PairOptions) -> Subject:
 
     candidate = Candidate(lambda: adapted(both.functional(state, used)), lambda *a: adapted(in_type(*a)), with_blocks)
     lacked = [NO_DROPOUT.format(dropped.total(), theirs.total())] if lacking else []
+    if not lacking and not unknown and dropped - theirs and theirs - dropped:
+        lacked = [OTHER_RATES.format(_rates(dropped), _rates(theirs))]
     note = f"{len(both.pairing.pairs)} layers paired, seed {options.seed}" + roles.note(both.reference, fed) + differing
     note += "".join(f", the port takes {name} as {SAID[layout]}" for name, layout in own.layouts.items())
     return Subject(
@@ -361,6 +363,11 @@ def of_pair(own: OwnPair, options: PairOptions) -> Subject:
         note=note + "".join(f", accepted: {name}" for name in options.accept),
         advice=tuple(f"{both.port}: {line}" for line in (*lacked, *_computed(both.computed), *_biased(own))),
     )
+
+
+def _rates(drawn: Counter[float]) -> str:
+    """Return the parts that dropout masks drop, and how many masks drop each."""
+    return ", ".join(f"{rate:g} ({count} mask{'s' if count > 1 else ''})" for rate, count in sorted(drawn.items()))
 
 
 def _biased(own: OwnPair) -> list[str]:
@@ -420,6 +427,11 @@ SAID = {
 NO_DROPOUT = (
     "PyTorch draws {} dropout masks in a training step, the port {}; the check switched dropout off in both. "
     "To train alike, add the missing dropout to the port (nnx.Dropout, nn.Dropout)"
+)
+
+OTHER_RATES = (
+    "in a training step PyTorch's dropout drops {}, the port's {}. Give the port's dropout PyTorch's rates: "
+    "nnx.Dropout takes the part that is dropped, jax.random.bernoulli the part that is kept"
 )
 
 

@@ -180,6 +180,15 @@ def test_other_draws_are_a_mismatch(name: str, wrong: Any) -> None:
     assert report_of(PAIRS[name][0], wrong).exit_code == 1
 
 
+def test_other_rates_are_told() -> None:
+    report = report_of(below_torch, lambda h, key: h + dropping(0.1)(jnp.tanh(h), key))
+    assert report.exit_code == 1
+    (line,) = report.models[0].advice
+    assert line.startswith(
+        "nnx: in a training step PyTorch's dropout drops 0.2 (1 mask), the port's 0.1 (1 mask). Give"
+    )
+
+
 def test_a_port_that_lacks_dropout_passes_and_is_told_so() -> None:
     report = report_of(PAIRS["dropout"][0], lambda h, key: h)
     assert report, report.failure()
