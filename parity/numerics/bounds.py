@@ -36,6 +36,12 @@ MULTIPLE = 32
 # The rounding of PyTorch's types, read here: while a model runs, `torch.finfo` says what it says in use.
 EPSILON = {dtype: torch.finfo(dtype).eps for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
 
+# Between these a sum of squares is exact enough: nothing that counts has become zero or infinite.
+SQUARES = (1e-280, np.inf)
+
+# The bits of a number of float64 that are its exponent.
+EXPONENT = np.int64(0x7FF << 52)
+
 # A bound above this part of a tensor's natural size decides nothing: mistakes known to us stand at 6e-7 and more.
 DECIDES = 1e-7
 
@@ -109,6 +115,10 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
     if a.shape != b.shape:
         return np.inf
     a, b = wide(a), wide(b)
+    with np.errstate(all="ignore"):
+        length = _length(a - b)
+    if length is not None:
+        return length
     finite = np.isfinite(b)
     if not finite.all():
         if not np.array_equal(a[~finite], b[~finite], equal_nan=True) or not np.isfinite(a[finite]).all():
@@ -123,10 +133,25 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 
 def norm(array: np.ndarray | np.floating) -> float:
     """‖array‖₂ over what is finite in it, without overflow."""
-    array = wide(array).ravel()
+    array = wide(array).ravel(order="K")
+    if (length := _length(array)) is not None:
+        return length
     array = array[np.isfinite(array)] if not np.isfinite(array).all() else array
     largest = float(np.abs(array).max(initial=0))
     return largest * float(np.linalg.norm(array / largest)) if largest > 0 else 0.0
+
+
+def _length(array: np.ndarray | np.inexact) -> float | None:
+    """Return ‖array‖₂ by one product; None where its square leaves the range of float64, or is not a number.
+
+    The check measures billions of numbers, and most of its own time went into copies of them.
+    """
+    array = array.ravel(order="K")
+    with np.errstate(all="ignore"):
+        square = float(np.vdot(array, array).real)
+    if SQUARES[0] < square < SQUARES[1]:
+        return square**0.5
+    return 0.0 if square == 0 and not array.any() else None
 
 
 def _terms(name: str, parameter: np.ndarray, outputs: Tensors) -> int:
@@ -181,6 +206,8 @@ class Responses:
         self.distances: dict[str, dict[str, float]] = {q: dict.fromkeys(t, 0.0) for q, t in reference.items()}
         self.draws = 0
         self.port: Responses | None = None
+        self.least_of: dict[tuple[str, str], float] = {}
+        self.norm_of: dict[tuple[str, str], float] = {}
 
     def compared(self, quantity: str, name: str, tensor: np.ndarray) -> np.ndarray:
         """Return a tensor with zeros at the elements that are skipped."""
@@ -220,15 +247,28 @@ class Responses:
         The gradient of a parameter is a sum over positions and examples: there it is at least √n units, for n terms;
         of its square, which an optimizer keeps, twice that. An update carries the rounding of `_of_update`.
         """
-        far = self.measured(quantity, name)
+        key = quantity, name
+        if key not in self.least_of:
+            self.least_of[key] = self._least(quantity, name)
+        return max(self.measured(quantity, name), self.least_of[key])
+
+    def norm(self, quantity: str, name: str) -> float:
+        """Return the norm of a tensor of the reference."""
+        key = quantity, name
+        if key not in self.norm_of:
+            self.norm_of[key] = norm(self.reference[quantity][name])
+        return self.norm_of[key]
+
+    def _least(self, quantity: str, name: str) -> float:
+        """Return the least response, whatever the runs gave."""
         if quantity == "training.parameter":
-            return max(far, self._of_update(name))
+            return self._of_update(name)
         base, units = self.reference[quantity][name], 1.0
         if quantity == "gradient.parameter":
             units = self.terms[name] ** 0.5
         elif quantity == "training.state":
             units = 2 * self.terms[parameter_of(quantity, name)] ** 0.5
-        return max(far, units * norm(ulp(base)))
+        return units * ulps(base)
 
     def _of_update(self, name: str) -> float:
         """Return the least rounding of an update p_new − p_old.
@@ -240,9 +280,9 @@ class Responses:
         parameter = parameter_of("training.parameter", name)
         update, p = self.reference["training.parameter"][name], self.parameters[parameter]
         if parameter in self.idle:  # nothing is added, so nothing is rounded
-            return norm(ulp(update))
-        added = norm(ulp(np.maximum(np.abs(p), np.abs(p + update))))
-        return math.hypot(added, self.terms[parameter] ** 0.5 * norm(ulp(update)))
+            return ulps(update)
+        added = ulps(np.maximum(np.abs(p), np.abs(p + update)))
+        return math.hypot(added, self.terms[parameter] ** 0.5 * ulps(update))
 
     def bound(self, quantity: str, name: str) -> float:
         """The largest distance (absolute) that a right port may have."""
@@ -250,7 +290,7 @@ class Responses:
 
     def zero_in_exact_arithmetic(self, quantity: str, name: str) -> bool:
         """Whether the tensor has no right digit: all it holds is rounding (the gradient of a bias before BatchNorm)."""
-        return self.response(quantity, name) > 1e-3 * norm(self.reference[quantity][name])
+        return self.response(quantity, name) > 1e-3 * self.norm(quantity, name)
 
     def sizes(self, quantity: str) -> dict[str, float]:
         """The natural size of every tensor of a quantity: its norm, or what its number of elements lets expect.
@@ -259,7 +299,7 @@ class Responses:
         against the other gradients. A tensor of zeros (a frozen parameter's update) says nothing of the others' size.
         """
         tensors = self.reference[quantity]
-        norms = {name: norm(t) for name, t in tensors.items()}
+        norms = {name: self.norm(quantity, name) for name in tensors}
         count = sum(t.size for name, t in tensors.items() if norms[name])
         rms = math.hypot(*norms.values()) / max(count, 1) ** 0.5
         return {name: max(norms[name], rms * tensors[name].size ** 0.5) for name in tensors}
@@ -275,7 +315,7 @@ class Responses:
             name
             for name, tensor in self.reference[quantity].items()
             if (self.bound(quantity, name) > DECIDES * sizes[name] > 0 and not self._noise(quantity, name))
-            or (tensor.size and not np.isfinite(tensor).any())
+            or (tensor.size and not np.isfinite(tensor.flat[0]) and not np.isfinite(tensor).any())
         ]
 
     @property
@@ -305,6 +345,16 @@ class Responses:
 
 def _trains(quantity: str) -> bool:
     return quantity.startswith("training.")
+
+
+def ulps(array: np.ndarray | np.floating) -> float:
+    """‖ulp(array)‖₂. The unit of a number of float64 is the power of two in its bits, 52 places lower."""
+    if array.dtype == np.float64 and array.ndim:
+        with np.errstate(all="ignore"):
+            powers = (np.ascontiguousarray(array).view(np.int64) & EXPONENT).view(np.float64)
+            if length := _length(powers):
+                return length * EPSILON[torch.float64]
+    return norm(ulp(array))
 
 
 def ulp(array: np.ndarray | np.floating) -> np.ndarray | np.float64:

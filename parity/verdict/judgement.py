@@ -104,7 +104,7 @@ def _judge(port: str, quantity: str, got: Tensors, expected: Tensors, responses:
             ratio, label, far, bound = np.inf, f"{name} (absent from {absent})", np.inf, 0.0
         else:
             response = responses.response(quantity, name)
-            size = bounds.norm(expected[name]) or 1.0
+            size = responses.norm(quantity, name) or 1.0
             far, bound = bounds.distance(got[name], expected[name]) / size, MULTIPLE * response / size
             ratio, label = far * MULTIPLE / bound if bound else (np.inf if far else 0.0), name
             if got[name].shape != expected[name].shape:
@@ -142,8 +142,8 @@ def _amplifier(responses: Responses) -> str:
     found = (0.0, "")
     for quantity in ("layer.eval", "layer.train"):
         least = before = float(np.finfo(np.float64).eps)
-        for name, tensor in responses.reference[quantity].items():
-            relative = max(least, responses.response(quantity, name) / (bounds.norm(tensor) or 1.0))
+        for name in responses.reference[quantity]:
+            relative = max(least, responses.response(quantity, name) / (responses.norm(quantity, name) or 1.0))
             times = relative / before
             found = max(found, (times, f"{name} ({quantity}, {times:.0e} times)"))
             before = relative
