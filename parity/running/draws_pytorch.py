@@ -91,9 +91,11 @@ class FixedDraws(TorchFunctionMode):
             return value.fill_(1.0 if self.drops else kept)
         return value
 
-    def _compared(self, name: str, args: Given, value: Tensor) -> None:
+    def _compared(self, name: str, args: Given, value: Any) -> None:
         """Count a mask that is a uniform draw beside a number, and note the part of it that is true."""
-        drawn, number = (args[0], args[1]) if isinstance(args[0], Tensor) else (args[1], args[0])
+        if len(args) != 2:
+            return
+        drawn, number = args if isinstance(args[0], Tensor) else args[::-1]
         if getattr(drawn, "shift", None) != 0.0 or not isinstance(number, float | int) or not 0 < number < 1:
             return
         below = name in ("lt", "le") if drawn is args[0] else name in ("gt", "ge")
