@@ -124,6 +124,7 @@ class ChannelsFirst(nnx.Module):
         return self.conv(x.transpose(0, 2, 3, 1) if self.image else x)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("image", "said"), [(True, "as PyTorch does"), (False, "as channels last")])
 def test_inputs_come_in_the_layout_that_the_port_takes(image: bool, said: str) -> None:
     model = nn.Conv2d(3, 4, 3, padding=1) if image else nn.Conv1d(3, 4, 3, padding=1)

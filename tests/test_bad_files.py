@@ -486,7 +486,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", ["out.safetensors", "out.npz", "out.pt", "out.msgpack", "out"])
 def test_a_full_disk(name: str, tmp_path: Path) -> None:
     """A real one, as far as the process can see: no file may grow beyond 100 kB."""

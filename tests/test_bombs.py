@@ -128,7 +128,7 @@ def test_pickles_that_ask_for_much(kind: str, tmp_path: Path) -> None:
     refused(zipped(tmp_path / "w.pt", content, k0=bytes(8)), said)
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "code", ["]", "}", "(", "N\x85", "\x8f", "\x94", "K\x01", "G12345678", "]h\x00a", "}K\x01Ns", "h\x00)R"]
 )

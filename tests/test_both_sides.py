@@ -66,6 +66,7 @@ def test_a_port_that_rounds_alike_is_told_nothing() -> None:
     assert model.advice == ()
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("factor", [1 + 1e-9, 1 + 1e-12])
 def test_a_small_mistake_is_a_mismatch_although_both_sides_are_measured(factor: float) -> None:
     """Far more than either side rounds, and far less than what is called hopeless at once."""

@@ -120,6 +120,7 @@ def test_each_side_takes_keywords_of_its_own(port: str) -> None:
     assert "output.eval" in wrong(report)
 
 
+@pytest.mark.sample(1)
 @PORTS
 def test_arrays_for_flax_alone_have_its_layout(port: str) -> None:
     model, flax = pair(port)
@@ -137,6 +138,7 @@ def test_no_inputs_but_keywords(port: str) -> None:
     assert report, str(report)
 
 
+@pytest.mark.sample(3)
 @PORTS
 @pytest.mark.parametrize("torch_call", ["encode", lambda model, x: torch.tanh(model.up(x)) ** 2])
 @pytest.mark.parametrize("flax_call", ["encode", lambda model, x: model.encode(x)])
@@ -200,7 +202,7 @@ def saying(name: str, in_train: object, default: Any = inspect.Parameter.empty) 
     return call
 
 
-@pytest.mark.sample(9)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", MODES)
 def test_modes_are_known_by_their_names(name: str) -> None:
     model, flax = pair("nnx")
@@ -209,6 +211,7 @@ def test_modes_are_known_by_their_names(name: str) -> None:
     assert report, str(report)
 
 
+@pytest.mark.sample(1)
 @PORTS
 def test_a_mode_of_any_name_is_told(port: str) -> None:
     model, flax = pair(port)
@@ -580,6 +583,7 @@ def test_padding_is_not_compared(place: str) -> None:
     assert "output.eval" in wrong(sequences(at, mask=np.ones((3, 6), bool)))
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("place", ["inner", "outer"])
 def test_a_mistake_at_a_position_that_counts_is_found(place: str) -> None:
     """There is padding that differs, too, and by far more."""
@@ -690,6 +694,7 @@ def nested(model: Any, x: Any, cls: Any, factor: float = 1.0) -> Any:
     return {"first": (cls(hidden, extra=[None, (hidden * factor,)]), None), "last": model.down(hidden)}
 
 
+@pytest.mark.sample(1)
 @PORTS
 def test_nested_outputs_are_matched_by_name(port: str) -> None:
     model, flax = pair(port)

@@ -63,7 +63,7 @@ def test_the_right_training_passes(pair: tuple[Any, Any], rate: float) -> None:
     parity.assert_parity(*pair, tx=chain(decay, momentum, rates)(rate))
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", TRAINING_MISTAKES)
 def test_training_mistake_is_found_and_named(name: str | None, pair: tuple[Any, Any], rate: float) -> None:
     report = parity.check(*pair, tx=TRAINING_MISTAKES[name](rate))

@@ -80,7 +80,7 @@ PLACES = [(row, to) for row, to in product(FORMATS.values(), TARGETS) if (row.na
 SHORT = [pair for pair in PLACES if pair[0].name != "orbax"]
 
 
-@pytest.mark.sample(16)
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("optimized", [False, True], ids=["weights", "optimizer"])
 @pytest.mark.parametrize(("row", "to"), PLACES, ids=lambda v: getattr(v, "name", v))
 def test_there_and_back(row: Any, to: str, optimized: bool, plain: Path, trained: Path, tmp_path: Path) -> None:
@@ -108,6 +108,7 @@ def test_there_and_back(row: Any, to: str, optimized: bool, plain: Path, trained
             assert {key: group[key] for key in before} == before
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("optimized", [False, True], ids=["weights", "optimizer"])
 def test_every_format_into_every_other(optimized: bool, plain: Path, trained: Path, tmp_path: Path) -> None:
     """A walk through all formats and layouts in another order: what arrives is what set out."""
@@ -153,6 +154,7 @@ def test_mixed_types_are_kept_and_said(tmp_path: Path) -> None:
     assert same(load(tmp_path / "b.npz"), source)
 
 
+@pytest.mark.sample(14)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_layers_of_a_description(name: str) -> None:
     """Names, shapes and order are those of the PyTorch network."""
@@ -166,7 +168,7 @@ def test_the_layers_of_a_description(name: str) -> None:
 FEW = ["resnet50d", "wrn_40_4", "tutorial_net", "tutorial_resnet", "vit_b_32"]
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", FEW)
 def test_where_flax_networks_keep_their_variables(name: str) -> None:
     net = nnx.eval_shape(lambda: ports.create(name, "nnx", seed=None))
@@ -194,7 +196,7 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.sample(40)
+@pytest.mark.sample(15)
 @pytest.mark.parametrize(("name", "dialect"), CASES)
 def test_networks_and_dialects_are_recognised(name: str, dialect: str) -> None:
     found = recognise(shapes(name, dialect))

@@ -157,6 +157,7 @@ def test_a_planted_mistake_is_found(spec: Any, plant: Any, said: str) -> None:
     assert said in str(report), str(report)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("port", ports.PORTS)
 @pytest.mark.parametrize("name", TINY)
 def test_live_networks_give_every_bit_back(name: str, port: str) -> None:
@@ -168,6 +169,7 @@ def test_live_networks_give_every_bit_back(name: str, port: str) -> None:
     assert all(back[key].tobytes() == array.tobytes() for key, array in weights.items())
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("port", FLAX)
 @pytest.mark.parametrize("spec", [GPT2_STACKED, QWEN_STACKED], ids=lambda spec: spec.name)
 def test_stacked_blocks_are_one_array_each(spec: Any, port: str) -> None:
@@ -185,6 +187,7 @@ def test_stacked_blocks_are_one_array_each(spec: Any, port: str) -> None:
     assert np.abs(first - second).max() > 0.01
 
 
+@pytest.mark.sample(2)
 @pytest.mark.usefixtures("no_type_checks")
 @pytest.mark.parametrize("name", TINY)
 def test_pytorch_traces_and_exports_it(name: str) -> None:
@@ -207,7 +210,7 @@ def test_a_network_without_weights_has_its_tensors_tied() -> None:
 # ---- the cache
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("port", ports.PORTS)
 @pytest.mark.parametrize("name", TINY)
 def test_a_prompt_and_its_continuation_are_the_whole_text(name: str, port: str) -> None:
@@ -227,7 +230,7 @@ def test_a_prompt_and_its_continuation_are_the_whole_text(name: str, port: str) 
     assert np.abs(found[:, 1:] - found[:, :-1]).max() > 0.1
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("port", ports.PORTS)
 @pytest.mark.parametrize("name", TINY)
 def test_padding_on_the_left_changes_nothing(name: str, port: str) -> None:
@@ -251,7 +254,7 @@ def test_padding_on_the_left_changes_nothing(name: str, port: str) -> None:
         assert np.abs(np.asarray(unmasked)[1, 3:] - found[1, 3:6]).max() > 0.1
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("port", ports.PORTS)
 @pytest.mark.parametrize("name", TINY)
 def test_a_batch_of_padding_alone_gives_numbers(name: str, port: str) -> None:
@@ -288,7 +291,7 @@ def test_a_long_prompt(name: str, port: str) -> None:
         assert np.abs(found[row] - expected[row]).max() <= 1e-12 * np.abs(expected[row]).max()
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("port", FLAX)
 @pytest.mark.parametrize("name", TINY)
 def test_a_compiled_decoder_is_the_same_and_shows_where_its_room_ends(name: str, port: str) -> None:
@@ -309,6 +312,7 @@ def test_a_compiled_decoder_is_the_same_and_shows_where_its_room_ends(name: str,
 # ---- what is refused
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("port", ports.PORTS)
 @pytest.mark.parametrize(
     ("method", "length", "args", "said"),
@@ -476,6 +480,7 @@ def test_transformers_has_these_tensors(name: str) -> None:
 # ---- conversion
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("to", FLAX)
 @pytest.mark.parametrize("name", TINY)
 def test_a_folder_of_transformers_is_recognised_and_converted(
@@ -501,6 +506,7 @@ def test_a_folder_of_transformers_is_recognised_and_converted(
     assert variables is not None or to == "nnx"
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("to", FLAX)
 @pytest.mark.parametrize("spec", [GPT2, QWEN], ids=lambda spec: spec.name)
 def test_blocks_are_stacked_in_a_file_and_come_back(

@@ -44,7 +44,7 @@ CHOSEN = [
 ]
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(("family", "case"), CHOSEN, ids=[case.trap for _, case in CHOSEN])
 def test_planted_mistake_is_found_and_named(family: str, case: Case) -> None:
     result = score.run(family, case)

@@ -45,6 +45,7 @@ def test_all_examples_are_run() -> None:
     assert {path.stem for path in NOTEBOOKS.iterdir()} == {*OURS, *TWINS}
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", cases())
 def test_an_example_prints_what_it_says(name: str) -> None:
     how = ["-m", "pytest", "-p", "no:cacheprovider"] if name.startswith("test_") else []

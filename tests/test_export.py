@@ -75,7 +75,7 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return Saved(request.param, net, path, runner(path))
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("batch", [1, 5])
 def test_the_file_gives_the_live_logits(saved: Saved, batch: int) -> None:
     x = images(SPEC, batch, CIFAR, seed=batch)
@@ -152,6 +152,7 @@ def test_a_fixed_batch_refuses_another(port: str, tmp_path: Path) -> None:
         run(x[:2])
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("port", PORTS[:2])
 def test_the_modes_of_all_layers_are_left_as_they_were(port: str, tmp_path: Path) -> None:
     net = create(BASE, port)

@@ -152,6 +152,7 @@ def test_what_takes_longer_than_others_wait_does_not_hold_them_up(session: Sessi
     assert world.time < 240
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("subject", ["pytorch-channels-last", "pytorch-compile", "nnx", "nnx-folded"])
 @pytest.mark.parametrize(
     ("fault", "why"),
@@ -171,6 +172,7 @@ def test_what_goes_wrong_with_one_subject_costs_no_other(subject: str, fault: st
     assert f"not timed: {subject}: {why}" in tables.tables(found)[0].notes
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(("letter", "settings"), [("c", 3), ("d", 6), ("e", 1)])
 @pytest.mark.parametrize("fault", ["hang", "die", "memory", "hang-timed"])
 def test_every_stage_gives_its_tables_whatever_one_subject_does(

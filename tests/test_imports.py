@@ -452,6 +452,7 @@ LIGHT = (
 )
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("module", LIGHT)
 def test_loads_no_framework(module: str) -> None:
     code = f"import sys, {module}; print({{'torch', 'jax', 'flax', 'optax'}} & set(sys.modules))"

@@ -164,7 +164,7 @@ def outside(wrong: tuple[Torch, Flax]) -> Any:
     return rows, findings, *others
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(2)
 @pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled:UserWarning")
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_setting_of_the_caller_does_not_change_the_verdict(
@@ -186,6 +186,7 @@ def test_a_setting_of_the_caller_does_not_change_what_is_moved(name: str, wrong:
     assert moved.down.kernel.get_value().tobytes() == flax.down.kernel.get_value().tobytes()
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", ["autocast", "strict types"])
 def test_a_setting_of_the_caller_does_not_change_the_error_in_float32(name: str, wrong: tuple[Torch, Flax]) -> None:
     expected = verdict(*wrong, dtypes=["float32"])
@@ -261,7 +262,7 @@ def models(how: dict[str, Any]) -> tuple[Torch, Flax]:
     return net, flax
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(4)
 @pytest.mark.usefixtures("no_type_checks")
 @pytest.mark.parametrize("around", [nullcontext, altered], ids=["plain", "altered"])
 @pytest.mark.parametrize("name", ENDS)
@@ -325,7 +326,7 @@ def _nested(call: Callable[..., Any]) -> Calls:
     return Calls(1, lambda: call(net, flax, X))
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("inner", [parity.check, parity.move, parity.assert_parity])
 @pytest.mark.parametrize("side", ["torch", "flax", "progress", "loss"])
 def test_a_check_inside_a_check_is_refused(side: str, inner: Callable[..., Any]) -> None:
@@ -364,6 +365,7 @@ class Second(threading.Thread):
             self.inside.set()
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("number", [1, 3])
 def test_a_check_in_another_thread_waits(number: int) -> None:
     """Without a lock the first check, at its end, takes the second one's ears off: both listen at one class."""

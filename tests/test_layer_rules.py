@@ -174,7 +174,7 @@ def difference(case: str, port: str) -> tuple[float, bool]:
     return float(np.abs(got - expected).max() / np.abs(expected).max()), same_bits(weights, back)
 
 
-@pytest.mark.sample(10)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("port", ["nnx", "linen"])
 @pytest.mark.parametrize("case", CASES)
 def test_layer(case: str, port: str) -> None:

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("quick")
 X = np.random.default_rng(0).standard_normal((2, 5, 8)).astype(np.float32)
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("seed", range(20))
 def test_generated_models_are_moved_rightly_or_refused(seed: int) -> None:
     """`python tests/generated.py 1000` does it with more."""

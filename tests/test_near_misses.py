@@ -43,6 +43,7 @@ def foreign(count: int, length: int = 0) -> dict[str, tuple[int, ...]]:
     return {f"blocks.{i // 7}.foo{i % 7}.{'x' * length}weight": (1, 2, 3)[: 1 + i % 3] for i in range(count)}
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(("count", "length"), [(1000, 0), (30_000, 0), (500, 5000)])
 def test_near_misses_cost_the_same_for_any_file(count: int, length: int, compared: list[int]) -> None:
     """30,000 names took more than a minute: each was compared with each."""

@@ -72,7 +72,7 @@ def residual_block(port: str, *arguments: Any, block: Block = BASIC) -> Any:
 # ---- blocks
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("arguments", "shape"),
     [
@@ -147,7 +147,7 @@ def reference(request: pytest.FixtureRequest) -> tuple[Any, np.ndarray, list[np.
     return net, x, forward(net, x)[0]
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("port", FLAX)
 def test_option_gives_the_outputs_of_pytorch(reference: Any, port: str) -> None:
     net, x, expected = reference
@@ -165,7 +165,7 @@ def test_option_can_be_seen(reference: Any) -> None:
 # ---- features and dilation
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("output_stride", [32, 16, 8])
 @pytest.mark.parametrize("port", PORTS)
 def test_features(port: str, output_stride: int) -> None:
@@ -368,7 +368,7 @@ KERNELS = [
 ]
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 # Bounds of the next three tests are five standard errors of the statistic over n draws (the chance of a false alarm is
 # below 1e-6), and the seeds are fixed.
 @pytest.mark.parametrize(("spec", "layer"), KERNELS, ids=lambda value: getattr(value, "name", value))
@@ -389,6 +389,7 @@ def test_initial_kernels(port: str, spec: Any, layer: str) -> None:
 BIASES = [(BIASED, "conv1", 3 * 9), (BIASED, "res4.conv1", 48 * 9), (BIASED, "fc", 64), (WIDE, "fc", 128)]
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(("spec", "layer", "fan_in"), BIASES, ids=lambda value: getattr(value, "name", str(value)))
 @pytest.mark.parametrize("port", PORTS)
 def test_initial_biases(port: str, spec: Any, layer: str, fan_in: int) -> None:
@@ -412,6 +413,7 @@ def test_initial_norms(port: str, part: str, value: float) -> None:
     assert {float(v) for norm in norms for v in np.unique(weights[norm + part])} == {value}
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("port", PORTS)
 def test_zero_init_last_starts_the_last_norms_of_blocks_at_zero(port: str) -> None:
     weights = ports.weights.read(create(BASE, port, seed=0, zero_init_last=True))
@@ -486,6 +488,7 @@ def test_output_has_the_networks_type(port: str, dtype: str) -> None:
 
 # float64 is the reference. A rounding is 6e-8 in float32 and 4e-3 in bfloat16, over a dozen layers in train mode,
 # where each BatchNorm divides by a deviation that is rounded too; measured 2e-7 and 1e-2.
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(("dtype", "bound"), [("float64", 1e-14), ("float32", FLOAT32), ("bfloat16", 5e-2)])
 @pytest.mark.parametrize("port", PORTS)
 def test_output_is_as_exact_as_its_type(port: str, dtype: str, bound: float) -> None:
@@ -659,7 +662,7 @@ TRAINING = {
 }
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("how", TRAINING)
 def test_five_steps_lower_the_loss(how: str) -> None:
     losses = TRAINING[how](images(batch=8))

@@ -102,6 +102,7 @@ def error(got: Tree, expected: Tree) -> float:
     return max(float(np.linalg.norm(got[n] - expected[n]) / np.linalg.norm(expected[n] - start[n])) for n in SHAPES)
 
 
+@pytest.mark.sample(14)
 @pytest.mark.parametrize(("name", "options"), CASES, ids=[f"{n}-{'-'.join(o) or 'default'}" for n, o in CASES])
 def test_optimizer_is_pytorchs(name: str, options: dict[str, Any]) -> None:
     for steps in STEPS:

@@ -110,7 +110,7 @@ def test_steps_in_pytorchs_files(step: Any, tmp_path: Path, capsys: Any) -> None
 BAD_ARRAYS = [np.array(2.7), np.array(-1), np.array(np.nan), np.array(np.inf), np.array(1j), np.ones(2), np.array(True)]
 
 
-@pytest.mark.sample(16)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("step", BAD_ARRAYS, ids=lambda step: ascii(step)[6:20])
 @pytest.mark.parametrize("name", ["npz", "safetensors", "sharded", "msgpack", "orbax"])
 def test_steps_in_flat_files_and_trees(step: Any, name: str, tmp_path: Path, capsys: Any) -> None:
@@ -150,6 +150,7 @@ def test_many_steps(tmp_path: Path, capsys: Any) -> None:
 # ---- which optimizer
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("kind", [name for name in (*OTHERS, "timm") if name != "Muon"])  # it takes matrices alone
 def test_other_classes_are_refused(kind: str, tmp_path: Path, capsys: Any) -> None:
     if kind in ("LBFGS", "SparseAdam"):
@@ -170,7 +171,7 @@ def test_other_classes_are_refused(kind: str, tmp_path: Path, capsys: Any) -> No
     assert main(["convert", str(tmp_path / "w.pt"), str(tmp_path / "out.npz"), OUT]) == 0
 
 
-@pytest.mark.sample(9)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("layout", ["nnx", "linen"])
 def test_known_classes_travel(name: str, layout: str, tmp_path: Path) -> None:
@@ -259,6 +260,7 @@ def test_the_name_of_an_optimizer_is_no_state(tmp_path: Path) -> None:
 # ---- metadata
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -348,6 +350,7 @@ def test_counters_of_every_size(tmp_path: Path, capsys: Any) -> None:
 # ---- complete
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("lost", [("exp_avg_sq",), TENSORS], ids=["one", "both"])
 @pytest.mark.parametrize(("name", "layout"), [("npz", "torch"), ("npz", "nnx"), ("orbax", "nnx"), ("msgpack", "linen")])
 def test_a_file_that_lacks_a_parameter_is_refused(
@@ -481,6 +484,7 @@ def variables() -> Any:
     return ports.create(NAME, "linen", seed=None)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("name", MAKERS)
 def test_optax_states_in_msgpack(name: str, tmp_path: Path) -> None:
     """What the file says is what the live state says."""

@@ -421,6 +421,7 @@ def variables(tuned: Any) -> list[Any]:
     return jax.tree.leaves(tuned.opt_state, is_leaf=lambda node: isinstance(node, nnx.Variable))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", ["adam", "momentum", "schedule", "multi-steps"])
 def test_the_state_of_nnx_own_optimizer(name: str) -> None:
     kind, options, make = OWN[name]

@@ -105,6 +105,7 @@ COMPRESSORS: list[Any] = [
 ]
 
 
+@pytest.mark.sample(30)
 @pytest.mark.parametrize("separator", [".", "/"])
 @pytest.mark.parametrize("compressor", COMPRESSORS, ids=lambda one: one and "-".join(map(str, one.values())))
 @pytest.mark.parametrize("dtype", ["<f4", ">i2", "bfloat16", "|b1", "<c16"])

@@ -218,6 +218,7 @@ def of_its_groups(port: str, model: torch.nn.Module, flax_model: Any) -> list[se
     return [{layer.kind for layer in side} for side in sides]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.usefixtures("registered")
 @pytest.mark.parametrize("port", ["nnx", "linen"])
 @pytest.mark.parametrize("by_name", [False, True])

@@ -129,6 +129,7 @@ class Embedding(nnx.Module):
         return self.encoder["out"](jnp.tanh(jax.lax.stop_gradient(x) if self.stopped else x))
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("stopped", [False, True])
 def test_a_tensor_is_trained_under_the_name_that_is_paired(stopped: bool) -> None:
     report = checked(AlsoShared(), Embedding(stopped), TOKENS)

@@ -68,7 +68,7 @@ def tree(name: str, port: str) -> list[str]:
     return sorted(f"{k} {a.shape} {a.dtype}" for k, a in arrays.items())
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", TREES)
 def test_every_network_has_the_tensors_that_it_always_had(name: str) -> None:
     """Checkpoints of the first releases load."""
@@ -92,6 +92,7 @@ def output_shape(spec: Any, batch: int, port: str) -> tuple[int, ...]:
     return (targets[0], spec.num_classes, *targets[1:]) if channels_first else (*targets, spec.num_classes)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.usefixtures("no_type_checks")
 @pytest.mark.parametrize("name", others_nightly(NETWORKS))
 def test_fx_traces_and_layers_fuse(name: str) -> None:
@@ -207,7 +208,7 @@ def test_jax_differentiates_maps_and_lowers_it_for_two_platforms(name: str, port
     assert exported.mlir_module().count("stablehlo.convolution") >= convolutions
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("port", FLAX)
 @pytest.mark.parametrize("kind", ["basic", "preact_bottleneck", "bottleneck-groups", "tutorial_resnet"])

@@ -316,7 +316,7 @@ MISTAKES = [
 ROWS = [pytest.param(m, id=m.name, marks=[pytest.mark.nightly] if m.nightly else []) for m in MISTAKES]
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("mistake", ROWS)
 def test_mistake_is_found_where_it_stands(mistake: Mistake, monkeypatch: Patch) -> None:
     net = reference(mistake.spec, fresh=mistake.fresh)
@@ -331,7 +331,7 @@ def test_mistake_is_found_where_it_stands(mistake: Mistake, monkeypatch: Patch) 
     assert (first.port, first.layer, first.quantity) == (mistake.port, mistake.layer, mistake.quantity), str(report)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("spec", dict.fromkeys(m.spec for m in MISTAKES), ids=lambda s: s.name)
 @pytest.mark.parametrize("port", ["nnx", "linen"])
 def test_without_a_mistake_the_same_networks_pass(spec: ResNetSpec, port: str) -> None:

@@ -161,6 +161,7 @@ FAILED = [
 ]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("ending", ["html", "json"])
 @pytest.mark.parametrize("every", [False, True], ids=["failed", "all"])
 def test_reports_are_written(

@@ -196,7 +196,7 @@ QUICK = (
 )
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", QUICK)
 def test_planted_mistake_is_told_at_its_layer(name: str) -> None:
     found = precision.plant(PLANTED[name])

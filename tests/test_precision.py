@@ -187,6 +187,7 @@ RELUS: dict[str, tuple[Callable[[Any], Any], bool]] = {
 }
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(("relu", "counted"), RELUS.values(), ids=RELUS.keys())
 def test_flips_are_those_counted_by_hand(relu: Callable[[Any], Any], counted: bool) -> None:
     up = torch.nn.Linear(1, 4)

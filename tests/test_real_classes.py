@@ -51,6 +51,7 @@ REAL = [
 ]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(("make", "network", "dialect"), REAL, ids=lambda value: getattr(value, "__name__", str(value)))
 def test_a_real_class_is_the_port(make: Any, network: str, dialect: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

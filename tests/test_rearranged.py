@@ -213,7 +213,7 @@ def made(case: str) -> tuple[nn.Module, Any]:
     return ours().eval(), port()
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("case", PAIRS)
 def test_moved_weights_are_those_of_pytorch(case: str) -> None:
     ours, port = made(case)

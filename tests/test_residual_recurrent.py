@@ -122,6 +122,7 @@ def far(got: tuple[np.ndarray, Numbers], expected: tuple[np.ndarray, Numbers]) -
     return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("port", PORTS)
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_batch_is_its_texts_alone(name: str, port: str) -> None:

@@ -155,6 +155,7 @@ def test_flax_then_torch(whole: Any) -> None:
     assert error(ports.weights.read(last), end, start) < 1e-10
 
 
+@pytest.mark.sample(1)
 def test_a_lost_state_or_count_is_seen(whole: Any) -> None:
     """The mistakes that resuming is known for: no state, and a count that begins again."""
     name, start, end, _ = whole

@@ -108,7 +108,7 @@ class Behind(nnx.Module):
 SAME, OTHER, SAYS_NOTHING = ("w1", "w2", "w3"), ("wi_0", "wo", "wi_1"), ("c", "b", "a")
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("names", [SAME, OTHER, SAYS_NOTHING], ids=" ".join)
 @pytest.mark.parametrize("kind", [Listed, Raw])
 def test_experts_pair_with_stacked_parameters(kind: type[nn.Module], names: tuple[str, str, str]) -> None:

@@ -82,6 +82,7 @@ def shapes(name: str | ResNetSpec, **changes: Any) -> dict[str, tuple[int, ...]]
     return {n: tuple(t.shape) for n, t in skeleton(name, **changes).state_dict().items()}
 
 
+@pytest.mark.sample(14)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_parameters(name: str) -> None:
     assert sum(p.numel() for p in skeleton(name).parameters()) == PARAMETERS[name]

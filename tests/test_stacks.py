@@ -220,6 +220,7 @@ class DroppingList(nn.Module):
         return x
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("rate", [0.25, 0.5])
 def test_a_stack_may_hold_keys_of_random_numbers(rate: float) -> None:
     model = DroppingList(rate)

@@ -67,7 +67,7 @@ def same_bits(a: Weights, b: Weights) -> bool:
     )
 
 
-@pytest.mark.sample(10)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("spec", NETS, ids=lambda s: s.name)
 @pytest.mark.parametrize(("first", "second"), DIRECTIONS)
 def test_round_trip_gives_every_bit_back(spec: ResNetSpec, first: str, second: str) -> None:

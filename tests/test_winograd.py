@@ -47,7 +47,7 @@ def taken(x: Any, kernel: Any, *how: Any) -> bool:
     return "conv_general_dilated" not in program and "name=convolve" in program
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize(
     ("batch", "size", "channels", "out", "padding"),
