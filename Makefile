@@ -51,10 +51,10 @@ gpu: ## on an NVIDIA GPU, with the Python that has its frameworks (PYTHON=...): 
 gpu-rehearsal: $(READY) ## the same stages on the CPU with small networks, within ten minutes (STAGE=a)
 	$(BIN)/python -m benchmarks.gpu --rehearsal $(if $(STAGE),--stage $(STAGE))
 
-test: $(READY) ## run the tests of a day (TYPES=1: every call checked against its annotations)
-	TYPES=$(or $(TYPES),0) $(BIN)/pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+test: $(READY) ## run the tests of a day, every call checked against its annotations (TYPES=0: none)
+	$(BIN)/pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
-test-nightly: $(READY) ## run all tests, those too that take minutes, every call checked against its annotations
+test-nightly: $(READY) ## run all tests, those too that take minutes
 	$(BIN)/pytest -n 2 --dist worksteal --nightly $(PYTEST_ARGS)
 
 test-fast: $(READY) ## run the quick modules, under two minutes

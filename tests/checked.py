@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
-from types import FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from beartype import BeartypeConf, beartype
@@ -52,6 +52,24 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     if not function.__annotations__:
         return function
     return functools.wraps(function)(wrappers["wrapper"](function, lambda: _checking, _strict))
+
+
+def first_checked(check: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a decorator for functions within functions: the first one that is made of a source is checked.
+
+    A function that is made anew at each call would get new checks each time. They were most of the time of all checks.
+    """
+
+    def decorate(function: Any) -> Callable[..., Any]:
+        if function.__code__ in _made:
+            return function
+        _made.add(function.__code__)
+        return check(function)
+
+    return decorate
+
+
+_made: set[CodeType] = set()
 
 
 def _strict(function: Any) -> Callable[..., Any]:
@@ -99,10 +117,16 @@ class Decorated(ast.NodeTransformer):
 
     def __init__(self, shapes: bool) -> None:
         self.of_functions = "checked_shapes" if shapes else "checked"
+        self.within = 0  # so many functions
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        self.within += 1
         self.generic_visit(node)
-        node.decorator_list.append(_decorator(self.of_functions, node))  # innermost, with the annotations
+        self.within -= 1
+        decorator = _decorator(self.of_functions, node)
+        if self.within:
+            decorator = ast.copy_location(ast.Call(_decorator("first_checked", node), [decorator], []), node)
+        node.decorator_list.append(decorator)  # innermost, with the annotations
         return node
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import checked
 import numpy as np
 import pytest
 import torch
@@ -35,7 +38,7 @@ def test_a_wrong_shape_is_refused() -> None:
 
 def test_a_wrong_answer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bounds.distance(np.ones(4), np.zeros(4)) == 2
-    monkeypatch.setattr(bounds, "norm", lambda _: "2")
+    monkeypatch.setattr(bounds, "_length", lambda _: "2")
     with pytest.raises(BeartypeCallHintViolation, match=r"distance\(\) return"):
         bounds.distance(np.ones(4), np.zeros(4))
 
@@ -43,3 +46,17 @@ def test_a_wrong_answer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_whole_number_is_a_float() -> None:
     """As type checkers have it."""
     assert tables.number(3) == tables.number(3.0)
+
+
+def test_the_first_of_the_functions_within_a_function_is_checked(tmp_path: Path) -> None:
+    (tmp_path / "within.py").write_text(
+        "def outer(given):\n    def inner(x: int) -> int:\n        return x\n    return inner(given)\n"
+    )
+    loader = checked.Loader("within", str(tmp_path / "within.py"))
+    spec = importlib.util.spec_from_loader("within", loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    with pytest.raises(BeartypeCallHintViolation, match=r"inner\(\) parameter"):
+        module.outer("3")
+    assert module.outer("3") == "3"

@@ -49,7 +49,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
             # Tests share the machine with others: a subject is not refused because of their turns on the processor.
             patch.setenv("BENCHMARKS_TRIES", "100")
             out = ["--out", str(folder / "run.json"), "--html", str(folder / "run.html")]
-            assert main(["tutorial_resnet", *SMALL, "--subjects", "pytorch,nnx,linen", *out]) == 0
+            assert main(["tutorial_resnet", *SMALL, "--subjects", "pytorch,nnx", *out]) == 0
     return folder / "run.json"
 
 
@@ -61,7 +61,7 @@ def test_every_subject_is_judged_and_timed(measured: Path) -> None:
     ]
     for setting in results.settings_of(found):
         rows = results.rows_of(found, setting)
-        assert {row["subject"] for row in rows} == {"pytorch", "nnx", "linen"}
+        assert {row["subject"] for row in rows} == {"pytorch", "nnx"}
         for row in rows:
             assert row["gate"]["ok"]
             assert 0 < row["gate"]["worst"] <= 1
@@ -124,15 +124,15 @@ def test_what_is_quicker_than_it_can_be_is_refused(measured: Path, tmp_path: Pat
     from benchmarks.measure.measurement import Measurement
 
     found = results.load(measured)
-    idle = next(row for row in found["rows"] if row["subject"] == "linen")
+    idle = next(row for row in found["rows"] if row["subject"] == "nnx")
     for one in idle["rounds"]:
         one["ms"] = 0.0001
     world = FakeWorld(tmp_path, 1)
-    measurement = Measurement(RunPlan([SETTING], ["linen"], starts=0), tmp_path, None, lambda _: None, world=world)
+    measurement = Measurement(RunPlan([SETTING], ["nnx"], starts=0), tmp_path, None, lambda _: None, world=world)
     measurement.found["ceilings"] = found["ceilings"]
     measurement.rows.rows = {(json.dumps(row["setting"]), row["subject"]): row for row in found["rows"]}
     told = measurement.run()
-    assert [row["subject"] for row in told["refused"]] == ["linen"]
+    assert [row["subject"] for row in told["refused"]] == ["nnx"]
     assert "does not do its work in each" in told["refused"][0]["why"]
     assert len(told["rows"]) == len(found["rows"]) - 1
 

@@ -14,6 +14,7 @@ from benchmarks.studies import conversion
 SIZE = 300 * 2**20
 
 
+@pytest.mark.nightly
 def test_a_file_is_streamed(tmp_path: Path) -> None:
     found = conversion.files(tmp_path, SIZE, "100MB")
     assert found["every_bit_kept"]

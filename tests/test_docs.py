@@ -115,6 +115,7 @@ def test_costs_are_shown_as_they_were_measured() -> None:
     assert list(traps.cost([{**row, "output": None, "flips": None}])) == []
 
 
+@pytest.mark.nightly
 def test_a_stored_cost_is_what_the_check_measures() -> None:
     """`python -m docs.generator.costs NAME` measures the cases of one trap again."""
     stored = traps.measured()

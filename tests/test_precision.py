@@ -73,6 +73,7 @@ def report() -> parity.Report:
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("side", ["pytorch", "nnx", "linen"])
+@pytest.mark.nightly
 def test_right_side_stands_at_a_few_responses(report: parity.Report, side: str, dtype: str) -> None:
     assert report
     found = worst(report.models[0], side, dtype)

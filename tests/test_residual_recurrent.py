@@ -326,6 +326,7 @@ def turned(spec: RecurrentSpec) -> nnx.Module:
     ],
     ids=["reverse direction", "no sum"],
 )
+@pytest.mark.nightly
 def test_the_check_names_the_layer(
     name: str, make: Any, layer: str, trap: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,6 +126,7 @@ def test_a_stack_equals_a_list_of_layers(port: str, remat: bool) -> None:
 
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("port", STACKS)
+@pytest.mark.nightly
 def test_a_mistake_of_all_layers_is_found_in_each(port: str) -> None:
     findings = checked(port, epsilon=1e-5).models[0].findings
     told = " ".join(map(str, findings))

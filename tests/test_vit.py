@@ -70,6 +70,7 @@ def plant_token(net: Any) -> None:
     ],
     ids=["epsilon", "token"],
 )
+@pytest.mark.nightly
 def test_a_planted_mistake_is_found(plant: Any, place: str) -> None:
     net = drawn(ports.create(TINY, "pytorch", dtype="float64"))
     with jax.enable_x64(True):

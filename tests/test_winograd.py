@@ -91,6 +91,7 @@ def test_a_sign_that_is_wrong_is_seen(planted: str, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.usefixtures("small")
+@pytest.mark.nightly
 def test_it_rounds_as_the_usual_order_does() -> None:
     for size, channels in ((28, 64), (14, 128), (8, 512)):
         x, kernel = arrays(4, (size, size), channels, channels, np.float32)
