@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from benchmarks.machine.process_memory import Peak
 from benchmarks.studies import conversion
 
