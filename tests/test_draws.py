@@ -86,8 +86,16 @@ def below_torch(h: torch.Tensor, train: bool) -> torch.Tensor:
 
 def above_torch(h: torch.Tensor, train: bool) -> torch.Tensor:
     """The same with numbers above the part that is dropped."""
-    mask = torch.rand(h.shape[0], 1, 1).gt(0.2).type_as(h) if train else 0.8
+    mask = torch.rand(h.shape[0], 1, 1).gt(0.2) if train else 0.8
     return h + mask * torch.tanh(h) / 0.8
+
+
+def layer_torch(h: torch.Tensor, train: bool) -> torch.Tensor:
+    """Dropout of values and of a whole layer, as transformers' encoders of speech have them."""
+    if not train:
+        return h + torch.tanh(h)
+    skipped = bool(torch.rand([]) < 0.1)
+    return F.dropout(h if skipped else h + torch.tanh(h), 0.3)
 
 
 def below_jax(h: jax.Array, key: Any) -> jax.Array:
@@ -141,6 +149,7 @@ PAIRS: dict[str, tuple[Any, Any]] = {
     "drop path by comparison": (below_torch, path_jax),
     "drop path by comparison in both": (below_torch, below_jax),
     "drop path by the other comparison": (above_torch, path_jax),
+    "dropout of a layer": (layer_torch, lambda h, key: dropping(0.3)(h + jnp.tanh(h), key)),
     "drop path that drops most": (often_torch, often_jax),
     "noise": (noise_torch, noise_jax),
     "noise in place": (named_noise_torch, named_noise_jax),

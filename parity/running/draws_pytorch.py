@@ -81,6 +81,9 @@ class FixedDraws(TorchFunctionMode):
         elif name in CASTS and (mean := getattr(args[0], "mean_kept", None)) is not None:
             value.mean_kept = mean
             return value if self.drops or not value.is_floating_point() else value.fill_(mean)
+        elif not self.drops and name in ("mul", "rmul"):
+            means = [x.mean_kept for x in args[:2] if hasattr(x, "mean_kept") and x.dtype == torch.bool]
+            return value * means[0] if means else value
         elif name in ("add", "radd", "iadd"):
             shifts = [getattr(x, "shift", None) if isinstance(x, Tensor) else x for x in args[:2]]
             numbers = [shift for shift in shifts if isinstance(shift, float | int)]
@@ -97,6 +100,8 @@ class FixedDraws(TorchFunctionMode):
             return
         drawn, number = args if isinstance(args[0], Tensor) else args[::-1]
         if getattr(drawn, "shift", None) != 0.0 or not isinstance(number, float | int) or not 0 < number < 1:
+            return
+        if not value.ndim:  # one draw decides whether a layer runs, and masks nothing
             return
         below = name in ("lt", "le") if drawn is args[0] else name in ("gt", "ge")
         value.mean_kept = number if below else 1 - number
