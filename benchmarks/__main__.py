@@ -12,7 +12,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -181,7 +181,9 @@ class SpeedOptions:
         )
 
 
-@measure.command(epilog="Stored results: python -m benchmarks report RESULTS..., python -m benchmarks compare A B")
+@measure.command(
+    epilog="Stored results: python -m benchmarks report RESULTS..., compare A B. A study: python -m benchmarks depth."
+)
 @options_of(SpeedOptions)
 def run(options: SpeedOptions) -> int:
     """Time the ports of networks in the frameworks, each proved equal before it is timed."""
@@ -245,6 +247,76 @@ def compare_command(before: Path, after: Path) -> int:
     return 0
 
 
+Data = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Images of CIFAR-10: cifar10_train*.npz and cifar10_test*.npz, or *.bin."),
+]
+Labels = Annotated[str | None, typer.Option("--networks", help="Some of the study's networks, with commas.")]
+Steps = Annotated[int | None, typer.Option(help="Steps of SGD (800; on a GPU 4000).")]
+StepImages = Annotated[int | None, typer.Option("--batch", help="Images in a step (32; on a GPU 128).")]
+Pixels = Annotated[int | None, typer.Option("--image-size", help="Height and width (16; on a GPU 32).")]
+Processes = Annotated[int | None, typer.Option(help="Processes at a time (one for each core; on a GPU 1).")]
+Again = Annotated[Path | None, typer.Option("--from", metavar="FILE.json", help="Show stored results, train nothing.")]
+Plot = Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Write the plot there.")]
+
+
+@dataclass(frozen=True)
+class DepthOptions:
+    """The options of `python -m benchmarks depth`."""
+
+    data: Data = None
+    labels: Labels = None
+    steps: Steps = None
+    batch: StepImages = None
+    size: Pixels = None
+    device: Device = None
+    processes: Processes = None
+    out: Out = None
+    svg: Plot = None
+    again: Again = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "processes"):
+            positive(f"--{name}", getattr(self, name))
+        positive("--image-size", self.size)
+        if (self.data is None) == (self.again is None):
+            got = "neither" if self.data is None else "both"
+            raise UserError(f"--data, --from: got {got}, expected a folder of images, or a file of stored results")
+
+
+@stored.command("depth")
+@options_of(DepthOptions)
+def depth_command(options: DepthOptions) -> int:
+    """Train plain and residual networks of several depths in both frameworks, from the same weights."""
+    from benchmarks.depth import plot, study
+
+    for option, file in (("--out", options.out), ("--svg", options.svg)):
+        terminal.writable(option, file)
+    found = _studied(options) if options.again is None else study.load_results(options.again)
+    table = Table(*plot.HEAD, box=None, pad_edge=False)
+    for row in plot.rows(found):
+        table.add_row(*row)
+    terminal.console(WIDTH).print(table)
+    if options.out is not None and options.again is None:
+        study.save(found, options.out)
+    if options.svg is not None:
+        terminal.write("--svg", options.svg, plot.draw(found))
+    return int(not all(network["agreement"]["ok"] for network in found["networks"]))
+
+
+def _studied(options: DepthOptions) -> dict[str, Any]:
+    from benchmarks.depth import plan, study
+    from parity.reports.progress import progress
+
+    assert options.data is not None
+    device = options.device or _device()
+    networks = study.chosen(_words(options.labels or ""))
+    planned = plan.plan_for(device, steps=options.steps, batch=options.batch, size=options.size)
+    processes = options.processes or (1 if device == "gpu" else os.cpu_count() or 1)
+    with progress("benchmarks depth") as tell:
+        return study.Study(networks, planned, options.data, device, processes).run(tell)
+
+
 def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
@@ -266,7 +338,7 @@ def _alive(device: str) -> int:
 
 def main(arguments: list[str]) -> int:
     """Run the command; a user's mistake is one line on stderr and exit code 2."""
-    app = stored if arguments[:1] in (["report"], ["compare"]) else measure
+    app = stored if arguments[:1] in (["report"], ["compare"], ["depth"]) else measure
     return terminal.run(app, "benchmarks", arguments, "python -m benchmarks")
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +28,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKS = {"pytorch": "o", "jax": "s"}
 
 
-def draw(found: Results) -> dict[str, str]:
-    """The plots that these results have something for, by name.
+@contextmanager
+def styled() -> Iterator[None]:
+    """Draw in the style of all plots.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -46,6 +48,16 @@ def draw(found: Results) -> dict[str, str]:
         "figure.constrained_layout.use": True,
     }
     with matplotlib.rc_context(style):
+        yield
+
+
+def draw(found: Results) -> dict[str, str]:
+    """The plots that these results have something for, by name.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    with styled():
         made = {name: plot(found) for name, plot in PLOTS.items()}
     return {name: svg for name, svg in made.items() if svg is not None}
 
@@ -67,7 +79,8 @@ def write(found: Results, folder: Path) -> list[Path]:
     return paths
 
 
-def _figure(panels: int, height: float = 2.6, width: float = 4.6) -> tuple[Figure, list[Axes]]:
+def figure_of(panels: int, height: float = 2.6, width: float = 4.6) -> tuple[Figure, list[Axes]]:
+    """Return a figure of so many panels in two columns, and its axes."""
     from matplotlib.figure import Figure
 
     columns = min(panels, 2)
@@ -79,7 +92,8 @@ def _figure(panels: int, height: float = 2.6, width: float = 4.6) -> tuple[Figur
     return figure, axes[:panels]
 
 
-def _svg(figure: Figure) -> str:
+def svg_of(figure: Figure) -> str:
+    """Return a figure as the text of an SVG element."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
     svg = text.getvalue()
@@ -105,7 +119,7 @@ def throughput(found: Results) -> str | None:
     families, colours = _families(found), _colours(found)
     if not families:
         return None
-    figure, axes = _figure(len(families), 3.0)
+    figure, axes = figure_of(len(families), 3.0)
     for (family, settings), axis in zip(families.items(), axes, strict=True):
         axis.set_title(" ".join(family) + (f", batch {settings[0].batch}" if len(settings) == 1 else ""), fontsize=9)
         if len(settings) == 1:
@@ -140,7 +154,7 @@ def throughput(found: Results) -> str | None:
         axis.set_xlabel("batch")
         axis.set_ylabel("images/s")
         axis.legend(fontsize=7, frameon=False)
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def latency(found: Results) -> str | None:
@@ -150,7 +164,7 @@ def latency(found: Results) -> str | None:
     ]
     if not chosen:
         return None
-    figure, axes = _figure(len(chosen))
+    figure, axes = figure_of(len(chosen))
     colours = _colours(found)
     for (setting, rows), axis in zip(chosen, axes, strict=True):
         names = [row["subject"] for row in reversed(rows)]
@@ -161,7 +175,7 @@ def latency(found: Results) -> str | None:
         axis.set_title(str(setting), fontsize=9)
         axis.set_xlabel("ms a step, each waited for")
         axis.legend(fontsize=7, frameon=False)
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def roofline(found: Results) -> str | None:
@@ -170,7 +184,7 @@ def roofline(found: Results) -> str | None:
     rows = [row for row in found["rows"] if row["rounds"] and row["setting"]["network"] in NETWORKS]
     if not precisions or not rows:
         return None
-    figure, axes = _figure(len(precisions), 3.4, 6.4)
+    figure, axes = figure_of(len(precisions), 3.4, 6.4)
     colours = _colours(found)
     for precision, axis in zip(precisions, axes, strict=True):
         top = results.ceiling(found, precision)
@@ -205,7 +219,7 @@ def roofline(found: Results) -> str | None:
         axis.set_ylabel("GFLOP/s")
         axis.set_title(f"{precision}: below the measured ceilings", fontsize=9)
     _legend(figure, axes[0])
-    return _svg(figure)
+    return svg_of(figure)
 
 
 PARTS: dict[str, Callable[[StartRow], float]] = {
@@ -222,7 +236,7 @@ def time(found: Results) -> str | None:
     ]
     if not chosen:
         return None
-    figure, axes = _figure(len(chosen))
+    figure, axes = figure_of(len(chosen))
     for (setting, rows), axis in zip(chosen, axes, strict=True):
         names, left = [row["subject"] for row in reversed(rows)], [0.0] * len(rows)
         for i, (part, seconds) in enumerate(PARTS.items()):
@@ -232,7 +246,7 @@ def time(found: Results) -> str | None:
         axis.set_title(str(setting), fontsize=9)
         axis.set_xlabel("seconds to the first step")
     _legend(figure, axes[0])
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def _plain(axis: Axis) -> None:

@@ -1,0 +1,136 @@
+"""The study's plot as SVG, and its figures as rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from statistics import mean
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.depth.plan import CONVOLUTIONS, FRAMEWORKS, PLAIN, RESIDUAL
+from benchmarks.reporting import charts
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WINDOW = 50  # steps whose training errors are averaged
+LINES = {"pytorch": "-", "nnx": (0, (1, 1))}  # PyTorch's lines are solid, Flax's are dots on them
+NAMES = {"pytorch": "PyTorch", "nnx": "Flax NNX"}
+Network = Mapping[str, Any]
+
+
+def smoothed(errors: Sequence[float]) -> tuple[list[int], list[float]]:
+    """Return the means of `WINDOW` steps, and the step at the end of each."""
+    width = min(WINDOW, len(errors))
+    starts = range(0, len(errors) - width + 1, width)
+    return [i + width for i in starts], [100 * mean(errors[i : i + width]) for i in starts]
+
+
+def of_group(found: Mapping[str, Any], group: str) -> list[Network]:
+    """Return the networks of a group whose frameworks agree."""
+    return [network for network in found["networks"] if network["group"] == group and network["curves"]]
+
+
+def training_error(axis: Axes, networks: Sequence[Network]) -> None:
+    """Draw the training error over the steps."""
+    for colour, network in zip(charts.COLOURS, networks, strict=False):
+        for framework in FRAMEWORKS:
+            steps, errors = smoothed(network["curves"][framework]["train_error"])
+            label = network["label"] if framework == FRAMEWORKS[0] else None
+            axis.plot(steps, errors, color=colour, ls=LINES[framework], lw=1.4, label=label)
+    axis.set_xlabel("step")
+    axis.set_ylabel(f"training error, % (mean of {WINDOW} steps)")
+    axis.legend(fontsize=7, frameon=False)
+
+
+def test_error(axis: Axes, networks: Sequence[Network]) -> None:
+    """Draw the test error over the steps."""
+    for colour, network in zip(charts.COLOURS, networks, strict=False):
+        for framework in FRAMEWORKS:
+            curves = network["curves"][framework]
+            label = network["label"] if framework == FRAMEWORKS[0] else None
+            errors = [100 * error for error in curves["test_error"]]
+            axis.plot(curves["at"], errors, color=colour, ls=LINES[framework], lw=1.4, label=label)
+    axis.set_xlabel("step")
+    axis.set_ylabel("test error, %")
+    axis.legend(fontsize=7, frameon=False)
+
+
+def gradients(which: int, said: str) -> Callable[[Axes, Sequence[Network]], None]:
+    """Return what draws the norm of each layer's gradient at one of the looks: 0 is the start, -1 the end."""
+
+    def draw(axis: Axes, networks: Sequence[Network]) -> None:
+        for colour, network in zip(charts.COLOURS, networks, strict=False):
+            for framework in FRAMEWORKS:
+                norms = network["curves"][framework]["gradient"][which]
+                places = [i / max(1, len(norms) - 1) for i in range(len(norms))]
+                label = network["label"] if framework == FRAMEWORKS[0] else None
+                axis.plot(places, norms, color=colour, ls=LINES[framework], lw=1.2, label=label)
+        axis.set_yscale("log")
+        axis.set_xlabel("place of the layer: 0 is the first, 1 the classifier")
+        axis.set_ylabel(f"norm of its gradient {said}")
+        axis.legend(fontsize=7, frameon=False)
+
+    return draw
+
+
+AT_START, AT_END = gradients(0, "at the start"), gradients(-1, "at the end")
+PANELS: tuple[tuple[str, Callable[[Axes, Sequence[Network]], None]], ...] = (
+    (PLAIN, training_error),
+    (RESIDUAL, training_error),
+    (PLAIN, AT_START),
+    (RESIDUAL, AT_START),
+    (PLAIN, AT_END),
+    (RESIDUAL, AT_END),
+    (CONVOLUTIONS, training_error),
+    (CONVOLUTIONS, test_error),
+)
+
+
+def draw(found: Mapping[str, Any]) -> str:
+    """Draw all panels that have networks.
+
+    Raises:
+        UserError: matplotlib is not installed, or no network has curves.
+    """
+    panels = [(group, panel) for group, panel in PANELS if of_group(found, group)]
+    with charts.styled():
+        figure, axes = charts.figure_of(len(panels), 2.8)
+        for (group, panel), axis in zip(panels, axes, strict=True):
+            panel(axis, of_group(found, group))
+            axis.set_title(group, fontsize=9)
+        by_drawing: dict[Any, list[Axes]] = {}
+        for (_, panel), axis in zip(panels, axes, strict=True):
+            by_drawing.setdefault(panel, []).append(axis)
+        for same in by_drawing.values():  # plain and residual networks side by side have one scale
+            low, high = (min(a.get_ylim()[0] for a in same), max(a.get_ylim()[1] for a in same))
+            for axis in same:
+                axis.set_ylim(low, high)
+        return charts.svg_of(figure)
+
+
+HEAD = (
+    "network",
+    "in",
+    "training error, last 50 steps",
+    "test error at the end",
+    "gradient of the first layer at the start",
+    "first steps apart in float64 (allowed)",
+)
+
+
+def rows(found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Yield a row of figures for each network and framework, under `HEAD`."""
+    for network in found["networks"]:
+        judged = network["agreement"]
+        apart = f"{judged['distance']:.1e} ({judged['bound']:.1e})"
+        if not network["curves"]:
+            yield network["label"], "both", "", "", "", f"no parity: {apart} at {judged['where']}"
+        for framework, curves in network["curves"].items():
+            yield (
+                network["label"],
+                NAMES[framework],
+                f"{smoothed(curves['train_error'])[1][-1]:.1f} %",
+                f"{100 * curves['test_error'][-1]:.1f} %",
+                f"{curves['gradient'][0][0]:.2g}",
+                apart,
+            )

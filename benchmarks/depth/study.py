@@ -1,0 +1,210 @@
+"""Runs the study of depth and judges it: no curve of a network whose first steps differ between the frameworks."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ports
+from benchmarks.depth.images import load
+from benchmarks.depth.plan import FRAMEWORKS, NETWORKS, DepthNetwork, DepthPlan
+from benchmarks.depth.worker import UNIT, DepthJob
+from benchmarks.machine import description
+from benchmarks.machine.checkout import ROOT
+from benchmarks.measure.process import environment
+from parity.numerics.bounds import MULTIPLE
+from parity.reports import terminal
+from ports.errors import UserError
+
+SCHEMA, KIND = 1, "depth"
+LOOK = 0.2  # seconds between looks at the processes
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far the frameworks are apart in the first steps, in float64.
+
+    Attributes:
+        distance: the largest difference of a loss or of a gradient's norm, relative to it.
+        bound: the most that is allowed: so many times what a unit in the last place of the weights changes.
+        where: the quantity and the step that is furthest from its bound.
+    """
+
+    distance: float
+    bound: float
+    where: str
+
+    @property
+    def ok(self) -> bool:
+        return self.distance <= self.bound
+
+
+def agreement(reference: Mapping[str, Any], moved: Sequence[Mapping[str, Any]], port: Mapping[str, Any]) -> Agreement:
+    """Judge the first steps of a port.
+
+    Args:
+        reference: the loss and the gradients' norms of every step in PyTorch.
+        moved: the same from weights that were moved by a unit in the last place.
+        port: the same in Flax.
+    """
+    rows = []
+    for step in range(len(reference["loss"])):
+        for quantity in ("loss", "gradient"):
+            distance = _apart(reference[quantity][step], port[quantity][step])
+            response = max(_apart(reference[quantity][step], one[quantity][step]) for one in moved)
+            rows.append(Agreement(distance, MULTIPLE * max(response, UNIT), f"{quantity}, step {step + 1}"))
+    return max(rows, key=lambda row: math.inf if math.isnan(row.distance) else row.distance / row.bound)
+
+
+def _apart(a: float | Sequence[float], b: float | Sequence[float]) -> float:
+    """Return the distance of b from a, relative to the length of a."""
+    one, other = (list(v) if isinstance(v, Sequence) else [v] for v in (a, b))
+    return math.dist(one, other) / math.hypot(*one) if math.hypot(*one) else math.inf
+
+
+def chosen(labels: Sequence[str]) -> list[DepthNetwork]:
+    """Return the networks of these labels; all of them where none are given.
+
+    Raises:
+        UserError: there is no such network in the study.
+    """
+    if unknown := [label for label in labels if label not in NETWORKS]:
+        raise UserError(f"--networks: got {unknown[0]!r}, expected some of {', '.join(NETWORKS)}")
+    return [NETWORKS[label] for label in labels or NETWORKS]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is trained, where, and how many processes work at a time."""
+
+    networks: Sequence[DepthNetwork]
+    plan: DepthPlan
+    data: Path
+    device: str
+    processes: int
+
+    def run(self, tell: Callable[[str], object]) -> dict[str, Any]:
+        """Train every network in both frameworks; return the results.
+
+        Raises:
+            UserError: the images cannot be read, or a process ended without a result.
+        """
+        counts = {split: len(load(self.data, split, self.plan.size)) for split in ("train", "test")}
+        if self.plan.batch > counts["train"]:
+            raise UserError(f"--batch: got {self.plan.batch}, expected at most {counts['train']}, the images at hand")
+        with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder:
+            jobs = [job for network in self.networks for job in self._jobs(network, Path(folder))]
+            self._work(jobs, Path(folder), tell)
+            found = {(job.label, job.framework): json.loads(Path(job.out).read_text()) for job in jobs}
+        return {
+            "schema": SCHEMA,
+            "kind": KIND,
+            "machine": description.described(),
+            "device": self.device,
+            "plan": asdict(self.plan),
+            "images": counts,
+            "networks": [_row(network, {f: found[network.label, f] for f in FRAMEWORKS}) for network in self.networks],
+        }
+
+    def _jobs(self, network: DepthNetwork, folder: Path) -> list[DepthJob]:
+        weights = folder / f"{network.label}.safetensors"
+        net = ports.create(network.spec, "pytorch", seed=self.plan.seed)
+        ports.weights.save(weights, ports.weights.read(net))
+        data, plan = str(self.data.resolve()), asdict(self.plan)
+        return [
+            DepthJob(network.label, f, str(weights), data, str(folder / f"{network.label}-{f}.json"), self.device, plan)
+            for f in FRAMEWORKS
+        ]
+
+    def _work(self, jobs: Sequence[DepthJob], folder: Path, tell: Callable[[str], object]) -> None:
+        """Run the jobs, the longest first, so many at a time."""
+        waiting = sorted(jobs, key=lambda job: -NETWORKS[job.label].spec.number_of_blocks)
+        variables, total = self._variables(folder), len(jobs)
+        running: dict[subprocess.Popen[bytes], DepthJob] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < self.processes:
+                    job = waiting.pop(0)
+                    running[_start(job, folder, variables)] = job
+                for process in [process for process in running if process.poll() is not None]:
+                    job = running.pop(process)
+                    if process.returncode:
+                        raise UserError(_failure(job, folder, process.returncode))
+                    tell(f"{job.label} in {job.framework} is done, {total - len(waiting) - len(running)} of {total}")
+                time.sleep(LOOK)
+        finally:
+            for process in running:
+                process.kill()
+                process.wait()
+
+    def _variables(self, folder: Path) -> dict[str, str]:
+        """Return the variables of a process: where several work at a time on a CPU, each has one thread."""
+        if self.device == "gpu" or self.processes == 1:
+            return environment(folder, self.device)
+        single = {"OMP_NUM_THREADS": "1", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
+        return environment(folder, self.device, single)
+
+
+def _start(job: DepthJob, folder: Path, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    file = folder / f"{job.label}-{job.framework}.job"
+    file.write_text(json.dumps(asdict(job)))
+    with _log(job, folder).open("wb") as log:
+        command = [sys.executable, "-m", "benchmarks.depth.worker", str(file)]
+        return subprocess.Popen(command, stdout=log, stderr=log, env={**variables}, cwd=ROOT)
+
+
+def _log(job: DepthJob, folder: Path) -> Path:
+    return folder / f"{job.label}-{job.framework}.log"
+
+
+def _failure(job: DepthJob, folder: Path, code: int) -> str:
+    lines = [line for line in _log(job, folder).read_text(errors="replace").splitlines() if line.strip()]
+    return f"{job.label} in {job.framework}: its process ended with {code}: {lines[-1] if lines else 'it said nothing'}"
+
+
+def _row(network: DepthNetwork, found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A network's results: its curves only where the frameworks agree in the first steps."""
+    reference = found["pytorch"]
+    judged = agreement(reference["exact"], reference["moved"], found["nnx"]["exact"])
+    return {
+        "label": network.label,
+        "group": network.group,
+        "number": network.number,
+        "network": network.network,
+        "changes": {**network.changes},
+        "layers": reference["layers"],
+        "agreement": {**asdict(judged), "ok": judged.ok},
+        "exact": {framework: one["exact"] for framework, one in found.items()},
+        "curves": {framework: one["curves"] for framework, one in found.items()} if judged.ok else {},
+    }
+
+
+def save(found: Mapping[str, Any], path: Path) -> None:
+    """Write a file that appears whole or not at all."""
+    terminal.write("--out", path, json.dumps(found) + "\n")
+
+
+def load_results(path: Path) -> dict[str, Any]:
+    """Read the results of a study.
+
+    Raises:
+        UserError: no such file, or another kind of file.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"results {path}: cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise UserError(f"results {path}: got no JSON, expected a file of `python -m benchmarks depth --out`") from None
+    kind, schema = (found.get("kind"), found.get("schema")) if isinstance(found, dict) else (None, None)
+    if (kind, schema) != (KIND, SCHEMA):
+        raise UserError(f"results {path}: got kind {kind!r} of schema {schema!r}, expected {KIND!r} of {SCHEMA}")
+    return found
