@@ -23,8 +23,8 @@ from ports.tutorial.spec import TutorialSpec
 # state_dicts.
 STATE_DICTS: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "state_dicts.json").read_text())
 
-# torchvision's and timm's documented counts; the others counted by hand from the papers' tables. cifar_resnet20 to 110
-# are the 0.27M to 1.7M of He et al. 2016a, table 6; wrn_28_10 and wrn_40_4 the 36.5M and 8.9M of Zagoruyko, table 4.
+# torchvision's and timm's documented counts; the others counted by hand from the papers' tables. cifar_resnet20 to 1202
+# are the 0.27M to 19.4M of He et al. 2016a, table 6; wrn_28_10 and wrn_40_4 the 36.5M and 8.9M of Zagoruyko, table 4.
 PARAMETERS = {
     "resnet18": 11_689_512,
     "resnet34": 21_797_672,
@@ -42,6 +42,7 @@ PARAMETERS = {
     "cifar_resnet44": 658_586,
     "cifar_resnet56": 853_018,
     "cifar_resnet110": 1_727_962,
+    "cifar_resnet1202": 19_421_274,
     "preact_resnet110": 1_730_522,
     "preact_resnet164": 1_703_258,
     "wrn_28_10": 36_479_194,
@@ -178,6 +179,23 @@ def test_stages(name: str, channels: list[int], strides: list[int], blocks: list
     layout = NETWORKS[name].layout()
     found = ([s.channels for s in layout], [s.stride for s in layout], [len(s.blocks) for s in layout])
     assert found == (channels, strides, blocks)
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [
+        ("resnet50", [3, 4, 6, 3]),
+        ("resnet152", [2, 2, 2, 2]),
+        ("cifar_resnet110", [18] * 3),
+        ("cifar_resnet1202", [2] * 3),
+    ],
+)
+def test_a_large_network_is_reduced_to_two_blocks_a_stage(name: str, blocks: list[int]) -> None:
+    whole = NETWORKS[name]
+    small = families.reduced(whole)
+    assert [stage.blocks for stage in small.stages] == blocks
+    kept = {layer.torch: layer.tensors for layer in families.layers(small)}
+    assert {layer.torch: layer.tensors for layer in families.layers(whole) if layer.torch in kept} == kept
 
 
 @pytest.mark.parametrize("name", RESNETS)

@@ -55,6 +55,7 @@ NETWORKS: dict[str, ResNetSpec] = {
         cifar("cifar_resnet44", OPTION_A, 7, CIFAR),
         cifar("cifar_resnet56", OPTION_A, 9, CIFAR),
         cifar("cifar_resnet110", OPTION_A, 18, CIFAR),
+        cifar("cifar_resnet1202", OPTION_A, 200, CIFAR),
         cifar("preact_resnet110", PREACT_BASIC, 18, PREACT),
         cifar("preact_resnet164", PREACT_BOTTLENECK, 18, PREACT),
         cifar("wrn_28_10", PREACT_BASIC, 4, WRN, width=10),
@@ -95,6 +96,18 @@ VARIANTS: dict[str, ResNetSpec] = {
     )
 }
 
+LARGE = 30  # blocks of a network for ImageNet
+DEEP = 100  # blocks of a network for CIFAR, whose images are small
+
+
+def reduced(spec: ResNetSpec) -> ResNetSpec:
+    """Two blocks in each stage of a large network: the first changes the shape, the second does not."""
+    if spec.number_of_blocks < (DEEP if spec.input_size <= 32 else LARGE):
+        return spec
+    stages = tuple(dataclasses.replace(stage, blocks=min(stage.blocks, 2)) for stage in spec.stages)
+    return dataclasses.replace(spec, stages=stages)
+
+
 RESNET_FAMILY = Family(
     name="resnet",
     title="ResNets",
@@ -109,4 +122,5 @@ RESNET_FAMILY = Family(
     parts=("block",),
     sizes=lambda spec: image_sizes(layers(spec)),
     headless=lambda spec: dataclasses.replace(spec, features_only=True),
+    reduced=reduced,
 )
