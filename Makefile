@@ -57,7 +57,7 @@ test: $(READY) ## run the tests of a day, every call checked against its annotat
 test-nightly: $(READY) ## run all tests, those too that take minutes
 	$(BIN)/pytest -n 2 --dist worksteal --nightly $(PYTEST_ARGS)
 
-test-fast: $(READY) ## run the quick modules, under two minutes
+test-fast: $(READY) ## run the quick modules, in a few minutes
 	$(BIN)/pytest -n 2 --dist worksteal --fast $(PYTEST_ARGS)
 
 score: $(READY) ## plant every known mistake and make 1000 faithful runs: an hour on two cores (WORKERS=2)

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -155,7 +156,7 @@ class MoveOptions(CallOptions):
     """What `parity.move` can be asked.
 
     Attributes:
-        names: Flax's layer names by PyTorch's, where they cannot be paired with certainty (`pairing.matching.pair`).
+        names: Flax's layer names by PyTorch's, where they cannot be paired with certainty.
     """
 
     names: Mapping[str, str | None] | None = None
@@ -166,7 +167,7 @@ class PairOptions(Options, CallOptions):
     """What the check of somebody's own pair can be asked.
 
     Attributes:
-        names: Flax's layer names by PyTorch's, where they cannot be paired with certainty (`pairing.matching.pair`).
+        names: Flax's layer names by PyTorch's, where they cannot be paired with certainty.
         loss: what is differentiated; by default the mean of every output times fixed random numbers.
         accept: names of `traps.catalogue.LAYERS` (`parity traps` lists them): differences that are meant.
         branches: list the branches of the models' own code that these inputs do not take; needs the `coverage` package.
@@ -226,6 +227,21 @@ class NetworkOptions(Options):
 def _whole(name: str, value: object, least: int) -> None:
     if not isinstance(value, int) or not least <= value < 2**63:
         raise UserError(f"{name}: got {value!r}, expected a whole number from {least}")
+
+
+ATTRIBUTES = "Attributes:\n"
+
+
+def _with_inherited(record: type) -> str:
+    """Return the docstring of a record with the fields that it inherits in front of its own, so that `help` has all."""
+    above, _, own = inspect.cleandoc(record.__doc__ or "").partition(ATTRIBUTES)
+    bases = (inspect.cleandoc(base.__doc__ or "") for base in record.__mro__[-2:0:-1])
+    inherited = (text.partition(ATTRIBUTES)[2].partition("\n\n")[0] for text in bases if ATTRIBUTES in text)
+    return above + ATTRIBUTES + "\n".join([*inherited, own])
+
+
+for _record in (MoveOptions, PairOptions, NetworkOptions):
+    _record.__doc__ = _with_inherited(_record)
 
 
 class _Settings(TypedDict, total=False):
@@ -312,7 +328,10 @@ def move_record(given: Mapping[str, Any]) -> MoveOptions:
     Raises:
         UserError: an option that `move` does not have, one whose value is not what it expects.
     """
-    _known(given, [one.name for one in fields(MoveOptions)])
+    known = [one.name for one in fields(MoveOptions)]
+    if of_check := [name for name in given if name in GIVEN and name not in known]:
+        raise UserError(f"got the option {of_check[0]!r} of parity.check, expected one of {', '.join(known)}")
+    _known(given, known)
     return MoveOptions(**{name: value for name, value in given.items() if not _empty(value)})
 
 

@@ -345,8 +345,11 @@ def test_numbers_of_one_side_are_checked_too() -> None:
 def test_move_refuses_what_it_does_not_know() -> None:
     model, flax = pair("nnx")
     unknown: Any = {"steps": 3}
-    with pytest.raises(UserError, match="got the option 'steps', expected one of layouts, keywords, torch_keywords"):
+    with pytest.raises(UserError, match=r"got the option 'steps' of parity\.check, expected one of layouts, keywords"):
         parity.move(model, flax, X, **unknown)
+    misspelt: Any = {"keyword": {}}
+    with pytest.raises(UserError, match=r"got the option 'keyword', expected one of .*; keywords is nearest"):
+        parity.move(model, flax, X, **misspelt)
 
 
 FILE = """

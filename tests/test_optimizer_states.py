@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from flax import linen, nnx
 import ports
 from ports import optim
 from ports.optimizers import CLASSES, OPTAX, OPTIMIZERS, VARIANTS, KnownOptimizer, Node, class_of
-from ports.weights import WeightsError, optimizer
+from ports.weights import Ignore, Rename, WeightsError, optimizer
 from ports.weights.optimizer.table import KNOWN, node_of, whole_number
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -525,3 +526,50 @@ def test_more_steps_than_a_framework_counts_are_refused() -> None:
     with pytest.raises(WeightsError, match=r"got 16,777,217, which PyTorch's torch.float32 does not hold exactly"):
         optimizer.write(place, net, {**large, "step": np.array(2**24 + 1)})
     assert int(optimizer.read(place, net)["step"]) == 2**31
+
+
+# ---- layers that the port calls otherwise
+
+
+class Named(nnx.Module):
+    """`in_nnx` under other names."""
+
+    def __init__(self) -> None:
+        self.up, self.down = nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.Linear(3, 2, rngs=nnx.Rngs(1))
+
+
+RENAMED = (
+    Rename(r"^0\.", "up.", why="the first layer"),
+    Ignore("*.scale", why="does not concern a state"),
+    Rename(r"^1\.", "down.", why="the second layer"),
+)
+
+
+def test_a_state_moves_by_the_rules_of_the_weights() -> None:
+    ours, state = Named(), adam_state()
+    tx = optax.adam(0.1)
+    written = optimizer.write(tx.init(nnx.state(ours, nnx.Param)), ours, state, rules=RENAMED)
+    found = optimizer.read(written, ours)
+    names = {"up": "0", "down": "1"}
+    back = {re.sub(r"(up|down)", lambda part: names[part[0]], name): value for name, value in found.items()}
+    assert same(back, state)
+    with pytest.raises(WeightsError, match=r"exp_avg/0\.weight"):
+        optimizer.write(tx.init(nnx.state(ours, nnx.Param)), ours, state)
+
+
+def test_a_parameter_without_a_gradient_is_renamed_too() -> None:
+    net, ours = in_torch(), Named()
+    state = optimizer.read(stepped(torch.optim.Adam(net.parameters()), net, without="1.bias"), net)
+    tx = optax.adam(0.1)
+    written = optimizer.write(tx.init(nnx.state(ours, nnx.Param)), ours, state, rules=RENAMED)
+    assert not np.asarray(optimizer.read(written, ours)["exp_avg/down.bias"]).any()
+
+
+def test_rules_that_give_two_tensors_one_name_are_refused() -> None:
+    ours = Named()
+    empty = optax.adam(0.1).init(nnx.state(ours, nnx.Param))
+    rules = [Rename(r"^[01]\.", "up.", why="a mistake")]
+    with pytest.raises(WeightsError, match=r"up\.\w+: the rules rename two tensors of the state to it"):
+        optimizer.write(empty, ours, adam_state(), rules=rules)
+    with pytest.raises(WeightsError, match="rule Rename"):
+        optimizer.write(empty, ours, adam_state(), rules=[Rename("(", "", why="a mistake")])

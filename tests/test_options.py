@@ -34,6 +34,12 @@ def test_every_field_is_described() -> None:
         assert [name for name in own if f"\n    {name}: " not in said] == []
 
 
+@pytest.mark.parametrize("cls", [PairOptions, NetworkOptions, options.MoveOptions])
+def test_help_shows_inherited_fields_once(cls: type) -> None:
+    said = inspect.getdoc(cls) or ""
+    assert [one.name for one in fields(cls) if said.count(f"\n    {one.name}: ") != 1] == []
+
+
 @pytest.mark.parametrize("call", [parity.check, parity.check_network, parity.assert_parity, parity.move])
 def test_at_most_six_arguments(call: Any) -> None:
     assert len(inspect.signature(call).parameters) <= 6

@@ -95,16 +95,19 @@ def main(names: tuple[str, ...] = ()) -> None:
     from tests.meta.faithful import compiled_once
 
     begin = time.monotonic()
-    old = json.loads(FILE.read_text())["costs"] if names else []
-    costs = [row for row in old if row["trap"] not in names]
-    environment: dict[str, Any] = {}
+    stored = json.loads(FILE.read_text()) if names else {}
+    costs = [row for row in stored.get("costs", ()) if row["trap"] not in names]
+    measurement: dict[str, Any] = {}
     with compiled_once():
         for place, found in measured(names):
-            costs += [{**cost, "place": place} for cost in found["costs"]]
-            environment = found["environment"]
-            print(f"{len(costs)} {place} {time.monotonic() - begin:.0f} s", flush=True)
-    result = {"schema": 1, "commit": commit(), "environment": environment, "costs": costs}
-    FILE.write_text(json.dumps(finite(result), indent=1, allow_nan=False) + "\n")
+            measurement = {"commit": commit(), "environment": found["environment"]}
+            # Rows that are measured alone say where themselves; the file's own measurement is that of the others.
+            own = measurement if names else {}
+            costs += [{**cost, "place": place, **own} for cost in found["costs"]]
+            print(f"{place} {time.monotonic() - begin:.0f} s: {json.dumps(found['costs'])}", flush=True)
+    whole = {name: stored[name] for name in ("commit", "environment")} if names else measurement
+    FILE.write_text(json.dumps(finite({"schema": 1, **whole, "costs": costs}), indent=1, allow_nan=False) + "\n")
+    print(f"stored in {FILE.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -133,18 +133,14 @@ def _apply(
             used = {name for name in source if _matches(name, rule.pattern)}
             source = {name: value for name, value in source.items() if name not in used}
         elif isinstance(rule, Rename):
-            renamed: dict[str, np.ndarray] = {}
-            try:
-                used = [name for name in source if re.search(rule.pattern, name)]
-                names = [re.sub(rule.pattern, rule.replacement, name) for name in source]
-            except re.error as error:
-                text = f"rule Rename({rule.pattern!r}, {rule.replacement!r}): {error} ({rule.why})"
-                raise WeightsError(text) from None
-            for new, (name, value) in zip(names, source.items(), strict=True):
-                if new in renamed:
-                    problems.append(f"{name}: renamed to {new}, which another tensor has (rule: {rule.why})")
-                renamed[new] = value
-            source = renamed
+            names = renamed(source, rule)
+            used = [name for name in source if re.search(rule.pattern, name)]
+            under: dict[str, np.ndarray] = {}
+            for name, value in source.items():
+                if names[name] in under:
+                    problems.append(f"{name}: renamed to {names[name]}, which another tensor has (rule: {rule.why})")
+                under[names[name]] = value
+            source = under
         else:
             used = [name for name in targets if _matches(name, rule.pattern) and name not in source]
             for name in used:
@@ -156,6 +152,22 @@ def _apply(
         if not used:
             problems.append(f"rule {type(rule).__name__}({rule.pattern!r}): matches nothing ({rule.why})")
     return source
+
+
+def renamed(names: Iterable[str], *rules: Rule) -> dict[str, str]:
+    """Return the new name of each name, by the rules of renaming; other rules do not concern names.
+
+    Raises:
+        WeightsError: a pattern that is not a regular expression.
+    """
+    found = {name: name for name in names}
+    for rule in (rule for rule in rules if isinstance(rule, Rename)):
+        try:
+            found = {name: re.sub(rule.pattern, rule.replacement, new) for name, new in found.items()}
+        except re.error as error:
+            text = f"rule Rename({rule.pattern!r}, {rule.replacement!r}): {error} ({rule.why})"
+            raise WeightsError(text) from None
+    return found
 
 
 def _arrays(weights: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -10,13 +10,14 @@ got a gradient has no state in PyTorch and zeros in optax. `ports.optimizers` li
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ports.optimizers import KnownOptimizer
-from ports.weights.form.torch_form import WeightsError, lossless
+from ports.weights.form.torch_form import Rule, WeightsError, lossless, renamed
 from ports.weights.optimizer.form import OptimizerState, Tensors, agreed
 from ports.weights.optimizer.table import STEP, expected, of_torch, problems, shown, whole_number
 
@@ -41,12 +42,24 @@ def read(state: Any, net: Any, steps: int | None = None) -> OptimizerState:
     return transforms.read(state, net, steps)
 
 
-def write(state: Any, net: Any, values: Mapping[str, Any], stateless: Collection[str] | None = None) -> Any:
+def write(
+    state: Any,
+    net: Any,
+    values: Mapping[str, Any],
+    stateless: Collection[str] | None = None,
+    *,
+    rules: Sequence[Rule] = (),
+) -> Any:
     """Put a state in the torch form into an optimizer: all of it, or nothing where it does not fit.
+
+    Hyperparameters do not travel: the optimizer keeps the learning rate and the decay that it was made with.
 
     Args:
         state: as in `read`; for optax a state of the right transform: `tx.init(params)`.
+        values: what `read` gave.
         stateless: the parameters that never got a gradient; by default those that `read` found.
+        rules: those that the weights were moved with, where the network calls its layers otherwise. Of them only
+            `Rename` concerns a state.
 
     Returns:
         None for PyTorch and `nnx.Optimizer`, which are changed in place; the new state for optax.
@@ -56,7 +69,8 @@ def write(state: Any, net: Any, values: Mapping[str, Any], stateless: Collection
             loses bits; a step that is not a whole number.
     """
     excused: Collection[str] = getattr(values, "stateless", ()) if stateless is None else stateless
-    tensors = by_slot(values)
+    tensors = {slot: _renamed(arrays, rules) for slot, arrays in by_slot(values).items()}
+    excused = renamed(excused, *rules).values()
     if STEP not in values:
         raise WeightsError(f"{STEP}: missing from the state")
     step = whole_number(values[STEP], STEP)
@@ -65,6 +79,14 @@ def write(state: Any, net: Any, values: Mapping[str, Any], stateless: Collection
     from ports.weights.optimizer import transforms
 
     return transforms.write(state, net, step, tensors, excused)
+
+
+def _renamed(arrays: Mapping[str, np.ndarray], rules: Sequence[Rule]) -> dict[str, np.ndarray]:
+    names = renamed(arrays, *rules)
+    if len({*names.values()}) < len(names):
+        twice = next(name for name, count in Counter(names.values()).items() if count > 1)
+        raise WeightsError(f"{twice}: the rules rename two tensors of the state to it")
+    return {names[name]: array for name, array in arrays.items()}
 
 
 def by_slot(values: Mapping[str, Any]) -> Tensors:
