@@ -168,6 +168,17 @@ def _same(a: Found, b: Found) -> bool:
 
 
 @functools.cache
+def _can_be_stacked(network: str) -> bool:
+    return any(layer.stack for layer in _layers(network, False))
+
+
+@functools.cache
+def _sizes(network: str, tensors: str, features: bool, stacked: bool) -> tuple[int, int]:
+    """The numbers of arrays that a file can hold: without and with the second names of tensors."""
+    return _size(network, tensors, features, False, stacked), _size(network, tensors, features, True, stacked)
+
+
+@functools.cache
 def _size(network: str, tensors: str, features: bool, tied: bool = False, stacked: bool = False) -> int:
     """The number of arrays that a file of a network holds in dialects of a kind, but for counters.
 
@@ -188,7 +199,7 @@ def _fitting(shapes: Shapes, raw: dict[str, str], model: str | None) -> Iterator
     given = set(shapes)
     for dialect in DIALECTS.values():
         # Without blocks that can be stacked it is the dialect of which it is the stacked form.
-        known = [n for n in KNOWN if any(layer.stack for layer in _layers(n, False))] if dialect.stacked else [*KNOWN]
+        known = [network for network in KNOWN if _can_be_stacked(network)] if dialect.stacked else [*KNOWN]
         if dialect.stacked and model and model not in known:
             continue
         ignored = {n for n in given if any(_matches(n, rule.pattern) for rule in dialect.ignore)}
@@ -197,7 +208,7 @@ def _fitting(shapes: Shapes, raw: dict[str, str], model: str | None) -> Iterator
         size = sum(not name.endswith(COUNTER) for name in given - ignored)
         for network in [model] if model else dialect.networks or known:
             for features in (False, True):
-                sizes = {_size(network, dialect.tensors, features, tied, dialect.stacked) for tied in (False, True)}
+                sizes = _sizes(network, dialect.tensors, features, dialect.stacked)
                 if size not in sizes or (dialect.networks and network not in dialect.networks):
                     continue
                 names, counters, tied = _names(network, dialect.name, features)
