@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import importlib.metadata
 import os
 import platform
@@ -224,11 +225,16 @@ def _noted(policy: Policy, device: str) -> str:
     return "".join(f", {text}" for text in said)
 
 
+@functools.cache
+def _versions() -> dict[str, str]:
+    packages = ("torch", "jax", "jaxlib", "flax", "optax", "numpy")
+    return {name: importlib.metadata.version(name) for name in packages}
+
+
 def environment(device: str = "cpu") -> dict[str, Any]:
     """Return what the check ran on."""
-    packages = ("torch", "jax", "jaxlib", "flax", "optax", "numpy")
     return {
-        **{name: importlib.metadata.version(name) for name in packages},
+        **_versions(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),

@@ -29,12 +29,11 @@ from ports.resnet.spec import BASIC, ResNetSpec, Stage, Stem
 ROOT = Path(__file__).resolve().parents[1]
 ROW = {"port", "quantity", "tensor", "distance", "bound", "ok", "dtype"}
 SMALL = "cifar_resnet20"
-SMALLEST = "tutorial_resnet"
 TINY = ResNetSpec("tiny", Stem(convs=((4, 3, 1),)), (Stage(4, 1),), BASIC, num_classes=3, input_size=8)
 
 
 @pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> str:
+def tiny(monkeypatch: pytest.MonkeyPatch, quick: None) -> str:
     """A network of one block with a name of its own, which compiles quickly."""
     monkeypatch.setitem(ports.NETWORKS, TINY.name, TINY)
     return TINY.name
@@ -169,20 +168,20 @@ def test_a_mistake_leaves_an_older_result_as_it_was(tmp_path: Path, capsys: pyte
     assert result.read_bytes() == b"older"
 
 
-def test_a_good_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_good_run(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = file(tmp_path, "out.json", b"older")
-    assert main(["check", SMALLEST, "--ports", "nnx", "--json", str(result)]) == 0
+    assert main(["check", tiny, "--ports", "nnx", "--json", str(result)]) == 0
     out, err = capsys.readouterr()
-    assert "tutorial_resnet: parity in float64: PyTorch = nnx" in out
+    assert "tiny: parity in float64: PyTorch = nnx" in out
     assert all(quantity in out for quantity in QUANTITIES)
-    assert all(line.startswith("tutorial_resnet: ") for line in err.splitlines())
+    assert all(line.startswith("tiny: ") for line in err.splitlines())
     found = json.loads(result.read_text())
     assert found.keys() == {"schema", "ok", "models", "environment"}
     assert (found["schema"], found["ok"]) == (1, True)
     assert found["environment"].keys() >= {"torch", "jax", "flax", "optax", "python", "platform", "cores", "date"}
     (model,) = found["models"]
     assert model.keys() >= {"model", "ok", "rows", "first_divergence"}
-    assert (model["model"], model["ok"], model["first_divergence"]) == (SMALLEST, True, None)
+    assert (model["model"], model["ok"], model["first_divergence"]) == (tiny, True, None)
     assert list(QUANTITIES) == [
         "output.eval",
         "layer.eval",
@@ -343,11 +342,11 @@ def test_a_file_may_import_the_one_beside_it(tmp_path: Path) -> None:
     assert sys.path == before
 
 
-def test_data_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", SMALLEST, "--ports", "nnx", "--steps", "1", "--json", "-"]) == 0
+def test_data_on_stdout(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", tiny, "--ports", "nnx", "--steps", "1", "--json", "-"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["ok"] is True
-    assert "tutorial_resnet: parity in float64" in err
+    assert "tiny: parity in float64" in err
     assert main(["check", "no_such_network", "--json", "-"]) == 2
     out, err = capsys.readouterr()
     assert out == ""

@@ -17,8 +17,8 @@ from docs.generator import code, costs, traps, twins
 from docs.generator.tables import ROOT
 from parity.traps.catalogue import TRAPS
 
-PAGES = sorted((ROOT / "docs").glob("*.md"))
 BLOCK = re.compile(r"(?s)^```python\n(.*?)^```", re.MULTILINE)
+PAGES = [page for page in sorted((ROOT / "docs").glob("*.md")) if BLOCK.search(page.read_text())]
 UNFILLED = re.compile(r"^<!-- (table|code):|^::: ", re.MULTILINE)
 ELSEWHERE = re.compile(r"^(https?:)?//")
 

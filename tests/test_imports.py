@@ -160,6 +160,7 @@ def _modules(node: ast.AST) -> Iterator[str]:
         yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+@functools.cache
 def every_import(root: Path) -> dict[str, set[str]]:
     """The modules of this project that each module imports, in functions too, but not what is for type checkers."""
     files = {

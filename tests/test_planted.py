@@ -316,7 +316,7 @@ MISTAKES = [
 ROWS = [pytest.param(m, id=m.name, marks=[pytest.mark.nightly] if m.nightly else []) for m in MISTAKES]
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("mistake", ROWS)
 def test_mistake_is_found_where_it_stands(mistake: Mistake, monkeypatch: Patch) -> None:
     net = reference(mistake.spec, fresh=mistake.fresh)

@@ -386,8 +386,10 @@ class PortRuns:
 def parameter_leaves(net: Functional) -> dict[str, set[int]]:
     """Return the places, among the leaves of the parameters, that a tensor is made of; by name, parameters alone."""
     leaves, tree = jax.tree.flatten(net.params)
-    marks = [jnp.full_like(leaf, i) for i, leaf in enumerate(leaves, 1)]
-    marked, blank = (net.to_torch(tree.unflatten(new), net.stats) for new in (marks, [0 * mark for mark in marks]))
+    # In numpy: JAX would compile two programs for each shape.
+    marks = [np.full(leaf.shape, i, leaf.dtype) for i, leaf in enumerate(leaves, 1)]
+    zeros = [np.zeros_like(mark) for mark in marks]
+    marked, blank = (net.to_torch(tree.unflatten(new), net.stats) for new in (marks, zeros))
     found = {
         name: np.flatnonzero(np.bincount((np.real(wide(a)) - np.real(wide(blank[name]))).astype(int).ravel()))
         for name, a in marked.items()
