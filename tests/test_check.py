@@ -101,6 +101,7 @@ def test_the_transform_is_torch_sgd(rate: float) -> None:
 def test_report_of_a_named_network() -> None:
     report = parity.check_network(OPTION_A_NET, ports=["nnx"], seed=5)
     assert report
+    assert report.models[0].findings == ()
     assert [row.quantity for row in report.models[0].rows] == list(QUANTITIES)
     assert all(0 <= row.distance <= row.bound < 1e-7 for row in report.models[0].rows)
     found = json.loads(json.dumps(report.to_json(), allow_nan=False))
@@ -123,7 +124,7 @@ def test_assert_parity_shows_the_table(pair: tuple[Any, Any]) -> None:
     wrong = twin(torch_net, "nnx")
     wrong.bn1.epsilon = 1e-3
     with pytest.raises(AssertionError, match=r"first divergence: nnx: layer.eval at bn1"):
-        parity.assert_parity(torch_net, wrong)
+        parity.assert_parity(torch_net, wrong, steps=0)
 
 
 def test_networks_of_float32_are_promoted() -> None:
@@ -133,14 +134,14 @@ def test_networks_of_float32_are_promoted() -> None:
     before = ports.weights.read(flax_net)
     module, variables = ports.create(OPTION_A_NET, "linen", seed=None)
     variables = ports.weights.write((module, variables), ports.weights.read(net))
-    parity.assert_parity(net, flax_net, (module, variables))
+    parity.assert_parity(net, flax_net, (module, variables), steps=1)
     after = ports.weights.read(flax_net)
     assert all(before[name].tobytes() == after[name].tobytes() for name in before)
     assert {array.dtype.name for array in after.values()} == {"float32", "int64"}
 
 
 def test_features_are_compared() -> None:
-    report = parity.check_network(get(BASIC_NET, features_only=True), ports=["linen"])
+    report = parity.check_network(get(BASIC_NET, features_only=True), ports=["linen"], steps=1)
     assert report, str(report)
 
 
@@ -149,7 +150,7 @@ def test_not_finite_on_one_side_is_a_mismatch(pair: tuple[Any, Any]) -> None:
     wrong = twin(torch_net, "nnx")
     with jax.enable_x64(True):
         wrong.fc.bias.set_value(wrong.fc.bias.get_value().at[1].set(jnp.nan))
-    report = parity.check(torch_net, wrong)
+    report = parity.check(torch_net, wrong, steps=0)
     assert report.exit_code == 1
     row = report.models[0].rows[0]
     assert (row.quantity, row.distance) == ("output.eval", np.inf)
@@ -162,7 +163,7 @@ def test_a_bound_that_decides_nothing_is_not_a_pass() -> None:
     weights["bn1.weight"] = weights["bn1.weight"] * 1e-6
     weights["bn1.bias"] = np.abs(weights["bn1.bias"]) + 1e3
     weights["layer1.0.bn1.weight"] = weights["layer1.0.bn1.weight"] * 1e6
-    report = parity.check_network(BOTTLENECK_NET, ports=["nnx"], weights=weights)
+    report = parity.check_network(BOTTLENECK_NET, ports=["nnx"], weights=weights, steps=0)
     assert report.exit_code == 2, str(report)
     assert "cannot tell: output.train" in str(report)
     assert "rounding grows most at layer1.0.bn1" in str(report)

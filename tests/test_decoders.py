@@ -147,6 +147,7 @@ def plant_unscaled(net: Any) -> None:
     ],
     ids=["gelu", "gelu-stacked", "unscaled"],
 )
+@pytest.mark.nightly
 def test_a_planted_mistake_is_found(spec: Any, plant: Any, said: str) -> None:
     net = drawn(ports.create(spec, "pytorch", dtype="float64"))
     with jax.enable_x64(True):

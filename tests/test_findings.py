@@ -158,6 +158,7 @@ def test_a_port_that_cannot_be_run_is_a_clear_error() -> None:
         parity.check(net, wrong, steps=1)
 
 
+@pytest.mark.nightly
 def test_without_a_mistake_nothing_is_found() -> None:
     net = reference(BASIC_NET)
     report = parity.check(net, twin(net, "nnx"), twin(net, "linen"), steps=1)

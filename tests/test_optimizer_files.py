@@ -526,7 +526,7 @@ def test_nnx_own_optimizer_in_orbax(tmp_path: Path) -> None:
 
 # ---- anything at all
 
-CHANGES = 150
+CHANGES = 90
 
 VALUES: list[Any] = [
     *BAD_STEPS,

@@ -324,7 +324,7 @@ def test_mistake_is_found_where_it_stands(mistake: Mistake, monkeypatch: Patch) 
     with jax.enable_x64(True):
         wrong = mistake.plant(wrong) or wrong
     mistake.patch(monkeypatch)
-    report = parity.check(net, wrong)
+    report = parity.check(net, wrong, steps=1)
     assert report.exit_code == 1, f"passed:\n{report}"
     first = report.models[0].first_divergence
     assert first is not None
