@@ -18,6 +18,7 @@ from ports import NETWORKS, UserError, families
 from ports.building import pytorch
 from ports.resnet.spec import BASIC, BOTTLENECK, Block, BlockLayout, Conv, ResNetSpec, Stage, Stem
 from ports.tutorial.spec import TutorialSpec
+from ports.weights.known.dialects import parameters
 
 # Facts about torchvision 0.28, timm 1.0 and segmentation_models_pytorch 0.6: the names, shapes and types of their
 # state_dicts.
@@ -87,6 +88,7 @@ def shapes(name: str | ResNetSpec, **changes: Any) -> dict[str, tuple[int, ...]]
 @pytest.mark.parametrize("name", NETWORKS)
 def test_parameters(name: str) -> None:
     assert sum(p.numel() for p in skeleton(name).parameters()) == PARAMETERS[name]
+    assert parameters(NETWORKS[name]) == PARAMETERS[name]
 
 
 def state_dict_lines(name: str) -> list[str]:

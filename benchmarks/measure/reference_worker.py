@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import expected, own_expected
+from benchmarks.measure import expected
 from benchmarks.measure.plan import case_of
 from benchmarks.subjects.settings import OWN, Setting
 from ports.errors import UserError
@@ -47,6 +47,8 @@ def main(folder: str) -> int:
 
 def one(setting: Setting, changes: dict[str, Any], folder: Path) -> None:
     if OWN in setting.network:
+        from benchmarks.measure import own_expected  # it loads JAX, which the networks of this package do not need here
+
         if accepted := own_expected.prepare(setting, folder):
             say(network=setting.network, accepted=accepted)
     else:

@@ -97,17 +97,16 @@ Times = Annotated[float, typer.Option(help="Show a distance that changes by this
 @app.command()
 def models() -> int:
     """The named networks: parameters, blocks, where they come from."""
-    from ports.building import pytorch
+    from ports.weights.known.dialects import parameters
 
     table = Table("name", box=None, pad_edge=False)
     for heading in ("parameters", "blocks", "input"):
         table.add_column(heading, justify="right")
     table.add_column("source")
     for name, spec in families.NETWORKS.items():
-        parameters = sum(p.numel() for p in pytorch.skeleton(spec).parameters())
         taken = families.inputs_of(spec, 1, families.example_size(spec))
         size = ", ".join("x".join(map(str, one.shape[1:])) for one in taken)
-        table.add_row(name, f"{parameters:,}", str(spec.number_of_blocks), size, spec.source)
+        table.add_row(name, f"{parameters(spec):,}", str(spec.number_of_blocks), size, spec.source)
     terminal.console().print(table)
     return 0
 

@@ -11,6 +11,7 @@ akamaster/pytorch_resnet_cifar10 and kuangliu/pytorch-cifar; Flax's examples/ima
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
@@ -244,6 +245,11 @@ def mapping(spec: Any, dialect: Dialect) -> list[DialectEntry]:
     rows: Iterable[Layer] = layers(spec) if is_description(spec) else spec
     found = [entry for layer in rows for entry in entries(layer, dialect)]
     return found if dialect.shared == "both" else _shared(found, dialect.shared)
+
+
+def parameters(spec: Any) -> int:
+    """Return how many numbers of a described network are trained. No framework is imported."""
+    return sum(math.prod(entry.shape) for entry in mapping(spec, TARGET["torch"]) if entry.parameter)
 
 
 def _shared(rows: Sequence[DialectEntry], where: str) -> list[DialectEntry]:
