@@ -434,6 +434,13 @@ def test_a_seed_gives_the_same_weights_again(port: str) -> None:
     assert draw(port, 0) == drawn(port, 0)
 
 
+def test_without_a_seed_it_is_the_same_network_with_zeros() -> None:
+    net, zeros = (create(BASE, "nnx", seed=seed) for seed in (0, None))
+    kinds, others = ([(path, type(node)) for path, node in nnx.iter_graph(one)] for one in (net, zeros))
+    assert kinds == others
+    assert not any(np.any(a) for a in ports.weights.read(zeros).values())
+
+
 @pytest.mark.parametrize("port", PORTS)
 def test_another_seed_gives_other_weights(port: str) -> None:
     same = [n for n, w in drawn(port, 1).items() if w == drawn(port, 0)[n]]

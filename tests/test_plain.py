@@ -26,6 +26,7 @@ import ports
 from parity.numerics.layouts import first
 from ports import NETWORKS, families
 from ports.building.classes import network_class
+from ports.building.nnx import one_key
 from ports.building.pytorch import meta_inputs, skeleton
 from ports.families import get, layers
 from ports.weights.known.fold import pairs
@@ -154,7 +155,7 @@ def test_they_are_the_frameworks_own_layers() -> None:
 
 @functools.cache
 def abstract_nnx(name: str) -> Any:
-    net = nnx.eval_shape(lambda: network_class(get(name), "nnx")(get(name), rngs=nnx.Rngs(0)))
+    net = nnx.eval_shape(lambda: network_class(get(name), "nnx")(get(name), rngs=one_key()))
     net.eval()
     return net
 

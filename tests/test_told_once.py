@@ -75,6 +75,7 @@ def findings_of(depth: int, **mistakes: Any) -> tuple[list[Any], parity.Report]:
     return list(report.models[0].findings), report
 
 
+@pytest.mark.nightly
 def test_a_difference_that_a_residual_stream_carries_on_is_told_once() -> None:
     (finding,), _ = findings_of(3, shift=1e-8)
     assert finding.layer == "(the network)"
