@@ -27,7 +27,7 @@ from parity.running.flax import (
     placed,
     stack_lengths,
 )
-from parity.running.nnx import COMPLEX, OWN_TYPES, exact, parts, settings
+from parity.running.nnx import COMPLEX, OWN_TYPES, exact, in_type, parts, settings
 from parity.running.opened import opened
 from parity.running.raised import raising
 from parity.running.taps import Tap
@@ -52,8 +52,9 @@ def promote(net: Net, dtype: str = "float64") -> Net:
     def cast(path: tuple[Any, ...], a: ArrayLike) -> jax.Array:
         if jnp.issubdtype(jnp.asarray(a).dtype, jnp.complexfloating):
             return jnp.array(a, COMPLEX.get(dtype, jnp.complex64))
-        floating = jnp.issubdtype(jnp.asarray(a).dtype, jnp.floating)
-        return jnp.array(a, (wide if parts(path)[1:-1] in norms else dtype) if floating else None)
+        if not jnp.issubdtype(jnp.asarray(a).dtype, jnp.floating):
+            return jnp.array(a)
+        return in_type(a, wide if parts(path)[1:-1] in norms else dtype)
 
     held = dict(variables)
     if dtype == "float64":

@@ -79,6 +79,11 @@ def exact(a: Any) -> Any:
     return a if found is None else jnp.asarray(found)
 
 
+def in_type(a: Any, dtype: Any) -> jax.Array:
+    """Return a copy of an array in a type. numpy widens it to float64: JAX would compile programs for each shape."""
+    return jnp.array(np.asarray(a, np.float64) if dtype == "float64" else a, dtype)
+
+
 def promote(net: nnx.Module, dtype: str = "float64") -> nnx.Module:
     """A copy in a type, by default float64 with its running statistics too.
 
@@ -95,7 +100,7 @@ def promote(net: nnx.Module, dtype: str = "float64") -> nnx.Module:
         if not jnp.issubdtype(a.dtype, jnp.floating):
             return a
         within = parts(path)
-        return jnp.array(a, wide if any(within[: len(norm)] == norm for norm in norms) else dtype)
+        return in_type(a, wide if any(within[: len(norm)] == norm for norm in norms) else dtype)
 
     graphdef, params, rest = nnx.split(net, nnx.Param, ...)
     if dtype == "float64":
