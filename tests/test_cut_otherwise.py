@@ -14,6 +14,7 @@ import torch
 from flax import nnx, struct
 
 import parity
+from parity.diagnosis import forced_runs
 from ports.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -256,3 +257,101 @@ def test_a_mistake_behind_a_layer_whose_shapes_do_not_fit_is_one_finding() -> No
     (finding,) = report.models[0].findings
     assert finding.layer == "(the network)"
     assert "between gate and out" in finding.text
+
+
+# --- zeros around a layer's input, which one model has in the array
+
+
+class PaddedOutside(torch.nn.Module):
+    """Two causal convolutions: the model pads, and no layer does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = torch.nn.Conv1d(6, 5, 3), torch.nn.Conv1d(5, 5, 3, dilation=2)
+        self.out = torch.nn.Linear(5, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        pad = torch.nn.functional.pad
+        x = torch.nn.functional.silu(self.first(pad(x.mT, (2, 0))))
+        x = torch.nn.functional.gelu(self.second(pad(x, (4, 0))))
+        return self.out(torch.tanh(x.mT))
+
+
+class PaddedInside(nnx.Module):
+    """Flax's layer pads."""
+
+    padding = "CAUSAL"
+
+    def __init__(self, squashed: Callable[..., Any] = jnp.tanh, tanh_form: bool = False) -> None:
+        rngs = nnx.Rngs(0)
+        self.first = nnx.Conv(6, 5, (3,), padding=self.padding, rngs=rngs)
+        self.second = nnx.Conv(5, 5, (3,), kernel_dilation=2, padding=self.padding, rngs=rngs)
+        self.out = nnx.Linear(5, 4, rngs=rngs)
+        self.squashed, self.tanh_form = squashed, tanh_form
+
+    def pad(self, x: jax.Array, width: int) -> jax.Array:
+        return x
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nnx.silu(self.first(self.pad(x, 2)))
+        x = nnx.gelu(self.second(self.pad(x, 4)), approximate=self.tanh_form)
+        return self.out(self.squashed(x))
+
+
+class Layers(torch.nn.Module):
+    """`PaddedOutside`, whose layers pad both ends; the model takes nothing away, so that it sees the future."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = torch.nn.Conv1d(6, 5, 3, padding=1)
+        self.second = torch.nn.Conv1d(5, 5, 3, padding=2, dilation=2)
+        self.out = torch.nn.Linear(5, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.nn.functional.gelu(self.second(torch.nn.functional.silu(self.first(x.mT))))
+        return self.out(torch.tanh(x.mT))
+
+
+class LayersOutside(PaddedInside):
+    """`Layers` as a model that pads itself."""
+
+    padding = "VALID"
+
+    def pad(self, x: jax.Array, width: int) -> jax.Array:
+        return jnp.pad(x, ((0, 0), (width // 2, width // 2), (0, 0)))
+
+
+@pytest.mark.parametrize(("model", "port"), [(PaddedOutside, PaddedInside), (Layers, LayersOutside)])
+def test_a_mistake_beside_layers_that_pad_otherwise_is_one_finding(model: Any, port: Any) -> None:
+    """Without the zeros around it the port gets the same input, so that every layer is judged by itself."""
+    ours = model()
+    report = parity.check(ours, parity.move(ours, port(tanh_form=True), X), X, steps=1)
+    (finding,) = report.models[0].findings
+    assert (finding.layer, finding.trap) == ("(the network)", "gelu-tanh"), str(report)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("model", "port"), [(PaddedOutside, PaddedInside), (Layers, LayersOutside)])
+def test_layers_that_pad_otherwise_pass(model: Any, port: Any) -> None:
+    ours = model()
+    assert parity.check(ours, parity.move(ours, port(), X), X, steps=1)
+
+
+def test_zeros_around_an_array() -> None:
+    x = np.random.default_rng(0).standard_normal((2, 3, 4))
+    padded = np.pad(x, ((0, 0), (0, 0), (2, 1)))
+    widths = forced_runs.margin(padded, x.shape)
+    assert widths == ((0, 0), (0, 0), (2, 1))
+    ours, theirs = forced_runs.Margin(widths, ours=True), forced_runs.Margin(widths, ours=False)
+    np.testing.assert_array_equal(ours.to_port(padded), x)
+    np.testing.assert_array_equal(ours.to_reference(x), padded)
+    np.testing.assert_array_equal(ours.to_reference(x, np.ones_like(padded))[..., :2], 1)
+    np.testing.assert_array_equal(ours.to_reference(x, np.ones_like(padded))[..., 2:-1], x)
+    np.testing.assert_array_equal(theirs.to_port(x), padded)
+    np.testing.assert_array_equal(theirs.to_reference(padded), x)
+    assert forced_runs.margin(padded, (2, 3, 8)) is None
+    assert forced_runs.margin(x, (2, 3, 3)) is None  # nothing around it is zero
+    assert forced_runs.margin(np.pad(x, ((0, 0), (0, 0), (2, 1)), mode="edge"), x.shape) is None
+    assert forced_runs.margin(np.zeros((2, 5)), (2, 3)) == ((0, 0), (2, 0))

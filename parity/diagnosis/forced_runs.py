@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -19,8 +20,18 @@ import numpy as np
 import torch
 
 from parity.diagnosis.flow import Place
-from parity.numerics import masking
-from parity.numerics.layouts import Tensors, fitting, layout_of, leaves, nearest, to_flax, to_reference, unclear
+from parity.numerics import bounds, masking
+from parity.numerics.layouts import (
+    LAYOUTS,
+    Tensors,
+    fitting,
+    layout_of,
+    leaves,
+    nearest,
+    to_flax,
+    to_reference,
+    unclear,
+)
 from parity.numerics.pins import Pins
 from parity.numerics.quantities import Probe
 from parity.running import flax as run_flax
@@ -115,6 +126,93 @@ def of_reference(net: torch.nn.Module, probe: Probe, names: Collection[str] | No
     return run
 
 
+@dataclass(frozen=True)
+class Margin:
+    """Zeros around a layer's input that one model has in the array, and the other adds inside of the layer.
+
+    A causal convolution is such a layer: PyTorch's models pad its input, and Flax's layer does it itself. Between two
+    models whose arrays have one shape there is an empty one.
+
+    Attributes:
+        widths: how many before and behind, by axis in PyTorch's layout.
+        ours: whether PyTorch's array has them.
+    """
+
+    widths: tuple[tuple[int, int], ...] = ()
+    ours: bool = False
+
+    def to_port(self, array: np.ndarray) -> np.ndarray:
+        """Return PyTorch's array, or a gradient of its shape, as the port's layer gets it."""
+        if not self.widths:
+            return array
+        return array[self._inside()] if self.ours else np.pad(array, self.widths)
+
+    def to_reference(self, array: np.ndarray, around: np.ndarray | None = None) -> np.ndarray:
+        """Return the port's array as PyTorch's layer gets it.
+
+        Args:
+            around: an array of PyTorch's shape, whose margin is taken. By default it is zero.
+        """
+        if not self.widths:
+            return array
+        if not self.ours:
+            return array[self._inside()]
+        whole = np.pad(array, self.widths)
+        if around is not None and around.shape == whole.shape:
+            inside, whole = whole, around.copy()
+            whole[self._inside()] = inside[self._inside()]
+        return whole
+
+    def _inside(self) -> tuple[slice, ...]:
+        return tuple(slice(before, -behind or None) for before, behind in self.widths)
+
+
+EXACT = Margin()
+
+
+def margin(array: np.ndarray, shape: tuple[int, ...]) -> tuple[tuple[int, int], ...] | None:
+    """Return the widths of the zeros around an array inside of which it has a smaller shape; None where it has not."""
+    if array.ndim != len(shape) or any(n < m for n, m in zip(array.shape, shape, strict=True)):
+        return None
+    widths = []
+    for axis, (n, m) in enumerate(zip(array.shape, shape, strict=True)):
+        others = tuple(i for i in range(array.ndim) if i != axis)
+        filled = np.flatnonzero((array != 0).any(axis=others))
+        first, last = (int(filled[0]), int(filled[-1])) if len(filled) else (n, -1)
+        before = min(first, n - m)
+        if last >= before + m:
+            return None
+        widths.append((before, n - m - before))
+    return tuple(widths)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """How the port holds the reference's arrays.
+
+    Attributes:
+        layouts: by place. A place is left out where the number of axes differs, or where numbers are whole on one side.
+        guessed: the layouts of places whose shapes do not fit.
+        margins: of the inputs of layers whose padding one model has in the layer.
+    """
+
+    layouts: Mapping[Place, str]
+    guessed: Mapping[Place, str] = field(default_factory=dict)
+    margins: Mapping[Place, Margin] = field(default_factory=dict)
+
+    def with_guesses(self) -> _Fit:
+        return _Fit({**self.layouts, **self.guessed}, {}, self.margins)
+
+    def to_port(self, place: Place, array: np.ndarray) -> np.ndarray:
+        """Return PyTorch's array as the port has it there."""
+        return to_flax(self.margins.get(place, EXACT).to_port(array), self.layouts[place])
+
+    def to_reference(self, place: Place, array: Any, around: np.ndarray | None = None) -> np.ndarray:
+        """Return the port's array as PyTorch has it there."""
+        found = to_reference(np.asarray(array), self.layouts[place])
+        return self.margins.get(place, EXACT).to_reference(found, around)
+
+
 class _Forced(Tap):
     """Puts the reference's values in at every layer and keeps what came instead.
 
@@ -123,23 +221,23 @@ class _Forced(Tap):
     what it has.
     """
 
-    def __init__(
-        self, reference: RecordedRun, layouts: Mapping[Place, str], zeros: Mapping[str, Any], texts: np.ndarray | None
-    ) -> None:
-        self.reference, self.layouts, self.zeros, self.texts = reference, layouts, zeros, texts
+    def __init__(self, reference: RecordedRun, fit: _Fit, zeros: Mapping[str, Any], texts: np.ndarray | None) -> None:
+        self.reference, self.fit, self.zeros, self.texts = reference, fit, zeros, texts
         self.arrived: dict[str, Any] = {}
         self.computed: dict[str, Any] = {}
         self.total: Any = 0.0
 
     def _instead(self, side: str, name: str, value: Any, tensors: Tensors, gradients: Tensors) -> Any:
-        layout = self.layouts.get((side, name))
+        place = side, name
+        layout = self.fit.layouts.get(place)
         if layout is None:
             return value
+        expected = self.fit.to_port(place, tensors[name])
         if not jnp.issubdtype(value.dtype, jnp.floating):
-            return jnp.array(to_flax(tensors[name], layout), value.dtype)
-        if name in gradients and to_flax(tensors[name], layout).shape == value.shape:
-            self.total += jnp.vdot(value, jnp.array(to_flax(gradients[name], layout)))
-        forced = jnp.array(to_flax(tensors[name], layout))
+            return jnp.array(expected, value.dtype)
+        if name in gradients and expected.shape == value.shape:
+            self.total += jnp.vdot(value, jnp.array(self.fit.to_port(place, gradients[name])))
+        forced = jnp.array(expected)
         texts = self.texts if side == "leave" and tensors[name].ndim > 2 else None
         if texts is not None and masking.covers(texts, tensors[name].shape):
             real = to_flax(masking.broadcast(texts, tensors[name].ndim), layout)
@@ -170,37 +268,56 @@ class _Shapes(Tap):
         return y
 
 
-def _layouts(
-    net: Functional, probe: Probe, reference: RecordedRun, train: bool
-) -> tuple[dict[Place, str], dict[Place, str]]:
-    """Return in which layout the port holds the reference's inputs and outputs.
-
-    Nothing is returned for a place where the number of axes differs, or where numbers are whole on one side alone.
-
-    Returns:
-        By place, the layout; and the same of the places whose shapes do not fit, where it is a guess.
-    """
+def _fit(net: Functional, probe: Probe, reference: RecordedRun, train: bool) -> _Fit:
+    """Return how the port holds the reference's inputs and outputs of layers."""
     inputs, call = run_flax.inputs_of(probe)
     shapes = _Shapes()
     lifted_flax.shapes(lambda p, s: net.forward(p, s, inputs, call, train, shapes)[0], net.params, net.stats)
-    found, guessed = {}, {}
+    found, guessed, margins = {}, {}, {}
     pairs = {
-        (side, name): (expected, got)
-        for (side, name), got in shapes.found.items()
-        if (expected := (reference.inputs if side == "enter" else reference.outputs).get(name)) is not None
+        place: (expected, got)
+        for place, got in shapes.found.items()
+        if (expected := reference.seen_at(place[0]).get(place[1])) is not None
         and expected.ndim == got.ndim
         and _both_numbers(expected, got)
     }
-    several = [place for place, (expected, got) in pairs.items() if unclear(expected.shape, got.shape)]
+    several = [place for place, (expected, got) in pairs.items() if _is_unclear(place, expected, got)]
     values = _values(net, probe, train, several) if several else {}
-    for (side, name), (expected, got) in pairs.items():
-        value = values.get((side, name))
-        layout = fitting(expected.shape, got.shape) if value is None else layout_of(value, expected)
+    for place, (expected, got) in pairs.items():
+        value = values.get(place)
+        fits = fitting(expected.shape, got.shape)
+        layout = layout_of(value, expected) if value is not None and fits else fits
         if layout:
-            found[side, name] = layout
+            found[place] = layout
         elif jnp.issubdtype(got.dtype, jnp.floating):
-            guessed[side, name] = nearest(expected.shape, got.shape)
-    return found, guessed
+            if value is not None and (around := _padded(expected, value)) is not None:
+                found[place], margins[place] = around
+            else:
+                guessed[place] = nearest(expected.shape, got.shape)
+    return _Fit(found, guessed, margins)
+
+
+def _is_unclear(place: Place, expected: np.ndarray, got: Any) -> bool:
+    """Return whether numbers must tell how an array of the port's is one of the reference's."""
+    if fitting(expected.shape, got.shape):
+        return unclear(expected.shape, got.shape)
+    return place[0] == "enter" and jnp.issubdtype(got.dtype, jnp.floating)
+
+
+def _padded(expected: np.ndarray, got: np.ndarray) -> tuple[str, Margin] | None:
+    """Return the layout of a layer's input, and the zeros around it that one model alone has in the array.
+
+    Where several layouts fit, it is the one in which the numbers inside are nearest.
+    """
+    ways: list[tuple[float, str, Margin]] = []
+    for layout in LAYOUTS:
+        own = to_reference(got, layout)
+        for ours, larger, smaller in ((True, expected, own), (False, own, expected)):
+            if (widths := margin(larger, smaller.shape)) is not None:
+                around = Margin(widths, ours)
+                far = bounds.distance(around.to_reference(own), expected)
+                ways.append((float(far), layout, around))
+    return min(ways, key=lambda way: way[0])[1:] if ways else None
 
 
 def _values(net: Functional, probe: Probe, train: bool, places: Sequence[Place]) -> dict[Place, np.ndarray]:
@@ -229,33 +346,31 @@ def of_port(net: Functional, probe: Probe, reference: RecordedRun, train: bool) 
     A layer whose output has another shape is wrong, and the reference's output lets what follows be judged. Where the
     port cannot go on with that shape, it has its own way to get along with its shapes: then it goes on with its own.
     """
-    fitting, guessed = _layouts(net, probe, reference, train)
+    fit = _fit(net, probe, reference, train)
     try:
-        return _forced_run(net, probe, reference, train, fitting | guessed)
+        return _forced_run(net, probe, reference, train, fit.with_guesses())
     except UserError:
-        if not guessed:
+        if not fit.guessed:
             raise
-        return _forced_run(net, probe, reference, train, fitting)
+        return _forced_run(net, probe, reference, train, fit)
 
 
-def _forced_run(
-    net: Functional, probe: Probe, reference: RecordedRun, train: bool, layouts: Mapping[Place, str]
-) -> RecordedRun:
+def _forced_run(net: Functional, probe: Probe, reference: RecordedRun, train: bool, fit: _Fit) -> RecordedRun:
     inputs, call = run_flax.inputs_of(probe)
     loss = probe.loss.flax(_output_layouts(net, probe, reference, train))
     moving = run_flax.moving(inputs)
 
     def zeros() -> dict[str, Any]:
         result = {}
-        for (side, name), layout in layouts.items():
-            tensor = (reference.inputs if side == "enter" else reference.outputs)[name]
+        for side, name in fit.layouts:
+            tensor = reference.seen_at(side)[name]
             if tensor.dtype.kind not in "iu":
-                result[f"{side} {name}"] = jnp.zeros(to_flax(tensor, layout).shape)
+                result[f"{side} {name}"] = jnp.zeros(fit.to_port((side, name), tensor).shape)
         return result
 
     def forced(params: Any, zeros: Any, moving: Any, stats: Any) -> Any:
         whole = run_flax.with_moving(inputs, moving)
-        tap = _Forced(reference, layouts, zeros, probe.packed)
+        tap = _Forced(reference, fit, zeros, probe.packed)
         values, stats = net.forward(params, stats, whole, call, train, tap)
         own = loss(values) if train else jnp.zeros(())
         return tap.total + own, (values, tap.arrived, tap.computed, stats, own)
@@ -270,11 +385,14 @@ def _forced_run(
         )
         grads, at = None, {}
 
-    def back(side: str, tensors: Mapping[str, Any]) -> Tensors:
-        return {n: to_reference(np.asarray(a), layouts[side, n]) for n, a in tensors.items() if (side, n) in layouts}
+    def back(side: str, tensors: Mapping[str, Any], around: Mapping[str, np.ndarray] = MappingProxyType({})) -> Tensors:
+        own = ((n, a) for n, a in tensors.items() if (side, n) in fit.layouts)
+        return {n: fit.to_reference((side, n), a, around.get(n)) for n, a in own}
 
     run = RecordedRun(back("enter", arrived), back("leave", computed))
-    run.input_gradients = back("enter", {n.partition(" ")[2]: g for n, g in at.items() if n.startswith("enter ")})
+    # No gradient comes back to zeros that the port's layer adds: there the reference's own counts.
+    entering = {n.partition(" ")[2]: g for n, g in at.items() if n.startswith("enter ")}
+    run.input_gradients = back("enter", entering, reference.input_gradients)
     run.output_gradients = back("leave", {n.partition(" ")[2]: g for n, g in at.items() if n.startswith("leave ")})
     run.values = run_flax.outputs(values, reference.values)
     run.loss = float(own)
