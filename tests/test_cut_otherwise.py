@@ -342,8 +342,8 @@ def test_layers_that_pad_otherwise_pass(model: Any, port: Any) -> None:
 def test_zeros_around_an_array() -> None:
     x = np.random.default_rng(0).standard_normal((2, 3, 4))
     padded = np.pad(x, ((0, 0), (0, 0), (2, 1)))
-    widths = forced_runs.margin(padded, x.shape)
-    assert widths == ((0, 0), (0, 0), (2, 1))
+    widths = ((0, 0), (0, 0), (2, 1))
+    assert forced_runs.margin(padded, x.shape) == widths
     ours, theirs = forced_runs.Margin(widths, ours=True), forced_runs.Margin(widths, ours=False)
     np.testing.assert_array_equal(ours.to_port(padded), x)
     np.testing.assert_array_equal(ours.to_reference(x), padded)

@@ -58,6 +58,7 @@ class RecordedRun:
         statistics: running statistics after the run, by PyTorch name.
         loss: of the outputs, in train mode.
         events: (`enter` or `leave`, call, calls around it from the outside in), in order.
+        margins: of a port: by call, the zeros around PyTorch's input that the port's layer adds itself.
     """
 
     inputs: Tensors = field(default_factory=dict)
@@ -69,6 +70,7 @@ class RecordedRun:
     statistics: Tensors = field(default_factory=dict)
     loss: float = 0.0
     events: list[tuple[str, str, tuple[str, ...]]] = field(default_factory=list)
+    margins: dict[str, Margin] = field(default_factory=dict)
 
     def seen_at(self, side: str) -> Tensors:
         """Return what was seen on entering (`enter`) or leaving (`leave`) calls, or at the `end` of the network."""
@@ -396,6 +398,7 @@ def _forced_run(net: Functional, probe: Probe, reference: RecordedRun, train: bo
     run.output_gradients = back("leave", {n.partition(" ")[2]: g for n, g in at.items() if n.startswith("leave ")})
     run.values = run_flax.outputs(values, reference.values)
     run.loss = float(own)
+    run.margins = {name: around for (_, name), around in fit.margins.items() if around.ours}
     if train:
         torch_form = net.to_torch(grads, stats)
         run.parameters = {name: array for name, array in torch_form.items() if name in reference.parameters}

@@ -135,12 +135,16 @@ def _gradients(
     x = first(args)
     inputs = first_padded(with_first(args, _gradient(x))) if x.is_floating_point() else None
     pairs = [] if inputs is None else [("input", inputs, case.port.input_gradients.get(layer))]
+    around = case.port.margins.get(layer)
     if f"{layer}#2" not in case.reference.outputs:
         named = own.named_parameters()
         pairs += [(name, _gradient(p), case.port.parameters.get(f"{layer}.{name}")) for name, p in named]
     for name, gradient, theirs in pairs:
         if theirs is not None:
-            yield f"gradient of {name}", gradient.numpy(), theirs, BACKWARD
+            both = gradient.numpy(), theirs
+            if name == "input" and around is not None:  # to the zeros that the port's layer adds comes no gradient
+                both = around.to_port(both[0]), around.to_port(both[1])
+            yield f"gradient of {name}", *both, BACKWARD
 
 
 def _gradient(tensor: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import torch
+import torch.nn.functional as F
 from flax import linen, nnx
 from torch import nn
 
@@ -24,6 +26,36 @@ def conv(right: Any, wrong: Any = nnx.Conv, kernel: Any = (3, 3), size: Any = (1
     """conv, the convolution, global mean, linear."""
     kw = {"padding": ((1, 1), (1, 1)), **kw}
     return layer(lambda: right, lambda rngs: wrong(4, out, kernel, rngs=rngs, **kw), size=size, out=out)
+
+
+class Causal(nn.Module):
+    """Two convolutions over a sequence that see nothing later; the model pads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.ModuleDict({"first": nn.Conv1d(6, 4, 2), "second": nn.Conv1d(4, 5, 3, dilation=2)})
+        self.fc = nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(self.block["first"](F.pad(x.mT, (1, 0))))
+        return self.fc(torch.tanh(self.block["second"](F.pad(x, (4, 0))).mT))
+
+
+class NNXCausal(nnx.Module):
+    """`Causal`, whose second convolution pads on both sides."""
+
+    def __init__(self) -> None:
+        rngs = nnx.Rngs(0)
+        second = nnx.Conv(4, 5, (3,), kernel_dilation=2, padding="SAME", rngs=rngs)
+        self.block = nnx.Dict(first=nnx.Conv(6, 4, (2,), padding="CAUSAL", rngs=rngs), second=second)
+        self.fc = nnx.Linear(5, 3, rngs=rngs)
+
+    def __call__(self, x: Any) -> Any:
+        return self.fc(jnp.tanh(self.block.second(jnp.tanh(self.block.first(x)))))
+
+
+def not_causal() -> tuple[Any, ...]:
+    return moved(Causal(), NNXCausal(), images(2, 9, 6))
 
 
 def up(right: Any, wrong: Any = nnx.ConvTranspose, kernel: int = 3, **kw: Any) -> Any:
@@ -183,6 +215,7 @@ SAME = nn.Conv2d(4, 4, 3, padding=1)
 STOP = jax.lax.stop_gradient
 LAYERS = (
     Case("conv-padding-same", conv(nn.Conv2d(4, 4, 3, 2, 1), strides=2, padding="SAME"), SECOND),
+    Case("conv-not-causal", not_causal, SECOND),
     Case("conv-padding-none", conv(nn.Conv2d(4, 4, 3, padding=1), padding="VALID"), SECOND),
     Case("conv-stride-one", conv(nn.Conv2d(4, 4, 3, 2, 1)), SECOND),
     Case("conv-stride-two", conv(SAME, strides=2), SECOND),

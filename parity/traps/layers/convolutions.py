@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from parity.traps.layers.layer_types import CONV, LINEAR, UP
-from parity.traps.layers.wrappers import SamePadding, another_function, same_transposed
+from parity.traps.layers.wrappers import PaddedOnBothSides, SamePadding, another_function, same_transposed
 from parity.traps.planting import setting, tensor
 from parity.traps.trap import Trap
 
@@ -59,6 +59,15 @@ KERNELS = (
         "pass the padding as numbers, such as padding=((1, 1), (1, 1))",
         "flax.linen.Conv: padding",
         arguments=("padding",),
+    ),
+    Trap(
+        "conv-not-causal",
+        "layer",
+        (nn.Conv1d,),
+        lambda layer: PaddedOnBothSides(layer) if (*layer.stride, *layer.padding) == (1, 0) else None,
+        "the convolution pads like 'SAME' and sees what comes later; PyTorch's model pads in front alone",
+        "let the convolution pad in front alone: padding='CAUSAL'",
+        "flax.linen.Conv: padding; van den Oord et al. 2016, WaveNet, section 2.1",
     ),
     Trap(
         "conv-padding-none",

@@ -28,6 +28,20 @@ class SamePadding(nn.Module):
         return function(F.pad(x, pads), conv.weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups)
 
 
+class PaddedOnBothSides(nn.Module):
+    """A causal convolution that pads like 'SAME': half of the zeros in front of its input stand behind it."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        width = (self.layer.kernel_size[0] - 1) * self.layer.dilation[0]
+        if width < 1 or x[..., :width].any():
+            raise ValueError("the input has no zeros in front: the convolution is not causal")
+        return self.layer(x.roll(width // 2 - width, -1))
+
+
 class Always(nn.Module):
     """The layer in one mode, whatever it is told."""
 
