@@ -6,7 +6,6 @@ each variable comes from. The rearrangement that explains all of them is looked 
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import re
@@ -18,13 +17,13 @@ from parity.pairing.models import PairedModels
 from parity.running.flax_ports import FLAX_PORTS
 from parity.running.model_layers import SECOND
 from ports.errors import UserError
-from ports.weights.form.rearrangement import Gathering, Layout, Rearrangement, layouts
+from ports.weights.form.rearrangement import Layout, Rearrangement
+from ports.weights.form.traced import traced
 from ports.weights.layers.leaves import COUNTER
 from ports.weights.live.flax import Part
 from ports.weights.rules.tensors import TensorRow
 
 Arrays = Mapping[str, np.ndarray]
-LAYOUTS = 400  # that are tried of one array
 NO_LAYOUT = Layout((), (), (), ())
 
 
@@ -84,7 +83,7 @@ def rows(both: PairedModels) -> list[TensorRow]:
     variables = _variables(both, marks)
     found = []
     for ours, theirs in _together(marks, variables):
-        form = _form([marks[name] for name in ours], [variables[name] for name in theirs])
+        form = traced([marks[name] for name in ours], [variables[name] for name in theirs])
         if form is None:
             raise UserError(f"{', '.join(theirs)}: no rearrangement of {', '.join(ours)}; write the conversion by hand")
         found.append(TensorRow(tuple(ours), tuple(theirs), form, not _statistics(ours)))
@@ -151,50 +150,3 @@ def _together(marks: Arrays, variables: Arrays) -> Iterator[tuple[list[str], lis
 
 def _natural(name: str) -> list[object]:
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)]
-
-
-def _form(tensors: Sequence[np.ndarray], variables: Sequence[np.ndarray]) -> Rearrangement | None:
-    """Return the rearrangement that makes the variables of the tensors; None where there is none."""
-    for spreading, target in _gathered(variables, first=None):
-        for gathering, one in _gathered(tensors, first=target):
-            for layout in layouts(one.shape, target.shape, LAYOUTS):
-                if (flip := _flipped(layout.apply(one), target)) is not None:
-                    new = Layout(layout.fine, layout.order, layout.shape, layout.old, flip)
-                    return Rearrangement(new, gathering, spreading)
-    return None
-
-
-def _gathered(arrays: Sequence[np.ndarray], first: np.ndarray | None) -> Iterator[tuple[Gathering | None, np.ndarray]]:
-    """Yield the ways to make one array of several: in their order, or in the order in which another array has them."""
-    if len(arrays) == 1:
-        yield None, arrays[0]
-        return
-    orders = [tuple(range(len(arrays)))]
-    if first is not None:
-        at = {int(mark): i for i, mark in enumerate(first.reshape(-1))}
-        places = [min(at.get(int(mark), 0) for mark in array.reshape(-1)[:1]) for array in arrays]
-        orders.append(tuple(int(i) for i in np.argsort(places)))
-    for order in dict.fromkeys(orders):
-        if len({array.shape for array in arrays}) == 1:
-            stacked = Gathering((1,) * len(arrays), True, order)
-            yield stacked, stacked.together(tuple(arrays))
-        elif len({array.shape[1:] for array in arrays}) == 1 and arrays[0].ndim:
-            joined = Gathering(tuple(len(array) for array in arrays), False, order)
-            yield joined, joined.together(tuple(arrays))
-
-
-def _flipped(array: np.ndarray, target: np.ndarray) -> tuple[int, ...] | None:
-    """Return the axes along which one array is the other one backwards; None where it is not."""
-    if np.array_equal(array, target):
-        return ()
-    if not array.size or array.reshape(-1)[0] not in (target[tuple(corner)] for corner in _corners(target.shape)):
-        return None
-    for count in range(1, array.ndim + 1):
-        for axes in itertools.combinations(range(array.ndim), count):
-            if np.array_equal(np.flip(array, axes), target):
-                return axes
-    return None
-
-
-def _corners(shape: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    return itertools.product(*((0, n - 1) for n in shape))

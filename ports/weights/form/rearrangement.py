@@ -20,36 +20,6 @@ Arrays = tuple[np.ndarray, ...]
 
 
 @dataclass(frozen=True)
-class Gathering:
-    """How several arrays make one: side by side along an axis that they have, or along a new first axis.
-
-    Attributes:
-        sizes: of the arrays along the axis; for new axes 1 each.
-        stacked: whether the axis is new.
-        order: the place of each array among them.
-    """
-
-    sizes: Shape
-    stacked: bool
-    order: tuple[int, ...]
-
-    def together(self, arrays: Arrays) -> np.ndarray:
-        """Return the one array."""
-        inside = [arrays[i] for i in self.order]
-        return np.stack(inside) if self.stacked else np.concatenate(inside)
-
-    def apart(self, array: np.ndarray) -> Arrays:
-        """Return the arrays that make this one."""
-        sizes = [self.sizes[i] for i in self.order]
-        parts = list(array) if self.stacked else np.split(array, np.cumsum(sizes)[:-1])
-        return tuple(parts[self.order.index(i)] for i in range(len(parts)))
-
-    def __str__(self) -> str:
-        what = "stack" if self.stacked else "concatenate"
-        return what if [*self.order] == sorted(self.order) else f"{what} in the order {[*self.order]}"
-
-
-@dataclass(frozen=True)
 class Layout:
     """The order of the numbers of one array: cut its axes into parts, order the parts, join them.
 
@@ -92,6 +62,41 @@ class Layout:
         parts = f"reshape {self.fine}, " if self.fine != self.old else ""
         joined = tuple(self.fine[i] for i in self.order)
         return f"{parts}transpose {self.order}" + (f", reshape {self.shape}" if joined != self.shape else "")
+
+
+@dataclass(frozen=True)
+class Gathering:
+    """How several arrays make one: side by side along their first axis, or along a new first axis.
+
+    Attributes:
+        sizes: of the arrays along the axis; for new axes 1 each.
+        stacked: whether the axis is new.
+        order: the place of each array among them.
+        layouts: what each array goes through before; empty where all stay as they are.
+    """
+
+    sizes: Shape
+    stacked: bool
+    order: tuple[int, ...]
+    layouts: tuple[Layout, ...] = ()
+
+    def together(self, arrays: Arrays) -> np.ndarray:
+        """Return the one array."""
+        if self.layouts:
+            arrays = tuple(layout.apply(array) for layout, array in zip(self.layouts, arrays, strict=True))
+        inside = [arrays[i] for i in self.order]
+        return np.stack(inside) if self.stacked else np.concatenate(inside)
+
+    def apart(self, array: np.ndarray) -> Arrays:
+        """Return the arrays that make this one."""
+        sizes = [self.sizes[i] for i in self.order]
+        inside = list(array) if self.stacked else np.split(array, np.cumsum(sizes)[:-1])
+        parts = tuple(inside[self.order.index(i)] for i in range(len(inside)))
+        return tuple(x.undo(part) for x, part in zip(self.layouts, parts, strict=True)) if self.layouts else parts
+
+    def __str__(self) -> str:
+        what = "stack" if self.stacked else "concatenate"
+        return what if [*self.order] == sorted(self.order) else f"{what} in the order {[*self.order]}"
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ports.weights.form.rearrangement import Gathering, Layout
 from ports.weights.rules.tensors import TensorRow
 
 TEMPLATE = '''"""Converts checkpoints of one model between PyTorch and Flax, bit for bit, with NumPy alone.
@@ -72,6 +73,7 @@ def write(path, tensors, metadata):
 def together(arrays, how):
     if how is None:
         return arrays[0]
+    arrays = [forth(array, part) for array, part in zip(arrays, how["parts"])] if how["parts"] else arrays
     inside = [arrays[i] for i in how["order"]]
     return np.stack(inside) if how["stacked"] else np.concatenate(inside)
 
@@ -80,8 +82,9 @@ def apart(array, how):
     if how is None:
         return [array]
     sizes = [how["sizes"][i] for i in how["order"]]
-    parts = list(array) if how["stacked"] else np.split(array, np.cumsum(sizes)[:-1])
-    return [parts[how["order"].index(i)] for i in range(len(parts))]
+    inside = list(array) if how["stacked"] else np.split(array, np.cumsum(sizes)[:-1])
+    arrays = [inside[how["order"].index(i)] for i in range(len(inside))]
+    return [back(array, part) for array, part in zip(arrays, how["parts"])] if how["parts"] else arrays
 
 
 def forth(array, row):
@@ -162,14 +165,21 @@ def text(rows: Sequence[TensorRow], alone: Sequence[str], name: str, tied: Mappi
     """
     found: list[dict[str, Any]] = []
     for row in (row for row in rows if row.flax):
-        layout, gather, spread = row.form.layout, row.form.gathering, row.form.spreading
-        both = [
-            None if how is None else {"sizes": how.sizes, "stacked": how.stacked, "order": how.order}
-            for how in (gather, spread)
-        ]
-        steps = {"shape": layout.old, "cut": layout.fine, "transpose": layout.order, "reshape": layout.shape}
-        names = {"torch": row.torch, "flax": row.flax}
-        found.append({**names, "gather": both[0], **steps, "flip": layout.flip, "spread": both[1]})
+        form, names = row.form, {"torch": row.torch, "flax": row.flax}
+        both = {"gather": _gathering(form.gathering), "spread": _gathering(form.spreading)}
+        found.append({**names, **both, **_steps(form.layout)})
     dropped = [*alone, *(name for row in rows if not row.flax for name in row.torch)]
     listed = ",\n".join(json.dumps(row) for row in found)
     return TEMPLATE.format(name=name, rows=f"[\n{listed}\n]", alone=json.dumps(dropped), tied=json.dumps(tied or {}))
+
+
+def _gathering(how: Gathering | None) -> dict[str, Any] | None:
+    if how is None:
+        return None
+    parts = [_steps(layout) for layout in how.layouts]
+    return {"sizes": how.sizes, "stacked": how.stacked, "order": how.order, "parts": parts}
+
+
+def _steps(layout: Layout) -> dict[str, Any]:
+    steps = {"shape": layout.old, "cut": layout.fine, "transpose": layout.order, "reshape": layout.shape}
+    return {**steps, "flip": layout.flip}

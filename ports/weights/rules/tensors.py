@@ -7,6 +7,10 @@
     shape = [2, 8, 8]                 # of the one array
     transpose = [0, 2, 1]             # then, where they are needed: cut, transpose, flip, reshape
 
+`spread` is the same for several variables of Flax's: unstack, or split. Arrays of unequal sizes are concatenated or
+split; `gather_sizes` and `spread_sizes` are their lengths along the first axis. Where arrays must be brought into
+another layout before they make one, the same steps have one list for each array: `spread_cut = [[4, 8, 32], …]`.
+
 `parity pairs --write` writes them from a pair that was proved, and `parity convert --rules` reads them. A row without
 `flax` keeps a counter of BatchNorm's, for which Flax has no variable.
 """
@@ -25,20 +29,12 @@ from ports.weights.known.dialects import DialectEntry
 from ports.weights.layers.leaves import COUNTER, Leaf
 
 GATHER, SPREAD = ("stack", "concatenate"), ("unstack", "split")
-LISTS = {
-    "torch": str,
-    "flax": str,
-    "shape": int,
-    "cut": int,
-    "transpose": int,
-    "flip": int,
-    "reshape": int,
-    "gather_sizes": int,
-    "gather_order": int,
-    "spread_sizes": int,
-    "spread_order": int,
-}
-KEYS = (*LISTS, "gather", "spread", "trained")
+STEPS = ("shape", "cut", "transpose", "reshape", "flip")  # of a layout
+SIDES = {"gather": GATHER, "spread": SPREAD}
+LISTS = {"torch": str, "flax": str} | dict.fromkeys(STEPS, int)
+LISTS |= {f"{side}_{what}": int for side in SIDES for what in ("sizes", "order")}
+NESTED = tuple(f"{side}_{step}" for side in SIDES for step in STEPS)
+KEYS = (*LISTS, *NESTED, *SIDES, "trained")
 
 
 @dataclass(frozen=True)
@@ -81,24 +77,32 @@ class TensorRow:
 
     def toml(self) -> str:
         """Return the row as a file holds it."""
-        layout, lines = self.form.layout, [("torch", [*self.torch]), ("flax", [*self.flax])]
-        if self.form.gathering is not None:
-            gathering = self.form.gathering
-            lines += [("gather", GATHER[not gathering.stacked]), ("gather_order", [*gathering.order])]
-            lines += [] if gathering.stacked else [("gather_sizes", [*gathering.sizes])]
-        if self.flax:
-            lines += [("shape", [*layout.old])]
-        steps = (("cut", layout.fine, layout.old), ("transpose", layout.order, tuple(range(len(layout.order)))))
-        lines += [(name, [*value]) for name, value, plain in steps if value != plain]
-        moved = tuple(layout.fine[i] for i in layout.order)
-        lines += [("reshape", [*layout.shape])] if layout.shape != moved else []
-        lines += [("flip", [*layout.flip])] if layout.flip else []
-        if self.form.spreading is not None:
-            spreading = self.form.spreading
-            lines += [("spread", SPREAD[not spreading.stacked]), ("spread_order", [*spreading.order])]
-            lines += [] if spreading.stacked else [("spread_sizes", [*spreading.sizes])]
+        form, lines = self.form, [("torch", [*self.torch]), ("flax", [*self.flax])]
+        lines += _gathering_lines("gather", form.gathering)
+        lines += [(step, value) for step, value, needed in _steps(form.layout) if needed] if self.flax else []
+        lines += _gathering_lines("spread", form.spreading)
         lines += [] if self.trained else [("trained", False)]
         return "\n".join(["[[tensor]]", *(f"{name} = {json.dumps(value)}" for name, value in lines)])
+
+
+def _steps(layout: Layout) -> list[tuple[str, list[int], bool]]:
+    """Return the steps of a layout, and whether a row must say each."""
+    values = (layout.old, layout.fine, layout.order, layout.shape, layout.flip)
+    moved = tuple(layout.fine[i] for i in layout.order)
+    plain = (None, layout.old, tuple(range(len(layout.order))), moved, ())
+    return [(step, [*value], value != same) for step, value, same in zip(STEPS, values, plain, strict=True)]
+
+
+def _gathering_lines(side: str, gathering: Gathering | None) -> list[tuple[str, Any]]:
+    if gathering is None:
+        return []
+    lines: list[tuple[str, Any]] = [(side, SIDES[side][not gathering.stacked])]
+    lines += [(f"{side}_order", [*gathering.order])]
+    lines += [] if gathering.stacked else [(f"{side}_sizes", [*gathering.sizes])]
+    for of_each in zip(*map(_steps, gathering.layouts), strict=True):
+        if any(needed for _, _, needed in of_each):
+            lines.append((f"{side}_{of_each[0][0]}", [value for _, value, _ in of_each]))
+    return lines
 
 
 def parsed(row: Mapping[str, Any]) -> TensorRow | list[str]:
@@ -109,7 +113,12 @@ def parsed(row: Mapping[str, Any]) -> TensorRow | list[str]:
         fits = isinstance(value, list) and all(type(one) is kind for one in value)
         if not fits or (kind is int and any(n < 0 for n in value)):
             wrong.append(f"{key}: got {value!r}, expected a list of {'names' if kind is str else 'numbers from 0'}")
-    for key, allowed in (("gather", GATHER), ("spread", SPREAD)):
+    for key in NESTED:
+        value = row.get(key, [])
+        lists = value if isinstance(value, list) else [value]
+        if not all(isinstance(one, list) and all(type(n) is int and n >= 0 for n in one) for one in lists):
+            wrong.append(f"{key}: got {value!r}, expected a list of numbers from 0 for each name")
+    for key, allowed in SIDES.items():
         if key in row and row[key] not in allowed:
             wrong.append(f"{key}: got {row[key]!r}, expected {' or '.join(allowed)}")
     if type(row.get("trained", True)) is not bool:
@@ -119,7 +128,8 @@ def parsed(row: Mapping[str, Any]) -> TensorRow | list[str]:
     torch, flax = tuple(row["torch"]), tuple(row.get("flax", ()))
     for side, names, word in (("torch", torch, "gather"), ("flax", flax, "spread")):
         if (len(names) > 1) != (word in row):
-            wrong.append(f"{side}: {len(names)} names need {'' if len(names) > 1 else 'no '}{word}")
+            needed = f"{word}: {' or '.join(SIDES[word])}" if len(names) > 1 else f"no {word}"
+            wrong.append(f"{side}: {len(names)} names need {needed}")
     if not flax and any(not name.endswith(COUNTER) for name in torch):
         wrong.append(f"flax: got no name; expected one, but for {COUNTER}")
     layout = _layout(row, wrong)
@@ -154,7 +164,22 @@ def _gathering(row: Mapping[str, Any], word: str, count: int, shape: Shape, wron
         wrong.append(f"{word}_order: got {[*order]}, expected each of 0 to {count - 1} once")
     if len(sizes) != count or sum(sizes) != (shape or (0,))[0]:
         wrong.append(f"{word}: {count} parts of {[*sizes]} make no axis of {(shape or (0,))[0]}")
-    return Gathering(sizes, stacked, order)
+    return Gathering(sizes, stacked, order, _layouts(row, word, count, wrong))
+
+
+def _layouts(row: Mapping[str, Any], word: str, count: int, wrong: list[str]) -> tuple[Layout, ...]:
+    """Return the layout of each array; none where they stay as they are."""
+    said = {step: row[f"{word}_{step}"] for step in STEPS if f"{word}_{step}" in row}
+    uneven = [f"{word}_{step}" for step, lists in said.items() if len(lists) != count]
+    wrong += [f"{key}: got {len(row[key])} lists, expected {count}, one for each name" for key in uneven]
+    if uneven or not said:
+        return ()
+    found = []
+    for i in range(count):
+        own: list[str] = []
+        found.append(_layout({step: lists[i] for step, lists in said.items()}, own))
+        wrong += [f"{word} {i + 1}: {text}" for text in own]
+    return tuple(found)
 
 
 def entries(
