@@ -200,25 +200,6 @@ def test_a_wrong_row_is_named(row: str, said: str, tmp_path: Path) -> None:
         rulesfile.load(tmp_path / "r.toml")
 
 
-def test_folded_biases_are_no_rearrangement() -> None:
-    class Recurrent(linen.Module):
-        @linen.compact
-        def __call__(self, x: jax.Array) -> Any:
-            return linen.RNN(linen.OptimizedLSTMCell(WIDTH))(x)
-
-    class Ours(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.lstm = nn.LSTM(WIDTH, WIDTH, batch_first=True)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.lstm(x)[0]
-
-    module, x = Recurrent(), rearranged.INPUTS
-    with pytest.raises(UserError, match="holds the sum of PyTorch's two biases"):
-        api.paired(Ours().eval(), (module, module.init(jax.random.key(0), jnp.asarray(x))), x, read=derived.rows)
-
-
 def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from parity.commands.cli import main
 
@@ -273,3 +254,58 @@ def test_a_script_gives_tied_tensors_both_names(equal: bool, tmp_path: Path) -> 
     ]
     assert (done[0].returncode == 0) is equal
     assert not equal or same(tmp_path / "c.safetensors", own)
+
+
+class Folding(linen.Module):
+    @linen.compact
+    def __call__(self, x: jax.Array) -> Any:
+        return linen.RNN(linen.OptimizedLSTMCell(WIDTH))(x)
+
+
+class Folded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(WIDTH, WIDTH, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.lstm(x)[0]
+
+
+def folding() -> tuple[linen.Module, Any]:
+    return Folding(), Folding().init(jax.random.key(0), jnp.asarray(rearranged.INPUTS))
+
+
+def test_folded_biases_are_no_rearrangement() -> None:
+    with pytest.raises(UserError, match="holds the sum of PyTorch's two biases"):
+        api.paired(Folded().eval(), folding(), rearranged.INPUTS, read=derived.rows)
+
+
+@pytest.mark.parametrize(
+    ("case", "next_", "code"),
+    [
+        ("(t.Folded().eval(), t.folding(), t.rearranged.INPUTS)", "parity pairs own.py:make", 2),
+        ("(t.apart(), t.rearranged.Library(), t.rearranged.INPUTS)", "parity export-mapping own.py:make", 0),
+    ],
+    ids=["folded", "library"],
+)
+def test_a_check_offers_the_mapping_that_can_be_written(
+    case: str,
+    next_: str,
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from parity.commands.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    source = f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\nimport test_mapping as t\n"
+    source += f"def make():\n    ours, port, x = {case}\n    return ours, t.parity.move(ours, port, x), x\n"
+    Path("own.py").write_text(source)
+    assert main(["check", "own.py:make", "--steps", "0"]) == 0
+    assert f"\nnext: {next_}" in capsys.readouterr().out
+    assert main(["export-mapping", "own.py:make", "--script", "convert.py"]) == code
+    assert Path("convert.py").exists() is (code == 0)
+    assert main(["pairs", "own.py:make"]) == 0
+    said = "checkpoints cannot be converted: lstm.bias_hh_l0: the port holds the sum"
+    assert (said in capsys.readouterr().out) is bool(code)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -99,6 +100,16 @@ WRONG = Model("Port", (ROW,), findings=(KNOWN,))
 )
 def test_a_check_ends_with_the_next_command(name: str, model: Model, fixed: bool, said: str) -> None:
     assert next_command(name, model, fixed) == said
+
+
+def test_the_next_command_keeps_the_names_and_offers_no_mapping_that_cannot_be_written() -> None:
+    right, names = Model("Port", ()), Path("my names.toml")
+    assert next_command("p.py:make", right, False, exportable=False) == "parity pairs p.py:make"
+    said = "parity export-mapping p.py:make --names 'my names.toml' --script convert.py"
+    assert next_command("p.py:make", right, False, names=names) == said
+    assert (
+        next_command("p.py:make", WRONG, False, names=names) == "parity check p.py:make --names 'my names.toml' --diff"
+    )
 
 
 def test_the_rest_of_counted_parts_is_estimated(monkeypatch: pytest.MonkeyPatch) -> None:

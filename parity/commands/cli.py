@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -194,7 +195,7 @@ def check(
     TrainingPlan(steps, optimizer)
     if images is not None:
         probes.photographs(images)
-    console, found = terminal.console(stderr=data_on_stdout), []
+    console, found, given = terminal.console(stderr=data_on_stdout), [], []
     for name in chosen:
         try:
             run: Any = api.check if ":" in name else api.check_network
@@ -202,6 +203,7 @@ def check(
             def checked(name: str = name, run: Any = run) -> reports.Report:
                 with redirect_stdout(aside):
                     own, options = pair(name) if ":" in name else ((name,), {})
+                given.append((own, options))
                 options = {**options, "accept": accept} if accept else options
                 options = {**options, "branches": True} if branches else options
                 options = {**options, "names": mapping.names_of(names_file)} if names_file else options
@@ -236,22 +238,34 @@ def check(
         if model.undecided and model.rows:
             terminal.complain("parity", f"{model.model}: cannot tell: {model.undecided}")
     if len(chosen) == 1 and found:
-        console.print(f"next: {next_command(chosen[0], found[0], fix)}", markup=False, highlight=False, soft_wrap=True)
+        exportable = False
+        if found[0].ok and ":" in chosen[0]:
+            with _progress(chosen[0]) as tell, redirect_stdout(aside):
+                tell("mapping")
+                exportable = mapping.exportable(given[-1], names_file)
+        said = f"next: {next_command(chosen[0], found[0], fix, exportable, names_file)}"
+        console.print(said, markup=False, highlight=False, soft_wrap=True)
     return whole.exit_code
 
 
-def next_command(name: str, model: Model, fixed: bool) -> str:
+def next_command(name: str, model: Model, fixed: bool, exportable: bool = True, names: Path | None = None) -> str:
     """Return the command that is most useful after a check.
 
     Args:
         name: of the network, or of the function that makes the pair.
         fixed: whether changes were written into the port's source.
+        exportable: whether a mapping of the pair can be written.
+        names: the file that said which layer is which.
     """
     own = ":" in name
+    if own and names is not None:
+        name += f" --names {shlex.quote(str(names))}"
     if model.undecided:
         return f"parity check {name} --{'pairs' if own else 'ports nnx'}"
     if model.ok:
-        return f"parity export-mapping {name} --script convert.py" if own else f"parity convert SRC DST --model {name}"
+        if not own:
+            return f"parity convert SRC DST --model {name}"
+        return f"parity export-mapping {name} --script convert.py" if exportable else f"parity pairs {name}"
     if fixed and any(finding.diff for finding in model.findings):
         return f"parity check {name}"
     if own and not fixed and any(finding.fix and not finding.diff for finding in model.findings):

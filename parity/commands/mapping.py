@@ -15,6 +15,8 @@ from ports.errors import UserError
 
 if TYPE_CHECKING:
     from parity.pairing.models import PairedModels
+    from parity.pairing.pairs import Pairing
+    from ports.weights.rules.tensors import TensorRow
 
 Own = Annotated[str, typer.Argument(metavar="MODULE:FUNCTION", help="Returns (torch_model, flax_model, *inputs).")]
 Write = Annotated[Path | None, typer.Option("--write", metavar="FILE", help="Write the mapping: for check --names.")]
@@ -41,9 +43,15 @@ def register(app: typer.Typer, loaded: Loader) -> None:
         terminal.writable("--write", write)
         from parity.pairing import derived
 
-        pairing, rules = _paired(
-            loaded(own), names, lambda both: (both.pairing, derived.rules(both) if write is not None else "")
-        )
+        def read(both: PairedModels) -> tuple[Pairing, str, str]:
+            try:
+                return both.pairing, derived.rules(both), ""
+            except UserError as error:
+                if write is not None:
+                    raise
+                return both.pairing, "", str(error)
+
+        pairing, rules, reason = _paired(loaded(own), names, read)
         table = Table("PyTorch", "port", "form", "rests on", box=None, pad_edge=False)
         for row in pairing.rows():
             table.add_row(*map(escape, row))
@@ -51,6 +59,8 @@ def register(app: typer.Typer, loaded: Loader) -> None:
         console.print(table)
         for one in (*pairing.unused, *pairing.spare):
             console.print(str(one), markup=False, highlight=False, soft_wrap=True)
+        if reason:
+            console.print(f"checkpoints cannot be converted: {reason}", markup=False, highlight=False, soft_wrap=True)
         if write is not None:
             terminal.write("--write", write, rules)
             console.print(f"written {write}", markup=False, highlight=False)
@@ -60,17 +70,30 @@ def register(app: typer.Typer, loaded: Loader) -> None:
     def export_mapping(own: Own, script: Script, names: NamesFile = None) -> int:
         """Write a script that converts checkpoints of a model of your own, both ways and bit for bit."""
         terminal.writable("--script", script)
-        from parity.pairing import derived
         from ports.weights.rules import script as scripts
 
-        rows, tensors, tied = _paired(
-            loaded(own), names, lambda both: (derived.rows(both), [*both.state], derived.tied(both))
-        )
-        taken = {name for row in rows for name in row.torch}
-        alone = [name for name in tensors if name not in taken and name not in tied]
+        rows, alone, tied = _paired(loaded(own), names, _script_parts)
         terminal.write("--script", script, scripts.text(rows, alone, script.name, tied))
         terminal.console().print(f"written {script}: {len(rows)} rows", markup=False, highlight=False)
         return 0
+
+
+def exportable(loaded: tuple[tuple[Any, ...], dict[str, Any]], names: Path | None) -> bool:
+    """Return whether `export-mapping` can write the script of a pair: what it writes is made, and let go."""
+    try:
+        _paired(loaded, names, _script_parts)
+    except UserError:
+        return False
+    return True
+
+
+def _script_parts(both: PairedModels) -> tuple[list[TensorRow], list[str], dict[str, str]]:
+    """Return the rows of a script, the tensors that PyTorch alone has, and the second names of tied ones."""
+    from parity.pairing import derived
+
+    rows, tied = derived.rows(both), derived.tied(both)
+    taken = {name for row in rows for name in row.torch}
+    return rows, [name for name in both.state if name not in taken and name not in tied], tied
 
 
 def names_of(file: Path) -> dict[str, str | None]:
