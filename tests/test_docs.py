@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -11,13 +12,17 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
+import numpy as np
 import pytest
 
 from docs.generator import code, costs, traps, twins
 from docs.generator.tables import ROOT
+from parity.commands.mapping import names_of
 from parity.traps.catalogue import TRAPS
+from ports.weights.rules import rulesfile
 
 BLOCK = re.compile(r"(?s)^```python\n(.*?)^```", re.MULTILINE)
+FILE = re.compile(r"(?s)^```toml\n(.*?)^```", re.MULTILINE)
 PAGES = [page for page in sorted((ROOT / "docs").glob("*.md")) if BLOCK.search(page.read_text())]
 UNFILLED = re.compile(r"^<!-- (table|code):|^::: ", re.MULTILINE)
 ELSEWHERE = re.compile(r"^(https?:)?//")
@@ -98,6 +103,34 @@ def test_the_code_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest
     space: dict[str, object] = {}
     for block in BLOCK.findall(page.read_text()):
         exec(compile(block, page.name, "exec"), space)
+
+
+def files(page: str, tmp_path: Path) -> list[Path]:
+    """Write the TOML files that a page shows."""
+    blocks = FILE.findall((ROOT / "docs" / page).read_text())
+    found = [tmp_path / f"{i}.toml" for i in range(len(blocks))]
+    for file, block in zip(found, blocks, strict=True):
+        file.write_text(block)
+    return found
+
+
+def test_names_in_a_file_are_those_of_the_call(tmp_path: Path) -> None:
+    (file,) = files("check.md", tmp_path)
+    calls = re.findall(r"^names=(.*)$", (ROOT / "docs" / "check.md").read_text(), re.MULTILINE)
+    said = {name: other for call in calls for name, other in ast.literal_eval(call).items()}
+    assert names_of(file) == said
+    file.write_text(file.read_text().replace("blocks.*.up", "blocks.*.down"))
+    assert names_of(file) != said
+
+
+def test_the_rules_of_a_page_are_read(tmp_path: Path) -> None:
+    layers, tensors = map(rulesfile.load, files("convert.md", tmp_path))
+    assert [row.type for row in layers.rows] == ["linear"]
+    (row,) = tensors.tensors
+    weight = np.arange(96 * 32).reshape(96, 32)
+    key, query, value = row.form.to_flax((weight,))
+    for part, kernel in zip(np.split(weight, 3), (query, key, value), strict=True):
+        assert np.array_equal(kernel, part.T.reshape(32, 4, 8))
 
 
 def test_a_trap_without_a_row_has_a_page_and_stands_in_the_index() -> None:

@@ -219,6 +219,20 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert "has no [names]" in capsys.readouterr().err
 
 
+def test_a_file_of_names_alone(tmp_path: Path) -> None:
+    from parity.commands.mapping import names_of
+
+    file = tmp_path / "names.toml"
+    file.write_text('[names]\n"a.b" = "c"\n"mask" = ""\n')
+    assert names_of(file) == {"a.b": "c", "mask": None}
+    with pytest.raises(UserError, match=r"no \[\[tensor\]\]: \[names\] alone converts nothing"):
+        rulesfile.load(file)
+    for wrong, said in (('[names]\na.b = "c"\n', "all of them in quotes"), ('"a.b" = "c"\n', "expected source, ")):
+        file.write_text(wrong)
+        with pytest.raises(UserError, match=said):
+            names_of(file)
+
+
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()

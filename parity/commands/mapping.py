@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 Own = Annotated[str, typer.Argument(metavar="MODULE:FUNCTION", help="Returns (torch_model, flax_model, *inputs).")]
 Write = Annotated[Path | None, typer.Option("--write", metavar="FILE", help="Write the mapping: for check --names.")]
 Script = Annotated[Path, typer.Option("--script", metavar="FILE", help="Write a script that converts checkpoints.")]
-NamesFile = Annotated[Path | None, typer.Option("--names", metavar="FILE", help="A mapping that says which is which.")]
+NamesFile = Annotated[
+    Path | None, typer.Option("--names", metavar="FILE", help="A file whose [names] say which is which.")
+]
 
 T = TypeVar("T")
 Loader = Callable[[str], tuple[tuple[Any, ...], dict[str, Any]]]
@@ -104,10 +106,10 @@ def names_of(file: Path) -> dict[str, str | None]:
     """
     from ports.weights.rules import rulesfile
 
-    found = rulesfile.load(file).names
+    found = rulesfile.names(file)
     if not found:
         raise UserError(f"--names {file}: has no [names]; write one with parity pairs MODULE:FUNCTION --write {file}")
-    return dict(found)
+    return found
 
 
 def _paired(loaded: tuple[tuple[Any, ...], dict[str, Any]], names: Path | None, read: Callable[[PairedModels], T]) -> T:

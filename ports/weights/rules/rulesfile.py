@@ -221,11 +221,28 @@ def _entry(tensors: Mapping[str, Shape], layer: str, leaf: Leaf, style: str) -> 
 
 
 def load(path: Path) -> Rules:
-    """Reads a file of rules.
+    """Read a file of rules for a conversion.
 
     Raises:
         WeightsError: it cannot be read, or all that is wrong in it.
     """
+    rules = _read(path)
+    if not rules.rows and not rules.tensors:
+        more = ": [names] alone converts nothing" if rules.names else ""
+        raise WeightsError([f"rules {path}: no [[layer]], and no [[tensor]]{more}"])
+    return rules
+
+
+def names(path: Path) -> dict[str, str | None]:
+    """Read what a file says to the check of which layer is which. It needs no rules besides.
+
+    Raises:
+        WeightsError: it cannot be read, or all that is wrong in it.
+    """
+    return dict(_read(path).names)
+
+
+def _read(path: Path) -> Rules:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -234,7 +251,7 @@ def load(path: Path) -> Rules:
         raise WeightsError(f"rules {path}: invalid TOML: {error}") from None
     except RecursionError:
         raise WeightsError(f"rules {path}: invalid TOML: it is nested too deeply") from None
-    problems = [f"unknown key {key!r}" for key in content if key not in KEYS]
+    problems = [f"unknown key {key!r}; expected {', '.join(KEYS)}" for key in content if key not in KEYS]
     source, target = content.get("source", "torch"), content.get("target", "nnx")
     sides = {"source": source, "target": target}
     expected = ", ".join(TARGETS)
@@ -253,20 +270,18 @@ def load(path: Path) -> Rules:
             tensors.append(made)
         else:
             problems += [f"[[tensor]] {i}: {text}" for text in made]
-    names = content.get("names", {})
-    if not isinstance(names, dict) or not all(isinstance(v, str) for v in names.values()):
-        problems.append("names: expected [names], a name of Flax's for each of PyTorch's")
+    said = content.get("names", {})
+    if not isinstance(said, dict) or not all(isinstance(v, str) for v in said.values()):
+        problems.append("names: expected [names], a name of Flax's for each of PyTorch's, all of them in quotes")
     ignores = []
     for i, row in enumerate(_tables(content, "ignore", problems), 1):
         if set(row) != {"pattern", "why"} or not all(isinstance(v, str) and v for v in row.values()):
             problems.append(f"[[ignore]] {i}: expected pattern and why, both text")
         else:
             ignores.append((row["pattern"], row["why"]))
-    if not rows and not tensors and not problems:
-        problems.append("no [[layer]], and no [[tensor]]")
     if problems:
         raise WeightsError([f"rules {path}: {problem}" for problem in problems])
-    given = {name: other or None for name, other in names.items()}
+    given = {name: other or None for name, other in said.items()}
     return Rules(path.name, source, target, tuple(rows), tuple(ignores), tuple(tensors), given)
 
 
