@@ -55,7 +55,7 @@ settings.load_profile("tests")
 SLOW = re.compile(
     "test_(bad_files|benchmark_processes|benchmarks|bombs|calls|check|cifar10|cli|conversion|convert|convolution"
     "|cut_otherwise|default_names|detection|docs|draws|examples|export|faithful|false_alarms|findings|fixes|folded"
-    "|fuzz|gpu_stages|hypotheses|imports|isolation|layer_rules|lifted|mapping|moved_names|moved_right|moves|networks"
+    "|fuzz|gpu_stages|hypotheses|imports|isolation|layer_rules|lifted|mapping|mapping_heads|moved_names|moved_right|moves|networks"
     "|optimizer_files|optimizer_states|own_attributes|own_models|places|plain|planted|plugin|porting_bugs|precise"
     "|precision|readme|real_classes|real_images|rearranged|recurrent|resume|rulesfile|stacks|told_once|training"
     "|transformer|trap_examples|tutorial|unexercised|weather|weights|winograd|zero_copy)[.]py"

@@ -74,7 +74,7 @@ def register(app: typer.Typer, loaded: Loader) -> None:
         terminal.writable("--script", script)
         from ports.weights.rules import script as scripts
 
-        rows, alone, tied = _paired(loaded(own), names, _script_parts)
+        rows, alone, tied = _paired(loaded(own), names, script_parts)
         terminal.write("--script", script, scripts.text(rows, alone, script.name, tied))
         terminal.console().print(f"written {script}: {len(rows)} rows", markup=False, highlight=False)
         return 0
@@ -83,13 +83,13 @@ def register(app: typer.Typer, loaded: Loader) -> None:
 def exportable(loaded: tuple[tuple[Any, ...], dict[str, Any]], names: Path | None) -> bool:
     """Return whether `export-mapping` can write the script of a pair: what it writes is made, and let go."""
     try:
-        _paired(loaded, names, _script_parts)
+        _paired(loaded, names, script_parts)
     except UserError:
         return False
     return True
 
 
-def _script_parts(both: PairedModels) -> tuple[list[TensorRow], list[str], dict[str, str]]:
+def script_parts(both: PairedModels) -> tuple[list[TensorRow], list[str], dict[str, str]]:
     """Return the rows of a script, the tensors that PyTorch alone has, and the second names of tied ones."""
     from parity.pairing import derived
 

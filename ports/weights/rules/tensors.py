@@ -164,21 +164,25 @@ def _gathering(row: Mapping[str, Any], word: str, count: int, shape: Shape, wron
         wrong.append(f"{word}_order: got {[*order]}, expected each of 0 to {count - 1} once")
     if len(sizes) != count or sum(sizes) != (shape or (0,))[0]:
         wrong.append(f"{word}: {count} parts of {[*sizes]} make no axis of {(shape or (0,))[0]}")
-    return Gathering(sizes, stacked, order, _layouts(row, word, count, wrong))
+    parts = [shape[1:] if stacked else (size, *shape[1:]) for size in sizes]
+    return Gathering(sizes, stacked, order, _layouts(row, word, parts, wrong))
 
 
-def _layouts(row: Mapping[str, Any], word: str, count: int, wrong: list[str]) -> tuple[Layout, ...]:
-    """Return the layout of each array; none where they stay as they are."""
+def _layouts(row: Mapping[str, Any], word: str, parts: Sequence[Shape], wrong: list[str]) -> tuple[Layout, ...]:
+    """Return the layout of each array, which makes its part; none where they stay as they are."""
     said = {step: row[f"{word}_{step}"] for step in STEPS if f"{word}_{step}" in row}
-    uneven = [f"{word}_{step}" for step, lists in said.items() if len(lists) != count]
-    wrong += [f"{key}: got {len(row[key])} lists, expected {count}, one for each name" for key in uneven]
+    uneven = [f"{word}_{step}" for step, lists in said.items() if len(lists) != len(parts)]
+    wrong += [f"{key}: got {len(row[key])} lists, expected {len(parts)}, one for each name" for key in uneven]
     if uneven or not said:
         return ()
     found = []
-    for i in range(count):
+    for i, part in enumerate(parts):
         own: list[str] = []
-        found.append(_layout({step: lists[i] for step, lists in said.items()}, own))
+        layout = _layout({step: lists[i] for step, lists in said.items()}, own)
+        if not own and layout.shape != part:
+            own.append(f"got a part of shape {layout.shape}, expected {part}")
         wrong += [f"{word} {i + 1}: {text}" for text in own]
+        found.append(layout)
     return tuple(found)
 
 
