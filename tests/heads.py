@@ -174,6 +174,29 @@ class NnxThree(nnx.Module):
         return self.out(attended(*jnp.moveaxis(self.qkv(x), -3, 0)))
 
 
+class NnxByHead(nnx.Module):
+    """One kernel (width, heads, 3, depth)."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.qkv = nnx.LinearGeneral(WIDTH, (HEADS, 3, DEPTH), rngs=rngs)
+        self.out = nnx.LinearGeneral((HEADS, DEPTH), WIDTH, axis=(-2, -1), rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.out(attended(*jnp.moveaxis(self.qkv(x), -2, 0)))
+
+
+class NnxByGroup(nnx.Module):
+    """One kernel (width, groups, queries of the group and a key and a value, depth)."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.qkv = nnx.LinearGeneral(WIDTH, (GROUPS, HEADS // GROUPS + 2, DEPTH), rngs=rngs)
+        self.out = nnx.LinearGeneral((HEADS, DEPTH), WIDTH, axis=(-2, -1), rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = self.qkv(x)
+        return self.out(attended(y[..., :-2, :].reshape(*x.shape[:2], HEADS, DEPTH), y[..., -2, :], y[..., -1, :]))
+
+
 class NnxBlocks(nnx.Module):
     def __init__(self, block: Callable[[nnx.Rngs], nnx.Module]) -> None:
         make = nnx.vmap(lambda rngs: block(rngs), in_axes=(0,), out_axes=0)
@@ -259,16 +282,25 @@ PAIRS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "key-value, linen library": (KeyValue, in_linen(LinenLibrary)),
     "key-value, nnx heads": (KeyValue, in_nnx(NnxHeads)),
     "key-value, linen heads": (KeyValue, in_linen(LinenHeads)),
+    "by head, nnx library": (ByHead, in_nnx(NnxLibrary)),
+    "by head, linen library": (ByHead, in_linen(LinenLibrary)),
+    "by head, nnx heads": (ByHead, in_nnx(NnxHeads)),
+    "by group, nnx heads": (ByGroup, in_nnx(NnxHeads, groups=GROUPS)),
+    "by group, linen heads": (ByGroup, in_linen(LinenHeads, groups=GROUPS)),
     "grouped, nnx heads": (_grouped, in_nnx(NnxHeads, groups=GROUPS)),
     "grouped, linen heads": (_grouped, in_linen(LinenHeads, groups=GROUPS)),
     "grouped, nnx in one": (_grouped, in_nnx(NnxInOne, groups=GROUPS)),
     "apart, nnx in one": (Apart, in_nnx(NnxInOne)),
     "apart, nnx three": (Apart, in_nnx(NnxThree)),
+    "apart, nnx by head": (Apart, in_nnx(NnxByHead)),
+    "apart and grouped, nnx by group": (lambda: Apart(GROUPS), in_nnx(NnxByGroup)),
     "apart and grouped, nnx in one": (lambda: Apart(GROUPS), in_nnx(NnxInOne, groups=GROUPS)),
     "apart, nnx library": (Apart, in_nnx(NnxLibrary)),
     "library, nnx library": (Library, in_nnx(NnxLibrary, inner=WIDTH)),
     "library, linen library": (Library, in_linen(LinenLibrary, inner=WIDTH)),
     "in-one, nnx library in a scan": (stacked(InOne), in_nnx(NnxLibrary, scan=True)),
+    "by head, nnx library in a scan": (stacked(ByHead), in_nnx(NnxLibrary, scan=True)),
+    "by group, linen heads in a scan": (stacked(ByGroup), in_linen(LinenHeads, scan=True, groups=GROUPS)),
     "in-one, linen library in a scan": (stacked(InOne), in_linen(LinenLibrary, scan=True)),
     "grouped, nnx heads in a scan": (stacked(_grouped), in_nnx(NnxHeads, scan=True, groups=GROUPS)),
     "grouped, linen heads in a scan": (stacked(_grouped), in_linen(LinenHeads, scan=True, groups=GROUPS)),

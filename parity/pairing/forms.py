@@ -39,6 +39,7 @@ def fitting_forms(torch: Sequence[Tensor], flax: Sequence[Tensor]) -> tuple[Rear
             else:
                 ranked = _ranked(layouts(one.shape, shape), one, flax[0], known)
                 forms += [(i, Rearrangement(layout, spreading=gathering)) for i, layout in enumerate(ranked)]
+        forms += [(FORMS, form) for form in _woven(many, one, order, turned=many is torch)]
     forms.sort(key=lambda form: form[0])  # each layout in all orders, before the next one
     return tuple(_different((form for _, form in forms), [t.shape for t in torch]))[:FORMS]
 
@@ -55,6 +56,27 @@ def _gatherings(many: Sequence[Tensor], order: tuple[int, ...]) -> Iterator[tupl
     else:
         sizes = tuple(t.shape[0] for t in many)
         yield Gathering(sizes, False, order), (sum(sizes), *first[1:])
+
+
+def _woven(many: Sequence[Tensor], one: Tensor, order: tuple[int, ...], turned: bool) -> Iterator[Rearrangement]:
+    """Yield the form in which every head, or every group of heads, has its part of each tensor, as in GPT-NeoX.
+
+    Args:
+        turned: whether the many are PyTorch's.
+    """
+    heads, rest = math.gcd(*(t.heads for t in ((one,) if turned else many))), one.shape[1:]
+    if heads < 2 or many[0].shape[1:] != rest or any(len(t.value) % heads for t in many):
+        return
+
+    def by_part(tensor: Tensor) -> Layout:
+        """The layout with the part of a head first, and the heads behind it."""
+        part, axes = len(tensor.value) // heads, range(2, 2 + len(rest))
+        return Layout((heads, part, *rest), (1, 0, *axes), (part, heads, *rest), tensor.shape)
+
+    parts = tuple(by_part(t) for t in many)
+    gathering = Gathering(tuple(part.shape[0] for part in parts), False, order, parts)
+    whole = by_part(one)
+    yield Rearrangement(whole.back, gathering) if turned else Rearrangement(whole, None, gathering)
 
 
 def _different(forms: Iterable[Rearrangement], shapes: Sequence[tuple[int, ...]]) -> Iterator[Rearrangement]:

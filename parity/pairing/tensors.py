@@ -47,6 +47,11 @@ class Tensor:
         return self.value.shape
 
     @property
+    def heads(self) -> int:
+        """Into how many heads the port cuts the first axis; 1 where it does not."""
+        return self.layer.heads.get(self.leaf, 1)
+
+    @property
     def last(self) -> str:
         """Its name within its module."""
         return self.full.removeprefix(f"{self.module}.") if self.module else self.full

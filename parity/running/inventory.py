@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -23,6 +24,7 @@ from parity.running.lifted_flax import shapes, trace
 from parity.running.model_layers import ModelLayer
 from parity.running.raised import raising
 from parity.running.taps import Recorder, layer_of
+from ports.family import Shape
 from ports.weights.layers.kinds import has_counterpart, kind_of
 from ports.weights.live import linen, nnx
 from ports.weights.live.flax import Place
@@ -269,7 +271,10 @@ def _of_flax(
             layers[own] = ModelLayer(own, OWN, {"value": own}, {"value": place.read()}, trained=trained)
             continue
         layer = layers.setdefault(place.layer, ModelLayer(place.layer, row.pairs_as))
-        layer.tensors[place.leaf.torch], layer.values[place.leaf.torch] = own, place.read()
+        leaf, value = place.leaf.torch, place.read()
+        layer.tensors[leaf], layer.values[leaf] = own, value
+        if heads := _heads([slot.shape for slot in place.slots], value):
+            layer.heads[leaf] = heads
     names = {*modules, *(outer for place in places.values() for outer in (place.layer, *_prefixes(place.layer)))}
     ranks = _ranks(record, names)
     for runner, cell in cells.items():
@@ -282,6 +287,15 @@ def _of_flax(
     _ranked([*layers.values()], {name: ranks.get(name) for name in layers}, len(ranks), uses)
     _owned(layers.values(), ranks)
     return [*layers.values()]
+
+
+def _heads(shapes: Sequence[Shape], value: np.ndarray) -> int:
+    """Return how many heads a variable has: the first of its last axes that are together PyTorch's first; else 0."""
+    if len(shapes) != 1 or not value.ndim:
+        return 0
+    (shape,) = shapes
+    cut = next((shape[i:] for i in range(len(shape) - 1) if math.prod(shape[i:]) == len(value)), ())
+    return cut[0] if cut else 0
 
 
 def _prefixes(name: str) -> Iterator[str]:

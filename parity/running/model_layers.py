@@ -38,6 +38,7 @@ class ModelLayer:
         numbered: its name with each number counted among those in its place.
         trained: whether a gradient reaches it; a buffer, a table and a frozen embedding are not trained.
         seen: whether its call is seen: another module may use the tensors of a layer that is never called.
+        heads: by the names of tensors, into how many heads the port cuts PyTorch's first axis, where it does.
     """
 
     name: str
@@ -54,6 +55,7 @@ class ModelLayer:
     numbered: str = ""
     trained: bool = True
     seen: bool = True
+    heads: dict[str, int] = field(default_factory=dict)
 
     @property
     def signature(self) -> tuple[object, ...]:

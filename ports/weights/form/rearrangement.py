@@ -49,6 +49,12 @@ class Layout:
         return array.reshape([self.fine[i] for i in self.order]).transpose(back).reshape(self.old)
 
     @property
+    def back(self) -> Layout:
+        """The layout of the way back, where no axis is flipped."""
+        fine = tuple(self.fine[i] for i in self.order)
+        return Layout(fine, tuple(int(i) for i in np.argsort(self.order)), self.old, self.shape)
+
+    @property
     def plain(self) -> bool:
         """Whether the numbers stay in their order."""
         moved = [i for i in self.order if self.fine[i] != 1]
@@ -156,7 +162,7 @@ def layouts(old: Shape, new: Shape, most: int = 24) -> tuple[Layout, ...]:
     Either shape may have the finer axes, not both: (width, width) and (width, heads, depth).
     """
     found: list[Layout] = []
-    for layout in (*_finer(old, new), *(_reversed(back) for back in _finer(new, old))):
+    for layout in (*_finer(old, new), *(turned.back for turned in _finer(new, old))):
         if not any(_same(layout, other) for other in found):
             found.append(layout)
         if len(found) == most:
@@ -177,11 +183,6 @@ def _plainly(layout: Layout) -> tuple[Shape, tuple[int, ...]]:
     """Return the cut axes and their order, without axes of length 1."""
     kept = [i for i, n in enumerate(layout.fine) if n != 1]
     return tuple(layout.fine[i] for i in kept), tuple(kept.index(i) for i in layout.order if i in kept)
-
-
-def _reversed(layout: Layout) -> Layout:
-    fine = tuple(layout.fine[i] for i in layout.order)
-    return Layout(fine, tuple(int(i) for i in np.argsort(layout.order)), layout.old, layout.shape)
 
 
 def _finer(old: Shape, new: Shape) -> Iterator[Layout]:
