@@ -88,3 +88,14 @@ def test_keys_in_the_place_of_values_are_noticed(convert: Any, tmp_path: Path) -
     ours, port = pair(case)
     assert not same(tmp_path / "flax.safetensors", arrays(parity.move(ours, port, heads.X)))
     assert same(tmp_path / "back.safetensors", own)
+
+
+@pytest.mark.nightly
+def test_heads_in_another_order_are_a_finding() -> None:
+    """The form in which each head has its part explains no other order of heads."""
+    ours, port = pair("by head, nnx heads")
+    moved = parity.move(ours, port, heads.X)
+    kernel = moved.query.kernel
+    kernel.set_value(kernel[...][:, ::-1])
+    report = parity.check(ours, moved, heads.X, steps=0)
+    assert [finding.layer for finding in report.models[0].findings] == ["query_key_value.weight"]

@@ -134,7 +134,7 @@ def _together(marks: Arrays, variables: Arrays) -> Iterator[tuple[list[str], lis
     names = [*marks]
     ends = np.cumsum([marks[name].size for name in names])
     held = {
-        own: {names[i] for i in np.unique(np.searchsorted(ends, array.reshape(-1), "left"))}
+        own: {names[i] for i in np.flatnonzero(np.bincount(np.searchsorted(ends, array.reshape(-1), "left")))}
         for own, array in variables.items()
     }
     open_ = dict(held)

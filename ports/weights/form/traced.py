@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -23,34 +24,50 @@ def traced(tensors: Sequence[np.ndarray], variables: Sequence[np.ndarray]) -> Re
     """Return the rearrangement that makes the variables of the tensors; None where there is none.
 
     Args:
-        tensors: in which each number is another one.
+        tensors: each counts row by row, from a start of its own.
         variables: the same numbers in other places.
     """
     if not tensors or not variables:
         return None
-    # Numbers from 0 in place of the given ones: then an array of places says at once where each of them stands.
-    whole = np.concatenate([tensor.reshape(-1) for tensor in tensors])
-    order = np.argsort(whole, kind="stable")
-    numbered = [_found(tensor, whole, order) for tensor in tensors], [_found(one, whole, order) for one in variables]
-    for gathering, spreading, one, target in _gathered_both(*numbered):
+    # Numbers from 0 on in place of the given ones: then a table says at once where each of them stands.
+    sizes = np.array([tensor.size for tensor in tensors])
+    ends = np.cumsum(sizes)
+    counted = [np.arange(end - x.size, end).reshape(x.shape) for end, x in zip(ends, tensors, strict=True)]
+    starts = np.array([tensor.reshape(-1)[0] if tensor.size else np.inf for tensor in tensors])
+    renumbered = [_renumbered(variable, starts, sizes, ends - sizes) for variable in variables]
+    for gathering, spreading, one, target in _gathered_both(counted, renumbered):
         if (layout := between(one, target)) is not None:
             return Rearrangement(layout, gathering, spreading)
     return None
 
 
+def _renumbered(array: np.ndarray, starts: np.ndarray, sizes: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """Return an array whose numbers count from new starts; -1 for those that no tensor has."""
+    order = np.argsort(starts)
+    tensor = order[np.searchsorted(starts, array, "right", order) - 1]
+    after = array - starts[tensor]
+    inside = (after >= 0) & (after < sizes[tensor])
+    return np.where(inside, after + new[tensor], -1).astype(np.int64)
+
+
 def between(old: np.ndarray, new: np.ndarray) -> Layout | None:
     """Return the layout that takes an array of different counts to another array; None where there is none."""
-    grid = None if old.size != new.size else _grid(_places([new], old)[0])
+    if old.size != new.size:
+        return None
+    plain = Layout(old.shape, tuple(range(old.ndim)), new.shape, old.shape)
+    if np.array_equal(old.reshape(-1), new.reshape(-1)):
+        return plain
+    grid = _grid(_places([new], old)[0])
     if grid is None:
         return None
     flip = tuple(axis for axis, digits in enumerate(grid) if any(stride < 0 for _, stride in digits))
     digits = [(size, abs(stride)) for own in grid for size, stride in own]
     order = sorted(range(len(digits)), key=lambda i: -digits[i][1])
     fine, moved = tuple(digits[i][0] for i in order), tuple(order.index(i) for i in range(len(digits)))
-    if order == sorted(order):
-        fine, moved = old.shape, tuple(range(old.ndim))
-    layout = Layout(fine, moved, new.shape, old.shape, flip)
-    return layout if math.prod(fine) == old.size and np.array_equal(layout.apply(old), new) else None
+    if math.prod(fine) != old.size:
+        return None
+    cut = replace(plain, flip=flip) if order == sorted(order) else Layout(fine, moved, new.shape, old.shape, flip)
+    return cut if np.array_equal(cut.apply(old), new) else None
 
 
 def _gathered_both(
@@ -108,12 +125,6 @@ def _parts(arrays: Sequence[np.ndarray], one: np.ndarray) -> Iterator[tuple[Gath
         yield joined, joined.together(tuple(arrays))
 
 
-def _found(array: np.ndarray, whole: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Return where the numbers of an array stand in a sorted one; -1 for those that are not there."""
-    at = order[np.minimum(np.searchsorted(whole, array, sorter=order), whole.size - 1)]
-    return np.where(whole[at] == array, at, -1)
-
-
 def _places(arrays: Sequence[np.ndarray], *others: np.ndarray) -> list[np.ndarray]:
     """Return where the counts of arrays stand in others, which are read row by row; -1 for those that are not there."""
     whole = np.concatenate([other.reshape(-1) for other in others])
@@ -130,16 +141,15 @@ def _by_place(places: Sequence[np.ndarray]) -> tuple[int, ...]:
 
 
 def _grid(places: np.ndarray) -> Grid | None:
-    """Return the digits of each axis, the slowest first; None where the places are no grid."""
+    """Return the digits of each axis, the slowest first, as the first line along it has them; None where it has none.
+
+    Whether all other lines have them too, the layout that comes of them shows.
+    """
     if not places.size:
         return [[] for _ in places.shape]
-    start = int(places[(0,) * places.ndim])
-    axes, whole = [], np.full(places.shape, start)
-    for axis in range(places.ndim):
-        steps = np.moveaxis(places, axis, 0).reshape(places.shape[axis], -1)[:, 0] - start
-        whole = whole + steps.reshape([-1 if i == axis else 1 for i in range(places.ndim)])
-        axes.append(_digits(steps))
-    return axes if np.array_equal(whole, places) and None not in axes else None
+    lines = (places[(0,) * axis + (slice(None),) + (0,) * (places.ndim - axis - 1)] for axis in range(places.ndim))
+    axes = [digits for line in lines if (digits := _digits(line - line[0])) is not None]
+    return axes if len(axes) == places.ndim else None
 
 
 def _digits(steps: np.ndarray) -> list[Digit] | None:
