@@ -99,3 +99,30 @@ def test_heads_in_another_order_are_a_finding() -> None:
     kernel.set_value(kernel[...][:, ::-1])
     report = parity.check(ours, moved, heads.X, steps=0)
     assert [finding.layer for finding in report.models[0].findings] == ["query_key_value.weight"]
+
+
+SHAPES = {"by head": (heads.HEADS, 3, heads.DEPTH), "in one": (3, heads.HEADS, heads.DEPTH)}
+
+
+@pytest.mark.parametrize(
+    ("ours", "name", "split"),
+    [(heads.InOne, "qkv", "by head"), (heads.ByHead, "query_key_value", "in one")],
+    ids=["in one", "by head"],
+)
+def test_heads_that_were_split_otherwise_are_a_finding_of_the_tensor(
+    ours: type[heads.Attention], name: str, split: str
+) -> None:
+    """Whoever wrote the port's values took its form for PyTorch's: equal values prove no form then."""
+    torch.manual_seed(0)
+    net: Any = ours().eval()
+    port: Any = heads.in_nnx(heads.NnxHeads)()
+    port.out.kernel.set_value(net.out.weight.detach().numpy().T.reshape(heads.HEADS, heads.DEPTH, heads.WIDTH))
+    port.out.bias.set_value(net.out.bias.detach().numpy())
+    fused, shape = getattr(net, name), SHAPES[split]
+    weights_, biases = (x.detach().numpy().reshape(*shape, *x.shape[1:]) for x in (fused.weight, fused.bias))
+    for i, part in enumerate((port.query, port.key, port.value)):
+        kernel, bias = (np.take(x, i, shape.index(3)) for x in (weights_, biases))
+        part.kernel.set_value(np.moveaxis(kernel, -1, 0))
+        part.bias.set_value(bias)
+    report = parity.check(net, port, heads.X, steps=0)
+    assert [finding.layer for finding in report.models[0].findings] == [f"{name}.weight", f"{name}.bias"]

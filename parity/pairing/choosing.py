@@ -1,7 +1,8 @@
 """Which form of a tensor is right, where several fit.
 
 A tensor (width, width) may be transposed, and query, key and value may be fused in any order. Equal values say which
-form it is where the port holds PyTorch's weights already. Otherwise both models run with weights that hide nothing,
+form it is where the port holds PyTorch's weights already, but for heads that each may have a part of a fused tensor:
+there computing has to agree with no other form. Otherwise both models run with weights that hide nothing,
 PyTorch's outputs handed on at every layer, and the form is taken with which the most agrees. A form that nothing tells
 from another one is never taken where weights are moved: that is an error.
 
@@ -40,10 +41,18 @@ def by_values(pairing: Pairing, own: Mapping[str, np.ndarray], state: Tensors) -
     for choice in pairing.choices:
         equal = [way for way in choice.ways if _holds(pairing, choice, way, own, expected)]
         ways = tuple(equal) or choice.ways
+        if equal and _woven(pairing, choice):  # whoever wrote the values may have split the heads wrongly
+            ways = (*equal, *(way for way in choice.ways if way not in equal))
+            choice = replace(choice, equal=tuple(equal))
         pairing = pairing.choosing(choice, ways[0])
         if len(ways) > 1:
             left.append(replace(choice, ways=ways))
     return pairing.reading(own).open(left)
+
+
+def _woven(pairing: Pairing, choice: Choice) -> bool:
+    """Whether each head may have its part of every tensor: split so or plainly, tensors have the same shapes."""
+    return any(one.form.woven for several in choice.views for i in several for one in pairing.views[i].ways)
 
 
 def _expected(pairing: Pairing, state: Tensors) -> list[list[np.ndarray]]:
@@ -108,6 +117,8 @@ def _best(pairing: Pairing, choice: Choice, trial: Trial) -> tuple[tuple[int, ..
     for way in choice.ways:
         if trial.plain(pairing.choosing(choice, way)) <= AGREES:
             return (way,)
+    if choice.equal:
+        return choice.equal
     found = [sites(pairing.choosing(choice, way), trial, alone=True) for way in choice.ways]
     agreeing = [sum(far <= AGREES for far, _ in one.values()) for one in found]
     best = [i for i, count in enumerate(agreeing) if count == max(agreeing)]

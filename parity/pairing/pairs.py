@@ -108,11 +108,13 @@ class Choice:
         views: by their places in the pairing, those of each layer together.
         ways: for each way the index of the `Holding` of each of these views, the likeliest way first.
         spelled: those of them in whose order of parts the names of fused tensors have them.
+        equal: those of them under which the port's values are PyTorch's, where values alone do not decide.
     """
 
     views: tuple[tuple[int, ...], ...]
     ways: tuple[tuple[int, ...], ...]
     spelled: frozenset[tuple[int, ...]] = frozenset()
+    equal: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)

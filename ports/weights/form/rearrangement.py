@@ -145,6 +145,11 @@ class Rearrangement:
         return variables[0] if self.spreading is None else self.spreading.together(variables)
 
     @property
+    def woven(self) -> bool:
+        """Whether single arrays change their layout, too: every head has its part of each."""
+        return any(how is not None and how.layouts for how in (self.gathering, self.spreading))
+
+    @property
     def order(self) -> tuple[int, ...]:
         """The order of several tensors or variables."""
         return next((g.order for g in (self.gathering, self.spreading) if g is not None), ())
