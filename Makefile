@@ -54,7 +54,7 @@ gpu-rehearsal: $(READY) ## the same stages on the CPU with small networks, withi
 test: $(READY) ## run the tests of a day, every call checked against its annotations (TYPES=0: none)
 	$(BIN)/pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
-test-nightly: $(READY) ## run all tests, those too that take minutes
+test-nightly: $(READY) ## run all tests, including those that take minutes
 	$(BIN)/pytest -n 2 --dist worksteal --nightly $(PYTEST_ARGS)
 
 test-fast: $(READY) ## run the quick modules, in a few minutes

@@ -1,1 +1,1 @@
-"""What was measured, and what measures it. Runs from a checkout."""
+"""The benchmarks and their stored results. Runs from a checkout."""

@@ -1,7 +1,7 @@
 """`python -m benchmarks`: which framework is faster, on networks proved equal.
 
-Exit 0 where everything that was asked for was measured, 1 where something was refused (the table says what and why),
-2 where the question could not be put (one line on stderr says why).
+Exit 0 if everything that was asked for was measured, 1 if something was refused (the table says what and why), 2 if the
+command could not run (one line on stderr says why).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WIDTH = 220  # of a table that goes into a file
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured where no option says it, and with which plan."""
+    """Default values of a run: what it measures, and with which plan."""
 
     network: str = "resnet50"
     batch: str | None = None  # else by the device
@@ -53,31 +53,32 @@ Networks = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="NETWORK...",
-        help="Named networks, resnet50@8 with a batch of its own, or ./file.py:function that returns a pair of yours.",
+        help="Named networks, resnet50@8 for a batch of its own, or ./file.py:function that returns your own pair.",
     ),
 ]
-Mode = Annotated[str, typer.Option(help="inference, training, or both with a comma.")]
+Mode = Annotated[str, typer.Option(help="inference, training, or both, separated by a comma.")]
 Batch = Annotated[
-    str | None, typer.Option(help="Numbers of images, with commas. By default 1,32,256 on a GPU, else 1,8.")
+    str | None,
+    typer.Option(help="Numbers of images, separated by commas. By default 1,32,256 on a GPU, and 1,8 on a CPU."),
 ]
-Precision = Annotated[str, typer.Option(help="float32, tf32, bfloat16, with commas.")]
-Size = Annotated[str | None, typer.Option("--image-size", metavar="HxW", help="Else what the network was made for.")]
-Device = Annotated[str | None, typer.Option(help="cpu or gpu. By default the GPU, where both frameworks see one.")]
+Precision = Annotated[str, typer.Option(help="float32, tf32, bfloat16, separated by commas.")]
+Size = Annotated[str | None, typer.Option("--image-size", metavar="HxW", help="By default the network's own size.")]
+Device = Annotated[str | None, typer.Option(help="cpu or gpu. By default the GPU, if both frameworks see one.")]
 Only = Annotated[str | None, typer.Option("--subjects", help="These alone, with commas.")]
-Peers = Annotated[bool, typer.Option("--peers", help="Besides, what one would take instead; images of 225 pixels.")]
-Flags = Annotated[
-    bool, typer.Option("--flags", help="Besides, the NNX port under flags of XLA, and memory that is kept.")
-]
+Peers = Annotated[bool, typer.Option("--peers", help="Also time the usual alternatives; images have 225 pixels.")]
+Flags = Annotated[bool, typer.Option("--flags", help="Also time the NNX port with XLA flags, and with kept memory.")]
 Starts = Annotated[int | None, typer.Option(help="Starts of every process (5).")]
-Rounds = Annotated[int | None, typer.Option(help="Rounds a start (5; with --quick 1).")]
-Seconds = Annotated[float | None, typer.Option(help="Seconds of timing a round (1; with --quick 0.25).")]
-Budget = Annotated[float | None, typer.Option(help="Seconds after which nothing new is begun.")]
+Rounds = Annotated[int | None, typer.Option(help="Rounds per start (5; with --quick 1).")]
+Seconds = Annotated[float | None, typer.Option(help="Seconds of timing per round (1; with --quick 0.25).")]
+Budget = Annotated[float | None, typer.Option(help="Seconds after which nothing new begins.")]
 Out = Annotated[Path | None, typer.Option(metavar="FILE.json", help="Keep the measurements there.")]
-Html = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page to look at there.")]
-Log = Annotated[Path | None, typer.Option(metavar="FILE", help="Keep there what the subjects' processes wrote.")]
+Html = Annotated[Path | None, typer.Option(metavar="FILE", help="Write an HTML page to this file.")]
+Log = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Keep the output of the subjects' processes in this file.")
+]
 Quick = Annotated[bool, typer.Option("--quick", help="resnet18 with small images, within five minutes on two cores.")]
 Files = Annotated[list[Path], typer.Argument(metavar="RESULTS...")]
-Svg = Annotated[Path | None, typer.Option(metavar="DIR", help="Write the plots as SVG there.")]
+Svg = Annotated[Path | None, typer.Option(metavar="DIR", help="Write the plots as SVG to this folder.")]
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class SpeedOptions:
         """List what is timed, on this device.
 
         Raises:
-            UserError: an option of it is unknown, or does not go with another.
+            UserError: an option is unknown, or does not go with another option.
         """
         effort, networks = self.effort, self.networks or [self.effort.network]
         own = [name for name in networks if OWN in name]
@@ -122,7 +123,7 @@ class SpeedOptions:
             raise UserError(
                 f"{own[0]}: got --batch, --image-size or --precision, expected none: its own inputs are timed"
             )
-        # A GPU has time for whole images, and some peers take those of 225 pixels alone.
+        # A GPU has time for whole images, and some peers only take images of 225 pixels.
         size = self.size or (effort.size if device == "cpu" and not self.peers else None)
         batch = self.batch or effort.batch or ("1,32,256" if device == "gpu" else "1,8")
         return SettingGrid(
@@ -161,7 +162,7 @@ class SpeedOptions:
         """Return what a run does.
 
         Raises:
-            UserError: nobody of these subjects suits one of these settings.
+            UserError: none of these subjects suits one of these settings.
         """
         settings, subjects, effort = self.settings(device), self.subjects(), self.effort
         if not any(SUBJECTS[subject].suits(s.network, s.mode, s.device) for subject in subjects for s in settings):
@@ -251,7 +252,7 @@ Data = Annotated[
     Path | None,
     typer.Option(metavar="FOLDER", help="Images of CIFAR-10: cifar10_train*.npz and cifar10_test*.npz, or *.bin."),
 ]
-Labels = Annotated[str | None, typer.Option("--networks", help="Some of the study's networks, with commas.")]
+Labels = Annotated[str | None, typer.Option("--networks", help="Some of the study's networks, separated by commas.")]
 Steps = Annotated[int | None, typer.Option(help="Steps of SGD (800; on a GPU 4000).")]
 StepImages = Annotated[int | None, typer.Option("--batch", help="Images in a step (32; on a GPU 128).")]
 Pixels = Annotated[int | None, typer.Option("--image-size", help="Height and width (16; on a GPU 32).")]
@@ -322,7 +323,7 @@ def _words(text: str) -> list[str]:
 
 
 def _device() -> str:
-    """The GPU where both frameworks see one."""
+    """The GPU if both frameworks see one."""
     from parity.running.device import jax_gpu, torch_gpu
 
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -330,7 +331,7 @@ def _device() -> str:
 
 
 def _alive(device: str) -> int:
-    """Processes at a time: on a GPU one, for each would keep memory; else what fits, at 2.5 GB each."""
+    """Processes at a time: one on a GPU, because each would keep memory; otherwise as many as fit, at 2.5 GB each."""
     import psutil
 
     return 1 if device == "gpu" else max(1, int(psutil.virtual_memory().available / 2.5e9))

@@ -4,9 +4,9 @@
     python3 -m benchmarks.gpu --stage c,d
     python3 -m benchmarks.gpu --rehearsal        # all stages on the CPU, with small networks
 
-`studies/gpu_stages.py` lists the stages. Each writes files of its own, after every block that was timed: a command that
-is killed leaves what it had. Compilers' caches and references stay in a folder for the next stage. Exit 0: every stage
-gave figures; 1: one gave none; 2: the question could not be put.
+`studies/gpu_stages.py` lists the stages. Each stage writes its own files, after every timed block, so a killed command
+leaves the results that it had. Compilers' caches and references stay in a folder for the next stage. Exit 0: every
+stage gave figures; 1: one gave none; 2: the command could not run.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 class GpuOptions:
     """The options of `python -m benchmarks.gpu`."""
 
-    stage: Annotated[str | None, typer.Option(help="Letters of stages, with commas. By default a,b.")] = None
+    stage: Annotated[str | None, typer.Option(help="Letters of stages, separated by commas. By default a,b.")] = None
     out: Annotated[Path | None, typer.Option(help="Folder of the results.", show_default=str(RESULTS))] = None
     minutes: Annotated[float | None, typer.Option(help="Time for all stages together.")] = None
     cache: Annotated[Path | None, typer.Option(help="Folder of compilers' caches and references.")] = None

@@ -1,4 +1,4 @@
-"""Commands whose options are the fields of a record: it is checked where it is made, and handed on whole."""
+"""Commands whose options are the fields of a record, which is checked when it is made and passed on as a whole."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Options = TypeVar("Options")
 
 
 def options_of(record: Callable[..., Options]) -> Callable[[Callable[[Options], int]], Callable[..., int]]:
-    """Turn a function of one record into the function of its fields that typer makes a command of.
+    """Turn a function of one record into a function of its fields, from which typer makes a command.
 
     Args:
         record: a dataclass whose fields have typer's annotations, and defaults.
@@ -33,10 +33,10 @@ def options_of(record: Callable[..., Options]) -> Callable[[Callable[[Options], 
 
 
 def positive(option: str, value: float | None) -> None:
-    """Raise where a number was given that is not more than 0.
+    """Raise if a given number is not above 0.
 
     Raises:
-        UserError: it says which option.
+        UserError: names the option.
     """
     from ports.errors import UserError
 

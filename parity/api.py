@@ -42,7 +42,7 @@ from ports.weights.layers.kinds import composed_apart
 
 T = TypeVar("T")
 
-# Options with which a pair is called even where no inputs stand behind it.
+# Options with which a pair can be called even if no inputs follow it.
 CALLED = ("keywords", "torch_keywords", "flax_keywords")
 
 
@@ -50,8 +50,8 @@ def check(torch_model: Any, flax_model: Any = None, *inputs: Any, **options: Unp
     """Prove in float64 that a Flax model computes what a PyTorch model computes, or name the first layer that does not.
 
     `check(torch_model, flax_model, *inputs)` takes anybody's models. The check compares the weights first, as they are.
-    Then it runs both with PyTorch's weights, and with random numbers in tensors whose numbers are all equal, for these
-    hide mistakes. Networks of this package need no inputs; see `check_network`.
+    Then it runs both with PyTorch's weights. Tensors whose numbers are all equal get random numbers, because equal
+    numbers hide mistakes. Networks of this package need no inputs; see `check_network`.
 
     The settings of the caller (`torch.no_grad()`, `jax.debug_nans`, …) do not change the verdict, and the check puts
     all of them back. One check runs at a time: a second one, in another thread, waits. `running.isolation` says what
@@ -64,12 +64,11 @@ def check(torch_model: Any, flax_model: Any = None, *inputs: Any, **options: Unp
         inputs: what both are called with, in PyTorch's layout: arrays, tensors, or nested tuples and dicts of them.
         options: the fields of `parity.PairOptions`, as keywords.
 
-    Returns:
-        A report that is true where everything agrees.
+    Returns: A report that is true if everything agrees.
 
     Raises:
-        UserError: the question cannot be put: an option that this kind of check does not use, weights that hold NaN,
-            layers that cannot be paired, a model that raises, a device that is not there, a check inside a check.
+        UserError: the check cannot run: an option that this kind of check does not use, weights that hold NaN, layers
+            that cannot be paired, a model that raises, a missing device, a check inside a check.
     """
     live = () if flax_model is None else (flax_model, *inputs)
     own = isinstance(torch_model, torch.nn.Module)
@@ -77,7 +76,7 @@ def check(torch_model: Any, flax_model: Any = None, *inputs: Any, **options: Unp
         return _check_network(torch_model, live, options)
     asked = record(PAIR, PairOptions, options)
     if flax_model is None:
-        raise UserError("got a PyTorch model alone, expected a Flax model and inputs behind it")
+        raise UserError("got a PyTorch model alone, expected a Flax model and inputs after it")
     return _report(asked, lambda policy: _check_pair(torch_model, flax_model, inputs, asked, policy))
 
 
@@ -92,8 +91,7 @@ def check_network(network: Any, *live: Any, **options: Unpack[NetworkSettings]) 
         live: Flax networks, where the first argument is a live PyTorch network.
         options: the fields of `parity.NetworkOptions`, as keywords.
 
-    Returns:
-        A report that is true where everything agrees.
+    Returns: A report that is true if everything agrees.
 
     Raises:
         UserError: the question cannot be put: an unknown name, an option that this kind of check does not use, an

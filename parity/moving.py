@@ -1,4 +1,4 @@
-"""Moves PyTorch's weights into a Flax model, once both have been paired and the pairing has been computed."""
+"""Moves PyTorch's weights into a Flax model, after both are paired and a run has confirmed the pairing."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def moved(model: torch.nn.Module, other: Any, fed: Probe, names: Mapping[str, st
 
 
 def settled(model: torch.nn.Module, other: Any, fed: Probe, names: Mapping[str, str | None] | None) -> PairedModels:
-    """Return both models with a pairing that values or computing confirm.
+    """Return both models with a pairing that the values or a run confirm.
 
     Raises:
-        UserError: what cannot be paired, or does not fit.
+        UserError: layers cannot be paired, or do not fit.
     """
     both = pair_models(model, other, fed, names)
     fed = both.fed
-    # A model that holds PyTorch's weights already says more than any computing.
+    # A model that already holds PyTorch's weights is better evidence than any computation.
     both = replace(both, pairing=choosing.by_values(both.pairing, both.own_values, both.state))
     if problems := [misfit.text for misfit in transfer.judge(both.port, both.pairing).misfits]:
         raise weights.WeightsError(problems)
@@ -58,7 +58,7 @@ def settled(model: torch.nn.Module, other: Any, fed: Probe, names: Mapping[str, 
 
 
 def _fitting(own: Mapping[str, np.ndarray], places: Mapping[str, Any]) -> None:
-    """Raise where a tensor loses bits in the Flax model's type, or has no place there."""
+    """Raise if a tensor loses bits in the Flax model's type, or has no place there."""
     problems = []
     for name, array in own.items():
         place = places[name]
@@ -79,7 +79,7 @@ def _fitting(own: Mapping[str, np.ndarray], places: Mapping[str, Any]) -> None:
 
 
 def _read_back(own: Mapping[str, np.ndarray], places: Mapping[str, Any]) -> None:
-    """Raise where the Flax model does not hold every bit that was written: a defect of this package."""
+    """Raise if the Flax model does not hold every bit that was written: a defect of this package."""
     for name, array in own.items():
         if np.asarray(places[name].read()).tobytes() != array.astype(places[name].dtype).tobytes():
             raise RuntimeError(f"{name}: the Flax model does not hold what was written into it")

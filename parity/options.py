@@ -1,6 +1,6 @@
-"""What can be asked of a check: a record for a pair of somebody's own, and one for networks of this package.
+"""The options of a check: a record for somebody's own pair, and one for networks of this package.
 
-`PairSettings` and `NetworkSettings` are the same names for type checkers, as keywords of `parity.check` and
+`PairSettings` and `NetworkSettings` give the same names to type checkers, as keywords of `parity.check` and
 `parity.check_network`. No framework is imported.
 """
 
@@ -27,19 +27,19 @@ PORTS, BATCH = ("nnx", "linen"), 2
 LARGEST = 65535
 
 # The kinds of check, as messages call them.
-NAMED, LIVE, PAIR = "a named network", "live networks of this package", "two live models with inputs behind them"
+NAMED, LIVE, PAIR = "a named network", "live networks of this package", "two live models with inputs after them"
 
 # A name of `ports.optimizers.VARIANTS`; or a function from PyTorch's parameters to an optimizer of `torch.optim`, or
 # to (optimizer, scheduler).
 Optimizer = str | Callable[..., Any]
-# What is differentiated, in PyTorch and in JAX: from a model's output to a number.
+# The function to differentiate, in PyTorch and in JAX: from a model's output to a number.
 Losses = tuple[Callable[[Any], Any], Callable[[Any], Any]]
-# What is called in place of a model: a function (model, *inputs, **keywords), or the name of a method.
+# The callable in place of a model: a function (model, *inputs, **keywords), or the name of a method.
 Caller = Callable[..., Any] | str
 # An array of booleans, of any framework.
 Mask = Any
 
-# The options that are dicts by the names of arguments, and pairs of them that cannot both have a name.
+# The options that are dicts by argument name, and pairs of options that cannot both have the same name.
 BY_NAME = ("layouts", "keywords", "torch_keywords", "flax_keywords", "modes")
 CLASHES = (
     ("keywords", "torch_keywords"),
@@ -51,28 +51,29 @@ CLASHES = (
 
 
 def quiet(_: str) -> None:
-    """Say nothing of what is about to be done."""
+    """Report no progress."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What every kind of check can be asked.
+    """The options of every kind of check.
 
     Attributes:
         steps: of training.
         seed: of initial weights, labels and the signs of the perturbation.
-        optimizer: what trains PyTorch's model; by default SGD with momentum and weight decay.
-        tx: the optax transform that the ports train with, to hold one's own against PyTorch's optimizer; by default
-            that of `ports.optim` which computes the same.
+        optimizer: the optimizer of PyTorch's model; by default SGD with momentum and weight decay.
+        tx: the optax transform that trains the ports, to compare your own with PyTorch's optimizer; by default the one
+            of `ports.optim` that computes the same.
         clip_grad_norm: PyTorch clips its gradients to this norm (`torch.nn.utils.clip_grad_norm_`) before a step.
-        accumulate: PyTorch sums the gradients of so many passes before a step.
-        dtypes: working precisions, `float32` and `bfloat16`, in which every side is measured against float64 besides
+        accumulate: PyTorch sums the gradients of this many passes before a step.
+        dtypes: working precisions, `float32` and `bfloat16`, in which every side is also compared with float64
             (`verdict.precision` has the policies). Without `decide` they decide nothing.
-        decide: a port that is less precise than PyTorch in one of `dtypes`, at any place, is no parity.
-        tf32: whether float32's products are rounded to TF32, in both frameworks; by default as each has it. NVIDIA's
+        decide: the verdict is no parity if a port is less precise than PyTorch in one of `dtypes`, at any place.
+        tf32: whether products of float32 numbers are rounded to TF32, in both frameworks; by default each keeps its
+            setting. NVIDIA's
             GPUs only.
         device: `cpu` or `gpu`: where both frameworks run.
-        progress: told what is about to be done.
+        progress: called with the text of each stage before it begins.
 
     Raises:
         UserError: a number out of range.
@@ -104,19 +105,19 @@ class Options:
 
 @dataclass(frozen=True)
 class CallOptions:
-    """How somebody's own models are called, besides their inputs.
+    """How somebody's own models are called, apart from their inputs.
 
     Attributes:
         layouts: by the name of an input (`input`; of several `input.0`, `input.key`) how Flax holds it:
             `channels_last` (the default from four dimensions on), `same`, `batch_second` or `frames_first` (a video,
             whose frames stay in front of its channels).
-        keywords: what is passed by name to both models, in PyTorch's layout.
-        torch_keywords: what is passed by name to the PyTorch model alone.
-        flax_keywords: what is passed by name to the Flax model alone; arrays as the Flax model takes them.
-        torch_call: what is called in place of the PyTorch model: a function `(model, *inputs, **keywords)` that gives
+        keywords: arguments that both models get by name, in PyTorch's layout.
+        torch_keywords: arguments that only the PyTorch model gets by name.
+        flax_keywords: arguments that only the Flax model gets by name; arrays in the layout that it takes.
+        torch_call: the callable in place of the PyTorch model: a function `(model, *inputs, **keywords)` that gives
             the outputs, or the name of a method (`"encode"`).
         flax_call: the same for Flax; the function gets the NNX model, or Linen's bound module.
-        modes: settings that say the mode, by name: `{"is_training_mode": (False, True)}` is False in eval mode and
+        modes: arguments that set the mode, by name: `{"is_training_mode": (False, True)}` is False in eval mode and
             True in train mode. Each goes to the side that takes it. Those of `numerics.calls.MODES` (`train`,
             `deterministic`, …) are known.
 
@@ -153,7 +154,7 @@ class CallOptions:
 
 @dataclass(frozen=True)
 class MoveOptions(CallOptions):
-    """What `parity.move` can be asked.
+    """The options of `parity.move`.
 
     Attributes:
         names: Flax's layer names by PyTorch's, where they cannot be paired with certainty.
@@ -164,15 +165,15 @@ class MoveOptions(CallOptions):
 
 @dataclass(frozen=True)
 class PairOptions(Options, CallOptions):
-    """What the check of somebody's own pair can be asked.
+    """The options of a check of somebody's own pair.
 
     Attributes:
         names: Flax's layer names by PyTorch's, where they cannot be paired with certainty.
-        loss: what is differentiated; by default the mean of every output times fixed random numbers.
-        accept: names of `traps.catalogue.LAYERS` (`parity traps` lists them): differences that are meant.
+        loss: the functions to differentiate; by default the mean of every output times fixed random numbers.
+        accept: names of `traps.catalogue.LAYERS` (`parity traps` lists them): differences that are intended.
         branches: list the branches of the models' own code that these inputs do not take; needs the `coverage` package.
-        mask: booleans (batch, length), true where a position of a sequence counts. Of outputs and layers that begin
-            with these axes in PyTorch the others are not compared, and the loss gets zeros there.
+        mask: booleans (batch, length), true where a position of a sequence counts. In outputs and layers that begin
+            with these axes in PyTorch, other positions are not compared, and the loss gets zeros there.
     """
 
     names: Mapping[str, str | None] | None = None
@@ -190,7 +191,7 @@ class PairOptions(Options, CallOptions):
 
 @dataclass(frozen=True)
 class NetworkOptions(Options):
-    """What the check of networks of this package can be asked.
+    """The options of a check of networks of this package.
 
     Attributes:
         ports: which ports of a named network.
@@ -199,8 +200,8 @@ class NetworkOptions(Options):
         batch: number of images.
         weights: the torch form, or a file of them; by default initial weights with random BatchNorm parameters and
             statistics. (Given weights are used as they are.)
-        reduced: check a large network with few of its blocks, which are all alike, and with fewer classes; the report
-            says what is left out. Networks that are small enough are checked whole.
+        reduced: check a large network with only a few of its blocks (they are all alike) and with fewer classes; the
+            report says what is left out. Small networks are checked whole.
 
     Raises:
         UserError: an unknown port or none, a number out of range.
@@ -233,7 +234,7 @@ ATTRIBUTES = "Attributes:\n"
 
 
 def _with_inherited(record: type) -> str:
-    """Return the docstring of a record with the fields that it inherits in front of its own, so that `help` has all."""
+    """Return the docstring of a record with the inherited fields before its own, so that `help` shows all of them."""
     above, _, own = inspect.cleandoc(record.__doc__ or "").partition(ATTRIBUTES)
     bases = (inspect.cleandoc(base.__doc__ or "") for base in record.__mro__[-2:0:-1])
     inherited = (text.partition(ATTRIBUTES)[2].partition("\n\n")[0] for text in bases if ATTRIBUTES in text)
@@ -299,14 +300,14 @@ EVERY = tuple(one.name for one in fields(Options))
 OF_PAIRS = tuple(one.name for one in fields(PairOptions) if one.name not in EVERY)
 OF_NETWORKS = tuple(one.name for one in fields(NetworkOptions) if one.name not in EVERY)
 
-# The kinds of check that use an option, where not all do.
+# The kinds of check that use an option, for options that not all of them use.
 USED = {
     **dict.fromkeys(OF_PAIRS, (PAIR,)),
     **dict.fromkeys(OF_NETWORKS, (NAMED, LIVE)),
     **dict.fromkeys(("ports", "weights", "reduced"), (NAMED,)),
 }
 
-# What a function that returns a pair may return behind the inputs, in a dict.
+# The keys of the dict that a function may return after a pair and its inputs.
 GIVEN = tuple(name for name in (*OF_PAIRS, *EVERY) if name != "progress")
 
 Record = TypeVar("Record", PairOptions, NetworkOptions)
@@ -326,7 +327,7 @@ def move_record(given: Mapping[str, Any]) -> MoveOptions:
     """Return the options of `parity.move`. None, and an empty option, ask for the default.
 
     Raises:
-        UserError: an option that `move` does not have, one whose value is not what it expects.
+        UserError: an option that `move` does not have, or a value that the option does not take.
     """
     known = [one.name for one in fields(MoveOptions)]
     if of_check := [name for name in given if name in GIVEN and name not in known]:
@@ -339,7 +340,8 @@ def record(kind: str, into: type[Record], given: Mapping[str, Any]) -> Record:
     """Return the options of a check of this kind. None, and an empty option of a pair, ask for the default.
 
     Raises:
-        UserError: an option that no check has, or that this kind does not use: all of them, and what each is for.
+        UserError: an option that no check has, or that this kind does not use; it lists all of them, and what each is
+            for.
     """
     known = (*EVERY, *OF_PAIRS, *OF_NETWORKS)
     _known(given, known)

@@ -1,7 +1,7 @@
-"""The check itself: runs a subject, judges every tensor, and looks for the mistakes behind what is wrong.
+"""The check itself: runs a subject, judges every tensor, and looks for the mistakes behind wrong tensors.
 
-Runs are streams of (quantity, tensors). Of a port only the verdicts are kept, so that one port's activations are in
-memory beside the reference's at a time.
+Runs are streams of (quantity, tensors). Only the verdicts of a port are kept, so that memory holds the activations of
+one port at a time, with the reference's.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ Judgements = Mapping[str, Judgement]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one port.
+    """The result of one port.
 
     Attributes:
         judgements: by quantity.
-        first: where it first leaves its bounds; None where it does not.
-        undecided: why the check cannot tell, where bounds from both sides decide nothing.
+        first: where it first leaves its bounds; None if it does not.
+        undecided: why the check cannot tell, if bounds from both sides are too wide.
         advice: where the port rounds far more than the reference.
         pins: where the port's code fixes a type.
-        cost: what its mistakes do to the model; None where it has none.
+        cost: what its mistakes do to the model; None if it has none.
     """
 
     judgements: Judgements
@@ -100,10 +100,10 @@ def run(subject: Subject, policy: Policy, progress: Progress) -> Model:
 
 
 def _precise(subject: Subject, right: Sequence[str], policy: Policy, progress: Progress) -> precise_diagnosis.Judged:
-    """Judge the ports in every type of the policy, where it is to decide.
+    """Judge the ports in every type of the policy, if it decides.
 
     Args:
-        right: the ports that are right in float64: of another one no error is rounding.
+        right: the ports that are right in float64; in other ports an error is more than rounding.
     """
     whole = precise_diagnosis.Judged()
     for dtype in policy.dtypes if policy.decide else ():
@@ -126,7 +126,7 @@ def _outcome(
     meter: CostMeter,
     progress: Progress,
 ) -> Outcome:
-    """Run and judge one port. Look for its mistakes where it is wrong."""
+    """Run and judge one port. If it is wrong, look for its mistakes."""
     progress(f"{port}: compiling and running")
     functional = candidate.build()
     trained = list(run_pytorch.parameters(subject.reference, subject.probe))
@@ -165,12 +165,12 @@ def _outcome(
 
 
 def _behind_texts(port: str, subject: Subject, responses: Responses) -> Iterator[str]:
-    """Yield what is said where outputs that differ have positions behind the texts that PyTorch packs."""
+    """Yield advice if outputs that differ have positions after the texts that PyTorch packs."""
     texts = subject.probe.packed
     outputs = responses.reference["output.eval"].values()
     if texts is not None and subject.probe.mask is None and any(masking.covers(texts, a.shape) for a in outputs):
         yield (
-            f"{port}: the outputs are compared behind the texts that PyTorch packs, too; where nothing there counts, "
+            f"{port}: the outputs are also compared after the texts that PyTorch packs; if nothing there counts, "
             "pass mask=, true at the tokens of the texts"
         )
 
@@ -199,7 +199,7 @@ def _judged(port: str, stream: Iterable[tuple[str, Tensors]], responses: Respons
 def _layers(
     port: str, functional: Functional, subject: Subject, judged: Judgements
 ) -> tuple[list[Finding], Divergence, frozenset[str]]:
-    """Return every mistake by itself, the first divergence of the whole run, and the modules whose values are wrong."""
+    """Return every separate mistake, the first divergence of the whole run, and the modules whose values are wrong."""
     reference, fed = subject.reference, subject.probe
     names = run_pytorch.with_parameters(reference) if subject.names is None else list(subject.names)
     cases = _forced(functional, subject, names)
@@ -228,7 +228,7 @@ def _layers(
 def _without_cuts(
     functional: Functional, subject: Subject, names: list[str], cases: dict[bool, localise.ForcedRuns]
 ) -> tuple[dict[bool, localise.ForcedRuns], list[str]]:
-    """Return the forced runs, and the modules that are recorded, without the layers that the port cuts otherwise."""
+    """Return the forced runs, and the recorded modules, without the layers that the port divides differently."""
     cut = localise.cut_otherwise(cases)
     while cut:
         left = [name for name in names if name not in cut]
@@ -243,9 +243,9 @@ def _without_cuts(
 def _made_up_for(
     functional: Functional, subject: Subject, names: Sequence[str], case: localise.ForcedRuns, layers: frozenset[str]
 ) -> frozenset[str]:
-    """Return those of some layers that give something else in the port, where what follows makes up for it.
+    """Return those of some layers whose output differs in the port, while later code makes up for it.
 
-    A norm that has its activation inside of it in PyTorch is such a layer: the port's own output does as well.
+    One example is a norm that contains its activation in PyTorch: the port's own output has the same effect.
 
     Args:
         case: the forced run in eval mode.

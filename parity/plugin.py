@@ -6,7 +6,7 @@ def test_port(parity):
 A report that cannot be written changes no verdict. Every check of a run has a file of its own, whichever of
 pytest-xdist's workers ran it; a later run replaces the files of an earlier one.
 
-It loads with every run of pytest, and so loads no framework itself: the first check does. PYTEST_DONT_REWRITE
+It loads with every run of pytest, so it does not load a framework; the first check does that. PYTEST_DONT_REWRITE
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ import pytest
 if TYPE_CHECKING:
     from parity.reports.report import Report
 
-# A file's name without its ending: as much of the test's as any file system takes.
+# The length of a file's name without its suffix: as much of the test's name as any file system accepts.
 LONGEST = 150
-CLAIMS = "parity_claims"  # what a worker is told by that name: the folder where all workers of a run claim names
+CLAIMS = "parity_claims"  # the key under which a worker gets the folder where all workers of a run claim names
 SECTION = "parity"
 
 
@@ -50,7 +50,8 @@ FORMATS: dict[str, Callable[[Report], str]] = {"html": _page, "json": _json}
 def stem(test: str) -> str:
     """Return a file's name for a test: `tests_test_net.py_test_port[resnet50]`.
 
-    Where signs are replaced or left out, digits of the whole name follow: others may look the same without them.
+    If characters are replaced or left out, digits of a hash of the whole name follow, because other names may look the
+    same.
     """
     readable = re.sub(r"[^\w.\[\]-]+", "_", test, flags=re.ASCII).strip("_")
     file, _, name = test.partition("::")
@@ -65,9 +66,9 @@ class Files:
 
     Attributes:
         folders: by ending.
-        every: of checks that pass, too.
-        claims: a folder that all workers of a run share; None without workers.
-        used: the names that were given: a test may check several times.
+        every: whether to write reports of checks that pass, too.
+        claims: a folder that all workers of a run share to claim names; None without workers.
+        used: the names that were used, because a test may check several times.
     """
 
     folders: dict[str, Path]
@@ -90,9 +91,9 @@ class Files:
         return written, problems
 
     def _claimed(self, stem: str) -> str:
-        """Return the name, or one with a number where another check of this run has it."""
+        """Return the name, with a number if another check of this run has the name."""
         names = (stem if i == 1 else f"{stem}-{i}" for i in itertools.count(1))
-        return next(name for name in names if self._claim(name.casefold()))  # some file systems know no capitals
+        return next(name for name in names if self._claim(name.casefold()))  # some file systems ignore case
 
     def _claim(self, name: str) -> bool:
         if name in self.used:
@@ -109,7 +110,7 @@ class Files:
 
 
 def _problem(report: Report, ending: str, path: Path) -> str | None:
-    """Write one report; return why it could not be, in one line: whatever goes wrong here, the verdict counts."""
+    """Write one report; return an error as one line, because the verdict counts whatever goes wrong here."""
     from ports.errors import UserError
 
     try:
@@ -129,7 +130,7 @@ FILES = pytest.StashKey[Files]()
 
 @dataclass(frozen=True)
 class Check:
-    """`parity.assert_parity` for one test; gives the report where all is equal."""
+    """`parity.assert_parity` for one test; returns the report if everything is equal."""
 
     files: Files
     node: pytest.Item
@@ -142,7 +143,7 @@ class Check:
 
         Raises:
             AssertionError: the networks differ, or the check cannot tell; the message is the table and the findings.
-            UserError: the question cannot be put.
+            UserError: the check cannot run.
         """
         __tracebackhide__ = True
         import parity
@@ -151,7 +152,7 @@ class Check:
         try:
             report = parity.check(model, *candidates, **options)
         except UserError as error:
-            # Its text says all; where in this package it arose does not help.
+            # Its text says everything; the place in this package where it was raised does not help.
             raise error.with_traceback(None) from None
         written, problems = self.files.write(report, self.node.nodeid)
         if not report:
@@ -186,7 +187,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell one of pytest-xdist's workers where the names of reports are claimed."""
+    """Tell a pytest-xdist worker the folder in which the workers claim names of reports."""
     files = node.config.stash[FILES]
     if files.folders and files.claims is None:
         files.claims = Path(tempfile.mkdtemp(prefix="parity-reports-"))
@@ -200,10 +201,10 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """List the reports of checks that pass and could not be written; a check that fails says it itself."""
+    """List the reports of passing checks that could not be written; a failing check reports this itself."""
     reports: list[Any] = list(itertools.chain.from_iterable(terminalreporter.stats.values()))
     sections = [section for report in reports for section in getattr(report, "sections", ())]
-    # The report of a test's end has the sections of its call again.
+    # The report of a test's teardown repeats the sections of its call.
     problems = dict.fromkeys(text for title, text in sections if title == f"Captured {SECTION} call")
     if problems:
         terminalreporter.section("reports that could not be written")
@@ -213,5 +214,5 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.fixture(name="parity")
 def _parity(request: pytest.FixtureRequest) -> Check:
-    """`parity(torch_model, flax_model, x)` fails where the two differ in float64, as `parity.assert_parity` does."""
+    """`parity(torch_model, flax_model, x)` fails if the two differ in float64, as `parity.assert_parity` does."""
     return Check(request.config.stash[FILES], request.node)

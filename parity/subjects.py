@@ -56,14 +56,14 @@ def of_network(network: Network, live: Sequence[object], options: NetworkOptions
     memory.require(spec, options.batch, size)
     reference = _reference(network, spec, live, options)
     fed = probes.of_spec(spec, batch=options.batch, size=size, seed=options.seed, images=options.images)
-    # This package's networks, as they are created here, change nothing in place; a live one may have been changed.
+    # Networks that are created here change nothing in place; a live network may have been changed by its owner.
     fed = replace(fed, in_place=isinstance(network, torch.nn.Module))
     if not isinstance(network, torch.nn.Module) and options.weights is None:
         options.progress("random BatchNorm parameters and statistics")
         randomise(reference, fed, options.seed)
     state = weights.read(reference)
     _finite(state)
-    if tied := run_pytorch.tied(reference):  # the second name of a tensor is no tensor of its own
+    if tied := run_pytorch.tied(reference):  # the second name of a tensor is not a separate tensor
         fed = replace(fed, tensors=frozenset(state) - frozenset(tied))
     fed = replace(fed, packed=_packed(reference, fed))
     names = _recorded(reference, spec)
@@ -89,10 +89,10 @@ def of_network(network: Network, live: Sequence[object], options: NetworkOptions
 
 
 def plan(options: Options) -> TrainingPlan:
-    """Return what the options say of the training.
+    """Return the training that the options describe.
 
     Raises:
-        UserError: an unknown optimizer, one of the caller's own without `tx`, an option out of range.
+        UserError: an unknown optimizer, a custom optimizer without `tx`, an option out of range.
     """
     return TrainingPlan(options.steps, options.optimizer, options.tx, options.clip_grad_norm, options.accumulate)
 
@@ -102,7 +102,7 @@ def _spec(network: Network) -> Any:
         return families.get(network)
     spec = getattr(network, "spec", None)
     if not families.is_description(spec):
-        text = "expected inputs behind the two models, or a network of ports.create, or its name"
+        text = "expected inputs after the two models, or a network of ports.create, or its name"
         raise UserError(f"got {type(network).__name__} without inputs, {text}")
     return spec
 
@@ -111,7 +111,8 @@ def _size(spec: Any, options: NetworkOptions) -> tuple[int, ...]:
     """Return the size of the probe.
 
     Raises:
-        UserError: an image that is too small or too large; images for a network that takes none, or of other channels.
+        UserError: an image that is too small or too large; images for a network that takes none, or with other
+            channels.
     """
     size = options.image_size or probes.default_size(spec)
     if not families.takes_images(spec):
@@ -129,7 +130,7 @@ def _reference(network: Network, spec: Any, live: Sequence[object], options: Net
     """Return the reference in float64."""
     if isinstance(network, torch.nn.Module):
         if not live:
-            raise UserError("got a PyTorch network alone, expected one or more Flax networks behind it")
+            raise UserError("got a PyTorch network alone, expected one or more Flax networks after it")
         return run_pytorch.promote(network)
     if live:
         raise UserError("got the name of a network and live networks; expected a live PyTorch network first")
@@ -141,13 +142,13 @@ def _reference(network: Network, spec: Any, live: Sequence[object], options: Net
 
 
 def _left_out(whole: Any, spec: Any) -> str:
-    """Return what a reader is told of a network that is not checked whole: `, depth 2 of 24`."""
+    """Return the note about a network that is not checked whole: `, depth 2 of 24`."""
     pairs = ((field.name, getattr(spec, field.name), getattr(whole, field.name)) for field in fields(whole))
     return "".join(f", {name} {own} of {its}" for name, own, its in pairs if own != its)
 
 
 def _recorded(reference: torch.nn.Module, spec: Any) -> list[str] | None:
-    """Return the modules to record, where a layer has two names: under its first. Else None, for the default."""
+    """Return the modules to record if a layer has two names: under its first name. Otherwise None, for the default."""
     second = {layer.torch for layer in families.layers(spec) if layer.tied}
     return [name for name in run_pytorch.with_parameters(reference) if name not in second] if second else None
 
@@ -205,7 +206,7 @@ def _promoted(net: Any, *, names: Collection[str] | None) -> Functional:
 def randomise(net: Any, fed: Probe, seed: int) -> None:
     """Give every BatchNorm random parameters, and random statistics around those that it has on the probe.
 
-    Other tensors whose numbers are all equal, as those of a fresh LayerNorm, get random ones (`probes.varied`).
+    Other tensors whose numbers are all equal, such as those of a fresh LayerNorm, get random numbers (`probes.varied`).
     """
     ends = {layer.torch for layer in families.layers(net.spec) if layer.ends_branch}
     seen = run_pytorch.promote(net)
@@ -219,7 +220,7 @@ def randomise(net: Any, fed: Probe, seed: int) -> None:
 
 
 def _finite(state: Mapping[str, np.ndarray]) -> None:
-    """Raise where a weight is not finite: rounding has no response to measure there."""
+    """Raise if a weight is not finite: its rounding response cannot be measured."""
     for name, array in state.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             count = int((~np.isfinite(array)).sum())
@@ -230,17 +231,17 @@ def _finite(state: Mapping[str, np.ndarray]) -> None:
 
 @dataclass(frozen=True)
 class OwnPair:
-    """Somebody's own models, paired: what is told of them before they run.
+    """Somebody's own models, paired, with what is known about them before they run.
 
     Attributes:
-        title: what the report calls them.
+        title: their name in the report.
         both: the models in float64, layer by layer.
-        other: the Flax model as it was given, or that in a model object.
-        fed: the inputs, and how the models are called.
+        other: the Flax model as it was given, or the one inside a model object.
+        fed: the probe: the inputs, and how the models are called.
         given: PyTorch's tensors as they are, before recurrent biases are folded.
         unexercised: the arguments that are left at their defaults.
-        layouts: those of inputs that the check chose, for the port raises in the default ones.
-        trained_biases: PyTorch's layers without a bias where the port has one that training would move.
+        layouts: the layouts of inputs that the check chose because the port raises in the default ones.
+        trained_biases: PyTorch's layers without a bias whose counterpart has one that training would move.
     """
 
     title: str
@@ -281,7 +282,7 @@ def own_pair(model: torch.nn.Module, other: object, inputs: Sequence[object], op
 
 
 def _formed(both: PairedModels, fed: Probe, options: PairOptions) -> PairedModels:
-    """Return the pair with the form of each tensor chosen; a wrong one is found as a difference of the weights."""
+    """Return the pair with a form chosen for each tensor; a wrong form shows as a difference of the weights."""
     own = both.own_values
     both = replace(both, pairing=choosing.by_values(both.pairing, own, both.state))
     if not both.pairing.choices:
@@ -299,7 +300,7 @@ def _formed(both: PairedModels, fed: Probe, options: PairOptions) -> PairedModel
 def of_pair(own: OwnPair, options: PairOptions) -> Subject:
     """Return the subject of somebody's own pair, with PyTorch's weights in both models.
 
-    Numbers are random in tensors whose numbers are all equal, for these hide mistakes.
+    Tensors whose numbers are all equal get random numbers, because equal numbers hide mistakes.
 
     Raises:
         UserError: `accept` names no trap, or one that no layer can have; an option of training out of range; a mask
@@ -313,16 +314,16 @@ def of_pair(own: OwnPair, options: PairOptions) -> Subject:
     fed = roles.assigned(both.reference, own.fed, {*both.tensors.values()}, in_port)
     how = training.make(both.reference, fed, plan(options))
     if not how.own and not run_pytorch.parameters(both.reference, fed):
-        # All is frozen: PyTorch has no training that the check's own could be compared with.
+        # Everything is frozen: PyTorch has no training to compare with.
         how = replace(how, steps=0)
     renamed, fed, masks, differing = _outputs(both, state, fed, own_loss=options.loss is not None)
     dropped, floors = run_pytorch.chances(both.reference, fed)
     theirs = _chances(both.functional(state, {}), fed) if dropped or floors else Counter()
-    # A port that draws uniform numbers, too, may round them down to the same masks.
+    # A port that also draws uniform numbers may round them down to the same masks.
     unknown = theirs.pop(UNKNOWN, 0)
     dropped = dropped if unknown else dropped + floors
-    # A port that drops values as often as PyTorch, or otherwise, is compared so. One that only lacks some is compared
-    # without any.
+    # If a port drops values as often as PyTorch, or differently, it is compared with dropout. If it only lacks some
+    # of PyTorch's, both are compared without dropout.
     lacking = dropped.total() > theirs.total() and theirs <= dropped and not (floors and unknown)
     fed = replace(fed, drops=not lacking)
     comparable = _comparable(both, both.names | both.blocks, state, fed)
@@ -366,12 +367,12 @@ def of_pair(own: OwnPair, options: PairOptions) -> Subject:
 
 
 def _rates(drawn: Counter[float]) -> str:
-    """Return the parts that dropout masks drop, and how many masks drop each."""
+    """Return the fractions that dropout masks drop, and how many masks drop each."""
     return ", ".join(f"{rate:g} ({count} mask{'s' if count > 1 else ''})" for rate, count in sorted(drawn.items()))
 
 
 def _biased(own: OwnPair) -> list[str]:
-    """Say which biases the port has without need."""
+    """Return advice about biases that the port does not need."""
     names = [name for name in own.both.biased if name not in own.trained_biases]
     if not names:
         return []
@@ -384,7 +385,7 @@ def _biased(own: OwnPair) -> list[str]:
 
 
 def _computed(names: Sequence[str]) -> list[str]:
-    """Say what is not compared of weights that PyTorch computes of other parameters."""
+    """Return advice about what is not compared for weights that PyTorch computes from other parameters."""
     if not names:
         return []
     said = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
@@ -395,7 +396,7 @@ def _computed(names: Sequence[str]) -> list[str]:
 
 
 def _branches(both: PairedModels, state: Mapping[str, np.ndarray], fed: Probe) -> tuple[str, ...]:
-    """Return the branches of both models' code that none takes in eval or in train mode."""
+    """Return the branches of both models' code that neither eval nor train mode takes."""
     net = both.functional(state, {})
     inputs, call = run_flax.inputs_of(fed)
 
@@ -412,12 +413,12 @@ def _branches(both: PairedModels, state: Mapping[str, np.ndarray], fed: Probe) -
 
 
 def _types(given: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Return the types of a model's tensors where one is narrower than float32; else nothing."""
+    """Return the types of a model's tensors if one is narrower than float32; otherwise nothing."""
     types = {name: array.dtype.name for name, array in given.items()}
     return types if {*types.values()} & {"bfloat16", "float16"} else {}
 
 
-# How a reader is told of a layout that the check chose.
+# Words for a layout that the check chose.
 SAID = {
     "same": "PyTorch does (channels first)",
     "channels_last": "channels last",
@@ -438,10 +439,10 @@ OTHER_RATES = (
 def _outputs(
     both: PairedModels, state: Mapping[str, np.ndarray], fed: Probe, own_loss: bool
 ) -> tuple[dict[str, str], Probe, dict[str, np.ndarray], str]:
-    """Return PyTorch's names of the port's outputs, the probe without PyTorch's other ones, and what a reader is told.
+    """Return the names of the port's outputs, the probe without PyTorch's other outputs, masks, and a note.
 
-    Before that last comes what counts of the port's outputs, where they have positions that do not. The names are empty
-    where a loss of the caller's takes the outputs.
+    The names are PyTorch's; they are empty if a loss of the caller's takes the outputs. The masks are those of the
+    port's outputs, if some positions do not count.
 
     Raises:
         UserError: the models have no output in common; no output has the axes of the mask.
@@ -474,7 +475,7 @@ def _outputs(
 
 
 def _masked(mask: np.ndarray | None, names: Sequence[str]) -> str:
-    """Return what a reader is told of the positions that are not compared."""
+    """Return the note about the positions that are not compared."""
     if mask is None:
         return ""
     return f", {int(mask.sum())} of {mask.size} positions compared of {', '.join(names)}"
@@ -508,11 +509,11 @@ def _renaming(forward: Callable[..., Any], names: Mapping[str, str]) -> Callable
 
 
 def _chances(net: Functional, fed: Probe) -> Counter[float]:
-    """Return how often a port drops values in train mode, by the part that it drops."""
+    """Return how often a port drops values in train mode, by the fraction that it drops."""
     inputs, call = run_flax.inputs_of(fed)
 
     def forward(params: Any, stats: Any) -> None:
-        found.clear()  # a program that cannot be traced with lifted casts is run again
+        found.clear()  # run a program again that cannot be traced with lifted casts
         net.forward(params, stats, inputs, call, True, Tap())
 
     with counted() as found:
@@ -521,7 +522,7 @@ def _chances(net: Functional, fed: Probe) -> Counter[float]:
 
 
 def _repeatable(net: torch.nn.Module, fed: Probe) -> None:
-    """Raise where a second run gives other outputs: nothing could be compared with them."""
+    """Raise if a second run gives other outputs: nothing could be compared with them."""
     for train in (False, True):
         runs = []
         for _ in range(2):
@@ -542,7 +543,7 @@ def _comparable(
 ) -> dict[str, str]:
     """Return the modules of `names` that both models call equally often, with outputs of the same shape but for layout.
 
-    A layer that one of the models calls on a reshaped input is right or wrong by what comes of it.
+    A layer that one of the models calls on a reshaped input is judged by what follows from it.
 
     Args:
         names: PyTorch's names, by Flax's.

@@ -21,15 +21,15 @@ __all__ = ["NETWORKS", "PORTS", "UserError", "create", "export", "families", "fa
 
 
 def create(name: Any, port: str, *, seed: int | None = 0, dtype: str = "float32", **changes: Any) -> Any:
-    """A named network, or one that you describe, in one framework.
+    """Create a named network, or one that you describe, in one framework.
 
     Args:
         name: one of `ports.NETWORKS`, or a description of one of `ports.families.FAMILIES`.
         port: `pytorch` gives a `torch.nn.Module`, `nnx` an `nnx.Module`, `linen` a pair of module and variables.
         seed: of the initial weights; the ports draw them with their own generators, from the same distributions. None
-            leaves them zero, for a network whose weights are written next.
+            leaves them at zero, for a network whose weights you write next.
         dtype: `float32`, `float64` (in JAX inside `with jax.enable_x64(True)`) or `bfloat16` (BatchNorm in float32).
-        changes: fields of the description, as `num_classes=10`, `features_only=True`, `output_stride=8`.
+        changes: fields of the description, such as `num_classes=10`, `features_only=True`, `output_stride=8`.
 
     Raises:
         UserError: unknown network, port, option or dtype.

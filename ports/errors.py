@@ -1,10 +1,10 @@
-"""The one exception for what a user can put right, and text from others made safe to print."""
+"""The one exception for mistakes that a user can correct, and functions that make foreign text safe to print."""
 
 from __future__ import annotations
 
 LONGEST = 1000  # characters of a line that is printed
 
-# What frameworks say where memory is full; cuBLAS, where its workspace does not fit, says the last.
+# The messages of frameworks when memory is full; cuBLAS gives the last one when its workspace does not fit.
 OUT_OF_MEMORY = (
     "can't allocate memory",
     "RESOURCE_EXHAUSTED",
@@ -17,7 +17,7 @@ OUT_OF_MEMORY = (
 
 
 class UserError(ValueError):
-    """A mistake in what was asked for, never a defect of this package. The command line prints it as one line."""
+    """A mistake of the user, never a defect of this package. The command line prints it as one line."""
 
     @property
     def lines(self) -> list[str]:
@@ -53,5 +53,5 @@ def printable(text: str) -> str:
 
 
 def shortened(text: str, most: int = LONGEST) -> str:
-    """Return a line of a bounded length: its middle is left out, which holds the name, not what is wrong with it."""
+    """Return a line of bounded length: leave out its middle, which holds a name, and keep the reason at its end."""
     return text if len(text) <= most else f"{text[: most // 2]} … {text[-(most // 2) :]}"

@@ -79,12 +79,12 @@ def inputs_of(spec: Any, batch: int, size: Shape) -> tuple[Input, ...]:
 
 
 def targets_of(spec: Any, batch: int, size: Shape) -> Input:
-    """Return what a network is to predict for a batch of examples of a size."""
+    """Return the targets of a network for a batch of examples of a size."""
     return objective_of(spec).targets(spec, batch, size)
 
 
 def objective_of(spec: Any) -> Objective:
-    """Return what a network is trained for."""
+    """Return the objective of a network."""
     return family_of(spec).objective
 
 
@@ -94,17 +94,17 @@ def takes_images(spec: Any) -> bool:
 
 
 def takes_any_size(spec: Any) -> bool:
-    """Return whether a network takes examples of other sizes than the one that it was made for."""
+    """Return whether a network takes examples of other sizes than its own."""
     return family_of(spec).any_size
 
 
 def size_step(spec: Any) -> int:
-    """Return what the height and width of a network's images must be a multiple of, in pixels."""
+    """Return the number of pixels of which a network's image height and width must be multiples."""
     return family_of(spec).size_step(spec)
 
 
 def reduced(spec: Any) -> Any:
-    """Return the network whose check stands for a large one's: of its kind and width, with few blocks."""
+    """Return the network that is checked in place of a large one: of the same kind and width, with few blocks."""
     return family_of(spec).reduced(spec)
 
 

@@ -1,4 +1,4 @@
-"""What a family of networks says of itself: `Family`, and `Layer`, a layer with tensors under its PyTorch name.
+"""The record of a family of networks, `Family`, and `Layer`, a layer with tensors under its PyTorch name.
 
 A family is a folder in `ports`: `spec.py` describes its networks as data, and `pytorch.py`, `nnx.py` and `linen.py`
 build them. `ports.families` lists all families. No framework is imported.
@@ -22,20 +22,20 @@ class Layer:
     """One layer with tensors.
 
     Attributes:
-        role: what it is in the network, as dialects name it: `stem.conv`, `conv`, `shortcut.bn`, `fc`, …
+        role: its role in the network, by the name that dialects use: `stem.conv`, `conv`, `shortcut.bn`, `fc`, …
         torch: its PyTorch name.
         type: name of its row in `ports.weights.layers.kinds`: `conv`, `batch_norm`.
         shapes: of its tensors in the torch form.
         fields: what a dialect's template may use: `at` (the block's PyTorch name), `stage` and `block` (from 0), `n`
             (blocks through the network, from 0), `i` (layers of this role in the block, from 0), `kind` (of block, as
             Flax's example calls it).
-        ends_branch: what it gives is added to a shortcut.
-        options: settings of the layer that its rule reads, as `(("num_heads", 4),)`.
+        ends_branch: whether its output is added to a shortcut.
+        options: settings of the layer that its rule reads, such as `(("num_heads", 4),)`.
         keys: the parts of its name that are keys of a dict of layers, or positions in a list that is no Sequential;
             where a Sequential in its name has the same position, the name from its beginning up to that part.
         tied: the name of the layer whose tensors it shares.
-        stack: how many blocks have such a layer, where a port may keep them in one array; the first of `keys` is the
-            number of its block. 0 where there is none.
+        stack: how many blocks have such a layer, if a port may keep them in one array; the first of `keys` is the
+            number of its block. Otherwise 0.
     """
 
     role: str
@@ -56,13 +56,13 @@ class Layer:
 
 
 def joined(*parts: str) -> str:
-    """Return the name of a tensor within modules; the network itself, and a tensor alone, have no part of a name."""
+    """Return the name of a tensor within modules; the network itself, and a tensor without a layer, add no part."""
     return ".".join(part for part in parts if part)
 
 
 @runtime_checkable
 class Convolution(Protocol):
-    """What `conv_layer` reads of a description of a convolution."""
+    """The attributes of a convolution's description that `conv_layer` reads."""
 
     @property
     def in_channels(self) -> int: ...
@@ -96,7 +96,7 @@ def linear_layer(
 
 @runtime_checkable
 class Description(Protocol):
-    """What the description of a network of any family has: a frozen dataclass."""
+    """The common attributes of all network descriptions, which are frozen dataclasses."""
 
     @property
     def name(self) -> str: ...
@@ -114,7 +114,7 @@ def image_inputs(spec: Any, batch: int, size: Shape) -> tuple[Input, ...]:
 
 
 def image_sizes(layers: Iterable[Layer]) -> tuple[Size, ...]:
-    """What a checkpoint of an image classifier may have otherwise: classes, and channels of the first convolution."""
+    """In what a checkpoint of an image classifier may differ: classes, and channels of the first convolution."""
     first = next(iter(layers)).torch
     return (Size("num_classes", "classes", "fc.weight", 0), Size("in_channels", "input channels", f"{first}.weight", 1))
 
@@ -125,7 +125,7 @@ def image_size(spec: Any) -> Shape:
 
 @dataclass(frozen=True)
 class Size:
-    """An option of a network that a checkpoint may have otherwise, and where its shapes say so.
+    """An option of a network in which a checkpoint may differ, and the shape that shows it.
 
     Attributes:
         option: the field of the description.
@@ -147,22 +147,22 @@ class Family:
 
     Attributes:
         name: of its folder in `ports`.
-        title: what the documentation calls it.
-        description: the class of its descriptions, which have what `Description` says.
+        title: its name in the documentation.
+        description: the class of its descriptions, which have the attributes of `Description`.
         network: gives the name of the class that builds a description, the same in each port's file.
         networks: the named networks.
         size: gives the size of an example: height and width of an image, or the length of a text.
         inputs: gives the inputs of a batch of examples of a size.
-        takes_images: the input is images (batch, channels, height, width), so that photographs can be given.
+        takes_images: whether the input is images (batch, channels, height, width), so that photographs can be used.
         any_size: whether the networks take examples of other sizes than `size`.
-        size_step: gives what height and width of an image must be a multiple of, in pixels.
+        size_step: gives the number of pixels of which an image's height and width must be multiples.
         layers: gives the layers with tensors of a description, in the order of PyTorch's state_dict.
-        variants: networks whose checkpoints circulate but which have no port of their own name.
+        variants: networks whose checkpoints are in use, but which have no named port.
         parts: fields of a description that are descriptions themselves, whose fields may be changed by their names.
-        sizes: gives what a checkpoint of a description may have otherwise.
-        headless: gives the description without its classifier; None where there is no such network.
-        objective: what the networks are trained for.
-        reduced: gives a network of the same kind and width with few blocks, and no more classes than show a mistake:
+        sizes: gives the options in which a checkpoint may differ from a description.
+        headless: gives the description without its classifier; None if there is no such network.
+        objective: the training objective of the networks.
+        reduced: gives a network of the same kind and width with few blocks, and just enough classes to show a mistake;
             `parity check --all` checks it in place of a large one. By default the network itself.
     """
 
@@ -185,13 +185,13 @@ class Family:
     reduced: Callable[[Any], Any] = lambda spec: spec
 
     def has_option(self, name: str) -> bool:
-        """Return whether descriptions have a field of this name, or a part that has."""
+        """Return whether descriptions, or one of their parts, have a field of this name."""
         some = next(iter(self.networks.values()))
         owners = [some, *(getattr(some, part) for part in self.parts)]
         return any(f.name == name for owner in owners for f in dataclasses.fields(owner))
 
     def changed(self, spec: Any, changes: Mapping[str, Any]) -> Any:
-        """Return a description with other values of its fields, and of those of its `parts`.
+        """Return a description with new values of its fields, or of the fields of its `parts`.
 
         Raises:
             UserError: no such field, or a value that it cannot take.

@@ -1,7 +1,7 @@
-"""One record per framework: how to know its live networks, and which modules read, write and export them.
+"""One record per framework: how to recognise its live networks, and which modules read, write and export them.
 
-No framework is loaded here: that of a live network is loaded already, and the modules are imported when they are used.
-No other module of `ports` asks which of the three a network is.
+This module loads no framework: a live network's framework is already loaded, and the other modules are imported when
+they are used. No other module of `ports` asks which framework a network belongs to.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Net = Any  # a `torch.nn.Module`, an `nnx.Module`, or Linen's `(module, variable
 
 @runtime_checkable
 class Live(Protocol):
-    """What each module of `ports.weights.live` does for the networks of its framework."""
+    """The functions of each module in `ports.weights.live`, for the networks of its framework."""
 
     def read(self, net: Net, copy: bool = True) -> dict[str, np.ndarray]: ...
     def write(
@@ -40,10 +40,10 @@ class Live(Protocol):
 
 @runtime_checkable
 class FlaxLive(Live, Protocol):
-    """What those of Flax do besides."""
+    """The additional functions of Flax's modules."""
 
     def parameters(self, net: Net) -> dict[str, tuple[Leaf, list[tuple[str | int, ...]]]]:
-        """The leaf of each parameter, and the paths of its arrays in a tree like the parameters."""
+        """The leaf of each parameter, and the paths of its arrays in a tree with the structure of the parameters."""
         ...
 
     def tree(self, net: Net) -> object:
@@ -57,17 +57,17 @@ class FlaxLive(Live, Protocol):
 
 @runtime_checkable
 class Loader(Protocol):
-    """What reads an exported network."""
+    """The function that reads an exported network."""
 
     def load(self, path: os.PathLike[str]) -> Callable[[Any], Any]: ...
 
 
 @runtime_checkable
 class Exporter(Protocol):
-    """What each module of `ports.export` does for the networks of its framework."""
+    """The functions of each module in `ports.export`, for the networks of its framework."""
 
     def check(self, platforms: Sequence[str]) -> None:
-        """Raise where such a file cannot be written."""
+        """Raise if such a file cannot be written."""
         ...
 
     def save(
@@ -82,9 +82,10 @@ class Port:
     """One framework.
 
     Attributes:
-        name: what `ports.create` calls it, and what its modules in this package are called.
+        name: its name in `ports.create`, and of its modules in this package.
         layout: whose names and layouts its tensors have in a file.
-        detect: whether a value is a live network of it. Its modules are looked up where they are loaded.
+        detect: whether a value is one of its live networks. It looks up the framework's modules only if they are
+            loaded.
         suffix: of the file of an exported network.
         program: the module of `ports.export` that reads such a file, without the framework of the network.
         collections: the first parts of its names: a tree of such a network has these tables on top.
@@ -106,7 +107,7 @@ class Port:
 
     @property
     def flax_live(self) -> FlaxLive:
-        """The same where it is one of Flax's interfaces.
+        """The same for one of Flax's interfaces.
 
         Raises:
             UserError: it is not.

@@ -15,7 +15,7 @@ from ports.objective import UNLABELLED
 
 
 def classification(outputs: Any, labels: Any) -> Any:
-    """The mean cross-entropy of logits. Of feature maps, which have no labels, the sum of their mean squares.
+    """The mean cross-entropy of logits. For feature maps, which have no labels, the sum of their mean squares.
 
     Args:
         outputs: logits (batch, classes), or feature maps.
@@ -31,7 +31,7 @@ def next_token(logits: Any, following: Any) -> Any:
 
     Args:
         logits: (batch, length, tokens).
-        following: integers (batch, length); where nothing counts, as behind a text, −100.
+        following: integers (batch, length); −100 at positions that do not count, such as those after a text.
     """
     return cross_entropy(logits, following)
 
@@ -41,7 +41,7 @@ def segmentation(outputs: Any, labels: Any) -> Any:
 
     Args:
         outputs: logits (batch, height, width, classes), or a dict of them: `out`, and `aux` where there is such a head.
-        labels: integers (batch, height, width); 255 where nothing counts.
+        labels: integers (batch, height, width); 255 for pixels that do not count.
     """
     if isinstance(outputs, jax.Array):
         return cross_entropy(outputs, labels, ignore_index=UNLABELLED)
@@ -62,20 +62,20 @@ def cross_entropy(
 ) -> Any:
     """`torch.nn.functional.cross_entropy` with classes on the last axis.
 
-    The mean is over what is not ignored, and with class weights over their sum. (optax has no weights, no ignored
-    label, and takes a label of −100 as the class C − 100.)
+    The mean is over the labels that are not ignored; with class weights it divides by the sum of the weights. (optax
+    has no weights and no ignored label, and takes a label of −100 as the class C − 100.)
 
     Args:
         logits: (..., classes).
         labels: integers (...).
-        weight: (classes,), of each class.
+        weight: (classes,), the weight of each class.
         ignore_index: a label that does not count.
         label_smoothing: the part of the target that is spread over all classes (Szegedy et al., arXiv:1512.00567).
         reduction: `mean`, `sum` or `none`.
 
     Raises:
-        UserError: shapes that do not fit, an unknown reduction, a label out of range. Where the program is compiled
-            the loss is NaN for such a label.
+        UserError: shapes that do not fit, an unknown reduction, a label out of range. In a compiled program the loss is
+            NaN for such a label.
     """
     if logits.shape[:-1] != labels.shape:
         raise UserError(f"cross_entropy: labels: got {labels.shape}, expected {logits.shape[:-1]} for {logits.shape}")
@@ -98,7 +98,7 @@ def cross_entropy(
 
 
 def _require_labels(labels: Any, classes: int, ignored: int) -> None:
-    if isinstance(labels, Tracer):  # a compiled program's labels are not known yet
+    if isinstance(labels, Tracer):  # while JAX compiles, the labels are not known yet
         return
     values = np.asarray(labels)
     wrong = values[(values != ignored) & ((values < 0) | (values >= classes))]
@@ -114,7 +114,7 @@ def ema(average: Any, params: Any, decay: float = 0.999, count: Any = None) -> A
     (optax's starts at zero and is corrected for it.)
 
     Args:
-        count: averages taken before; None where `average` holds some already.
+        count: the number of averages taken before; None if `average` already holds some.
     """
     new = jax.tree.map(lambda a, p: a + (p - a) * (1 - decay), average, params)
     if count is None:

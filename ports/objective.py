@@ -1,4 +1,4 @@
-"""What the networks of a family are trained for: targets, and one loss in each framework. No framework is imported."""
+"""The training objective of a family: targets, and one loss in each framework. No framework is imported."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ class Input:
 
     Attributes:
         shape: with the batch first.
-        below: of whole numbers, the first that is too large; None for real numbers.
-        ignored: a target that does not count; one in ten is it.
-        padded: whole numbers are texts (batch, length) that may end early. Zeros stand behind a text, and nowhere else.
+        below: for whole numbers, the first one that is too large; None for real numbers.
+        ignored: a target that does not count; one target in ten is set to it.
+        padded: whether the whole numbers are texts (batch, length) that may end early. There are zeros only after a
+            text.
     """
 
     shape: Shape
@@ -47,8 +48,8 @@ class Objective:
     """A loss of what a network returns and of targets, the same in both frameworks.
 
     Attributes:
-        targets: gives the targets of a batch of examples of a size. Both losses get them in this layout.
-        torch: the loss in PyTorch, as "module:function"; called with outputs and targets, it returns a scalar.
+        targets: gives the targets of a batch of examples of a size. Both losses get the targets in this layout.
+        torch: the loss in PyTorch, as "module:function"; it takes outputs and targets, and returns a scalar.
         flax: the loss in JAX, for both Flax ports.
     """
 

@@ -6,8 +6,8 @@
     params = optax.apply_updates(params, updates)
 
 Names, defaults and formulas are PyTorch's (the pseudo-code in the documentation of `torch.optim`); a state has
-PyTorch's names for its tensors. optax's own transforms differ in ways that one step does not always show: where epsilon
-and the learning rate stand, what the first momentum is, where the decay is added.
+PyTorch's names for its tensors. optax's own transforms differ in ways that one step does not always show: the places of
+epsilon and the learning rate, the first momentum, and where the decay is added.
 
 A learning rate is a number or a schedule (`ports.schedules`): a function of the number of steps done, as optax has it.
 """
@@ -28,7 +28,8 @@ from ports.errors import UserError
 Rate = float | jax.Array
 LearningRate = float | Callable[[jax.Array], Rate]
 Tensors = dict[str, jax.Array]
-# From gradient, parameter, its tensors of state, learning rate and number of this step (from 1) to update and tensors.
+# Takes gradient, parameter, state tensors, learning rate and step number (from 1); gives the update and the new
+# tensors.
 Rule = Callable[[jax.Array, jax.Array, Tensors, Rate, jax.Array], tuple[jax.Array, Tensors]]
 
 
@@ -37,7 +38,7 @@ class State(NamedTuple):
 
     Attributes:
         count: int32 scalar, the steps done.
-        tensors: by PyTorch's name (`momentum_buffer`, `exp_avg`), a tree like the parameters.
+        tensors: by PyTorch's name (`momentum_buffer`, `exp_avg`), a tree with the structure of the parameters.
     """
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride] - a tuple has a `count` too
@@ -45,10 +46,10 @@ class State(NamedTuple):
 
 
 def from_rule(learning_rate: LearningRate, starts: dict[str, float], rule: Rule) -> optax.GradientTransformation:
-    """An optimizer from what it does to one parameter.
+    """Make an optimizer from its rule for one parameter.
 
     Args:
-        starts: the tensors of its state, and the number that they are filled with.
+        starts: the tensors of its state, and the numbers with which they are filled.
     """
 
     def init(params: PyTree) -> State:
@@ -76,7 +77,7 @@ def from_rule(learning_rate: LearningRate, starts: dict[str, float], rule: Rule)
 
 
 def _require(optimizer: str, **ranges: tuple[float, float, float]) -> None:
-    """Raises where an option is outside its range, as PyTorch does."""
+    """Raise if an option is outside its range, as PyTorch does."""
     for name, (value, least, below) in ranges.items():
         if not least <= value < below:
             limit = f"from {least:g} to below {below:g}" if below < float("inf") else f"{least:g} or more"
@@ -136,7 +137,7 @@ def adamw(
     weight_decay: float = 1e-2,
     amsgrad: bool = False,
 ) -> optax.GradientTransformation:
-    """`torch.optim.AdamW` (Loshchilov and Hutter, arXiv:1711.05101). The decay is 1e-2 by default, optax's 1e-4.
+    """`torch.optim.AdamW` (Loshchilov and Hutter, arXiv:1711.05101). The decay is 1e-2 by default; in optax it is 1e-4.
 
     Raises:
         UserError: an option out of range.
@@ -186,7 +187,7 @@ def rmsprop(
     momentum: float = 0.0,
     centered: bool = False,
 ) -> optax.GradientTransformation:
-    """`torch.optim.RMSprop`. Epsilon stands outside of the root, the learning rate behind the momentum.
+    """`torch.optim.RMSprop`. Epsilon is outside the root, and the learning rate comes after the momentum.
 
     Raises:
         UserError: an option out of range.
@@ -222,7 +223,7 @@ def adagrad(
     initial_accumulator_value: float = 0.0,
     eps: float = 1e-10,
 ) -> optax.GradientTransformation:
-    """`torch.optim.Adagrad` (Duchi et al., 2011). The accumulator starts at 0, optax's at 0.1.
+    """`torch.optim.Adagrad` (Duchi et al., 2011). The accumulator starts at 0; in optax it starts at 0.1.
 
     Raises:
         UserError: an option out of range.
@@ -292,8 +293,8 @@ class Accumulated(NamedTuple):
 
     Attributes:
         count: int32 scalar, the gradients since the last step.
-        sums: their sums, a tree like the parameters.
-        inner: the state of the transform that takes them.
+        sums: their sums, a tree with the structure of the parameters.
+        inner: the state of the transform that uses them.
     """
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride] - a tuple has a `count` too
@@ -302,9 +303,10 @@ class Accumulated(NamedTuple):
 
 
 def accumulate(tx: optax.GradientTransformation, passes: int) -> optax.GradientTransformation:
-    """`tx` once in `passes` gradients, with their sum, as where `zero_grad` is called once in so many `backward`.
+    """Apply `tx` once every `passes` gradients, with their sum.
 
-    (`optax.MultiSteps` takes the average: a step with another learning rate, another decay and another clipping.)
+    This is PyTorch's training if `zero_grad` is called once every `passes` calls of `backward`. (`optax.MultiSteps`
+    takes the average, which changes the effective learning rate, decay and clipping.)
 
     Raises:
         UserError: fewer than one pass.
@@ -330,7 +332,7 @@ def accumulate(tx: optax.GradientTransformation, passes: int) -> optax.GradientT
 
 
 def trained(tx: optax.GradientTransformation, mask: PyTree) -> optax.GradientTransformation:
-    """`tx` for the parameters where `mask` (a tree of booleans, or a function of the parameters) is true.
+    """Apply `tx` only to the parameters for which `mask` (a tree of booleans, or a function of the parameters) is true.
 
     PyTorch leaves a parameter that got no gradient as it is; JAX gives it a gradient of zeros, and decay and momentum
     would move it. (`optax.masked` passes the gradient of a masked parameter on as its update.)

@@ -13,10 +13,10 @@ To add an optimizer, write its transform in `ports/optim.py` and a row in `OPTIM
 The rows hold names of classes and functions, so that this module loads no framework. A class that no row names is
 refused: RAdam, NAdam, AdaBelief and others have tensors of the same names that mean something else.
 
-optax's RMSprop keeps its momentum times the learning rate, and its AMSGrad the largest corrected square. PyTorch keeps
-neither of the two, so they have no node. optax's Adamax and NAdam have the class of Adam's state, so nothing can tell
-them from Adam. A file does not name optax's class: the fields decide, and a state with `count, mu, nu` is read as
-Adam's, although AdaBelief, RAdam and Yogi have the same fields.
+optax's RMSprop keeps the momentum multiplied by the learning rate, and its AMSGrad keeps the largest corrected square.
+PyTorch keeps neither of the two, so they have no node. optax's Adamax and NAdam have the class of Adam's state, so
+nothing can tell them from Adam. A file does not name optax's class: the fields decide, and a state with `count, mu, nu`
+is read as Adam's, although AdaBelief, RAdam and Yogi have the same fields.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ class Node:
 
     Attributes:
         name: top package and class.
-        tensors: fields that hold a tree like the parameters, and PyTorch's name for it (`*`: a dict by such names).
+        tensors: fields that hold a tree with the structure of the parameters, and PyTorch's name for it (`*`: a dict by
+            such names).
         counts: fields that hold the number of steps done.
-        inner: fields that hold further states.
+        inner: fields that hold nested states.
         pending: fields that are 0 unless gradients wait for their step.
         other: fields that stay as they are.
-        scaled: whether the tensors depend on where the transform is in a chain: behind the learning rate, a trace holds
-            the buffer times the rate. The check does not compare such tensors.
+        scaled: whether the tensors depend on the place of the transform in a chain: after the learning rate, a trace
+            holds the buffer multiplied by the rate. The check does not compare such tensors.
         note: what a person should know who takes such a state from a file.
     """
 
@@ -56,7 +57,7 @@ class Node:
     note: str = ""
 
     def fits(self, keys: Iterable[str]) -> bool:
-        """Whether a table in a file has its fields; a format may drop those that are empty."""
+        """Whether a table in a file has these fields; a format may drop empty ones."""
         needed = {*self.counts, *self.pending, *self.inner[:1], *(f for f, slot in self.tensors.items() if slot != "*")}
         return needed <= set(keys) <= {*self.tensors, *self.counts, *self.inner, *self.pending, *self.other}
 
@@ -68,7 +69,7 @@ class Form:
     Attributes:
         torch: a class of `torch.optim`.
         transform: the function of `ports.optim` that computes the same, with the same options.
-        variants: the names by which the check knows it, each with options that matter in three steps.
+        variants: its names in the check, each with options that show within three steps.
     """
 
     torch: str
@@ -82,12 +83,12 @@ class KnownOptimizer:
 
     Attributes:
         forms: the classes of PyTorch whose states mean the same.
-        tensors: what PyTorch keeps for a parameter, and the option that switches it on (None: always).
-        options: what a group holds besides the learning rate that changes what the optimizer computes.
+        tensors: the tensors that PyTorch keeps for a parameter, and the option that switches each on (None: always).
+        options: the options of a group, besides the learning rate, that change what the optimizer computes.
         nodes: where optax keeps the same numbers.
         optax: optax's own optimizers whose states are known, in words.
         counts: whether PyTorch counts its steps.
-        eager: whether PyTorch makes the state at once, not with the first gradient.
+        eager: whether PyTorch makes the state at once, not at the first gradient.
         adaptive: whether a step is as large as the learning rate, whatever the gradient.
     """
 
@@ -225,7 +226,7 @@ NODES = (
 
 @dataclass(frozen=True)
 class Variant:
-    """An optimizer that the check can be asked for by its name.
+    """An optimizer that the check knows by name.
 
     Attributes:
         form: PyTorch's class and the transform.
@@ -254,7 +255,7 @@ def having(*options: str) -> tuple[str, ...]:
 
 
 def class_of(optimizer: Any) -> str | None:
-    """Return the known class of a live PyTorch optimizer, or that of which it is a subclass that computes the same."""
+    """Return the known class of a live PyTorch optimizer, or the known base class that computes the same."""
     optim, kind = sys.modules["torch"].optim, type(optimizer)
     known = {getattr(optim, name): name for name in CLASSES}
     for cls in kind.__mro__:  # from the subclass up: AdamW is an Adam
@@ -264,6 +265,6 @@ def class_of(optimizer: Any) -> str | None:
 
 
 def _same(kind: type, cls: type, method: str) -> bool:
-    """Whether a class has another's method; PyTorch wraps `step` anew in each class."""
+    """Whether a class has another's method; PyTorch wraps `step` again in each class."""
     own, other = getattr(kind, method), getattr(cls, method)
     return own is other or inspect.unwrap(own) is inspect.unwrap(other)

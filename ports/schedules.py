@@ -2,9 +2,9 @@
 
     tx = ports.optim.sgd(cosine_annealing_lr(0.1, T_max=100), momentum=0.9)
 
-A schedule is called with the count of steps done: 0 at the first step, where PyTorch has the rate from before the first
-`scheduler.step()`. A scheduler that is stepped once an epoch gets `every=steps_per_epoch`.
-Names and arguments are those of `torch.optim.lr_scheduler`.
+A schedule gets the count of steps done: 0 at the first step, when PyTorch uses the rate from before the first
+`scheduler.step()`. A scheduler that is stepped once an epoch gets `every=steps_per_epoch`. Names and arguments are
+those of `torch.optim.lr_scheduler`.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ Schedule = Callable[[Any], Any]
 
 
 def step_lr(lr: float, step_size: int, gamma: float = 0.1) -> Schedule:
-    """`StepLR`: times gamma after every `step_size` steps."""
+    """`StepLR`: the rate is multiplied by gamma after every `step_size` steps."""
     _require("step_lr: step_size", step_size, 1)
     return lambda count: lr * gamma ** _real(count // step_size)
 
 
 def multi_step_lr(lr: float, milestones: Sequence[int], gamma: float = 0.1) -> Schedule:
-    """`MultiStepLR`: times gamma at every milestone; one that stands twice counts twice."""
+    """`MultiStepLR`: the rate is multiplied by gamma at every milestone; a repeated milestone counts twice."""
     return lambda count: lr * gamma ** _real(sum(jnp.where(count >= m, 1, 0) for m in milestones))
 
 
 def exponential_lr(lr: float, gamma: float) -> Schedule:
-    """`ExponentialLR`: times gamma after every step."""
+    """`ExponentialLR`: the rate is multiplied by gamma after every step."""
     return lambda count: lr * gamma ** _real(count)
 
 
 def cosine_annealing_lr(lr: float, T_max: int, eta_min: float = 0.0) -> Schedule:
-    """`CosineAnnealingLR`: half a cosine down to `eta_min` in `T_max` steps, and up again behind them (optax's stays).
+    """`CosineAnnealingLR`: half a cosine down to `eta_min` in `T_max` steps, then up again (optax's stays).
 
     Source: Loshchilov and Hutter, arXiv:1608.03983, without restarts.
     """
@@ -66,7 +66,7 @@ def sequential_lr(schedules: Sequence[Schedule], milestones: Sequence[int]) -> S
     """`SequentialLR`: one schedule after the other; each counts from its own beginning.
 
     Raises:
-        UserError: not one milestone fewer than schedules.
+        UserError: the number of milestones is not one less than the number of schedules.
     """
     if len(milestones) != len(schedules) - 1:
         raise UserError(
@@ -90,9 +90,9 @@ def every(steps: int, schedule: Schedule) -> Schedule:
 
 @dataclass
 class ReduceLROnPlateau:
-    """`ReduceLROnPlateau`: the rate falls where a metric has not improved for more than `patience` calls of `step`.
+    """`ReduceLROnPlateau`: the rate falls if a metric has not improved for more than `patience` calls of `step`.
 
-    It depends on what is measured and stands outside of jit: give its `lr` to the optimizer with
+    It depends on measurements and runs outside of jit: give its `lr` to the optimizer with
     `optax.inject_hyperparams`, or as an argument of the step.
     """
 
@@ -120,7 +120,7 @@ class ReduceLROnPlateau:
         self.best = math.inf if self.mode == "min" else -math.inf
 
     def step(self, metric: float) -> float:
-        """Takes a metric in; gives the rate that is used from now on."""
+        """Take a metric; return the rate to use from now on."""
         metric = float(metric)
         if self._better(metric):
             self.best, self.num_bad_epochs = metric, 0

@@ -12,7 +12,7 @@ from ports.objective import UNLABELLED
 
 
 def classification(outputs: Any, labels: Tensor) -> Tensor:
-    """The mean cross-entropy of logits. Of feature maps, which have no labels, the sum of their mean squares.
+    """The mean cross-entropy of logits. For feature maps, which have no labels, the sum of their mean squares.
 
     Args:
         outputs: logits (batch, classes), or feature maps.
@@ -28,7 +28,7 @@ def next_token(logits: Tensor, following: Tensor) -> Tensor:
 
     Args:
         logits: (batch, length, tokens).
-        following: int64 (batch, length); where nothing counts, as behind a text, −100.
+        following: int64 (batch, length); −100 at positions that do not count, such as those after a text.
     """
     return F.cross_entropy(logits.flatten(0, 1), following.flatten())
 
@@ -38,7 +38,7 @@ def segmentation(outputs: Any, labels: Tensor) -> Tensor:
 
     Args:
         outputs: logits (batch, classes, height, width), or a dict of them: `out`, and `aux` where there is such a head.
-        labels: int64 (batch, height, width); 255 where nothing counts.
+        labels: int64 (batch, height, width); 255 for pixels that do not count.
     """
     if isinstance(outputs, Tensor):
         return F.cross_entropy(outputs, labels, ignore_index=UNLABELLED)

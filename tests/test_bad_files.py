@@ -130,7 +130,7 @@ def test_a_pickle_that_would_run_code(tmp_path: Path, capsys: Any, monkeypatch: 
         file = io.BytesIO()
         np.save(file, np.array([Evil()], object), allow_pickle=True)
         archive.writestr("a.npy", file.getvalue())
-    refused(tmp_path / "y.npz", tmp_path, capsys, said="is no number")
+    refused(tmp_path / "y.npz", tmp_path, capsys, said="is not a number")
     assert not (tmp_path / "evil_has_run").exists()
 
 

@@ -230,7 +230,7 @@ def test_without_a_driver_there_is_no_timer_and_a_reason() -> None:
     assert cuda_events.timer(Driver(fails="cuInit")) == (None, "cuInit of CUDA's driver gave the error 999")
     if Path("/dev/nvidia0").exists():
         pytest.skip("there is a driver")
-    assert cuda_events.timer() == (None, "CUDA's driver library is not there (libcuda.so.1 or nvcuda.dll)")
+    assert cuda_events.timer() == (None, "CUDA's driver library is missing (libcuda.so.1 or nvcuda.dll)")
 
 
 def test_commands_side_by_side_end_or_are_stopped(tmp_path: Path) -> None:

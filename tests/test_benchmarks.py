@@ -164,7 +164,7 @@ def test_figures_that_are_not_to_be_believed_are_named(measured: Path) -> None:
         for one in row["rounds"]:
             one["ms"] = 10.0
     calm = [*tables.below(found), *tables.tables(found)[0].notes]
-    assert not any("Something else ran" in line or "do not believe" in line for line in calm)
+    assert not any("Something else ran" in line or "do not trust them" in line for line in calm)
     found["readings"][0]["busy"] = 1.1
     found["ended"] = "the run was interrupted"
     found["rows"][0]["rounds"][0]["ms"] = 30.0
@@ -172,7 +172,7 @@ def test_figures_that_are_not_to_be_believed_are_named(measured: Path) -> None:
     assert any("Something else ran: 1.1 of" in line for line in said)
     assert "Ended early: the run was interrupted." in said
     assert any(
-        line.endswith(f"do not believe: {found['rows'][0]['subject']}") for line in tables.tables(found)[0].notes
+        line.endswith(f"do not trust them: {found['rows'][0]['subject']}") for line in tables.tables(found)[0].notes
     )
 
 

@@ -281,7 +281,7 @@ MSGPACK: dict[str, tuple[bytes, str]] = {
     "a key that is a list": (b"\x81\x91\x01\x01", "neither text nor a whole number"),
     "a key that is a fraction": (packb({1.5: 1}), "neither text nor a whole number"),
     "a complex number of text": (packb({"a": msgpack.ExtType(2, packb(("1", 2)))}), "not two numbers"),
-    "a shape of fractions": (packb({"a": msgpack.ExtType(1, packb(((1.0,), "int8", b"1")))}), "no list of sizes"),
+    "a shape of fractions": (packb({"a": msgpack.ExtType(1, packb(((1.0,), "int8", b"1")))}), "not a list of sizes"),
 }
 
 
@@ -313,7 +313,7 @@ def test_arrays_in_pieces(tmp_path: Path) -> None:
         packb({"a": {"__msgpack_chunked_array__": True, "shape": [1], "chunks": 7}}),
     ):
         path.write_bytes(content)
-        refused(path, "in pieces|no list of sizes")
+        refused(path, "in pieces|not a list of sizes")
 
 
 def described(folder: Path, **changes: Any) -> None:

@@ -297,7 +297,7 @@ def test_a_network_of_ones_own_keeps_its_names(tmp_path: Path) -> None:
     result = convert(tmp_path / "a.npz", tmp_path / "b.safetensors")
     assert any("names and layouts are taken as they are" in note for note in result.notes)
     assert same(load(tmp_path / "b.safetensors"), load(tmp_path / "a.npz"))
-    with pytest.raises(WeightsError, match="no network known here; describe your own in a file: --rules"):
+    with pytest.raises(WeightsError, match="not a network known here; describe your own in a file: --rules"):
         convert(tmp_path / "a.npz", tmp_path / "c", to="nnx")
     assert not (tmp_path / "c").exists()
 

@@ -74,7 +74,7 @@ def chain(a: Any, b: Any, x: Any) -> Any:
 def test_a_scale_inside_or_outside_of_a_layer(factor: float, code: int) -> None:
     report = checked(Torch(chain, Scaled(9, 6)), Flax(lambda a, b, x: b(a(x) * factor), embedding), TOKENS)
     assert report.exit_code == code, str(report)
-    said = ("nnx: a: gives something else than PyTorch's; everything else agrees",)
+    said = ("nnx: a: differs from PyTorch's; everything else agrees",)
     assert report.models[0].advice == (() if code else said)
 
 

@@ -201,7 +201,7 @@ def test_functions_keep_their_names() -> None:
 def test_the_twin_of_a_reference_holds_its_docstring() -> None:
     text = twins.plain("# API\n\n::: ports.create\n\n::: parity.move\n")
     assert "create(name: Any, port: str" in text
-    assert "A named network, or one that you describe" in text
+    assert "Create a named network, or one that you describe" in text
     assert ":::" not in text
 
 

@@ -101,10 +101,10 @@ def moved(notebook: dict[str, Any]) -> None:
 
 
 DEFECTS: dict[Callable[[dict[str, Any]], None], str] = {
-    without_outputs: "cell 4: it prints, and has no output",
+    without_outputs: "cell 4: it prints, but has no output",
     not_run: "cell 2 was not run in its turn",
-    failed: "cell 1: it has an output that no print made: ImportError",
-    warned: "cell 1: it has an output that no print made: UserWarning: old",
+    failed: "cell 1: it has an output that does not come from print: ImportError",
+    warned: "cell 1: it has an output that does not come from print: UserWarning: old",
     placed: "cell 4: its output holds a path of a machine: /home/somebody/resnet50",
     timed: "cell 4: its output holds a time: 12 s",
     otherwise: "the comment at the end of the script does not say what the notebook prints",

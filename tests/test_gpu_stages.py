@@ -211,7 +211,7 @@ def test_ten_minutes_hold_the_two_first_stages_and_the_next(session: Session) ->
     assert timed(session.found("c"))
 
 
-@pytest.mark.parametrize(("fault", "why"), [("hang", "its reference was not there after"), ("die", "SIGSEGV")])
+@pytest.mark.parametrize(("fault", "why"), [("hang", "its reference was not ready after"), ("die", "SIGSEGV")])
 def test_without_a_reference_nothing_is_timed(fault: str, why: str, session: Session) -> None:
     from ports.errors import UserError
 
@@ -219,7 +219,7 @@ def test_without_a_reference_nothing_is_timed(fault: str, why: str, session: Ses
         session.stage("a", {"reference": fault})
 
 
-@pytest.mark.parametrize(("fault", "why"), [("hang-2", "its reference was not there after"), ("die-2", "SIGSEGV")])
+@pytest.mark.parametrize(("fault", "why"), [("hang-2", "its reference was not ready after"), ("die-2", "SIGSEGV")])
 def test_one_reference_that_fails_costs_its_own_programs_alone(fault: str, why: str, session: Session) -> None:
     found, world = session.stage("a", {"reference": fault})
     assert {name for name, _ in timed(found)} == {"resnet50-inference-256-bfloat16-224x224"}
@@ -415,7 +415,7 @@ def test_a_stage_that_fails_does_not_keep_the_next_from_running(
     captured = capsys.readouterr()
     assert "stage e: 3 figures" in captured.out
     assert "ArithmeticError: planted" in captured.err
-    assert captured.err.endswith("benchmarks.gpu: no figures of stage d; see above why\n")
+    assert captured.err.endswith("benchmarks.gpu: no figures for stage d; the reasons are above\n")
 
 
 def test_a_stage_for_which_no_time_is_left_is_said(

@@ -523,7 +523,7 @@ def test_more_steps_than_a_framework_counts_are_refused() -> None:
             optimizer.write(place, net, large)
     place, net = targets("torch")
     optimizer.write(place, net, large)
-    with pytest.raises(WeightsError, match=r"got 16,777,217, which PyTorch's torch.float32 does not hold exactly"):
+    with pytest.raises(WeightsError, match=r"got 16,777,217, which PyTorch's torch.float32 cannot hold exactly"):
         optimizer.write(place, net, {**large, "step": np.array(2**24 + 1)})
     assert int(optimizer.read(place, net)["step"]) == 2**31
 

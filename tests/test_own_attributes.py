@@ -287,7 +287,7 @@ def test_a_bare_name_is_no_class() -> None:
 def test_a_pair_of_ones_own_takes_no_option_of_a_named_network(options: Any, said: str) -> None:
     with pytest.raises(UserError) as raised:
         parity.check(InTorch(), Chain(Linear()), X, **options)
-    assert str(raised.value) == f"got two live models with inputs behind them: {said}"
+    assert str(raised.value) == f"got two live models with inputs after them: {said}"
 
 
 def test_all_unused_options_are_named_at_once() -> None:

@@ -75,7 +75,7 @@ def test_what_a_port_has_behind_a_text_is_no_difference(monkeypatch: pytest.Monk
     assert not model.findings
     assert not model.advice
     monkeypatch.setattr(packed, "real_steps", lambda *_: None)
-    assert any("rnn: gives something else" in line for line in checked().advice)
+    assert any("rnn: differs from PyTorch's" in line for line in checked().advice)
 
 
 def test_a_sum_over_what_is_behind_a_text_is_found() -> None:

@@ -50,10 +50,10 @@ def load(folder: Path, split: str, size: int) -> LabelledImages:
     """Read the images of a split, `train` or `test`.
 
     Args:
-        size: height and width that they are averaged to; a divisor of 32.
+        size: the images are averaged to this height and width; a divisor of 32.
 
     Raises:
-        UserError: no such files there, a file that holds something else, or a size that 32 is no multiple of.
+        UserError: no such files there, a file that holds something else, or a size that does not divide 32.
     """
     if SIDE % size:
         raise UserError(f"--image-size: got {size}, expected a divisor of {SIDE}")

@@ -20,7 +20,7 @@ from ports.losses import classification
 
 
 class NnxTrainer:
-    """A network with its optimizer; what `benchmarks.depth.pytorch` has, under `jax.jit`.
+    """A network with its optimizer, under `jax.jit`; the counterpart of the class in `benchmarks.depth.pytorch`.
 
     Args:
         weights: the initial ones, in the torch form.

@@ -24,7 +24,7 @@ class DepthNetwork:
         label: its name in plots and tables.
         group: the networks that it is compared with.
         number: layers with weights on the longest path, or convolutions in a block.
-        network, changes: a named network, and fields of its description that are other ones (`ports.create`).
+        network, changes: a named network, and changed fields of its description (`ports.create`).
     """
 
     label: str
@@ -84,7 +84,7 @@ class DepthPlan:
             positive(f"--{name.replace('_', '-')}", getattr(self, name))
 
 
-# By device: what ends within 40 minutes on two CPU cores, and the paper's images and batch where a GPU is at hand.
+# By device: a plan that ends within 40 minutes on two CPU cores, and the paper's images and batch on a GPU.
 PLANS = {
     "cpu": DepthPlan(steps=800, batch=32, size=16),
     "gpu": DepthPlan(steps=4000, batch=128, size=32, test_every=400, test_images=10_000, rate=0.1),

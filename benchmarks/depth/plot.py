@@ -56,7 +56,7 @@ def test_error(axis: Axes, networks: Sequence[Network]) -> None:
 
 
 def gradients(which: int, said: str) -> Callable[[Axes, Sequence[Network]], None]:
-    """Return what draws the norm of each layer's gradient at one of the looks: 0 is the start, -1 the end."""
+    """Return a function that draws the norm of each layer's gradient at one look: 0 is the start, -1 the end."""
 
     def draw(axis: Axes, networks: Sequence[Network]) -> None:
         for colour, network in zip(charts.COLOURS, networks, strict=False):
@@ -101,7 +101,7 @@ def draw(found: Mapping[str, Any]) -> str:
         by_drawing: dict[Any, list[Axes]] = {}
         for (_, panel), axis in zip(panels, axes, strict=True):
             by_drawing.setdefault(panel, []).append(axis)
-        for same in by_drawing.values():  # plain and residual networks side by side have one scale
+        for same in by_drawing.values():  # plain and residual networks share one scale
             low, high = (min(a.get_ylim()[0] for a in same), max(a.get_ylim()[1] for a in same))
             for axis in same:
                 axis.set_ylim(low, high)

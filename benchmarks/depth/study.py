@@ -1,4 +1,4 @@
-"""Runs the study of depth and judges it: no curve of a network whose first steps differ between the frameworks."""
+"""Runs the study of depth and judges it: a network whose first steps differ between the frameworks gets no curve."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ LOOK = 0.2  # seconds between looks at the processes
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far the frameworks are apart in the first steps, in float64.
+    """The distance between the frameworks in the first steps, in float64.
 
     Attributes:
         distance: the largest difference of a loss or of a gradient's norm, relative to it.
-        bound: the most that is allowed: so many times what a unit in the last place of the weights changes.
-        where: the quantity and the step that is furthest from its bound.
+        bound: the largest distance that is allowed: a multiple of the change by one unit in the last place of the
+            weights.
+        where: the quantity and the step that are worst compared with the bound.
     """
 
     distance: float
@@ -52,7 +53,7 @@ def agreement(reference: Mapping[str, Any], moved: Sequence[Mapping[str, Any]], 
 
     Args:
         reference: the loss and the gradients' norms of every step in PyTorch.
-        moved: the same from weights that were moved by a unit in the last place.
+        moved: the same, from weights moved by one unit in the last place.
         port: the same in Flax.
     """
     rows = []
@@ -83,7 +84,7 @@ def chosen(labels: Sequence[str]) -> list[DepthNetwork]:
 
 @dataclass(frozen=True)
 class Study:
-    """What is trained, where, and how many processes work at a time."""
+    """What to train, where, and how many processes work at a time."""
 
     networks: Sequence[DepthNetwork]
     plan: DepthPlan
@@ -99,7 +100,7 @@ class Study:
         """
         counts = {split: len(load(self.data, split, self.plan.size)) for split in ("train", "test")}
         if self.plan.batch > counts["train"]:
-            raise UserError(f"--batch: got {self.plan.batch}, expected at most {counts['train']}, the images at hand")
+            raise UserError(f"--batch: got {self.plan.batch}, expected at most {counts['train']}, the number of images")
         with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder:
             jobs = [job for network in self.networks for job in self._jobs(network, Path(folder))]
             self._work(jobs, Path(folder), tell)
@@ -125,7 +126,7 @@ class Study:
         ]
 
     def _work(self, jobs: Sequence[DepthJob], folder: Path, tell: Callable[[str], object]) -> None:
-        """Run the jobs, the longest first, so many at a time."""
+        """Run the jobs, the longest first, up to `processes` at a time."""
         waiting = sorted(jobs, key=lambda job: -NETWORKS[job.label].spec.number_of_blocks)
         variables, total = self._variables(folder), len(jobs)
         running: dict[subprocess.Popen[bytes], DepthJob] = {}
@@ -146,7 +147,7 @@ class Study:
                 process.wait()
 
     def _variables(self, folder: Path) -> dict[str, str]:
-        """Return the variables of a process: where several work at a time on a CPU, each has one thread."""
+        """Return the environment of a process: if several work at a time on a CPU, each has one thread."""
         if self.device == "gpu" or self.processes == 1:
             return environment(folder, self.device)
         single = {"OMP_NUM_THREADS": "1", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
@@ -171,7 +172,7 @@ def _failure(job: DepthJob, folder: Path, code: int) -> str:
 
 
 def _row(network: DepthNetwork, found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """A network's results: its curves only where the frameworks agree in the first steps."""
+    """A network's results: its curves only if the frameworks agree in the first steps."""
     reference = found["pytorch"]
     judged = agreement(reference["exact"], reference["moved"], found["nnx"]["exact"])
     return {

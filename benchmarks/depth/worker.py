@@ -1,7 +1,7 @@
 """A process that trains one network of the study in one framework: `python -m benchmarks.depth.worker JOB.json`.
 
-It takes the first steps in float64, in PyTorch from weights moved by a unit in the last place too, and then all steps
-in float32. A process of its own leaves the other framework its memory and its threads.
+It takes the first steps in float64 (in PyTorch also from weights moved by one unit in the last place), and then all
+steps in float32. A separate process leaves memory and threads to the other framework.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 @dataclass(frozen=True)
 class DepthJob:
-    """What a process does; as JSON it is its argument."""
+    """The work of a process, which gets it as a JSON argument."""
 
     label: str
     framework: str
@@ -89,7 +89,7 @@ class JobRun:
         return {"loss": losses, "gradient": norms}
 
     def curves(self, tell: Callable[[int], object]) -> dict[str, Any]:
-        """Take all steps in float32; return what was seen on the way."""
+        """Take all steps in float32; return the errors and norms on the way."""
         plan, trainer = self.plan, self.trainer(self.weights, "float32")
         images = self.train.images.astype(np.float32)
         losses, errors, at, norms, tested = [], [], [], [], []
@@ -105,7 +105,7 @@ class JobRun:
         return {"loss": losses, "train_error": errors, "at": at, "gradient": norms, "test_error": tested}
 
     def test_error(self, trainer: Any) -> float:
-        """Return the part of the test images that is classified wrong, of a whole number of batches."""
+        """Return the fraction of the test images that is classified wrong, over a whole number of batches."""
         count = min(self.plan.test_images, len(self.test))
         count = count // TEST_BATCH * TEST_BATCH or count
         images, labels = self.test.images.astype(np.float32), self.test.labels

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def commit() -> str | None:
-    """Return the commit, with `+` where something in the code is changed; None outside a checkout."""
+    """Return the commit, with `+` if the code has changes; None outside a checkout."""
     try:
         run = [
             subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=20, check=True).stdout

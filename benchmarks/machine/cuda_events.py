@@ -23,7 +23,7 @@ class DriverError(Exception):
 class CudaTimer:
     """Two events in the context that the frameworks use, the device's primary one.
 
-    They are recorded in the legacy default stream. At both times the device is idle, or is waited for.
+    They are recorded in the legacy default stream. At both times the device is idle, or the caller waits for it.
     """
 
     def __init__(self, driver: Any) -> None:
@@ -53,7 +53,7 @@ class CudaTimer:
         """Record the second event, and wait for all work of the device.
 
         Returns:
-            Seconds between the events, and seconds that the device was still at work when this was called.
+            Seconds between the events, and seconds for which the device was still working after this call.
         """
         begin = time.perf_counter()
         self.call("cuCtxSynchronize")
@@ -67,7 +67,7 @@ class CudaTimer:
 
 
 def timer(driver: Any = None) -> tuple[CudaTimer | None, str | None]:
-    """Return a timer, or None and why there is no such timer: figures are then those of the host's clock alone."""
+    """Return a timer, or None and the reason why there is none; then only the host's clock counts."""
     try:
         return CudaTimer(driver or _driver()), None
     except DriverError as error:
@@ -80,4 +80,4 @@ def _driver() -> Any:
             return ctypes.CDLL(name)
         except OSError:
             continue
-    raise DriverError(f"CUDA's driver library is not there ({' or '.join(NAMES)})")
+    raise DriverError(f"CUDA's driver library is missing ({' or '.join(NAMES)})")

@@ -1,4 +1,4 @@
-"""What the figures were measured on, and how warm and how fast it ran."""
+"""The machine of the measurements, and how warm and how fast it ran."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def processor() -> str:
 
 
 def readings() -> dict[str, Any]:
-    """Clock, temperature and load, where the system tells; `busy` is how many cores work at this moment, for others."""
+    """Clock, temperature and load, if the system reports them; `busy` is the number of cores that others use now."""
     frequency = psutil.cpu_freq()
     temperatures = getattr(psutil, "sensors_temperatures", dict)()
     warmest = max((one.current for found in temperatures.values() for one in found), default=None)
@@ -96,9 +96,9 @@ def readings() -> dict[str, Any]:
 
 
 def gpu() -> dict[str, str] | None:
-    """Return what nvidia-smi says of the first GPU; None where there is none.
+    """Return nvidia-smi's data about the first GPU; None if there is none.
 
-    A driver refuses the whole question where it does not know a field: then those are asked that all drivers know.
+    A driver that does not know a field refuses the whole query; then ask only for fields that all drivers know.
     """
     for fields in (GPU, GPU[:3]):
         command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader", "-i", "0"]

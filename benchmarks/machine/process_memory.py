@@ -1,4 +1,4 @@
-"""How much memory a process takes: the most that it has held, and its own (anonymous) pages without mapped files."""
+"""The memory of a process: its peak, and its own (anonymous) pages without mapped files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def held(pid: int | None = None) -> int:
-    """Anonymous memory of a process (by default this one) in bytes; 0 where it has ended."""
+    """Anonymous memory of a process (by default this one) in bytes; 0 if it has ended."""
     try:
         text = Path(f"/proc/{pid or os.getpid()}/status").read_text()
     except OSError:
@@ -21,7 +21,7 @@ def held(pid: int | None = None) -> int:
 
 
 def peak() -> int:
-    """The most physical memory that this process has held since `forget`, in bytes; mapped files are included."""
+    """The peak of this process's physical memory since `forget`, in bytes, with mapped files."""
     try:
         match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     except OSError:
@@ -30,13 +30,13 @@ def peak() -> int:
 
 
 def forget() -> None:
-    """Lets `peak` begin anew: what one setting took is not said of the next."""
-    with contextlib.suppress(OSError):  # where a system does not allow it, the peak is that of the process so far
+    """Reset `peak`, so that one setting's memory does not count for the next."""
+    with contextlib.suppress(OSError):  # if a system does not allow it, the peak counts from the start of the process
         Path("/proc/self/clear_refs").write_text("5")
 
 
 class Peak:
-    """The largest anonymous memory of a process, in bytes, while the block runs; looked at every 20 ms."""
+    """The largest anonymous memory of a process, in bytes, while the block runs; sampled every 20 ms."""
 
     def __init__(self, pid: int | None = None) -> None:
         self.pid = pid
@@ -50,7 +50,7 @@ class Peak:
     def __exit__(self, *_: object) -> None:
         self.ended.set()
         self.thread.join()
-        self._look()  # what the block still holds is seen however rarely the thread had its turn
+        self._look()  # this sees what the block still holds, even if the thread rarely had its turn
 
     def _watch(self) -> None:
         while not self.ended.wait(0.02):

@@ -1,12 +1,12 @@
-"""The clock: what a step of a subject takes, and the ways in which a figure would not be one.
+"""The clock: measures the time of a subject's steps, and refuses times that cannot be right.
 
-A block begins when the device is idle and ends when the last step's result is there. Afterwards the clock reads the
+A block begins when the device is idle, and ends when the last step's result has arrived. Afterwards the clock reads the
 results of all steps: a subject that returned before its work was done makes the clock wait there, and is refused. So is
-one that compiled a program within a block. One whose blocks do not come to rest while it warms up is named below its
-table. On a GPU the device's own clock runs beside the host's (`machine/cuda_events.py`): a block is refused where the
-device still worked when the framework said that it was done, or where the two clocks disagree.
+one that compiled a program within a block. If the blocks of a subject do not settle while it warms up, a line below the
+table names it. On a GPU the device's own clock runs, too (`machine/cuda_events.py`): a block is refused if the device
+was still working when the framework said that it was done, or if the two clocks disagree.
 
-On a busy machine other programs' turns look like lateness; BENCHMARKS_TRIES=20 lets a subject try that often.
+On a busy machine other programs cause similar delays; BENCHMARKS_TRIES=20 lets a subject try that often.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ import numpy as np
 
 from benchmarks.subjects.settings import SETS
 
-# Part of a block that reading its results may take (they are small), and the least that is noticed, in seconds a step.
+# The fraction of a block that reading its results may take (they are small), and the smallest delay per step that
+# counts, in seconds.
 LATE, LEAST = 0.1, 0.0005
 
-# By how much the device's clock may differ from the host's: a part of the block, and seconds.
+# By how much the device's clock may differ from the host's: a fraction of the block, and seconds.
 APART, LEAST_APART = 0.02, 0.0005
 
-# Warm-up: blocks of this many seconds until three in a row agree within `CALM`; so many at most.
+# Warm-up: blocks of this many seconds, until three in a row agree within `CALM`, and the largest number of blocks.
 WARM, CALM, MOST = 0.15, 0.1, 8
 
 # How often a block is timed before its subject is refused.
@@ -35,7 +36,7 @@ TRIES = int(os.environ.get("BENCHMARKS_TRIES", "3"))
 
 
 class ClockError(Exception):
-    """A figure that would not be one; the message says why."""
+    """A time that cannot be right; the message says why."""
 
 
 @runtime_checkable
@@ -46,7 +47,7 @@ class BuiltSubject(Protocol):
         """Begins a step on this input set; it may return before the work is done."""
 
     def wait(self, result: Any) -> None:
-        """Returns when it is done."""
+        """Wait until it is done."""
 
     def numbers(self, result: Any) -> dict[str, np.ndarray]:
         """The logits, or the loss, by name."""
@@ -57,10 +58,10 @@ class BuiltSubject(Protocol):
         ...
 
     def rest(self) -> None:
-        """Give memory of the device back that others need while this subject waits."""
+        """Give back device memory that others need while this subject waits."""
 
     def memory(self) -> int:
-        """Return the most bytes of device memory that it has taken; 0 where it has none besides its process's."""
+        """Return its peak of device memory in bytes; 0 if it only uses its process's memory."""
         ...
 
 
@@ -75,7 +76,7 @@ class DeviceClock(Protocol):
 
 @dataclass
 class TimedBlock:
-    """Steps that were timed together; `each` where every one was waited for, `events` by the device's clock."""
+    """Steps that were timed together; `each` if every step was waited for, `events` from the device's clock."""
 
     steps: int
     seconds: float
@@ -99,11 +100,11 @@ def block(
 
     Args:
         first: the input set of the first.
-        single: wait for every step, as somebody does who needs each answer.
+        single: wait for every step, as a program does that needs each answer.
         timer: the device's clock, where it has one.
 
     Raises:
-        ClockError: the time is not that of the work.
+        ClockError: the time is not the time of the work.
     """
     programs = run.programs()
     # All results are kept until the end: reading one within the block would make the clock wait for it.
@@ -118,11 +119,11 @@ def block(
         if single:
             run.wait(results[-1])
             each.append(time.perf_counter() - at)
-    # A device works in order, so that the last result is there after all others.
+    # A device works in order, so the last result arrives after all others.
     run.wait(results[-1])
     seconds = time.perf_counter() - begin
     elapsed = agreed(timer, seconds, steps) if timer is not None else None
-    # Results that are there are read at once. What is late here was not done when the clock stopped.
+    # Results that are ready are read at once. A delay here means that the work was not done when the clock stopped.
     begin = time.perf_counter()
     values = [run.numbers(result) for result in results]
     late = time.perf_counter() - begin
@@ -134,9 +135,9 @@ def block(
     # A compilation takes longer than thousands of steps; its block says nothing about them.
     if compiled := run.programs() - programs:
         raise ClockError(f"it compiled {compiled} program{'s' if compiled > 1 else ''} while it was timed")
-    # Arithmetic on NaN or inf may take another time than that on numbers.
+    # Arithmetic on NaN or inf may be slower or faster than on finite numbers.
     if not all(np.isfinite(array).all() for value in values for array in value.values()):
-        raise ClockError("its results are not finite any more")
+        raise ClockError("its results are no longer finite")
     return TimedBlock(steps, seconds, each, elapsed)
 
 
@@ -152,7 +153,7 @@ def agreed(timer: DeviceClock, seconds: float, steps: int) -> float:
             f"{steps} steps were said to be done after {seconds * 1e3:.1f} ms, the device worked {late * 1e3:.1f} ms "
             "longer: it returns before its work is done"
         )
-    # The device's clock also ran while it was late; without that, both clocks saw the same block.
+    # The device's clock also ran during the delay; without the delay, both clocks saw the same block.
     if abs(elapsed - late - seconds) > max(APART * seconds, LEAST_APART):
         raise ClockError(
             f"the host's clock saw {seconds * 1e3:.2f} ms, the device's {(elapsed - late) * 1e3:.2f} ms: they disagree"
@@ -168,12 +169,12 @@ def again(
     times: int = TRIES,
     timer: DeviceClock | None = None,
 ) -> tuple[TimedBlock, int]:
-    """Time a block, and return it with the number of blocks that were thrown away before it.
+    """Time a block, and return it with the number of blocks that were discarded before it.
 
-    Another program's turn on the processor looks like lateness.
+    Another program on the same processor causes a similar delay.
 
     Raises:
-        ClockError: so many times in a row.
+        ClockError: it failed too many times in a row.
     """
     for thrown in range(times):
         try:
@@ -185,7 +186,7 @@ def again(
 
 
 def warm(run: BuiltSubject, seconds: float = WARM, most: int = MOST) -> tuple[int, bool, float]:
-    """Run until three blocks agree; return the steps that it took, whether they agree, and seconds a step.
+    """Run until three blocks agree; return the number of steps, whether the blocks agree, and the seconds a step.
 
     Raises:
         ClockError: as `again`.
@@ -194,10 +195,10 @@ def warm(run: BuiltSubject, seconds: float = WARM, most: int = MOST) -> tuple[in
     done, steps = 0, 1
     for _ in range(most):
         found, thrown = again(run, steps, done)
-        # Blocks that were thrown away have warmed it, too; the next block goes on with the following input set.
+        # Discarded blocks have warmed it up, too; the next block continues with the following input set.
         done += (thrown + 1) * steps
         times.append(found.seconds / steps)
-        # The first steps are slow, so that each block is sized by the one before.
+        # The first steps are slow, so the size of each block comes from the one before.
         steps = count(times[-1], seconds)
         if len(times) >= 3 and max(times[-3:]) <= (1 + CALM) * min(times[-3:]):
             break
@@ -206,12 +207,12 @@ def warm(run: BuiltSubject, seconds: float = WARM, most: int = MOST) -> tuple[in
 
 
 def count(step: float, seconds: float) -> int:
-    """Return how many steps fill this time; one at least."""
+    """Return how many steps fill this time, at least one."""
     return max(1, min(10_000, round(seconds / max(step, 1e-7))))
 
 
 def host(run: BuiltSubject, steps: int = 9, most: float = 0.3) -> float:
-    """Return the milliseconds until the call of a step returns: the host's own part.
+    """Return the milliseconds until the call of a step returns: the host's share.
 
     Args:
         most: seconds after which three steps are enough.

@@ -1,4 +1,4 @@
-"""The processes of one start: which programs compile now, for which there is room, and which are ready to be timed."""
+"""The processes of one start: which programs compile now, which have room to start, and which are ready to be timed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Crew:
         self.programs: list[Program] = []
         self.lanes: dict[Hashable, Lane] = {}
         self.memory = DeviceMemory(plan.limits and plan.limits.memory, references)
-        self.alone: set[tuple[str, str]] = set()  # what ran out of memory beside others
+        self.alone: set[tuple[str, str]] = set()  # programs that ran out of memory while others used it
 
     def enter(self, start: int, programs: Sequence[Program]) -> None:
         """Begin a start with these programs, in this order."""
@@ -64,12 +64,12 @@ class Crew:
         for program in self.programs:
             program.alone = program.key in self.alone
 
-    # Who may start, compile, or be computed now.
+    # Which programs may start or compile now, and which references may be computed.
 
     def begin(self) -> None:
-        """Start, build and compute what there is room for."""
-        # Without limits a process stays for all settings of its subject. Where no waiting program can use any of them,
-        # they make room for the next group.
+        """Start and build programs, and compute references, as far as there is room."""
+        # Without limits a process stays alive for all settings of its subject. If no waiting program can use any of
+        # these processes, they make room for the next group.
         if self.plan.limits is None and not self.active():
             waiting = [p.subject for p in self.programs if p.state == "waiting"]
             if not any(subject in self.lanes for subject in waiting):
@@ -92,25 +92,25 @@ class Crew:
         return [p for p in self.programs if p.state not in ("waiting", "done")]
 
     def may_start(self, program: Program) -> bool:
-        """Return whether a process may be started for a program, or be given it."""
+        """Return whether a program may get a process, a new one or an existing one."""
         limits, active = self.plan.limits, self.active()
-        # What is ready only waits for its turn; everything else uses a core.
+        # A program that is ready only waits for its turn; every other program uses a core.
         unbuilt = sum(p.state != "ready" for p in active)
-        if limits is not None:  # some more than build at a time: importing needs little
+        if limits is not None:  # a few more than may build at a time, because importing needs little
             return unbuilt < self.builders + max(1, self.builders // 2)
         lane = self.lanes.get(program.subject)
         if unbuilt >= self.builders or (lane.program if lane else len(self.lanes) >= self.plan.alive):
             return False
-        # Nothing computes beside what is timed: references first, and one setting at a time.
+        # Nothing else computes while a program is timed: references come first, then one setting at a time.
         return self.references.process is None and all(p.setting == program.setting for p in active)
 
     def may_build(self, program: Program) -> bool:
-        """Return whether a program's reference is there, a builder, and memory."""
+        """Return whether a program has its reference, a builder and memory."""
         building = sum(p.state == "building" for p in self.programs)
         if program.case not in self.references.ready or building >= self.builders:
             return False
         using = [p for p in self.programs if p.uses_memory]
-        # A program that ran out of memory beside others gets the whole device, and nobody joins it there.
+        # A program that ran out of memory while others used it gets the whole device for itself.
         if program.alone or any(p.alone for p in using):
             return not using and not self.references.is_busy
         most, _ = self.memory.need(program)
@@ -131,7 +131,7 @@ class Crew:
         return self.lanes[self.key(program)]
 
     def launch(self, program: Program) -> None:
-        """Start a program's process, or give it to the process that its subject has."""
+        """Start a process for a program, or hand the program to its subject's process."""
         key = self.key(program)
         lane = self.lanes.get(key)
         if lane is not None and lane.process.failed:  # it died in another setting
@@ -151,7 +151,7 @@ class Crew:
         lane.process.send("prepare", setting=program.setting.asdict())
 
     def collect(self, until: float | None) -> None:
-        """Take the answers of what compiles; the first one may be waited for."""
+        """Take the answers of programs that compile; it may wait for the first one."""
         lanes = {lane.process: lane for lane in self.lanes.values() if lane.program and lane.program.compiles}
         processes = [*lanes, *([self.references.process] if self.references.process is not None else [])]
         for process, answer in self.world.wait(processes, until) if processes else ():
@@ -161,7 +161,7 @@ class Crew:
                 self.arrived(lanes[process], program, answer)
 
     def arrived(self, lane: Lane, program: Program, answer: dict[str, Any]) -> None:
-        """Go on with a program whose process has answered."""
+        """Continue with a program whose process has answered."""
         if "error" in answer:
             self.failed(lane, program, answer["error"])
         elif program.state == "starting":
@@ -179,7 +179,7 @@ class Crew:
             self.close([program.subject])
 
     def tries_alone(self, program: Program, why: str) -> bool:
-        """Return whether a program is tried again alone: memory may have been short beside others."""
+        """Return whether to try a program again alone: other programs may have used the memory."""
         if why != OUT_OF_MEMORY or self.plan.limits is None or program.alone:
             return False
         self.alone.add(program.key)
@@ -201,14 +201,14 @@ class Crew:
         start = cast("StartRow", {"start": self.start, "start_seconds": lane.start_seconds, **answer})
         cold = self.cold(program, start)
         if cold != start and not row["starts"]:
-            row["starts"].append({**cold, "cold": True, "start": -1})  # of an earlier run with this folder
+            row["starts"].append({**cold, "cold": True, "start": -1})  # from an earlier run with this folder
         row["starts"].append({**start, "cold": cold == start})
         program.state = "ready"
 
     def cold(self, program: Program, start: StartRow) -> StartRow:
-        """Return the start in which compilers had to compile a program: this one, or what the folder has of another.
+        """Return the start in which a program was compiled: this one, or an earlier one that the folder records.
 
-        The folder has the compilers' caches too, so that each program is compiled once.
+        The folder also has the compilers' caches, so that each program is compiled once.
         """
         file = self.compiled(program)
         if file.exists():
@@ -223,13 +223,13 @@ class Crew:
         return self.world.compilers / "compiled" / re.sub(r"[^\w.=@-]+", "_", "-".join(program.key))
 
     def leave(self, lane: Lane, program: Program) -> None:
-        """Let a program go; its process ends where no other setting needs it."""
+        """Release a program; its process ends if no other setting needs it."""
         program.state, lane.program = "done", None
         if self.plan.limits is not None:
             self.close([program.key])
 
     def close(self, keys: Sequence[Hashable]) -> None:
-        """End processes; all are told before the first is waited for."""
+        """End processes; tell all of them before waiting for the first."""
         lanes = [self.lanes.pop(key) for key in keys]
         for lane in lanes:
             if lane.program is not None and lane.program.compiles:  # it does not listen
@@ -238,17 +238,18 @@ class Crew:
         for lane in lanes:
             lane.process.close()
 
-    # What is ready, and what has taken too long.
+    # The programs that are ready, and those that have taken too long.
 
     def due(self) -> Setting | None:
-        """Return the setting to time now: nothing of it compiles, or nothing can compile before it is timed."""
-        # The programs of a setting are timed in turn. So it waits for those that still compile, until patience ends.
+        """Return the setting to time now: none of its programs compiles, or none can compile before it is timed."""
+        # The programs of a setting are timed in turn, so the setting waits for those that still compile, until
+        # `patience` ends.
         fresh = [p for p in self.programs if p.compiles and self.has_patience(p)]
         is_busy = bool(fresh) or self.references.is_busy
         for setting in dict.fromkeys(p.setting for p in self.programs if p.state == "ready"):
             ours = [p for p in self.programs if p.setting == setting]
             open_ones = [p for p in ours if p.state in ("waiting", "started")]
-            # Those that have not begun are waited for only while something runs that will give them a core or memory.
+            # It waits for programs that have not begun only while something runs that will give them a core or memory.
             waits = is_busy and any(not self.is_blocked(p) for p in open_ones)
             if not waits and not any(p in fresh for p in ours):
                 return setting
@@ -275,13 +276,13 @@ class Crew:
         return len(programs) * (1.5 + 1.5 * self.plan.rounds * self.plan.seconds)
 
     def compile_until(self, limits: Limits) -> float:
-        """Return when compiling ends, so that the rest of the time suffices to time what is ready."""
-        # At least three fifths of the time are for compiling: otherwise a slow compiler's programs are never timed.
+        """Return when compiling must end, so that there is time left to time the ready programs."""
+        # At least three fifths of the time are for compiling, or the programs of a slow compiler would never be timed.
         left = self.timing([p for p in self.programs if p.state in ("building", "ready")])
         return self.begun + limits.total - min(left, 0.4 * limits.total)
 
     def next_limit(self) -> float | None:
-        """Return when something has to be stopped, or timed without waiting for the rest."""
+        """Return when a program must be stopped, or a setting timed without waiting for the rest."""
         limits = self.plan.limits
         if limits is None:
             return None
@@ -290,24 +291,24 @@ class Crew:
         return min([self.compile_until(limits), *(at for at in times if at > self.world.now())])
 
     def stop_late(self) -> None:
-        """Stop what has compiled for too long, and all compiling where its time is over."""
+        """Stop programs that have compiled for too long, and all that compile when the time for it is over."""
         limits = self.plan.limits
         if limits is None:
             return
         is_over = self.world.now() >= self.compile_until(limits)
         if is_over:
             seconds = self.world.now() - self.begun
-            self.references.stop(f"stopped: its reference was not there after {seconds:.0f} s")
+            self.references.stop(f"stopped: its reference was not ready after {seconds:.0f} s")
         for program in self.programs:
             seconds = self.compiling(program)
             if program.compiles and (is_over or seconds >= limits.build):
-                said = ", when the time for that was over" if is_over else ""
+                said = ", when the time for compiling was over" if is_over else ""
                 self.stop(program, f"stopped: it still compiled after {seconds:.0f} s{said}")
             elif is_over and program.state in ("waiting", "started"):
                 self.stop(program, self.references.failed.get(program.case, "left out: no time was left to compile it"))
 
     def stop(self, program: Program, why: str) -> None:
-        """Stop a program; it is refused where it has no figures from earlier starts."""
+        """Stop a program, and refuse it if it has no figures from earlier starts."""
         if not self.rows.has_rounds(program.setting, program.subject):
             before = f"{OUT_OF_MEMORY} beside others; alone: " if program.alone else ""
             self.rows.refuse(program.setting, program.subject, before + why)

@@ -1,13 +1,13 @@
-"""What a subject is fed with and what it must give, with the bounds of the gate.
+"""The inputs of a subject and its expected results, with the bounds of the gate.
 
-One process makes what all subjects of a network are fed with, and what they must give: the weights, images, and from
-PyTorch's eager network in float64 the logits of inference, or the loss and the change of all parameters in one step of
-training. The bound is not picked: the same network is run in the working precision on weights and images moved by
-`UNITS` units in the last place, and the farthest of its draws is the bound; or twice the distance of the network itself
-in the working precision, where that is more (a step that changes most weights by less than they are rounded to, as an
-embedding's rows that no token names, is as far off in every right subject). Steps over a ReLU's kink, which move a
-gradient more than rounding does, are in it; they are few and of all sizes, so parameters are held together and not
-one by one.
+One process makes the inputs of all subjects of a network, and their expected results: the weights, the images, and,
+from PyTorch's eager network in float64, the logits of inference, or the loss and the change of all parameters in one
+step of training. The bound is measured. The same network runs in the working precision on weights and images moved by
+`UNITS` units in the last place, and the largest distance of these draws is the bound. If twice the distance of the
+network itself in the working precision is larger, that is the bound. (A step that changes most weights by less than
+their rounding, such as the rows of an embedding that no token names, is equally far off in every right subject.) The
+bound includes ReLUs whose input changes sign, which move a gradient more than rounding does. They are few and of all
+sizes, so the gate compares all parameters together, not one by one.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ def place_of(setting: Setting, changes: Mapping[str, Any], folder: Path) -> Path
 
 
 def is_prepared(place: Path) -> bool:
-    """Return whether `prepare` has finished there."""
+    """Return whether `prepare` has finished in a folder."""
     return (place / BOUNDS).exists()
 
 
 def prepare(setting: Setting, changes: Mapping[str, Any], folder: Path, seed: int = 0) -> None:
-    """Write what the subjects are fed with and what they must give, if it is not there yet."""
+    """Write the inputs of the subjects and their expected results, unless they exist already."""
     spec, place = families.get(setting.network, **changes), place_of(setting, changes, folder)
     if is_prepared(place):
         return
@@ -61,7 +61,7 @@ def prepare(setting: Setting, changes: Mapping[str, Any], folder: Path, seed: in
         """Return how far the working precision is from float64, on these weights and images."""
         return distances(run(spec, setting, weights, images, labels[0], setting.precision), expected)
 
-    # A step that changes most weights by less than they are rounded to is as far off in every right subject.
+    # If a step changes most weights by less than their rounding, every right subject is equally far off.
     bounds = {name: 2 * far for name, far in off(weights, images[0]).items()}
     rng, units = np.random.default_rng([seed, 9]), UNITS[setting.precision]
     for _ in range(DRAWS):
@@ -74,7 +74,7 @@ def prepare(setting: Setting, changes: Mapping[str, Any], folder: Path, seed: in
 
 
 def target_sets(setting: Setting, spec: Description, seed: int) -> np.ndarray:
-    """Draw what is to be predicted for all input sets: (sets, batch, …)."""
+    """Draw the targets of all input sets: (sets, batch, …)."""
     draws = (np.random.default_rng([seed, number]) for number in range(SETS))
     one = families.targets_of(spec, setting.batch, setting.size)
     return np.stack([one.draw(rng) for rng in draws])
@@ -106,9 +106,9 @@ def distances(found: Numbers, expected: Numbers) -> dict[str, float]:
 
 
 def input_sets(setting: Setting, spec: Description, folder: Path, seed: int) -> np.ndarray:
-    """Return the input sets (sets, batch, …): photographs, or what else the network takes.
+    """Return the input sets (sets, batch, …): photographs, or other inputs that the network takes.
 
-    All modes and precisions have the same.
+    All modes and precisions share them.
     """
     from parity.running import probes as probe
 
@@ -137,14 +137,14 @@ def images_file(setting: Setting, spec: Description, folder: Path) -> Path:
 
 
 def exact_file(setting: Setting, changes: Mapping[str, Any], folder: Path) -> Path:
-    """Return where the numbers in float64 are; those of all precisions are the same."""
+    """Return where the float64 numbers are; all precisions share them."""
     return place_of(replace(setting, precision="float64"), changes, folder).with_suffix(".npz")
 
 
 def exact(
     spec: Description, setting: Setting, weights: Numbers, images: np.ndarray, labels: np.ndarray, file: Path
 ) -> Numbers:
-    """Return what PyTorch gives in float64; on the CPU where the GPU's memory does not suffice."""
+    """Return PyTorch's results in float64; computed on the CPU if the GPU's memory is too small."""
     import torch
 
     if file.exists():
@@ -157,7 +157,7 @@ def exact(
     if found is None:  # outside of `except`, where the exception still keeps the GPU's tensors alive
         torch.cuda.empty_cache()
         found = run(spec, replace(setting, device="cpu"), weights, images, labels, "float64")
-    if torch.cuda.is_initialized():  # PyTorch would keep what float64 took
+    if torch.cuda.is_initialized():  # PyTorch would keep the memory that float64 took
         torch.cuda.empty_cache()
     whole(file, found)
     return found
@@ -196,7 +196,7 @@ def run(
 
 
 def read_case(setting: Setting, changes: Mapping[str, Any], folder: Path, folded: bool = False) -> NetworkCase:
-    """Read what `prepare` wrote; `folded` gives network and weights without the BatchNorms behind convolutions."""
+    """Read what `prepare` wrote; `folded` gives network and weights without the BatchNorms after convolutions."""
     place = place_of(setting, changes, folder)
     spec, weights = families.get(setting.network, **changes), dict(np.load(folder / f"{setting.network}.npz"))
     if folded:

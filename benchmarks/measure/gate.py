@@ -1,7 +1,7 @@
-"""What may be timed: a subject whose numbers, in the very configuration that is timed, are PyTorch's.
+"""The gate: a subject may be timed only if it gives PyTorch's numbers, in exactly the configuration that is timed.
 
-`expected.py` says what the numbers must be and how far off they may be. What such a bound cannot see the check in
-float64 does: `parity check`.
+`expected.py` says what the numbers must be and how far off they may be. `parity check` in float64 finds what such a
+bound cannot see.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ def judge(
         size = norm(value)
         far = distance(found[name], value) / size if name in found and size else float("inf")
         bound = bounds[name]
-        # Some results are exact in every working precision; then nothing but the same number is right.
+        # Some results are exact in every working precision; then only the same number is right.
         times = far / bound if bound else (0.0 if far == 0 else float("inf"))
-        # Written so that NaN, which no comparison finds larger, counts as the worst.
+        # Written so that NaN counts as the worst, although no comparison finds it larger.
         if not times <= worst.worst:
             worst = GateVerdict(bool(times <= 1), times, name, far, bound)
     return worst
 
 
 def parameter_change(after: Mapping[str, np.ndarray], before: Mapping[str, np.ndarray]) -> Numbers:
-    """Return how much the parameters have changed, as one vector."""
+    """Return the change of all parameters, as one vector."""
     # The forward pass changes the statistics, not the optimizer.
     names = [name for name in before if not name.endswith(STATISTICS)]
     moved = [(after[name].astype(np.float64) - before[name]).ravel() for name in names]

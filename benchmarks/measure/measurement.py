@@ -1,11 +1,12 @@
-"""The run: every subject a process of its own, started several times, timed in turn.
+"""The run: every subject has its own process, which is started several times and timed in turn with the others.
 
-In each start, programs (a subject in a setting) compile, are judged against the reference, and wait. When nothing of a
-setting compiles any more, its programs are warmed and timed: in each round every one once, in random order, while
-nothing else works. The results file is written after every block.
+In each start, programs (a subject in a setting) compile, are judged against the reference, and wait. When no program of
+a setting compiles any more, its programs are warmed up and timed: in each round every program once, in random order,
+while nothing else works. The results file is written after every block.
 
-Without `Limits` a subject's process goes through the settings one by one. With them every program has its own process,
-all settings compile side by side as far as cores and memory allow, and compiling pauses while something is timed.
+Without `Limits` a subject's process goes through the settings one by one. With `Limits` every program has its own
+process, all settings compile in parallel as far as cores and memory allow, and compiling pauses while a program is
+timed.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ class Measurement:
         return self.is_over
 
     def weigh(self) -> None:
-        """Refuse what was quicker than it can be, as a subject that keeps its answers."""
+        """Refuse times that are too short to be real, such as those of a subject that reuses its answers."""
         for key, row in [*self.rows.rows.items()]:
             setting = Setting.of(row["setting"])
             about = tables.Context(None, results.ceiling(self.found, setting.precision), setting)
@@ -117,7 +118,7 @@ class Measurement:
                 self.rows.refuse(setting, row["subject"], f"{why} of this run allow: it does not do its work in each")
 
     def save(self) -> None:
-        """Keep what was measured so far."""
+        """Save the measurements so far."""
         self.found["rows"], self.found["refused"] = [*self.rows.rows.values()], [*self.rows.refused.values()]
         if self.references.accepted:
             self.found["accepted"] = self.references.accepted
@@ -133,7 +134,7 @@ class Measurement:
         if start or self.plan.limits is None:
             self.rng.shuffle(programs)
         order = {setting: number for number, setting in enumerate(dict.fromkeys(setting for setting, _ in asked))}
-        # The slowest first, so that the builders end together.
+        # The slowest come first, so that all builders end at about the same time.
         programs.sort(key=lambda p: (order[p.setting], -self.rows.building(p.setting, p.subject)))
         crew.enter(start, programs)
         while not self.is_over:
@@ -153,7 +154,7 @@ class Measurement:
         crew.close([*crew.lanes])
 
     def is_over_budget(self) -> bool:
-        """Return whether no other setting may begin: the budget is used up, and something was measured with it."""
+        """Return whether no other setting may begin: the budget is used up, and at least one setting was measured."""
         budget, waiting = self.plan.budget, any(p.state == "waiting" for p in self.crew.programs)
         if budget is None or self.spent() <= budget or self.crew.active() or not self.rows.rows or not waiting:
             return False
@@ -161,7 +162,7 @@ class Measurement:
         return True
 
     def time(self, setting: Setting) -> None:
-        """Warm and time the programs of a setting that are ready, while nothing else works."""
+        """Warm up and time the ready programs of a setting, while nothing else works."""
         ready = [p for p in self.crew.programs if p.setting == setting and p.state == "ready"]
         compiling = [p for p in self.crew.programs if p.compiles]
         working = [self.crew.lane(p).process for p in compiling]
@@ -182,8 +183,9 @@ class Measurement:
         self.save()
 
     def rounds(self, setting: Setting, timed: list[Program]) -> list[Program]:
-        """Time each program once in every round, and return those that answered to the end."""
-        # A program that is timed at another moment of the same start has rounds of its own: they are not paired.
+        """Time each program once in every round, and return those that answered until the end."""
+        # A program that is timed at another moment of the same start has its own rounds, which are not paired with
+        # others.
         first = self.passes[setting.name] * self.plan.rounds
         self.passes[setting.name] += 1
         single = setting.batch == 1 and setting.mode == "inference"
@@ -204,13 +206,13 @@ class Measurement:
                     block["events"] = answer.get("events")
                 row["rounds"].append(block)
                 row["each"] += answer["each"]
-                if number == first and (seen := self.world.gpu()):  # right behind its block: clocks have not dropped
+                if number == first and (seen := self.world.gpu()):  # right after its block, before the clocks drop
                     self.found.setdefault("gpu", []).append({"start": self.start, "setting": setting.name, **seen})
                 self.save()
         return timed
 
     def warm(self, program: Program) -> bool:
-        """Return whether a program that was built could be warmed."""
+        """Warm up a program that was built, and return whether that worked."""
         if self.is_over:
             return False
         answer = self.ask(program, "warm", most=self.plan.warm)
@@ -221,7 +223,7 @@ class Measurement:
         return "error" not in answer
 
     def ask(self, program: Program, do: str, **arguments: object) -> dict[str, Any]:
-        """Give a command and wait for its answer; where it is an error, the program is refused."""
+        """Give a command and wait for its answer; refuse the program if the answer is an error."""
         process, limits = self.crew.lane(program).process, self.plan.limits
         if process.failed:
             return {"error": process.failed}
@@ -235,7 +237,7 @@ class Measurement:
             process.stop(why)
             if limits is not None and until == self.begun + limits.total:
                 self.end(limits.total)
-                why = "stopped: the time was over before it was timed"
+                why = "stopped: the time ran out before it was timed"
             elif limits is not None:
                 self.note_silence(program)
         if not self.crew.tries_alone(program, why) and not (
@@ -254,7 +256,7 @@ class Measurement:
                 self.crew.stop(other, f"left out: {program.subject} gave no answer in {SILENT} other settings")
 
     def release(self, programs: Sequence[Program], timed: Sequence[Program]) -> None:
-        """Let programs go, as many at a time as compile, and keep what they tell of memory and work."""
+        """Release programs, as many at a time as may compile, and record their reports of memory and work."""
         left, waiting = [] if self.is_over else [*programs], dict[Process, Program]()
         until = self.limited(ANSWER if self.plan.limits is None else self.plan.limits.answer)
         while left or waiting:
@@ -276,18 +278,18 @@ class Measurement:
             if waiting and not answers:
                 break
         for process in waiting:
-            process.stop("did not let its program go")
+            process.stop("did not release its program")
         for program in programs:
             self.crew.leave(self.crew.lane(program), program)
 
     def limited(self, seconds: float) -> float:
-        """Return when so many seconds are over, or the whole time is."""
+        """Return the end of this many seconds, or the end of the whole time if that is earlier."""
         limits = self.plan.limits
         until = self.world.now() + seconds
         return until if limits is None else min(until, self.begun + limits.total)
 
     def ceilings(self, programs: Sequence[Program]) -> None:
-        """Measure what the device can do, once a start by either framework."""
+        """Measure what the device can do, once per start and framework."""
         if self.is_over or any(one["start"] == self.start for one in self.found["ceilings"]):
             return
         for framework in ("pytorch", "jax"):

@@ -1,4 +1,4 @@
-"""What somebody's own pair must give: the check in float64, and the bounds of the gate."""
+"""The expected results of somebody's own pair: the check in float64, and the bounds of the gate."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from ports.errors import UserError
 
 
 def prepare(setting: Setting, folder: Path) -> list[str]:
-    """Check a pair in float64, and write what each side must give.
+    """Check a pair in float64, and write the expected results of each side.
 
     Returns:
-        The differences that the pair's file has the check accept.
+        The differences that the check accepts on request of the pair's file.
 
     Raises:
         UserError: no parity.
@@ -50,7 +50,7 @@ def prepare(setting: Setting, folder: Path) -> list[str]:
 
 
 def require_parity(pair: OwnSubject) -> None:
-    """Raise where the check in float64 finds a mistake, or cannot tell.
+    """Raise if the check in float64 finds a mistake, or cannot tell.
 
     Raises:
         UserError: no parity.
@@ -76,7 +76,7 @@ class OwnReference:
 
         Args:
             wide: in float64 instead of float32.
-            units: move weights and inputs by so many units in the last place.
+            units: move weights and inputs by this many units in the last place.
             seed: of these moves.
         """
         setting, rng = self.setting, np.random.default_rng([seed, 9])

@@ -15,17 +15,17 @@ from benchmarks.subjects.settings import Setting
 
 @dataclass
 class RunPlan:
-    """What a run does, and within which limits.
+    """The work of a run, and its limits.
 
     Attributes:
         starts: how often each subject's process is started.
         rounds: rounds of timing in each start and setting; a round takes `seconds`.
         alive: processes that exist at a time.
         builders: processes that start and compile at a time in the first start; `later_builders` in later ones.
-        warm: blocks of warming up, at most.
+        warm: the largest number of blocks for warming up.
         budget: seconds after which nothing new begins.
         pairs: the programs to measure; by default each setting with each of `subjects` that suits it.
-        limits: hard limits, and programs that compile side by side; without them one setting follows the other.
+        limits: hard limits, with programs that compile in parallel; without them one setting follows the other.
     """
 
     settings: Sequence[Setting]
@@ -54,7 +54,7 @@ class RunPlan:
         ]
 
     def described(self) -> dict[str, Any]:
-        """Return what a results file keeps of the plan."""
+        """Return the part of the plan that a results file keeps."""
         names = ("starts", "rounds", "seconds", "alive", "builders", "warm", "budget", "seed")
         return {name: getattr(self, name) for name in names} | {
             "limits": vars(self.limits) if self.limits is not None else None
@@ -65,10 +65,10 @@ class RunPlan:
 class Limits:
     """Limits of a run that must end in time.
 
-    Every program has a process of its own, and programs of all settings compile side by side.
+    Every program has its own process, and programs of all settings compile in parallel.
 
     Attributes:
-        total: seconds after which the run stops whatever still works.
+        total: seconds after which the run stops all that still works.
         build: seconds after which a program that still compiles is stopped.
         patience: seconds that the other programs of its setting wait for one that compiles; then they are timed first.
         answer: seconds that a warm-up or a block may take.
@@ -87,11 +87,12 @@ class Program:
     """One subject in one setting, in one start.
 
     Attributes:
-        case: the setting, with what the subject's network has otherwise: which reference it is compared with.
+        case: the setting, with the changes of the subject's network: it says which reference the program is compared
+            with.
         state: waiting, starting (its process), started (waits for its reference and memory), building, ready or done.
-        since: when it began to start or, later, to build, on the run's clock.
-        paused: seconds since then in which it was paused, for another program was timed.
-        alone: whether it needs the whole device, for its memory did not suffice beside others.
+        since: when it began to start or, later, to build, by the run's clock.
+        paused: seconds since then in which it was paused, because another program was timed.
+        alone: whether it needs the whole device, because memory ran out while others used it.
     """
 
     setting: Setting
@@ -119,7 +120,7 @@ class Program:
 
 
 def case_of(setting: Setting, changes: Mapping[str, Any]) -> str:
-    """Return the name of a reference: a setting, and what a network has otherwise."""
+    """Return the name of a reference: a setting, and the changes of a network."""
     return json.dumps([setting.name, dict(changes)])
 
 
@@ -131,7 +132,7 @@ class Rows:
     refused: dict[tuple[str, str], RefusedRow] = field(default_factory=dict)
 
     def add(self, setting: Setting, subject: str, gate: GateRow) -> ResultRow:
-        """Return the row of a subject that the gate let pass, which may have been there before."""
+        """Return the row of a subject that passed the gate; the row may exist already."""
         about = SUBJECTS[subject]
         row: ResultRow = {
             "setting": setting.asdict(),

@@ -21,10 +21,10 @@ from benchmarks.subjects.roster import SUBJECTS
 
 
 def environment(folder: Path, device: str, more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return the variables of a subject's process; compilers' caches are in the folder of the run.
+    """Return the environment of a subject's process; compiler caches are in the folder of the run.
 
     Args:
-        more: variables of a subject; its flags of XLA are added to those that are set.
+        more: variables of a subject; its XLA flags are added to those that are set already.
     """
     own = {
         "JAX_COMPILATION_CACHE_DIR": str(folder / "xla"),
@@ -47,7 +47,7 @@ def environment(folder: Path, device: str, more: Mapping[str, str] | None = None
 
 
 class Process:
-    """A process that was started with a command; `failed` says why it cannot be used any more."""
+    """A process that was started with a command; `failed` says why it can no longer be used."""
 
     def __init__(self, command: Sequence[str], variables: Mapping[str, str], log: Path) -> None:
         self.log, self.failed = log, None
@@ -71,7 +71,7 @@ class Process:
             self.process.stdin.flush()
 
     def answers(self) -> list[dict[str, Any]]:
-        """Return the answers that have arrived; where it has ended, the last one is {"error": how}."""
+        """Return the answers that have arrived; if the process has ended, the last one is {"error": how}."""
         while not self._ended and _readable([self], 0):
             self._read()
         *lines, self._text = self._text.split(b"\n")
@@ -103,7 +103,7 @@ class Process:
         self.close()
 
     def pause(self) -> None:
-        """Let neither it nor the processes that it has started use the processor until `resume`."""
+        """Pause it, and the processes that it has started, until `resume`."""
         for one in self._family():
             with contextlib.suppress(psutil.Error):
                 one.suspend()
@@ -148,7 +148,7 @@ def _readable(processes: Sequence[Process], seconds: float | None) -> list[Proce
 
 
 class World:
-    """What a run acts upon: processes, the clock and the machine. Tests put another one in its place."""
+    """The surroundings of a run: processes, the clock and the machine. Tests replace it."""
 
     def __init__(
         self, folder: Path, device: str, log: Path, threads: int | None = None, compilers: Path | None = None
@@ -171,7 +171,7 @@ class World:
         return Process(command, environment(self.compilers, self.device), self.log)
 
     def wait(self, processes: Sequence[Process], until: float | None) -> list[tuple[Process, dict[str, Any]]]:
-        """Return the first answers that arrive; an empty list where none came until then."""
+        """Return the first answers that arrive; an empty list if none came in time."""
         while True:
             found = [(process, answer) for process in processes for answer in process.answers()]
             seconds = None if until is None else max(0.0, until - self.now())

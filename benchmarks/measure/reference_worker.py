@@ -1,7 +1,7 @@
-"""The process that makes what the subjects are fed with and must give (`expected.prepare`).
+"""The process that makes the inputs of the subjects and their expected results (`expected.prepare`).
 
-A line of JSON in is a case: a setting, and what its network has otherwise. Lines of JSON out say what somebody's own
-pair has the check accept, and for every case that it is done, or the error.
+Each input line is a case in JSON: a setting, and the changes of its network. Output lines in JSON say which differences
+the check accepts for somebody's own pair, and for every case that it is done, or the error.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ports.errors import UserError
 
 
 def main(folder: str) -> int:
-    errors: dict[str, str] = {}  # by network: one that has no parity has none in any setting
+    errors: dict[str, str] = {}  # by network: a pair without parity has none in any setting
     for line in sys.stdin:
         command = json.loads(line)
         setting, changes = Setting.of(command["setting"]), command["changes"]
@@ -32,7 +32,7 @@ def main(folder: str) -> int:
         except MemoryError:
             say(case=case, error="out of memory for the reference in float64; take a smaller --batch")
             continue
-        except Exception as error:  # whatever a framework raises: the next case may work
+        except Exception as error:  # a framework may raise anything, and the next case may work
             traceback.print_exc()
             say(case=case, error=f"the reference: {type(error).__name__}: {str(error).partition(chr(10))[0][:300]}")
             continue
@@ -56,7 +56,7 @@ def one(setting: Setting, changes: dict[str, Any], folder: Path) -> None:
 
 
 def rest(device: str) -> None:
-    """Give the GPU's memory back that PyTorch would keep: the subjects need it."""
+    """Give back the GPU memory that PyTorch would keep: the subjects need it."""
     if device == "gpu":
         import torch
 

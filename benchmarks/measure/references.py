@@ -1,4 +1,4 @@
-"""The references of a run: what must come out of every case, in float64.
+"""The references of a run: the expected results of every case, in float64.
 
 One process computes them (`reference_worker.py`).
 """
@@ -18,15 +18,15 @@ from benchmarks.subjects.settings import OWN, Setting
 
 
 class References:
-    """Which references are there, and which are still computed.
+    """Which references exist, and which are still to be computed.
 
     Attributes:
-        ready: the cases whose references are there.
+        ready: the cases whose references exist.
         pending: the other cases, with their settings; the first is computed, or is the next.
-        failed: the cases that have none, with the reason.
-        accepted: what the files of somebody's own pairs have the check accept, by network.
-        process: what computes them; None where nothing is pending.
-        is_busy: whether it computes one now, which `takes` so many bytes of device memory.
+        failed: the cases whose references failed, with the reason.
+        accepted: the differences that the check accepts for somebody's own pairs, by network.
+        process: the process that computes them; None if nothing is pending.
+        is_busy: whether it computes one now, which needs `takes` bytes of device memory.
     """
 
     def __init__(
@@ -47,14 +47,14 @@ class References:
         self.process: Process | None = world.references() if self.pending else None
 
     def next(self) -> Setting | None:
-        """Return the setting to compute next; None where one is computed, or nothing is pending."""
+        """Return the setting to compute next; None if one is being computed, or nothing is pending."""
         return None if self.is_busy or self.process is None else next(iter(self.pending.values()))[0]
 
     def begin(self) -> None:
         """Compute the next one."""
         assert self.process is not None
         setting, changes = next(iter(self.pending.values()))
-        self.tell(f"{setting}: what must come out, in float64")
+        self.tell(f"{setting}: the expected results, in float64")
         self.is_busy, self.takes = True, self.need()
         self.process.send("prepare", setting=setting.asdict(), changes=changes)
 
@@ -65,7 +65,7 @@ class References:
         return memory_estimates.reference(setting, 4 if is_known else 8)
 
     def says(self, answer: dict[str, Any]) -> None:
-        """Note what the process has told."""
+        """Record the answers of the process."""
         if "accepted" in answer:
             self.accepted[answer["network"]] = answer["accepted"]
         elif "done" in answer:
@@ -84,7 +84,7 @@ class References:
             self.process = None
 
     def stop(self, why: str) -> None:
-        """Stop computing; what is not there has failed."""
+        """Stop computing; all missing references have failed."""
         if self.process is not None:
             self.process.stop(why)
             self.process = None

@@ -1,6 +1,6 @@
-"""The process of one subject: builds it, has it judged, and times it when it is told to.
+"""The process of one subject: builds it, passes it to the gate, and times it on command.
 
-A line of JSON in is a command, a line of JSON out its answer. What libraries print goes to stderr.
+Each input line is a command in JSON, and each output line its answer. What libraries print goes to stderr.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CONTEXT = 1 << 29  # bytes of device memory that a framework takes besides its a
 
 
 class Worker:
-    """Holds a subject built for one setting at a time, and the device's clock where there is one."""
+    """Holds a subject built for one setting at a time, and the device's clock if there is one."""
 
     timer: Any = None
     peak = 0
@@ -38,11 +38,11 @@ class Worker:
         module, _, function = self.subject.build.partition(":")
         self.build = getattr(importlib.import_module(f"benchmarks.subjects.{module}"), function)
         for name in IMPORTED[self.subject.framework][self.subject.options.compile is not None]:
-            importlib.import_module(name)  # several processes do so at a time, where building is one at a time
+            importlib.import_module(name)  # several processes do this at a time, even if they build one at a time
         self.imported = time.perf_counter() - begin
 
     def prepare(self, setting: dict[str, Any]) -> dict[str, Any]:
-        """Builds it, takes its first step and has that judged."""
+        """Build the subject, take its first step, and judge that step."""
         from benchmarks.machine import cuda_events, process_memory
         from benchmarks.measure import expected, gate
         from benchmarks.subjects.case import NetworkCase
@@ -86,7 +86,7 @@ class Worker:
         return answer
 
     def warm(self, most: int) -> dict[str, Any]:
-        """Runs what `prepare` built until it is warm, for so many blocks at most."""
+        """Run the subject that `prepare` built until it is warm, for at most this many blocks."""
         from benchmarks.measure import clock
 
         self.at, calm, self.seconds = clock.warm(self.run, most=most)
@@ -95,7 +95,7 @@ class Worker:
         return {"warm_steps": self.at, "calm": calm, "host_ms": host}
 
     def round(self, seconds: float, single: bool) -> dict[str, Any]:
-        """Times a block of steps, after one that is not timed: while it waited, caches and memory were others'."""
+        """Time a block of steps, after one step that is not timed: while it waited, others used caches and memory."""
         from benchmarks.machine import cuda_events
         from benchmarks.measure import clock
         from benchmarks.subjects.settings import SETS
@@ -116,7 +116,7 @@ class Worker:
         return {"steps": steps, "ms": found.ms, "each": each, "thrown": thrown, "events": found.events}
 
     def release(self, cost: bool) -> dict[str, Any]:
-        """Lets the setting go; says what memory it took, and, where asked, what the framework tells of the program."""
+        """Release the setting; report its memory and, if asked, the framework's analysis of the program."""
         told = {"peak_bytes": self.peak or self.memory()} if self.run is not None else {}
         if cost and self.run is not None:
             told["cost"] = self.run.cost()
@@ -125,7 +125,7 @@ class Worker:
         return told
 
     def memory(self) -> int:
-        """Return the most bytes that the subject has taken: of the device's memory, or of this process's."""
+        """Return the subject's peak in bytes: of the device's memory, or of this process's memory."""
         from benchmarks.machine import process_memory
 
         return self.run.memory() or process_memory.peak()
@@ -144,7 +144,7 @@ CEILINGS = {"pytorch": "torch_steps", "jax": "jax_steps"}
 
 
 def described(error: BaseException) -> str:
-    """The first line of an error, with that of what it came from: a package that fails for what lies beside it."""
+    """The first line of an error, with the first line of its cause: a package may fail because of another package."""
     first = error
     while first.__cause__ is not None:
         first = first.__cause__
@@ -153,7 +153,7 @@ def described(error: BaseException) -> str:
 
 
 def answer(worker: Worker, command: dict[str, Any]) -> dict[str, Any]:
-    """One command; what goes wrong with a subject is its answer, not the end of the run."""
+    """One command; an error of a subject is an answer, and does not end the run."""
     from benchmarks.measure.clock import ClockError
     from ports.errors import UserError, is_out_of_memory
 
@@ -170,7 +170,7 @@ def answer(worker: Worker, command: dict[str, Any]) -> dict[str, Any]:
 
 
 def require_gpu() -> None:
-    """Raise where JAX has no GPU: it would compute on the CPU without a word.
+    """Raise if JAX has no GPU: it would silently compute on the CPU.
 
     Raises:
         UserError: JAX's default backend is another one.
@@ -184,7 +184,7 @@ def require_gpu() -> None:
 
 
 def end_with_parent() -> None:
-    """Have Linux end this process when the one that started it ends, also while it is paused."""
+    """Make Linux end this process when its parent ends, even while it is paused."""
     if sys.platform == "linux":
         import ctypes
 
@@ -201,7 +201,7 @@ def since_start() -> float:
 def main(subject: str, folder: str) -> None:
     end_with_parent()
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # text that libraries print must not mix with the answers
 
     def say(found: dict[str, Any]) -> None:
         answers.write(json.dumps(found) + "\n")
@@ -216,7 +216,7 @@ def main(subject: str, folder: str) -> None:
     say({"ready": True, "start_seconds": since_start()})
     for line in sys.stdin:
         say(answer(worker, json.loads(line)))
-    os._exit(0)  # at once: taking a framework down takes a second
+    os._exit(0)  # end at once: shutting a framework down takes a second
 
 
 if __name__ == "__main__":

@@ -7,13 +7,13 @@ from benchmarks.reporting.schema import ResultRow, Results
 from benchmarks.subjects.settings import Setting
 from ports.errors import UserError
 
-# A change is called one where its interval is wholly on one side of 1 by this much: noise between runs is not in it.
+# A change counts if its whole interval is this far from 1, on one side: the interval does not cover noise between runs.
 NOTICED = 0.02
 UNSEEN = "no change seen"
 
 
 def compare(before: Results, after: Results) -> tuple[list[tuple[str, ...]], list[str]]:
-    """Rows (setting, subject, before ms, after ms, times as fast, verdict), and what stands in one file only."""
+    """Rows (setting, subject, before ms, after ms, times as fast, verdict), and the rows that only one file has."""
     old, new = (_rows(found) for found in (before, after))
     lines, moved = [], []
     for key in (key for key in old if key in new):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which people who see few colours can tell apart; a framework has a family of marks.
+# Okabe and Ito's colours, which colour-blind people can distinguish; each framework has a family of marks.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
 MARKS = {"pytorch": "o", "jax": "s"}
 
@@ -52,7 +52,7 @@ def styled() -> Iterator[None]:
 
 
 def draw(found: Results) -> dict[str, str]:
-    """The plots that these results have something for, by name.
+    """The plots for which these results have data, by name.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -80,7 +80,7 @@ def write(found: Results, folder: Path) -> list[Path]:
 
 
 def figure_of(panels: int, height: float = 2.6, width: float = 4.6) -> tuple[Figure, list[Axes]]:
-    """Return a figure of so many panels in two columns, and its axes."""
+    """Return a figure with this many panels in two columns, and its axes."""
     from matplotlib.figure import Figure
 
     columns = min(panels, 2)
@@ -106,7 +106,7 @@ def _colours(found: Results) -> dict[str, str]:
 
 
 def _families(found: Results) -> dict[tuple[str, str, str], list[Setting]]:
-    """Settings that differ in their batch alone."""
+    """Settings that differ only in their batch."""
     families: dict[tuple[str, str, str], list[Setting]] = {}
     for setting in results.settings_of(found):
         if results.rows_of(found, setting):
@@ -173,7 +173,7 @@ def latency(found: Results) -> str | None:
         axis.barh(names, middle, color=[colours[name] for name in names])
         axis.plot(tail, names, "k|", ms=9, label="99th percentile")
         axis.set_title(str(setting), fontsize=9)
-        axis.set_xlabel("ms a step, each waited for")
+        axis.set_xlabel("ms a step, waiting for each step")
         axis.legend(fontsize=7, frameon=False)
     return svg_of(figure)
 
@@ -215,7 +215,7 @@ def roofline(found: Results) -> str | None:
         axis.set_yscale("log")
         _plain(axis.xaxis)
         _plain(axis.yaxis)
-        axis.set_xlabel("FLOP a byte that the network needs (filled: inference, open: training)")
+        axis.set_xlabel("FLOP per byte that the network needs (filled: inference, open: training)")
         axis.set_ylabel("GFLOP/s")
         axis.set_title(f"{precision}: below the measured ceilings", fontsize=9)
     _legend(figure, axes[0])
@@ -230,7 +230,7 @@ PARTS: dict[str, Callable[[StartRow], float]] = {
 
 
 def time(found: Results) -> str | None:
-    """Where the time to the first step goes, with nothing compiled before."""
+    """The parts of the time to the first step, with nothing compiled before."""
     chosen = [
         (s, rows) for s in results.settings_of(found) if (rows := [r for r in results.rows_of(found, s) if _cold(r)])
     ]
@@ -250,7 +250,7 @@ def time(found: Results) -> str | None:
 
 
 def _plain(axis: Axis) -> None:
-    """Numbers on a logarithmic axis as one writes them, and few enough."""
+    """Write a few numbers on a logarithmic axis, in usual notation."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(10, (1, 2, 5)))
@@ -259,7 +259,7 @@ def _plain(axis: Axis) -> None:
 
 
 def _legend(figure: Figure, axis: Axes) -> None:
-    """One for all panels, below them."""
+    """One legend for all panels, below them."""
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=7, frameon=False)
 

@@ -15,7 +15,7 @@ from benchmarks.reporting.schema import Results
 HEADINGS = {
     "throughput": "Throughput",
     "latency": "Latency at batch 1",
-    "roofline": "Roofline: how far from what the device can do",
+    "roofline": "Roofline: how far each step is from the limits of the device",
     "time": "Time to the first step",
 }
 

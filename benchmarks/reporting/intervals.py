@@ -6,7 +6,7 @@ CONFIDENCE = 0.95
 
 
 def exact(count: int, total: int) -> tuple[float, float]:
-    """Return the two-sided 95 % interval of a rate that was seen so often in so many tries.
+    """Return the two-sided 95 % interval of a rate, from a number of events in a number of tries.
 
     Raises:
         ValueError: more events than tries, or no try.
@@ -28,6 +28,6 @@ def said(count: int, total: int) -> str:
 
 
 def _percent(rate: float) -> str:
-    """Return two digits of what the rate lacks of 0, or of 100 %."""
+    """Return the distance of the rate from 0 %, or from 100 %, with two digits."""
     lacks = float(f"{100 * min(rate, 1 - rate):.2g}")
     return f"{lacks if rate < 0.5 else 100 - lacks:.10g}"

@@ -1,7 +1,7 @@
-"""Results files: what was measured, with where and how; and the figures that follow from it.
+"""Results files: measurements, with machine and plan; and the figures computed from them.
 
-A file holds measurements, never a figure that was rounded for a table: a row a setting and subject, with every block
-that was timed. What tables and plots show is computed here from these, the same way every time.
+A file holds measurements, never a figure rounded for a table: one row per setting and subject, with every timed block.
+This module computes all figures in tables and plots from these rows.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def quartiles(row: ResultRow) -> tuple[float, float]:
 
 
 def p99(row: ResultRow) -> float | None:
-    """Return the 99th percentile of single steps, where each was waited for."""
+    """Return the 99th percentile of single steps, each of which was waited for."""
     return float(np.percentile(row["each"], 99)) if row["each"] else None
 
 
@@ -107,16 +107,17 @@ def throughput(row: ResultRow) -> float:
 def ratio(row: ResultRow, base: ResultRow, seed: int = 0) -> tuple[float, float, float]:
     """Return how many times faster `row` is than `base`, and the bootstrap's 95 % interval.
 
-    Starts are drawn, and within a start its rounds: blocks of one process are more alike than those of two. Where both
-    rows are of one run, the ratio and a draw take the same starts and rounds of both, for they were timed in turn.
+    The bootstrap draws starts, and within a start its rounds, because blocks of one process are more alike than blocks
+    of two. If both rows are from one run, ratio and draws use the same starts and rounds of both, because they were
+    timed in turn.
     """
     rng, a, b = np.random.default_rng(seed), _table(row), _table(base)
-    # A run that was stopped has rounds of one subject that the other lacks: only what both have is a pair.
+    # A run that was stopped may have rounds of only one of the two subjects: a pair needs both.
     shared = {start: rounds for start in a if start in b and (rounds := sorted(set(a[start]) & set(b[start])))}
     if not shared:
         return _unpaired(row, base, rng)
     ours, theirs = ([[table[start][number] for number in shared[start]] for start in shared] for table in (a, b))
-    # The same draws for both: a slow moment of the machine is in both medians, and cancels in their ratio.
+    # Both use the same draws, so a slow moment of the machine is in both medians and cancels in their ratio.
     drawn = _drawn(rng, ours)
     mine, other = (statistics.median(ms for start in starts for ms in start) for starts in (ours, theirs))
     return _interval(other / mine, _medians(theirs, drawn) / _medians(ours, drawn))
@@ -168,7 +169,7 @@ def _interval(value: float, drawn: np.ndarray) -> tuple[float, float, float]:
 
 
 def ceiling(found: Results, precision: str) -> dict[str, float] | None:
-    """Return the most that either framework reached in this run: FLOP/s and bytes/s."""
+    """Return the best rates that either framework reached in this run: FLOP/s and bytes/s."""
     seen = [one for one in found["ceilings"] if one["precision"] == precision]
     return {what: max(one[what] for one in seen) for what in ("flops", "bytes")} if seen else None
 
@@ -177,7 +178,7 @@ def first_step(row: ResultRow, cold: bool = True) -> float | None:
     """Return the seconds from starting the process to the end of the first step.
 
     Args:
-        cold: with nothing compiled before; else with compilers' caches.
+        cold: with nothing compiled before; otherwise with warm compiler caches.
     """
     seconds = [
         s["start_seconds"] + s["build_seconds"] + s["first_step_seconds"] for s in row["starts"] if s["cold"] == cold
@@ -192,11 +193,11 @@ def host(row: ResultRow) -> float | None:
 
 
 def best(rows: Sequence[ResultRow], framework: str, peer: bool | None = None, fast: bool = False) -> ResultRow | None:
-    """Return the fastest of a framework, of those that ran as everybody's process does: no flag of a sweep.
+    """Return the fastest row of a framework, without the rows with additional flags.
 
     Args:
-        peer: of peers alone, or of the ports alone.
-        fast: of the ports with `ports.fast` instead of those without.
+        peer: only peers, or only ports.
+        fast: ports with `ports.fast` instead of those without.
     """
     some = [row for row in rows if row["framework"] == framework and (peer is None or row["peer"] == peer)]
     some = [row for row in some if row["subject"].endswith(FAST) == fast and SWEPT not in row["subject"]]

@@ -35,7 +35,7 @@ class GateRow(TypedDict):
 class StartRow(TypedDict):
     """One start of a subject's process in a setting; -1 is a start of an earlier run with the same folder.
 
-    `cold`: nothing of it had been compiled before. `options`: those of XLA that it kept.
+    `cold`: nothing of it had been compiled before. `options`: the XLA options that it kept.
     """
 
     start: int
@@ -53,7 +53,7 @@ class StartRow(TypedDict):
 
 
 class ResultRow(TypedDict):
-    """A subject in a setting; `each` has the milliseconds of single steps, where each was waited for."""
+    """A subject in a setting; `each` has the milliseconds of single steps, each of which was waited for."""
 
     setting: dict[str, Any]
     subject: str
@@ -77,7 +77,7 @@ class RefusedRow(TypedDict):
 
 
 class CeilingRow(TypedDict):
-    """The most that a framework reached in a start: FLOP/s and bytes/s."""
+    """The best rates of a framework in a start: FLOP/s and bytes/s."""
 
     start: int
     framework: str

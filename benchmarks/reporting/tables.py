@@ -1,4 +1,4 @@
-"""The same rows for the terminal, for README and for the page: figures as text, a column a quantity."""
+"""The same rows for the terminal, for README and for the page: figures as text, one column per quantity."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ APART = 2.0  # times that one block of a subject may take another's time
 
 @dataclass(frozen=True)
 class Table:
-    """A setting's rows; `notes` say what stands beside them."""
+    """A setting's rows, with `notes` about them."""
 
     setting: Setting
     head: Sequence[str]
@@ -32,7 +32,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Context:
-    """What a column may look at."""
+    """The data that a column may use."""
 
     base: ResultRow | None
     ceiling: dict[str, float] | None
@@ -45,7 +45,7 @@ def number(value: float) -> str:
 
 
 def times(value: tuple[float, float, float]) -> str:
-    """A ratio with its interval, where there is one: of one block there is none."""
+    """A ratio with its interval, if there is one: a single block has none."""
     return f"{value[0]:.2f} [{value[1]:.2f}, {value[2]:.2f}]" if value[1] < value[2] else f"{value[0]:.2f}"
 
 
@@ -71,7 +71,7 @@ def _bound(row: ResultRow, context: Context) -> str:
 
 
 def roofline(row: ResultRow, context: Context) -> float | None:
-    """The part of what the device's own ceilings would allow that a subject reaches."""
+    """The fraction of the device's own ceilings that a subject reaches."""
     if context.ceiling is None or context.setting.network not in NETWORKS:
         return None
     least = model_cost.cost(families.get(context.setting.network), context.setting).seconds(context.ceiling)
@@ -148,7 +148,7 @@ COMPARISONS: tuple[tuple[str, dict[str, Any], str, dict[str, Any]], ...] = (
 
 
 def notes(found: Results, setting: Setting, rows: Sequence[ResultRow]) -> list[str]:
-    """The comparisons that people look for, and what was refused."""
+    """The comparisons that people look for, and the subjects that were refused."""
     lines = []
     for ours, which, theirs, other in COMPARISONS:
         a, b = results.best(rows, **which), results.best(rows, **other)
@@ -166,9 +166,11 @@ def notes(found: Results, setting: Setting, rows: Sequence[ResultRow]) -> list[s
     restless = [row["subject"] for row in rows if not all(start.get("calm", True) for start in row["starts"])]
     spread = [row["subject"] for row in rows if _apart(row) > APART]
     if spread:
-        lines.append(f"blocks of one subject differ by more than {APART:g} times, do not believe: {', '.join(spread)}")
+        lines.append(
+            f"blocks of one subject differ by more than {APART:g} times, do not trust them: {', '.join(spread)}"
+        )
     if restless:
-        lines.append(f"did not come to rest before it was timed: {', '.join(restless)}")
+        lines.append(f"did not settle before it was timed: {', '.join(restless)}")
     return lines
 
 
@@ -178,7 +180,7 @@ def _apart(row: ResultRow) -> float:
 
 
 def below(found: Results) -> list[str]:
-    """What is said of the whole run."""
+    """The sentences about the whole run."""
     machine, plan = found["machine"], found["plan"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     gpu = f"{machine['gpu']['name']}, driver {machine['gpu']['driver_version']}; " if machine["gpu"] else ""
@@ -206,8 +208,8 @@ def below(found: Results) -> list[str]:
     ]
     if plan.get("builders", 1) > 1:
         lines.append(
-            f"Times to the first step are those of {plan['builders']} subjects that start at a time; compilers that "
-            "choose kernels by timing them were not alone."
+            f"Times to the first step were measured with {plan['builders']} subjects starting at a time; "
+            "compilers that choose kernels by timing them were not alone."
         )
     busy = max((one.get("busy", 0.0) for one in found["readings"]), default=0.0)
     if busy > BUSY:
@@ -222,7 +224,7 @@ def below(found: Results) -> list[str]:
 
 
 def _gpu(found: Results) -> list[str]:
-    """Say what the GPU's clocks, power and temperature were right behind the blocks."""
+    """Say what the GPU's clocks, power and temperature were right after the blocks."""
     seen = found.get("gpu", ())
     ranges = {
         name: _range(row.get(name, "") for row in seen) for name in ("clocks.sm", "power.draw", "temperature.gpu")
@@ -231,8 +233,8 @@ def _gpu(found: Results) -> list[str]:
         return []
     reasons = sorted({reason for row in seen if (reason := row.get("clocks_throttle_reasons.active"))})
     return [
-        f"The GPU right behind {len(seen)} blocks: SM clock {ranges['clocks.sm']} MHz, {ranges['power.draw']} W, "
-        f"{ranges['temperature.gpu']} °C; reasons to throttle: {', '.join(reasons) or 'not told'}."
+        f"The GPU right after {len(seen)} blocks: SM clock {ranges['clocks.sm']} MHz, {ranges['power.draw']} W, "
+        f"{ranges['temperature.gpu']} °C; reasons for throttling: {', '.join(reasons) or 'not told'}."
     ]
 
 
@@ -243,7 +245,7 @@ def _range(texts: Iterable[str]) -> str:
 
 
 def _clocks(found: Results) -> list[str]:
-    """Say by how much the GPU's clock and the host's differ, and who had no such clock."""
+    """Say by how much the GPU's clock and the host's differ, and which blocks had no GPU clock."""
     blocks = [one for row in found["rows"] for one in row["rounds"]]
     both = [(one["ms"], events) for one in blocks if (events := one.get("events"))]
     lines = []
@@ -259,7 +261,7 @@ def _counted(number: int, what: str) -> str:
 
 
 def started(found: Results) -> int:
-    """Starts that there were: fewer than planned where a run ended early."""
+    """The number of starts: fewer than planned if a run ended early."""
     return 1 + max((one["start"] for row in found["rows"] for one in row["rounds"]), default=-1)
 
 

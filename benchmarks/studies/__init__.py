@@ -1,1 +1,1 @@
-"""Measurements beside those of `python -m benchmarks`: conversion, the cost of a check, the stages of `make gpu`."""
+"""Measurements besides those of `python -m benchmarks`: conversion, the cost of a check, the stages of `make gpu`."""

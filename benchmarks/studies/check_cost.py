@@ -1,10 +1,10 @@
-"""What a check costs, as a multiple of the plain passes that it needs, and its memory; measured in one run.
+"""The cost of a check, as a multiple of the plain passes that it needs, and its memory; measured in one run.
 
     python -m benchmarks.studies.check_cost resnet50 --json check-cost.json
 
-Plain passes are those that a check cannot do without, run as anybody would run them, without recording a layer: the
-reference and its perturbed copies in PyTorch, and every port under `jax.jit`, each one forward pass in eval mode and
-forward and backward passes of the training. Compiling is not a pass: its time is given by itself.
+Plain passes are those that a check cannot avoid, run in the usual way, without recording layers: the reference and its
+perturbed copies in PyTorch, and every port under `jax.jit`, each with one forward pass in eval mode, and the forward
+and backward passes of the training. Compiling is not a pass: its time is a separate figure.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""What converting costs, each figure beside what it is held against, measured in one run.
+"""The cost of conversions, each figure together with its baseline, measured in one run.
 
     python -m benchmarks.studies.conversion --gigabytes 10 --folder /some/disk --json conversion.json
 
-Files: one of seeded noise is made on disk, converted to safetensors and to shards by `parity convert`, and looked at by
-`parity inspect`, each a process of its own. Its memory is that of its anonymous pages at the peak, less what the same
-process has when everything is imported and nothing was read; its time stands beside that of copying the bytes.
-Live models: ResNet-50 from PyTorch into NNX, copied and shared, beside copying its bytes into new memory.
+Files: a file of seeded noise is made on disk, converted to safetensors and to shards by `parity convert`, and inspected
+by `parity inspect`, each in its own process. The memory of a process is the peak of its anonymous pages, less the pages
+of the same process when everything is imported and nothing was read. Its time is compared with copying the bytes. Live
+models: ResNet-50 goes from PyTorch into NNX, copied and shared; this is compared with copying its bytes into new
+memory.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 NAME = "benchmarks.studies.conversion"
 LARGEST = 256 * 2**20  # bytes of the largest tensor
-ALLOWED = 64e6  # beside 1.5 times the largest tensor
+ALLOWED = 64e6  # in addition to 1.5 times the largest tensor
 REPEATS = 9
 
 
@@ -76,7 +77,7 @@ def command(*arguments: object) -> tuple[float, int]:
 
 
 def copied(source: Path, path: Path) -> float:
-    """Seconds of writing a file's bytes to another, until they are on the disk."""
+    """Seconds to copy a file's bytes to another file, until they are on the disk."""
     begin = time.perf_counter()
     with source.open("rb") as file, path.open("wb") as out:
         shutil.copyfileobj(file, out, 16 * 2**20)
@@ -135,8 +136,8 @@ def _equal(source: dict[str, Any], other: dict[str, Any]) -> bool:
 def live(name: str = "resnet50") -> dict[str, Any]:
     """Milliseconds (median of 9) of moving a network from PyTorch into NNX, and of copying its bytes.
 
-    Memory is most of either: `fresh` memory that this process never had, as somebody has who does it once, must be got
-    from the system page by page; `reused` memory is that of the run before.
+    Memory costs most of this time. `fresh` memory, as in a process that moves weights once, must come from the system
+    page by page; `reused` memory comes from the run before.
     """
     import ports
 
@@ -156,7 +157,7 @@ def live(name: str = "resnet50") -> dict[str, Any]:
         seconds: dict[str, list[float]] = {way: [] for way in ways}
         kept: list[Any] = []
         for _ in range(REPEATS + 1):
-            for way, run in ways.items():  # in turn, so that what else the machine does meets all alike
+            for way, run in ways.items():  # in turn, so that other work of the machine affects all of them alike
                 begin = time.perf_counter()
                 made = run()
                 seconds[way].append(time.perf_counter() - begin)
@@ -168,7 +169,7 @@ def live(name: str = "resnet50") -> dict[str, Any]:
 
 
 def _values(port: nnx.Module) -> list[jax.Array]:
-    """The arrays of an NNX model: as long as somebody has them their memory is not used again."""
+    """The arrays of an NNX model: while somebody holds them, their memory is not reused."""
     import jax
     from flax import nnx
 
@@ -178,10 +179,10 @@ def _values(port: nnx.Module) -> list[jax.Array]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--gigabytes", type=float, default=10, help="size of the file; it takes three times that on disk"
+        "--gigabytes", type=float, default=10, help="size of the file; the run needs three times as much on disk"
     )
     parser.add_argument("--shard-size", default="2GB")
-    parser.add_argument("--folder", type=Path, help="where the files are made; by default the system's for such files")
+    parser.add_argument("--folder", type=Path, help="folder for the files; by default the system's temporary folder")
     parser.add_argument("--json", type=Path, help="write the result there")
     arguments = parser.parse_args()
     terminal.writable("--json", arguments.json)

@@ -1,4 +1,4 @@
-"""What is measured on a GPU, stage by stage: the most wanted figures first, each stage complete in itself.
+"""The measurements on a GPU in stages, the most important figures first; each stage is complete in itself.
 
 To add something, add a `Group` to a stage, or a stage. A rehearsal takes the same stages on a CPU, with small networks.
 """
@@ -13,12 +13,12 @@ from benchmarks.subjects.roster import SUBJECTS
 from benchmarks.subjects.settings import Setting
 from ports import families
 
-SECONDS = 230.0  # of a stage; with starting and reporting it stays below four minutes
+SECONDS = 230.0  # seconds of a stage; with starting and reporting it stays below four minutes
 
 
 @dataclass(frozen=True)
 class Group:
-    """Subjects, timed in turn in each of some settings; a subject is left out where it does not suit a setting."""
+    """Subjects, timed in turn in each of some settings; a subject is left out of a setting that it does not suit."""
 
     networks: tuple[str, ...]
     modes: tuple[str, ...]
@@ -41,10 +41,11 @@ class GpuStage:
     """A stage of `make gpu`.
 
     Attributes:
-        about: what it answers, for somebody who reads the list.
+        about: what it answers, for readers of the list.
         groups: what it times, in this order.
         checks: what it checks, side by side.
-        ahead: stages' subjects that it compiles beside its checks, for they take longer than a stage: (stage, subject).
+        ahead: subjects of later stages that it compiles during its checks, because they take longer than a stage:
+            (stage, subject).
         starts: how often each process is started, if there is time.
         seconds: of the whole stage.
         build: seconds after which a program that still compiles is stopped.
@@ -147,7 +148,7 @@ def _without(arguments: tuple[str, ...], options: tuple[str, ...]) -> Iterator[s
 
 
 def pairs(groups: tuple[Group, ...], device: str) -> list[tuple[Setting, str]]:
-    """List what a stage times: settings on this device, each with the subjects that a GPU has for it."""
+    """List what a stage times: settings on this device, each with its subjects on a GPU."""
     found: dict[tuple[Setting, str], None] = {}
     for group in groups:
         for network, mode, batch in product(group.networks, group.modes, group.batches):

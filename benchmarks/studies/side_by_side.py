@@ -1,4 +1,4 @@
-"""Commands that work side by side until a time is over: the checks of a stage, of which nothing is timed."""
+"""Commands that run in parallel until a time is over: the checks of a stage, which are not timed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOOK = 0.2  # seconds between looks
 
 @dataclass
 class Command:
-    """A Python command; what it prints goes to a file. `is_later`: the others' work comes before its own."""
+    """A Python command; its output goes to a file. `is_later`: its work comes after that of the others."""
 
     name: str
     arguments: Sequence[str]
@@ -29,7 +29,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended: its exit code, or None where it was stopped, after so many seconds."""
+    """How a command ended: its exit code, or None if it was stopped, and after how many seconds."""
 
     command: Command
     code: int | None
@@ -48,10 +48,10 @@ def together(
     now: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[Ended]:
-    """Run commands side by side, and stop those that are not done after so many seconds.
+    """Run commands in parallel, and stop those that are not done after this many seconds.
 
     Args:
-        tell: is told how each command ended, as soon as it has.
+        tell: called with the result of each command as soon as it has ended.
     """
     begun, running, found = now(), {}, []
     for command in commands:

@@ -50,7 +50,7 @@ class StagePlace:
     memory: float | None
     builders: int
     cores: int
-    compilers: Path | None = None  # folder of what compilers keep; by default `cache`
+    compilers: Path | None = None  # folder of the compilers' caches; by default `cache`
     world: Callable[[], World] | None = None  # instead of the real one, for a test
 
     def file(self, stage: str, ending: str = "json") -> Path:
@@ -61,7 +61,7 @@ class StagePlace:
 def place_on(card: dict[str, str] | None, out: Path, root: Path, builders: int | None) -> StagePlace:
     cores = os.cpu_count() or 1
     fitting = int(psutil.virtual_memory().available / HOST)
-    # Some virtual machines have more memory than they tell at first.
+    # Some virtual machines have more memory than they report at first.
     count = builders or max(1, min(cores - 2, max(cores // 2, fitting)) if card else min(cores, fitting))
     name = re.sub(r"[^a-z0-9]+", "-", card["name"].lower()).strip("-") if card else "rehearsal"
     total = re.match(r"\d+", card["memory.total"]) if card else None
@@ -73,9 +73,10 @@ def place_on(card: dict[str, str] | None, out: Path, root: Path, builders: int |
 
 
 def _code(card: dict[str, str] | None) -> str:
-    """Return the name of the folder of references: for these networks, packages and this GPU.
+    """Return the name of the folder of references, for these networks, packages and this GPU.
 
-    What compilers keep is beside it. They look at the program themselves, so that it stays when the code changes.
+    The compilers' caches are next to it. Compilers compare the programs themselves, so their caches stay when the code
+    changes.
     """
     code = hashlib.sha256(repr((description.described()["versions"], card and card["name"])).encode())
     own = [ROOT / "benchmarks" / f"{name}.py" for name in OWN_CODE]
@@ -90,7 +91,7 @@ def run(stages: dict[str, GpuStage], place: StagePlace, minutes: float | None = 
     for letter, stage in stages.items():
         left = float("inf") if minutes is None else 60 * minutes - (time.monotonic() - begun)
         if left < LEAST:
-            print(f"stage {letter}: left out, for its time is over", flush=True)
+            print(f"stage {letter}: left out, because its time is over", flush=True)
             empty.append(letter)
             continue
         seconds, at = min(stage.seconds, left), time.monotonic()
@@ -102,14 +103,14 @@ def run(stages: dict[str, GpuStage], place: StagePlace, minutes: float | None = 
         except UserError as error:
             terminal.complain(NAME, error)
             figures = 0
-        except Exception:  # the next stage may still give its figures
+        except Exception:  # the next stage may still succeed
             traceback.print_exc()
             figures = 0
         if not figures:
             empty.append(letter)
         print(f"stage {letter}: {figures} figures in {time.monotonic() - at:.0f} s", flush=True)
     if empty:
-        print(f"{NAME}: no figures of stage {', '.join(empty)}; see above why", file=sys.stderr)
+        print(f"{NAME}: no figures for stage {', '.join(empty)}; the reasons are above", file=sys.stderr)
     return int(bool(empty))
 
 
@@ -133,7 +134,8 @@ def timing(letter: str, stage: GpuStage, place: StagePlace, seconds: float, ahea
         pairs=programs,
         limits=Limits(seconds, seconds if ahead else stage.build, memory=place.memory),
     )
-    # Inductor compiles each program in several processes: as many as the cores hold of those that compile at a time.
+    # Inductor compiles each program in several processes: the cores are shared among the programs that compile at a
+    # time.
     compiled = sum(SUBJECTS[subject].options.compile is not None for _, subject in programs)
     threads = max(1, 2 * place.cores // max(1, min(place.builders, compiled)))
     with progress(NAME) as tell:
@@ -151,9 +153,9 @@ def timing(letter: str, stage: GpuStage, place: StagePlace, seconds: float, ahea
 
 
 def checks(letter: str, stage: GpuStage, place: StagePlace, seconds: float) -> int:
-    """Run the checks of a stage side by side; return how many came to a verdict.
+    """Run the checks of a stage in parallel; return how many came to a verdict.
 
-    A results file and a log have those of all; the file is written anew whenever a check has ended.
+    One results file and one log hold all of them; the file is rewritten whenever a check has ended.
     """
     folder = place.cache / "checks"
     shutil.rmtree(folder, ignore_errors=True)

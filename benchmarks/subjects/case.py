@@ -25,9 +25,9 @@ class SubjectCase:
 
 @dataclass(frozen=True)
 class NetworkCase(SubjectCase):
-    """The case of a named network: its description, its weights in the torch form, and what it is fed with.
+    """The case of a named network: its description, its weights in the torch form, and its inputs.
 
-    `images` are the input sets, of networks that take something else too.
+    `images` are the input sets, also if the network takes no images.
     """
 
     spec: Description

@@ -1,4 +1,4 @@
-"""What `ports.export` writes, read back and timed: the program that somebody deploys."""
+"""Programs that `ports.export` wrote, read back and timed: the programs that people deploy."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def optimizer() -> optax.GradientTransformation:
 
 
 def loss_in_float32(case: NetworkCase) -> Callable[[PyTree, jax.Array], jax.Array]:
-    """The loss of a case's network, of outputs and targets; as under PyTorch's autocast it is computed in float32."""
+    """The loss of a case's network; as under PyTorch's autocast, it is computed in float32."""
     loss_of = families.objective_of(case.spec).in_flax()
     return lambda outputs, labels: loss_of(jax.tree.map(lambda a: a.astype(jnp.float32), outputs), labels)
 
@@ -69,7 +69,7 @@ def in_reference(output: np.ndarray) -> np.ndarray:
 
 
 def donated(case: SubjectCase, *arguments: int) -> tuple[int, ...]:
-    """What a step may overwrite: on a GPU, where memory is short. On CPUs a step then takes longer."""
+    """The arguments that a step may overwrite: on a GPU, where memory is short. CPUs would become slower."""
     return arguments if case.setting.device == "gpu" else ()
 
 
@@ -77,9 +77,9 @@ class JaxRun:
     """A function under `jax.jit` as a subject.
 
     Args:
-        begin: starts a step on images (batch, height, width, channels) and labels, and gives logits or loss.
+        begin: starts a step on images (batch, height, width, channels) and labels, and returns logits or loss.
         read: the weights now, in the torch form.
-        program: with the arguments of a step, for what XLA says of it.
+        program: the program and the arguments of a step, for XLA's analysis.
         wide: whether it takes images in float32 in every precision, and narrows them itself.
     """
 
@@ -128,12 +128,12 @@ class JaxRun:
         return most, most
 
     def options(self) -> str | None:
-        """Those of XLA that were found to be quickest, where several were tried."""
+        """The XLA options that were quickest, if several were tried."""
         jitted = self.program(self.images[0], self.labels[0])[0] if self.program else None
         return jitted.kept if isinstance(jitted, Quickest) else None
 
     def cost(self) -> dict[str, float]:
-        """FLOP and bytes of the program, and the memory it plans, as XLA counts them."""
+        """FLOP and bytes of the program, and its planned memory, as XLA counts them."""
         if self.program is None:
             return {}
         jitted, *arguments = self.program(self.images[0], self.labels[0])
@@ -148,7 +148,7 @@ class JaxRun:
 def compiled_for(
     case: SubjectCase, function: Callable[..., Any], tune: bool, donate: Sequence[int] = ()
 ) -> Quickest | JitWrapped:
-    """A function under `jax.jit`; `tune`: under those of XLA's options that are measured to be quickest here."""
+    """A function under `jax.jit`; `tune`: with the XLA options that measure quickest here."""
     given = donated(case, *donate)
     if tune:
         return Quickest(function, case.setting.device, donate_argnums=given)
@@ -158,10 +158,9 @@ def compiled_for(
 def build_nnx(case: NetworkCase, options: SubjectOptions = USUAL) -> JaxRun:
     """Build this package's NNX port.
 
-    Model and optimizer are taken apart once, and a step is given a list of their arrays.
-    A list is all that JAX has to look through at each call, and a short one (`Packed`): `nnx.jit` takes the objects
-    apart and puts them together, `nnx.jit_partial` looks through variables. After training the arrays go back into
-    the model (`nnx.update`).
+    Model and optimizer are taken apart once, and a step gets a list of their arrays. At each call JAX only has to go
+    through this list, which is short (`Packed`). In contrast, `nnx.jit` takes the objects apart and puts them together,
+    and `nnx.jit_partial` goes through variables. After training the arrays go back into the model (`nnx.update`).
     """
     policy(case.setting)
     model = ports.create(case.spec, "nnx", seed=None, dtype=dtype(case.setting))
@@ -258,7 +257,7 @@ def stateless(
     """A network that is a function, under `jax.jit`.
 
     Args:
-        forward: from parameters, what else it holds, images and whether it is trained to logits and what it holds then.
+        forward: takes parameters, other state, images and whether it is training; returns logits and the new state.
         read: the weights in the torch form.
         tune: see `compiled_for`.
     """

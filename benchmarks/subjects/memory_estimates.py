@@ -1,7 +1,8 @@
 """How much of a GPU's memory a program needs, before anybody has measured it.
 
-An estimate on the safe side: what backpropagation keeps (every convolution's output three times: as it is, normalised,
-and rectified), parameters with their gradients and momentum, the input sets, and what a framework needs to start.
+An estimate on the safe side. It counts what backpropagation keeps (every convolution's output three times: as it is,
+normalised, and rectified), parameters with their gradients and momentum, the input sets, and the memory that a
+framework needs to start.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def _most(setting: Setting, width: int, copies: float) -> float:
 def rest(setting: Setting, subject: TimedSubject) -> float:
     """Return the bytes that a program holds while another one is timed.
 
-    PyTorch gives memory back between its blocks, but for what its CUDA graphs use. XLA's allocator keeps everything.
+    PyTorch gives memory back between its blocks, except for the memory of its CUDA graphs. XLA's allocator keeps
+    everything.
     """
     graphs = subject.options.compile not in (None, "default")
     if subject.framework == "jax" or graphs or OWN in setting.network:

@@ -1,7 +1,7 @@
-"""What a step of a network needs at least: FLOP, and bytes to and from memory; counted from its layers.
+"""The least cost of a network's step: FLOP, and bytes to and from memory; counted from its layers.
 
 FLOP: two for every multiplication and addition of convolutions and matrix products; training adds the gradients with
-respect to filters and, but for the first layer, to inputs. Bytes: activations and filters that a program moves whose
+respect to filters and, but for the first layer, to inputs. Bytes: activations and filters that a program moves if its
 pointwise operations are fused into one pass each, as Inductor and XLA do:
 
 - inference: every convolution reads its input and its filters and writes its output; BatchNorm, ReLU and the addition
@@ -12,7 +12,8 @@ pointwise operations are fused into one pass each, as Inductor and XLA do:
   buffer and writes two of them.
 
 All products of a convolution count, though by `ports/fast/winograd.py` (`-fast` rows) a window of 3 by 3 takes less
-than half of them. It is a model, to see how far from memory or arithmetic a step is; it is not measured.
+than half of them. This is a model, not a measurement. It shows how far a step is from the limits of memory or
+arithmetic.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Cost:
 
 @cache
 def cost(spec: Description, setting: Setting) -> Cost:
-    """Of a step of this setting."""
+    """The cost of a step in this setting."""
     import torch
     from torch import nn
 

@@ -1,8 +1,8 @@
 """Anybody's own pair of models: `python -m benchmarks ./pair.py:make`.
 
-`make` returns `(torch_model, flax_model, *inputs)`, as for `parity check`. That check runs first, in float64: what is
-not equal there is not timed. Then each side is compared, in float32, with PyTorch in float64 on these inputs.
-Training is SGD on the mean of every output times fixed random numbers, as the check has it.
+`make` returns `(torch_model, flax_model, *inputs)`, as for `parity check`. That check runs first, in float64: a pair
+that is not equal there is not timed. Then the gate compares each side, in float32, with PyTorch in float64 on these
+inputs. Training is SGD on the mean of every output times fixed random numbers, as the check has it.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from ports.frameworks import port_of
 
 Tree = PyTree[jax.Array]
 FlaxModel = nnx.Module | tuple[Any, Any]  # a Linen model is its module and its variables
-# Options with which one side is called otherwise than the other.
+# Options with which the two sides are called differently.
 UNTIMED = ("torch_keywords", "flax_keywords", "torch_call", "flax_call", "modes")
-RATE = 1e-4  # of learning: small, so that the numbers of anybody's model stay finite
+RATE = 1e-4  # learning rate: small, so that the numbers of any model stay finite
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def load_pair(path: str) -> OwnSubject:
     """Call somebody's function; its inputs become numpy arrays.
 
     Raises:
-        UserError: it does not return a pair with inputs, or one side is called otherwise than the other.
+        UserError: it does not return a pair with inputs, or the two sides are called differently.
     """
     from parity.commands.cli import pair
 
@@ -69,7 +69,9 @@ def load_pair(path: str) -> OwnSubject:
     if not inputs or any(not array.ndim for array in inputs):
         raise UserError(f"{path}: got no inputs with a batch, expected (torch_model, flax_model, *inputs)")
     if unused := [name for name in UNTIMED if options.get(name)]:
-        raise UserError(f"{path}: got {', '.join(unused)}; the benchmark calls both models alike, by keywords= alone")
+        raise UserError(
+            f"{path}: got {', '.join(unused)}; the benchmark calls both models alike, and only takes keywords="
+        )
     return OwnSubject(torch_model, flax_model, inputs, options)
 
 
@@ -78,7 +80,7 @@ def _is_random_key(leaf: jax.Array) -> bool:
 
 
 def keep(place: Path, pair: OwnSubject) -> None:
-    """Write the weights of both models: `make` may draw others in every process."""
+    """Write the weights of both models: `make` may draw new ones in every process."""
     from ports.weights.live.pytorch import to_numpy
 
     state: dict[str, Any] = {name: to_numpy(tensor) for name, tensor in pair.torch_model.state_dict().items()}
@@ -110,7 +112,7 @@ def narrow(array: np.ndarray) -> np.ndarray:
 
 
 def input_sets(inputs: tuple[np.ndarray, ...]) -> list[tuple[np.ndarray, ...]]:
-    """Return as many different sets of inputs as steps take in turn; the first are those given."""
+    """Return different sets of inputs that steps take in turn; the first set is the given one."""
 
     def turned(array: np.ndarray, i: int) -> np.ndarray:
         moved = np.roll(array, i, axis=0)
@@ -135,7 +137,7 @@ class OwnTorch(TorchRun):
 
     @staticmethod
     def inputs_of(inputs: tuple[np.ndarray, ...], dtype: torch.dtype | None, where: str) -> list[Tensor]:
-        """Return inputs as tensors on a device; floating-point ones in `dtype`."""
+        """Return inputs as tensors on a device; floating-point tensors have the type `dtype`."""
         tensors = [torch.from_numpy(np.array(narrow(array))).to(device(where)) for array in inputs]
         return [tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor for tensor in tensors]
 

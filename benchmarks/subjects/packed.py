@@ -1,8 +1,8 @@
-"""Many small arrays as one: what calling a program costs the host goes by the number of arrays in and out.
+"""Many small arrays as one: the host's cost of calling a program depends on the number of arrays in and out.
 
 In a residual network four of five arrays are vectors: BatchNorm's, their momentum, counters; most of the rest are small
-filters. Within a program a part of one long vector costs nothing that is seen; at its edge every array costs some
-microseconds, at each step.
+filters. Inside a program, taking a part of one long vector has no visible cost; as an argument or result, every array
+costs some microseconds at each step.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SMALL = 2**18  # numbers in an array that is packed
 class Packed:
     """How a tree of arrays becomes a list in which all its small arrays of a type are one vector.
 
-    Both ways are for use within `jax.jit`, and no number changes.
+    Both directions are for use inside `jax.jit`, and change no number.
     """
 
     def __init__(self, tree: PyTree[jax.Array]) -> None:

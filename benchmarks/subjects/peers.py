@@ -1,8 +1,8 @@
-"""Peers in PyTorch and JAX: what somebody would take instead, with the same weights, fed and judged the same.
+"""Peers in PyTorch and JAX: networks that people might use instead, with the same weights, inputs and gate.
 
 Sources of the names: torchvision's and timm's resnet.py have this package's; Hugging Face transformers'
-modeling_resnet.py in `ports.weights.known.dialects`; dm-haiku's nets/resnet.py below. dm-haiku pads 'SAME', which is
-PyTorch's padding where every size that is halved is odd: with images of 225 pixels, and not with 224.
+modeling_resnet.py in `ports.weights.known.dialects`; dm-haiku's nets/resnet.py below. dm-haiku pads 'SAME', which
+equals PyTorch's padding if every halved size is odd: with images of 225 pixels, but not with 224.
 """
 
 # pyright: reportMissingImports=false

@@ -1,8 +1,8 @@
 """keras.applications' ResNet-50, on JAX and on PyTorch.
 
-It is He et al.'s own network, with the stride on the first 1x1 convolution and not on the 3x3: it is held against
-PyTorch's network of that description (`Subject.changes`). Its convolutions have biases, which are zero here: in front
-of a BatchNorm they do nothing. Its epsilon is 1.001e-5.
+This is He et al.'s own network, with the stride on the first 1x1 convolution and not on the 3x3. It is compared with a
+PyTorch network of that description (`Subject.changes`). Its convolutions have biases, which are zero here: before a
+BatchNorm they have no effect. Its epsilon is 1.001e-5.
 """
 
 # pyright: reportMissingImports=false
@@ -85,7 +85,7 @@ def keras_model(case: NetworkCase, backend: str, channels: str) -> tuple[Any, An
 
 
 def build_torch(case: NetworkCase, options: SubjectOptions) -> TorchRun:
-    """Build it on PyTorch, channels first, which it takes without turning."""
+    """Build it on PyTorch, with channels first, which needs no transpose."""
     from benchmarks.subjects.torch_steps import TorchRun
 
     model, read = keras_model(case, "torch", "channels_first")
@@ -94,7 +94,7 @@ def build_torch(case: NetworkCase, options: SubjectOptions) -> TorchRun:
 
 
 def build_jax(case: NetworkCase, options: SubjectOptions) -> JaxRun:
-    """Build it on JAX, with the stateless call that Keras has for one's own loop, under `jax.jit`."""
+    """Build it on JAX, under `jax.jit`, with the stateless call that Keras has for custom training loops."""
     import jax
 
     from benchmarks.subjects.jax_steps import policy, stateless

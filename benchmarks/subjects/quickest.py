@@ -1,8 +1,8 @@
-"""The program that runs quickest of those that XLA makes of a function under several of its options.
+"""The quickest of the programs that XLA makes from a function with several options.
 
-What `torch.compile(mode="max-autotune")` does for kernels, for whole programs: which of XLA's libraries for CPUs is the
-faster one goes by the network, the batch and the mode, and XLA does not try. Anybody's program can be given the same:
-`jax.jit(step, compiler_options={...})`.
+`torch.compile(mode="max-autotune")` does this for kernels, this module for whole programs. Which of XLA's libraries for
+CPUs is faster depends on the network, the batch and the mode, and XLA itself does not try. Any program can use the same
+options: `jax.jit(step, compiler_options={...})`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Contender:
         return jax.jit(function, compiler_options=dict(self.options), donate_argnums=donate_argnums)
 
 
-# By device, what is tried; the first is what XLA does by itself. YNNPACK computes convolutions and products of matrices
+# The options to try, by device; the first is XLA's default. YNNPACK computes convolutions and products of matrices
 # on CPUs; without it Eigen does.
 EIGEN = {"xla_cpu_experimental_ynn_fusion_type": ""}
 CANDIDATES = {"cpu": (Contender({}), Contender(EIGEN)), "gpu": (Contender({}),)}
@@ -40,7 +40,7 @@ CANDIDATES = {"cpu": (Contender({}), Contender(EIGEN)), "gpu": (Contender({}),)}
 class Quickest:
     """`jax.jit` of a function, which compiles and times every candidate at the first call and keeps one.
 
-    No argument may be donated where there is more than one candidate.
+    No argument may be donated if there is more than one candidate.
     """
 
     def __init__(self, function: Callable[..., PyTree], device: str, donate_argnums: Sequence[int] = ()) -> None:
@@ -61,7 +61,7 @@ class Quickest:
 
 
 def quickest(programs: Mapping[Contender, Callable[..., PyTree]], arguments: tuple[PyTree, ...]) -> Contender:
-    """That whose best call takes the least time; they take turns, so that a slow moment is nobody's alone."""
+    """The candidate whose best call is quickest; they take turns, so that a slow moment affects all of them."""
     for program in programs.values():
         seconds(program, arguments)  # compiles
     times = [{candidate: seconds(program, arguments) for candidate, program in programs.items()} for _ in range(TIMES)]
@@ -69,7 +69,7 @@ def quickest(programs: Mapping[Contender, Callable[..., PyTree]], arguments: tup
 
 
 def seconds(program: Callable[..., PyTree], arguments: tuple[PyTree, ...]) -> float:
-    """Of one call until its results are there, after one that is not timed: memory was another program's."""
+    """Seconds of one call, after one that is not timed, because another program had used the memory."""
     jax.block_until_ready(program(*arguments))
     begin = time.perf_counter()
     jax.block_until_ready(program(*arguments))

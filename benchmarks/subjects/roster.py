@@ -1,8 +1,9 @@
-"""Who is timed: a row a subject. A peer is what somebody would take instead of the ports of this package.
+"""The subjects that are timed, one row each.
 
-To add one: a row here (`subject.py` says what its fields are), and a function in the module that it names which
-gives a `benchmarks.measure.clock.BuiltSubject` (most are a few lines around `TorchRun` or `JaxRun`). The gate refuses a
-subject whose numbers are not PyTorch's, whoever wrote it.
+A peer is a network that people might use instead of the ports of this package. To add one, add a row here (`subject.py`
+explains its fields), and a function in the module that the row names. The function returns a
+`benchmarks.measure.clock.BuiltSubject`; most are a few lines around `TorchRun` or `JaxRun`. The gate refuses a subject
+whose numbers are not PyTorch's, whoever wrote it.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ TUNE = SubjectOptions(tune=True)
 
 KERAS = {"stride_at": 0}  # of the bottleneck, as He et al. have it
 
-# Flags of XLA that are worth a try (`--flags`), on the NNX port, whose program is Linen's. One that this XLA does not
-# know ends its process, and the table says so.
+# Flags of XLA that are worth a try (`--flags`), on the NNX port, whose program is Linen's. A flag that this XLA does
+# not know ends its process, and the table says so.
 FLAGS = {
     "gpu": {
         "conv-fusion": "--xla_gpu_experimental_enable_conv_fusion=true",
@@ -45,8 +46,8 @@ FLAGS = {
     },
 }
 
-# By default glibc gives the memory of large arrays back to the system at every step and takes it anew, page by page;
-# with this variable it keeps it, and the process holds more.
+# By default glibc gives the memory of large arrays back to the system at every step and takes it again, page by page;
+# with this variable glibc keeps that memory, so the process holds more.
 KEPT = (
     "glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000"
     ":glibc.malloc.top_pad=1000000000"
@@ -54,7 +55,7 @@ KEPT = (
 
 
 def fast(plain: str, framework: str, build: str, options: SubjectOptions = USUAL) -> TimedSubject:
-    """Return a row that is this package's own: a port with `ports.fast`."""
+    """Return the row of a port with `ports.fast`."""
     about, options = f"as {plain}, with ports.fast", replace(options, fast=True)
     return TimedSubject(f"{plain}{FAST}", framework, build, about, options, devices=("cpu",), quick=False, images=True)
 
@@ -113,7 +114,7 @@ SUBJECTS = {
             "nnx-autotune",
             "jax",
             "jax_steps:build_nnx",
-            "as nnx, under XLA's options that are quickest here",
+            "as nnx, with the quickest XLA options on this machine",
             TUNE,
             devices=("cpu",),
             quick=False,
@@ -144,7 +145,7 @@ SUBJECTS = {
             "linen-autotune",
             "jax",
             "jax_steps:build_linen",
-            "as linen, under XLA's options that are quickest here",
+            "as linen, with the quickest XLA options on this machine",
             TUNE,
             devices=("cpu",),
             quick=False,
@@ -173,7 +174,7 @@ SUBJECTS = {
             "own-flax-autotune",
             "jax",
             "own_pair:build_flax",
-            "as own-flax, under XLA's options that are quickest here",
+            "as own-flax, with the quickest XLA options on this machine",
             TUNE,
             devices=("cpu",),
             own=True,
@@ -241,7 +242,7 @@ SUBJECTS = {
             "haiku-autotune",
             "jax",
             "peers:build_haiku",
-            "as haiku, under XLA's options that are quickest here",
+            "as haiku, with the quickest XLA options on this machine",
             TUNE,
             devices=("cpu",),
             peer=True,
@@ -262,7 +263,7 @@ SUBJECTS = {
             "keras-jax-autotune",
             "jax",
             "peers_keras:build_jax",
-            "as keras-jax, under XLA's options that are quickest here",
+            "as keras-jax, with the quickest XLA options on this machine",
             TUNE,
             devices=("cpu",),
             changes=KERAS,
@@ -285,7 +286,7 @@ SUBJECTS = {
 
 
 def swept(plain: str, name: str, device: str, variable: str, value: str) -> TimedSubject:
-    """Return a row of `--flags`: another one, in a process that has a variable."""
+    """Return a row for `--flags`: an existing row, in a process with an additional variable."""
     return replace(
         SUBJECTS[plain],
         name=f"{plain}{SWEPT}{name}",

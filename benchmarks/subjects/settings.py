@@ -14,7 +14,7 @@ MODES = ("inference", "training")
 RESULT = {"inference": "logits", "training": "loss"}  # of a step
 
 # Units in the last place of float32 by which weights and inputs are moved, to find out how far apart right results may
-# be (`measure/expected.py`): many of the type itself. The policies are the same in both frameworks.
+# be (`measure/expected.py`). The policies are the same in both frameworks.
 UNITS = {"float32": 64, "tf32": 4 * 2**13, "bfloat16": 4 * 2**16}
 PRECISIONS = {
     "float32": "everything in float32, no TF32",
@@ -27,13 +27,13 @@ OWN = ":"  # in the name of somebody's own pair, `./file.py:function`, which bri
 # Input sets that the steps take in turn.
 SETS = 4
 
-# Training in every subject: SGD, whose steps keep the numbers finite for as long as anybody times them.
+# Every subject trains with SGD, whose steps keep the numbers finite however long they are timed.
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 1e-2, 0.9, 1e-4
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One configuration; `size` is height and width of the images, or what else the family's size is."""
+    """One configuration; `size` is height and width of the images, or the size that the family uses."""
 
     network: str
     mode: str
@@ -67,8 +67,8 @@ class SettingGrid:
 
     Attributes:
         networks: `resnet50@8` has a batch of its own, 8, instead of `batches`.
-        size: height and width; else what each network was made for.
-        odd: 225 pixels where that is 224: see `benchmarks.subjects.peers`.
+        size: height and width; by default what each network was made for.
+        odd: 225 pixels instead of 224: see `benchmarks.subjects.peers`.
 
     Raises:
         UserError: an unknown mode or precision; TF32 without a GPU.
@@ -124,7 +124,7 @@ def numbers(owner: str, text: str) -> list[int]:
     """Read numbers of images.
 
     Raises:
-        UserError: `owner` says whose they are.
+        UserError: the message begins with `owner`.
     """
     words = [word.strip() for word in text.split(",") if word.strip()]
     if not words or not all(word.isdigit() and 0 < int(word) < 10**6 for word in words):

@@ -1,4 +1,4 @@
-"""What a row of `benchmarks.subjects.roster` says."""
+"""The record of a row in `benchmarks.subjects.roster`."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ class SubjectOptions:
         channels_last: (PyTorch) images and filters in memory as (batch, height, width, channels).
         compile: (PyTorch) mode of `torch.compile`; None runs it as it is.
         freeze: (PyTorch) Inductor takes the weights for constants (inference alone).
-        plain: (NNX) under `nnx.jit`, as most write it: it takes the model apart and puts it together each step.
-        tune: (JAX) under those of XLA's options that are measured to be quickest here.
+        plain: (NNX) under `nnx.jit`, as most people write it, which takes the model apart and puts it together each
+            step.
+        tune: (JAX) with the XLA options that measure quickest here.
     """
 
     fast: bool = False
@@ -40,19 +41,19 @@ class TimedSubject:
     """One row.
 
     Attributes:
-        framework: `pytorch` or `jax`: what the process loads, and whose ratio it counts in.
+        framework: `pytorch` or `jax`: the framework that the process loads, and in whose ratio it counts.
         build: `module:function` within `benchmarks.subjects`, from a `SubjectCase` and the options to a `BuiltSubject`.
-        about: for somebody who reads the table.
+        about: for readers of the table.
         peer: not of this package; runs with `--peers`.
         needs: packages beyond those that this package needs anyway.
-        modes, devices, networks: those that it is for; all where none is named.
-        quick: whether `--quick` has it.
+        modes, devices, networks: those that it is for; empty means all.
+        quick: whether `--quick` includes it.
         swept: runs with `--flags`.
-        folded: its network has its BatchNorms folded into convolutions; it is held against the whole one.
+        folded: its network has its BatchNorms folded into convolutions; it is compared with the whole network.
         environment: variables of its process.
-        images: for networks that take images alone.
+        images: only for networks that take images.
         own: for somebody's own pair of models.
-        changes: what its network has otherwise, as fields of the description; it is held against PyTorch's of that.
+        changes: changed fields of the network's description; it is compared with a PyTorch network of this description.
     """
 
     name: str
@@ -83,5 +84,5 @@ class TimedSubject:
         return (not self.folded or family.has_option("folded")) and (not self.images or family.takes_images)
 
     def missing(self) -> str | None:
-        """The package that it lacks here."""
+        """A package that it needs and that is not installed."""
         return next((name for name in self.needs if importlib.util.find_spec(name) is None), None)

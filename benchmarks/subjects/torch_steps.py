@@ -64,7 +64,7 @@ class TorchRun:
     Args:
         net: in the mode of the setting, with the case's weights.
         read: the weights now, in the torch form.
-        call: what gives its logits, where calling it does not.
+        call: gives its logits, if calling the network does not.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class TorchRun:
         return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0
 
     def rest(self) -> None:
-        """Give the GPU's memory back that no tensor uses: other processes need it while this one waits."""
+        """Give back GPU memory that no tensor uses: other processes need it while this one waits."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -1,1 +1,1 @@
-"""Makes what the pages of the site do not say themselves: tables of results, a page a trap, twins in Markdown."""
+"""Makes the generated parts of the site: tables of results, a page for each trap, and Markdown copies of the pages."""

@@ -1,4 +1,4 @@
-"""Tables that are read from the code: the networks, the optimizers, the fields of records."""
+"""Tables made from the code: the networks, the optimizers, the fields of records."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PLACE = re.compile(r"(?m)^<!-- code: ([\w-]+)(?: (\w+))? -->$")
 
 
 def families(_: str) -> list[str]:
-    """Return a section for each family: what its description says, its networks, its options."""
+    """Return a section for each family: its description, its networks, its options."""
     from ports.families import FAMILIES
 
     return [line for found in FAMILIES for line in family(found)]
@@ -42,7 +42,7 @@ def cell(text: str) -> str:
 
 
 def parameters(found: Any, spec: Any) -> int:
-    """Return the number of parameters of a network: without statistics, and a shared tensor once."""
+    """Return the number of parameters of a network, without statistics; a shared tensor counts once."""
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     layers = (layer for layer in found.layers(spec) if not layer.tied)
     shapes = (shape for layer in layers for n, shape in layer.shapes.items() if n not in statistics)
@@ -50,7 +50,7 @@ def parameters(found: Any, spec: Any) -> int:
 
 
 def attributes(record: type) -> dict[str, str]:
-    """Return what the docstring of a record says of its fields."""
+    """Return the texts about the fields in the docstring of a record."""
     text = (inspect.getdoc(record) or "").partition("Attributes:\n")[2].partition("\nRaises:")[0]
     found: dict[str, str] = {}
     last = ""
@@ -78,12 +78,12 @@ def default(field: dataclasses.Field[Any]) -> str:
     return "" if value is dataclasses.MISSING else repr(value) if not callable(field.default) else str(value)
 
 
-# What the docstrings of the report's records take for granted.
+# Keys that the docstrings of the report's records do not explain.
 PLAIN = {
     "model": "the name of the network, or the class of the reference",
     "rows": "a row for each quantity of each port",
     "first_divergence": "the first layer that leaves its bound",
-    "note": "what was checked: layers that were paired, images, seeds",
+    "note": "what was checked: paired layers, images, seeds",
     "seconds": "how long the check took",
     "port": "`nnx` or `linen`",
     "quantity": "what is compared, such as `output.eval` or `gradient.parameter`",
@@ -92,7 +92,7 @@ PLAIN = {
     "distance": "‖port − reference‖ / ‖reference‖",
     "bound": "the largest distance that rounding can explain",
     "ok": "whether the distance is within the bound",
-    "dtype": "the type in which it was computed",
+    "dtype": "the type of the computation",
     "text": "what was found, in one line",
     "steps": "after how many steps `drift` was measured",
 }
@@ -146,7 +146,7 @@ def formats(_: str) -> list[str]:
 
 
 def dialects(_: str) -> list[str]:
-    """Return a row for each dialect: whose names a file may have."""
+    """Return a row for each dialect, that is, for each project whose names a file may have."""
     from ports.weights.known.dialects import DIALECTS
 
     return rows(("dialect", "whose names"), *((f"`{name}`", cell(row.source)) for name, row in DIALECTS.items()))
@@ -158,7 +158,7 @@ def commands(_: str) -> list[str]:
 
 
 def fixes(_: str) -> list[str]:
-    """Return how many of the mistakes that are arguments have a `fix` that was verified, by their places."""
+    """Return, for each place, how many of the wrong arguments have a verified `fix`."""
     from tests.meta.argument_parts import OF_ARGUMENTS, VERIFIED
 
     lines: list[tuple[object, ...]] = [("mistakes in", "are arguments", "with a verified `fix`")]
@@ -201,5 +201,5 @@ TABLES: dict[str, Callable[[str], list[str]]] = {
 
 
 def filled(text: str) -> str:
-    """Return the text of a page with the tables of the code in their places."""
+    """Return the text of a page with the tables from the code filled in."""
     return PLACE.sub(lambda place: "\n".join(TABLES[place[1]](place[2] or "")), text)

@@ -37,9 +37,9 @@ def cost_of(case: Any) -> dict[str, Any]:
 
 
 def as_they_are(case: Any) -> list[dict[str, Any]]:
-    """Return the change of the output by the port's own weights: the check runs the port with PyTorch's.
+    """Return how the port's own weights change the output: the check itself runs the port with PyTorch's.
 
-    Nothing where the weights do not fit, or the port is not an NNX model.
+    Return nothing if the weights do not fit, or if the port is not an NNX model.
     """
     torch.manual_seed(0)
     model, port, *inputs = case.make()
@@ -56,7 +56,7 @@ def as_they_are(case: Any) -> list[dict[str, Any]]:
 
 
 def output(port: Any, inputs: Sequence[np.ndarray]) -> np.ndarray | None:
-    """Return the output in float64, or in float32 where a cell of the port keeps its carry in float32."""
+    """Return the output in float64, or in float32 if a cell of the port keeps its carry in float32."""
     narrow = nnx.state(port)
     for wide in (True, False):
         with jax.enable_x64(wide), contextlib.suppress(TypeError, ValueError):
@@ -90,7 +90,7 @@ def measured(names: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, Any]]
 
 
 def main(names: tuple[str, ...] = ()) -> None:
-    """Measure the traps of these names, or all, and put the result into the file of results."""
+    """Measure the traps of these names, or all traps, and write the result into the results file."""
     from tests.meta import commit
     from tests.meta.faithful import compiled_once
 
@@ -101,7 +101,7 @@ def main(names: tuple[str, ...] = ()) -> None:
     with compiled_once():
         for place, found in measured(names):
             measurement = {"commit": commit(), "environment": found["environment"]}
-            # Rows that are measured alone say where themselves; the file's own measurement is that of the others.
+            # A row that was measured alone says where it was measured; the file says it for all other rows.
             own = measurement if names else {}
             costs += [{**cost, "place": place, **own} for cost in found["costs"]]
             print(f"{place} {time.monotonic() - begin:.0f} s: {json.dumps(found['costs'])}", flush=True)

@@ -1,4 +1,4 @@
-"""The hook of MkDocs: pages and tables that are made from the code and the results, and twins in Markdown."""
+"""The hook of MkDocs: adds pages and tables made from the code and the results, and Markdown copies of the pages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COPIED = {
     "changelog.md": "CHANGELOG.md",
     "benchmarks/method.md": "benchmarks/README.md",
 }
-# Code that is shown in a box of the theme: what stands above it, and the kind of box.
+# Code that is shown in a box of the theme: the text above it, and the kind of box.
 BOXES = {"Wrong": "failure", "Right": "success"}
 BOXED = re.compile(r"\*\*(Wrong|Right)\*\*\n\n(```python\n.*?```\n)", re.DOTALL)
 PICTURES = {"images/speed.svg": "speed-cpu-*.svg"}
@@ -35,12 +35,12 @@ class Seen:
 
 
 def generated() -> dict[str, str]:
-    """Return the pages that are no files in `docs/`."""
+    """Return the pages that are not files in `docs/`."""
     return {**{path: (ROOT / source).read_text() for path, source in COPIED.items()}, **traps.pages()}
 
 
 def on_config(config: Any) -> Any:
-    """Keep the mistakes that strict builds stop at, and leave out the theme's advertisement."""
+    """Keep the warnings that stop strict builds, and leave out the theme's advertisement."""
     logging.getLogger("mkdocs.material").setLevel(logging.ERROR)
     Seen.pages.clear()
     return config

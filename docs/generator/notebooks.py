@@ -3,9 +3,9 @@
 python -m docs.generator.notebooks [twins | NAME ...]
 
 Lines `# %%` divide a script into cells (jupytext's percent format). The script is the only source: `make notebooks`
-writes all notebooks, and the tests say where a stored one is not what its script says. A raw cell tells readers of the
-script what it prints; the notebook has the outputs in its place. Writing needs the extra [notebooks], `problems` does
-not.
+writes all notebooks, and the tests report a stored notebook that does not match its script. A raw cell shows readers of
+the script what it prints; the notebook has the real outputs instead. Writing needs the extra [notebooks], `problems`
+does not.
 """
 
 # pyright: reportMissingImports=false
@@ -49,29 +49,29 @@ def cells(script: str) -> Cells:
 
 
 def shown(script: str) -> str:
-    """Return what the comment at the end of a script says that it prints."""
+    """Return the expected output from the comment at the end of a script."""
     return "\n".join(line[6:] for line in script.partition(SHOWN)[2].splitlines())
 
 
 def printed(notebook: Mapping[str, Any]) -> str:
-    """Return what all cells of a notebook print to stdout."""
+    """Return the text that all cells of a notebook print to stdout."""
     outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", ())]
     return "".join("".join(output.get("text", "")) for output in outputs if output.get("name") == "stdout")
 
 
 def without_numbers(text: str) -> str:
-    """Return the words of a text, a mark for every number: another machine rounds otherwise."""
+    """Return the words of a text, with a mark for every number, because machines round differently."""
     return NUMBER.sub("#", " ".join(text.split()))
 
 
 def is_shown(said: str, output: str) -> bool:
-    """Return whether an output is what a comment says, numbers and line breaks aside; `…` stands for any text."""
+    """Return whether an output matches a comment, except for numbers and line breaks; `…` matches any text."""
     parts = [re.escape(part.strip()) for part in without_numbers(said).split("…")]
     return re.fullmatch(r"\s*.*\s*".join(parts), without_numbers(output), re.DOTALL) is not None
 
 
 def problems(notebook: Mapping[str, Any], script: str) -> list[str]:
-    """Return what of a stored notebook is not what its script says."""
+    """Return the differences between a stored notebook and its script."""
     expected = [cell for cell in cells(script) if cell[0] != "raw"]
     got = [(cell["cell_type"], "".join(cell["source"])) for cell in notebook["cells"]]
     if got != expected:
@@ -89,11 +89,11 @@ def problems(notebook: Mapping[str, Any], script: str) -> list[str]:
 def _faults(source: str, outputs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Yield what is wrong with the outputs of a cell."""
     if not outputs and "print(" in source:
-        yield "it prints, and has no output"
+        yield "it prints, but has no output"
     for output in outputs:
         if output.get("name") != "stdout":
             said = output.get("ename") or "".join(output.get("text", ""))[:100]
-            yield f"it has an output that no print made: {said or output['output_type']}"
+            yield f"it has an output that does not come from print: {said or output['output_type']}"
         text = json.dumps(output, ensure_ascii=False)
         for what, pattern in (("a path of a machine", PLACE), ("a time", TIME)):
             if match := pattern.search(text):
@@ -120,7 +120,7 @@ def made(script: str) -> dict[str, Any]:
         resources={"metadata": {"path": str(ROOT)}},
     )
     client.execute(cleanup_kc=True)
-    # What the kernel and the run leave there would be another in every run.
+    # The kernel and the run leave metadata there that differs in every run.
     for i, cell in enumerate(notebook.cells):
         cell.id, cell.metadata = f"cell-{i}", nbformat.from_dict({})
     notebook.metadata = nbformat.from_dict({"kernelspec": kernel, "language_info": {"name": "python"}})
@@ -132,7 +132,7 @@ def write(name: str) -> None:
     """Write the notebook of a script.
 
     Raises:
-        SystemExit: it would not be what its script says.
+        SystemExit: it would not match its script.
     """
     script = (EXAMPLES / f"{name}.py").read_text()
     notebook = made(script)

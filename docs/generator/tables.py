@@ -1,7 +1,7 @@
-"""Tables and sentences of README and the site, made from what was measured: the files in `benchmarks/results/`.
+"""Tables and sentences of README and the site, made from the measurements in `benchmarks/results/`.
 
 A page says `<!-- table: parity -->` where a table belongs, and the site puts it there. README must be readable without
-the site, so its sentences stand between two marks: `python -m docs.generator.tables` writes them.
+the site, so `python -m docs.generator.tables` writes its sentences into README, between two marks.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def rows(*lines: tuple[object, ...]) -> list[str]:
 
 
 def parity(results: Results) -> list[str]:
-    """A row a network: distances are relative L2, the larger of the two ports; the multiple is that of any quantity."""
+    """One row per network: relative L2 distances of the worse port, and the largest multiple of any quantity."""
     lines: list[tuple[object, ...]] = [
         ("network", "eval output", "parameter gradients", "statistics", "3 SGD steps", "worst / response")
     ]
@@ -55,7 +55,7 @@ def parity(results: Results) -> list[str]:
 
 
 def score(results: Results) -> list[str]:
-    """A row a family of mistakes."""
+    """One row per family of mistakes."""
     lines: list[tuple[object, ...]] = [("mistakes of", "entries", "cases", "caught", "right layer", "right name")]
     found = results["results"]
     for family in (*dict.fromkeys(r["family"] for r in found), "all"):
@@ -70,7 +70,7 @@ def score(results: Results) -> list[str]:
 
 
 def cost(results: Results) -> list[str]:
-    """A row a network: the check against the plain passes that it needs, in one run."""
+    """One row per network: the check compared with the plain passes that it needs, in one run."""
     head = ("network", "check", "plain passes", "compiling", "ratio", "memory", "all layers' outputs, one mode")
     lines: list[tuple[object, ...]] = [head]
     for r in results["results"]:
@@ -81,7 +81,7 @@ def cost(results: Results) -> list[str]:
 
 
 def conversion(results: Results) -> list[str]:
-    """What converting costs, beside what it is held against."""
+    """The cost of conversions, compared with their baselines."""
     file, live = results["files"], results["live"]
     copy = sum(file["copy_seconds"]) / len(file["copy_seconds"])
     size = f"{file['bytes'] / 1e9:.1f} GB"
@@ -94,7 +94,7 @@ def conversion(results: Results) -> list[str]:
     lines.append(
         (f"`parity inspect` of that file, {file['tensors']} tensors", seconds, "", _extra(file["inspect_extra_bytes"]))
     )
-    for memory, text in (("fresh", "memory new to the process"), ("reused", "memory used before")):
+    for memory, text in (("fresh", "memory that is new to the process"), ("reused", "memory used before")):
         took = live[memory]
         for way, words in (("copied", "copied"), ("shared", "`copy=False`")):
             beside = f"{took[f'{way}_ratio']:.2f} times copying its bytes ({took['memcpy_ms']:.0f} ms)"
@@ -104,7 +104,7 @@ def conversion(results: Results) -> list[str]:
     return [
         *rows(*lines),
         "",
-        f"Extra memory is over that of the same command on an empty file; the largest tensor has "
+        f"Extra memory is compared with the same command on an empty file; the largest tensor has "
         f"{file['largest_bytes'] / 1e6:.0f} MB. Measured on {results['environment']['date'][:10]}, "
         f"{results['environment']['cores']} CPU cores.",
     ]
@@ -115,12 +115,12 @@ def _extra(size: int) -> str:
 
 
 def beneath(results: SpeedResults) -> list[str]:
-    """Under a table of speeds: what was measured, where and when."""
+    """The line below a table of speeds: what was measured, where and when."""
     return ["", *tables.below(results), f"Commit `{results['machine']['commit'][:10]}`."]
 
 
 def speed(results: SpeedResults) -> list[str]:
-    """A row a subject, a column a setting: images a second, and how many times as fast as eager PyTorch."""
+    """A row per subject, a column per setting: images a second, and how many times as fast as eager PyTorch."""
     settings = speeds.settings_of(results)
     measured = {setting: {row["subject"]: row for row in speeds.rows_of(results, setting)} for setting in settings}
     head = [f"{s.network}, {s.mode}, batch {s.batch}" for s in settings]
@@ -139,7 +139,7 @@ def speed(results: SpeedResults) -> list[str]:
     return [*rows(*lines), "", *notes, *beneath(results)]
 
 
-# What a port does to be fast, against the same without it.
+# What a port does to be fast, compared with the same port without it.
 MEANS = (
     ("nnx", "nnx-jit"),
     ("nnx-fast", "nnx"),
@@ -153,7 +153,7 @@ MEANS = (
 )
 
 
-# XLA's options, measured before the first step: what they give to each, and to whom more.
+# XLA's options, measured before the first step: how much each subject gains from them.
 AUTOTUNE = (
     ("nnx-autotune", "nnx"),
     ("linen-autotune", "linen"),
@@ -167,7 +167,7 @@ AUTOTUNE = (
 
 
 def means(results: SpeedResults, pairs: Sequence[tuple[str, str]] = MEANS) -> list[str]:
-    """A row a setting and pair: how many times as fast, and the host's part of a step."""
+    """A row per setting and pair: how many times as fast, and the host's part of a step."""
     lines: list[tuple[object, ...]] = [("setting", "subject", "beside", "times as fast", "host ms", "beside it")]
     for setting in speeds.settings_of(results):
         found = {row["subject"]: row for row in speeds.rows_of(results, setting)}
@@ -184,7 +184,7 @@ def autotune(results: SpeedResults) -> list[str]:
 
 
 def flags(results: SpeedResults) -> list[str]:
-    """A row a variable of the process, a column a setting: how many times as fast a subject is with it."""
+    """A row per environment variable, a column per setting: how many times as fast a subject is with it."""
     settings = speeds.settings_of(results)
     measured = {setting: {row["subject"]: row for row in speeds.rows_of(results, setting)} for setting in settings}
     lines: list[tuple[object, ...]] = [("", *(f"{s.network}, {s.mode}, batch {s.batch}" for s in settings))]
@@ -231,7 +231,7 @@ def fastest(results: SpeedResults) -> list[str]:
 
 
 def evidence(results: Results) -> list[str]:
-    """Return one line: what the check found of what was planted."""
+    """Return one line: how many planted mistakes the check found."""
     found = results["results"]
     caught, named = (sum(row[what] for row in found) for what in ("caught", "name"))
     rate = intervals.said(caught, len(found))
@@ -245,7 +245,7 @@ def faithful(results: Results) -> list[str]:
 
 
 def kinds(results: Results) -> list[str]:
-    """A row a kind of network: its faithful runs."""
+    """One row per kind of network: its faithful runs."""
     counted = [(kind, n["runs"], n["false_alarms"]) for kind, n in results["kinds"].items()]
     every = ("all", results["faithful"], results["false_alarms"])
     lines: list[tuple[object, ...]] = [("networks", "faithful runs", "false alarms", "rate of false alarms")]
@@ -276,9 +276,9 @@ def ports_of_others(results: Results) -> list[str]:
 
 # By name: the file, and what is made of it.
 def replay(results: Results) -> list[str]:
-    """Return how many ports end in parity where a script applies what `fix` says, and checks again."""
+    """Return how many ports reach parity when a script applies each `fix` and checks again."""
     lines: list[tuple[object, ...]] = [("what is planted", "ports", "mistakes", "end in parity", "checks of a port")]
-    for said, arguments in (("arguments alone", True), ("one mistake that is no argument", False)):
+    for said, arguments in (("arguments alone", True), ("one mistake that is not an argument", False)):
         found = [port for port in results["ports"] if port["arguments"] is arguments]
         checks = sorted(port["checks"] for port in found)
         mistakes = sum(len(port["planted"]) for port in found)
@@ -309,7 +309,7 @@ PLACE = re.compile(r"(?m)^<!-- table: (\w+) -->$")
 
 
 def load(name: str) -> Results:
-    """Return the results of a table: of several files the newest, by the date in its name."""
+    """Return the results of a table; of several files, take the newest by the date in its name."""
     folder, _, pattern = TABLES[name][0].rpartition("/")
     return json.loads(max((RESULTS / folder).glob(pattern)).read_text())
 
@@ -320,12 +320,12 @@ def made(name: str, results: Results | None = None) -> str:
 
 
 def filled(text: str) -> str:
-    """Return the text of a page with its tables in their places."""
+    """Return the text of a page with its tables filled in."""
     return PLACE.sub(lambda place: made(place[1]), text)
 
 
 def readme(text: str, results: dict[str, Results]) -> str:
-    """Return README with its sentences in their places."""
+    """Return README with its sentences filled in."""
     for name, found in results.items():
         place = f"(?s)<!-- {name} -->.*?<!-- end -->"
         text, count = re.subn(place, lambda _, n=name, f=found: f"<!-- {n} -->\n{made(n, f)}\n<!-- end -->", text)

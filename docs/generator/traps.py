@@ -12,12 +12,12 @@ from parity.traps.catalogue import TRAPS
 from parity.traps.examples import Example
 from parity.traps.trap import PlantedIn, Trap
 
-# What each place of a trap is called, and what is said of it above its groups.
+# For each place of a trap: its title, and the text above its groups.
 PLACES: dict[PlantedIn, tuple[str, str]] = {
     "weight": ("Weights", "The mistake is in a tensor: the code that moved the weights is wrong."),
-    "layer": ("Layers", "One layer is built otherwise than PyTorch's, or used otherwise."),
+    "layer": ("Layers", "One layer is built or used differently from PyTorch's."),
     "between": ("Operations between layers", "The code between the layers computes something else."),
-    "loss": ("Losses", "The loss is another number, or its gradient is."),
+    "loss": ("Losses", "The loss, or its gradient, is another number."),
     "training": ("Training", "The gradients are right, and the updates are not."),
 }
 INDEX = """# Traps
@@ -49,7 +49,7 @@ def grouped() -> dict[str, list[Trap]]:
 
 
 def measured() -> dict[str, list[dict[str, Any]]]:
-    """Return what was measured of each trap."""
+    """Return the measurements of each trap."""
     found: dict[str, list[dict[str, Any]]] = {}
     if costs.FILE.exists():
         for row in json.loads(costs.FILE.read_text())["costs"]:
@@ -63,7 +63,7 @@ def code(example: Example) -> Iterator[str]:
         yield from (f"**{title}**", "", "```python", text, "```", "")
 
 
-# What was measured, the column's head, and how a number is written.
+# The measured quantity, the head of its column, and the format of its numbers.
 COSTS = (
     ("output", "output changes by", "{:.1e}"),
     ("flips", "top-1 predictions that flip", "{} of {predictions}"),
@@ -71,12 +71,12 @@ COSTS = (
     ("cosine", "cosine of the gradients", "{:.6f}"),
     ("drift", "updates differ by", "{:.1e}"),
 )
-# Less than this is rounding.
+# Anything smaller is rounding.
 ROUNDING = 1e-12
 
 
 def cost(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield what the mistake did in the small networks of the tests, as a table."""
+    """Yield the effects of the mistake in the small networks of the tests, as a table."""
     shown = [kind for kind in COSTS if any(row[kind[0]] is not None for row in rows)]
     if not shown:
         return
@@ -93,7 +93,7 @@ def number(row: Mapping[str, Any], key: str, form: str) -> str:
 
 
 def measured_in(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield what the mistake does to a model, as far as it was measured."""
+    """Yield the effects of the mistake on a model, as far as they were measured."""
     table = list(cost(rows))
     if table:
         yield (

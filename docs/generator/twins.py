@@ -1,4 +1,4 @@
-"""Write `llms.txt` and, beside every page, the same page in Markdown: programs read these."""
+"""Write `llms.txt` and, next to every page, the same page in Markdown, for programs to read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Every page of this site has a twin in Markdown: its address with `.md` in place 
 
 
 def find(path: str) -> Any:
-    """Return what a dotted name names."""
+    """Return the object that a dotted name means."""
     for cut in range(path.count(".") + 1, 0, -1):
         names = path.split(".")
         try:

@@ -1,7 +1,7 @@
 """The commands for coding agents: `parity skill`, and `parity mcp`, a server of the Model Context Protocol.
 
-Every call of a tool is a process of its own. So the port's file is read anew each time, what it prints does not mix
-with the protocol, and what it breaks is gone afterwards.
+Every call of a tool is a process of its own. So the port's file is read again each time, its output does not mix with
+the protocol, and any damage ends with the process.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import typer
 
 from ports.errors import UserError
 
-# What a report says of every layer and tensor: much to read, and `--json` writes it.
+# The parts of a report about every layer and tensor: they are long, and `--json` writes them.
 LONG = ("profile", "largest", "multiple", "pairing", "precision")
 
 INSTRUCTIONS = (
@@ -66,7 +66,7 @@ def run(*arguments: str) -> tuple[int, str]:
     """Run a command; return its exit code and what it printed on stdout.
 
     Raises:
-        ToolError: it could not be done; the one line that says why.
+        ToolError: the command failed; the message is its one line on stderr.
     """
     from mcp.server.mcpserver.exceptions import ToolError
 
@@ -117,8 +117,8 @@ def convert(
     Args:
         source: a file, or a folder of Orbax.
         destination: the format goes by its suffix (.safetensors, .npz, .msgpack, .pth); none is a folder of Orbax.
-        to: torch, nnx or linen, where the format does not tell.
-        model: the name of a network, where the tensors do not tell.
+        to: torch, nnx or linen, if the format does not show it.
+        model: the name of a network, if the tensors do not show it.
         rules: a TOML file that says what is what in a network of your own.
     """
     given = {"--to": to, "--model": model, "--rules": rules}

@@ -1,4 +1,4 @@
-"""The command `parity`: exit 0 parity, 1 mismatch, 2 the question could not be put (one line on stderr says why)."""
+"""The command `parity`: exit 0 parity, 1 mismatch, 2 the command could not run (one line on stderr says why)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-Version = Annotated[bool, typer.Option("--version", help="Show the version, and those of the frameworks.")]
+Version = Annotated[bool, typer.Option("--version", help="Show the versions of this package and of the frameworks.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -44,55 +44,60 @@ def about(version: Version = False) -> None:
         raise typer.Exit
 
 
-# What `--version` tells, this package first.
+# The packages whose versions `--version` shows, this package first.
 VERSIONS = ("ports-parity", "torch", "jax", "flax", "optax")
 
 Names = Annotated[
     list[str] | None,
     typer.Argument(metavar="NAME...", help="Networks (`parity models` lists them), or package.module:function."),
 ]
-All = Annotated[bool, typer.Option("--all", help="Every named network, the large ones with --reduced.")]
+All = Annotated[bool, typer.Option("--all", help="Check every named network, the large ones with --reduced.")]
 Reduced = Annotated[
-    bool, typer.Option("--reduced", help="Check a large network with few of its blocks; small ones are checked whole.")
+    bool,
+    typer.Option(
+        "--reduced", help="Check a large network with only a few of its blocks; small ones are checked whole."
+    ),
 ]
-Ports = Annotated[str | None, typer.Option(help="Which ports to hold against PyTorch. By default nnx,linen.")]
-Images = Annotated[Path | None, typer.Option(help="A photograph or a folder of them; else two of this package.")]
-ImageSize = Annotated[str | None, typer.Option(metavar="HxW", help="Else the network's height and an odd width.")]
+Ports = Annotated[str | None, typer.Option(help="Which ports to compare with PyTorch. By default nnx,linen.")]
+Images = Annotated[Path | None, typer.Option(help="A photograph or a folder of them; by default two of this package.")]
+ImageSize = Annotated[str | None, typer.Option(metavar="HxW", help="By default the network's height and an odd width.")]
 Batch = Annotated[int | None, typer.Option(help="Number of images. By default 2.")]
 Steps = Annotated[int, typer.Option(help="Steps of training.")]
 Optimizer = Annotated[str, typer.Option(help=f"What trains: {', '.join(VARIANTS)}.")]
-Seed = Annotated[int, typer.Option(help="Of initial weights, labels and perturbations.")]
-Weights = Annotated[Path | None, typer.Option(help="A PyTorch or safetensors file; else initial weights.")]
+Seed = Annotated[int, typer.Option(help="Seed of initial weights, labels and perturbations.")]
+Weights = Annotated[Path | None, typer.Option(help="A PyTorch or safetensors file; by default initial weights.")]
 Accept = Annotated[
-    list[str] | None, typer.Option(metavar="TRAP", help="A difference that is meant; `parity traps` lists them.")
+    list[str] | None, typer.Option(metavar="TRAP", help="An intended difference; `parity traps` lists them.")
 ]
 Dtypes = Annotated[
     list[str] | None,
-    typer.Option("--dtype", metavar="DTYPE", help="Measure in float32 or bfloat16 besides; may be given twice."),
+    typer.Option("--dtype", metavar="DTYPE", help="Also measure in float32 or bfloat16; may be given twice."),
 ]
 Branches = Annotated[
-    bool, typer.Option("--branches", help="List the branches of a pair's own code that its inputs do not take.")
+    bool, typer.Option("--branches", help="List the branches of a pair's own code that the inputs do not take.")
 ]
 Decide = Annotated[
-    bool, typer.Option("--decide", help="With --dtype: a port that rounds more than PyTorch there is no parity.")
+    bool, typer.Option("--decide", help="With --dtype: no parity if a port rounds more than PyTorch in that type.")
 ]
-Tf32 = Annotated[str | None, typer.Option(metavar="on|off", help="TF32 in both frameworks; else as each has it.")]
+Tf32 = Annotated[
+    str | None, typer.Option(metavar="on|off", help="TF32 in both frameworks; by default each keeps its setting.")
+]
 Device = Annotated[str, typer.Option(help="Where both frameworks run: cpu or gpu.")]
-Pairs = Annotated[
-    bool, typer.Option("--pairs", help="Show which layer of a pair of your own was taken for which, and why.")
-]
+Pairs = Annotated[bool, typer.Option("--pairs", help="Show which layers of your own pair were paired, and why.")]
 Diff = Annotated[
-    bool, typer.Option("--diff", help="Of a pair of your own: show changes of its source that a second check confirms.")
+    bool, typer.Option("--diff", help="For your own pair: show source changes that a second check confirms.")
 ]
 Fix = Annotated[bool, typer.Option("--fix", help="Write the changes of --diff into the source of the port.")]
 Json = Annotated[
     Path | None,
-    typer.Option("--json", metavar="FILE", help="Write the result there; - is stdout, tables go to stderr then."),
+    typer.Option(
+        "--json", metavar="FILE", help="Write the result to this file; with - to stdout, and tables to stderr."
+    ),
 ]
-Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page to look at there.")]
+Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write an HTML page to this file.")]
 Before = Annotated[Path, typer.Argument(metavar="BEFORE", help="A file of `parity check --json`.")]
 After = Annotated[Path, typer.Argument(metavar="AFTER", help="A later one.")]
-Times = Annotated[float, typer.Option(help="Show a distance that changes by this factor or more.")]
+Times = Annotated[float, typer.Option(help="Show distances that change by this factor or more.")]
 
 
 @app.command()
@@ -142,8 +147,8 @@ def check(
 
     `package.module:function` names a function that returns a pair of your own and its inputs:
     (torch_model, flax_model, *inputs), or a dict of `parity.check`'s arguments besides: (…, {"names": …}).
-    The verdict is float64's; --dtype measures what each side's error in float32 or bfloat16 is. With --decide every
-    place of a port is judged there too: where it rounds more than PyTorch does, the exit code is 1.
+    The verdict comes from float64; --dtype measures each side's error in float32 or bfloat16. With --decide the check
+    also judges every place of a port in that type: if it rounds more than PyTorch, the exit code is 1.
     """
     if bool(names) == every:
         raise UserError(
@@ -155,7 +160,7 @@ def check(
     if (diff or fix) and not all(":" in name for name in chosen):
         raise UserError(f"{'--fix' if fix else '--diff'}: got a network of this package, expected a pair of your own")
     data_on_stdout = json_file == Path("-")
-    aside = sys.stderr if data_on_stdout else sys.stdout  # what somebody's code prints must not stand in the data
+    aside = sys.stderr if data_on_stdout else sys.stdout  # output of somebody's code must not mix with the data
     for option, file in (("--json", None if data_on_stdout else json_file), ("--html", html_file)):
         terminal.writable(option, file)
     size = terminal.size(image_size)
@@ -176,7 +181,7 @@ def check(
         raise UserError(f"--dtype: got {dtype[0]!r}, expected {' or '.join(DTYPES)}")
     if tf32 not in (None, *devices.TF32):
         raise UserError(f"--tf32: got {tf32!r}, expected {' or '.join(devices.TF32)}")
-    # Options that were not given are left out: a pair of one's own refuses those of named networks.
+    # Leave out options that were not given: the check of a pair refuses the options of named networks.
     named = {
         "ports": None if ports is None else [port.strip() for port in ports.split(",") if port.strip()],
         "images": images,
@@ -189,7 +194,7 @@ def check(
     common = {"steps": steps, "optimizer": optimizer, "seed": seed, "dtypes": dtypes, "device": device}
     common["decide"] = decide
     common["tf32"] = None if tf32 is None else devices.TF32[tf32]
-    # What is wrong with an option is said before the first network runs.
+    # Report a wrong option before the first network runs.
     asked = NetworkOptions(**named, **common)
     devices.require(device, asked.tf32, Policy(asked.types).dtypes)
     TrainingPlan(steps, optimizer)
@@ -278,7 +283,7 @@ def next_command(name: str, model: Model, fixed: bool, exportable: bool = True, 
 
 @app.command()
 def diff(before: Before, after: After, times: Times = 10.0) -> int:
-    """What changed between two results of `check --json`: exit 1 where something got worse."""
+    """What changed between two results of `check --json`: exit 1 if something got worse."""
     from parity.reports import diff as diffs
 
     if not 1 < times < float("inf"):
@@ -290,7 +295,7 @@ def diff(before: Before, after: After, times: Times = 10.0) -> int:
 
 
 def _mended(name: str, result: Any, checked: Callable[[], Any], write: bool) -> Any:
-    """Return the report with the changes of the source that mend findings; write them where that is asked for."""
+    """Return the report with the source changes that mend findings; write them to the source if asked."""
     from parity.commands import mending
 
     module = name.rpartition(":")[0]
@@ -347,7 +352,7 @@ def pair(path: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _module(name: str) -> Any:
-    """By its name, or from a file."""
+    """Import a module by its name, or from a file."""
     if not name.endswith(".py"):
         return importlib.import_module(name)
     found = importlib.util.spec_from_file_location(Path(name).stem, name)

@@ -1,4 +1,4 @@
-"""Proves that a converted file is right: read as its user would read it, and held against its source in float64."""
+"""Proves that a converted file is right: reads it as its user would, and compares it with its source in float64."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FOLDED = 1e-10  # relative L2 distance in float64: a folded network is the same 
 
 
 def verify(held: Checkpoint, path: Path, to: str, row: Format) -> None:
-    """Refuses an output that is not its source.
+    """Refuse an output that does not equal its source.
 
     Raises:
         UserError: the two differ, with the first finding; or the network cannot be checked.
@@ -63,7 +63,7 @@ def verify(held: Checkpoint, path: Path, to: str, row: Format) -> None:
     if report.exit_code:
         model = report.models[0]
         said = "; ".join(str(f.text) for f in model.findings[:2]) or str(model.undecided or "see `parity check`")
-        raise UserError(f"--check: the converted network is not the source: {said}; nothing was written")
+        raise UserError(f"--check: the converted network differs from the source: {said}; nothing was written")
 
 
 def _same(a: Array, b: Array) -> bool:
@@ -82,7 +82,7 @@ def _torch_form(held: Checkpoint, tensors: Mapping[str, Any], dialect: Dialect) 
 
 
 def live(port: Any, source: Path | Mapping[str, np.ndarray]) -> Any:
-    """A Flax network with what stands in a file, put there by Flax's and Orbax's own functions alone."""
+    """A Flax network with the weights of a file, loaded only by Flax's and Orbax's own functions."""
     import jax.numpy as jnp
 
     if isinstance(source, Path):
@@ -109,7 +109,7 @@ def live(port: Any, source: Path | Mapping[str, np.ndarray]) -> Any:
 
 
 def _folded(held: Checkpoint, tensors: Mapping[str, Array], to: str) -> None:
-    """The folded network against the whole one, both in PyTorch and in float64."""
+    """Compare the folded network with the whole one, both in PyTorch and in float64."""
     import torch
 
     assert held.found is not None

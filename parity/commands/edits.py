@@ -1,7 +1,7 @@
-"""Write another argument into the source of a port, where the call that takes it is found.
+"""Write another argument into the source of a port, in the call that takes it.
 
-The source is read, never run. A call is looked for by the names of its function and of what it is assigned to. Whether
-the right call was found, only another check can tell (`mending`).
+The source is read, never run. It looks for a call by the name of its function, and by the name that its result is
+assigned to. Only another check can confirm that this is the right call (`mending`).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Of these the source says which function is called, and with which parameters.
+# For functions of these packages the source shows which function is called, and its parameters are known.
 LIBRARIES = ("flax", "jax", "optax", "ports")
 
-# How wide the search is: what the module's name says, then all of the files.
+# How wide the search is: the calls that the module's name points to, then all calls in the files.
 LEVELS = 2
 
-# Methods whose layers are named by what they are assigned to.
+# Methods whose layers get the name of the attribute that they are assigned to.
 MAKING = ("__init__", "setup")
 
 Sources = Mapping[Path, str]
@@ -45,7 +45,7 @@ def _whole(one: ast.alias) -> str:
 
 @functools.cache
 def _parameters(name: str) -> tuple[str, ...]:
-    """Return the parameters of a function or a class of a library by its full name, those by place first."""
+    """Return the parameters of a library's function or class by its full name, positional ones first."""
     parts = name.split(".")
     if parts[0] not in LIBRARIES:
         return ()
@@ -54,7 +54,7 @@ def _parameters(name: str) -> tuple[str, ...]:
             found: Any = importlib.import_module(".".join(parts[:end]))
             for part in parts[end:]:
                 found = getattr(found, part)
-            own = inspect.isclass(found)  # the signature of an NNX class is that of its metaclass
+            own = inspect.isclass(found)  # an NNX class shows the signature of its metaclass
             parameters = [*inspect.signature(found.__init__ if own else found).parameters.values()][own:]
         except (ImportError, AttributeError, TypeError, ValueError):
             continue
@@ -68,7 +68,7 @@ class Call:
     """A call in a source.
 
     Attributes:
-        name: the last name of what is called.
+        name: the last part of the function's name.
         parameters: of a function or class of a library; empty for any other.
     """
 
@@ -77,7 +77,7 @@ class Call:
     parameters: tuple[str, ...]
 
     def given(self, argument: str) -> ast.expr | None:
-        """Return what the call gives for an argument, by name or by place."""
+        """Return the value of an argument in the call, by name or by position."""
         for keyword in self.node.keywords:
             if keyword.arg == argument:
                 return keyword.value
@@ -114,7 +114,7 @@ def _written(value: Any) -> str:
 
 
 def with_argument(source: str, calls: Sequence[Call], argument: str, value: Any) -> str:
-    """Return the source where these calls give `value` for an argument."""
+    """Return the source with `value` as an argument of these calls."""
     lines, content = source.encode().splitlines(keepends=True), source.encode()
     starts = [0]
     for line in lines:
@@ -140,7 +140,7 @@ def with_argument(source: str, calls: Sequence[Call], argument: str, value: Any)
 
 
 def _assigned(tree: ast.AST, name: str) -> list[ast.AST]:
-    """Return what is assigned to an attribute or a name, or called with `name=`."""
+    """Return the calls that are assigned to an attribute or a name, or that get `name=`."""
     found: list[ast.AST] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign):
@@ -182,7 +182,7 @@ def _near(tree: ast.Module, fix: Mapping[str, Any]) -> list[ast.Call]:
 
 
 def _with_fix(sources: Sources, fix: Mapping[str, Any], level: int) -> dict[Path, str]:
-    """Return the sources with a fix where its module's name points to, or in all calls that take the argument."""
+    """Return the sources with a fix: in the calls that its module name points to, or in all calls with the argument."""
     for wide in range(level, LEVELS):
         changed = {}
         for file, source in sources.items():

@@ -27,7 +27,7 @@ PLACES = {
     "training": "In training",
 }
 
-Name = Annotated[str | None, typer.Argument(metavar="[NAME]", help="One of them: what it is, and how to mend it.")]
+Name = Annotated[str | None, typer.Argument(metavar="[NAME]", help="A name: what this mistake is, and how to mend it.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -38,7 +38,7 @@ def register(app: typer.Typer) -> None:
 def traps(name: Name = None) -> int:
     """The known mistakes that a finding can name: a list, or the page of one.
 
-    `parity traps NAME` says what the port does, where the mistake can be made, how to mend it, and what it rests on.
+    `parity traps NAME` says what the port does, where the mistake can be made, how to mend it, and its source.
     """
     from parity.traps.catalogue import TRAPS
 
@@ -50,7 +50,7 @@ def traps(name: Name = None) -> int:
 
 
 def listed(known: tuple[Trap, ...]) -> Iterator[str]:
-    """Yield a list of traps: the names, and beneath each what the port does."""
+    """Yield a list of traps: each name, and below it what the port does."""
     for place, title in PLACES.items():
         yield f"{title}:"
         for trap in (trap for trap in known if trap.place == place):
@@ -61,7 +61,7 @@ def listed(known: tuple[Trap, ...]) -> Iterator[str]:
 
 
 def page(name: str) -> Iterator[str]:
-    """Yield what is known of a trap; a name may stand for one mistake in several places.
+    """Yield the facts about a trap; one name may mean the same mistake in several places.
 
     Raises:
         UserError: there is no such trap.

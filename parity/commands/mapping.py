@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from ports.weights.rules.tensors import TensorRow
 
 Own = Annotated[str, typer.Argument(metavar="MODULE:FUNCTION", help="Returns (torch_model, flax_model, *inputs).")]
-Write = Annotated[Path | None, typer.Option("--write", metavar="FILE", help="Write the mapping: for check --names.")]
+Write = Annotated[
+    Path | None, typer.Option("--write", metavar="FILE", help="Write the mapping to this file, for check --names.")
+]
 Script = Annotated[Path, typer.Option("--script", metavar="FILE", help="Write a script that converts checkpoints.")]
 NamesFile = Annotated[
     Path | None, typer.Option("--names", metavar="FILE", help="A file whose [names] say which is which.")
@@ -40,7 +42,7 @@ def register(app: typer.Typer, loaded: Loader) -> None:
     def pairs(own: Own, write: Write = None, names: NamesFile = None) -> int:
         """Show which tensor of a pair of your own is which, and in what form the port holds it.
 
-        The file that --write gives is read by `parity check --names` and by `parity convert --rules`.
+        `parity check --names` and `parity convert --rules` read the file that --write makes.
         """
         terminal.writable("--write", write)
         from parity.pairing import derived
@@ -99,10 +101,10 @@ def script_parts(both: PairedModels) -> tuple[list[TensorRow], list[str], dict[s
 
 
 def names_of(file: Path) -> dict[str, str | None]:
-    """Return what a file says of names.
+    """Return the names in a file.
 
     Raises:
-        UserError: it cannot be read, or says nothing of them.
+        UserError: it cannot be read, or has no names.
     """
     from ports.weights.rules import rulesfile
 

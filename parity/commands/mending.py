@@ -1,7 +1,7 @@
-"""Mend the source of a port in memory, check again, and keep the difference where the mistake is gone.
+"""Mend the source of a port in memory, check again, and keep the diff if the mistake is gone.
 
-Nothing is written to a file here. The modules of a pair are loaded again from the mended text; a diff that another
-check did not confirm is never told.
+This module writes no file. It loads the modules of a pair again from the mended text, and never reports a diff that
+another check has not confirmed.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from parity.commands.edits import Sources
 from parity.reports.report import Finding, Model
 from ports.errors import UserError
 
-# From the sources that differ from the files to the result of another check.
+# Takes the changed sources, and returns the result of another check.
 Again = Callable[[Sources], Model]
 
 
 def own_modules(folders: Sequence[Path]) -> dict[str, ModuleType]:
-    """Return the loaded modules whose files lie in some folders, without installed packages and this one's."""
+    """Return the loaded modules whose files are in some folders, except installed packages and this package."""
     root = Path(__file__).resolve().parents[2]
     apart = [Path(sys.prefix).resolve(), root / "parity", root / "ports"]
     found = {}
@@ -47,7 +47,7 @@ def sources_of(modules: Mapping[str, ModuleType]) -> dict[Path, str]:
 
 @contextmanager
 def loaded_from(changed: Sources, modules: Mapping[str, ModuleType]) -> Iterator[None]:
-    """Load these modules anew, and the changed files from their texts; put the old modules back afterwards."""
+    """Load these modules again, changed files from their texts; restore the old modules afterwards."""
     original: Any = SourceFileLoader.get_code
 
     def get_code(self: SourceFileLoader, fullname: str) -> CodeType | None:
@@ -67,7 +67,7 @@ def loaded_from(changed: Sources, modules: Mapping[str, ModuleType]) -> Iterator
 
 
 def with_diffs(model: Model, sources: Sources, again: Again) -> tuple[Model, Sources]:
-    """Return the result with a `diff` in each finding that was mended for certain, and the sources with all of them."""
+    """Return the result with a `diff` in each finding that was certainly mended, and the sources with all mends."""
     wanted = [finding for finding in model.findings if finding.fix]
     at_once, now = [{**sources}], {**sources}
     for finding in wanted:
@@ -103,7 +103,7 @@ def _checked(again: Again, sources: Sources) -> Model | None:
 
 
 def _is_gone(finding: Finding, before: Model, after: Model) -> bool:
-    """Return whether a mistake is gone, and no other came in its place."""
+    """Return whether a mistake is gone, and no other has replaced it."""
     if after.ok:
         return True
     places = {(found.layer, found.trap) for found in after.findings}

@@ -11,24 +11,32 @@ import typer
 from ports.errors import UserError, printable, shortened
 
 Source = Annotated[str, typer.Argument(metavar="SRC", help="A file, an Orbax folder, hf://… or torchvision://…")]
-Output = Annotated[Path, typer.Argument(metavar="DST", help="Its format goes by its suffix; none is an Orbax folder.")]
-Model = Annotated[str | None, typer.Option(metavar="NAME", help="The network, where its tensors do not tell.")]
-RulesFile = Annotated[Path | None, typer.Option("--rules", metavar="FILE", help="TOML: what is what in your network.")]
-To = Annotated[str | None, typer.Option(help="Names and layouts of torch, nnx or linen; else what suits the format.")]
-FormatName = Annotated[str | None, typer.Option("--format", help="Of DST: torch safetensors npz msgpack orbax.")]
-SourceFormat = Annotated[str | None, typer.Option("--source-format", help="Of SRC, where its name does not tell.")]
-Check = Annotated[bool, typer.Option("--check", help="Prove the result in float64 before it is left there.")]
+Output = Annotated[
+    Path, typer.Argument(metavar="DST", help="The suffix gives the format; no suffix means an Orbax folder.")
+]
+Model = Annotated[str | None, typer.Option(metavar="NAME", help="The network, if its tensors do not show it.")]
+RulesFile = Annotated[Path | None, typer.Option("--rules", metavar="FILE", help="TOML: rules for your own network.")]
+To = Annotated[
+    str | None, typer.Option(help="Names and layouts of torch, nnx or linen; by default what suits the format.")
+]
+FormatName = Annotated[str | None, typer.Option("--format", help="Format of DST: torch safetensors npz msgpack orbax.")]
+SourceFormat = Annotated[
+    str | None, typer.Option("--source-format", help="Format of SRC, if its name does not show it.")
+]
+Check = Annotated[bool, typer.Option("--check", help="Prove the result in float64 before it is kept.")]
 Force = Annotated[
     bool, typer.Option("--force", help="Replace DST: a file, or a folder with only a checkpoint of its format.")
 ]
-Stacked = Annotated[bool, typer.Option("--stacked", help="Of a decoder: all blocks of it in one array, for scan.")]
-Fold = Annotated[bool, typer.Option("--fold-batchnorm", help="BatchNorms become part of their convolutions.")]
-ShardSize = Annotated[str | None, typer.Option(metavar="N", help="A folder of safetensors of N bytes (or 500MB, 5GB).")]
-Key = Annotated[str | None, typer.Option(help="Where the weights stand in a training checkpoint: ema.")]
+Stacked = Annotated[bool, typer.Option("--stacked", help="For a decoder: all its blocks in one array, for scan.")]
+Fold = Annotated[bool, typer.Option("--fold-batchnorm", help="Make BatchNorms part of their convolutions.")]
+ShardSize = Annotated[
+    str | None, typer.Option(metavar="N", help="Write a folder of safetensors of N bytes each (or 500MB, 5GB).")
+]
+Key = Annotated[str | None, typer.Option(help="Where the weights are in a training checkpoint: ema.")]
 WeightsOnly = Annotated[bool, typer.Option("--weights-only", help="Leave the state of the optimizer out.")]
-Steps = Annotated[int | None, typer.Option(min=0, help="Steps of training done, where SRC does not say it.")]
+Steps = Annotated[int | None, typer.Option(min=0, help="Steps of training done, if SRC does not have the number.")]
 Draft = Annotated[bool, typer.Option("--rules", help="Write a first draft of rules from the first file to the second.")]
-Values = Annotated[bool, typer.Option("--values", help="Read the numbers too: NaN, infinite, all zero.")]
+Values = Annotated[bool, typer.Option("--values", help="Also read the numbers: NaN, infinite, all zero.")]
 MaxMemory = Annotated[
     str | None,
     typer.Option(metavar="N", help="Memory that reading may take, in bytes (or 500MB, 5GB)."),

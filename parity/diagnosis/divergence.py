@@ -14,10 +14,10 @@ OF_PARAMETERS = ("gradient.parameter", "statistics", "training.parameter", "trai
 
 
 def first_divergence(port: str, judged: Mapping[str, Judgement], forced: Mapping[bool, list[Deviation]]) -> Divergence:
-    """Forward in eval, then forward in train, then what follows from them; gradients from the end of the network.
+    """Look forward in eval mode, then in train mode, then at the rest; gradients from the end of the network.
 
     Args:
-        forced: by mode (train or not) what is wrong by itself.
+        forced: by mode (train or not), what is wrong by itself.
     """
     for quantity, train in (("layer.eval", False), ("layer.train", True)):
         if outside := judged[quantity].outside:

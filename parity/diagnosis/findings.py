@@ -1,4 +1,4 @@
-"""Make a finding of everything that is wrong by itself, and name the known mistakes behind it."""
+"""Make findings of all that is wrong by itself, and name the known mistakes behind them."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from parity.traps.arguments import Mend, mended, mended_call
 from parity.traps.trap import Trap
 from ports.weights.layers.kinds import kind_of
 
-# What is wrong of a deviation that stands between layers.
+# The aspects of a deviation between layers.
 BETWEEN = ("between", "gradient between")
 
-# A module in which so many places are wrong, and all, is built otherwise.
+# If at least this many places in a module are wrong, and no place is right, the module is built differently.
 PARTS = 3
 
-# What is said of a module of the user's own class in which no other is recorded, wherever it stands.
+# The text about a module of a user's own class in which no other module is recorded, wherever the module is.
 OF_CLASS = "what this {} makes of right values is another output in {} mode"
 
 NUMBER = re.compile(r"\d+")
-# The number in place of PyTorch's: layers tell it more or less exactly.
+# The number in place of PyTorch's: layers show it more or less exactly.
 FITTED = re.compile(r"(?<=computed with )\S+(?= instead of \S+ in `)")
-# What is said of one change of one operation, with the line of PyTorch's code that calls it.
+# The text about one change of one operation, with the line of PyTorch's code that calls it.
 LINE = re.compile(r"PyTorch's value computed .*`[^`]+` \(.+:\d+\).*$")
 
 
 def findings(port: str, reference: nn.Module, fed: Probe, cases: Mapping[bool, ForcedRuns]) -> list[Finding]:
-    """A finding a mistake, in execution order; of several in one module the largest first.
+    """One finding per mistake, in execution order; of several in one module, the largest first.
 
     Args:
         cases: by mode, train or not.
@@ -96,7 +96,7 @@ def _in_calls(layer: str, found: Sequence[operations.Named]) -> list[Mended]:
 
 
 def _as_one(found: Sequence[Finding], layer: str, text: str) -> list[Finding]:
-    """Return the findings with those of a layer that have no name made one, where the first of them was."""
+    """Return the findings, with a layer's findings without a name merged into one, at the place of the first."""
     nameless = [finding for finding in found if finding.layer == layer and finding.trap is None]
     one = replace(max(nameless, key=_size), text=text)
     rest = {id(finding) for finding in nameless[1:]}
@@ -110,7 +110,7 @@ OTHERWISE = (
 
 
 def _built_otherwise(layer: str, deviations: Sequence[Deviation], cases: Mapping[bool, ForcedRuns]) -> list[str]:
-    """Return the parts of a module, where all that arrives at them and that it gives is wrong, each in its own way."""
+    """Return a module's parts if all their inputs and the module's output are wrong, each in its own way."""
     module = "" if layer == NETWORK else layer
     train = deviations[0].train
     here = cases[train].within.get(module, frozenset())
@@ -121,7 +121,7 @@ def _built_otherwise(layer: str, deviations: Sequence[Deviation], cases: Mapping
 
 
 def _largest_first(found: Sequence[Finding]) -> list[Finding]:
-    """Return the findings in their order, but those of one module by size."""
+    """Return the findings in their order, but sort those of one module by size."""
     sizes = {f.layer: sorted((g for g in found if g.layer == f.layer), key=_size, reverse=True) for f in found}
     return [sizes[finding.layer].pop(0) for finding in found]
 
@@ -131,16 +131,16 @@ def _size(finding: Finding) -> float:
 
 
 def together(found: Sequence[Finding]) -> list[Finding]:
-    """Return one finding for each mistake that stands in several places.
+    """Return one finding for each mistake that occurs in several places.
 
-    These are places with one known mistake, places where one line of PyTorch's computes the same other thing, places of
-    which the same is said but for numbers, and modules of one class.
+    These are places with the same known mistake, places where one line of PyTorch's code has the same change, places
+    whose texts differ only in numbers, and modules of one class.
     """
     groups: dict[tuple[str, str], list[Finding]] = {}
     for finding in found:
         line = LINE.search(finding.text)
         changed = line.group() if line else NUMBER.sub("#", f"{finding.layer} {finding.text}")
-        # One change of one line of PyTorch's code is one mistake, in whichever layers that line runs.
+        # One change of one line of PyTorch's code is one mistake, whichever layers run that line.
         said = finding.trap or (FITTED.sub("#", changed) if line else changed)
         said = finding.text if finding.text.startswith(OF_CLASS.partition("{")[0]) else said
         groups.setdefault((finding.port, said), []).append(finding)
@@ -155,7 +155,7 @@ def together(found: Sequence[Finding]) -> list[Finding]:
 
 
 def _agreeing(fixes: Iterable[Fix]) -> tuple[Fix, ...]:
-    """Return each fix once, without those that say two things of one argument: two calls in one module need both."""
+    """Return each fix once, without fixes that give one argument two values: then two calls in one module need both."""
     found = [*dict.fromkeys(fixes)]
     said = Counter((fix.module, fix.function, fix.argument) for fix in found)
     return tuple(fix for fix in found if said[fix.module, fix.function, fix.argument] == 1)
@@ -164,7 +164,7 @@ def _agreeing(fixes: Iterable[Fix]) -> tuple[Fix, ...]:
 def _operation(
     network: operations.ReferenceNetwork, deviations: Sequence[Deviation], cases: Mapping[bool, ForcedRuns]
 ) -> tuple[operations.Named, ...]:
-    """The known mistake between layers that gives what the port has wherever it differs here."""
+    """The known mistake between layers that gives the port's values wherever they differ here."""
     places = []
     for d in deviations:
         if d.aspect in ("between", "output"):
@@ -176,12 +176,12 @@ def _operation(
             ]
             break
     found = operations.explain(network, places) if places else ()
-    # What is seen behind the first place may have a cause of its own besides.
+    # A difference after the first place may have an additional cause of its own.
     return found or (operations.explain(network, places[:1]) if len(places) > 1 else ())
 
 
 def _supposed(deviation: Deviation, network: operations.ReferenceNetwork, cases: Mapping[bool, ForcedRuns]) -> str:
-    """Return what the port has there in terms of what PyTorch has, where one simple change explains it."""
+    """Return the port's value there in terms of PyTorch's, if one simple change explains it."""
     if deviation.aspect not in VALUES:
         return ""
     got = cases[deviation.train].port.seen_at(deviation.side)[deviation.call]
@@ -200,7 +200,7 @@ def _mode(deviation: Deviation) -> str:
 
 
 def _own_class(network: operations.ReferenceNetwork, layer: str) -> str:
-    """Return the class of a user's own module in which no layer is recorded; else an empty text."""
+    """Return the class of a user's own module in which no layer is recorded; otherwise an empty text."""
     if layer == NETWORK or any(name.startswith(f"{layer}.") for name in network.names):
         return ""
     module = network.net.get_submodule(layer)
@@ -209,7 +209,7 @@ def _own_class(network: operations.ReferenceNetwork, layer: str) -> str:
 
 
 def _indices(deviation: Deviation, cases: Mapping[bool, ForcedRuns]) -> str:
-    """Return what is said of a layer that gets other indices; an empty text where what it gets is no indices."""
+    """Return the text about a layer that gets other indices; an empty text if its input is not indices."""
     case = cases[deviation.train]
     if deviation.aspect != "between" or deviation.side != "enter":
         return ""
@@ -228,8 +228,8 @@ def _said(deviation: Deviation, network: operations.ReferenceNetwork, cases: Map
         return OF_CLASS.format(own, mode)
     return {
         "output": f"on the reference's input the layer gives another output in {mode} mode",
-        "between": f"all layers give what they should, and what comes {_where(deviation)} "
-        f"does not in {mode} mode (an activation, a pool, a sum, or their order)",
+        "between": f"all layers are right, but the value {_where(deviation)} "
+        f"is wrong in {mode} mode (an activation, a pool, a sum, or their order)",
         "statistics": "the output is right, and the running statistics after it are not",
         "gradient": "the output is right, and the layer's gradients are not",
         "loss": "the outputs are right, and the loss of them is not",

@@ -1,12 +1,12 @@
-"""Which operations of the reference compute what arrives at a layer, and in which of its modules they stand.
+"""Which operations of the reference compute what arrives at a layer, and in which modules these operations are.
 
-A forced run of a port says that what arrives at a layer is wrong although all recorded layers give what they should.
-The mistake is then in the operations between these layers. The reference runs once while each of its operations notes
-what it is computed from. What arrives at a layer comes from a set of them: its slice. Operations that also stand in the
-slice of something right are right themselves. The innermost module around those that are left is the place.
+A forced run of a port may show that a layer gets a wrong value although all recorded layers give right ones. The
+mistake is then in the operations between these layers. The reference runs once, and notes for each operation what it is
+computed from. A value that arrives at a layer comes from a set of operations: its slice. Operations that are also in
+the slice of a right value are right themselves. The innermost module around the other operations is the place.
 
-An operation that only the port has leaves no trace here. So what a layer hands on counts as an operation too, of the
-module that calls the layer: there the port may have done something to it.
+An operation that only the port has leaves no trace here. So the output that a layer hands on also counts as an
+operation, of the module that calls the layer: there the port may have changed it.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from parity.running.taps import Tap
 # A place where values are seen: `enter` or `leave` of a call, or `end` of an output of the network.
 Place = tuple[str, str]
 
-# Operations with which a difference arrives as it left, as in a residual stream.
+# Operations that pass a difference on unchanged, as in a residual stream.
 SUMS = frozenset({"add", "add_", "__add__", "__iadd__", "__radd__", "dropout", "dropout_"})
-# What `Operation.name` is of a value that is handed on.
+# `Operation.name` of a value that a layer hands on.
 HANDED = "(handed on)"
-# Likewise of what the network is called with: no code of the network computes it.
+# `Operation.name` of an input of the network, which no code of the network computes.
 GIVEN = "(given)"
 WRITING = frozenset({"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__"})
 
@@ -44,8 +44,8 @@ class Operation:
     """One call of a function in the reference.
 
     Attributes:
-        modules: those whose code calls it, by name, from the network (an empty name) inward; one at least.
-        parts: the operations whose results it takes, by their numbers.
+        modules: the modules whose code calls it, by name, from the network (an empty name) inward; at least one.
+        parts: the numbers of the operations whose results it takes.
     """
 
     name: str
@@ -59,8 +59,8 @@ class Flow:
 
     Attributes:
         operations: in order; their number is their place here.
-        arrivals: by place, the operations that what is seen there comes from.
-        handed: by call, the operation that stands for what it hands on.
+        arrivals: by place, the operations from which the value there comes.
+        handed: by call, the operation that represents the output it hands on.
         callers: by call, the modules whose code calls it.
         sequences: the modules that are a `Sequential`, whose code does nothing but call its parts in turn.
     """
@@ -72,7 +72,7 @@ class Flow:
     sequences: frozenset[str] = frozenset()
 
     def add(self, operation: Operation) -> frozenset[int]:
-        """Note an operation; return the set of its number."""
+        """Note an operation; return a set with its number."""
         self.operations.append(operation)
         return frozenset({len(self.operations) - 1})
 
@@ -87,7 +87,7 @@ class Flow:
         return frozenset(found)
 
     def users(self, call: str) -> frozenset[int]:
-        """Return the operations that what a call hands on goes through, up to the next recorded layers."""
+        """Return the operations through which the output of a call goes, up to the next recorded layers."""
         found = {self.handed[call]} if call in self.handed else set[int]()
         for number, operation in enumerate(self.operations):
             if not operation.parts.isdisjoint(found):
@@ -95,9 +95,9 @@ class Flow:
         return frozenset(found)
 
     def module_around(self, numbers: Iterable[int], call: str) -> str:
-        """Return the innermost module around operations; around a call, where there are none. The network is `""`.
+        """Return the innermost module around operations, or around a call if there are none. The network is `""`.
 
-        What the network is called with is no operation of any module.
+        The inputs of the network are not operations of any module.
         """
         computed = (self.operations[number] for number in numbers)
         around = [o.modules for o in computed if o.name != GIVEN] or [self._givers(call)]
@@ -105,7 +105,7 @@ class Flow:
         return [level[0] for level in levels][-1]
 
     def _givers(self, call: str) -> tuple[str, ...]:
-        """Return the modules that call a call, up to the innermost whose code chooses what the call gets."""
+        """Return the modules around a call, up to the innermost one whose code chooses the arguments of the call."""
         modules = self.callers.get(call, ("",))
         while len(modules) > 1 and modules[-1] in self.sequences:
             modules = modules[:-1]
@@ -113,12 +113,12 @@ class Flow:
 
 
 class _Noting(TorchFunctionMode, Tap):
-    """Notes every operation, and what arrives at recorded layers."""
+    """Notes every operation, and the values that arrive at recorded layers."""
 
     def __init__(self, flow: Flow, forced: Collection[Place]) -> None:
         super().__init__()
         self.flow, self.forced = flow, forced
-        self.running = [""]  # the network, whatever of it is called
+        self.running = [""]  # the network, whichever method of it is called
         self.busy = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -128,7 +128,7 @@ class _Noting(TorchFunctionMode, Tap):
         parts = frozenset[int]().union(*(_parts(t) for t in _tensors((args, kwargs))))
         value = func(*args, **kwargs)
         changed = [args[0]] if name in WRITING or (name.endswith("_") and not name.endswith("__")) else []
-        given = {id(tensor) for tensor in _tensors(args)}  # `contiguous` may give what it gets
+        given = {id(tensor) for tensor in _tensors(args)}  # `contiguous` may return its own input
         new = [tensor for tensor in _tensors(value) if id(tensor) not in given]
         new += [*_tensors(changed), *_tensors(kwargs.get("out"))]
         if new:
@@ -141,7 +141,7 @@ class _Noting(TorchFunctionMode, Tap):
 
     @contextmanager
     def unseen(self) -> Iterator[None]:
-        """Note nothing of what is done here."""
+        """Note no operation inside this block."""
         before, self.busy = self.busy, True
         try:
             yield
@@ -149,7 +149,7 @@ class _Noting(TorchFunctionMode, Tap):
             self.busy = before
 
     def hand_on(self, value: Tensor, modules: tuple[str, ...]) -> Tensor:
-        """Return a copy of a value that comes from nothing but a recorded place."""
+        """Return a copy of a value that comes only from a recorded place."""
         new = value.clone()
         _set(new, self.flow.add(Operation(HANDED, modules)))
         return new
@@ -185,7 +185,7 @@ def of_reference(net: nn.Module, probe: Probe, names: Collection[str], forced: C
     def pop(*_: object) -> None:
         noting.running.pop()
 
-    # A recorded layer is entered and left in its caller: a module is running after the one, and before the other.
+    # The caller of a recorded layer enters and leaves it: the module itself runs after the entry and before the exit.
     inside = [(name, module) for name, module in net.named_modules() if name]
     flow.sequences = frozenset(name for name, module in inside if _is_plain_sequence(module))
     for _, module in inside:
@@ -218,7 +218,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         yield from _tensors([*value.values()])
 
 
-# What a tensor comes from, and what its memory was changed by, stand at the tensor itself: they go when it goes.
+# The tensor itself holds what it comes from and what changed its memory, so both disappear with the tensor.
 FROM, WRITTEN = "_parity_from", "_parity_written"
 
 
@@ -234,7 +234,7 @@ def _set(tensor: Tensor, number: frozenset[int]) -> None:
 
 
 def _write(tensor: Tensor, number: frozenset[int]) -> None:
-    """Note that memory was changed, which other views of it show too."""
+    """Note that memory was changed, which other views of it also show."""
     with torch._C.DisableTorchFunction():
         owner = tensor if tensor._base is None else tensor._base
         setattr(owner, WRITTEN, getattr(owner, WRITTEN, frozenset[int]()) | number)

@@ -1,9 +1,10 @@
 """Runs whose layers are recorded, and forced runs of ports.
 
-In a forced run of a port every layer gets the reference's input, and hands on the reference's output whatever it
-computed. What a layer computed is then right or wrong by itself; and what arrives at the next layer shows what stands
-between the two (an activation, a sum, a pool). The same backward: a layer gets the reference's gradient at its output,
-and the gradient that arrives there from behind is compared by itself. One run finds all independent mistakes.
+In a forced run of a port every layer gets the reference's input, and hands on the reference's output, whatever it
+computed. The layer's own result is then right or wrong by itself, and the value that arrives at the next layer shows
+what the code between the two does (an activation, a sum, a pool). Backward it is the same: a layer gets the reference's
+gradient at its output, and the gradient that arrives there is compared separately. One run finds all independent
+mistakes.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ from parity.running.taps import Recorder, Tap
 from ports.errors import UserError
 from ports.weights.live.pytorch import to_numpy
 
-# A program that runs once: what XLA's optimisations take to compile is more than they save.
+# The program runs only once, so XLA's optimisations would cost more time than they save.
 QUICK: Any = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 @dataclass
 class RecordedRun:
-    """One run in one mode: what entered and left every layer, and the gradients there.
+    """One run in one mode: the inputs and outputs of every layer, and the gradients there.
 
     Attributes:
         inputs, outputs: by call, in PyTorch's layout.
@@ -73,12 +74,12 @@ class RecordedRun:
     margins: dict[str, Margin] = field(default_factory=dict)
 
     def seen_at(self, side: str) -> Tensors:
-        """Return what was seen on entering (`enter`) or leaving (`leave`) calls, or at the `end` of the network."""
+        """Return the values on entering (`enter`) or leaving (`leave`) calls, or at the `end` of the network."""
         return {"enter": self.inputs, "leave": self.outputs, "end": self.values}[side]
 
 
 class _Reference(Tap):
-    """Keeps what a PyTorch network does at its layers, gradients too."""
+    """Records the values and gradients at the layers of a PyTorch network."""
 
     def __init__(self, run: RecordedRun) -> None:
         self.run, self.stack = run, []
@@ -99,9 +100,9 @@ class _Reference(Tap):
         self.run.events.append(("leave", name, tuple(self.stack)))
         self.run.outputs[name] = to_numpy(y)
         if y.requires_grad:
-            y = y.clone()  # a layer may give the same array twice, and the port's gradient is that of the first
+            y = y.clone()  # a layer may return the same array twice, and the port's gradient belongs to the first
             y.register_hook(lambda g: self._add(self.run.output_gradients, name, g))
-            return y.clone()  # a hook does not see what passes through a tensor that is changed in place afterwards
+            return y.clone()  # a hook does not see the gradient of a tensor that is changed in place afterwards
         return y
 
     @staticmethod
@@ -216,11 +217,11 @@ class _Fit:
 
 
 class _Forced(Tap):
-    """Puts the reference's values in at every layer and keeps what came instead.
+    """Replaces the values at every layer by the reference's, and keeps the port's own.
 
-    `total` gains a term for every value that was taken out, so that its gradient goes into the layer it came from as
-    the reference's would. Behind the texts that PyTorch packs its layers give nothing: there the port goes on with
-    what it has.
+    `total` gains a term for every value that was replaced, so that its layer gets the same gradient as in the
+    reference. After the texts that PyTorch packs, PyTorch's layers give nothing: there the port continues with its own
+    values.
     """
 
     def __init__(self, reference: RecordedRun, fit: _Fit, zeros: Mapping[str, Any], texts: np.ndarray | None) -> None:
@@ -323,7 +324,7 @@ def _padded(expected: np.ndarray, got: np.ndarray) -> tuple[str, Margin] | None:
 
 
 def _values(net: Functional, probe: Probe, train: bool, places: Sequence[Place]) -> dict[Place, np.ndarray]:
-    """Return what the port gives and gets at these places when nothing is forced."""
+    """Return the port's own inputs and outputs at these places, when nothing is forced."""
     inputs, call = run_flax.inputs_of(probe)
 
     def recorded(params: Any, stats: Any) -> list[Any]:
@@ -336,17 +337,18 @@ def _values(net: Functional, probe: Probe, train: bool, places: Sequence[Place])
 
 
 def _both_numbers(expected: np.ndarray, got: Any) -> bool:
-    """Return whether both sides have floating numbers, or both whole ones, as indices of an embedding are."""
+    """Return whether both sides have floating numbers, or both have whole numbers, such as indices of an embedding."""
     if jnp.issubdtype(got.dtype, jnp.integer):
         return expected.dtype.kind in "iu"
     return jnp.issubdtype(got.dtype, jnp.floating) and expected.dtype.kind not in "iub"
 
 
 def of_port(net: Functional, probe: Probe, reference: RecordedRun, train: bool) -> RecordedRun:
-    """Return the forced run: its `inputs` are what arrived, its `outputs` what layers made of the reference's inputs.
+    """Return the forced run: the `inputs` that arrived, and the layers' `outputs` on the reference's inputs.
 
-    A layer whose output has another shape is wrong, and the reference's output lets what follows be judged. Where the
-    port cannot go on with that shape, it has its own way to get along with its shapes: then it goes on with its own.
+    A layer whose output has another shape is wrong, and with the reference's output the check can judge what follows.
+    If the port cannot continue with that shape, its later code needs its own shapes: then it continues with its own
+    output.
     """
     fit = _fit(net, probe, reference, train)
     try:

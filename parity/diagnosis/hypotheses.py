@@ -1,8 +1,8 @@
 """Say what a port computes where no known mistake explains it: what PyTorch computes, with one simple change.
 
 The changes are rows: a constant factor, an axis in another order, an operation left out or added, another constant, a
-value from elsewhere. A change is told only where it gives all of the port's numbers to rounding, so that it is no
-guess. One unknown number is fitted by Gauss and Newton's method, where there are enough numbers to agree.
+value from elsewhere. A change is reported only if it gives all of the port's numbers, up to rounding, so it is not a
+guess. One unknown number is fitted by Gauss and Newton's method, if there are enough numbers to confirm it.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from parity.traps.operations.parts import RANDOM, TRANSPARENT, Call, call_of, nu
 
 Array = np.ndarray
 
-# The most that is computed again for one place: times, and numbers in all of them.
+# Limits of recomputing for one place: how often, and how many numbers in total.
 TIMES, NUMBERS = 3000, 3e9
-# The fit ends where it has not come this part closer in a step, or after so many steps.
+# The fit ends if a step does not reduce the distance to this fraction, or after this many steps.
 CLOSER, STEPS = 0.9, 12
-# Of fewer numbers an unknown one explains too much.
+# With fewer numbers than this, one unknown number could explain too much.
 ENOUGH = 8
-DIGITS = 6  # of a number that is said
-# Where a factor is sought: positions are multiplied by π in one code, and not in another.
+DIGITS = 6  # of a number in a message
+# Where the search for a factor starts: some code multiplies positions by π, other code does not.
 FACTORS = (1.0, 0.5, 2.0, -1.0, math.pi, 1 / math.pi, 2 * math.pi)
 # An order of more than this many entries is not written out.
 LISTED = 12
 
-# Functions of one tensor, which are easily taken for one another, forgotten or added.
+# Functions of one tensor that people easily confuse, forget or add.
 UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
@@ -62,7 +62,7 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "sin": torch.sin,
     "cos": torch.cos,
 }
-# Functions of two tensors, which are taken for one another: a sign is lost.
+# Functions of two tensors that people confuse when they lose a sign.
 BINARY: dict[str, Callable[[Any, Any], Any]] = {
     "add": torch.add,
     "sub": torch.sub,
@@ -71,18 +71,19 @@ BINARY: dict[str, Callable[[Any, Any], Any]] = {
     "maximum": torch.maximum,
     "minimum": torch.minimum,
 }
-# Operations whose two operands may not be exchanged.
+# Operations whose two operands cannot be exchanged.
 ORDERED = frozenset(("sub", "div", "matmul", "pow", "rdiv", "rsub"))
 
 
 @dataclass(frozen=True)
 class Change:
-    """One change of what a call gives.
+    """One change of a call's result.
 
     Attributes:
-        text: how it is told, with `{}` for the number.
+        text: its description, with `{}` for the number.
         value: the call's new value, from its arguments and the number.
-        starts: where the number is sought, first the number that changes nothing; empty where there is none.
+        starts: the numbers from which the search begins, first the one that changes nothing; empty if no number is
+            unknown.
     """
 
     text: str
@@ -91,7 +92,7 @@ class Change:
 
 
 def _on_result(text: str, change: Callable[[Any, float], Any], starts: tuple[float, ...] = ()) -> Change:
-    """Return a change of what a call gives; of several tensors, of the first."""
+    """Return a change of a call's result; if the result is several tensors, of the first one."""
 
     def changed(f: Any, args: Any, kw: Any, n: float) -> Any:
         value = f(*args, **kw)
@@ -143,7 +144,7 @@ def _in_another_order(call: Call, result: Tensor) -> Iterator[Change]:
 
 
 def _axes_between(x: Any) -> tuple[list[Call], Call | None]:
-    """Return the calls that only move the axes of what another computed, from `x` backward, and that other call."""
+    """Return the calls that only move axes, from `x` backward, and the call whose result they move."""
     between, call = list[Call](), call_of(x)
     while call is not None and call.args and call.name in (*TRANSPARENT, "permute", "transpose"):
         between.append(call)
@@ -152,7 +153,7 @@ def _axes_between(x: Any) -> tuple[list[Call], Call | None]:
 
 
 def _first_outer(i: int, between: list[Call], inner: Call, j: int, f: Any, args: Any, kw: Any, n: float) -> Tensor:
-    """Compute a call on what the call before it took, and that call on the result."""
+    """Exchange two calls: compute a call on the input of the call before it, and that call on the result."""
 
     def moved(x: Tensor) -> Tensor:
         for call in reversed(between):
@@ -161,7 +162,7 @@ def _first_outer(i: int, between: list[Call], inner: Call, j: int, f: Any, args:
 
     below = moved(inner[j])
     value = f(*(below if k == i else a for k, a in enumerate(args)), **kw)
-    # An array whose axes have different lengths tells where the axes of the result come from.
+    # An array whose axes all have different lengths shows where the axes of the result come from.
     order = [int(k) for k in moved(torch.zeros([k + 2 for k in range(value.ndim)])).shape]
     value = value.permute([order.index(k + 2) for k in range(value.ndim)])
     return moved(inner.function(*(value if k == j else a for k, a in enumerate(inner.args)), **inner.kw))
@@ -220,7 +221,7 @@ def _another_constant(call: Call, result: Tensor) -> Iterator[Change]:
         )
 
 
-# What else functions are given that fill in a number: what no maximum and no softmax takes.
+# Numbers that a function may fill in: values that no maximum picks and no softmax counts.
 _FILLED: dict[str, tuple[float, ...]] = dict.fromkeys(("pad", "masked_fill", "where", "full"), (-math.inf,))
 _WITH_NUMBERS = frozenset(("mul", "div", "rdiv", "add", "sub", "rsub", "pow", "clamp", "clip"))
 
@@ -230,7 +231,7 @@ def _scaled(call: Call, result: Tensor) -> Iterator[Change]:
     yield _on_result("with {} added to what {op} gives", lambda value, n: value + n, (0.0,))
 
 
-# The rows: each yields the changes that a call can have. Those that need no number come first.
+# The rows: each yields the changes that are possible for a call. Changes without an unknown number come first.
 CHANGES: tuple[Callable[[Call, Tensor], Iterator[Change]], ...] = (
     _left_out,
     _exchanged,
@@ -246,7 +247,7 @@ CHANGES: tuple[Callable[[Call, Tensor], Iterator[Change]], ...] = (
 
 
 def shown(value: float) -> str:
-    """Return a number as a reader knows it again: `3`, `1/8`, `√32`, `1/√32`, `1e-05`, or its first digits."""
+    """Return a number in a form that a reader recognises: `3`, `1/8`, `√32`, `1/√32`, `1e-05`, or its first digits."""
     if not math.isfinite(value):
         return str(value)
     if 0 < abs(value) <= 0.01 and float(f"{value:.2g}") == value:  # an epsilon
@@ -265,7 +266,7 @@ def shown(value: float) -> str:
 
 @dataclass
 class _Trial:
-    """The place: what the port has there, and how often it was computed again."""
+    """A place: the port's value there, and how often it was recomputed."""
 
     way: WayTo
     got: Array
@@ -281,7 +282,7 @@ class _Trial:
         return self.times >= TIMES or self.times * self.cost >= NUMBERS
 
     def error(self, value: Array) -> Array | None:
-        """Return how far a value is from the port's; None where it has another shape, or NaN."""
+        """Return the distance of a value from the port's; None if it has another shape, or NaN."""
         value = self.way.counted(value)
         if value.shape != self.got.shape:
             return None
@@ -292,7 +293,7 @@ class _Trial:
         return error is not None and float(np.linalg.norm(error)) <= FORWARD * (bounds.norm(self.got) or 1.0)
 
     def with_change(self, change: Change, call: Call, n: float) -> Array | None:
-        """Return how far the port is from what PyTorch computes with a change; None where it cannot be computed."""
+        """Return the distance of the port from PyTorch with a change; None if that cannot be computed."""
         self.times += 1
         try:
             with torch.no_grad():
@@ -303,7 +304,7 @@ class _Trial:
             return None
 
     def holds(self, change: Change, call: Call) -> float | None:
-        """Return the number that makes a change explain the port, 0 where it needs no number; else None."""
+        """Return the number with which a change explains the port, 0 if it needs no number; otherwise None."""
         if not change.starts:
             return 0.0 if self.is_right(self.with_change(change, call, 0.0)) else None
         if self.got.size < ENOUGH:
@@ -319,12 +320,12 @@ class _Trial:
         return None
 
     def shortest(self, change: Change, call: Call, n: float) -> float:
-        """Return the number of fewest digits with which a change explains the port, of those that `n` is rounded to."""
+        """Round `n` to the fewest digits with which a change still explains the port."""
         rounded = (float(f"{n:.{digits}g}") for digits in range(1, DIGITS))
         return next((m for m in rounded if self.is_right(self.with_change(change, call, m))), n)
 
     def fitted(self, change: Change, call: Call, n: float) -> float | None:
-        """Return the number with which a change explains the port's value, sought from `n` on."""
+        """Return the number with which a change explains the port's value; the search starts at `n`."""
         before = np.inf
         for _ in range(STEPS):
             h = 1e-6 * max(abs(n), 1e-3)
@@ -346,9 +347,9 @@ def _valued(change: Change, n: float, function: Any, args: Any, kw: Any) -> Any:
 
 
 def explain(network: ReferenceNetwork, place: DifferingPlace) -> str:
-    """Return what the port has at a place, in terms of what PyTorch has: an end of a sentence; else an empty text.
+    """Return the port's value at a place in terms of PyTorch's, as the end of a sentence; otherwise an empty text.
 
-    Nothing is said of what is random, nor of values that are not finite.
+    Random values and values that are not finite get no text.
     """
     if place.side == "gradient":
         return ""
@@ -363,7 +364,7 @@ def explain(network: ReferenceNetwork, place: DifferingPlace) -> str:
 
 
 def of_shape(expected: Array, got: Array) -> str:
-    """Return how a value of another shape comes from PyTorch's."""
+    """Return how a value with another shape follows from PyTorch's."""
     if expected.size == got.size and expected.ndim == got.ndim and expected.ndim > 1:
         for a, b in combinations(range(expected.ndim), 2):
             if _equal(np.swapaxes(expected, a, b), got):
@@ -376,7 +377,7 @@ def _equal(a: Array, b: Array) -> bool:
 
 
 def of_value(expected: Array, got: Array) -> str:
-    """Return how a value comes from PyTorch's, whatever was computed: by a factor, a sum, or another order."""
+    """Return how a value follows from PyTorch's, however it was computed: by a factor, a sum, or another order."""
     size = float(np.vdot(expected, expected))
     if not bounds.norm(got):
         return "zero everywhere" if size else ""
@@ -400,7 +401,7 @@ def of_value(expected: Array, got: Array) -> str:
 
 
 def _hidden(expected: Array, got: Array) -> str:
-    """Return whether the port's value is zero at some positions more, or at some less, with all their features."""
+    """Return whether the port's value is zero at more positions, or at fewer, with all their features."""
     if expected.ndim < 2:
         return ""
     other = np.abs(got - expected) > FORWARD * max(float(np.abs(expected).max()), float(np.abs(got).max()))
@@ -416,11 +417,11 @@ def _hidden(expected: Array, got: Array) -> str:
 
 
 def _order(expected: Array, got: Array, axis: int) -> list[int]:
-    """Return which entries of PyTorch's axis the port has, one after the other; empty where they are others."""
+    """Return the entries of PyTorch's axis in the port's order; empty if the port has other entries."""
     ours, theirs = (np.moveaxis(a, axis, 0).reshape(a.shape[axis], -1) for a in (expected, got))
     if len(ours) < 2 or ours.shape[1] < 2:
         return []
-    # A sum with random weights knows a row again, so that not every row is held against every other.
+    # A sum with random weights identifies a row, so that it is not necessary to compare every row with every other.
     weights = np.random.default_rng(0).standard_normal(ours.shape[1])
     sums, wanted = ours @ weights, theirs @ weights
     sorted_sums = np.argsort(sums)
@@ -432,7 +433,7 @@ def _order(expected: Array, got: Array, axis: int) -> list[int]:
 
 
 def of_operation(network: ReferenceNetwork, place: DifferingPlace) -> str:
-    """Return with which change of one operation the reference computes what the port has at a place."""
+    """Return the change of one operation with which the reference computes the port's value at a place."""
     way = network.on_the_way_to(place)
     if way.value is None or any(word in call.name for call in way.calls for word in RANDOM):
         return ""
@@ -450,14 +451,14 @@ def of_operation(network: ReferenceNetwork, place: DifferingPlace) -> str:
 
 
 def _result(call: Call) -> Tensor | None:
-    """Return what a call gives, the first of several tensors; None where that is not a tensor of real numbers."""
+    """Return a call's result, or the first of several tensors; None if that is not a tensor of real numbers."""
     result = _given(call)
     result = result[0] if isinstance(result, tuple | list) and len(result) else result
     return result if isinstance(result, Tensor) and result.dtype != torch.bool and not result.is_complex() else None
 
 
 def _given(call: Call) -> Any:
-    """Return all that a call gives, computed again; None where it raises."""
+    """Return the recomputed result of a call; None if it raises."""
     try:
         with torch.no_grad():
             return call.function(*call.given(), **call.kw)

@@ -1,8 +1,8 @@
 """Name the known mistakes in one layer.
 
 The experiment: traps are planted in the reference's layer, which then runs on the reference's inputs in both modes. Its
-outputs and statistics are compared with the port's; where these are right, its gradients. One layer may have several
-mistakes.
+outputs and statistics are compared with the port's; if these are right, its gradients are compared. One layer may have
+several mistakes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 def explain(
     layer: str, reference: nn.Module, fed: Probe, cases: Mapping[bool, ForcedRuns], gradient: bool
 ) -> tuple[Trap, ...]:
-    """Return the known mistakes that make the reference's layer what the port's is; empty where they are not known.
+    """Return the known mistakes that turn the reference's layer into the port's; empty if there are none.
 
     Args:
         gradient: whether the outputs and statistics are right, and only the gradients wrong.
@@ -60,7 +60,7 @@ def explain(
 
 
 def _call(reference: nn.Module, fed: Probe, layer: str, train: bool) -> Call:
-    """What the layer is called with, at its first call."""
+    """The arguments of the layer at its first call."""
     found: list[Call] = []
     net = copy.deepcopy(reference).train(train)
     net.get_submodule(layer).register_forward_pre_hook(
@@ -83,7 +83,7 @@ def _differing(
     cases: Mapping[bool, ForcedRuns],
     backward: bool,
 ) -> set[str] | None:
-    """Return what differs from the port's where the layer has these mistakes; None where it cannot have them.
+    """Return what differs from the port if the layer has these mistakes; None if it cannot have them.
 
     Args:
         planted: the layer by name, and itself.
@@ -111,7 +111,7 @@ def _differing(
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):  # a form that it cannot have here
             return None
         pairs = []
-        if recorded:  # a layer that the port cuts otherwise has statistics alone
+        if recorded:  # a layer that the port divides differently has only statistics
             outputs = [fed.counted(array) for array in (y.detach().numpy(), case.port.outputs[layer])]
             pairs = [("output", *outputs, FORWARD)]
         if train:

@@ -1,4 +1,4 @@
-"""What is wrong by itself: each layer on the reference's inputs, and what stands between layers on their outputs."""
+"""Finds what is wrong by itself: layers on the reference's inputs, and the code between layers on their outputs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from parity.running.taps import layer_of
 
 NETWORK, LOSS = "(the network)", "(the loss)"
 
-# Two differences are one that is carried on, as a residual stream does, where they are the same but for this part.
+# Two differences are the same one, carried on by a residual stream, if they differ by less than this fraction.
 CARRIED = 1e-6
 
-# What is so many times farther off than a difference that may have reached it has a cause of its own, too.
+# A deviation this many times larger than any earlier difference that may have reached it has its own cause.
 LARGER = 30
 
-# A mistake moves a tensor by more than this part of it, and rounding in a single layer by less.
+# A mistake moves a tensor by more than this fraction, and rounding in a single layer by less.
 FORWARD, BACKWARD = 1e-10, 1e-9
 
 
@@ -36,16 +36,17 @@ class Deviation:
     """One thing that is wrong by itself.
 
     Attributes:
-        layer: the layer; for what stands between layers, the innermost module whose code holds it.
-        aspect: `output`, `statistics` or `gradient` of the layer itself; `between` where what arrives at a call, or
-            leaves the module, is wrong although all layers before it are right; `gradient between` likewise; `loss`
+        layer: the layer; for code between layers, the innermost module that contains it.
+        aspect: `output`, `statistics` or `gradient` of the layer itself; `between` if the value that arrives at a call,
+            or leaves the module, is wrong although all layers before it are right; `gradient between` likewise; `loss`
             of the loss of right outputs.
-        train: in train mode; False where eval mode shows it already.
-        call: the call at which it is seen: for `between` the one at whose entrance, or the module at whose exit.
-        before: the layer after which it stands; `after`, of a gradient, the one before which it stands.
+        train: whether it was seen in train mode; False if eval mode shows it already.
+        call: the call at which it is seen; for `between`, the call at whose entrance, or the module at whose exit, it
+            is seen.
+        before: the layer that precedes it; `after`, for a gradient: the layer that follows it.
         side: `enter` or `leave` of the call; `end` for an output of the network.
         size: the distance from the reference there, relative to the reference.
-        lead: the layer, or the place at which its cause is seen first: deviations with one lead are one mistake.
+        lead: the layer, or the place where its cause is first seen; deviations with the same lead are one mistake.
     """
 
     layer: str
@@ -60,7 +61,7 @@ class Deviation:
 
 
 def behind_of(deviation: Deviation) -> str:
-    """Return what comes after a mistake between layers."""
+    """Return the call or exit that follows a mistake between layers."""
     if deviation.side == "end":
         return "the output"
     return (
@@ -75,10 +76,10 @@ class ForcedRuns:
     """One mode: the reference, the forced run of the port, and what is wrong by itself.
 
     Attributes:
-        suspected: the modules whose operations may hold a mistake that stands between layers.
-        wrong: the places where the forward pass is not as it should be.
-        within: by module, the places that are compared in its own code: where it calls a layer, and what it gives.
-        differing: the layers that give something else by themselves.
+        suspected: the modules whose operations may contain a mistake between layers.
+        wrong: the places where the forward pass is wrong.
+        within: by module, the places in its own code that are compared: its calls of layers, and its output.
+        differing: the layers whose own output differs.
         flow: of the reference, in this mode.
     """
 
@@ -101,13 +102,13 @@ def compared(
     shared: Collection[str] = (),
     fed: Probe | None = None,
 ) -> ForcedRuns:
-    """Say what is wrong by itself in one mode, in execution order; gradients behind, from the end of the network.
+    """Find what is wrong by itself in one mode, in execution order; gradients follow, from the end of the network.
 
     Args:
         leaf: the names of the layers in which no other is recorded.
         flow: of the reference, in this mode.
-        shared: the layers whose parameters are used outside of them too: a mistake elsewhere reaches their gradients.
-        fed: says which positions count; by default all.
+        shared: the layers whose parameters are also used elsewhere: a mistake there reaches their gradients.
+        fed: the probe, which says which positions count; by default all.
     """
     found = _Comparison(_counted(reference, fed), _counted(port, fed), leaf, train, flow)
     deviations = [*found.forward()]
@@ -122,7 +123,7 @@ def compared(
 def narrower(before: Mapping[bool, ForcedRuns], after: Mapping[bool, ForcedRuns]) -> bool:
     """Return whether runs with more modules recorded explain more, by mode: fewer of the same places are wrong.
 
-    A module that the port cuts otherwise makes other places wrong, and explains none.
+    A module that the port divides differently makes other places wrong, and explains none.
     """
     return all(
         {(side, call) for side, call in after[train].wrong if call in case.reference.seen_at(side)} < case.wrong
@@ -131,15 +132,15 @@ def narrower(before: Mapping[bool, ForcedRuns], after: Mapping[bool, ForcedRuns]
 
 
 def cut_otherwise(cases: Mapping[bool, ForcedRuns]) -> set[str]:
-    """Return the layers that give something else, and what comes after them is something else too.
+    """Return the layers whose own output differs, and after which the next value differs, too.
 
-    They may be cut otherwise: the port scales, or activates, outside of the layer.
+    The port may divide them differently: it may scale, or activate, outside of the layer.
     """
     return {d.layer for case in cases.values() for d, _ in _followed(case)}
 
 
 def mended(before: Mapping[bool, ForcedRuns], after: Mapping[bool, ForcedRuns], layer: str) -> bool:
-    """Return whether what comes after a layer is right, or by far nearer, where the port goes on with its own output.
+    """Return whether the value after a layer is right, or far nearer, if the port continues with its own output.
 
     Args:
         after: the runs in which the layer is not recorded.
@@ -159,7 +160,7 @@ def mended(before: Mapping[bool, ForcedRuns], after: Mapping[bool, ForcedRuns], 
 
 
 def silent(before: ForcedRuns, after: ForcedRuns, layers: frozenset[str]) -> frozenset[str]:
-    """Return those of some layers whose own output brings about what PyTorch's does.
+    """Return those of some layers whose own output has the same effect as PyTorch's.
 
     Args:
         before: the run in which every layer hands on PyTorch's output.
@@ -168,7 +169,7 @@ def silent(before: ForcedRuns, after: ForcedRuns, layers: frozenset[str]) -> fro
     moved: list[Place] = []
     for side, call in after.wrong:
         expected, got = (case.port.seen_at(side).get(call) for case in (before, after))
-        # What another mistake makes wrong in both runs says something only where it is not the same in both.
+        # If another mistake makes a value wrong in both runs, the value counts only if it differs between the two runs.
         if (
             (side, call) not in before.wrong
             or expected is None
@@ -182,7 +183,7 @@ def silent(before: ForcedRuns, after: ForcedRuns, layers: frozenset[str]) -> fro
 
 
 def _followed(case: ForcedRuns) -> Iterator[tuple[Deviation, Deviation]]:
-    """Yield the layers that are wrong, each with the first thing that is wrong between layers behind it."""
+    """Yield the layers that are wrong, each with the first value after it that is wrong between layers."""
     for i, d in enumerate(case.deviations):
         behind = next((other for other in case.deviations[i:] if other.aspect == "between"), None)
         if d.aspect == "output" and behind is not None:
@@ -192,7 +193,7 @@ def _followed(case: ForcedRuns) -> Iterator[tuple[Deviation, Deviation]]:
 def _counted(run: RecordedRun, fed: Probe | None) -> RecordedRun:
     """Return a run without the positions that do not count.
 
-    Its gradients there are compared, but for those that come to what a layer gives behind a packed text.
+    Its gradients there are compared, except those at outputs of layers after a packed text.
     """
     if fed is None or (fed.mask is None and fed.packed is None):
         return run
@@ -202,9 +203,9 @@ def _counted(run: RecordedRun, fed: Probe | None) -> RecordedRun:
 
 
 def _wrong(got: Tensors, expected: Tensors, allowed: float) -> set[str]:
-    """The tensors that are farther off than rounding explains, against what their number of elements lets expect."""
+    """The tensors that are farther off than rounding explains, for the size expected of their number of elements."""
     sizes = {name: bounds.norm(array) for name, array in expected.items()}
-    floating = [name for name, array in expected.items() if bounds.floating(array)]  # indices say nothing of sizes
+    floating = [name for name, array in expected.items() if bounds.floating(array)]  # indices have no meaningful size
     count = sum(expected[name].size for name in floating)
     rms = float(np.sqrt(sum(sizes[name] ** 2 for name in floating) / max(count, 1)))
     return {
@@ -221,13 +222,13 @@ def _far(got: Tensors, expected: Tensors, name: str) -> float:
 
 
 class Carried:
-    """The differences that were seen, to know one again that a residual stream carries on."""
+    """The differences so far, to recognise one that a residual stream carries on."""
 
     def __init__(self) -> None:
         self.seen: list[np.ndarray] = []
 
     def again(self, got: np.ndarray, expected: np.ndarray) -> bool:
-        """Return whether a difference was seen before; remember it."""
+        """Return whether a difference was seen before, and remember it."""
         if got.shape != expected.shape or not (np.isfinite(got).all() and np.isfinite(expected).all()):
             return False
         difference = np.asarray(got, np.float64) - expected
@@ -238,10 +239,10 @@ class Carried:
 
 
 class Suspects:
-    """The operations that may hold a mistake, and the mistakes that were told already.
+    """The operations that may contain a mistake, and the mistakes that were already reported.
 
     Args:
-        right: the places that are as they should be: all that they come from is right.
+        right: the places with right values; all operations behind them are right, too.
     """
 
     def __init__(self, flow: Flow, right: Collection[Place]) -> None:
@@ -250,13 +251,14 @@ class Suspects:
         self.told: list[tuple[Deviation, frozenset[int]]] = []
 
     def place(self, found: Deviation) -> Deviation:
-        """Return what is wrong with the module that holds it, and with the cause that may have reached it.
+        """Return a deviation with the module that contains it, and with the cause that may have reached it.
 
-        A cause passes through sums as it is, which `Carried` knows. Behind other operations it is another difference.
+        A cause passes through sums unchanged, which `Carried` recognises. After other operations it is a different
+        difference.
         """
         whole = self.flow.slice((found.side, found.call))
         left = whole - self.cleared or whole
-        # Where all of them are right, the module that calls the layer gives it another value.
+        # If all of them are right, the module that calls the layer gives it a different value.
         layer = self.flow.module_around(whole - self.cleared, found.call) or NETWORK
         reached = [d for d, other in self.told if not left.isdisjoint(other) and found.size <= LARGER * d.size]
         sums = all(self.flow.operations[number].name in {*SUMS, HANDED, GIVEN} for number in left)
@@ -264,7 +266,7 @@ class Suspects:
         return replace(found, layer=layer, lead=reached[0].lead if reached and not sums else found.lead)
 
     def modules(self) -> frozenset[str]:
-        """Return the modules around the operations behind what was told, and around the calls where it was seen."""
+        """Return the modules around the operations of the reported mistakes, and around the calls that showed them."""
         operations = (self.flow.operations[number] for _, left in self.told for number in left)
         callers = (self.flow.callers.get(found.call, ()) for found, _ in self.told)
         return frozenset[str]().union(*(operation.modules for operation in operations), *callers)
@@ -292,7 +294,7 @@ class _Comparison:
         self.suspects = Suspects(flow, self.seen_places - self.wrong)
 
     def _seen_at(self, side: str, call: str, layer: str = "") -> Deviation:
-        """Return what is wrong at a place: in a layer, or between layers where none is named."""
+        """Return the deviation at a place: in a layer, or between layers if no layer is named."""
         size = _far(self.port.seen_at(side), self.reference.seen_at(side), call)
         aspect = "output" if layer else "between"
         found = Deviation(layer, aspect, self.train, call, self.before, side, size=size, lead=layer or f"{side} {call}")
@@ -309,7 +311,7 @@ class _Comparison:
         return {module: frozenset(places) for module, places in found.items()}
 
     def forward(self) -> Iterator[Deviation]:
-        """Yield what is wrong in the forward pass."""
+        """Yield the deviations of the forward pass."""
         carried = Carried()
         port, reference = self.port, self.reference
         for event, call, around in reference.events:
@@ -333,7 +335,7 @@ class _Comparison:
         """Yield a wrong loss of right outputs, and wrong statistics of right layers."""
         ours, theirs = self.reference.loss, self.port.loss
         if not self.ends and not math.isclose(theirs, ours, rel_tol=FORWARD, abs_tol=FORWARD):
-            self.seen |= {NETWORK}  # the gradients that it sends into the network are wrong with it
+            self.seen |= {NETWORK}  # then the gradients that it sends into the network are wrong, too
             size = abs(theirs - ours) / (abs(ours) or 1.0)
             yield Deviation(LOSS, "loss", self.train, LOSS, self.before, size=size, lead=LOSS)
         for name in sorted(_wrong(self.port.statistics, self.reference.statistics, FORWARD)):
@@ -343,13 +345,13 @@ class _Comparison:
                 yield Deviation(layer, "statistics", self.train, layer, size=size, lead=layer)
 
     def backward(self, shared: Collection[str]) -> Iterator[Deviation]:
-        """Yield what is wrong in the backward pass, from the end of the network."""
+        """Yield the deviations of the backward pass, from the end of the network."""
         ours, theirs, seen = self.reference, self.port, self.seen
         entering = _wrong(theirs.input_gradients, ours.input_gradients, BACKWARD)
         leaving = _wrong(theirs.output_gradients, ours.output_gradients, BACKWARD)
         wrong = _wrong(theirs.parameters, ours.parameters, BACKWARD)
-        # The port goes on with the own output of a layer whose shapes do not fit. What is wrong behind it then reaches
-        # its gradients.
+        # If the shapes of a layer do not fit, the port continues with the layer's own output. A later mistake then
+        # reaches its gradients.
         passed = {layer_of(call) for call in ours.outputs if call in theirs.inputs and call not in theirs.outputs}
         reached = {*shared, *passed} if seen else set[str]()
         parameters = {n.rpartition(".")[0] for n in wrong} - reached

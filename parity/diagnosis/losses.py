@@ -20,7 +20,7 @@ from parity.traps.trap import Trap
 
 
 def explain(reference: torch.nn.Module, fed: Probe, got: float) -> tuple[Named, ...]:
-    """Return the trap with which PyTorch's loss is `got`, on the reference's outputs in train mode."""
+    """Return the trap with which PyTorch's loss equals `got`, on the reference's outputs in train mode."""
     net = run_pytorch.promote(reference).train()
     with torch.no_grad(), run_pytorch.tapped(net, run_pytorch.Tap(), ()):
         values = run_pytorch.run(net, fed, run_pytorch.inputs_of(fed))

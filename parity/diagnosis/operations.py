@@ -1,8 +1,8 @@
 """Name a known mistake between layers: an activation, a pool, a sum, a reshape that is not PyTorch's.
 
 The experiment: a trap is planted in the operations that the reference's own code calls, while every layer hands on what
-it gave before. What then arrives at each layer is what a port with this mistake would hand to it; likewise the gradient
-that comes back to each layer, where every layer hands back what it did before.
+it gave before. Each layer then gets the value that a port with this mistake would hand to it. The same holds for the
+gradient that comes back to each layer, while every layer hands back its earlier gradient.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from parity.traps.trap import Trap
 
 
 class _Watching(TorchFunctionMode):
-    """Lets every tensor remember the call that made it; nothing that a tap does itself is watched."""
+    """Makes every tensor remember the call that made it, except calls of a tap itself."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,11 +57,11 @@ class _Watching(TorchFunctionMode):
         return value
 
     def place(self) -> str:
-        """The file and line that a call comes from, where that is asked for."""
+        """The file and line that a call comes from, if they are asked for."""
         return ""
 
     def planted(self, call: Call, args: Any) -> Any:
-        """The value with a mistake; None where the call is left as it is."""
+        """The value with a mistake; None if the call stays as it is."""
         raise NotImplementedError
 
     def inputs(self, given: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -78,7 +78,7 @@ class Named:
     """A known mistake in calls of functions.
 
     Attributes:
-        calls: PyTorch's calls that it is made in.
+        calls: the PyTorch calls that have the mistake.
     """
 
     trap: Trap
@@ -87,12 +87,12 @@ class Named:
 
 @dataclass(frozen=True)
 class DifferingPlace:
-    """Where something came out otherwise.
+    """A place where the port's value differs.
 
     Attributes:
-        side: `enter` or `leave` of a call, or `end` for an output of the network, whose name `call` is then; `gradient`
-            for what comes back to the exit of a call.
-        got: what the port has there.
+        side: `enter` or `leave` of a call, or `end` for an output of the network (then `call` is its name); `gradient`
+            for the gradient that comes back to the exit of a call.
+        got: the port's value there.
     """
 
     side: str
@@ -102,7 +102,7 @@ class DifferingPlace:
 
 
 class SeenCalls(_Watching):
-    """The calls of a run, kept where nothing else keeps them."""
+    """The calls of a run, kept here if nothing else keeps them."""
 
     def __init__(self, keep: bool) -> None:
         super().__init__()
@@ -119,14 +119,14 @@ class SeenCalls(_Watching):
 
 @dataclass(frozen=True)
 class WayTo:
-    """What was computed on the way to a place that differs.
+    """The computation on the way to a place that differs.
 
     Attributes:
-        value: what the reference has there; None for a gradient.
-        calls: by which it was computed, in order.
+        value: the reference's value there; None for a gradient.
+        calls: the calls that computed it, in order.
         counted: gives an array with zeros at the positions that do not count.
-        handed: by call of a layer, what it handed on.
-        run: all calls of the run, in order, where they are kept.
+        handed: by call of a layer, the output that it handed on.
+        run: all calls of the run, in order, if they are kept.
     """
 
     place: DifferingPlace
@@ -154,9 +154,9 @@ class WayTo:
         return found
 
     def arrives(self, trap: Trap, at: Sequence[int]) -> bool:
-        """Return whether the port's value may come out where these calls have the mistake, computed again alone.
+        """Return whether these calls with the mistake, recomputed alone, may give the port's value.
 
-        What is random cannot be computed again, nor a gradient: then it may.
+        Random values and gradients cannot be recomputed: then the answer is yes.
         """
         random = any(word in call.name for call in self.calls for word in RANDOM)
         if self.value is None or random or INPUT in trap.names:
@@ -203,7 +203,7 @@ class PlantedCalls(_Watching):
         return value
 
     def inputs(self, given: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The network's inputs, where the mistake is made in them."""
+        """The network's inputs, if the mistake is in them."""
         if INPUT not in self.functions:
             return given
 
@@ -216,7 +216,7 @@ class PlantedCalls(_Watching):
 
 
 class _HandsOn(Tap):
-    """Every layer hands on what the reference's gave, whatever reaches it; with gradients, backward too."""
+    """Every layer hands on the output of the reference's layer, whatever reaches it; with gradients, also backward."""
 
     def __init__(self, run: RecordedRun | None, gradients: bool) -> None:
         self.run, self.gradients = run or RecordedRun(), gradients
@@ -229,13 +229,13 @@ class _HandsOn(Tap):
         self.found: Tensor | None = None
 
     def look(self, side: str, name: str, x: Tensor) -> None:
-        """Keeps the calls that `x` was computed by, at the place that is wanted."""
+        """Keeps the calls that computed `x`, at the place in question."""
         if (side, name) == self.wanted:
             self.found, self.reach = x, reached(x)
 
     @contextmanager
     def _own(self) -> Iterator[None]:
-        """Nothing is planted in what is done here."""
+        """Plant nothing inside this block."""
         self.busy = True
         try:
             yield
@@ -282,7 +282,7 @@ class ReferenceNetwork:
 
     Attributes:
         names: of the modules that are recorded.
-        runs: by mode, what they give without a mistake.
+        runs: by mode, their results without a mistake.
     """
 
     net: nn.Module
@@ -291,7 +291,7 @@ class ReferenceNetwork:
     runs: Mapping[bool, RecordedRun]
 
     def with_mistake(self, planted: PlantedCalls, train: bool, gradients: bool) -> dict[tuple[str, str], np.ndarray]:
-        """What is seen at every place; up to where it ends, where the mistake gives shapes that do not fit."""
+        """The values at every place; if the mistake gives shapes that do not fit, only up to that point."""
         tap = _HandsOn(self.runs[train], gradients)
         try:
             values = self._run(planted, tap, train, gradients)
@@ -304,7 +304,7 @@ class ReferenceNetwork:
     def on_the_way_to(self, place: DifferingPlace, keep: bool = False) -> WayTo:
         """What the reference computes on the way to a place.
 
-        A gradient depends on calls behind its place: there all calls of the run count.
+        A gradient depends on calls after its place, so for gradients all calls of the run count.
 
         Args:
             keep: whether to keep all calls of the run.
@@ -328,13 +328,13 @@ class ReferenceNetwork:
 
 
 def explain(reference: ReferenceNetwork, places: Sequence[DifferingPlace]) -> tuple[Named, ...]:
-    """Return the trap that gives what the port has at all `places`: planted in all of its calls, or in one.
+    """Return the trap that gives the port's values at all `places`: planted in all of its calls, or in one.
 
-    What the reference computes on the way to the first place is computed again with each trap that some call on this
-    way can have. The whole network runs only with those that give what the port has there.
+    The computation on the way to the first place is repeated with each trap that some call on this way can have. The
+    whole network runs only with the traps that give the port's value there.
 
     Args:
-        places: all of outputs, or all of gradients.
+        places: either all for outputs, or all for gradients.
     """
     gradients = places[0].side == "gradient"
     traps = [trap for trap in OPERATIONS if trap.gradient is gradients]
@@ -365,7 +365,7 @@ def _same(have: np.ndarray | None, got: np.ndarray, allowed: float) -> bool:
 
 
 def _differing(reference: ReferenceNetwork, planted: PlantedCalls, places: Sequence[DifferingPlace]) -> set[str] | None:
-    """Return the first place that still differs, or an empty set; None where no call can have the mistake."""
+    """Return the first place that still differs, or an empty set; None if no call can have the mistake."""
     gradients = places[0].side == "gradient"
     allowed = BACKWARD if gradients else FORWARD
     for train in dict.fromkeys(place.train for place in places):

@@ -1,8 +1,9 @@
-"""Whether a port is as precise as PyTorch in a working precision: every place held against its limit.
+"""Judges whether a port is as precise as PyTorch in a working precision: compares every place with its limit.
 
 A port that rounds more than PyTorch somewhere is less precise than its reference, which float64 cannot see: a softmax
-without float32, a cast in another order, a sum or a table in bfloat16. The innermost module whose code rounds there is
-the finding's. A port that rounds less computes with more digits than PyTorch: that is advice, for no result suffers.
+without float32, a cast in another order, a sum or a table in bfloat16. The finding names the innermost module whose
+code rounds there. A port that rounds less computes with more digits than PyTorch: that is advice, because no result
+suffers.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ class Place:
     """One place of a port in a type.
 
     Attributes:
-        within: the module whose code computes what is seen there.
-        ratio: the port's error over PyTorch's, in the form of PyTorch's functions that rounds more.
+        within: the module whose code computes the value there.
+        ratio: the port's error divided by PyTorch's, for the form of PyTorch's functions that rounds more.
         over: the same for the form that rounds less.
-        port, reference: errors in roundings: one of every number, in the type in which PyTorch has them.
+        port, reference: their errors, in units of one rounding of every number, in PyTorch's type.
         size: the port's error relative to the exact values.
-        held: the type in which PyTorch has what is seen there, whose limits count.
-        spread, over_spread: what chance may add to either ratio.
+        held: PyTorch's type of the value there, whose limits count.
+        spread, over_spread: how much chance may add to either ratio.
     """
 
     key: Key
@@ -70,7 +71,7 @@ class Place:
 
     @property
     def highest(self) -> float:
-        """The largest ratio of a right port."""
+        """The largest ratio that a right port may have."""
         return LIMITS[self.held].less[self.kind] * self.spread
 
     @property
@@ -91,7 +92,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Judged:
-    """What came of ports in working precision.
+    """The results of ports in working precision.
 
     Attributes:
         undecided: why the check cannot tell: a side does not run in a type.
@@ -129,7 +130,7 @@ def judged(
 
 
 def _first(outside: Sequence[Place], found: Sequence[Place]) -> list[Place]:
-    """Return the places outside of their limits, but not what comes of a softmax that is: its output is not forced."""
+    """Return the places outside of their limits, except the one after such a softmax: its output is not forced."""
     behind = [after for before, after in itertools.pairwise(found) if before in outside and before.is_softmax]
     return [place for place in outside if place not in behind]
 
@@ -171,12 +172,12 @@ def _rows(port: str, dtype: str, found: Sequence[Place]) -> Iterable[Row]:
 
 
 def _named(place: Place) -> str:
-    """Return where a place is, in the words of a table."""
+    """Return the location of a place, in the words of a table."""
     return f"{_layer(place)} {SOFTMAX}" if place.is_softmax else place.key[1]
 
 
 def _groups(found: Sequence[Place]) -> list[list[Place]]:
-    """Return places of the same kind together: those of numbered layers that are called alike, in one module."""
+    """Group places of the same kind: those of numbered layers with the same name in one module."""
     groups: dict[object, list[Place]] = {}
     for place in found:
         side, call = place.key

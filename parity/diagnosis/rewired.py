@@ -1,8 +1,8 @@
-"""Say which other value of the reference a port takes, where no known mistake explains what it has.
+"""Say which other value of the reference a port takes, if no known mistake explains the port's value.
 
-A port may wire right layers otherwise: it adds another residual, calls another layer, uses a parameter once more, or
-has a layer behind what PyTorch computes of the layer's output. Each row tries one such change in PyTorch, and is told
-only where it gives all of the port's numbers to rounding.
+A port may connect right layers in the wrong way: it adds another residual, calls another layer, uses a parameter once
+more, or calls a layer later than PyTorch does. Each row tries one such change in PyTorch, and is reported only if it
+gives all of the port's numbers, up to rounding.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from parity.traps.operations.parts import RANDOM, TRANSPARENT, Call, call_of, re
 from parity.traps.operations.rotary_parts import FORMS, rotation_of
 
 Array = np.ndarray
-# What a changed computation may raise: whatever the model's code raises.
+# The exceptions of a changed computation: the model's code may raise anything.
 ERRORS = (Exception,)
 
-# So many calls behind a layer are looked at, so many calls and parameters in front of a place, and so many layers.
+# Limits of the search: calls after a layer, calls and parameters before a place, and layers.
 BEHIND, NEAR, PARAMETERS, LAYERS = 40, 60, 12, 64
-# The most that a row computes again: times, and numbers in all of them.
+# Limits of recomputing for one row: how often, and how many numbers in total.
 TIMES, NUMBERS = 600, 6e8
 
 
 @dataclass(frozen=True)
 class Wiring:
-    """What the port has at a place, and what the reference has anywhere.
+    """The port's value at a place, and the reference's values everywhere.
 
     Attributes:
         network: the reference.
-        way: what the reference computes on the way to the place, with all calls of its run.
-        got: what the port has there.
-        values: by description, what arrives at every layer and what it gives.
-        spent: how often the way was computed again for one row.
+        way: the reference's computation on the way to the place, with all calls of its run.
+        got: the port's value there.
+        values: by description, the inputs and outputs of every layer.
+        spent: how often the way was recomputed for one row.
     """
 
     network: ReferenceNetwork
@@ -59,11 +59,11 @@ class Wiring:
 
     @property
     def random(self) -> bool:
-        """Whether something on the way is random, and cannot be computed again."""
+        """Whether a call on the way is random, and cannot be recomputed."""
         return any(word in call.name for call in self.way.calls for word in RANDOM)
 
     def is_got(self, value: Any) -> bool:
-        """Return whether a value is the port's, to rounding."""
+        """Return whether a value is the port's, up to rounding."""
         if not isinstance(value, Tensor) or value.shape != self.got.shape or value.is_complex():
             return False
         counted = self.way.counted(value.detach().numpy())
@@ -74,7 +74,7 @@ class Wiring:
         return FORWARD * (bounds.norm(self.got) or 1.0)
 
     def named(self, value: Array, allowed: float) -> str:
-        """Return where the reference has a value; an empty text where it has it nowhere."""
+        """Return where the reference has a value; an empty text if it has it nowhere."""
         for name, array in self.values.items():
             if array.shape == value.shape and array.dtype.kind == "f" and bounds.distance(array, value) <= allowed:
                 return name
@@ -82,7 +82,7 @@ class Wiring:
 
     @property
     def handed(self) -> Iterator[tuple[str, Tensor]]:
-        """What layers handed on that is used on the way, with the layers' calls; the nearest first."""
+        """The outputs of layers that are used on the way, with the layers' calls; the nearest first."""
         names = {id(tensor): name for name, tensor in self.way.handed.items()}
         seen = [self.way.value] if self.way.value is not None else []
         seen += [t for call in reversed(self.way.calls) for t in call.tensors]
@@ -91,7 +91,7 @@ class Wiring:
                 yield names[id(t)], t
 
     def with_others(self, *pairs: tuple[Tensor, Tensor]) -> Any:
-        """Return what the reference computes at the place with other tensors in place of some: old and new ones."""
+        """Return the reference's value at the place with some tensors replaced, given as pairs of old and new ones."""
         new = {id(a): b for a, b in pairs}
         if id(self.way.value) in new:
             self.count()
@@ -104,7 +104,7 @@ class Wiring:
         return self.with_plant(plant, at)
 
     def with_plant(self, plant: Callable[..., Any], at: Sequence[int]) -> Any:
-        """Return what the reference computes at the place with some of its calls planted."""
+        """Return the reference's value at the place with mistakes planted in some of its calls."""
         self.count()
         return replayed(self.way.value, self.way.calls, plant, at)
 
@@ -112,7 +112,7 @@ class Wiring:
         """Count that the way is computed again.
 
         Raises:
-            RuntimeError: it was computed often enough.
+            RuntimeError: it was computed too often.
         """
         self.spent[0] += 1
         numbers = sum(t.numel() for call in self.way.calls for t in call.tensors)
@@ -121,7 +121,7 @@ class Wiring:
 
 
 def _put(value: Any, new: Mapping[int, Tensor]) -> Any:
-    """Return a value with other tensors in place of some, in lists too."""
+    """Return a value with some tensors replaced, also inside lists."""
     if isinstance(value, dict):
         return {name: _put(item, new) for name, item in value.items()}
     if type(value) in (list, tuple):
@@ -130,7 +130,7 @@ def _put(value: Any, new: Mapping[int, Tensor]) -> Any:
 
 
 def called(call: Call) -> str:
-    """Return how a call is told: its name, its place, and what it ends."""
+    """Return the description of a call: its name, its place, and the chain that it ends."""
     at = f"`{call.name}` ({call.place})" if call.place else f"`{call.name}`"
     if call.name in FORMS and rotation_of(call.function, call.args, call.kw) is not None:
         return f"{at}, the rotation of a rotary embedding,"
@@ -140,7 +140,7 @@ def called(call: Call) -> str:
 
 
 def earlier(wiring: Wiring) -> str:
-    """Return which value on the way to the place the port has there."""
+    """Return the value on the way to the place that the port has there."""
     for call in reversed(wiring.way.calls):
         for given in call.tensors:
             if call.name not in TRANSPARENT and wiring.is_got(given):
@@ -149,7 +149,7 @@ def earlier(wiring: Wiring) -> str:
 
 
 def another_input(wiring: Wiring) -> str:
-    """Return which other value of the reference the port has, and which PyTorch has."""
+    """Return which other value of the reference the port has, and which one PyTorch has."""
     place, expected = wiring.place, wiring.network.runs[wiring.place.train].seen_at(wiring.place.side)
     own = {f"what arrives at {place.call}"} if place.side == "enter" else {f"what {place.call} gives"}
     others = Wiring(wiring.network, wiring.way, wiring.got, {n: a for n, a in wiring.values.items() if n not in own})
@@ -179,7 +179,7 @@ def residual(wiring: Wiring) -> str:
 
 
 def _explains(wiring: Wiring, call: Call, kept: Tensor, value: Array) -> bool:
-    """Return whether the port's value comes out where a sum adds this value."""
+    """Return whether a sum with this value gives the port's value."""
     if value.shape != kept.shape or value.dtype.kind != "f":
         return False
     plant = lambda *_: kept + torch.as_tensor(value)  # noqa: E731
@@ -187,7 +187,7 @@ def _explains(wiring: Wiring, call: Call, kept: Tensor, value: Array) -> bool:
 
 
 def _through(x: Any) -> Call | None:
-    """Return the call that made a tensor; calls that hand on are passed over."""
+    """Return the call that made a tensor, without calls that only hand it on."""
     while (call := call_of(x)) is not None and call.name in TRANSPARENT and call.args:
         x = call[0]
     return call
@@ -222,7 +222,7 @@ def another_layer(wiring: Wiring) -> str:
 
 
 def other_parameters(wiring: Wiring) -> str:
-    """Return of which other layer the port takes the parameters, where nothing is seen at the layer itself."""
+    """Return the other layer whose parameters the port takes, if no value at the layer itself shows it."""
     ours = {name: p.detach() for name, p in wiring.network.net.named_parameters()}
     used: dict[str, dict[str, Tensor]] = {}
     for call in wiring.way.calls:
@@ -241,12 +241,12 @@ def other_parameters(wiring: Wiring) -> str:
 
 
 def _layer_with(layer: nn.Module, parameters: Mapping[str, Tensor], x: Tensor, train: bool) -> Tensor:
-    """Return what a layer gives with other parameters."""
+    """Return a layer's output with other parameters."""
     return functional_call(copy.deepcopy(layer).train(train), dict(parameters), (x,))
 
 
 def moved(wiring: Wiring) -> str:
-    """Return behind which call the port has a layer that PyTorch has in front of it."""
+    """Return the call after which the port has a layer that PyTorch has before the call."""
     place = wiring.place
     if place.side != "enter" or (handed := wiring.way.handed.get(place.call)) is None:
         return ""
@@ -260,7 +260,7 @@ def moved(wiring: Wiring) -> str:
 
 
 def layers_behind(wiring: Wiring) -> str:
-    """Return behind which call the port has layers that PyTorch has in front of it, where nothing is seen at them."""
+    """Return the call after which the port has layers that PyTorch has before it, if no value at them shows it."""
     run, found = wiring.network.runs[wiring.place.train], dict[str, tuple[list[str], dict[int, Any]]]()
     for name, handed in wiring.handed:
         layer, x = wiring.network.net.get_submodule(layer_of(name)), run.inputs.get(name)
@@ -278,11 +278,11 @@ def layers_behind(wiring: Wiring) -> str:
 
 
 def _anew(value: Any, new: Mapping[int, Any], put: tuple[Tensor, Tensor] | None = None) -> Any:
-    """Return a value, in lists too, with what calls give now; the value itself where nothing of it is new.
+    """Return a value with the new results of calls, also inside lists; the value itself if nothing in it is new.
 
     Args:
-        new: what calls give now, by their numbers.
-        put: a tensor, and another one in its place.
+        new: new results of calls, by their numbers.
+        put: a tensor, and its replacement.
     """
     if isinstance(value, list | tuple):
         parts = [_anew(item, new, put) for item in value]
@@ -300,14 +300,14 @@ def _anew(value: Any, new: Mapping[int, Any], put: tuple[Tensor, Tensor] | None 
 def _given_anew(
     call: Call, new: Mapping[int, Any], put: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Any, dict[str, Any]] | None:
-    """Return what a call is given now, by place and by name; None where nothing of it is new."""
+    """Return the new arguments of a call, by position and by name; None if none of them is new."""
     args, kw = _anew(call.args, new, put), {name: _anew(value, new, put) for name, value in call.kw.items()}
     same = all(a is b for a, b in zip((*args, *kw.values()), (*call.args, *call.kw.values()), strict=True))
     return None if same else (args, kw)
 
 
 def _replaced(wiring: Wiring, values: Mapping[int, Any]) -> Any:
-    """Return what the reference computes at the place where calls give other values, by their numbers."""
+    """Return the reference's value at the place if calls give other values, by their numbers."""
     new: dict[int, Any] = {}
     wiring.count()
 
@@ -322,7 +322,7 @@ def _replaced(wiring: Wiring, values: Mapping[int, Any]) -> Any:
 
 
 def _behind(calls: Sequence[Call], start: Tensor, x: Tensor) -> Iterator[tuple[Call, Any]]:
-    """Yield the calls that a tensor goes into, with what they give for another tensor in its place."""
+    """Yield the calls that take a tensor, with their results for another tensor in its place."""
     new: dict[int, Any] = {}
 
     for call in calls:
@@ -337,7 +337,7 @@ def _behind(calls: Sequence[Call], start: Tensor, x: Tensor) -> Iterator[tuple[C
 
 
 def parameter_again(wiring: Wiring) -> str:
-    """Return which parameter of the module around the place the port adds or multiplies in besides."""
+    """Return which parameter of the module around the place the port also adds, or also multiplies by."""
     module = layer_of(wiring.place.call) if wiring.place.side == "leave" else ""
     module = module or layer_of(wiring.place.call).rpartition(".")[0]
     prefix = f"{module}." if module else ""
@@ -362,7 +362,7 @@ def parameter_again(wiring: Wiring) -> str:
 def _results(
     wiring: Wiring, layers: Sequence[tuple[str, Tensor]]
 ) -> Iterator[tuple[str, torch.Size, Callable[[Callable[[Tensor], Tensor]], Any]]]:
-    """Yield what layers and calls on the way give: its name, its shape, and what the place has where it is changed."""
+    """Yield the outputs of layers and calls on the way: name, shape, and the place's value if the output changes."""
     for name, tensor in layers:
         if tensor.is_floating_point():
             yield name, tensor.shape, lambda change, t=tensor: wiring.with_others((t, change(t)))
@@ -377,7 +377,7 @@ def _changed(wiring: Wiring, call: Call, change: Callable[[Tensor], Tensor]) -> 
     return wiring.with_plant(plant, [call.number])
 
 
-# The rows, in the order in which they are tried: whether they compute the way again, and what they say.
+# The rows, in the order of the search: whether they recompute the way, and the function that describes the result.
 ROWS: tuple[tuple[bool, Callable[[Wiring], str]], ...] = (
     (False, another_input),
     (False, earlier),
@@ -391,7 +391,7 @@ ROWS: tuple[tuple[bool, Callable[[Wiring], str]], ...] = (
 
 
 def explain(network: ReferenceNetwork, place: DifferingPlace, got: Array) -> str:
-    """Return which other value of the reference the port has at a place; an empty text where none explains it."""
+    """Return which other value of the reference the port has at a place; an empty text if none explains it."""
     run = network.runs[place.train]
     values = {
         **{f"what {call} gives": array for call, array in run.outputs.items()},

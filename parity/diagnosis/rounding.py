@@ -1,7 +1,7 @@
 """Where a side rounds: every layer by itself, and what is computed between two layers, in a working precision.
 
-A softmax counts as a layer, wherever it is called: its scores are forced, and what it gives is compared once it is
-rounded to the type, which either side may do a line later.
+A softmax counts as a layer, wherever it is called: its scores are forced, and its output is compared after it is
+  rounded to the type, which either side may do a line later.
 
 In a forced run every layer gets the same input on each side, rounded to the type, and hands on the same output. What a
 layer gives is then off by its own rounding alone, and what arrives at the next layer by the rounding between the two.
@@ -37,13 +37,13 @@ from parity.running.written_out import written_out
 from parity.verdict import precision
 from ports import weights
 
-# Runs whose layers get inputs that are moved by one unit in the last place: roundings are drawn anew.
+# The number of runs whose layer inputs move by one unit in the last place, so that each run has new roundings.
 DRAWS = 6
 
-# A score beyond this is a mask, which each side writes with a number of its own.
+# A score larger than this in absolute value is a mask; each side uses its own number for it.
 MASKED = 1e4
 
-# The root mean square of a rounding, as a part of one unit in the last place.
+# The root mean square of a rounding, as a fraction of one unit in the last place.
 ROUNDING = 12**-0.5
 
 
@@ -92,7 +92,7 @@ class Errors:
 
     @property
     def count(self) -> float:
-        """How many numbers of one size would tell as much: a few large ones drown the rest."""
+        """The equivalent count of equally large numbers: a few large ones hide the rest."""
         return max(self.unit**2 / self.fourth, 1.0) if self.fourth else 1.0
 
     def add(self, arrays: Sequence[np.ndarray], held: np.dtype) -> None:
@@ -139,7 +139,7 @@ def measure(
 
 
 def _moved(values: Values, dtype: str, seed: Sequence[int]) -> Values:
-    """Return values in a type moved by one unit in its last place: their roundings are drawn anew."""
+    """Return values in a type moved by one unit in its last place: this gives new roundings."""
     rng = np.random.default_rng(seed)
     narrow = {key: array.astype(precision.DTYPES[dtype]) for key, array in values.items()}
     return {key: bounds.one_ulp(array, rng).astype(values[key].dtype) for key, array in narrow.items()}

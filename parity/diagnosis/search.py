@@ -7,8 +7,8 @@ from operator import itemgetter
 
 from parity.traps.trap import Trap
 
-# From traps that are planted together to the names of what still differs from the port's; None where they cannot be
-# planted. One module of this package makes the experiment for each place of a trap.
+# Takes traps that are planted together, and returns the names of the values that still differ from the port's; None if
+# the traps cannot be planted. For each place of a trap, one module of this package makes the experiment.
 Experiment = Callable[[tuple[Trap, ...]], Set[str] | None]
 
 
@@ -29,7 +29,7 @@ def search(
             return (*planted, trap)
         if left is not None and left < before:
             partly.append((len(left), (*planted, trap)))
-    # The trap that leaves least is most likely one of the mistakes.
+    # The trap that leaves the smallest difference is most likely one of the mistakes.
     for _, more in sorted(partly, key=itemgetter(0)):
         found = search(traps, differing, more, together=True)
         if found != more:

@@ -34,7 +34,7 @@ from parity.verdict.transfer import BiasedLayer, DifferingTensor, MisfittingLaye
 
 NOT_FINITE = "NaN or infinite"
 LOST = "weight-lost"
-FEW = 2  # so many layers with other weights are told one by one
+FEW = 2  # up to this many layers with other weights get their own finding
 BY_NAME = {trap.name: trap for trap in SEVERAL_TENSORS}
 Arrays = Mapping[str, np.ndarray]
 
@@ -79,7 +79,7 @@ def findings(port: str, pairing: Pairing, verdict: WeightsVerdict, given: Arrays
         text = f"{u.second.torch.tensors[u.leaf]}: {untied.text} ({u.first.torch.name}); {untied.mend}"
         found.append(Finding(port, u.second.torch.name, UNTIED, text))
     exchanged: dict[str, str] = {}
-    unknown = 0  # layers that hold other numbers, and no mistake explains them
+    unknown = 0  # layers that hold other numbers, without a mistake that explains them
     for layer in verdict.layers:
         if isinstance(layer, MisfittingLayer):
             trap = BIAS if layer.lacks_bias else STRUCTURE
@@ -95,7 +95,7 @@ def findings(port: str, pairing: Pairing, verdict: WeightsVerdict, given: Arrays
                 exchanged[layer.pair.torch.tensors[layer.leaf]] = explained.other
             found.append(_of_tensor(port, layer, explained))
             unknown += found[-1].trap is None and bool(np.isfinite(layer.theirs).all())
-    # Fresh norms are equal in any model: of many layers only those with numbers of their own tell.
+    # Fresh norms are equal in any model: among many layers, only those with individual numbers are informative.
     telling = sum(any((v != v.flat[0]).any() for v in p.torch.values.values() if v.size) for p in pairing.pairs)
     if unknown > len(pairing.pairs) / 3 or unknown > max(FEW, telling / 3):
         text = f"{unknown} of {len(pairing.pairs)} layers hold other weights; move PyTorch's over first: parity.move"

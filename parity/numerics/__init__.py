@@ -1,1 +1,1 @@
-"""What a run gives, in which layout, and how far rounding may move it."""
+"""The results of a run, their layouts, and how far rounding may move them."""

@@ -1,17 +1,18 @@
-"""Distances between tensors, and the bounds that they are held against.
+"""Distances between tensors, and the bounds to which they are compared.
 
 The reference is run again with inputs, weights and outputs moved by one unit in the last place, with random signs, and
-with images in memory as Flax keeps them, so that sums are taken in another order. How far each tensor moves is its
-rounding response: the size of the differences that rounding alone can make in it. A port passes where every tensor's
-distance from the reference is at most `MULTIPLE` times that. Where it is not, the port is run so, too, and passes where
-the distance is at most `MULTIPLE` times the sum of both responses: either side may be so far from the exact result.
+with images in memory as Flax keeps them, so that sums are taken in another order. The distance that a tensor moves is
+its rounding response: the size of the differences that rounding alone can cause in it. A port passes if every tensor's
+distance from the reference is at most `MULTIPLE` times the response. Otherwise the port is run in the same way, and
+passes if the distance is at most `MULTIPLE` times the sum of both responses: either side may be that far from the exact
+result.
 
 The order of sums matters by itself: added one after the other, as XLA does, n numbers that cancel carry √n times the
-rounding of their parts. With it left out, one random network in forty stood at 47 times its response in the gradient
-of a BatchNorm's weight, a sum over 2,184 numbers; with it, at 2. PyTorch never adds one after the other, so where
-numbers are equal (the gradient of a bias before a global mean: 2,268 numbers, five values) its response stays below one
-unit in the last place, and such a sum rounds the same way each time: 38 units. A parameter's gradient that is a sum of
-n numbers therefore has a response of √n units at least.
+rounding of their parts. Without the other order, one random network in forty was 47 responses away in the gradient of a
+BatchNorm's weight, a sum over 2,184 numbers; with it, 2 responses. PyTorch never adds one after the other. So if many
+numbers are equal (the gradient of a bias before a global mean: 2,268 numbers, five values), its response stays below
+one unit in the last place, although such a sum rounds the same way each time: 38 units. A parameter's gradient that is
+a sum of n numbers therefore has a response of √n units at least.
 """
 
 from __future__ import annotations
@@ -30,42 +31,44 @@ from torch.utils._pytree import tree_map
 from parity.numerics.layouts import Tensors, mapped, wide
 from parity.numerics.quantities import Loss, Observation, Probe, parameter_of
 
-# A right port stands at 0.5 to 12 times the response (README has the table); the smallest known mistake at 1e5 times.
+# A right port is 0.5 to 12 responses away (`docs/decides.md` has the table); the smallest known mistake is 1e5
+# responses away.
 MULTIPLE = 32
 
-# The rounding of PyTorch's types, read here: while a model runs, `torch.finfo` says what it says in use.
+# The rounding of PyTorch's types, read at import: while a model runs, the check changes what `torch.finfo` gives.
 EPSILON = {dtype: torch.finfo(dtype).eps for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
 
-# Between these a sum of squares is exact enough: nothing that counts has become zero or infinite.
+# Between these limits a sum of squares is exact enough: no number that matters has become zero or infinite.
 SQUARES = (1e-280, np.inf)
 
-# The bits of a number of float64 that are its exponent.
+# The bits of a float64 number that hold its exponent.
 EXPONENT = np.int64(0x7FF << 52)
 
-# A bound above this part of a tensor's natural size decides nothing: mistakes known to us stand at 6e-7 and more.
+# A bound above this fraction of a tensor's natural size decides nothing: the known mistakes are 6e-7 and larger.
 DECIDES = 1e-7
 
-# Rounding of the weights hides an update that is smaller than this part of them: then its bound decides nothing.
+# Rounding of the weights hides an update below this fraction of them: then its bound decides nothing.
 SEEN = MULTIPLE * np.finfo(np.float64).eps / DECIDES
 
-# An element of a gradient below this part of the others' size is taken to be zero in exact arithmetic. Rounding is
+# An element of a gradient below this fraction of the others' size counts as zero in exact arithmetic. Rounding is
 # near 1e-16 of their size.
 UNSTEADY = 1e-11
 
-# The response of one draw of signs may be small by chance, for a scalar above all: the root mean square of several.
+# One draw of signs may give a small response by chance, above all for a scalar, so the check takes the root mean square
+# of several.
 DRAWS = 5
 
 
 def floating(array: np.ndarray | np.floating) -> bool:
-    """Whether the numbers are floating: numpy's own types, or bfloat16, of which numpy knows no kind."""
+    """Whether the numbers are floating: numpy's own types, or bfloat16, whose kind numpy does not know."""
     return array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16
 
 
 def one_ulp(array: np.ndarray, rng: np.random.Generator, units: int = 1) -> np.ndarray:
     """Every number moved to one of its two neighbours in its own type; integers and zeros as they are.
 
-    A zero carries no rounding: what is exactly zero (a zero-initialised BatchNorm) is so in every right port, and
-    moving it off zero would move all that stands at a ReLU's kink behind it.
+    A zero carries no rounding: an exact zero (a zero-initialised BatchNorm) is zero in every right port. Moving it
+    would also move all values at the kink of a later ReLU.
 
     Args:
         units: how many of its last places a number moves.
@@ -85,10 +88,10 @@ def one_ulp(array: np.ndarray, rng: np.random.Generator, units: int = 1) -> np.n
 def perturbed(
     weights: Mapping[str, np.ndarray], probe: Probe, seed: int, units: int = 1
 ) -> tuple[dict[str, np.ndarray], Probe]:
-    """Return weights, inputs and outputs moved by so many units in the last place, and images channels last.
+    """Return weights, inputs and outputs moved by this many units in the last place, and images channels last.
 
-    The outputs move on their way into the loss. Without that nothing would move the gradient of a last bias: it is a
-    sum of the loss's own slopes, which rounds like all others.
+    The outputs move on their way into the loss. Otherwise nothing would move the gradient of a last bias: it is a sum
+    of the loss's own slopes, which rounds like every sum.
     """
     rng = np.random.default_rng([seed, 1])
     moved = {name: one_ulp(array, rng, units) for name, array in weights.items()}
@@ -98,7 +101,7 @@ def perturbed(
 
 
 def _moved_outputs(values: Any, seed: int, units: int) -> Any:
-    """Return PyTorch's outputs moved by so many units, the same way at every pass."""
+    """Return PyTorch's outputs moved by this many units, in the same way in every pass."""
     rng = np.random.default_rng([seed, 6])
 
     def moved(value: Any) -> Any:
@@ -111,7 +114,7 @@ def _moved_outputs(values: Any, seed: int, units: int) -> Any:
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:
-    """‖a − b‖₂; infinite where shapes, or the places and signs of what is not finite, are not the same."""
+    """‖a − b‖₂; infinite if the shapes differ, or the places or signs of NaN and infinite numbers."""
     if a.shape != b.shape:
         return np.inf
     a, b = wide(a), wide(b)
@@ -142,7 +145,7 @@ def norm(array: np.ndarray | np.floating) -> float:
 
 
 def _length(array: np.ndarray | np.inexact) -> float | None:
-    """Return ‖array‖₂ by one product; None where its square leaves the range of float64, or is not a number.
+    """Return ‖array‖₂ by one product; None if its square leaves the range of float64, or is NaN.
 
     The check measures billions of numbers, and most of its own time went into copies of them.
     """
@@ -157,7 +160,7 @@ def _length(array: np.ndarray | np.inexact) -> float | None:
 def _terms(name: str, parameter: np.ndarray, outputs: Tensors) -> int:
     """Return how many numbers the gradient of a parameter sums: examples and positions of its layer's output.
 
-    Where the record lacks the layer, the sum is taken to be as long as the largest output allows.
+    If the layer is not in the record, assume a sum as long as the largest output allows.
     """
     layer = name.rpartition(".")[0]
     size = sum(y.size for call, y in outputs.items() if call.partition("#")[0] == layer)
@@ -166,10 +169,11 @@ def _terms(name: str, parameter: np.ndarray, outputs: Tensors) -> int:
 
 
 def unsteady(reference: Observation) -> dict[str, np.ndarray]:
-    """Return where gradients are zero in exact arithmetic, by parameter: those that have such elements beside others.
+    """Return which elements of gradients are zero in exact arithmetic, by parameter.
 
-    A channel whose ReLU is on for all examples in front of a BatchNorm has a bias without effect, and a gradient of
-    rounding alone. An optimizer that divides by the gradient's size makes a step of it, and this step changes nothing.
+    If a channel's ReLU is on for all examples, and a BatchNorm follows, the channel's bias has no effect, and its
+    gradient is only rounding. An optimizer that divides by the gradient's size turns this into a step, which changes
+    nothing.
     """
     found = {}
     for name, gradient in reference.get("gradient.parameter", {}).items():
@@ -215,7 +219,7 @@ class Responses:
         return tensor if zero is None or zero.shape != tensor.shape else np.where(zero, 0, tensor)
 
     def with_port(self, port: Responses) -> Responses:
-        """Return the responses of both sides: two right implementations differ by no more than a multiple of the sum.
+        """Return the sum of both sides' responses: two right implementations differ by no more than a multiple of it.
 
         Args:
             port: of the port's own runs, around its own results.
@@ -225,7 +229,7 @@ class Responses:
         return both
 
     def measured(self, quantity: str, name: str) -> float:
-        """Return how far the perturbed runs moved a tensor (absolute): the root mean square; 0 where none has it."""
+        """Return how far the perturbed runs moved a tensor (absolute): the root mean square; 0 if no run has it."""
         return self.distances.get(quantity, {}).get(name, 0.0) / max(self.draws, 1) ** 0.5
 
     def add(self, run: Iterable[tuple[str, Tensors]]) -> None:
@@ -237,15 +241,15 @@ class Responses:
                 self.distances[quantity][name] = math.hypot(self.distances[quantity][name], far)
 
     def response(self, quantity: str, name: str) -> float:
-        """How far rounding moves this tensor (absolute), on the reference's side, or on both where both were run."""
+        """How far rounding moves this tensor (absolute), on the reference's side, or on both sides if both were run."""
         own = self.of_reference(quantity, name)
         return own + self.port.measured(quantity, name) if self.port else own
 
     def of_reference(self, quantity: str, name: str) -> float:
         """How far rounding moves this tensor (absolute), at least one unit in the last place of each number in it.
 
-        The gradient of a parameter is a sum over positions and examples: there it is at least √n units, for n terms;
-        of its square, which an optimizer keeps, twice that. An update carries the rounding of `_of_update`.
+        The gradient of a parameter is a sum over positions and examples, so its response is at least √n units, for n
+        terms; for its square, which an optimizer keeps, it is twice that. An update has the rounding of `_of_update`.
         """
         key = quantity, name
         if key not in self.least_of:
@@ -260,7 +264,7 @@ class Responses:
         return self.norm_of[key]
 
     def _least(self, quantity: str, name: str) -> float:
-        """Return the least response, whatever the runs gave."""
+        """Return the least response, whatever the runs measured."""
         if quantity == "training.parameter":
             return self._of_update(name)
         base, units = self.reference[quantity][name], 1.0
@@ -273,9 +277,9 @@ class Responses:
     def _of_update(self, name: str) -> float:
         """Return the least rounding of an update p_new − p_old.
 
-        Adding it to p rounds to a unit in the last place of the larger of the two. What is added is made of gradients,
-        sums of n terms, and has their √n units. For a number that starts at zero only the second counts: a unit of zero
-        is no bound at all.
+        Adding it to p rounds to a unit in the last place of the larger of the two. The added number is made of
+        gradients, which are sums of n terms, so it has a rounding of √n units. For a number that starts at zero only
+        this second part counts: a unit of zero would be no bound at all.
         """
         parameter = parameter_of("training.parameter", name)
         update, p = self.reference["training.parameter"][name], self.parameters[parameter]
@@ -289,14 +293,14 @@ class Responses:
         return MULTIPLE * self.response(quantity, name)
 
     def zero_in_exact_arithmetic(self, quantity: str, name: str) -> bool:
-        """Whether the tensor has no right digit: all it holds is rounding (the gradient of a bias before BatchNorm)."""
+        """Whether the tensor has no right digit and holds only rounding (the gradient of a bias before BatchNorm)."""
         return self.response(quantity, name) > 1e-3 * self.norm(quantity, name)
 
     def sizes(self, quantity: str) -> dict[str, float]:
-        """The natural size of every tensor of a quantity: its norm, or what its number of elements lets expect.
+        """The natural size of every tensor of a quantity: its norm, or the norm expected of its number of elements.
 
-        A gradient that is zero in exact arithmetic has a norm of rounding alone; what can be seen in it is measured
-        against the other gradients. A tensor of zeros (a frozen parameter's update) says nothing of the others' size.
+        The norm of a gradient that is zero in exact arithmetic is only rounding; its natural size follows from the
+        other gradients. A tensor of zeros (a frozen parameter's update) says nothing about the others' size.
         """
         tensors = self.reference[quantity]
         norms = {name: self.norm(quantity, name) for name in tensors}
@@ -307,8 +311,8 @@ class Responses:
     def undecided(self, quantity: str) -> list[str]:
         """The tensors whose bound is too wide to decide anything, and those without a finite number.
 
-        Not the training of a parameter whose gradient is zero in exact arithmetic: an optimizer that divides by the
-        gradient's size makes steps of its rounding, and they change nothing.
+        This leaves out the training of a parameter whose gradient is zero in exact arithmetic: an optimizer that
+        divides by the gradient's size turns its rounding into steps, which change nothing.
         """
         sizes = self.sizes(quantity)
         return [
@@ -320,7 +324,7 @@ class Responses:
 
     @property
     def unmoved(self) -> bool:
-        """Whether no output moves with the weights, and no gradient tells of them: any port would agree."""
+        """Whether no output and no gradient depends on the weights, so that any port would agree."""
         gradients = self.reference["gradient.parameter"]
         if not gradients or any(gradient.any() for gradient in gradients.values()):
             return False
@@ -329,7 +333,7 @@ class Responses:
 
     @property
     def without_effect(self) -> list[str]:
-        """The layers whose parameters get gradients, and all of them are exactly zero."""
+        """The layers whose parameters get gradients that are all exactly zero."""
         found: dict[str, bool] = {}
         for name, gradient in self.reference["gradient.parameter"].items():
             if name not in self.idle:

@@ -1,4 +1,4 @@
-"""How a model is called: its own call, a method or a function of the caller's; by what names, and in which mode.
+"""How a model is called: its own call, a method or a function of the caller's; with which arguments, in which mode.
 
 No framework is imported: a `Call` is the same for PyTorch and for Flax.
 """
@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from ports.errors import UserError
 
-# Names that a call may give to its mode, and what they are in train mode.
+# Argument names that set the mode of a call, and their values in train mode.
 MODES = {
     **dict.fromkeys(("train", "training", "is_training", "is_train", "train_mode", "training_mode"), True),
     **dict.fromkeys(("update_batch_norm", "update_batch_stats", "update_stats", "enable_dropout"), True),
@@ -25,12 +25,12 @@ MODES = {
 FREE = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 BY_PLACE = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
-# From a model to what its caller calls; a library's model object is called in place of the module that it holds.
+# From a model to the object that its caller calls: a library's model object instead of the module that it holds.
 Holder = Callable[[Any], Any]
 
 
 def itself(model: Any) -> Any:
-    """Return the model: what is called is what holds the weights."""
+    """Return the model itself, which is both called and holds the weights."""
     return model
 
 
@@ -39,11 +39,11 @@ class Call:
     """How one side is called.
 
     Attributes:
-        option: the first part of the side's options, `torch` or `flax`.
+        option: the prefix of the side's options, `torch` or `flax`.
         function: `(model, *inputs, **keywords)` to outputs, or the name of a method; by default the model's own call.
-        keywords: what is passed by name; in a `Probe` what this side alone gets, in its own layout.
-        modes: settings of the call by name, in eval and in train mode, besides those of `MODES` that it takes.
-        holder: from the model to what is called.
+        keywords: the arguments by name; in a `Probe` those that only this side gets, in its own layout.
+        modes: arguments that set the mode, by name: their values in eval and in train mode, besides those of `MODES`.
+        holder: from the model to the object that is called.
     """
 
     option: str = "flax"
@@ -59,11 +59,11 @@ class Call:
 
     @property
     def side(self) -> str:
-        """What messages call this side."""
+        """The name of this side in messages."""
         return "PyTorch" if self.option == "torch" else "Flax"
 
     def arguments(self, model: Any, inputs: Sequence[Any], train: bool) -> dict[str, Any]:
-        """Return what is passed by name in a mode."""
+        """Return the arguments that are passed by name in a mode."""
         modes = {
             **_mode_keywords(self.parameters(model), len(inputs), train),
             **{name: both[train] for name, both in self.modes.items()},
@@ -80,7 +80,7 @@ class Call:
         return self.function(seen, *inputs, **keywords)
 
     def parameters(self, model: Any) -> dict[str, Parameter]:
-        """Return the parameters behind the model; any, where the signature of the call is not known."""
+        """Return the parameters after the model; any, if the signature of the call is not known."""
         name = self.function or self.entry
         called: Callable[..., Any] = getattr(self.holder(model), name) if isinstance(name, str) else name
         try:
@@ -92,10 +92,10 @@ class Call:
         return found
 
     def at_default(self, model: Any, inputs: Sequence[Any], keywords: Mapping[str, Any]) -> list[str]:
-        """Return the names of the arguments that get no value of the caller's, and so have their default.
+        """Return the names of the arguments that get no value from the caller and keep their default.
 
         Args:
-            keywords: what both sides are passed by name.
+            keywords: the arguments that both sides get by name.
         """
         known = self.parameters(model)
         places = [name for name, parameter in known.items() if parameter.kind in BY_PLACE]
@@ -106,7 +106,7 @@ class Call:
         """Raise where the model cannot be called so.
 
         Args:
-            keywords: what both sides are passed by name.
+            keywords: the arguments that both sides get by name.
 
         Raises:
             UserError: more inputs than it takes, a name that it does not know, an argument without a value.
@@ -188,7 +188,7 @@ def _counted(names: Sequence[str]) -> str:
 
 
 def _mode_keywords(known: Mapping[str, Parameter], inputs: int, train: bool) -> dict[str, bool]:
-    """Return what a call must be told to be in train or eval mode; not what an input stands for already."""
+    """Return the arguments that set train or eval mode, except those that an input sets already."""
     bound = [name for name, parameter in known.items() if parameter.kind in BY_PLACE][:inputs]
     return {
         name: train is on
@@ -201,9 +201,9 @@ def _mode_keywords(known: Mapping[str, Parameter], inputs: int, train: bool) -> 
 
 
 def switched(modes: Mapping[str, Sequence[Any]], sides: Iterable[tuple[Call, Any]]) -> list[Call]:
-    """Return the calls with the caller's modes: each goes to the sides whose signature names it.
+    """Return the calls with the caller's modes: each mode goes to the sides whose signature names it.
 
-    Where no side names it, it goes to those that take any name.
+    If no side names it, it goes to those that take any name.
 
     Args:
         sides: calls, and the models that they call.

@@ -1,7 +1,7 @@
 """Nested values of a network as named arrays, and the layouts in which the frameworks hold the same array.
 
-PyTorch's layout is the reference. Which layout a Flax array has is told by its shape; where two fit, by which of them
-is nearer to the reference: a port is right in whichever layout it holds its activations.
+PyTorch's layout is the reference. The shape of a Flax array tells its layout. If two layouts fit, the one nearer to the
+reference counts, because a port may hold its activations in any layout.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 Tensors = dict[str, np.ndarray]
 
-# Name: axes that bring a PyTorch array of so many dimensions into this layout.
+# By name: the axes that bring a PyTorch array with this many dimensions into the layout.
 LAYOUTS: dict[str, Callable[[int], tuple[int, ...]]] = {
     "channels_last": lambda n: (0, *range(2, n), 1),
     "same": lambda n: tuple(range(n)),
@@ -32,7 +32,7 @@ def wide(array: Any) -> np.ndarray:
 
 
 def axes(layout: str, dimensions: int) -> tuple[int, ...]:
-    """Of a PyTorch array into `layout`; arrays of fewer than three dimensions have one layout only."""
+    """The axes that bring a PyTorch array into `layout`; arrays of fewer than three dimensions have only one layout."""
     return LAYOUTS[layout](dimensions) if dimensions > 2 else tuple(range(dimensions))
 
 
@@ -45,17 +45,17 @@ def to_reference(array: Any, layout: str) -> Any:
 
 
 def default_layout(array: Any) -> str:
-    """Of an input: batches of images, volumes and the like have their channels last in Flax."""
+    """The default layout of an input: batches of images, volumes and the like have their channels last in Flax."""
     return "channels_last" if array.ndim > 3 and np.issubdtype(array.dtype, np.floating) else "same"
 
 
 def otherwise(inputs: Any, keywords: Mapping[str, Any], given: Mapping[str, str]) -> list[dict[str, str]]:
-    """Return other layouts of inputs than the default ones, for a port that does not take these.
+    """Return layouts of inputs other than the default ones, for a port that does not accept the defaults.
 
     Images as PyTorch holds them, sequences with their channels last, both, then videos with their frames first.
 
     Args:
-        given: the layouts that somebody asked for; they stay.
+        given: the layouts that the caller asked for, which stay.
     """
     arrays = [*leaves(inputs, "input"), *leaves(keywords, "keyword")]
     free = {name: a for name, a in arrays if name not in given and a.ndim > 2 and np.issubdtype(a.dtype, np.floating)}
@@ -66,7 +66,7 @@ def otherwise(inputs: Any, keywords: Mapping[str, Any], given: Mapping[str, str]
 
 
 def layout_of(got: Any, expected: np.ndarray) -> str | None:
-    """The layout in which `got` is `expected`, as near as can be; None where its shape is none of it."""
+    """The layout in which `got` is nearest to `expected`; None if no layout fits its shape."""
     fitting = {}
     for layout in LAYOUTS:
         if got.ndim == expected.ndim and to_reference(got, layout).shape == expected.shape:
@@ -83,35 +83,35 @@ def layout_of(got: Any, expected: np.ndarray) -> str | None:
 
 
 def fitting(expected: tuple[int, ...], got: tuple[int, ...]) -> str | None:
-    """Return the first layout in which an array of PyTorch's shape has the shape `got`; None where no layout has it.
+    """Return the first layout in which an array of PyTorch's shape has the shape `got`; None if there is none.
 
-    From four dimensions on channels are taken to be last.
+    With four dimensions or more, it assumes channels last.
     """
     order = LAYOUTS if len(got) > 3 else ("same", *LAYOUTS)
     return next((a for a in order if tuple(expected[i] for i in axes(a, len(expected))) == got), None)
 
 
 def unclear(expected: tuple[int, ...], got: tuple[int, ...]) -> bool:
-    """Return whether an array of PyTorch's shape has the shape `got` in several layouts: numbers alone tell them."""
+    """Return whether an array of PyTorch's shape has the shape `got` in several layouts: only numbers decide."""
     ways = {axes(layout, len(expected)) for layout in LAYOUTS}
     return sum(tuple(expected[i] for i in way) == got for way in ways) > 1
 
 
 def nearest(expected: tuple[int, ...], got: tuple[int, ...]) -> str:
-    """Return the layout in which an array of PyTorch's shape has most lengths of the shape `got`."""
+    """Return the layout in which an array of PyTorch's shape has the most lengths in common with the shape `got`."""
     order = LAYOUTS if len(got) > 3 else ("same", *LAYOUTS)
     return max(order, key=lambda a: sum(expected[i] == n for i, n in zip(axes(a, len(expected)), got, strict=True)))
 
 
 def aligned(got: Any, expected: np.ndarray | None) -> np.ndarray:
-    """`got` in the layout of `expected`, or as it is where its shape fits in none."""
+    """`got` in the layout of `expected`, or as it is if no layout fits its shape."""
     got = np.asarray(got)
     layout = layout_of(got, expected) if expected is not None else None
     return to_reference(got, layout) if layout else got
 
 
 def broadcast(got: np.ndarray, expected: np.ndarray | None) -> np.ndarray:
-    """What a layer gives, repeated or taken once, where PyTorch's has the same numbers for the whole batch or for one.
+    """A layer's output, repeated or taken once, if PyTorch's is the same for the whole batch, or for one example.
 
     A table of positions is (length, width) in one model and (batch, length, width) in the other.
     """
@@ -130,7 +130,7 @@ def broadcast(got: np.ndarray, expected: np.ndarray | None) -> np.ndarray:
 
 
 def leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """The arrays of a nested value in order: `output`, of several `output.0`, `output.key`; what is no array is not."""
+    """The arrays of a nested value in order: `output`, or `output.0`, `output.key`; other values are left out."""
     if isinstance(value, Mapping):
         for key, part in value.items():
             yield from leaves(part, f"{name}.{key}")
@@ -144,12 +144,12 @@ def leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def fields(value: Any) -> dict[str, Any]:
-    """Return what a dataclass holds, by name."""
+    """Return the fields of a dataclass, by name."""
     return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 
 def named(arrays: Mapping[str, Any], name: str = "output") -> Any:
-    """Return nested dicts whose `leaves` have these names; an array alone where it has the name itself."""
+    """Return nested dicts whose `leaves` have these names; a single array if it has the name itself."""
     if name in arrays:
         return arrays[name]
     found: dict[str, Any] = {}
@@ -163,7 +163,7 @@ def named(arrays: Mapping[str, Any], name: str = "output") -> Any:
 
 
 def counterparts(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, str]:
-    """Return which of our outputs each of theirs is: that of the same name, or the next one that is left.
+    """Return which of our outputs each of theirs is: the one with the same name, or the next one that is left.
 
     Args:
         theirs, ours: arrays, or their shapes, by name.
@@ -205,7 +205,7 @@ def rebuilt(value: Any, change: Callable[[str, Any], Any], name: str = "output")
 
 
 def first(value: Any) -> Any:
-    """Return the first array of a nested value: what a layer that gives several is judged by.
+    """Return the first array of a nested value: a layer that gives several arrays is judged by it.
 
     JAX sorts the keys of a dict and PyTorch keeps their order, so the first array is the one of the first sorted key.
     """
@@ -221,7 +221,7 @@ def first(value: Any) -> Any:
 
 
 def with_first(value: Any, new: Any) -> Any:
-    """Return the nested value with its `first` array exchanged."""
+    """Return the nested value with its `first` array replaced."""
     if isinstance(value, Mapping):
         items = dict(value)
         for key in sorted(items, key=str):

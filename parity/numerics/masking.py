@@ -1,4 +1,4 @@
-"""The positions of sequences that count: what stands elsewhere is padding, and nothing there is compared."""
+"""The positions of sequences that count: all other positions are padding, and are not compared."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def covers(mask: np.ndarray, shape: tuple[int, ...]) -> bool:
 
 
 def broadcast(mask: np.ndarray, dimensions: int) -> np.ndarray:
-    """Return the mask with axes of one behind its own."""
+    """Return the mask with additional axes of length one at the end."""
     return mask.reshape(*mask.shape, *(1,) * (dimensions - 2))
 
 
 def counted(array: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-    """Return an array with zeros at the positions that do not count, where it has positions."""
+    """Return an array with zeros at the positions that do not count, if it has positions."""
     if mask is None or not covers(mask, array.shape):
         return array
     return np.where(broadcast(mask, array.ndim), array, np.zeros((), array.dtype))
@@ -61,7 +61,7 @@ def in_layout(mask: np.ndarray, ours: tuple[int, ...], theirs: tuple[int, ...]) 
 
 
 def masks(mask: np.ndarray | None, ours: Mapping[str, Any], theirs: Mapping[str, Any], names: Mapping[str, str]) -> Any:
-    """Return what counts of each of Flax's outputs, by its name: of those whose counterpart has positions.
+    """Return a mask for each of Flax's outputs whose counterpart has positions, by its name.
 
     Args:
         ours, theirs: the outputs of PyTorch and of Flax, or their shapes.

@@ -1,4 +1,4 @@
-"""Where models fix a type in their own code: these places are lifted while float64 decides, and reported.
+"""Places where models fix a type in their own code: the check lifts them while float64 decides, and reports them.
 
 A model pins a type with a cast (`x.float()`, `x.astype(jnp.float32)`), a type of a result
 (`softmax(dtype=torch.float32)`), or an array that it made in that type (a table of positions).
@@ -30,12 +30,12 @@ class Pin:
 
     Attributes:
         side: `pytorch`, `nnx` or `linen`.
-        layer: whose code it is, by its name in its model, or by its class; empty where no layer is known.
+        layer: the layer with this code, by its name in its model, or by its class; empty if no layer is known.
         operation: the function, or JAX's primitive.
         dtype: the type that it fixes.
         place: file and line, `llama.py:70`.
-        kind: `cast`; `table` where an array was made in that type, so that its rounding stays; `recomputed` where its
-            formula is known, so that it was made again in float64; `kept` where the computation stays in that type.
+        kind: `cast`; `table` if an array was made in that type, so that its rounding stays; `recomputed` if its formula
+            is known, so that it was computed again in float64; `kept` if the computation stays in that type.
     """
 
     side: str
@@ -48,7 +48,7 @@ class Pin:
 
 @dataclass
 class Pins:
-    """The pins of one side, gathered while it runs. What stands in one line is told once."""
+    """The pins of one side, gathered while it runs. Pins in the same line count once."""
 
     side: str
     found: dict[tuple[str, str, str], Pin] = field(default_factory=dict)
@@ -64,8 +64,8 @@ class Pins:
         """Note a pin of the code that runs now.
 
         Args:
-            name_of: the name of a layer, from the `self` of a frame; None where it is no layer.
-            place: file and line, where they are known otherwise.
+            name_of: gives the name of a layer from the `self` of a frame; None if it is not a layer.
+            place: file and line, if they are already known.
         """
         frame = None if place else own_frame()
         at = place or (f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame else "")
@@ -87,7 +87,7 @@ def own_frame() -> FrameType | None:
 
 
 def package_of(frame: FrameType) -> str:
-    """Return the package whose code a frame runs, by its module's name: a folder may be called like a library."""
+    """Return the package whose code a frame runs, by its module's name, because a folder may have a library's name."""
     return str(frame.f_globals.get("__name__", "")).partition(".")[0]
 
 

@@ -1,4 +1,4 @@
-"""The quantities that are compared, and what one run of a network gives: a table of tensors a quantity."""
+"""The quantities that are compared, and the results of one run of a network: a table of tensors for each quantity."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ QUANTITIES = {
     "training.state": "the optimizer's tensors after them (where the ports' optimizer keeps the same ones)",
 }
 
-# What random draws give while the check runs, in both frameworks. Dropout and Bernoulli draws keep everything. A
-# uniform number in the middle does, too, in `floor(keep + u)`, `u < keep` and `u > p`, as models write it with rates
-# below one half. It is not the middle itself, which `2 * u - 1` would hide.
+# What random draws give while the check runs, in both frameworks. Dropout and Bernoulli draws keep everything. So does
+# a uniform number in the middle, in `floor(keep + u)`, `u < keep` and `u > p`, which models use with rates below one
+# half. The number is not exactly one half, because `2 * u - 1` would then be zero and hide mistakes.
 UNIFORM = 0.501
 NORMAL = 0.5
 
@@ -38,29 +38,30 @@ Observation = dict[str, Tensors]
 
 @dataclass(frozen=True)
 class Probe:
-    """What a network is fed.
+    """The inputs of a network, and how it is called.
 
     Attributes:
         inputs: arrays, or nested tuples and dicts of them, in PyTorch's layout; numbers that are not whole in float64.
         loss: what is differentiated.
         layouts: by the name of an input (`input.0`), its layout in Flax (`numerics.layouts.LAYOUTS`).
-        keywords: what is passed by name to both sides.
-        torch_call, flax_call: how each side is called, and what it alone is passed by name.
+        keywords: the arguments that both sides get by name.
+        torch_call, flax_call: how each side is called, and the arguments that only this side gets by name.
         mask: booleans (batch, length): the positions of sequences that count; by default all.
-        packed: booleans (batch, length): the positions of the texts that PyTorch packs. Layers are compared there
-            alone, for a port's layers may give anything behind a text.
-        channels_last: whether PyTorch keeps images in memory as Flax does, so that it adds their numbers in another
+        packed: booleans (batch, length): the positions of the texts that PyTorch packs. Layers are compared only there,
+            because a port's layers may give anything after a text.
+        channels_last: whether PyTorch keeps images in memory as Flax does, which makes it add their numbers in another
             order.
         tensors: the parameters and statistics that are compared; by default all of the reference's.
         idle: parameters of the port that get no gradient in PyTorch, and must stay what they are in training.
-        frozen: those of them that PyTorch's training leaves whatever their gradient is: buffers, frozen parameters.
-        folded: what the port has of PyTorch's second recurrent biases; the check trains it on neither side.
-        fixed: parameters of PyTorch's that are trained, and that are not parameters of the port.
-        alone: PyTorch's outputs that the port has no counterpart of, which are left out.
-        in_place: whether PyTorch's layers may change their input, so that what is recorded must be copied.
-        drops: whether PyTorch's dropout scales what it keeps; not where the port has none.
+        frozen: those of them that PyTorch's training never changes, whatever their gradient: buffers, frozen
+            parameters.
+        folded: the parts of PyTorch's second recurrent biases that the port has; the check trains them on neither side.
+        fixed: parameters that PyTorch trains and that are not parameters of the port.
+        alone: PyTorch's outputs without a counterpart in the port, which are left out.
+        in_place: whether PyTorch's layers may change their input, so that recorded values must be copied.
+        drops: whether PyTorch's dropout scales the values that it keeps; False if the port has no dropout.
         pins: gets the places where PyTorch's code fixes a type, which is lifted to float64; None in a working
-            precision, where nothing is lifted.
+            precision, in which nothing is lifted.
     """
 
     inputs: tuple[Any, ...]
@@ -87,7 +88,7 @@ class Probe:
         return self.in_texts(counted(array, self.mask))
 
     def in_texts(self, array: np.ndarray) -> np.ndarray:
-        """Return features (batch, length, …) with zeros behind the texts that PyTorch packs; others as they are."""
+        """Return features (batch, length, …) with zeros after the packed texts of PyTorch; other arrays as they are."""
         return counted(array, self.packed) if array.ndim > 2 else array
 
 
@@ -113,15 +114,15 @@ class Training:
 
     Attributes:
         steps: of the optimizer.
-        optimizer: from the trained parameters by name to what updates PyTorch's: an optimizer of `torch.optim`, or
-            (optimizer, scheduler); the scheduler is stepped after every step of the optimizer.
+        optimizer: takes the trained parameters by name and gives what updates them in PyTorch: an optimizer of
+            `torch.optim`, or (optimizer, scheduler); the scheduler is stepped after every step of the optimizer.
         transform: the optax transform that updates the ports' parameters.
         clip_grad_norm: the norm that PyTorch's gradients are clipped to before a step, if any; the ports' clipping is
             part of `transform`.
         own: whether `transform` is the caller's.
-        prepare: what PyTorch does with its parameters' gradients before a step: clips them.
-        accumulate: of how many backward passes PyTorch sums the gradients before a step; the ports' is part of
-            `transform`, which is told every gradient.
+        prepare: what PyTorch does with the gradients before a step: it clips them.
+        accumulate: the number of backward passes whose gradients PyTorch sums before a step; in the ports this is part
+            of `transform`, which gets every gradient.
     """
 
     steps: int
@@ -138,13 +139,13 @@ class Training:
         return max(self.steps * self.accumulate, 1)
 
     def done(self, number: int) -> int | None:
-        """The steps that are done after this pass (from 0), where they are compared then."""
+        """The number of steps done after this pass (from 0), if they are compared then."""
         steps, rest = divmod(number + 1, self.accumulate)
         return steps if not rest and steps in {1, 3, self.steps} and steps <= self.steps else None
 
 
 def after(step: int, tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Tensors under the names that say after how many steps they are so: `conv1.weight@3`."""
+    """Tensors under names that say after how many steps they have these values: `conv1.weight@3`."""
     return {f"{name}@{step}": tensor for name, tensor in tensors.items()}
 
 

@@ -1,8 +1,8 @@
 """Tables that models compute in float32 when they are built, and that follow from a formula.
 
 Rotary embeddings and sinusoidal positions are made of frequencies that fall geometrically: base^(-i/n). A model holds
-them, or sines and cosines of them, rounded to float32, and the other framework rounds otherwise. Where an array is
-such a table but for float32's rounding, it is computed again in float64.
+them, or sines and cosines of them, rounded to float32, and the other framework rounds otherwise. If an array is such a
+table, up to float32's rounding, it is computed again in float64.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import numpy as np
 # Float32's rounding, relative; a formula of a few operations is off by a few of them.
 UNIT = float(np.finfo(np.float32).eps)
 UNITS = 4
-FEW = 4  # numbers; of fewer only frequencies that begin with 1 are taken for a table
+FEW = 4  # numbers; a shorter array counts as a table only if it holds frequencies that begin with 1
 
-# The bases that sines and cosines are tried with; that of frequencies by themselves is read off them.
+# The bases to try for tables of sines and cosines; a table of frequencies shows its base itself.
 BASES = (10000.0, 500000.0, 1000000.0, 100000.0, 100.0, 1000.0, 5000000.0, 8000000.0, 10000000.0)
 
 
 def recomputed(table: np.ndarray) -> np.ndarray | None:
-    """Return a float32 table in float64, computed by its formula; None where no formula is known.
+    """Return a float32 table in float64, computed by its formula; None if no formula is known.
 
     Args:
         table: (n,) frequencies, or (positions, ..., columns) of sines and cosines.
@@ -42,12 +42,12 @@ def recomputed(table: np.ndarray) -> np.ndarray | None:
 
 
 def _short(value: float) -> float:
-    """Return a number with four digits: what somebody writes into a configuration."""
+    """Return a number with four digits, as people write it into a configuration."""
     return float(f"{value:.3e}")
 
 
 def _frequencies(wide: np.ndarray) -> np.ndarray | None:
-    """Return base^(-i/n) for i from 0, times one number, where that is what the table holds."""
+    """Return base^(-i/n) for i from 0, times one number, if the table holds that."""
     count = len(wide)
     if wide[0] <= 0 or wide[-1] <= 0 or wide[0] == wide[-1]:
         return None
@@ -62,10 +62,10 @@ def _frequencies(wide: np.ndarray) -> np.ndarray | None:
 
 
 def _waves(wide: np.ndarray) -> np.ndarray | None:
-    """Return sines and cosines of position times frequency, where these are what the table holds.
+    """Return sines and cosines of position times frequency, if the table holds them.
 
-    The first row tells which columns are sines (0) and which are cosines (1); the next, which frequency each has. A
-    later row of zeros is the position of padding, which some models clear.
+    The first row shows which columns are sines (0) and which are cosines (1); the next row shows the frequency of each.
+    A later row of zeros is the position of padding, which some models clear.
     """
     sines, cosines = wide[0] == 0, wide[0] == 1
     positions, columns = wide.shape
@@ -87,9 +87,9 @@ def _waves(wide: np.ndarray) -> np.ndarray | None:
 
 
 def _partners(nearest: np.ndarray, sines: np.ndarray, cosines: np.ndarray) -> np.ndarray:
-    """Return the frequencies of the cosines: those of the sines in order, where there are as many.
+    """Return the frequencies of the cosines: those of the sines in order, if there are as many.
 
-    Cosines of small angles are all 1 in float32, and do not tell their frequencies.
+    Cosines of small angles are all 1 in float32, and do not show their frequencies.
     """
     if sines.sum() != cosines.sum():
         return nearest
@@ -99,7 +99,7 @@ def _partners(nearest: np.ndarray, sines: np.ndarray, cosines: np.ndarray) -> np
 
 
 def _candidates(columns: int) -> Iterator[np.ndarray]:
-    """Yield the frequencies that sines and cosines of so many columns may have."""
+    """Yield the frequencies that sines and cosines in this many columns may have."""
     for count in dict.fromkeys((columns // 2, columns // 4, columns)):
         if count < 1:
             continue

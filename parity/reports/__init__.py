@@ -1,1 +1,1 @@
-"""What a check found, as a record, a table, a page."""
+"""The result of a check, as a record, a table and a page."""

@@ -1,8 +1,8 @@
 """What changed between two results of `parity check --json`, and whether anything got worse.
 
-Worse: a row that was ok and is not any more, or is gone; a finding more at a layer; a network or port that is gone, or
-new and not ok; a network that cannot be decided any more. A distance that grows within its bound is shown where it
-grows notably, and is not worse: the bound is what rounding may do.
+Worse means: a row that was ok and no longer is, or is gone; another finding at a layer; a network or port that is gone,
+or new and not ok; a network that can no longer be decided. A distance that grows notably within its bound is shown, but
+is not worse: the bound is what rounding may do.
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ WORSE, BETTER, NEITHER = "worse", "better", ""
 STYLES = {WORSE: "bold red", BETTER: "green", NEITHER: ""}
 ABSENT = "–"
 
-# What is read of a file, by key: types, or a list of objects; a file may hold more. `None` where a value may be absent.
+# The parts of a file that are read, by key: types, or a list of objects; a file may hold more. `None` where a value may
+# be absent.
 NUMBER, NAME = (float, int, type(None)), (str, type(None))
 ROW = {"port": str, "quantity": str, "tensor": str, "distance": NUMBER, "bound": NUMBER, "ok": bool}
 FINDING = {"port": str, "layer": str, "trap": NAME, "text": str}
 MODEL = {"model": str, "ok": bool, "rows": [ROW]}
 FILE = {"schema": int, "models": [MODEL], "environment": dict}
-# What is read where it is there: earlier versions of this package did not write all of it.
+# Optional keys: earlier versions of this package did not write all of them.
 LATER = {"findings": [FINDING], "undecided": NAME, "note": NAME}
 
-# Digits of a whole number that a float still holds.
+# The number of digits of an integer that a float holds exactly.
 LONGEST = 300
 
 # Distances below one unit in the last place do not differ notably from one another.
@@ -45,11 +46,11 @@ LEAST = sys.float_info.epsilon
 
 @dataclass(frozen=True)
 class Change:
-    """One thing that is not as it was.
+    """One change between the two results.
 
     Attributes:
         what: a quantity, `finding at …`, `network`, `port`, `setting` or `cannot tell`.
-        ratio: the distance after by that before; None where there is no such number.
+        ratio: the distance after, divided by the distance before; None if there is no such number.
     """
 
     model: str
@@ -90,7 +91,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def _problems(value: Any, shape: Any, place: str) -> Iterator[str]:
-    """Whatever is not as `shape` says: `models[0].rows[2].ok: got int, expected bool`."""
+    """Everything that does not have the given `shape`: `models[0].rows[2].ok: got int, expected bool`."""
     if isinstance(shape, list):
         if not isinstance(value, list):
             yield f"{place}: got {type(value).__name__}, expected list"
@@ -110,11 +111,11 @@ def _problems(value: Any, shape: Any, place: str) -> Iterator[str]:
 
 
 def compare(before: Mapping[str, Any], after: Mapping[str, Any], times: float = 10.0) -> list[Change]:
-    """All that changed but the environment, in the order of the networks.
+    """All changes except the environment, in the order of the networks.
 
     Args:
         before, after: what `load` gives.
-        times: by what factor a distance that stays on its side of the bound changes notably.
+        times: the smallest factor that counts as a change, for a distance that stays on its side of the bound.
     """
     old, new = _models(before), _models(after)
     found = []
@@ -128,7 +129,7 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any], times: float = 
 
 
 def environment(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(name, before, after) of what the checks ran on; the date always differs and is left out."""
+    """(name, before, after) of the environments; the date always differs and is left out."""
     old, new = before["environment"], after["environment"]
     names = (name for name in dict.fromkeys((*old, *new)) if name != "date")
     pairs = ((name, str(old.get(name, ABSENT)), str(new.get(name, ABSENT))) for name in names)
@@ -136,7 +137,7 @@ def environment(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tup
 
 
 def _models(file: Mapping[str, Any]) -> dict[tuple[str, int], Mapping[str, Any]]:
-    """By name, and a number where several have one name."""
+    """Entries by name, with a number if several have the same name."""
     seen = Counter[str]()
     found = {}
     for model in file["models"]:
@@ -146,7 +147,7 @@ def _models(file: Mapping[str, Any]) -> dict[tuple[str, int], Mapping[str, Any]]
 
 
 def _whole(model: str, port: str, what: str, old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> Change:
-    """A network or a port that is gone, or new: `ok` is all that is looked at."""
+    """A network or a port that is gone, or new: only `ok` counts."""
     before, after = (ABSENT if side is None else "ok" if side["ok"] else "not ok" for side in (old, new))
     return Change(model, port, what, before, after, NEITHER if new and new["ok"] else WORSE)
 
@@ -204,7 +205,7 @@ def _said(row: Mapping[str, Any] | None) -> str:
 
 
 def _findings(model: str, port: str, old: list[dict[str, Any]], new: list[dict[str, Any]]) -> Iterator[Change]:
-    """Layer by layer, by the names of the mistakes: another name at a layer is no new finding, and wording is free."""
+    """Compare findings layer by layer: another name at a layer is not a new finding, and texts do not matter."""
     a, b = (
         [
             (layer, f["trap"] or "a mistake")
@@ -223,7 +224,7 @@ def _findings(model: str, port: str, old: list[dict[str, Any]], new: list[dict[s
 
 
 def show(console: Console, before: Mapping[str, Any], after: Mapping[str, Any], changes: list[Change]) -> None:
-    """The table of changes, the environment's, and what it comes to."""
+    """The table of changes, the changes of the environment, and the conclusion."""
     table = Table("network", "port", "what", "before", "after", "ratio", "")
     for c in changes:
         ratio = ABSENT if c.ratio is None else f"{c.ratio:.2g}"

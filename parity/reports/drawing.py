@@ -1,8 +1,8 @@
 """The drawing of a network's depth: relative distance and bound of every layer, as numbers for an SVG template.
 
 A panel is one quantity of one port on a logarithmic scale. Forward quantities read from left to right; gradients keep
-the order of the layers and read from right to left, as the backward pass goes. What has no place on a logarithmic scale
-has a line of its own: zero below it, a distance that is not finite above it.
+the order of the layers and read from right to left, as the backward pass goes. Values that a logarithmic scale cannot
+show have a line of their own: zero below the scale, distances that are not finite above it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Mark:
 
     Attributes:
         bound: the height of its bound.
-        shape: `dot` within the bound, `out` beyond it, `lost` where the distance is not finite.
+        shape: `dot` within the bound, `out` beyond it, `lost` if the distance is not finite.
     """
 
     x: float
@@ -60,7 +60,7 @@ class Panel:
         groups: names of the parts of the network, below their layers; `edges` are the lines between them.
         flags: the findings by their numbers, above their layers.
         first: names the first layer beyond its bound, above `pointer`, its mark.
-        summary: one line for those who do not see the drawing.
+        summary: one line for readers who cannot see the drawing.
     """
 
     quantity: str
@@ -100,7 +100,7 @@ class Scale:
         return cls(low, high, any(d <= SMALLEST for d in distances), not all(map(math.isfinite, distances)))
 
     def height(self, value: float, top: float) -> float:
-        """Where a value stands in a plot that begins at `top`."""
+        """The position of a value in a plot that begins at `top`."""
         if not math.isfinite(value):
             return top
         upper, lower = top + LINE * self.infinite, top + PLOT - LINE * self.zero
@@ -127,7 +127,7 @@ def number(value: float) -> str:
 
 
 def drawings(model: Model) -> list[tuple[str, list[Panel]]]:
-    """By port, a panel a quantity; all panels of a model have one scale."""
+    """One panel per port and quantity; all panels of a model share one scale."""
     points = [p for found in model.profile.values() for row in found.values() for p in row]
     if not points:
         return []
@@ -203,7 +203,7 @@ def _said(point: Point) -> str:
 
 
 def _ratio(point: Point) -> float:
-    """How many times its bound a layer stands at; infinite where there is no number."""
+    """A layer's distance as a multiple of its bound; infinite if there is no number."""
     if not math.isfinite(point.distance):
         return math.inf
     return point.distance / point.bound if point.bound else (math.inf if point.distance else 0.0)
@@ -229,12 +229,12 @@ def _flags(
 
 
 def _within(name: str, layer: str) -> bool:
-    """Whether a call (`conv#2`) or a parameter (`conv.weight`) is of a layer or of a layer in it."""
+    """Whether a call (`conv#2`) or a parameter (`conv.weight`) belongs to a layer, or to a layer inside it."""
     return name == layer or name.startswith((f"{layer}.", f"{layer}#"))
 
 
 def _groups(points: Sequence[Point], step: float, y: float) -> tuple[list[Label], list[float]]:
-    """The parts of the network, as deep in the names as it takes to see three, and those names that have room."""
+    """The parts of the network, at the depth where there are three, and the names for which there is room."""
     for depth in (1, 2, 3):
         parts = [".".join(p.layer.partition("#")[0].split(".")[:depth]) for p in points]
         runs = [(name, len(list(run))) for name, run in groupby(parts)]

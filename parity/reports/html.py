@@ -15,7 +15,7 @@ from ports.errors import printable
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a result is shown: never by its colour alone. `rest` makes a heading of the text."""
+    """How a result is shown, never only by its colour. `rest` makes a heading of the text."""
 
     style: str
     sign: str
@@ -30,7 +30,7 @@ VERDICTS = {
     2: Verdict("open", "?", "Cannot tell", " whether this is PyTorch's network, in float64"),
 }
 
-# What the environment's entries are called that are no versions.
+# Labels for the entries of the environment that are not versions.
 ENVIRONMENT = {"multiple": "bound, as a multiple of the rounding response"}
 
 
@@ -39,11 +39,11 @@ class Section:
     """One network.
 
     Attributes:
-        anchor: its place in the page; networks may have one name.
+        anchor: its link target in the page, because networks may share a name.
         ports: in the order of the rows.
-        findings: with what is wrong, and how to mend it.
+        findings: each with what is wrong, and how to mend it.
         drawings: by port.
-        flips: a line a side and working precision.
+        flips: one line per side and working precision.
     """
 
     anchor: str
@@ -85,6 +85,6 @@ def section(anchor: str, model: Model) -> Section:
 
 
 def parts(text: str) -> tuple[str, str]:
-    """A finding's text as what is wrong and how to mend it; the latter is empty where it is not known."""
+    """A finding's text, divided into what is wrong and how to mend it; the second part is empty if it is not known."""
     what, _, mend = text.rpartition("; ")
     return (what, mend) if what else (mend, "")

@@ -1,4 +1,4 @@
-"""What a long command says of itself on stderr."""
+"""The progress of a long command on stderr."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ports.errors import printable
 
 
 class progress:
-    """Says on stderr what is being done: a moving line on a terminal, elsewhere a line after every `EVERY` seconds.
+    """Shows on stderr what is being done: a moving line on a terminal, elsewhere a line every `EVERY` seconds.
 
-    Where the parts of a run are counted and alike, it says how long the rest of them takes.
+    If a run counts equal parts, it also shows how long the rest of them takes.
     """
 
     EVERY = 10
@@ -48,7 +48,7 @@ class progress:
         return tell
 
     def left(self, text: str) -> str:
-        """Return how long the rest of some equal parts takes, such as `rounding response 2 of 3`; else nothing."""
+        """Return how long the rest of some equal parts takes, such as `rounding response 2 of 3`; otherwise nothing."""
         counted = re.fullmatch(r"(.*?)(\d+) of (\d+)", text)
         if counted is None:
             return ""

@@ -16,10 +16,10 @@ from parity.reports.terminal import SafeConsole
 
 SCHEMA = 1
 
-# The type of the verdict; rows of another one judge rounding.
+# The type of the verdict; rows of another type judge rounding.
 DECIDING = "float64"
 
-# So many layers with the same mistake stand in a line.
+# A line names this many layers with the same mistake.
 NAMED = 3
 
 
@@ -51,18 +51,18 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Finding:
-    """One mistake: where it stands, and what it is.
+    """One mistake: where it is, and what it is.
 
     Attributes:
         layer: by its PyTorch name; a module where the mistake lies between its layers.
-        trap: the name of the trap of `parity.traps.catalogue` that it is; None where no known mistake explains it.
+        trap: the name of its trap in `parity.traps.catalogue`; None if no known mistake explains it.
         text: one line: what was found, what PyTorch does, how to mend it.
         also: the other layers that have the same mistake.
-        size: how far the result there is from the reference's when all before it is right, relative to the reference's;
-            None where that was not measured.
-        fix: the arguments that mend it, of each layer that has it; empty where no argument does.
-        diff: a unified diff of the port's source that mends it, behind those of the findings before, where it was asked
-            for and another check confirmed it.
+        size: the relative distance of the result there from the reference's, when everything before it is right; None
+            if that was not measured.
+        fix: the arguments that mend it, for each layer that has it; empty if no argument does.
+        diff: a unified diff of the port's source that mends it, to apply after those of earlier findings; only if it
+            was asked for and another check confirmed it.
     """
 
     port: str
@@ -77,14 +77,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Fix:
-    """An argument in the port's code that mends a mistake for certain.
+    """An argument in the port's code that certainly mends a mistake.
 
     Attributes:
-        module: the port's name of the layer, or of the innermost module around the call; of a network of this package
-            PyTorch's.
-        argument: as Flax, JAX or optax call it.
-        got: what the port has; None where that is not known.
-        expected: what PyTorch has, in the port's terms.
+        module: the port's name of the layer, or of the innermost module around the call; for a network of this package,
+            PyTorch's name.
+        argument: its name in Flax, JAX or optax.
+        got: the port's value; None if that is not known.
+        expected: PyTorch's value, in the port's terms.
         function: the last name of the function or class that takes it, such as `gelu`; empty for the layer's own class.
     """
 
@@ -115,13 +115,14 @@ class Precision:
 
     Attributes:
         side: `pytorch`, or a port.
-        tensor: the one whose error is the largest multiple of its response.
+        tensor: the tensor whose error is the largest multiple of its response.
         error: its distance from float64, relative to its size.
-        response: how far one unit in the last place of weights and inputs moves it, in this type and on this side.
+        response: how far a change of weights and inputs by one unit in the last place moves it, in this type and on
+            this side.
         multiple: error / response.
         largest: the largest relative error of any tensor of the quantity.
-        flips: how many ReLUs are on in one and off in the other of this side and float64, in train mode; None where the
-            side's ReLUs could not be told one by one. The same in every row of a side in a type.
+        flips: how many ReLUs are on in this side and off in float64, or the other way round, in train mode; None if the
+            side's ReLUs could not be matched one by one. The same in every row of a side in a type.
         units: of how many.
     """
 
@@ -139,7 +140,7 @@ class Precision:
 
 @dataclass(frozen=True)
 class Cost:
-    """What all mistakes of a port together do to the model, in float64; None where it was not measured.
+    """What all mistakes of a port together do to the model, in float64; None for values that were not measured.
 
     Attributes:
         output: ‖port − reference‖ / ‖reference‖ of all outputs together, in eval mode.
@@ -161,7 +162,7 @@ class Cost:
 
     @property
     def said(self) -> str:
-        """What was measured, in one line; empty where nothing was."""
+        """The measurements in one line; empty if there are none."""
         parts = [] if self.output is None else [f"the output changes by {self.output:.1e}"]
         parts += [] if self.flips is None else [f"{self.flips} of {self.predictions} top-1 predictions flip"]
         parts += [] if self.divergence is None else [f"KL {self.divergence:.1e}"]
@@ -176,18 +177,19 @@ class Model:
     """The check of one network.
 
     Attributes:
-        undecided: why the check cannot tell: a bound is too wide to decide anything, or it could not be run.
+        undecided: why the check cannot tell: a bound is too wide, or it could not be run.
         largest: by port and quantity, the largest distance of a tensor that is not zero in exact arithmetic.
         multiple: by port and quantity, the worst tensor's distance as a multiple of its rounding response.
         findings: every mistake, in execution order.
         profile: by port and quantity, the layers one by one: forward in execution order, gradients in their own.
-        precision: what was measured in working precision; it decides nothing.
-        pairing: of somebody's own models, which layer is which, and what that rests on; a line a pair.
-        pins: where the models fix a type in their own code: lifted to float64 while it decides.
-        limits: a line for each working precision that decides: the limit, and the rate of false alarms that it has.
-        costs: what the mistakes of each port do to the model, where it was run and differs.
-        advice: what is no mismatch and worth knowing, such as where a port rounds far more than the reference.
-        unexercised: what the inputs did not reach, and so was not compared: layers, arguments, branches of code.
+        precision: the measurements in working precision, which decide nothing.
+        pairing: for somebody's own models: which layer is which, and why; one line per pair.
+        pins: where the models fix a type in their own code; the check lifts it to float64.
+        limits: a line for each working precision that decides: the limit, and its rate of false alarms.
+        costs: what the mistakes of each port do to the model, if it was run and differs.
+        advice: facts that are not a mismatch and worth knowing, such as where a port rounds far more than the
+            reference.
+        unexercised: what the inputs did not reach, so that it was not compared: layers, arguments, branches of code.
     """
 
     model: str
@@ -219,7 +221,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Report:
-    """The checks of one or more networks. True where all are equal."""
+    """The checks of one or more networks. True if all are equal."""
 
     models: tuple[Model, ...]
     environment: dict[str, Any] = field(default_factory=dict)
@@ -247,14 +249,14 @@ class Report:
         return finite({"schema": SCHEMA, "ok": self.ok, "models": models, "environment": self.environment})
 
     def __str__(self) -> str:
-        # In a notebook rich would show an empty output of its own beside the text.
+        # In a notebook rich would show an empty output in addition to the text.
         console = SafeConsole(width=160, color_system=None, force_terminal=False, force_jupyter=False)
         with console.capture() as capture:
             self.print(console)
         return capture.get()
 
     def failure(self) -> str:
-        """What an assertion says: in the first line, which summaries of tests show, what it comes to; then all."""
+        """The message of an assertion: the conclusion in the first line, which test summaries show; then everything."""
         said = [line for model in self.models if not model.ok for line in verdict(model)[:2]]
         return f"{'; '.join(said)}\n\n{self}".rstrip()
 
@@ -288,7 +290,7 @@ def table(model: Model) -> Table:
 
 
 def precision_table(model: Model) -> Table:
-    """Errors in working precision; a section a side and type."""
+    """Errors in working precision, one section per side and type."""
     title = f"{model.model}  working precision: distance from PyTorch in float64 (measured, no verdict)"
     result = Table(title=title, title_justify="left")
     for heading in ("side", "dtype", "quantity", "worst tensor"):
@@ -304,7 +306,7 @@ def precision_table(model: Model) -> Table:
 
 
 def flips(model: Model) -> Sequence[str]:
-    """A line a side and type that ran: its ReLUs that are not as in float64."""
+    """One line per side and type that ran: its ReLUs that differ from float64."""
     lines = []
     for side, dtype in dict.fromkeys((row.side, row.dtype) for row in model.precision):
         row = next(row for row in model.precision if (row.side, row.dtype) == (side, dtype))
@@ -319,7 +321,7 @@ def flips(model: Model) -> Sequence[str]:
 
 
 def remarks(model: Model) -> list[str]:
-    """Return what is told of a network whether it is right or not."""
+    """Return the lines about a network that do not depend on the verdict."""
     told = [f"advice: {line}" for line in model.advice]
     told += [f"not exercised: {line}" for line in model.unexercised]
     return [*told, *model.limits, *lifted(model)]
@@ -351,7 +353,7 @@ def verdict(model: Model) -> Sequence[str]:
 
 
 def _mismatch(model: Model) -> str:
-    """Return what is wrong with which ports: they differ in float64, or are less precise in another type."""
+    """Return which ports are wrong, and how: they differ in float64, or are less precise in another type."""
     wrong = dict.fromkeys(row.port for row in model.rows if not row.ok)
     types = " and ".join(dict.fromkeys(row.dtype for row in model.rows if not row.ok))
     said = ("differs" if len(wrong) == 1 else "differ") + " from PyTorch"
@@ -371,7 +373,7 @@ def _size(finding: Finding) -> str:
     return "" if finding.size is None else f" (off by {finding.size:.1e} there)"
 
 
-# What is said of each kind of pin.
+# The text for each kind of pin.
 PINNED = {
     CAST: "lifted to float64",
     RECOMPUTED: "computed again in float64",

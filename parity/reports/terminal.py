@@ -1,4 +1,4 @@
-"""What all commands have in common: errors on one line, exit codes, tables, files that appear whole."""
+"""Shared by all commands: errors on one line, exit codes, tables, files that appear whole."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from ports.weights.files.guard import DEBUG
 # typer carries a click of its own, or uses the installed one: the base class of its errors is the same name in both.
 USAGE_ERROR: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 ROOT = Path(__file__).resolve().parents[2]
-REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # what no file and no code is to blame for
+REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # no file and no code is at fault
 
 
 def run(app: typer.Typer, name: str, arguments: Sequence[str] | None, program: str | None = None) -> int:
-    """Run a command; whoever made a mistake, it is one line on stderr and exit code 2: 1 means "mismatch".
+    """Run a command; any mistake is one line on stderr and exit code 2, because 1 means "mismatch".
 
     Args:
-        name: what the line begins with.
+        name: the beginning of the line.
         program: how the command is typed, for its help.
     """
 
@@ -57,7 +57,7 @@ def run(app: typer.Typer, name: str, arguments: Sequence[str] | None, program: s
 
 
 def _mistyped(error: Any) -> str:
-    """Return what is wrong with what was typed, with the option that is nearest to one that does not exist."""
+    """Return what is wrong with a command line; for an unknown option, also the nearest known one."""
     said, wrong, context = error.format_message(), getattr(error, "option_name", None), getattr(error, "ctx", None)
     if wrong is None or context is None:
         return said
@@ -72,13 +72,13 @@ def script(name: str, main: Callable[[], int]) -> int:
 
 
 def _answer(name: str, action: Callable[[], int]) -> int:
-    """The exit code of an action: its own, or 2 where it could not be done."""
+    """The exit code of an action: its own, or 2 if it failed."""
     memory = "out of memory; take a smaller --batch or --image-size, or a smaller network"
     with _any_character():
         try:
             code = action()
             if sys.stdout is not None:
-                sys.stdout.flush()  # else Python finds out that the disk is full when nobody can say so any more
+                sys.stdout.flush()  # otherwise Python finds a full disk only at exit, too late for a message
             return code if isinstance(code, int) else 0
         except UserError as error:
             return complain(name, error)
@@ -86,7 +86,7 @@ def _answer(name: str, action: Callable[[], int]) -> int:
             return complain(name, memory)
         except (KeyboardInterrupt, typer.Abort):
             return complain(name, "interrupted", 130)
-        except BrokenPipeError:  # `parity … | head`: whoever reads has seen enough
+        except BrokenPipeError:  # `parity … | head`: the reader has closed the pipe
             _close_stdout()
             return 2
         except Exception as error:
@@ -102,7 +102,7 @@ def _answer(name: str, action: Callable[[], int]) -> int:
 
 @contextmanager
 def _any_character() -> Iterator[None]:
-    """Let stdout write what its encoding lacks as escapes, as Python lets stderr: a terminal may be ASCII."""
+    """Make stdout write characters outside its encoding as escapes, as stderr does: a terminal may be ASCII."""
     stream = sys.stdout
     errors = stream.errors if isinstance(stream, io.TextIOWrapper) else None
     if isinstance(stream, io.TextIOWrapper) and errors == "strict":
@@ -117,7 +117,7 @@ def _any_character() -> Iterator[None]:
 
 
 def _close_stdout() -> None:
-    """Send what is left for stdout nowhere: Python would try it again at exit, and print what comes of it."""
+    """Discard the remaining output of stdout: Python would try to write it at exit, and print the error."""
     with suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
@@ -125,7 +125,7 @@ def _close_stdout() -> None:
 
 
 def _defect(error: Exception) -> str:
-    """A line for a mistake of this package's own: what was raised, and where."""
+    """A line for a defect of this package: the exception, and where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if Path(frame.filename).is_relative_to(ROOT)] or frames
     place = f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else "an unknown place"
@@ -137,7 +137,7 @@ def _defect(error: Exception) -> str:
 
 
 def complain(name: str, said: str | UserError, code: int = 2) -> int:
-    """Print one line on stderr, of several the first ones; return the exit code."""
+    """Print one line on stderr, or the first ones of several; return the exit code."""
     text = said.lines if isinstance(said, UserError) else said.split("\n")
     lines = [line.strip() for line in text if line.strip()]
     shown = [shortened(printable(line)) for line in lines[:4]]
@@ -147,14 +147,14 @@ def complain(name: str, said: str | UserError, code: int = 2) -> int:
 
 
 class SafeConsole(Console):
-    """A console that prints whatever names stand in a text so that they can be seen, and forge no line."""
+    """A console that prints names in a text visibly, so that they cannot forge a line."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(printable(text), **options)
 
 
 def console(width: int = 140, *, stderr: bool = False) -> Console:
-    """Return a console as wide as the terminal; wide enough for a whole table where the output goes into a file."""
+    """Return a console as wide as the terminal, or wide enough for a whole table if the output goes into a file."""
     stream = sys.stderr if stderr else sys.stdout
     at_terminal = stream is not None and stream.isatty()
     return SafeConsole(stderr=stderr) if at_terminal else SafeConsole(width=width, stderr=stderr)
@@ -171,10 +171,10 @@ def size(text: str | None) -> tuple[int, int] | None:
 
 
 def writable(option: str, file: Path | None, *, again: bool = False) -> None:
-    """Raise where no text can be written, before a long run.
+    """Raise if the text cannot be written, before a long run.
 
     Args:
-        again: the text is read again, which a device or a pipe cannot give.
+        again: the text will be read again, which a device or a pipe does not allow.
     """
     if file is not None:
         _told(option, file, lambda: _check(file, again))
@@ -220,7 +220,7 @@ def _as_it_is(path: Path) -> IO[bytes]:
 
 
 def _told(option: str, path: Path, action: Callable[[], object]) -> None:
-    """Do something with an output; what is wrong with it is said of the option that named it."""
+    """Do something with an output; an error names the option of this output."""
     try:
         action()
     except WeightsError as error:

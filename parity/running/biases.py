@@ -1,8 +1,9 @@
-"""Biases that a port has and PyTorch's layers have not.
+"""Biases that a port has and that PyTorch's layers do not have.
 
 Some layers of Flax have one switch for several projections: `nnx.MultiHeadAttention` has a bias at its keys or at no
-projection, Whisper's attention has one at queries and values alone. Such a port is right where nothing depends on the
-bias, for it stays zero. In the check PyTorch's layer gets a bias of zeros, so that all else is compared, too.
+projection, Whisper's attention has one at queries and values alone. Such a port is right if nothing depends on the
+bias, because the bias stays zero. In the check PyTorch's layer gets a bias of zeros, so that everything else can be
+compared.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ SHAPES: dict[type[nn.Module], Callable[[Any], Sequence[int]]] = {
     nn.LayerNorm: lambda layer: layer.normalized_shape,
 }
 
-# What is left of a gradient that cancels, as a part of what is added up.
+# The remainder of a gradient that cancels, as a fraction of the numbers that are summed.
 CANCELLED = 1e-10
 
 
 def shape(layer: nn.Module) -> Sequence[int] | None:
-    """Return the shape of the bias that a layer lacks; None where it has one, or is of another type."""
+    """Return the shape of the bias that a layer lacks; None if it has one, or is of another type."""
     if not isinstance(layer, tuple(SHAPES)) or layer.bias is not None or layer.weight is None:
         return None
     return next(of(layer) for kind, of in SHAPES.items() if isinstance(layer, kind))
@@ -52,8 +53,8 @@ def with_zeros(model: nn.Module, names: Collection[str]) -> nn.Module:
 def acting(net: nn.Module, probe: Probe, names: Collection[str]) -> list[str]:
     """Return the layers to whose bias the loss gives a gradient in train mode: there it does not stay zero.
 
-    At each output of a layer the gradient of each position is taken. Where they cancel in the sum, as those of keys in
-    front of a softmax and those in front of a BatchNorm do, the bias has no gradient.
+    The function takes the gradient of each position at each output of a layer. If these gradients cancel in the sum, as
+    for keys before a softmax and for layers before a BatchNorm, the bias has no gradient.
     """
     net, tap = copy.deepcopy(net).train(), _Added()
     with run_pytorch.tapped(net, tap, names):
@@ -79,7 +80,7 @@ class _Added(Tap):
 
 
 def _acts(layer: Any, added: Sequence[Tensor]) -> bool:
-    """Return whether the gradients at the outputs of a layer add up to one of its bias."""
+    """Return whether the gradients at the outputs of a layer add up to a gradient of its bias."""
     total, size = torch.zeros_like(layer.bias), torch.zeros_like(layer.bias)
     last = tuple(layer.bias.shape)
     for zeros in added:

@@ -18,7 +18,7 @@ from parity.running.objects import OpenedModel
 
 
 def prepared(model: nn.Module, opened: OpenedModel, inputs: Sequence[Any], options: CallOptions, loss: Loss) -> Probe:
-    """Return what both models are fed, and how they are called.
+    """Return the inputs of both models, and how they are called.
 
     Raises:
         UserError: inputs that are not numbers, a call that one of the models does not take.

@@ -3,8 +3,9 @@
 The folder is `parity/xla` in the user's cache (`$XDG_CACHE_HOME`, or `~/.cache`). `PARITY_CACHE` names another one, and
 `PARITY_CACHE=0` keeps nothing. A folder that the caller gave JAX (`JAX_COMPILATION_CACHE_DIR`) is used as it is.
 
-JAX's key of a program holds its text, its options and the versions of the compiler. It does not hold the processor. A
-home that several machines share would give one machine what another compiled, so each kind of processor has a folder.
+JAX's key of a program holds its text, its options and the versions of the compiler. It does not hold the processor. In
+a home that several machines share, one machine would get what another compiled, so each kind of processor has its own
+folder.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def folder() -> Path | None:
-    """Return the folder for this machine's programs; None where nothing is to be kept."""
+    """Return the folder for this machine's programs; None if programs are not kept."""
     if (asked := os.environ.get("PARITY_CACHE", "")) == "0":
         return None
     home = Path(asked) if asked else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "parity"
@@ -39,7 +40,7 @@ def folder() -> Path | None:
 
 
 def _processor() -> str:
-    """Return the model and the abilities of the processor, as far as the system tells them."""
+    """Return the model and the abilities of the processor, as far as the system reports them."""
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
         return "\n".join(dict.fromkeys(line for line in lines if line.startswith(("model name", "flags", "Features"))))
@@ -48,14 +49,14 @@ def _processor() -> str:
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Take programs from the folder, and put new ones there, in the block. JAX's settings are put back after it."""
+    """Take programs from the folder, and put new ones there, in the block. JAX's settings are restored afterwards."""
     place = folder()
     if jax.config.jax_compilation_cache_dir is not None or place is None:  # pyright: ignore[reportAttributeAccessIssue]
         yield
         return
     try:
         place.mkdir(parents=True, exist_ok=True)
-    except OSError:  # no home that can be written: the check compiles everything, as it would without a folder
+    except OSError:  # no writable home: the check compiles everything, as it would without a folder
         yield
         return
     settings = {**SETTINGS, "jax_compilation_cache_dir": str(place)}
@@ -63,7 +64,7 @@ def kept() -> Iterator[None]:
     _use(settings)
     try:
         with warnings.catch_warnings():
-            # A file that another process has not written to its end: the program is compiled.
+            # Another process has not finished writing the file: compile the program.
             warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
             yield
     finally:
@@ -74,11 +75,11 @@ def kept() -> Iterator[None]:
 def _use(settings: dict[str, Any]) -> None:
     for name, value in settings.items():
         jax.config.update(name, value)
-    compilation_cache.reset_cache()  # JAX looks at the settings once, at its first program
+    compilation_cache.reset_cache()  # JAX reads the settings only once, at its first program
 
 
 def _pruned(place: Path, limit: int = LIMIT) -> None:
-    """Delete the oldest programs where the folder holds more than its limit, until it holds half of it."""
+    """Delete the oldest programs if the folder holds more than its limit, until it holds half of the limit."""
     with suppress(OSError):  # another process does the same
         held = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in place.iterdir())
         over = sum(size for _, size, _ in held) - limit

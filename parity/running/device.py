@@ -1,7 +1,7 @@
-"""Where a check runs, and whether GPUs may round products to TF32: one choice for both frameworks, put back afterwards.
+"""Where a check runs, and whether GPUs may round products to TF32: one choice for both frameworks, restored afterwards.
 
-PyTorch gets a default device, on which everything that is made from numpy arrays appears, and `Crossing` brings results
-back; JAX gets a default device, to which `Functional`s are moved. No other file knows of devices.
+PyTorch gets a default device, on which it creates all tensors made from numpy arrays, and `Crossing` brings results
+back. JAX gets a default device, to which `Functional`s are moved. No other file knows about devices.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from ports.weights.live.pytorch import to_numpy, to_torch
 DEVICES = ("cpu", "gpu")
 TF32 = {"on": True, "off": False}
 
-# What a GPU needs to be told before it is used: memory is shared by two frameworks, and sums are taken in one order.
+# Settings that a GPU needs before its first use: two frameworks share the memory, and sums have a fixed order.
 ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 
-# TF32's products have 10 bits behind the point, float32's 23.
+# In TF32 a factor has 10 fraction bits, in float32 it has 23.
 TF32_UNITS = 2**13
 
 _CONFIG: Any = jax.config
@@ -40,7 +40,7 @@ def torch_gpu() -> torch.device | None:
 def jax_gpu() -> Any:
     try:
         return jax.devices("gpu")[0]
-    except RuntimeError:  # this is how JAX says that there is none
+    except RuntimeError:  # JAX raises this if there is no such device
         return None
 
 
@@ -50,10 +50,10 @@ def has_tf32() -> bool:
 
 
 def require(device: str, tf32: bool | None, dtypes: Sequence[str]) -> None:
-    """Raises where a check cannot run there.
+    """Raise if a check cannot run on the device.
 
     Raises:
-        UserError: an unknown device, a GPU that one of the frameworks does not see, TF32 where there is none.
+        UserError: an unknown device, a GPU that one of the frameworks does not see, TF32 on a device without it.
     """
     if device not in DEVICES:
         raise UserError(f"device: got {device!r}, expected {' or '.join(DEVICES)}")
@@ -65,7 +65,7 @@ def require(device: str, tf32: bool | None, dtypes: Sequence[str]) -> None:
         if blind := [name for name, found in seen.items() if found is None]:
             says = " and ".join(blind)
             raise UserError(
-                f"device: got gpu, expected one that is there: {says} see{'s' if len(blind) == 1 else ''} none; "
+                f"device: got gpu, expected an available one: {says} see{'s' if len(blind) == 1 else ''} none; "
                 "install the frameworks' GPU builds, or take the device cpu"
             )
     if tf32 and device == "cpu":
@@ -80,7 +80,7 @@ def require(device: str, tf32: bool | None, dtypes: Sequence[str]) -> None:
 
 @contextmanager
 def using(device: str, tf32: bool | None = None) -> Iterator[None]:
-    """Both frameworks on this device, with this policy, for the time of the block."""
+    """Both frameworks on this device, with this policy, during the block."""
     gpu = device == "gpu"
     with ExitStack() as stack:
         if gpu:
@@ -105,7 +105,7 @@ def described(device: str) -> str:
 
 
 class Crossing(TorchFunctionMode):
-    """Between PyTorch and numpy, whatever the device and the type: numpy has bfloat16 from `ml_dtypes` only."""
+    """Converts between PyTorch and numpy, for every device and type: numpy has bfloat16 only through `ml_dtypes`."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.numpy:
@@ -116,7 +116,7 @@ class Crossing(TorchFunctionMode):
 
 
 def _jax_cpu() -> Any:
-    """None where JAX was told to have no CPU, or where it is the default anyway."""
+    """None if JAX has no CPU backend, or if the CPU is the default anyway."""
     if _CONFIG.jax_default_device is None and jax.default_backend() == "cpu":
         return None
     try:

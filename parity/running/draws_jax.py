@@ -1,4 +1,4 @@
-"""Lets JAX's random draws give fixed numbers: those that PyTorch's give in `draws_pytorch.py`."""
+"""Makes JAX's random draws give fixed numbers, the same as PyTorch's in `draws_pytorch.py`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from parity.numerics.quantities import NORMAL, UNIFORM
 Draw = Callable[..., Any]
 Shape = Sequence[int]
 
-# A key for what Linen's modules draw; where a stream has none of its own, `params` is taken.
+# A key for the draws of Linen's modules; a stream without its own key uses `params`.
 STREAMS = ("params", "dropout")
 
 
@@ -32,7 +32,7 @@ def _bernoulli(
 ) -> jax.Array:
     """Keep everything that has a chance to be kept.
 
-    Where dropout does nothing, give the chance itself: a mask that is divided by it then does nothing.
+    If dropout does nothing, give the chance itself: a mask that is divided by the chance then does nothing.
     """
     if isinstance(p, float | int) and (found := COUNTED.get()) is not None:
         found[round(1 - p, 6)] += 1
@@ -60,16 +60,16 @@ def _normal(key: ArrayLike, shape: Shape = (), dtype: DTypeLike = float, **kw: o
 
 UNKNOWN = -1.0  # the part that a uniform draw drops
 
-# How often values are dropped, by the part that is dropped, where somebody counts.
+# How often values are dropped, by the fraction that is dropped, while somebody counts.
 COUNTED: ContextVar[Counter[float] | None] = ContextVar("COUNTED", default=None)
 
-# Whether dropout scales what it keeps; otherwise it does nothing.
+# Whether dropout scales the values that it keeps; otherwise it does nothing.
 DROPS: ContextVar[bool] = ContextVar("DROPS", default=True)
 
 
 @contextmanager
 def counted() -> Iterator[Counter[float]]:
-    """Give a count of the draws that may drop values, by the part that they drop; `UNKNOWN` of uniform draws."""
+    """Give a count of the draws that may drop values, by the dropped fraction; uniform draws count as `UNKNOWN`."""
     found: Counter[float] = Counter()
     token = COUNTED.set(found)
     try:
@@ -96,7 +96,7 @@ DRAWS: dict[str, Draw] = {"bernoulli": _bernoulli, "uniform": _uniform, "normal"
 
 @contextmanager
 def fixed_draws() -> Iterator[None]:
-    """Let this thread's draws give the same numbers. Other threads share the module, and get what JAX draws."""
+    """Make this thread's draws give the same numbers. Other threads share the module, and get JAX's real draws."""
     thread = threading.get_ident()
     originals: dict[str, Draw] = {name: getattr(jax.random, name) for name in DRAWS}
 

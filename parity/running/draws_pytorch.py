@@ -1,7 +1,8 @@
-"""Lets PyTorch's random draws give fixed numbers: those that JAX's give in `draws_jax.py`.
+"""Makes PyTorch's random draws give fixed numbers, the same as JAX's in `draws_jax.py`.
 
-Dropout then keeps everything and scales by 1/(1 - p), as it does in training: so the check compares rates and places of
-dropout, and no two runs differ. A mask has one value throughout, for the frameworks draw in another order and layout.
+Dropout then keeps everything and scales by 1/(1 - p), as it does in training. So the check compares rates and places of
+dropout, and no two runs differ. A mask has one value throughout, because the frameworks draw in different orders and
+layouts.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ Function = Callable[..., Any]
 Given = tuple[Any, ...]
 Keywords = dict[str, Any]
 
-# Self-normalizing networks' dropout sets to this value, and then scales and shifts (Klambauer et al. 2017).
+# Dropout for self-normalizing networks sets values to this number, then scales and shifts (Klambauer et al. 2017).
 ALPHA = -1.7580993408473766
 
 DROPOUT = {"dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"}
 ALPHA_DROPOUT = {"alpha_dropout", "feature_alpha_dropout"}
 
-# Where a function's arguments say what it drops, or keeps.
+# The argument of a function that says how much it drops, or keeps.
 CHANCES: dict[str, tuple[int, tuple[str, ...]]] = {
     **dict.fromkeys((*DROPOUT, *ALPHA_DROPOUT, "bernoulli"), (1, ("p",))),
     "scaled_dot_product_attention": (4, ("dropout_p",)),
@@ -48,10 +49,10 @@ class FixedDraws(TorchFunctionMode):
     """Every draw gives the same numbers.
 
     Attributes:
-        drops: whether dropout scales what it keeps; otherwise it does nothing.
-        chances: what every draw that may drop values drops, from 0 to 1.
-        floors: what masks drop that are a uniform draw and a number, rounded down or compared, as drop paths are
-            written.
+        drops: whether dropout scales the values that it keeps; otherwise it does nothing.
+        chances: the fraction that each draw may drop, from 0 to 1.
+        floors: the fraction that a mask drops if it is a uniform draw and a number, rounded down or compared, as in
+            drop paths.
     """
 
     def __init__(self, drops: bool = True) -> None:
@@ -75,7 +76,7 @@ class FixedDraws(TorchFunctionMode):
         return drawn
 
     def _shifted(self, name: str, args: Given, value: Any) -> Any:
-        """Follow a uniform draw until it is a mask: a number is added and the sum rounded down, or the two compared."""
+        """Follow a uniform draw until it is a mask: a number is added and the sum rounded, or both are compared."""
         if name in COMPARISONS:
             self._compared(name, args, value)
         elif name in CASTS and (mean := getattr(args[0], "mean_kept", None)) is not None:
@@ -95,7 +96,7 @@ class FixedDraws(TorchFunctionMode):
         return value
 
     def _compared(self, name: str, args: Given, value: Any) -> None:
-        """Count a mask that is a uniform draw beside a number, and note the part of it that is true."""
+        """Count a mask made from a uniform draw and a number, and record the fraction of it that is true."""
         if len(args) != 2:
             return
         drawn, number = args if isinstance(args[0], Tensor) else args[::-1]
@@ -115,7 +116,7 @@ def _argument(args: Given, kwargs: Keywords, place: int, names: tuple[str, ...],
 
 
 def _filled(func: Function, args: Given, kwargs: Keywords, value: Any) -> Tensor:
-    """Return a tensor of one value: the first argument itself, where the function works in place."""
+    """Return a tensor of one value; the first argument itself if the function works in place."""
     out = args[0] if func.__name__.endswith("_") else func(*args, **kwargs)
     # PyTorch makes a float32 tensor of a number.
     dtype = torch.float64 if isinstance(value, float) else None
@@ -153,7 +154,7 @@ def _attention(func: Function, args: Given, kwargs: Keywords) -> Tensor | None:
 
 
 def _multi_head(func: Function, args: Given, kwargs: Keywords) -> Any:
-    """Run PyTorch's multi-head attention, whose own calls of functions no mode sees."""
+    """Run PyTorch's multi-head attention, whose inner function calls no mode can see."""
     if not _argument(args, kwargs, 10, ("dropout_p",), 0.0) or not kwargs.get("training", True):
         return None
     places: dict[str, Function] = {"dropout": _dropout, "scaled_dot_product_attention": _attention}
@@ -166,7 +167,7 @@ def _multi_head(func: Function, args: Given, kwargs: Keywords) -> Any:
 
         return call
 
-    with NAMES:  # the names are the whole process's
+    with NAMES:  # these names are global in the process
         for name in places:
             setattr(F, name, fixed(name))
         try:
@@ -215,7 +216,7 @@ HANDLERS: dict[str, Callable[[Function, Given, Keywords], Any]] = {
 
 
 def _mean(func: Function, args: Given, kwargs: Keywords) -> Tensor | None:
-    """Give the chance itself: a mask that is divided by it then does nothing."""
+    """Give the chance itself: a mask that is divided by the chance then does nothing."""
     p = _argument(args, kwargs, 1, ("p",), 0.5 if func.__name__.endswith("_") else None)
     return _filled(func, args, kwargs, args[0] if p is None else p)
 
@@ -234,7 +235,7 @@ def _multi_head_undropped(func: Function, args: Given, kwargs: Keywords) -> Any:
     return func(*args, **{**kwargs, "dropout_p": 0.0} if len(args) < 11 else kwargs)
 
 
-# What dropout is where the port has none.
+# Dropout for ports that have none.
 OFF: dict[str, Callable[[Function, Given, Keywords], Any]] = {
     **dict.fromkeys(DROPOUT | ALPHA_DROPOUT, _as_it_is),
     "scaled_dot_product_attention": _undropped,

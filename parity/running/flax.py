@@ -1,6 +1,6 @@
 """Runs a Flax network, NNX or Linen, and records every quantity in PyTorch's names and layouts.
 
-`run_nnx.py` and `run_linen.py` give a network as pure functions (`Functional`); what is done with them stands here.
+`nnx.py` and `linen.py` give a network as pure functions (`Functional`); this module runs them.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ class Functional:
 
     Attributes:
         params: the tree of parameters.
-        stats: the tree of everything else: running statistics.
+        stats: the tree of everything else, such as running statistics.
         forward: (params, stats, inputs, call, train, tap) to (output, new stats).
-        to_torch: (params, stats) to the torch form; gradients may stand in for the parameters.
+        to_torch: (params, stats) to the torch form; gradients may take the place of the parameters.
     """
 
     params: PyTree
@@ -65,15 +65,15 @@ class Functional:
 
 
 def placed(arrays: PyTree) -> PyTree:
-    """Return JAX's arrays on the device of the check (`running.device`), wherever they were."""
+    """Move JAX's arrays to the device of the check (`running.device`)."""
     config: Any = jax.config
     return jax.device_put(arrays, config.jax_default_device)
 
 
 class Listener:
-    """Tells a tap of the calls of layers, for one run.
+    """Reports the calls of layers to a tap, for one run.
 
-    Layers inside a transformation of its own (an inner `jit`, `vmap`) are passed by: their values end there.
+    It skips layers inside an inner transformation (`jit`, `vmap`), whose values cannot leave it.
     """
 
     def __init__(self, tap: Tap) -> None:
@@ -86,7 +86,8 @@ class Listener:
         """Call a layer.
 
         Args:
-            names: the layer's; of a stack those of all layers, which are called in turn. An empty one is not recorded.
+            names: the layer's name; for a stack, the names of all layers, which are called in turn. An empty name is
+                not recorded.
         """
         if _trace() != self.trace:
             self.tap.passed(names)
@@ -108,7 +109,7 @@ class Listener:
 
 
 def by_module(names: Mapping[str, str], places: Iterable[Place[Any]]) -> dict[str, tuple[str, ...]]:
-    """Return the names that a module's calls are recorded under: several where it holds a stack of layers.
+    """Return the names under which a module's calls are recorded: several if it holds a stack of layers.
 
     Args:
         names: by the port's names of layers and of modules around them.
@@ -144,7 +145,7 @@ def _stacks(places: Iterable[Place[Any]]) -> dict[str, tuple[str, int]]:
 
 
 def layer_names(modules: Iterable[str], places: Iterable[Place[Any]]) -> dict[str, str]:
-    """Return all names that calls can be recorded under, by themselves: of a stack those of its layers."""
+    """Return every single name under which calls can be recorded; for a stack, those of its layers."""
     stacks = _stacks(places)
     whole = {module for module, _ in stacks.values()}
     return {name: name for name in (*modules, *stacks) if name and name not in whole}
@@ -165,7 +166,7 @@ def _trace() -> Any:
 
 @contextmanager
 def float64_attention() -> Iterator[None]:
-    """Let this thread's calls of `jax.nn.dot_product_attention` compute their softmax in float64, not in float32.
+    """Make this thread's calls of `jax.nn.dot_product_attention` compute their softmax in float64, not in float32.
 
     NNX's attention calls it. Other threads share the module, and get what JAX computes.
     """
@@ -193,7 +194,7 @@ def attention(
     is_causal: bool = False,
     **_: object,
 ) -> jax.Array:
-    """(batch, length, heads, depth) in the type of the inputs; a mask is true where there is attention."""
+    """Attention (batch, length, heads, depth) in the type of the inputs; a mask is true where a query may see a key."""
     groups = query.shape[-2] // key.shape[-2]
     key, value = (jnp.repeat(a, groups, axis=-2) for a in (key, value))
     scores = jnp.einsum("...qhd,...khd->...hqk", query, key) * (query.shape[-1] ** -0.5 if scale is None else scale)
@@ -205,7 +206,7 @@ def attention(
 
 
 def inputs_of(probe: Probe) -> tuple[PyTree, Call]:
-    """Return the probe's inputs in Flax's layouts, and the call with all that is passed by name."""
+    """Return the probe's inputs in Flax's layouts, and the call with all arguments by name."""
 
     def change(name: str, array: np.ndarray) -> jax.Array:
         return jnp.array(to_flax(array, probe.layouts.get(name) or default_layout(array)))
@@ -218,13 +219,13 @@ def inputs_of(probe: Probe) -> tuple[PyTree, Call]:
 def moving(inputs: PyTree) -> dict[str, jax.Array]:
     """Return the floating arrays of the inputs by name: gradients reach these.
 
-    JAX sorts the keys of a dict, and Python keeps them as they were written. So arrays pass through JAX by name.
+    JAX sorts the keys of a dict, and Python keeps their order, so arrays pass through JAX by name.
     """
     return {name: a for name, a in leaves(inputs, "input") if jnp.issubdtype(a.dtype, jnp.floating)}
 
 
 def with_moving(inputs: PyTree, arrays: Mapping[str, jax.Array]) -> PyTree:
-    """Return the inputs as they were given, with these arrays in the places of the same names."""
+    """Return the original inputs, with these arrays in the places of the same names."""
     return mapped(inputs, lambda name, a: arrays.get(name, a))
 
 
@@ -242,7 +243,7 @@ def outputs(values: PyTree, expected: Tensors) -> Tensors:
 
 
 def records(record: Mapping[str, jax.Array], expected: Tensors, probe: Probe) -> Tensors:
-    """Return what layers gave, in the layouts of the reference, at the positions that count."""
+    """Return the outputs of layers, in the layouts of the reference, at the positions that count."""
     arrays = {name: broadcast(aligned(value, expected.get(name)), expected.get(name)) for name, value in record.items()}
     return {name: probe.counted(array) for name, array in arrays.items()}
 
@@ -270,8 +271,8 @@ class PortRuns:
         """Prepare the programs.
 
         Args:
-            parameters: the PyTorch names of what is trained; the rest is statistics.
-            reference: what PyTorch gave, whose layouts the results get.
+            parameters: the PyTorch names of the trained tensors; the rest are statistics.
+            reference: PyTorch's results, whose layouts the port's results get.
             pins: gets the places where the port's code fixes a type.
         """
         self.net, self.probe, self.training = net, probe, training
@@ -299,7 +300,7 @@ class PortRuns:
         return jax.jit(jax.value_and_grad(program(objective, self.pins), argnums=(0, 1), has_aux=True))
 
     def _updates_of(self, transform: Any) -> Callable[..., Any]:
-        """Return the transform's update; lifted, where it computes in a narrower type: a schedule that counts does."""
+        """Return the transform's update, lifted if it computes in a narrower type, as schedules that count do."""
         chosen: list[Callable[..., Any]] = []
 
         def update(grads: Any, state: Any, params: Any) -> Any:
@@ -315,8 +316,8 @@ class PortRuns:
         """All quantities of `numerics.quantities.QUANTITIES`, one after the other; those of training in several parts.
 
         Args:
-            net: the network with other weights; by default as it is.
-            probe: with other inputs; by default as they are.
+            net: the network with other weights; by default the network itself.
+            probe: the probe with other inputs; by default the probe itself.
         """
         net, arrays = net or self.net, moving(self.inputs if probe is None else inputs_of(probe)[0])
         training, reference = self.training, self.reference
@@ -329,8 +330,8 @@ class PortRuns:
         tx, start, params, stats = training.transform, net.params, net.params, net.stats
         with raising(TRANSFORM, expected=OF_GRADIENTS):
             state = tx.init(start) if training.steps else None
-        # PyTorch's optimizers leave a parameter without a gradient as it is. So does the check's own training here;
-        # what a transform of the caller's does is what is judged.
+        # PyTorch's optimizers leave a parameter without a gradient as it is. So does the check's own training here; a
+        # transform of the caller's is judged by what it does.
         named = () if training.own else self.probe.idle
         idle, frozen = (
             set() if not names else _leaves_of(net, names)
@@ -358,7 +359,7 @@ class PortRuns:
     def _gradients(
         self, net: Functional, held: tuple[PyTree, PyTree], gradients: tuple[PyTree, dict[str, jax.Array]]
     ) -> Iterator[tuple[str, Tensors]]:
-        """Yield what is compared after the first backward pass."""
+        """Yield the quantities that are compared after the first backward pass."""
         (params, stats), (grads, input_grads), probe = held, gradients, self.probe
         torch_form = net.to_torch(grads, stats)
         self.trains_frozen = [name for name in probe.frozen if name in torch_form and torch_form[name].any()]
@@ -371,7 +372,7 @@ class PortRuns:
         yield "statistics", {name: a for name, a in torch_form.items() if name in wanted - {*self.parameters}}
 
     def _trained(self, net: Functional, params: PyTree, state: PyTree, step: int) -> Iterator[tuple[str, Tensors]]:
-        """Yield what is compared after a step of training."""
+        """Yield the quantities that are compared after a step of training."""
         probe = self.probe
         old, new = net.to_torch(net.params, net.stats), net.to_torch(params, net.stats)
         updates = {name: new[name] - old[name] for name in (*self.parameters, *probe.idle) if name in new}
@@ -384,7 +385,7 @@ class PortRuns:
 
 
 def parameter_leaves(net: Functional) -> dict[str, set[int]]:
-    """Return the places, among the leaves of the parameters, that a tensor is made of; by name, parameters alone."""
+    """Return the places, among the leaves of the parameters, that make up each tensor; by name, parameters only."""
     leaves, tree = jax.tree.flatten(net.params)
     # In numpy: JAX would compile two programs for each shape.
     marks = [np.full(leaf.shape, i, leaf.dtype) for i, leaf in enumerate(leaves, 1)]
@@ -398,7 +399,7 @@ def parameter_leaves(net: Functional) -> dict[str, set[int]]:
 
 
 def as_in_pytorch(gradient: jax.Array) -> jax.Array:
-    """Return PyTorch's gradient: of complex numbers JAX gives its conjugate."""
+    """Return PyTorch's gradient: for complex numbers JAX gives the conjugate."""
     return gradient.conj() if jnp.iscomplexobj(gradient) else gradient
 
 
@@ -410,7 +411,7 @@ def _leaves_of(net: Functional, names: Collection[str]) -> set[int]:
 
 
 def _stopped(frozen: Collection[int], grads: PyTree) -> PyTree:
-    """Return the gradients, zeros in the frozen places: nothing that PyTorch does not train counts in a norm."""
+    """Return the gradients with zeros in the frozen places, which must not add to a norm."""
     if not frozen:
         return grads
     slopes, tree = jax.tree.flatten(grads)
@@ -418,7 +419,7 @@ def _stopped(frozen: Collection[int], grads: PyTree) -> PyTree:
 
 
 def _without(idle: Collection[int], changes: PyTree, grads: PyTree) -> PyTree:
-    """Return the changes, zeros in the idle places where the gradient is zero: decay must not move what stays."""
+    """Return the changes with zeros in the idle places whose gradient is zero: decay must not move these tensors."""
     if not idle:
         return changes
     new, tree = jax.tree.flatten(changes)
@@ -438,7 +439,7 @@ STATES = {
 
 
 def optimizer_tensors(state: PyTree, to_torch: Callable[[PyTree], Tensors], structure: object) -> Tensors:
-    """The tensors of an optax state by PyTorch's names, those that have one: `exp_avg/conv1.weight`."""
+    """The tensors of an optax state that have a name in PyTorch, by that name: `exp_avg/conv1.weight`."""
     found: Tensors = {}
     if isinstance(state, State):
         trees = state.tensors

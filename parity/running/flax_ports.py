@@ -1,4 +1,4 @@
-"""Flax's two interfaces as the check sees them: one record each. No other module asks which of the two a model is."""
+"""Flax's two interfaces as the check sees them, one record each: no other module asks which of them a model uses."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class FlaxPort:
     """One of Flax's interfaces. A model is an `nnx.Module`, or Linen's `(module, variables)`.
 
     Attributes:
-        promote: gives a copy of a model in a type, which drops nothing.
+        promote: gives a copy of a model in a type.
         copied: gives a model that may be written into.
-        modules: gives the modules by the names of their scopes, where only a run tells them.
-        inventory: gives the layers with tensors, from a model, what it is fed, and its `modules`.
+        modules: gives the modules by the names of their scopes, if only a run shows them.
+        inventory: gives the layers with tensors, from a model, its inputs and its `modules`.
         functional: gives the pure functions that are run; from a model, PyTorch's names of the layers that are recorded
             and of its tensors, its `modules`, and the type that it computes in.
         places: gives where a model keeps each tensor.
         called: gives the module that is called.
-        put: writes arrays to their slots; gives the model.
-        variable_names: gives what a checkpoint calls the whole variable of a slot.
+        put: writes arrays to their slots, and gives the model.
+        variable_names: gives a checkpoint's name of the whole variable of a slot.
         types: gives the types that a model's layers are set to, and those of its parameters.
     """
 
@@ -57,10 +57,10 @@ class FlaxPort:
         return run_nnx.is_narrow(self.types(net, fed))
 
     def written(self, net: Net, own: Mapping[str, np.ndarray], modules: object) -> Net:
-        """Return the model with these tensors, in its own types: NNX's itself, of Linen's a copy of the variables."""
+        """Return the model with these tensors, in its own types: the same NNX model, or Linen's with new variables."""
         places = self.places(net, modules)
         given = {slot.key for name, place in places.items() if name in own for slot in place.slots}
-        # The second name of a tensor that is given follows the first.
+        # A second name of a tensor follows its first name.
         places = {n: p for n, p in places.items() if n in own or given.isdisjoint(slot.key for slot in p.slots)}
         values = {n: own[n].astype(p.dtype) if n in own else p.read() for n, p in places.items()}
         new: Any = flax_weights.plan(places, values, ())  # pyright: ignore[reportArgumentType]
@@ -74,7 +74,7 @@ def _nnx_functional(
     modules: object = None,
     dtype: str = "",
 ) -> Functional:
-    """The layers of an NNX model hold their types themselves, and its modules."""
+    """The layers of an NNX model hold their types themselves, and the model holds its modules."""
     return run_nnx.functional(net, names, tensors)
 
 

@@ -1,6 +1,6 @@
-"""Runs in which every layer gets a given value, in PyTorch and in Flax, and what each layer makes of it.
+"""Runs in which every layer gets a given value, in PyTorch and in Flax, and which record what each layer makes of it.
 
-A softmax counts as a layer, wherever it is called: what it gets is given, and what it gives is kept.
+A softmax counts as a layer, wherever it is called: its input is given, and its output is recorded.
 """
 
 from __future__ import annotations
@@ -33,18 +33,19 @@ from ports.weights.live.pytorch import to_numpy
 Key = tuple[str, str]
 Values = dict[Key, np.ndarray]
 
-# What calls of a softmax are called, and JAX's names of the functions that one of its calls goes through.
+# The name for calls of a softmax, and JAX's names of the functions that such a call goes through.
 SOFTMAX, RULES = "(softmax)", ("_softmax", "_softmax_deprecated")
 
 
 class Forcing(Tap):
-    """Keeps what comes to every layer and out of it, and puts other values in their places.
+    """Records the input and output of every layer, and replaces them by other values.
 
-    `running` has the modules that run, from the outside in, where they are told (`_running`).
+    `running` has the modules that run, from the outside in, if they are reported (`_running`).
 
     Args:
         values: in PyTorch's layout; nothing is replaced elsewhere.
-        put: gives a framework's array from a key, a value and what it replaces; None where the shapes do not fit.
+        put: gives a framework's array from a key, a value and the array that it replaces; None if the shapes do not
+            fit.
     """
 
     def __init__(self, values: Values, put: Callable[[Key, np.ndarray, Any], Any]) -> None:
@@ -69,7 +70,7 @@ class Forcing(Tap):
         return y
 
     def _at(self, key: Key, value: Any, maker: str) -> Any:
-        """Keep a value and return what is put in its place. The module that made it is the innermost that gave it."""
+        """Record a value and return its replacement. Its module is the innermost one that returned it."""
         self.seen[key], self.within[key] = value, maker
         new = None if key not in self.values else self.put(key, self.values[key], value)
         new = value if new is None else new
@@ -79,7 +80,7 @@ class Forcing(Tap):
 
 @contextmanager
 def _running(net: nn.Module, tap: Forcing) -> Iterator[None]:
-    """Tell a tap which modules run, those that are called by keywords alone too, once it has seen what they get."""
+    """Tell a tap which modules run, also those that are called only with keywords, after it has seen their inputs."""
     hooks = []
 
     def left(*_: object) -> None:
@@ -96,7 +97,7 @@ def _running(net: nn.Module, tap: Forcing) -> Iterator[None]:
 
 
 class _Softmaxes(TorchFunctionMode):
-    """Tells a tap of the calls of a softmax, but of those inside PyTorch's own Python functions."""
+    """Reports the calls of a softmax to a tap, except those inside PyTorch's own Python functions."""
 
     FUNCTIONS = (torch.softmax, torch.Tensor.softmax, torch.nn.functional.softmax, torch.special.softmax)
 
@@ -111,7 +112,7 @@ class _Softmaxes(TorchFunctionMode):
 
 @contextmanager
 def _jax_softmaxes(tap: Forcing) -> Iterator[None]:
-    """Tell a tap of this thread's calls of `jax.nn.softmax`, imported under whatever name: it calls one of `RULES`."""
+    """Report this thread's calls of `jax.nn.softmax` to a tap, under any imported name: it calls one of `RULES`."""
     module, thread = inspect.unwrap(jax.nn.softmax).__globals__, threading.get_ident()
     originals = {name: module[name] for name in RULES if name in module}
 
@@ -141,7 +142,7 @@ def _into_torch(key: Key, array: np.ndarray, old: torch.Tensor) -> torch.Tensor 
 
 
 def _layout(key: Key, expected: np.ndarray, got: jax.Array) -> str | None:
-    """Return in which layout a port holds an array; None where it holds another one. Scores have no channels."""
+    """Return the layout in which a port holds an array; None if it holds a different array. Scores have no channels."""
     if expected.ndim != got.ndim or not jnp.issubdtype(got.dtype, jnp.floating):
         return None
     if is_softmax(key):
@@ -150,9 +151,10 @@ def _layout(key: Key, expected: np.ndarray, got: jax.Array) -> str | None:
 
 
 def _into_jax(key: Key, array: np.ndarray, old: jax.Array) -> jax.Array | None:
-    """Return a value in the type of what it replaces, or in the reference's where that is wider.
+    """Return a value in the type of the array that it replaces, or in the reference's type if that is wider.
 
-    So a layer that gives a narrower type is found itself, and not those behind it. A softmax's own type is what counts.
+    So the check finds the layer that gives a narrower type, and not the layers after it. For a softmax its own type
+    counts.
     """
     layout = _layout(key, array, old)
     dtype = old.dtype if is_softmax(key) else jnp.promote_types(old.dtype, array.dtype)
@@ -160,7 +162,7 @@ def _into_jax(key: Key, array: np.ndarray, old: jax.Array) -> jax.Array | None:
 
 
 def of_torch(net: nn.Module, fed: Probe, values: Values, train: bool) -> tuple[Values, dict[Key, str]]:
-    """Return what a PyTorch network has at its modules and its end, in its types, and in which module each was made."""
+    """Return a PyTorch network's values at its modules and its end, in its types, and the module that made each."""
     net, tap = (copy.deepcopy(net) if train else net).train(train), Forcing(values, _into_torch)
     names = [name for name, _ in net.named_modules() if name]
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -176,7 +178,7 @@ def of_torch(net: nn.Module, fed: Probe, values: Values, train: bool) -> tuple[V
 
 
 def of_flax(net: Functional, fed: Probe, values: Values, train: bool) -> Values:
-    """Return what a port has there, in PyTorch's layout, one operation after the other."""
+    """Return a port's values there, in PyTorch's layout, run one operation after the other."""
     tap = Forcing({key: array for key, array in values.items() if key[0] != "end"}, _into_jax)
     result = _run(net, fed, train, tap)
     found = {}
@@ -194,7 +196,7 @@ def keys_of(net: Functional, fed: Probe, train: bool) -> set[Key]:
 
 
 def _run(net: Functional, fed: Probe, train: bool, tap: Forcing) -> Any:
-    """Return what a port gives, one operation after the other."""
+    """Return a port's results, run one operation after the other."""
     with jax.enable_x64(False), jax.disable_jit(), _jax_softmaxes(tap):
         inputs, call = run_flax.inputs_of(fed)
         return net.forward(net.params, net.stats, inputs, call, train, tap)[0]

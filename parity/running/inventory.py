@@ -36,7 +36,7 @@ def of_torch(net: nn.Module, probe: Probe, state: Mapping[str, np.ndarray]) -> l
     """PyTorch's layers with tensors.
 
     Args:
-        state: the tensors by name; those that are one tensor in the model are one array.
+        state: the tensors by name; names that share a tensor in the model share an array.
     """
     layers: list[ModelLayer] = []
     inside: list[str] = []
@@ -66,7 +66,7 @@ def of_torch(net: nn.Module, probe: Probe, state: Mapping[str, np.ndarray]) -> l
     ranks = _ranks(record, names)
     parameters = dict(net.named_parameters(remove_duplicate=False))
     tensors = {layer.name: [parameters[n] for n in layer.tensors.values() if n in parameters] for layer in layers}
-    # A tensor of several layers is used by those that are called.
+    # If several layers share a tensor, those that are called use it.
     called = {id(p) for layer in layers if module_of(layer.name) in ranks for p in tensors[layer.name]}
 
     def uses(layer: ModelLayer) -> bool:
@@ -81,13 +81,13 @@ def of_torch(net: nn.Module, probe: Probe, state: Mapping[str, np.ndarray]) -> l
 def _ranked(
     layers: Sequence[ModelLayer], at: Mapping[str, int | None], last: int, uses: Callable[[ModelLayer], bool]
 ) -> None:
-    """Say of each layer when it is called.
+    """Set when each layer is called.
 
-    When a module's own tensors are used is not seen, nor when another module uses the tensors of a layer that is never
-    called: behind all others, in the modules' order.
+    It is unknown when a module's own tensors are used, or when another module uses the tensors of a layer that is never
+    called: these come after all others, in the modules' order.
 
     Args:
-        at: when each layer is called; None where no call is seen.
+        at: when each layer is called; None if no call is seen.
         last: behind all calls.
         uses: whether the tensors of a layer are used.
     """
@@ -103,14 +103,14 @@ def _trains(tensor: torch.Tensor) -> bool:
 
 
 def _ranks(record: Recorder, modules: Container[str]) -> dict[str, int]:
-    """Return when each module is called first: inside a transformation that is not seen into, too."""
+    """Return when each module is called first, also inside an opaque transformation."""
     calls = [*record.called, *record.inputs, *record.outputs]
     names = (call if call in modules else layer_of(call) for call in calls)
     return {name: i for i, name in enumerate(dict.fromkeys(names))}
 
 
 def _owned(layers: Iterable[ModelLayer], ranks: Mapping[str, int]) -> None:
-    """Say of each module's own parameter which module it belongs to, and when that is called."""
+    """Set, for each module's own parameter, the module that it belongs to, and when that module is called."""
     for layer in layers:
         if layer.kind == OWN and layer.tensors.keys() == {"value"}:
             layer.owner = next((outer for outer in _prefixes(layer.name) if outer in ranks), "")
@@ -125,7 +125,7 @@ def _buffers(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _recurrent(name: str, kind: str, tensors: Iterable[str], state: Mapping[str, np.ndarray]) -> list[ModelLayer]:
-    """A layer for each level and direction: `lstm@l0`, `lstm@l0_reverse`; `lstm` where there is one."""
+    """One layer for each level and direction: `lstm@l0`, `lstm@l0_reverse`; `lstm` if there is only one."""
     levels: dict[str, ModelLayer] = {}
     for tensor in tensors:
         match = re.fullmatch(r"(\w+?)_(l\d+(?:_reverse)?)", tensor)
@@ -139,7 +139,7 @@ def _recurrent(name: str, kind: str, tensors: Iterable[str], state: Mapping[str,
 
 
 def module_of(name: str) -> str:
-    """Return the PyTorch module of a layer: that of a level of an LSTM (`lstm@l0`) is the LSTM."""
+    """Return the PyTorch module of a layer; for a level of an LSTM (`lstm@l0`), the LSTM."""
     return re.sub(r"@l\d+(_reverse)?$", "", name)
 
 
@@ -182,7 +182,7 @@ def linen_types(net: run_linen.Net, probe: Probe) -> list[Any]:
 
 
 def linen_layers(net: run_linen.Net, probe: Probe) -> run_linen.Layers:
-    """Linen's modules under the names of their scopes, found by running it: those made in `nn.compact` too."""
+    """Linen's modules under the names of their scopes, found by a run, including those made in `nn.compact`."""
     module, variables = net
     found: dict[tuple[str, ...], flax.linen.Module] = {}
 
@@ -237,7 +237,7 @@ def of_linen(net: run_linen.Net, probe: Probe, layers: Mapping[str, flax.linen.M
 
 
 def _trace(functional: run_flax.Functional, probe: Probe, record: Recorder) -> set[str]:
-    """Run a Flax model for its calls alone, without numbers; return the tensors of parameters that it does not use."""
+    """Run a Flax model without numbers, to see its calls; return the parameter tensors that it does not use."""
     inputs, call = run_flax.inputs_of(probe)
 
     def forward(params: Any, stats: Any) -> None:
@@ -260,13 +260,13 @@ def _of_flax(
     """Layers in the order of their modules.
 
     Args:
-        cells: the names of recurrent cells by those of the layers that run them.
+        cells: the names of recurrent cells by the names of the layers that run them.
         unused: the names of parameters that the model does not use.
     """
     layers: dict[str, ModelLayer] = {}
     for own, place in places.items():
         row = None if place.own else kind_of(modules[place.module])
-        if row is None or not has_counterpart(row):  # nothing tells PyTorch's class: the tensors pair one by one
+        if row is None or not has_counterpart(row):  # PyTorch's class is not known: the tensors pair one by one
             trained = place.leaf.collection == "params"
             layers[own] = ModelLayer(own, OWN, {"value": own}, {"value": place.read()}, trained=trained)
             continue
@@ -299,7 +299,7 @@ def _heads(shapes: Sequence[Shape], value: np.ndarray) -> int:
 
 
 def _prefixes(name: str) -> Iterator[str]:
-    """The longest first: `a.b.weight` stands in `a.b`, or in `a`, or in the network itself."""
+    """The longest first: `a.b.weight` belongs to `a.b`, or to `a`, or to the network itself."""
     parts = name.split(".")
     for i in range(len(parts) - 1, -1, -1):
         yield ".".join(parts[:i])

@@ -1,21 +1,22 @@
-"""Keep a check apart from the process that it runs in: one check at a time, in known settings, which are put back.
+"""Isolate a check from its process: one check at a time, in known settings, which are restored afterwards.
 
 One check. Parts of a check change what all threads share (`__call__` of NNX classes, PyTorch's deterministic mode). A
 second check in another thread waits until the first has ended. A check that is called inside a check, by a model or by
 a loss, could only wait for itself: it is refused. A model that starts a check in another thread must not wait for it.
 
-Known settings. `TORCH` and `JAX` list what a caller may have set and what the check needs: a check in `torch.no_grad()`
-or `jax.debug_nans` gives the verdict that it gives outside. PyTorch's default type may be float64, the type of the
-verdict; any narrower one becomes float32. A warning that the caller turns into an error is shown.
+Known settings. `TORCH` and `JAX` list the settings that a caller may have changed, with the values that the check
+needs: a check in `torch.no_grad()` or `jax.debug_nans` gives the same verdict as outside. PyTorch's default type may be
+float64, the type of the verdict; a narrower one becomes float32. If the caller turns a warning into an error, the check
+only shows the warning.
 
 Put back. The settings, the warning filters and the states of the global random generators are the caller's again after
 a verdict, an exception or an interrupt.
 
 Other threads may run PyTorch, JAX and Flax meanwhile, on any model that the check does not get. They keep their grad
-mode, autocast, default device and JAX settings, which belong to a thread. Five things belong to the process, and they
-see them change: PyTorch's deterministic mode (on, with warnings), its default type and anomaly mode where the caller
-changed them, warning filters, and JAX's folder of compiled programs (`compiled`). Numbers that they draw from global
-generators may be drawn again after the check.
+mode, autocast, default device and JAX settings, which belong to a thread. Five settings belong to the process, so other
+threads see them change: PyTorch's deterministic mode (on, with warnings), its default type and its anomaly mode if the
+caller changed them, warning filters, and JAX's folder of compiled programs (`compiled`). Numbers that other threads
+draw from global generators may be drawn again after the check.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ from ports.errors import UserError
 
 AUTOCAST = ("cpu", "cuda", "mps", "xpu")
 
-# Settings of PyTorch that a caller may have changed, as the check needs them.
+# PyTorch settings that a caller may have changed, with the values that the check needs.
 TORCH: tuple[Callable[[], AbstractContextManager[Any]], ...] = (
     partial(torch.inference_mode, False),
     torch.enable_grad,
 )
-# The same of JAX. All of them are settings of a thread.
+# The same for JAX. All of these settings belong to a thread.
 JAX: tuple[tuple[Callable[[Any], AbstractContextManager[Any]], Any], ...] = (
     (jax.enable_x64, True),
     (jax.disable_jit, False),
@@ -83,7 +84,7 @@ _TURN = _Turn()
 def isolated(
     device: str = "cpu", tf32: bool | None = None, progress: Callable[[str], None] = lambda _: None
 ) -> Iterator[None]:
-    """Run the block alone in this process, on this device and in known settings, and put every setting back.
+    """Run the block alone in this process, on this device and in known settings, and restore every setting.
 
     Raises:
         UserError: the thread runs a check already.
@@ -111,7 +112,7 @@ def _alone(progress: Callable[[str], None]) -> Iterator[None]:
     """Wait until no other thread runs a check.
 
     Raises:
-        UserError: this thread runs one: it would wait for itself.
+        UserError: this thread runs one, and would wait for itself.
     """
     if _TURN.owner == threading.get_ident():
         raise UserError(
@@ -148,7 +149,7 @@ PROCESS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
 
 @contextmanager
 def _restored() -> Iterator[None]:
-    """Put the settings of `PROCESS` back at the end of the block."""
+    """Restore the settings of `PROCESS` at the end of the block."""
     before = [read() for read, _ in PROCESS]
     try:
         yield

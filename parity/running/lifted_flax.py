@@ -1,8 +1,8 @@
 """Runs JAX programs in float64 whatever types their code names.
 
 Somebody's model pins float32 in its own code: `x.astype(jnp.float32)`, a table of positions, `preferred_element_type`.
-A program is traced while casts to narrow types give float64. What is left of narrow types in the traced program, in
-its loops, branches and functions too, is rewritten operation by operation.
+JAX traces the program while casts to narrow types give float64. The narrow types that are left in the traced program,
+also in its loops, branches and functions, are rewritten operation by operation.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Value = Any
 Values = Sequence[Value]
 Function = Callable[..., Any]
 
-# From an operation and its operands to what it gives in float64, where it holds functions or names of types.
+# Takes an operation and its operands, and gives its result in float64; for operations that hold functions or types.
 Handler = Callable[[jex.JaxprEqn, Values, Pins], Values]
 
 
@@ -51,7 +51,7 @@ def narrow(dtype: Any) -> bool:
 
 
 def _in_numpy(dtype: Any) -> Any:
-    """Return a type as numpy knows it; as it is, where numpy has none, as of a key for random numbers."""
+    """Return numpy's type; a type without one, such as that of random keys, is returned as it is."""
     return dtype if jnp.issubdtype(dtype, jax.dtypes.extended) else np.dtype(dtype)
 
 
@@ -75,13 +75,13 @@ def program(function: Function, pins: Pins) -> Function:
 
 
 def pinned(function: Function, args: Values) -> bool:
-    """Return whether a function computes anything in a narrower type than float64."""
+    """Return whether a function computes any value in a narrower type than float64."""
     closed = jax.make_jaxpr(function)(*args)
     return needs(closed.jaxpr) or any(narrow(_dtype(c)) for c in closed.consts)
 
 
 def shapes(function: Function, *args: Any) -> Any:
-    """Run a function of pytrees for its calls and shapes alone, as `program` traces it; return what it gives."""
+    """Run a function of pytrees without numbers, as `program` traces it; return the shapes of its result."""
     return trace(function, args, Pins(""))[1]
 
 
@@ -98,10 +98,10 @@ def lifts(function: Callable[[], Any]) -> bool:
 
 
 def trace(function: Function, args: Values, pins: Pins) -> tuple[Any, Any]:
-    """Return the traced program, and the shapes of what it gives.
+    """Return the traced program, and the shapes of its result.
 
-    With casts that give float64, a loop may be handed a float32 array that its body then returns in float64, which JAX
-    refuses. Then the program is traced as it is.
+    With casts that give float64, a loop may get a float32 array and return it in float64, which JAX refuses. Then the
+    program is traced without lifted casts.
     """
     make = jax.make_jaxpr(function, return_shape=True)
     try:
@@ -116,10 +116,10 @@ def trace(function: Function, args: Values, pins: Pins) -> tuple[Any, Any]:
 
 @contextmanager
 def casts_lifted(pins: Pins) -> Iterator[None]:
-    """Let this thread's casts to narrow types give float64.
+    """Make this thread's casts to narrow types give float64.
 
-    JAX keeps traced functions by the types of their arguments and by its settings. The precision of products, which
-    means nothing in float64, is set so that what is traced here is kept apart from what the caller traces.
+    JAX caches traced functions by the types of their arguments and by its settings. The precision of products has no
+    effect in float64; it is set here so that functions traced here have their own cache entries.
     """
     module: Any = lax_module()
     original, thread = getattr(module, CONVERT, None), threading.get_ident()
@@ -148,7 +148,7 @@ def casts_lifted(pins: Pins) -> Iterator[None]:
 
 @contextmanager
 def types_lifted(pins: Pins) -> Iterator[None]:
-    """Let this thread's operations of `OPERANDS` get what fits together in float64."""
+    """Give this thread's operations in `OPERANDS` operands that fit together in float64."""
     thread = threading.get_ident()
 
     def changing(primitive: Any, change: Operands) -> Function:
@@ -173,9 +173,9 @@ def types_lifted(pins: Pins) -> Iterator[None]:
 
 
 def _typed(key: str, name: str, args: Any, params: dict[str, Any], pins: Pins) -> tuple[Any, dict[str, Any]]:
-    """Let an operation that names a narrow type, and takes none, give float64.
+    """Make an operation give float64 if it names a narrow type but takes none.
 
-    What it gave in float32 could not be added to a Python number, which the lifted casts make float64.
+    A float32 result could not be added to a Python number, which the lifted casts make float64.
     """
     dtype = params.get(key)
     if not narrow(dtype) or any(narrow(_dtype(x)) for x in args):
@@ -185,14 +185,14 @@ def _typed(key: str, name: str, args: Any, params: dict[str, Any], pins: Pins) -
 
 
 def _indexed(first: int, name: str, args: Any, params: dict[str, Any], pins: Pins) -> tuple[Any, dict[str, Any]]:
-    """Give all indices of a slice one type: beside a position that is counted in int32 a Python number is int64."""
+    """Give all indices of a slice one type: a position may be counted in int32, while a Python number is int64."""
     indices = args[first:]
     if len({jnp.result_type(x) for x in indices}) > 1:
         indices = tuple(lax.convert_element_type(x, np.int64) for x in indices)
     return (*args[:first], *indices), params
 
 
-# From the name of an operation, its operands and its parameters to other operands and parameters.
+# Takes the name of an operation, its operands and its parameters, and gives other operands and parameters.
 Operands = Callable[[str, Any, dict[str, Any], Pins], tuple[Any, dict[str, Any]]]
 
 OPERANDS: dict[Any, Operands] = {
@@ -216,7 +216,7 @@ def lax_module() -> Any:
 
 @contextmanager
 def limits_of_float32() -> Iterator[None]:
-    """Let `jnp.finfo(float64)` give this thread the limits of float32: those that the model computes with in use."""
+    """Make `jnp.finfo(float64)` give this thread the limits of float32, with which the model computes in normal use."""
     original, thread = jnp.finfo, threading.get_ident()
 
     def finfo(dtype: Any) -> Any:
@@ -232,14 +232,14 @@ def limits_of_float32() -> Iterator[None]:
 
 
 def layer_name(owner: object) -> str | None:
-    """Return what a Flax module is called: its path in Linen, its class in NNX."""
+    """Return the name of a Flax module: its path in Linen, its class in NNX."""
     if isinstance(owner, linen.Module):
         return ".".join(owner.path) if owner.scope is not None else type(owner).__name__
     return type(owner).__name__ if isinstance(owner, nnx.Module) else None
 
 
 def needs(jaxpr: jex.Jaxpr) -> bool:
-    """Return whether a traced program holds a narrow type, in a function within it too."""
+    """Return whether a traced program, or a function in it, holds a narrow type."""
     for eqn in jaxpr.eqns:
         if any(narrow(_dtype(v.aval)) for v in (*eqn.invars, *eqn.outvars)):
             return True
@@ -257,7 +257,7 @@ def widened(value: Value) -> Value:
 
 
 def table(value: Value, pins: Pins, place: str | None = None) -> Value:
-    """Return an array that the model made in a narrow type in float64: computed again, where its formula is known."""
+    """Return an array that the model made in a narrow type in float64, recomputed if its formula is known."""
     found = None if isinstance(value, Tracer) else tables.recomputed(np.asarray(value))
     pins.note("array", value.dtype, layer_name, TABLE if found is None else RECOMPUTED, place)
     return widened(value) if found is None else found
@@ -266,8 +266,8 @@ def table(value: Value, pins: Pins, place: str | None = None) -> Value:
 def number(value: Value) -> Value:
     """Return a constant of a traced program in float64.
 
-    A number that Python's code wrote as 0.1 stands there as the float32 next to it: it is read as the shortest decimal
-    that gives this float32.
+    A number written as 0.1 in the code appears there as the nearest float32. It is read as the shortest decimal that
+    gives this float32.
     """
     dtype = _dtype(value)
     if not narrow(dtype) or np.ndim(value) or dtype.kind == "c":
@@ -302,7 +302,7 @@ def evaluate(jaxpr: jex.Jaxpr, consts: Values, args: Values, pins: Pins) -> list
 
 
 def _computed(eqn: jex.JaxprEqn, values: Values, pins: Pins) -> Values:
-    """Return what an operation gives, in float64."""
+    """Return the result of an operation in float64."""
     inner = list(jex.jaxprs_in_params(eqn.params))
     touched = any(narrow(_dtype(v.aval)) for v in (*eqn.invars, *eqn.outvars)) or any(map(needs, inner))
     named = {key: value for key, value in eqn.params.items() if narrow(value)}
@@ -335,13 +335,13 @@ def _place(eqn: jex.JaxprEqn) -> str:
 
 
 def _narrowed(eqn: jex.JaxprEqn, values: Values) -> list[Value]:
-    """Return the operands in the types that the program gives them."""
+    """Return the operands in the types that the program declares."""
     pairs = zip(values, _avals(eqn.invars), strict=True)
     return [x.astype(aval.dtype) if narrow(aval.dtype) else x for x, aval in pairs]
 
 
 def _as_it_is(eqn: jex.JaxprEqn, values: Values, pins: Pins) -> Values:
-    """Compute an operation in its own types: a callback, a kernel, bits taken for a number."""
+    """Compute an operation in its own types: a callback, a kernel, or bits read as a number."""
     if (name := eqn.primitive.name) != "bitcast_convert_type":
         pins.note(name, "float32", kind=KEPT, place=_place(eqn))
     values = [jnp.asarray(x) for x in values]
@@ -383,7 +383,7 @@ def _scan(eqn: jex.JaxprEqn, values: Values, pins: Pins) -> Values:
 
 
 def _counts(params: Mapping[str, Any]) -> tuple[int, int]:
-    """Return how many operands of a scan are constants, and how many are carried; jax 0.11 tells it by their trees."""
+    """Return how many operands of a scan are constants, and how many are carried; jax 0.11 has them as trees."""
     if "num_consts" in params:
         return params["num_consts"], params["num_carry"]
     constants, carried, _ = params["ft_in"].unpack()
@@ -412,7 +412,7 @@ def _cond(eqn: jex.JaxprEqn, values: Values, pins: Pins) -> Values:
 
 
 def _avals(variables: Sequence[jex.Var | jex.Literal]) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """Return shapes and types as the program has them."""
+    """Return the shapes and types of the program."""
     held: list[Any] = [v.aval for v in variables]
     return tuple(jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in held)
 

@@ -1,7 +1,7 @@
-"""Lets the arrays that a model makes of numbers while it is traced keep float64, where its code names float32.
+"""Makes arrays that a model creates from numbers during tracing keep float64 if its code names float32.
 
-Flax models make tables of positions with numpy: `np.sin(angles.astype("float32"))`. JAX sees the finished array alone.
-So the functions that make arrays give the model's own code, and nobody else's, arrays whose `astype` keeps float64.
+Flax models make tables of positions with numpy: `np.sin(angles.astype("float32"))`. JAX only sees the finished array.
+So functions that make arrays give arrays whose `astype` keeps float64, but only to the model's own code.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def marked(array: Any, pins: Pins | None) -> Any:
 
 
 def _caller(frame: FrameType | None) -> str:
-    """Return the package of the innermost frame that checks no annotations."""
+    """Return the package of the innermost frame, without wrappers that check annotations."""
     while frame is not None and package_of(frame) in CHECKERS:
         frame = frame.f_back
     return "" if frame is None else package_of(frame)
@@ -73,7 +73,7 @@ def _caller(frame: FrameType | None) -> str:
 
 @contextmanager
 def numpy_lifted(pins: Pins) -> Iterator[None]:
-    """Let this thread's own code make arrays that stay float64."""
+    """Make arrays of this thread's own code stay float64."""
     thread = threading.get_ident()
     originals = {(module, name): getattr(module, name) for module, names in MAKERS.items() for name in names}
 

@@ -1,7 +1,7 @@
 """Runs PyTorch's code in float64 whatever types it names.
 
 Somebody's model pins float32 in its own code: `x.float()`, `softmax(dtype=torch.float32)`, `torch.arange(n) / 10` in
-PyTorch's default type. A mode of `torch.overrides` sees every call of a function, and puts float64 in place of these.
+PyTorch's default type. A mode of `torch.overrides` sees every call of a function, and replaces these types by float64.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ WIDE = {
 # Methods that cast without naming a type.
 CASTS = {"float": torch.float32, "half": torch.float16, "bfloat16": torch.bfloat16, "cfloat": torch.complex64}
 
-# Names of types as `Tensor.type` takes them.
+# Names of types that `Tensor.type` accepts.
 NAMES = {"torch.FloatTensor": "torch.DoubleTensor", "torch.HalfTensor": "torch.DoubleTensor"}
 
-# Functions whose type is no cast: they take the bits of a number for another, or ask about types.
+# Functions whose type argument is not a cast: they reinterpret the bits of a number, or ask about types.
 BITS = {"view", "is_floating_point", "can_cast", "promote_types", "result_type", "finfo", "is_tensor", "__set__"}
 
 
@@ -46,7 +46,7 @@ def _hardsigmoid(x: Tensor, inplace: bool = False) -> Tensor:
 # Functions whose gradient PyTorch computes with a constant of float32, whatever the type: with 1/6 here.
 EXACT: dict[str, Callable[..., Tensor]] = {"hardsigmoid": _hardsigmoid}
 
-# One lock for the moments in which PyTorch's default type is float64: the setting is the whole process's.
+# A lock for the moments in which PyTorch's default type is float64: the setting is global in the process.
 DEFAULT = threading.RLock()
 
 
@@ -83,9 +83,9 @@ class Lifted(TorchFunctionMode):
 
     @staticmethod
     def _run(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return what computes a function in float64.
+        """Return a function that computes another one in float64.
 
-        Without gradients it is the function itself, which diagnosis looks for among the calls.
+        Without gradients it is the function itself, which the diagnosis looks for among the calls.
         """
         exact = EXACT.get(name)
         return function if exact is None or not torch.is_grad_enabled() else exact
@@ -97,16 +97,16 @@ class Lifted(TorchFunctionMode):
         return value.to(WIDE[value.dtype]) if found is None else torch.as_tensor(found, device=value.device)
 
     def _note(self, operation: str, dtype: torch.dtype, operand: object = None, kind: str = "cast") -> None:
-        """Note a pin, unless it casts what is no number with a fraction: a mask rounds to itself."""
+        """Note a pin, unless it casts integers or booleans: a mask rounds to itself."""
         if not isinstance(operand, Tensor) or operand.is_floating_point() or operand.is_complex():
             self.pins.note(operation, dtype, self.name_of, kind)
 
 
 class Arguments:
-    """What a function was called with, in float64.
+    """The arguments of a function, in float64.
 
     Attributes:
-        floating: whether a tensor among them has numbers with fractions, so that the type of the result follows it.
+        floating: whether one of the tensors is floating, so that the type of the result follows it.
     """
 
     def __init__(self, mode: Lifted, name: str, args: Any, in_place: bool) -> None:
@@ -143,11 +143,11 @@ def _each(value: Any, change: Callable[[Any], Any]) -> Any:
 
 
 class LiftedBackward(TorchDispatchMode):
-    """Computes a backward pass in float64: the Python code of own gradients runs where no other mode looks."""
+    """Computes a backward pass in float64: no other mode sees the Python code of custom gradients."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # else PyTorch imports `torch.compile` to keep it out of here: a second and a half
+        return False  # otherwise PyTorch imports `torch.compile` here (1.5 s)
 
     def __init__(self, pins: Pins) -> None:
         super().__init__()
@@ -165,7 +165,7 @@ class LiftedBackward(TorchDispatchMode):
 
 @contextmanager
 def default_float64() -> Iterator[None]:
-    """Let PyTorch make arrays of float64 where nothing says which type they are to be of."""
+    """Make PyTorch create float64 arrays if the code names no type."""
     with DEFAULT:
         old = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64)
@@ -177,7 +177,7 @@ def default_float64() -> Iterator[None]:
 
 @contextmanager
 def limits_of_float32() -> Iterator[None]:
-    """Let `torch.finfo(torch.float64)` give this thread the limits of float32: those that the model has in use."""
+    """Make `torch.finfo(torch.float64)` give this thread the limits of float32, which the model has in normal use."""
     original, thread = torch.finfo, threading.get_ident()
 
     def finfo(dtype: torch.dtype | None = None) -> Any:

@@ -1,4 +1,4 @@
-"""A Linen network as the pure functions that `run_flax.py` runs."""
+"""A Linen network as the pure functions that `flax.py` runs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Net = tuple[nn.Module, Mapping[str, Any]]
 
 
 def promote(net: Net, dtype: str = "float64") -> Net:
-    """The variables in a type, by default float64 with running statistics too; `functional` sets the layers to it.
+    """The variables in a type, by default float64, with running statistics; `functional` sets the layers to it.
 
     In bfloat16 statistics, and parameters of the modules that have them, are float32. In its `own` types it stays as
     it is.
@@ -63,21 +63,21 @@ def promote(net: Net, dtype: str = "float64") -> Net:
 
 
 def plain(module: nn.Module, dtype: str = "float64") -> None:
-    """Makes a module compute in a type: a copy that lives for one call."""
+    """Makes a module compute in a type: it uses a copy that lives for one call."""
     for name, value in settings(module, dtype).items():
         object.__setattr__(module, name, value)
 
 
 def jitted(modules: Iterable[nn.Module]) -> bool:
-    """Whether one is under `nn.jit`, which runs the Python of its layers once and never tells of them again."""
+    """Whether a module is under `nn.jit`, which runs the Python code of its layers only once."""
     return any(type(module).__name__.startswith("Jit") for module in modules)
 
 
 @contextmanager
 def initialised() -> Iterator[None]:
-    """Let modules take their parameters without a look at what would draw them anew.
+    """Make modules take their parameters without tracing the functions that would draw them.
 
-    Flax traces these draws at every call, for their shapes alone. A draw that names float32, as
+    Flax traces these draws at every call, only for their shapes. A draw that names float32, as
     `self.param("scale", normal(0.02), shape, jnp.float32)`, cannot be traced while casts give float64.
     """
     original = Scope.param
@@ -100,16 +100,16 @@ class Layers(dict[str, nn.Module]):
     """Modules by the names of their scopes.
 
     Attributes:
-        keeps_state: whether the model runs in eval mode with a state that nothing may change. Some modules take their
-            mode from what they may change, so they get nothing to change. A model that changes its state in eval mode
-            too is let, for that is a mistake to be found.
+        keeps_state: whether the model runs in eval mode with an immutable state. Some modules take their mode from the
+            mutable collections, so in eval mode they get none. A model that also changes its state in eval mode may do
+            so, because the check must find this mistake.
     """
 
     keeps_state: bool = False
 
 
 def evaluated(module: nn.Module, variables: PyTree, method: Callable[..., Any]) -> tuple[Any, bool]:
-    """Return what a module gives in eval mode, and whether it keeps its state there."""
+    """Return the output of a module in eval mode, and whether it keeps its state there."""
     try:
         return module.apply(variables, method=method), True
     except ModifyScopeVariableError:
@@ -129,7 +129,7 @@ def functional(
     Args:
         names: PyTorch's names of the modules that are recorded, by their own; by default all under their own.
         tensors: PyTorch's names of its tensors, by their own; by default all are taken, under their own.
-        layers: its modules by name, where they were found by running it.
+        layers: its modules by name, if they were found by a run.
         dtype: the type that its layers compute in.
     """
     module, variables = net

@@ -1,4 +1,4 @@
-"""Losses in both frameworks: what is differentiated to compare gradients."""
+"""Losses in both frameworks, which are differentiated to compare gradients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ports.objective import Objective
 
 
 def of_family(objective: Objective, targets: np.ndarray) -> Loss:
-    """What the networks of a family are trained for.
+    """The training objective of a family's networks.
 
     Args:
         targets: as `objective.targets` describes them.
@@ -29,7 +29,7 @@ def of_family(objective: Objective, targets: np.ndarray) -> Loss:
 
 
 def projection(seed: int) -> Loss:
-    """The mean of every output times fixed random numbers: every element of every output counts, and none alike."""
+    """The mean of every output times fixed random numbers: every element of every output counts with its own weight."""
 
     def weights(name: str, shape: tuple[int, ...]) -> np.ndarray:
         return np.random.default_rng([seed, 4, *name.encode()]).standard_normal(shape)

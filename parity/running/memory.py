@@ -1,4 +1,4 @@
-"""Whether there is memory for a check: an estimate, so that a long run does not die in its middle."""
+"""Estimates whether there is enough memory for a check, so that a long run does not die halfway."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ports.building import pytorch
 from ports.errors import UserError
 from ports.weights.files.budget import usable
 
-# Peak memory of a check: bytes of the frameworks, times the activations of a batch, times the weights. (ResNet-50 with
-# two images: 6.1 GB measured, 6.8 GB by these.)
+# Peak memory of a check: bytes of the frameworks, factor of the activations of a batch, factor of the weights.
+# (ResNet-50 with two images: 6.1 GB measured, 6.8 GB by these.)
 FRAMEWORKS = 1.0e9
 ACTIVATIONS = 8
 WEIGHTS = 13
 
-# Bytes of a process in which memory that is given back is worth the time that it takes to find it.
+# From this size of a process (bytes) on, giving memory back is worth the time that the search for it takes.
 WORTHWHILE = 2.5e9
 
 
@@ -45,7 +45,7 @@ def require(spec: Any, batch: int, size: tuple[int, ...]) -> None:
     """Raises where there is not enough memory.
 
     Raises:
-        UserError: says what is needed, what is free, and what to do.
+        UserError: says how much is needed, how much is free, and what to do.
     """
     need, free = required(spec, batch, size), usable()
     if need > free:
@@ -58,9 +58,9 @@ def require(spec: Any, batch: int, size: tuple[int, ...]) -> None:
 
 
 def release() -> None:
-    """Gives memory that is not used any more back to the system: the C library keeps what large arrays leave behind.
+    """Give unused memory back to the system: the C library keeps the memory of large arrays.
 
-    A process below `WORTHWHILE` has little to give, and looking for it takes longer than the check of a small network.
+    A process below `WORTHWHILE` has little to give back, and the search takes longer than the check of a small network.
     """
     if psutil.Process().memory_info().rss < WORTHWHILE:
         return

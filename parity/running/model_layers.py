@@ -25,18 +25,18 @@ class ModelLayer:
 
     Attributes:
         name: in its own framework.
-        kind: of which rule of `ports.weights.layers.leaves` it is: `conv`, `linear`; `own` for a module of the user's.
+        kind: its rule in `ports.weights.layers.leaves`: `conv`, `linear`; `own` for a module of the user's.
         tensors: by its name within the layer (`weight`), the name of each tensor in the whole model.
         values: by the same names, in PyTorch's layout.
-        rank: when it is called first; None where it is never called, and its tensors are not used either.
-        owner: of a module's own parameter: the module, or the one around it, that is called.
+        rank: when it is called first; None if it is never called, and its tensors are not used either.
+        owner: for a module's own parameter: the module, or the module around it, that is called.
         leaf: its name within the owner.
         owner_rank: when the owner is called first.
-        placed: whether its rank says when it is used: an owner that calls other modules may use it at any time.
-        mark: its name within the owner, where the other model has it as often.
-        key: its name, where names can tell it: None where its numbers tell nothing.
-        numbered: its name with each number counted among those in its place.
-        trained: whether a gradient reaches it; a buffer, a table and a frozen embedding are not trained.
+        placed: whether its rank says when it is used; an owner that calls other modules may use it at any time.
+        mark: its name within the owner, if the other model has this name equally often.
+        key: its name, if names can identify it; None if its numbers are not informative.
+        numbered: its name, with each number replaced by its position among the numbers in this place.
+        trained: whether a gradient reaches it; buffers, tables and frozen embeddings are not trained.
         seen: whether its call is seen: another module may use the tensors of a layer that is never called.
         heads: by the names of tensors, into how many heads the port cuts PyTorch's first axis, where it does.
     """

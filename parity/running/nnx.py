@@ -1,4 +1,4 @@
-"""A Flax NNX network as the pure functions that `run_flax.py` runs."""
+"""A Flax NNX network as the pure functions that `flax.py` runs."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from parity.running.raised import raising
 from parity.running.taps import Tap
 from ports.weights.live.nnx import modules, places
 
-# What a model is measured in that has a policy for narrow types itself: the types that it names.
+# The types of a run of a model that has its own policy for narrow types: the types that it names.
 OWN_TYPES = "own"
 
-# Settings of layers that are fixed to a type, by the type of the run: what becomes of them. With None a layer computes
-# in the type of its inputs and weights.
+# What becomes of type settings of layers, by the type of the run. With None a layer computes in the type of its inputs
+# and weights.
 TYPES: dict[str, dict[str, Callable[[Any], Any]]] = {
     "float64": {"dtype": lambda _: None, "param_dtype": lambda _: jnp.float64},
     "float32": {
@@ -43,20 +43,20 @@ TYPES: dict[str, dict[str, Callable[[Any], Any]]] = {
     "bfloat16": {"dtype": lambda _: jnp.bfloat16, "param_dtype": lambda _: jnp.bfloat16},
     OWN_TYPES: {},
 }
-# The complex type of a run; there is none as narrow as bfloat16.
+# The complex type of a run; no complex type is as narrow as bfloat16.
 COMPLEX = {"float64": jnp.complex128}
 # Types that a model with a policy of its own names; a setting may be numpy's class or its dtype.
 NARROW = (jnp.bfloat16, jnp.float16)
-# What `jax.jit` and `nnx.jit` make of a function.
+# The classes of functions that `jax.jit` and `nnx.jit` return.
 JITTED = (type(jax.jit(jnp.sin)), type(nnx.jit(jnp.sin)))
-# The attribute of a layer that says what its calls are recorded under.
+# The attribute of a layer that holds the names under which its calls are recorded.
 MARK = "_recorded_under"
-# Settings of the libraries' layers that drop values, where dropout does nothing.
+# Settings of the libraries' layers that drop values, for runs in which dropout does nothing.
 DROPPING = {"rate": 0.0, "dropout_rate": 0.0}
 
 
 def settings(module: Any, dtype: str) -> dict[str, Any]:
-    """What a layer is set to, so that it computes in a type (`verdict.precision.POLICIES`)."""
+    """The settings of a layer that make it compute in a type (`verdict.precision.POLICIES`)."""
     library = type(module).__module__.startswith("flax.")
     chosen = TYPES[dtype] | ({} if DROPS.get() or not library else {n: lambda _, r=r: r for n, r in DROPPING.items()})
     given = {name: getattr(module, name) for name in chosen if hasattr(module, name)}
@@ -74,7 +74,7 @@ def parts(path: Any) -> tuple[Any, ...]:
 
 
 def exact(a: Any) -> Any:
-    """Return an array that is no parameter, computed again in float64 where its formula is known."""
+    """Return an array that is not a parameter, recomputed in float64 if its formula is known."""
     found = recomputed(np.asarray(a)) if getattr(a, "dtype", None) == np.float32 else None
     return a if found is None else jnp.asarray(found)
 
@@ -85,7 +85,7 @@ def in_type(a: Any, dtype: Any) -> jax.Array:
 
 
 def promote(net: nnx.Module, dtype: str = "float64") -> nnx.Module:
-    """A copy in a type, by default float64 with its running statistics too.
+    """A copy in a type, by default float64, with its running statistics.
 
     In bfloat16 the parameters and statistics of BatchNorm are float32. A copy in its `own` types keeps all of them.
     """
@@ -116,7 +116,7 @@ def promote(net: nnx.Module, dtype: str = "float64") -> nnx.Module:
 
 @contextmanager
 def tapped(net: nnx.Module, tap: Tap, named: Mapping[str, tuple[str, ...]]) -> Iterator[None]:
-    """`tap` listens at the layers: their classes have their `__call__` replaced for the time of the call.
+    """`tap` listens at the layers: during the call the `__call__` of their classes is replaced.
 
     Each layer carries its names as an attribute: `nnx.scan` and other transformations call copies of it.
 
@@ -129,7 +129,7 @@ def tapped(net: nnx.Module, tap: Tap, named: Mapping[str, tuple[str, ...]]) -> I
         if own in found:
             marked[id(found[own])] = found[own], names
     for module in found.values():
-        if isinstance(module, nnx.RNN) and id(module.cell) in marked:  # the cell's own calls stand inside a scan
+        if isinstance(module, nnx.RNN) and id(module.cell) in marked:  # the cell's own calls are inside a scan
             marked[id(module)] = module, marked.pop(id(module.cell))[1]
     for module, names in marked.values():
         setattr(module, MARK, names)
@@ -165,7 +165,7 @@ def tapped(net: nnx.Module, tap: Tap, named: Mapping[str, tuple[str, ...]]) -> I
 
 
 def jitted(modules: Iterable[nnx.Module]) -> bool:
-    """Return whether a method is under `jit`, which runs the Python of its layers once and tells of them no more."""
+    """Return whether a method is under `jit`, which runs the Python code of its layers only once."""
     holders = {id(holder): holder for module in modules for holder in (module, *type(module).__mro__)}.values()
     return any(isinstance(value, JITTED) for holder in holders for value in vars(holder).values())
 
@@ -173,7 +173,7 @@ def jitted(modules: Iterable[nnx.Module]) -> bool:
 def functional(
     net: nnx.Module, names: Mapping[str, str] | None = None, tensors: Mapping[str, str] | None = None
 ) -> Functional:
-    """`net`, which is left as it was.
+    """Make the pure functions of `net`, which is left unchanged.
 
     Args:
         names: PyTorch's names of the modules that are recorded, by their own; by default all under their own.

@@ -1,7 +1,7 @@
 """Flax models as libraries hand them out: objects that hold a Linen module and its parameters.
 
-Such an object is called itself, through its public `__call__`, so that what it fills in for arguments left out is
-compared too. Only its attributes are looked at: no library is imported.
+The check calls such an object itself, through its public `__call__`, so that it also compares the object's default
+arguments. It only looks at attributes, and imports no library.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class ModelObject:
 
     Attributes:
         detect: whether a value is one.
-        net: gives the Flax model in it: what the weights are read from and written to.
-        holder: gives, from an object, the function from the running module to what is called in its place.
+        net: gives the Flax model in it, whose weights are read and written.
+        holder: takes an object, and gives a function from the running module to the callable in its place.
         written: gives the object with the weights of another `net`.
         layout: how it takes the inputs; None for the defaults of Flax.
     """
@@ -45,8 +45,8 @@ class OpenedModel:
 
     Attributes:
         net: an `nnx.Module`, or Linen's `(module, variables)`.
-        holder: from the running module to what is called.
-        written: gives what the caller gets back, from `net` with other weights.
+        holder: from the running module to the object that is called.
+        written: takes `net` with other weights, and gives the object that the caller gets back.
         layout: how it takes the inputs; None for the defaults of Flax.
     """
 
@@ -57,7 +57,7 @@ class OpenedModel:
 
 
 def _is_holder(value: Any) -> bool:
-    """Return whether a value is called itself and holds a Linen module with its parameters."""
+    """Return whether a value is callable and holds a Linen module with its parameters."""
     if isinstance(value, nn.Module | nnx.Module | type) or not callable(value) or not hasattr(value, "__dict__"):
         return False
     named = {*vars(value), *dir(type(value))} >= {"module", "params"}  # reading `params` may raise
@@ -79,7 +79,7 @@ def _variables(value: Any) -> tuple[nn.Module, dict[str, Any]]:
 
 
 class _Running:
-    """Stands in for the module of a model object while the check runs it: `apply` calls the running module."""
+    """Replaces the module of a model object while the check runs it: `apply` calls the running module."""
 
     def __init__(self, bound: nn.Module) -> None:
         self._bound, self._given = bound, []
@@ -95,11 +95,11 @@ class _Running:
             values = method(self._bound, *args, **kw)
         if not mutable:
             return values
-        self._given.append((values, {}))  # the check reads the variables that changed itself
+        self._given.append((values, {}))  # the check itself reads the variables that changed
         return self._given[-1]
 
     def outputs(self, values: Any) -> Any:
-        """Return the outputs alone, where the object gave what `apply` gave."""
+        """Return only the outputs, if the object returned the result of `apply`."""
         return values[0] if any(values is both for both in self._given) else values
 
 

@@ -1,7 +1,7 @@
-"""A reference's tensors on disk: what is compared again and again is read from there, one tensor at a time.
+"""A reference's tensors on disk: repeated comparisons read them from there, one tensor at a time.
 
-The activations of a deep network in two modes, its gradients and its states after several steps would otherwise lie in
-memory beside those of the port that runs.
+Otherwise the activations of a deep network in two modes, its gradients and its states after several steps would take
+memory, in addition to those of the running port.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SMALL = 16 << 20
 
 
 def spilled(run: Iterable[tuple[str, Tensors]]) -> Observation:
-    """The quantities of a run; large ones as read-only maps of a file that goes with the last of them."""
+    """The quantities of a run; large ones are read-only maps of a file, which is deleted with the last map."""
     found: Observation = {}
     for quantity, tensors in run:
         found[quantity] = found.get(quantity, {}) | _on_disk(tensors)
@@ -33,7 +33,7 @@ def _on_disk(tensors: Tensors) -> Tensors:
     try:
         with tempfile.TemporaryFile(prefix="parity-") as file:
             return {name: _mapped(file, array) for name, array in tensors.items()}
-    except OSError:  # no room there: in memory, then
+    except OSError:  # the disk is full: keep the tensor in memory
         return tensors
 
 

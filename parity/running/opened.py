@@ -1,6 +1,6 @@
-"""Lets the calls of layers be seen where a Flax model runs them inside `remat` or a `scan` over layers.
+"""Makes calls of layers visible if a Flax model runs them inside `remat` or a `scan` over layers.
 
-Inside such a transformation a layer is traced by itself, and what it gives there is nothing outside of it. While a
+Inside such a transformation a layer is traced separately, and its values cannot be used outside. While a
 check runs, `jax.checkpoint` therefore gives the function as it is, and a `jax.lax.scan` over a stack of layers is a
 loop over them. Both compute the same. Only this thread sees it.
 """
@@ -46,7 +46,7 @@ def opened(lengths: Collection[int]) -> Iterator[None]:
 
 
 def _plain(function: Callable[..., Any] | None = None, **_: object) -> Any:
-    """Stand in for `jax.checkpoint`, with its function or with settings alone."""
+    """Replace `jax.checkpoint`, called with its function or only with settings."""
     return (lambda given: given) if function is None else function
 
 

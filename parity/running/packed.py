@@ -1,7 +1,7 @@
-"""Packed sequences of PyTorch, as the padded arrays that they stand for: what ports have in their place.
+"""Packed sequences of PyTorch as padded arrays, which ports have in their place.
 
 A recurrent layer over texts of different lengths takes and gives a `PackedSequence`, which has the texts' steps in an
-order of its own and no padding. It is recorded, and exchanged, as (batch, length, features) with zeros behind a text.
+order of its own and no padding. It is recorded, and replaced, as (batch, length, features) with zeros after a text.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from parity.numerics.layouts import first, with_first
 
 
 def packed_in(value: Any) -> PackedSequence | None:
-    """Return the packed sequence that holds the `first` array of what a layer takes or gives; None where none does."""
+    """Return the packed sequence that holds the `first` array of a layer's input or output; None if there is none."""
     if isinstance(value, PackedSequence):
         return value
     if isinstance(value, list | tuple):
@@ -27,21 +27,21 @@ def packed_in(value: Any) -> PackedSequence | None:
 
 
 def first_padded(value: Any) -> Any:
-    """Return the first array of a nested value; of a packed sequence the padded array."""
+    """Return the first array of a nested value; for a packed sequence, the padded array."""
     packed = packed_in(value)
     return first(value) if packed is None else pad_packed_sequence(packed, batch_first=True)[0]
 
 
 def with_first_padded(value: Any, new: Tensor) -> Any:
-    """Return the nested value with its first array exchanged for one like `first_padded`."""
+    """Return the nested value with its first array replaced by one like `first_padded`."""
     packed = packed_in(value)
     return with_first(value, new if packed is None else _steps(packed, new))
 
 
 def real_steps(net: nn.Module, run: Callable[[nn.Module], object]) -> np.ndarray | None:
-    """Return which positions (batch, length) the texts have that a network packs; None where it packs none.
+    """Return the positions (batch, length) of the texts that a network packs; None if it packs no texts.
 
-    Texts that are packed in several ways have no positions in common.
+    Texts that are packed in several ways have no common positions.
 
     Args:
         net: a copy, which gets hooks.
@@ -63,7 +63,7 @@ def real_steps(net: nn.Module, run: Callable[[nn.Module], object]) -> np.ndarray
 
 
 def _places(packed: PackedSequence) -> Tensor:
-    """Return where the data has each step (batch, length), counted from 1; 0 behind a text."""
+    """Return where the data has each step (batch, length), counted from 1; 0 after a text."""
     count = torch.arange(1, len(packed.data) + 1, device=packed.data.device)
     return pad_packed_sequence(packed._replace(data=count), batch_first=True)[0]
 

@@ -1,4 +1,4 @@
-"""PyTorch's layers whose weight is computed of other parameters, as under weight norm."""
+"""PyTorch's layers whose weight is computed from other parameters, as with weight norm."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def effective(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
     hooked = [(module, leaf) for module in model.modules() for leaf in _hooked(module)]
     if not hooked and not any(parametrize.is_parametrized(module) for module in model.modules()):
         return model, ()
-    # PyTorch copies no tensor that it has computed.
+    # PyTorch cannot copy a tensor that it has computed.
     computed = [getattr(module, leaf) for module, leaf in hooked]
     plain = copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
     found: list[str] = []
@@ -33,7 +33,7 @@ def effective(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
 
 
 def hooks_only(model: nn.Module) -> bool:
-    """Whether a tensor is computed by a hook, as PyTorch's older weight norm does it: such a model cannot be copied."""
+    """Whether a hook computes a tensor, as in PyTorch's older weight norm: such a model cannot be copied."""
     return any(_hooked(module) for module in model.modules())
 
 
@@ -44,7 +44,7 @@ def _hooked(module: nn.Module) -> list[str]:
 def _made_plain(module: Any) -> list[str]:
     """Give a module its own class and plain tensors; return their names.
 
-    `remove_parametrizations` changes the class, which the module that was copied has, too.
+    `remove_parametrizations` would change the class, which the original module shares.
     """
     values: dict[str, Tensor] = {leaf: getattr(module, leaf).detach().clone() for leaf in module.parametrizations}
     trained = {leaf: [p.requires_grad for p in module.parametrizations[leaf].parameters()] for leaf in values}

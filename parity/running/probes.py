@@ -1,4 +1,4 @@
-"""What the networks are fed: photographs, and weights that hide nothing.
+"""The inputs of the networks: photographs, and weights that hide no mistake.
 
 Photographs are resized to the network's height and an odd width (224x193, 32x27) with Pillow's bilinear filter, which
 averages when it shrinks, and normalised with ImageNet's mean and standard deviation: an even and an odd side show
@@ -33,7 +33,7 @@ SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".
 
 
 def default_size(spec: Any) -> tuple[int, ...]:
-    """Return the size of the probe: what the network was made for; of images an odd width, where it takes any size."""
+    """Return the size of the probe: the network's own size; for images an odd width, if it takes any size."""
     size, step = families.example_size(spec), families.size_step(spec)
     if not (families.takes_images(spec) and families.takes_any_size(spec)):
         return size
@@ -45,7 +45,7 @@ def photographs(path: str | Path | None = None) -> list[Image.Image]:
     """Return the photographs of a file or of a folder (by name), or the two of this package.
 
     Raises:
-        UserError: no such path, a file that is no image, a folder without any.
+        UserError: no such path, a file that is not an image, a folder without images.
     """
     path = PHOTOGRAPHS if path is None else Path(path)
     try:
@@ -53,7 +53,7 @@ def photographs(path: str | Path | None = None) -> list[Image.Image]:
         files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if folder else [path]
     except FileNotFoundError:
         raise UserError(f"images {path}: no such file or folder") from None
-    except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL; a folder that is not ours to read
+    except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL; a folder without permission
         raise UserError(f"images {path}: {getattr(error, 'strerror', None) or error}") from None
     if not files:
         raise UserError(
@@ -73,7 +73,7 @@ def _open(file: Path) -> Image.Image:
 
 
 def of_spec(spec: Any, *, batch: int, size: tuple[int, ...], seed: int, images: str | Path | None = None) -> Probe:
-    """Return a batch for a described network: photographs where it takes images, else random inputs; random targets.
+    """Return a batch for a described network: photographs if it takes images, otherwise random inputs; random targets.
 
     Args:
         images: a file or a folder of photographs; by default two of this package.
@@ -94,7 +94,7 @@ def of_spec(spec: Any, *, batch: int, size: tuple[int, ...], seed: int, images: 
 def _crops(
     images: list[Image.Image], batch: int, size: tuple[int, int], channels: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Return photographs, NCHW. Beyond their number, random crops of them follow."""
+    """Return photographs, NCHW. If the batch is larger than their number, random crops of them follow."""
     arrays = []
     for i in range(batch):
         image = images[i % len(images)].convert("L" if channels == 1 else "RGB")
@@ -110,10 +110,10 @@ def _crops(
 
 
 def given(inputs: Sequence[Any], options: CallOptions, loss: Loss) -> Probe:
-    """Return somebody's inputs as numpy arrays, numbers that are not whole in float64.
+    """Return somebody's inputs as numpy arrays, with floating numbers in float64.
 
     Raises:
-        UserError: no input, an input that is not numbers or not finite, two of one name, an unknown layout.
+        UserError: no input, an input that is not numeric or not finite, two inputs with one name, an unknown layout.
     """
 
     def array(name: str, value: Any) -> np.ndarray:
@@ -131,7 +131,7 @@ def given(inputs: Sequence[Any], options: CallOptions, loss: Loss) -> Probe:
     keywords, layouts = options.keywords, options.layouts
     alone = {"torch": dict(options.torch_keywords or {}), "flax": dict(options.flax_keywords or {})}
     if not inputs and not keywords and not (alone["torch"] and alone["flax"]):
-        raise UserError("got two models and no inputs; expected inputs behind them, in PyTorch's layout")
+        raise UserError("got two models and no inputs; expected inputs after them, in PyTorch's layout")
     arrays = mapped(tuple(inputs), array)
     named = mapped(dict(keywords or {}), array, "keyword")
     known = [n for n, _ in (*leaves(arrays, "input"), *leaves(named, "keyword"))]
@@ -160,7 +160,7 @@ def randomised(
 ) -> dict[str, np.ndarray]:
     """The weights of a fresh network with random BatchNorm parameters and statistics.
 
-    A fresh network hides mistakes: every BatchNorm is the identity, or zero, which cuts a residual branch off.
+    A fresh network hides mistakes: every BatchNorm is the identity, or zero, which removes a residual branch.
 
     Args:
         statistics: the running statistics that the network has on the probe; the random ones are drawn around them.
@@ -181,10 +181,10 @@ def randomised(
 
 
 def varied(state: dict[str, np.ndarray], names: set[str], seed: int) -> dict[str, np.ndarray]:
-    """Weights that hide nothing: tensors whose numbers are all equal, as fresh norms and biases have, get random ones.
+    """Return weights that hide no mistake: tensors whose numbers are all equal, as in fresh norms, get random numbers.
 
-    A scale of ones hides a missing scale, a bias of zeros a missing bias, a variance of ones a wrong epsilon less well
-    than others do. Tensors that are one array stay one.
+    A scale of ones hides a missing scale, a bias of zeros hides a missing bias, and a variance of ones makes a wrong
+    epsilon harder to see. Tensors that share an array still share one.
 
     Args:
         names: of the tensors that may change: those that both models have.

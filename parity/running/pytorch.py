@@ -33,9 +33,9 @@ MODEL, OPTIMIZER = "the PyTorch model", "the PyTorch optimizer"
 
 
 def promote(net: nn.Module) -> nn.Module:
-    """A copy in float64 on the device of the check, running statistics too.
+    """A copy in float64 on the device of the check, with running statistics.
 
-    Recurrent layers drop nothing between each other: Flax's have no such dropout.
+    It has no dropout between recurrent layers, because Flax has no such dropout.
 
     An RMSNorm without an epsilon of its own keeps the one that it has in the type of its weights.
     """
@@ -71,7 +71,7 @@ def _table(buffer: Tensor) -> np.ndarray | None:
 
 
 def named_parameters(net: nn.Module, compared: Collection[str] | None) -> dict[str, nn.Parameter]:
-    """Return each parameter once: of several names under the first that is compared, or else under its first name.
+    """Return each parameter once, under the first of its names that is compared, or else under its first name.
 
     Args:
         compared: the names of tensors that both models have; None for all.
@@ -86,13 +86,13 @@ def named_parameters(net: nn.Module, compared: Collection[str] | None) -> dict[s
 
 
 def parameters(net: nn.Module, probe: Probe) -> dict[str, nn.Parameter]:
-    """What is trained and compared."""
+    """The parameters that are trained and compared."""
     named = named_parameters(net, probe.tensors)
     return {n: p for n, p in named.items() if probe.tensors is None or n in probe.tensors}
 
 
 def updated(net: nn.Module, probe: Probe) -> dict[str, Tensor]:
-    """Return what training is compared of: what is trained, and what must stay."""
+    """Return the tensors whose training is compared: those that are trained, and those that must stay."""
     tensors = {**dict(net.named_parameters(remove_duplicate=False)), **dict(net.named_buffers())}
     return {**parameters(net, probe), **{n: t for n, t in tensors.items() if n in probe.idle}}
 
@@ -104,14 +104,14 @@ def loss_of(probe: Probe, values: Any) -> Any:
 
 
 def backward(loss: Tensor, probe: Probe) -> None:
-    """Run the backward pass where there is one: not of a network whose inputs and parameters need no gradient."""
+    """Run the backward pass if there is one: a network whose inputs and parameters need no gradient has none."""
     if loss.requires_grad:
         with raising("the backward pass of the PyTorch model", expected="expected gradients"):
             lifted_pytorch.backward(loss, probe.pins)
 
 
 def tied(net: nn.Module) -> dict[str, str]:
-    """The names under which a tensor stands once more, and its first name."""
+    """The additional names of tensors, each with the tensor's first name."""
     found: dict[str, str] = {}
     seen: dict[object, str] = {}
     for name, tensor in net.state_dict(keep_vars=True).items():
@@ -122,7 +122,7 @@ def tied(net: nn.Module) -> dict[str, str]:
 
 
 class Users(TorchFunctionMode):
-    """Which modules use each parameter: those that run while a function gets it."""
+    """The modules that use each parameter: those that run while a function gets it."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -138,11 +138,11 @@ class Users(TorchFunctionMode):
 
 
 class Used(TorchDispatchMode):
-    """Which tensors operations read, in code that no function mode sees too."""
+    """The tensors that operations read, also in code that no function mode sees."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # else PyTorch imports `torch.compile` to keep it out of here: a second and a half
+        return False  # otherwise PyTorch imports `torch.compile` here (1.5 s)
 
     def __init__(self) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ class Used(TorchDispatchMode):
 
 
 def shared(net: nn.Module, probe: Probe) -> set[str]:
-    """Return the modules whose parameters are used outside of them too, as an embedding's are by an output layer."""
+    """Return the modules whose parameters are also used elsewhere, such as an embedding's by an output layer."""
     net = promote(net).eval()
     users = Users(net)
 
@@ -175,7 +175,7 @@ def shared(net: nn.Module, probe: Probe) -> set[str]:
 
 
 def with_parameters(net: nn.Module) -> list[str]:
-    """The modules that are recorded by default: all but Sequentials that have parameters in them."""
+    """The modules that are recorded by default: all except Sequentials with parameters."""
     return [
         n
         for n, m in net.named_modules()
@@ -234,7 +234,7 @@ def tapped(net: nn.Module, tap: Tap, names: Collection[str] | None = None) -> It
 
 
 class Outputs(Recorder):
-    """Keeps detached outputs; copies, where what follows may change them in place."""
+    """Keeps detached outputs, or copies if later code may change them in place."""
 
     def __init__(self, copies: bool, inputs: bool = False) -> None:
         super().__init__(inputs)
@@ -253,7 +253,7 @@ class Outputs(Recorder):
 
 
 def inputs_of(probe: Probe, grad: bool = False) -> tuple[Any, ...]:
-    """The probe's inputs as tensors of their own."""
+    """The probe's inputs as new tensors."""
 
     def tensor(_: str, array: np.ndarray) -> Tensor:
         new = torch.tensor(array)
@@ -275,7 +275,7 @@ def run(net: nn.Module, probe: Probe, inputs: tuple[Any, ...]) -> Any:
 
 
 def called(net: nn.Module, probe: Probe, inputs: tuple[Any, ...]) -> Any:
-    """Return what the network gives, called as the probe says in the mode that it is in."""
+    """Return the network's output, called as the probe says in its current mode."""
     both = mapped(dict(probe.keywords), lambda _, a: torch.tensor(a))
     alone = rebuilt(dict(probe.torch_call.keywords), lambda _, a: torch.tensor(a))
     call = replace(probe.torch_call, keywords={**both, **alone})
@@ -283,16 +283,16 @@ def called(net: nn.Module, probe: Probe, inputs: tuple[Any, ...]) -> Any:
 
 
 def _counted(value: Tensor, mask: np.ndarray) -> Tensor:
-    """Return an output with zeros at the positions that do not count, where it has positions."""
+    """Return an output with zeros at the positions that do not count, if it has positions."""
     if not masking.covers(mask, tuple(value.shape)):
         return value
     return torch.where(torch.as_tensor(masking.broadcast(mask, value.ndim)), value, torch.zeros_like(value))
 
 
 def chances(net: nn.Module, probe: Probe) -> tuple[Counter[float], Counter[float]]:
-    """Return how often a network drops values in train mode, by the part that it drops.
+    """Return how often a network drops values in train mode, by the fraction that it drops.
 
-    First by draws that say so, then by uniform draws that are rounded down to a mask.
+    The first result counts explicit dropout, the second uniform draws that are rounded down to a mask.
     """
     net = promote(net).train()
     with raising(MODEL), torch.no_grad(), FixedDraws() as drawn, lifted(net, probe.pins):
@@ -309,7 +309,7 @@ def numpy(tensors: dict[str, Tensor]) -> Tensors:
 
 
 def records(tensors: dict[str, Tensor], probe: Probe) -> Tensors:
-    """Return what layers gave, at the positions that count."""
+    """Return the outputs of layers, at the positions that count."""
     return {name: probe.counted(array) for name, array in numpy(tensors).items()}
 
 
@@ -321,11 +321,12 @@ def statistics(net: nn.Module, probe: Probe) -> None:
 
 
 def sizes(params: Sequence[Tensor], moves: float) -> list[float]:
-    """Return the norm of every parameter, as steps that move it by the part `moves` of that count it.
+    """Return the norm of every parameter, as it counts for steps that move it by the fraction `moves`.
 
-    Steps of the part `moves` are as large as may be, or rounding grows; steps of `bounds.SEEN` are as small as may be,
-    or rounding hides them. One tiny tensor, as a bias of 1e-6, would take all others below the second limit. So each
-    tensor counts as least a part of what its number of elements lets expect: the part in the middle of the two limits.
+    Steps larger than the fraction `moves` would let rounding grow, and steps smaller than `bounds.SEEN` would be hidden
+    by rounding. One tiny tensor, such as a bias of 1e-6, would push all others below the second limit. So each tensor
+    counts at least as a fraction of the norm expected of its number of elements; this fraction is in the middle between
+    the two limits.
     """
     norms = [float(p.detach().norm()) for p in params]
     rms = math.hypot(*norms) / max(1, sum(p.numel() for p in params)) ** 0.5
@@ -334,9 +335,9 @@ def sizes(params: Sequence[Tensor], moves: float) -> list[float]:
 
 
 def learning_rate(net: nn.Module, probe: Probe, moves: float = 1e-3) -> float:
-    """Return the rate at which one step of gradient descent moves no parameter by more than this part of its size.
+    """Return the rate at which one step of gradient descent moves no parameter by more than this fraction of its size.
 
-    Larger steps let rounding grow from step to step; of much smaller ones the rounding of the weights is seen alone.
+    Larger steps let rounding grow from step to step; much smaller ones show only the rounding of the weights.
     """
     net = copy.deepcopy(net).train()
     with tapped(net, Tap(), ()):
@@ -358,7 +359,7 @@ def observe(
 ) -> Iterator[tuple[str, Tensors]]:
     """All quantities of `numerics.quantities.QUANTITIES`, one after the other; those of training in several parts.
 
-    `net` is left as it was.
+    `net` is left unchanged.
 
     Args:
         names: the modules whose outputs are recorded.
@@ -402,7 +403,7 @@ def observe(
 
 
 def trained(net: nn.Module, probe: Probe, training: Training) -> Tensors:
-    """The training alone: what it adds to every parameter (`training.parameter`); `net` is left as it was."""
+    """Only the training: what it adds to every parameter (`training.parameter`); `net` is left unchanged."""
     net, found = copy.deepcopy(net).train(), {}
     loop = Loop(updated(net, probe), training)
     for number in range(training.passes):
@@ -415,7 +416,7 @@ def trained(net: nn.Module, probe: Probe, training: Training) -> Tensors:
 
 
 class Loop:
-    """PyTorch's training of a network, told of every backward pass."""
+    """PyTorch's training of a network, which is notified of every backward pass."""
 
     def __init__(self, tensors: Mapping[str, Tensor], training: Training) -> None:
         self.tensors, self.training = tensors, training
@@ -427,7 +428,7 @@ class Loop:
             self.optimizer, self.scheduler = made if isinstance(made, tuple) else (made, None)
 
     def advance(self, number: int) -> Iterator[tuple[str, Tensors]]:
-        """What stands behind the backward pass of this number, from 0; the tensors, where they are compared then."""
+        """Finish the backward pass with this number, from 0; return the tensors, if they are compared then."""
         if not self.training.steps or (number + 1) % self.training.accumulate:
             return
         self.training.prepare(self.params)

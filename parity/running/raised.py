@@ -1,6 +1,6 @@
-"""Tells what a user's own code raises in one message: the exception, the layer, what it was called with, the place.
+"""Reports an exception of a user's own code in one message: the exception, the layer, its arguments, the place.
 
-The traceback says all of it: a frame knows the module whose code it runs, and what that was called with.
+The traceback has all of this: a frame knows the module whose code it runs, and the module's arguments.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from parity.numerics.pins import LIBRARIES, package_of
 from ports.errors import UserError, is_out_of_memory, shortened
 
 STANDARD = Path(sysconfig.get_paths()["stdlib"])
-# Folders of installed packages: of two frames that belong to no framework, the user's own is the one outside of these.
+# Folders of installed packages: a frame outside of these is preferred as the user's own.
 INSTALLED = ("site-packages", "dist-packages")
 # The methods of a module that its user calls.
 METHODS = ("forward", "__call__")
-# So many arrays that a layer was called with are shown, and so many characters of a message.
+# A message shows this many arrays that a layer was called with, and this many characters of an error.
 SHOWN, LONGEST = 6, 300
 
-# What is expected of a model, of a loss, and of an optimizer.
+# What a message expects of a model, of a loss, and of an optimizer.
 EXPECTED = "expected it to run on these inputs"
 OF_OUTPUTS = "expected a loss of the model's outputs"
 OF_GRADIENTS = "expected an update of the parameters"
@@ -60,8 +60,8 @@ def _linen_name(_: object, module: Any) -> str:
     return ".".join(module.path) if module.scope is not None else ""
 
 
-# By the class that all modules of a framework have: the name of a module in the model whose outermost module is given.
-# The classes go by their names: what runs one framework does not load the other.
+# For the base class of each framework's modules: how to find the name of a module in a model. The classes are given by
+# name, because a run of one framework does not load the other.
 NAMES: dict[str, Callable[[Any, Any], str]] = {
     "torch.nn.modules.module.Module": _torch_name,
     "flax.nnx.module.Module": _nnx_name,
@@ -70,7 +70,7 @@ NAMES: dict[str, Callable[[Any, Any], str]] = {
 
 
 def _framework(value: object) -> str | None:
-    """Return the class of `NAMES` that a module has; None of what is not a module."""
+    """Return the class in `NAMES` of a module; None for other values."""
     return next(
         (name for cls in type(value).__mro__ if (name := f"{cls.__module__}.{cls.__qualname__}") in NAMES), None
     )
@@ -82,7 +82,7 @@ class LayerCall:
 
     Attributes:
         given: positional and keyword arguments.
-        exact: whether `given` is what the module was called with; its own code may have changed it otherwise.
+        exact: whether `given` is certainly the module's arguments; otherwise its own code may have changed them.
     """
 
     module: Any
@@ -96,11 +96,11 @@ class RaisesError(UserError):
 
 @contextmanager
 def raising(what: str = "the Flax model", given: object = None, expected: str = EXPECTED) -> Iterator[None]:
-    """Turn whatever a user's code raises into a question that cannot be put. Memory that is full is no such thing.
+    """Turn an exception of a user's code into one line. An out-of-memory error passes unchanged.
 
     Args:
         what: whose code runs.
-        given: what it is called with, where it is not a module.
+        given: its arguments, if it is not a module.
         expected: what it should have done.
 
     Raises:
@@ -123,7 +123,7 @@ def _wants_numbers(error: BaseException) -> bool:
 
 
 def described(error: BaseException, given: object = None) -> str:
-    """Return an exception in one line: its type and first line, the layer and what it got, the file and line."""
+    """Return an exception in one line: its type and first line, the layer and its arguments, the file and line."""
     said = shortened(str(error).strip().partition("\n")[0], LONGEST)
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     parts = [f"{type(error).__name__}: {said}" if said else type(error).__name__, _called(frames, given), place(error)]
@@ -131,7 +131,7 @@ def described(error: BaseException, given: object = None) -> str:
 
 
 def place(error: BaseException) -> str:
-    """Return where the user's code raised, `at model.py:12 in forward`; empty where none of it ran."""
+    """Return where the user's code raised, `at model.py:12 in forward`; empty if none of it ran."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     lines = {id(frame): line for frame, line in traceback.walk_tb(error.__traceback__)}
     foreign = [frame for frame in frames if not _is_library(frame)]
@@ -154,13 +154,13 @@ def _is_library(frame: FrameType) -> bool:
 
 
 def _shown(file: str) -> str:
-    """Return a path as a reader types it: from the folder where they are, where it is in there."""
+    """Return a path as a reader would type it: relative to the current folder, if it is inside."""
     path = Path(file)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
 
 
 def _called(frames: list[FrameType], given: object) -> str:
-    """Return which layer was called, and with what; the innermost one."""
+    """Return the innermost layer that was called, and its arguments."""
     root, found = None, None
     for frame in frames:
         call = _call_of(frame)
@@ -172,7 +172,7 @@ def _called(frames: list[FrameType], given: object) -> str:
     if found is None:
         got = _arrays(given) if given is not None else ""
         return f"called with {got}" if got else ""
-    with suppress(Exception):  # a module that its own code left half made
+    with suppress(Exception):  # a module that its own code left incomplete
         layer = NAMES[_framework(found.module) or ""](root, found.module)
         where = f"in {layer} ({type(found.module).__name__})" if layer else f"in {type(found.module).__name__}"
         got = _arrays(found.given)
@@ -182,7 +182,7 @@ def _called(frames: list[FrameType], given: object) -> str:
 
 
 def _call_of(frame: FrameType) -> LayerCall | None:
-    """Return the call of a module that a frame runs: its own code, or what a framework or the check runs around it."""
+    """Return the call of a module that a frame runs: the module's own code, or framework or check code around it."""
     values = frame.f_locals
     module = getattr(values.get("context"), "module", None) if "self" not in values else values["self"]
     if _framework(module) is None:

@@ -1,4 +1,4 @@
-"""Measures the rounding response: a side is run as it is, and again with inputs and weights moved."""
+"""Measures the rounding response: runs a side as it is, and again with inputs and weights moved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a check is about: a reference, its ports, and what they are fed and trained with."""
+"""The subject of a check: a reference, its ports, their inputs and their training."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A port that is held against the reference. It is built when its turn comes, for it takes memory.
+    """A port that is compared with the reference. It is built when its turn comes, because it takes memory.
 
     Attributes:
         build: gives the network in float64.
-        in_type: gives it in a working precision; from the type and weights in the torch form.
-        with_blocks: gives it in float64, with some of the subject's blocks recorded too.
+        in_type: gives it in a working precision, from the type and weights in the torch form.
+        with_blocks: gives it in float64, and also records some of the subject's blocks.
     """
 
     build: Callable[[], Functional]
@@ -34,19 +34,19 @@ class Subject:
     """A reference and its ports, ready to be run.
 
     Attributes:
-        title: what the report calls it.
+        title: its name in the report.
         reference: in float64.
         candidates: by port, `nnx` or `linen`.
-        probe: what both are fed.
-        training: what both are trained with.
+        probe: the inputs of both.
+        training: the training of both.
         seed: of the perturbations that measure the rounding response.
         names: the modules that are recorded, by PyTorch's names; by default all but Sequentials that have parameters.
-        blocks: modules around them that the ports have too, where a mistake may be looked for.
-        note: what the report says of it.
-        advice: what a port does otherwise without being wrong.
+        blocks: modules around them that the ports also have, in which the diagnosis may look for a mistake.
+        note: what the report says about it.
+        advice: what a port does differently without being wrong.
         unexercised: what the inputs do not reach.
-        types: of the reference's tensors, as they were given, by name, where its types are a policy of its own: one at
-            least is narrower than float32. Empty where it is cast as a whole.
+        types: the original types of the reference's tensors, by name, if at least one is narrower than float32, so that
+            the types are the model's own policy. Empty if the model is cast as a whole.
     """
 
     title: str

@@ -1,7 +1,7 @@
-"""What listens at the layers of a network while it runs, the same in every framework.
+"""Taps, which listen at the layers of a network while it runs, in the same way for every framework.
 
-A tap is told when a layer is entered and left, by the layer's PyTorch name (`name#2` at its second call), and may put
-other values in. It sees a layer's first array: where a layer takes or gives several, the rest passes by.
+A tap is notified when a layer is entered and left, with the layer's PyTorch name (`name#2` at its second call), and may
+replace the values. It only sees a layer's first array; if a layer takes or gives several, the others pass unseen.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ class Tap:
     """Listens to nothing."""
 
     def enter(self, name: str, x: Any) -> Any:
-        """What the layer gets for `x`."""
+        """Return what the layer gets instead of `x`."""
         return x
 
     def leave(self, name: str, y: Any) -> Any:
-        """What the rest of the network gets for the layer's output `y`."""
+        """Return what the rest of the network gets instead of the layer's output `y`."""
         return y
 
     def passed(self, names: tuple[str, ...]) -> None:
-        """A layer of one of these names is called, maybe where its values are not seen."""
+        """Note that a layer with one of these names is called, even if its values are not seen."""
 
 
 class Recorder(Tap):
-    """Keeps outputs in order of completion, and inputs in order of entry where they are wanted."""
+    """Keeps outputs in order of completion and, if wanted, inputs in order of entry."""
 
     def __init__(self, inputs: bool = False) -> None:
         self.wants_inputs = inputs
@@ -37,7 +37,7 @@ class Recorder(Tap):
         self.called |= dict.fromkeys(names)
 
     def enter(self, name: str, x: Any) -> Any:
-        # A stack of layers may be traced as one before its layers run in turn: now is when this one is called.
+        # A stack of layers may be traced as a whole before its layers run in turn: this is the call that counts.
         if self.called.pop(name, self) is None:
             self.called[name] = None
         if self.wants_inputs:

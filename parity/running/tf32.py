@@ -1,7 +1,7 @@
 """Whether a GPU may round the products of PyTorch's convolutions and matrices to TF32, for a time.
 
-PyTorch has two interfaces for this choice, and raises where one is read while the other says something else: Inductor
-reads the old one. So both are set, and both are put back.
+PyTorch has two interfaces for this choice, and raises if one is read while the other has a different value. Inductor
+reads the old one. So both are set, and both are restored.
 
 Source: PyTorch's CUDA semantics, "TensorFloat-32 (TF32) on Ampere (and later) devices".
 """
@@ -23,12 +23,12 @@ WORDS = {True: "tf32", False: "ieee"}
 
 @contextmanager
 def products(tf32: bool) -> Iterator[None]:
-    """Round products to TF32, or do not, for the time of the block."""
+    """Round products to TF32, or do not, during the block."""
     everything = (*PARTS, _MKLDNN.matmul)  # the old interface sets the CPU's as well
     before = [part.fp32_precision for part in everything]
     try:
         old = _CUDNN.allow_tf32, torch.get_float32_matmul_precision()
-    except RuntimeError:  # the caller has set the new interface alone: the old one cannot be read, nor put back
+    except RuntimeError:  # the caller has set only the new interface: the old one can be neither read nor restored
         old = None
     try:
         if old is not None:

@@ -22,7 +22,7 @@ from ports.errors import UserError
 from ports.optimizers import VARIANTS, Variant
 
 DECAY = 0.8
-# The part of its size that a step may move a parameter by: larger steps let rounding grow from step to step.
+# The fraction of its size by which a step may move a parameter: larger steps let rounding grow from step to step.
 MOVES = 1e-3
 
 
@@ -32,18 +32,18 @@ Maker = Callable[[torch.nn.Module, Probe], Training]
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """What the caller of a check says of the training.
+    """The caller's settings of the training.
 
     Attributes:
         steps: of the optimizer.
         optimizer: a name in `ports.optimizers.VARIANTS`; or from PyTorch's parameters to their optimizer, or to
             (optimizer, scheduler), as they are written in a training script; then `tx` is the port's.
-        tx: the port's transform; by default what PyTorch's computes.
+        tx: the port's transform; by default one that computes the same as PyTorch's.
         clip_grad_norm: the norm to which PyTorch clips its gradients before a step.
         accumulate: the passes whose gradients PyTorch sums before a step.
 
     Raises:
-        UserError: an unknown name, an optimizer of one's own without `tx`, an option out of range.
+        UserError: an unknown name, a custom optimizer without `tx`, an option out of range.
     """
 
     steps: int
@@ -90,7 +90,7 @@ def make(reference: torch.nn.Module, fed: Probe, plan: TrainingPlan) -> Training
 
 @functools.cache
 def _uncompiled(kind: Any) -> Any:
-    """Return PyTorch's class as it computes, without the wrappers that import `torch.compile`: a second and a half."""
+    """Return PyTorch's class without the wrappers that import `torch.compile`, which takes 1.5 seconds."""
     plain = {name: inspect.unwrap(getattr(kind, name)) for name in ("add_param_group", "zero_grad", "step")}
     return type(kind.__name__, (kind,), plain | {"step": torch.no_grad()(plain["step"])})
 
@@ -117,7 +117,7 @@ def _adaptive_rate(net: torch.nn.Module) -> float:
 def transform(
     variant: Variant, rate: float, clip_grad_norm: float | None = None, accumulate: int = 1
 ) -> optax.GradientTransformation:
-    """The port's side: gradients are summed, clipped, and taken as PyTorch takes them."""
+    """The port's side: sum gradients, clip them, and use them as PyTorch does."""
     tx = getattr(optim, variant.form.transform)(schedules.exponential_lr(rate, DECAY), **variant.options)
     if clip_grad_norm is not None:
         tx = optax.chain(optim.clip_grad_norm(clip_grad_norm), tx)

@@ -34,7 +34,7 @@ CALLED = ("forward", "__call__")
 def layers(found: Iterable[ModelLayer], without_gradient: Collection[str]) -> tuple[str, ...]:
     """Return a line that names the layers of PyTorch that are never used, if there are any.
 
-    Such a layer is not called, and no gradient reaches it: its tensors are not read elsewhere.
+    Such a layer is not called, no gradient reaches it, and no other code reads its tensors.
 
     Args:
         without_gradient: the parameters that are not frozen and get none.
@@ -59,7 +59,7 @@ def arguments(call: Call, model: Any, fed: Probe) -> list[str]:
 def branches(runs: Iterable[Callable[[], Any]]) -> tuple[str, ...]:
     """Run functions, and return a line for each branch of the models' own code that none of them took.
 
-    Branches are those of `if`, `for`, `while` and `match` that were reached, in files in which a class of network was
+    It considers branches of `if`, `for`, `while` and `match` that were reached, in files with a network class that was
     called. The `coverage` package measures them.
 
     Raises:
@@ -103,9 +103,9 @@ class Branching:
     """A statement with branches.
 
     Attributes:
-        inside: the first line of what it leads to where it holds.
-        never: what is said of it where that is never reached.
-        always: the same where nothing else is; empty where that is as it should be.
+        inside: the first line of the code that runs if the condition is true.
+        never: the text if that code is never reached.
+        always: the text if only that code is reached; empty if that is normal.
     """
 
     inside: int

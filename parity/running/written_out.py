@@ -1,10 +1,11 @@
 """PyTorch's fused functions written out, each operation rounded by itself.
 
 PyTorch computes `linear`, `silu` or attention in float32 inside and rounds once. A faithful port may call the parts one
-after the other, each of which rounds: `jax.nn.silu` is a product with a sigmoid, and Flax adds a bias behind a product.
-Both are right. The reference is therefore run in either form, and a port may be as far off as the larger of the two.
+after the other, each of which rounds: `jax.nn.silu` is a product with a sigmoid, and Flax adds a bias after a product.
+Both are right. So the reference runs in both forms, and a port may be as far off as the worse of the two.
 
-A softmax is no row of this table: its parts in bfloat16 are the mistake that float32 there avoids. Nor is a sum.
+A softmax is not a row of this table: running its parts in bfloat16 is exactly the mistake that float32 avoids. Nor is a
+sum.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 F: Any = torch.nn.functional
 
-# The functions as they are; `written_out` puts others in their places.
+# The original functions; `written_out` replaces them.
 MATMUL, BATCH_NORM, CONVOLUTIONS = F.linear, F.batch_norm, {n: getattr(F, f"conv{n}d") for n in (1, 2, 3)}
 
 
@@ -111,7 +112,7 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Attention as papers have it: scores in the type of the inputs, their softmax in float32."""
+    """Attention as in papers: scores in the type of the inputs, their softmax in float32."""
     if enable_gqa:
         groups = query.shape[-3] // key.shape[-3]
         key, value = (t.repeat_interleave(groups, -3) for t in (key, value))
@@ -136,7 +137,7 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """As Flax's: parameters are rounded to the type of the input, and in eval mode all of it is in that type."""
+    """BatchNorm as in Flax: parameters are rounded to the type of the input, and eval mode computes in that type."""
     scale, shift = (None if t is None else t.to(x.dtype) for t in (weight, bias))
     if training or running_mean is None or running_var is None:
         scale, shift = (
@@ -170,12 +171,12 @@ FUSED: tuple[tuple[Any, str, Callable[..., Tensor]], ...] = (
     (F, "softsign", softsign),
     (F, "scaled_dot_product_attention", attention),
 )
-# By the function itself: a model may hold it under a name of its own.
+# Keys are the functions themselves, because a model may hold them under other names.
 PARTS: dict[Any, Any] = {getattr(owner, name): parts for owner, name, parts in FUSED}
 
 
 class _Parts(TorchFunctionMode):
-    """Computes a fused function's parts, wherever the function was taken from."""
+    """Computes a fused function's parts, wherever the code took the function from."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return PARTS.get(func, func)(*args, **(kwargs or {}))
@@ -183,10 +184,10 @@ class _Parts(TorchFunctionMode):
 
 @contextmanager
 def written_out() -> Iterator[None]:
-    """Let this thread's calls of PyTorch's fused functions compute their parts one after the other.
+    """Make this thread's calls of PyTorch's fused functions compute their parts one after the other.
 
-    A mode sees every call but those inside PyTorch's own Python functions, such as `multi_head_attention_forward`;
-    these take the functions from their module, where the parts are put in their places.
+    A mode sees every call except those inside PyTorch's own Python functions, such as `multi_head_attention_forward`.
+    These take the functions from their module, so the functions in the module are replaced by their parts.
     """
     thread = threading.get_ident()
 
@@ -206,7 +207,7 @@ def written_out() -> Iterator[None]:
 
 @contextmanager
 def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Set an attribute of a module, and put back what was there."""
+    """Set an attribute of a module, and restore it afterwards."""
     original = getattr(owner, name)
     setattr(owner, name, value)
     try:

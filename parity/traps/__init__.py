@@ -8,6 +8,7 @@
 | `losses.py`     | in the loss                                | functions that the loss calls |
 | `training/`     | in optimizer, schedule, clipping           | PyTorch's training            |
 
-`catalogue.py` lists them all; `tests/meta` plants each in a Flax port and asks the check what it is. The tables know
+`catalogue.py` lists them all; `tests/meta` plants each in a Flax port, and the check must find and name it. The tables
+know
 nothing of running: `parity.diagnosis` plants them.
 """

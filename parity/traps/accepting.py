@@ -1,4 +1,4 @@
-"""Differences that are meant: the reference makes the same mistakes as the port then."""
+"""Intended differences: the reference then makes the same mistakes as the port."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ports.errors import UserError
 
 
 def accepted(net: nn.Module, names: Sequence[str]) -> None:
-    """Plant these mistakes in every layer of `net` that can have them: a port that makes them equals it then.
+    """Plant these mistakes in every layer of `net` that can have them, so that a port with them equals it.
 
     Raises:
         UserError: no mistake has this name, or no layer can have it.

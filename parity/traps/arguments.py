@@ -1,4 +1,4 @@
-"""Arguments of a port's code, read off PyTorch's side: what must be given where a mistake is a wrong argument.
+"""Arguments of a port's code, read from PyTorch's side: the right value if a mistake is a wrong argument.
 
 A table for each place where a trap can be: PyTorch's layer, a call of a function, a group of an optimizer.
 """
@@ -26,8 +26,8 @@ class Mend:
 
     Attributes:
         function: the class or function that takes it; empty for the class of the layer itself.
-        got: what the port gives; None where that is not known.
-        expected: what it must give.
+        got: the port's value; None if that is not known.
+        expected: the right value.
     """
 
     argument: str
@@ -37,7 +37,7 @@ class Mend:
 
 
 def _alike(values: tuple[Any, ...]) -> Value:
-    """One number for all dimensions, where they are alike."""
+    """One number for all dimensions, if they are equal."""
     return values[0] if len({*values}) == 1 else values
 
 
@@ -46,7 +46,7 @@ MODES = {"reflect": "REFLECT", "circular": "CIRCULAR"}
 
 
 def _padding(layer: Any) -> Value | None:
-    """Return the padding; None where it needs an operation of its own in front of the layer."""
+    """Return the padding; None if it needs a separate operation before the layer."""
     if isinstance(layer, nn.modules.conv._ConvTransposeNd):
         return _transposed_padding(layer)
     if layer.padding_mode != "zeros":
@@ -58,7 +58,7 @@ def _padding(layer: Any) -> Value | None:
 
 
 def _mode(layer: Any) -> Value | None:
-    """Return Flax's name of a mode, which pads so that the size stays, where PyTorch pads as much."""
+    """Return Flax's name of a padding mode that keeps the size, if PyTorch pads as much."""
     sizes = [dilation * (kernel - 1) for dilation, kernel in zip(layer.dilation, layer.kernel_size, strict=True)]
     whole = isinstance(layer.padding, tuple) and [2 * p for p in layer.padding] == sizes
     return MODES.get(layer.padding_mode) if whole and {*layer.stride} == {1} else None
@@ -91,7 +91,7 @@ ARGUMENTS: dict[str, Callable[[Any], Value | None]] = {
 def mended(trap: Trap, layer: nn.Module) -> list[Mend]:
     """Return the arguments that mend a mistake in a layer.
 
-    What the port gives is None where the layer with the mistake has no such setting.
+    The port's value is None if the layer with the mistake has no such setting.
     """
     if not trap.arguments or trap.plant is None or (planted := trap.plant(copy.copy(layer))) is None:
         return []
@@ -110,7 +110,7 @@ def _record(one: str | Argument) -> Argument:
     return Argument(one) if isinstance(one, str) else one
 
 
-# The counterparts of PyTorch's functions that have another name, or none of their own.
+# The counterparts of PyTorch's functions whose name in the port is different, or that have no counterpart.
 COUNTERPARTS = {
     **{f"{kind}_pool{n}d": f"{kind}_pool" for kind in ("max", "avg") for n in (1, 2, 3)},
     "interpolate": "resize",
@@ -129,7 +129,7 @@ def _per_axis(call: Call, value: Any) -> tuple[int, ...]:
 
 
 def _axis(call: Call) -> Value | None:
-    """Return an axis counted from the end; None for images and the like, whose axes stand otherwise in the port."""
+    """Return an axis counted from the end; None for images and the like, whose axes have another order in the port."""
     dim, x = call.argument(1, "dim", -1), call[0]
     return dim % x.ndim - x.ndim if isinstance(dim, int) and x.ndim < 4 else None
 
@@ -196,7 +196,7 @@ CALLED: dict[str, Callable[[Call], Value | None]] = {
 
 
 def mended_call(trap: Trap, calls: Iterable[Call]) -> list[Mend]:
-    """Return the arguments that mend a mistake in calls of functions; none where not all calls need the same."""
+    """Return the arguments that mend a mistake in calls of functions; empty if the calls need different ones."""
     found = [{*_of_call(trap, call)} for call in calls]
     return (
         [*found[0]] if found and all(one == found[0] for one in found) and len(found[0]) == len(trap.arguments) else []
@@ -230,7 +230,7 @@ TRAINED: dict[str, tuple[str, Callable[[Mapping[str, Any]], Value]]] = {
 
 
 def mended_training(trap: Trap, right: torch.optim.Optimizer, wrong: Any) -> list[Mend]:
-    """Return the arguments of an optimizer that mend a mistake; none where the groups of parameters need several.
+    """Return the arguments of an optimizer that mend a mistake; empty if the parameter groups need different ones.
 
     Args:
         wrong: PyTorch's optimizer with the mistake.

@@ -30,7 +30,7 @@ def other(**values: Any) -> Planted:
 
 
 def reduced(before: str, then: str) -> Planted:
-    """Another reduction, where it is `before`."""
+    """Another reduction, if it is `before`."""
 
     def plant(function: Loss, args: Values, kw: Options) -> Tensor | None:
         return function(*args, **{**kw, "reduction": then}) if kw.get("reduction", "mean") == before else None
@@ -83,7 +83,7 @@ def twice(change: Callable[[Tensor], Tensor]) -> Planted:
 
 
 def masked_mean(_: Loss, args: Values, kw: Options) -> Tensor | None:
-    """What a mask keeps of the losses, divided by the number of all of them."""
+    """The losses that a mask keeps, divided by the number of all losses."""
     total, count = made(args[0], "sum"), args[1] if len(args) > 1 else kw.get("other")
     counted = made(count, "sum", "clamp", "clamp_min") if isinstance(count, Tensor) else None
     if total is None or counted is None or len(total.args) > 1 or total.kw:
@@ -125,7 +125,7 @@ LOSSES = (
         "loss",
         CE + NLL,
         unweighted_mean,
-        "the weighted mean is over the number of examples; PyTorch's over the sum of their weights",
+        "the weighted mean divides by the number of examples; PyTorch divides by the sum of their weights",
         "use ports.losses.cross_entropy with weight=",
         "torch.nn.CrossEntropyLoss: weight",
     ),
@@ -153,7 +153,7 @@ LOSSES = (
         "loss",
         CE + NLL,
         ignored_counted,
-        "ignored labels count in the mean; PyTorch's is over the others",
+        "ignored labels count in the mean; PyTorch's mean goes over the others",
         "use ports.losses.cross_entropy with ignore_index=",
         "torch.nn.CrossEntropyLoss: ignore_index",
     ),
@@ -225,7 +225,7 @@ LOSSES = (
         "loss",
         MEANS + BINARY,
         per_example,
-        "summed over each example and averaged over these; PyTorch averages over all numbers",
+        "the loss is summed over each example, then averaged over the examples; PyTorch averages over all numbers",
         "take the mean over all axes",
         LOSS_PAGES,
     ),
@@ -234,7 +234,7 @@ LOSSES = (
         "loss",
         ("kl_div",),
         reduced("batchmean", "mean"),
-        "the divergence is averaged over all numbers; PyTorch's over examples (batchmean)",
+        "the divergence is averaged over all numbers; PyTorch averages over examples (batchmean)",
         "sum over all axes, then divide by the number of examples",
         "torch.nn.KLDivLoss: reduction",
     ),
@@ -243,7 +243,7 @@ LOSSES = (
         "loss",
         ("kl_div",),
         reduced("mean", "batchmean"),
-        "the divergence is averaged over examples; PyTorch's over all numbers (mean)",
+        "the divergence is averaged over examples; PyTorch averages over all numbers (mean)",
         "take the mean over all axes",
         "torch.nn.KLDivLoss: reduction",
     ),

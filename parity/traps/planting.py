@@ -1,4 +1,4 @@
-"""What traps are planted with: other settings, tensors, functions and arguments; and how one is planted in a layer."""
+"""Tools to plant traps: other settings, tensors, functions and arguments; and how to plant a trap in a layer."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from parity.traps.trap import Trap
 
 Values = Sequence[Any]
 
-# The name under which a mistake in the network's inputs stands among the functions.
+# The name of a mistake in the network's inputs, among the names of functions.
 INPUT = "input"
 
 
 def setting(**values: Any) -> Callable[[Any], nn.Module | None]:
-    """Other settings of the layer; None where it has them already."""
+    """Other settings of the layer; None if it has them already."""
 
     def plant(layer: Any) -> nn.Module | None:
         if all(getattr(layer, name) == value for name, value in values.items()):
@@ -32,7 +32,7 @@ def setting(**values: Any) -> Callable[[Any], nn.Module | None]:
 
 
 def tensor(name: str, change: Callable[[Tensor], Tensor]) -> Callable[[Any], nn.Module | None]:
-    """Another weight or statistic; None where the layer has none, or another shape would come out."""
+    """Another weight or statistic; None if the layer has none, or if the shape would change."""
 
     def plant(layer: Any) -> nn.Module | None:
         old = getattr(layer, name, None)
@@ -50,17 +50,17 @@ def instead(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda _, args, kw: function(args[0] if args else kw["input"])
 
 
-# The function is left out.
+# Leaves out the function.
 MISSING = instead(lambda x: x)
 
 
 def argument(args: Values, kw: dict[str, Any], i: int, name: str, default: Any) -> Any:
-    """A call's argument, by place or by name."""
+    """A call's argument, by position or by name."""
     return args[i] if len(args) > i else kw.get(name, default)
 
 
 def with_argument(i: int, name: str, default: Any, value: Any) -> Callable[..., Any]:
-    """The same call with another argument; None where it has it already."""
+    """The same call with another argument; None if it has this argument already."""
 
     def plant(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Any:
         old = argument(args, kw, i, name, default)
@@ -95,8 +95,8 @@ def plant_in(trap: Trap, layer: nn.Module) -> bool:
 def _unhooked(layer: Any, original: type) -> Any:
     """Return a copy of `layer` that shares its tensors and has its original type and no hooks.
 
-    The wrapper of a trap calls the layer inside the layer's own call. With hooks this would be a second call in the
-    record, which no port has, and the layer would not be compared.
+    The wrapper of a trap calls the layer inside the layer's own call. With hooks this would be recorded as a second
+    call, which no port has, and the layer would not be compared.
     """
     inner = copy.copy(layer)
     inner.__class__ = original

@@ -13,7 +13,7 @@ from torch import nn
 PlantedIn = Literal["weight", "layer", "between", "loss", "training"]
 
 
-# In place of a function's name: the class of the layer that a port has where PyTorch's own code computes a norm.
+# In place of a function's name: the class of the port's layer, if PyTorch's code computes the norm by operations.
 LAYER = "(the layer)"
 
 
@@ -22,10 +22,10 @@ class Argument:
     """An argument in the port's code that is the whole mistake.
 
     Attributes:
-        name: as Flax, JAX or optax call it.
-        function: the last name of the class or function that takes it; empty for the class of the layer itself. Of a
-            function of PyTorch's with a counterpart of its own `arguments.COUNTERPARTS` knows the name.
-        value: what must be given, where that is the same in every port; else `arguments` reads it off PyTorch's side.
+        name: its name in Flax, JAX or optax.
+        function: the last name of the class or function that takes it; empty for the class of the layer itself. If a
+            PyTorch function has its own counterpart, `arguments.COUNTERPARTS` has the name.
+        value: the right value, if it is the same in every port; otherwise `arguments` reads it from PyTorch's side.
     """
 
     name: str
@@ -46,17 +46,18 @@ class Trap:
     | `training` | optimizers, or a part of training   | a training                           | another training      |
 
     Attributes:
-        place: what the mistake is planted in.
-        where: where it can be made; an empty tuple means any kind.
-        plant: makes the mistake; it returns None where this tensor, layer or call cannot have it. The field is None
-            where only `related` or several tensors together tell the mistake.
+        place: where the mistake is planted.
+        where: where it can be made; an empty tuple means everywhere.
+        plant: makes the mistake; it returns None if this tensor, layer or call cannot have it. The field is None if
+            only `related`, or several tensors together, show the mistake.
         text: what the port does, and what PyTorch does.
-        mend: what to write in the port.
-        source: pages of the frameworks' documentation, by the names of what they describe, and papers.
+        mend: what to write in the port instead.
+        source: pages of the frameworks' documentation, given by the names that they describe, and papers.
         gradient: whether the values are right and the gradients are not.
-        arguments: what the port gives otherwise, where the mistake is an argument; a name alone is read by a table of
-            `arguments`.
-        related: tells a mistake from PyTorch's and the port's tensor, where the planted form would depend on the port.
+        arguments: the wrong arguments, if the mistake is an argument; for a bare name, a table in `arguments` reads the
+            value.
+        related: recognises a mistake from PyTorch's and the port's tensor, if the planted form would depend on the
+            port.
     """
 
     name: str

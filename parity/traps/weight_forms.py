@@ -1,4 +1,4 @@
-"""What a wrong move makes of a tensor in PyTorch's layout, and how a port's tensor is related to PyTorch's."""
+"""The effects of a wrong move on a tensor in PyTorch's layout, and relations between a port's tensor and PyTorch's."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def turned(w: np.ndarray) -> np.ndarray | None:
 
 
 def reshaped(w: np.ndarray) -> np.ndarray | None:
-    """A (out, in, *window) tensor whose numbers were put into (*window, in, out) without moving axes."""
+    """An (out, in, *window) tensor that was reshaped to (*window, in, out) without moving axes."""
     if w.ndim < 2:
         return None
     moved = np.moveaxis(w, (0, 1), (-1, -2))
@@ -64,7 +64,7 @@ def thirds_in_another_order(w: np.ndarray) -> Forms:
 
 
 def heads_interleaved(w: np.ndarray) -> Forms:
-    """The features of a head far apart, where PyTorch has them side by side."""
+    """The features of a head far apart; PyTorch has them next to each other."""
 
     def split(part: np.ndarray, heads: int) -> np.ndarray:
         return part.reshape(-1, heads, *part.shape[1:]).swapaxes(0, 1).reshape(part.shape)

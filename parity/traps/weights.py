@@ -1,4 +1,4 @@
-"""Known mistakes in moving a tensor: what is planted in PyTorch's, or how the port's is related to it."""
+"""Known mistakes in moving a tensor: they are planted in PyTorch's tensor, or show in its relation to the port's."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ TENSORS = (
         "weight",
         ("lstm",),
         gates_in_order((0, 1, 3, 2)),
-        "the gates stand as i f o g",
+        "the gates are in the order i, f, o, g",
         "split PyTorch's weights into the gates i, f, g, o, in that order",
         LSTM,
     ),
@@ -90,7 +90,7 @@ TENSORS = (
         "weight",
         ("lstm",),
         gates_in_order((0, 2, 1, 3)),
-        "the gates stand as i g f o",
+        "the gates are in the order i, g, f, o",
         "split PyTorch's weights into the gates i, f, g, o, in that order",
         LSTM,
     ),
@@ -99,7 +99,7 @@ TENSORS = (
         "weight",
         ("gru",),
         gates_in_order((1, 0, 2)),
-        "the gates stand as z r n",
+        "the gates are in the order z, r, n",
         "split PyTorch's weights into the gates r, z, n, in that order",
         "torch.nn.GRU, flax.linen.GRUCell",
     ),
@@ -129,7 +129,7 @@ TENSORS = (
         "weight",
         ("lstm",),
         gates_in_order((0, 3, 1, 2)),
-        "the gates stand as i o f g",
+        "the gates are in the order i, o, f, g",
         "split PyTorch's weights into the gates i, f, g, o, in that order",
         LSTM,
     ),
@@ -147,7 +147,7 @@ TENSORS = (
         "weight",
         ("attention",),
         thirds_in_another_order,
-        "query, key and value stand in another order",
+        "query, key and value are in another order",
         "split PyTorch's packed tensor into query, key and value, in that order",
         "torch.nn.MultiheadAttention, flax.nnx.MultiHeadAttention",
     ),
@@ -165,7 +165,7 @@ TENSORS = (
         "weight",
         CONV,
         groups_shuffled,
-        "the output channels stand group by group otherwise",
+        "the output channels are grouped in another order",
         "keep PyTorch's order of the output channels, one group after the other",
         "torch.nn.Conv2d: groups",
     ),
@@ -212,7 +212,7 @@ TENSORS = (
         "weight",
         (),
         None,
-        "outputs stand in another order",
+        "the outputs are in another order",
         "keep PyTorch's order of the outputs",
         "torch.nn.Linear",
         related=is_permuted(0),
@@ -222,7 +222,7 @@ TENSORS = (
         "weight",
         (),
         None,
-        "inputs stand in another order, as where a flatten goes channels last",
+        "the inputs are in another order, as after a channels-last flatten",
         "keep PyTorch's order of the inputs, and transpose to channels first before the flatten",
         GUIDE,
         related=is_permuted(1),
@@ -233,7 +233,8 @@ EXTRA_BIAS = "bias-added"
 STRUCTURE, NOT_MOVED, EXCHANGED = "weights-do-not-fit", "weights-not-moved", "weights-exchanged"
 BIAS, SORTED, UNTIED, SECOND_BIAS = "bias-missing", "layers-in-sorted-order", "weights-not-tied", "recurrent-bias-lost"
 
-# What several tensors tell together: by what the two exchanged ones are in their layer, or in all layers.
+# Mistakes that show only in several tensors: by the roles of the two exchanged tensors in their layer, or in all
+# layers.
 SEVERAL_TENSORS = (
     Trap(
         STRUCTURE,
@@ -296,7 +297,7 @@ SEVERAL_TENSORS = (
         "weight",
         (),
         None,
-        "two tensors where PyTorch has one that both layers share",
+        "the port has two tensors where both layers share one in PyTorch",
         "use one variable for both layers",
         "Press and Wolf 2017",
     ),
@@ -311,7 +312,7 @@ SEVERAL_TENSORS = (
     ),
 )
 
-# By the two tensors of a layer that were exchanged.
+# Keys are the two exchanged tensors of a layer.
 PAIRS = {
     frozenset(("running_mean", "running_var")): "bn-mean-variance-exchanged",
     frozenset(("weight", "bias")): "norm-scale-bias-exchanged",

@@ -1,1 +1,1 @@
-"""Holds every tensor of a port against its bound."""
+"""Compares every tensor of a port with its bound."""

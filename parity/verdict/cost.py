@@ -1,4 +1,4 @@
-"""Measures what all mistakes of a port together do to the model, on what the verdict compares anyway, in float64."""
+"""Measures what all mistakes of a port together do to the model, in float64, from the tensors of the verdict."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LOGITS_AXES = (1, 2, 3)
 
 
 class CostMeter:
-    """Looks at the quantities of a port as they pass.
+    """Measures the quantities of a port as they pass through.
 
     Args:
         reference: what PyTorch gave.
@@ -27,7 +27,7 @@ class CostMeter:
         self.reference, self.cost = reference, Cost(port)
 
     def passing(self, stream: Iterable[tuple[str, Tensors]]) -> Iterator[tuple[str, Tensors]]:
-        """Yield the stream as it is."""
+        """Yield the stream unchanged."""
         for quantity, tensors in stream:
             expected = self.reference[quantity]
             if quantity == "output.eval":
@@ -62,7 +62,7 @@ class CostMeter:
 
 
 def _fit(got: np.ndarray, expected: np.ndarray) -> bool:
-    """Return whether two arrays have one shape and finite numbers alone."""
+    """Return whether two arrays have the same shape and only finite numbers."""
     return got.shape == expected.shape and bool(np.isfinite(got).all() and np.isfinite(expected).all())
 
 
@@ -75,7 +75,7 @@ def _whole(sizes: Iterable[float]) -> float:
 
 
 def _relative(got: Tensors, expected: Tensors) -> float | None:
-    """Return ‖got − expected‖ / ‖expected‖ of all tensors together; None where that is not a number."""
+    """Return ‖got − expected‖ / ‖expected‖ of all tensors together; None if that is not a number."""
     size = _whole(map(bounds.norm, expected.values()))
     if not size or not _comparable(got, expected):
         return None
@@ -83,7 +83,7 @@ def _relative(got: Tensors, expected: Tensors) -> float | None:
 
 
 def _cosine(got: Tensors, expected: Tensors) -> float | None:
-    """Return the cosine of the angle between all tensors together; None where one side is zero or not comparable."""
+    """Return the cosine of the angle between all tensors together; None if one side is zero or not comparable."""
     sizes = [_whole(map(bounds.norm, tensors.values())) for tensors in (got, expected)]
     if not all(sizes) or not _comparable(got, expected):
         return None
@@ -91,7 +91,7 @@ def _cosine(got: Tensors, expected: Tensors) -> float | None:
 
 
 def _logits(outputs: Tensors) -> str | None:
-    """Return the output that may be logits: the one that is called so, or the only one."""
+    """Return the output that may be logits: the one with that name, or the only one."""
     floating = [name for name, array in outputs.items() if bounds.floating(array)]
     called = [name for name in floating if name.rpartition(".")[2] == "logits"] or floating
     if len(called) != 1:

@@ -1,8 +1,8 @@
 """ReLUs that are on in one run of a network and off in another.
 
-A ReLU whose input lies within rounding of zero may be on in float64 and off in float32. Its gradient then is one number
-in the one and zero in the other, whatever the precision of all the rest: that is why gradients in float32 are farther
-off than their rounding says.
+A ReLU whose input lies within rounding of zero may be on in float64 and off in float32. Its gradient is then nonzero in
+one and zero in the other, however precise the rest is. That is why gradients in float32 are farther off than their
+rounding explains.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RELU: Any = jax.nn.relu  # flax.nnx.relu and flax.linen.relu are this object
 
 
 class InPyTorch(TorchFunctionMode):
-    """Keeps which units are on at every ReLU, in the order of calls."""
+    """Records which units are on at every ReLU, in the order of calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,8 +43,8 @@ class InJax:
     """Which units are on at every ReLU that was called, as values of the trace.
 
     Attributes:
-        lost: whether a ReLU was called inside a transformation of the network's own (`scan`, `remat`), where its input
-            ends.
+        lost: whether a ReLU was called inside a transformation of the network's own (`scan`, `remat`), which its input
+            cannot leave.
     """
 
     on: list[Any] = field(default_factory=list)
@@ -53,7 +53,7 @@ class InJax:
 
 @contextmanager
 def in_jax() -> Iterator[InJax]:
-    """Listen at `jax.nn.relu`, imported under whatever name: it is one object, and this hears its class's calls.
+    """Listen at `jax.nn.relu`, under any imported name: it is one object, and this intercepts calls of its class.
 
     Other threads share the class. Their calls pass by.
     """
@@ -82,7 +82,7 @@ def in_jax() -> Iterator[InJax]:
 
 
 def count(reference: Sequence[Any], other: Sequence[Any] | None) -> tuple[int | None, int]:
-    """How many units are on in one and off in the other, and of how many; None where the calls are not the same."""
+    """How many units are on in one and off in the other, and the number of all units; None if the calls differ."""
     units = sum(on.size for on in reference)
     if other is None or len(other) != len(reference):
         return None, units

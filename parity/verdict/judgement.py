@@ -1,4 +1,4 @@
-"""Holds every tensor of every quantity against its bound."""
+"""Compares every tensor of every quantity with its bound."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from parity.numerics.layouts import Tensors
 from parity.numerics.quantities import QUANTITIES
 from parity.reports.report import Point, Row
 
-# A port that rounds more than the reference by this factor is told of it: that is advice, and no mismatch.
+# A port that rounds more than the reference by this factor gets advice; it is not a mismatch.
 MORE = 10
 
-# A distance of so many rounding responses is no rounding, on either side: the port's own response is not measured then.
-# The most that a right port was seen at is 203 times.
+# A distance of this many rounding responses cannot be rounding, on either side, so the port's own response is not
+# measured. The largest distance of a right port so far was 203 responses.
 EXPLAINABLE = 1e6
 
-# The quantities whose tensors are kept where they differ.
+# The quantities whose tensors are kept if they differ.
 KEPT = ("training.parameter", "gradient.input")
 
 LAYERS = ("layer.eval", "layer.train")
 
 UNMOVED = (
-    "no output moves with PyTorch's weights, and all of its gradients are zero, as behind a ReLU that is never on; "
+    "no output moves with PyTorch's weights, and all of its gradients are zero, as before a ReLU that is never on; "
     "give inputs or weights with which the outputs depend on the layers"
 )
 
@@ -41,7 +41,7 @@ class Judgement:
         largest: the largest relative distance of a tensor that is not zero in exact arithmetic.
         multiple: the worst tensor's distance as a multiple of its rounding response.
         points: every tensor, in the reference's order.
-        got: the port's tensors, where a mistake may have to be found from them.
+        got: the port's tensors, if the diagnosis may need them.
     """
 
     row: Row
@@ -52,7 +52,7 @@ class Judgement:
     got: Tensors = field(default_factory=dict)
 
     def and_then(self, other: Judgement) -> Judgement:
-        """Both, of two parts of one quantity."""
+        """Combine two parts of one quantity."""
         worst = max(self, other, key=lambda judgement: judgement.multiple)
         return Judgement(
             replace(worst.row, ok=self.row.ok and other.row.ok),
@@ -64,7 +64,7 @@ class Judgement:
         )
 
     def without_outside(self) -> Judgement:
-        """What is within its bounds, by itself."""
+        """Keep only the tensors within their bounds."""
         points = tuple(point for point in self.points if point.ok)
         worst = max(
             points, key=lambda p: p.distance / p.bound if p.bound else 0.0, default=Point("(none)", 0.0, 0.0, True)
@@ -83,7 +83,7 @@ def judge(port: str, run: Iterable[tuple[str, Tensors]], responses: Responses) -
         if quantity.startswith("training."):  # one of several parts
             steps = {name.rpartition("@")[2] for name in tensors}
             expected = {name: array for name, array in expected.items() if name.rpartition("@")[2] in steps}
-        if quantity == "training.state":  # optax's own optimizers keep some tensors otherwise, or under no name
+        if quantity == "training.state":  # optax's own optimizers keep some tensors in another form, or without a name
             expected = {name: expected[name] for name in expected if name in tensors}
             tensors = {name: tensors[name] for name in expected}
             if not expected:
@@ -95,7 +95,8 @@ def judge(port: str, run: Iterable[tuple[str, Tensors]], responses: Responses) -
 
 def _judge(port: str, quantity: str, got: Tensors, expected: Tensors, responses: Responses) -> Judgement:
     outside, largest, points = [], 0.0, []
-    # A tensor that is zero in exact arithmetic holds rounding alone; it is shown where it is wrong, or all are such.
+    # A tensor that is zero in exact arithmetic holds only rounding; show it if it is wrong, or if all tensors are like
+    # it.
     worst: tuple[bool, float, str, float, float] = (False, -1.0, "", 0.0, 0.0)
     for name in dict.fromkeys((*expected, *got)):
         telling = True
@@ -124,13 +125,13 @@ def _judge(port: str, quantity: str, got: Tensors, expected: Tensors, responses:
 
 
 def undecided(responses: Responses) -> str | None:
-    """Why the check cannot tell, with the layer that blows the rounding up; None where every bound decides."""
+    """Why the check cannot tell, with the layer that amplifies the rounding; None if every bound decides."""
     if responses.unmoved:
         return UNMOVED
     for quantity in responses.reference:
         for name in responses.undecided(quantity):
             if not np.isfinite(responses.reference[quantity][name]).any():
-                return f"{quantity} {name}: no finite number in the reference's (NaN is equal to NaN in any port)"
+                return f"{quantity} {name}: the reference has no finite number there (NaN is equal to NaN in any port)"
             relative = responses.bound(quantity, name) / responses.sizes(quantity)[name]
             said = f"{quantity} {name}: a right port may differ by {relative:.0e} of it, more than {bounds.DECIDES:.0e}"
             return f"{said}; rounding grows most at {_amplifier(responses)}"
@@ -138,7 +139,7 @@ def undecided(responses: Responses) -> str | None:
 
 
 def _amplifier(responses: Responses) -> str:
-    """The layer whose output holds by far more rounding, relative to its size, than the one before it."""
+    """The layer whose output has far more rounding, relative to its size, than the one before it."""
     found = (0.0, "")
     for quantity in ("layer.eval", "layer.train"):
         least = before = float(np.finfo(np.float64).eps)
@@ -169,11 +170,11 @@ def rounds_more(port: str, responses: Responses) -> Iterator[str]:
 def decided_by_the_network(
     port: str, judged: Mapping[str, Judgement], frozen: bool
 ) -> tuple[Mapping[str, Judgement], list[str]]:
-    """Return the judgements without what is no mistake when everything else agrees, and what is said of it.
+    """Return the judgements without differences that are not mistakes when everything else agrees, and advice on them.
 
-    A layer may be cut otherwise: a scale stands inside or outside of it, it is called on a part of its input. Where
-    outputs, loss, gradients, statistics and training agree, such a layer is worth a note. So is a gradient of inputs
-    that a port stops in front of frozen layers.
+    A layer may be divided differently: a scale is inside or outside of it, or it is called on a part of its input. If
+    outputs, loss, gradients, statistics and training agree, such a layer only gets a note. The same holds for a
+    gradient of inputs that a port stops before frozen layers.
 
     Args:
         frozen: whether PyTorch has frozen parameters.
@@ -182,13 +183,13 @@ def decided_by_the_network(
     inputs = judged["gradient.input"]
     stopped = frozen and inputs.outside and not any(inputs.got[name].any() for name in inputs.outside)
     apart = {*LAYERS, *(("gradient.input",) if stopped else ())}
-    # No output of training depends on the running statistics: a difference of theirs is told by itself.
+    # No output of training depends on the running statistics, so a difference in them is reported separately.
     if not {*wrong} & apart or not {*wrong} <= {*apart, "statistics"}:
         return judged, []
     said = []
     if layers := list(dict.fromkeys(name for q in LAYERS if q in wrong for name in judged[q].outside)):
         more = f" and {len(layers) - 1} more" if len(layers) > 1 else ""
-        said.append(f"{port}: {layers[0]}{more}: gives something else than PyTorch's; everything else agrees")
+        said.append(f"{port}: {layers[0]}{more}: differs from PyTorch's; everything else agrees")
     if stopped:
         said.append(
             f"{port}: no gradient reaches {inputs.outside[0]}, where PyTorch's does, and everything else agrees"

@@ -1,8 +1,8 @@
 """How much less precise than PyTorch a port may be in a working precision, and how often that limit is wrong.
 
 The figures come from `python -m tests.meta.precision --store`, which writes `benchmarks/results/precision-limits.json`;
-a test holds them against that file. A limit is some times as far from 1 as the largest ratio of the faithful runs that
-were drawn to find it. Other faithful runs, drawn afterwards, say how often it is wrong.
+a test compares them with that file. A limit is several times as far from 1 as the largest ratio in the faithful runs
+that were drawn to find it. Other faithful runs, drawn afterwards, say how often it is wrong.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# What is seen at a place: a layer's output, what is computed between layers, or the scores that a softmax gets. Scores
-# have a limit of their own: a few of them are large, and queries that are scaled before their product round otherwise.
+# The value at a place: a layer's output, a value computed between layers, or the scores that a softmax gets. Scores
+# have a limit of their own: a few of them are large, and queries that are scaled before their product round
+# differently.
 LAYER, BETWEEN, SCORES = "layer", "between", "scores"
 KINDS = (LAYER, BETWEEN, SCORES)
 
@@ -22,10 +23,10 @@ class Limit:
     """The limits of one type.
 
     Attributes:
-        less: by kind of place the largest ratio of the port's error to PyTorch's.
-        more: the smallest one; below it the port is more precise than PyTorch.
+        less: by kind of place, the largest allowed ratio of the port's error to PyTorch's.
+        more: the smallest ratio; below it the port is more precise than PyTorch.
         runs: faithful runs that were drawn after the limits had been set.
-        alarms: of them, those in which a port was called less precise.
+        alarms: how many of them called a port less precise.
         rate: the upper end of the 95 % interval of the rate of false alarms, for one network.
     """
 
@@ -36,7 +37,7 @@ class Limit:
     rate: float
 
     def said(self, dtype: str) -> str:
-        """Return what a reader is told of false alarms."""
+        """Return the text about false alarms."""
         limits = ", ".join(f"{value:g} ({kind})" for kind, value in self.less.items())
         rate = f"{self.alarms} of {self.runs:,} faithful runs, below {self.rate:.2%} with 95 % confidence"
         return f"judged in {dtype}: PyTorch's rounding at each place times at most {limits}; false alarms: {rate}"
@@ -59,24 +60,24 @@ LIMITS = {
     ),
 }
 
-# What a reference that is exact at a place counts as: this part of one rounding of every number.
+# If a reference is exact at a place, its error counts as this fraction of one rounding of every number.
 LEAST = 0.5
 
 
-# The ratio of two errors that are drawn apart, of n numbers each, has a standard deviation of 0.63 / √n: a rounding's
-# square has one of 0.89 of its mean. So many times 1 / √n are more than four of them.
+# The ratio of two independent errors, of n numbers each, has a standard deviation of 0.63 / √n: a rounding's
+# square has one of 0.89 of its mean. This many times 1 / √n is more than four such deviations.
 FEW = 3.0
 
 
-# Standard deviations that are still chance, where slices of a tensor scatter.
+# Up to this many standard deviations are chance, if the slices of a tensor scatter.
 DEVIATIONS = 3.0
 
 
 def spread(count: float, scatter: float = 0.0) -> float:
-    """Return the factor that chance may add to a ratio.
+    """Return the factor by which chance may increase a ratio.
 
     Args:
-        count: of numbers that round by themselves.
+        count: how many numbers round independently.
         scatter: the standard deviation of the ratio's logarithm, as slices of the tensors show it.
     """
     return max(1 + FEW / count**0.5, math.exp(DEVIATIONS * scatter))

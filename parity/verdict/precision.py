@@ -1,14 +1,15 @@
-"""What the networks compute in working precision, float32 and bfloat16: measured, no verdict.
+"""Measures what the networks compute in working precision, float32 and bfloat16, without a verdict.
 
 Every side, PyTorch and each Flax port, runs in the type, on the same weights and inputs rounded to it, and is compared
-with PyTorch in float64. What rounding alone does to a side is measured on the same side: it is run again in that type
-with weights and inputs moved by one unit in the last place of that type (`bounds.perturbed`). An error of a few times
-that is the type's own; an error of hundreds of times is a part that computes in a narrower type, or a mistake.
+with PyTorch in float64. The effect of rounding alone is measured on the same side: it runs again in that type, with
+weights and inputs moved by one unit in the last place of that type (`bounds.perturbed`). An error of a few times this
+response comes from the type; an error of hundreds of times comes from a part that computes in a narrower type, or from
+a mistake.
 
-Policies. In float32 everything is float32, but for layers that the model itself sets to another type: these are seen.
-In bfloat16 weights, activations and gradients are bfloat16. BatchNorm's parameters and statistics are float32; so are
-all parameters of Flax networks that `ports.create` builds, whose layers round them at each use. Every library layer of
-anybody's Flax model gets `dtype=bfloat16`. The loss is computed in float32 from the network's output.
+Policies. In float32 everything is float32, except layers that the model itself sets to another type, which therefore
+show. In bfloat16 weights, activations and gradients are bfloat16. BatchNorm's parameters and statistics are float32; so
+are all parameters of Flax networks that `ports.create` builds, whose layers round them at each use. Every library layer
+of anybody's Flax model gets `dtype=bfloat16`. The loss is computed in float32 from the network's output.
 """
 
 from __future__ import annotations
@@ -53,14 +54,14 @@ QUANTITIES = ("output.eval", "output.train", "loss", "gradient.parameter", "grad
 # Runs with moved weights and inputs; the response is the root mean square of their distances.
 DRAWS = 3
 
-# What a side may raise in a type that it was not written for.
+# The exceptions of a side in a type that it was not written for.
 RAISED = (UserError, TypeError, ValueError, RuntimeError, IndexError)
 
 ONCE = Training(0, dict, None)  # one pass, no step
 
-# From a type and weights in the torch form to a Flax network in that type.
+# Takes a type and weights in the torch form, and gives a Flax network in that type.
 Build = Callable[[str, Mapping[str, np.ndarray]], Functional]
-# From weights and a probe to what a side gives, and which of its ReLUs are on.
+# Takes weights and a probe, and gives a side's results, and which of its ReLUs are on.
 Side = Callable[[Mapping[str, np.ndarray], Probe], tuple[Observation, Sequence[Any] | None]]
 
 
@@ -69,10 +70,10 @@ class Policy:
     """The working precisions that are measured.
 
     Attributes:
-        dtypes: `float32`, `bfloat16`; each once.
+        dtypes: `float32`, `bfloat16`, without repetition.
         tf32: with True, inputs and weights of float32 are moved by one unit in the last place of TF32.
-        matmul: JAX's precision of products as the caller set it; `tf32` goes before.
-        decide: whether a port that is less precise than PyTorch is no parity.
+        matmul: JAX's precision of products as the caller set it; `tf32` takes precedence.
+        decide: whether the verdict is no parity if a port is less precise than PyTorch.
 
     Raises:
         UserError: an unknown type.
@@ -90,7 +91,7 @@ class Policy:
 
     @property
     def products(self) -> Callable[[], AbstractContextManager[Any]]:
-        """What sets JAX's precision of products."""
+        """A context that sets JAX's precision of products."""
         return nullcontext if self.tf32 is not None else partial(jax.default_matmul_precision, self.matmul)
 
 
@@ -138,8 +139,8 @@ def measure(subject: Subject, policy: Policy, progress: Progress) -> tuple[Preci
 
 
 def does_not_run(error: Exception) -> str:
-    """Return what is said of a side that raises in a type."""
-    cause = error.__cause__ or error  # of a user's code, what it raised
+    """Return the text about a side that raises in a type."""
+    cause = error.__cause__ or error  # for a user's code, the exception that it raised
     said = str(cause).strip().partition("\n")[0]
     return f"does not run: {type(cause).__name__}: {said}"
 
@@ -167,7 +168,7 @@ def _worst(
 
 
 def _at_least(dtype: str, run: Observation) -> Observation:
-    """In no narrower type than was asked for: the unit in the last place is that of this type."""
+    """Convert to at least the type that was asked for, so that the unit in the last place is that of this type."""
 
     def widened(array: np.ndarray) -> np.ndarray:
         narrow = bounds.floating(array) and array.dtype.itemsize < np.dtype(DTYPES[dtype]).itemsize
@@ -179,10 +180,10 @@ def _at_least(dtype: str, run: Observation) -> Observation:
 def cast(reference: nn.Module, dtype: str, types: Mapping[str, str] | None = None) -> nn.Module:
     """A copy of a PyTorch network in this type; BatchNorm's parameters and statistics are float32.
 
-    So are buffers that no checkpoint has: tables, which a model that is loaded in bfloat16 computes in float32.
+    So are buffers that no checkpoint has, such as tables: a model that is loaded in bfloat16 computes them in float32.
 
     Args:
-        types: of its tensors, where the network has a policy for bfloat16 of its own.
+        types: of its tensors, if the network has its own policy for bfloat16.
     """
     net = copy.deepcopy(reference)
     for module in net.modules():
@@ -243,7 +244,7 @@ def _widened_jax(value: Any) -> Any:
 
 
 def _pytorch(net: nn.Module) -> Side:
-    """A network in the type that it is in. Weights, where there are any, are written into it."""
+    """A network in its current type. Weights, if there are any, are written into it."""
 
     def side(state: Mapping[str, np.ndarray], fed: Probe) -> tuple[Observation, Sequence[Any] | None]:
         if state:
@@ -273,7 +274,7 @@ def _flax(
     parameters: Sequence[str],
     products: Callable[[], AbstractContextManager[Any]],
 ) -> Side:
-    """Return a network that is compiled at its first run, without JAX's x64 mode, as it is used.
+    """Return a network that is compiled at its first run, without JAX's x64 mode, as in normal use.
 
     Args:
         products: sets the precision of products.

@@ -1,8 +1,8 @@
-"""Which tensors are trained on which side, and what the check compares of those that only one side trains.
+"""Which tensors each side trains, and what the check compares for those that only one side trains.
 
-A gradient is compared where both sides have one. PyTorch has none for a buffer and a frozen parameter; Flax has none
+A gradient is compared if both sides have one. PyTorch has none for a buffer and a frozen parameter; Flax has none
 for what is not a parameter (an `nnx.Variable` of another type, a collection other than `params`). Their values are
-compared all the same, and training must leave as it is what PyTorch leaves as it is.
+still compared, and training must not change what PyTorch does not change.
 
 A parameter that PyTorch does not freeze and that gets no gradient (`detach`, a layer that is never called) has a
 gradient of zeros: the port's must be zeros too.
@@ -29,7 +29,7 @@ LEAVE = (
 TRAIN = "make it a parameter (nnx.Param, Linen's collection params), or freeze PyTorch's with requires_grad_(False)"
 PASS = "let its gradient pass: no jax.lax.stop_gradient, and no copy of it that is a constant"
 GRADIENT = "gradient.parameter"
-NAMED = 3  # so many names stand in a note
+NAMED = 3  # the largest number of names in a note
 
 
 def _gradients(net: torch.nn.Module, fed: Probe, tensors: Collection[str]) -> dict[str, bool]:
@@ -50,7 +50,7 @@ def _gradients(net: torch.nn.Module, fed: Probe, tensors: Collection[str]) -> di
 
 
 def assigned(net: torch.nn.Module, fed: Probe, tensors: Collection[str], in_port: Collection[str]) -> Probe:
-    """Return the probe with what is compared of every tensor. Freeze the parameters of `net` without a gradient.
+    """Return the probe, with what is compared for every tensor. Freeze the parameters of `net` that have no gradient.
 
     Args:
         tensors: that both models have.
@@ -74,7 +74,7 @@ def assigned(net: torch.nn.Module, fed: Probe, tensors: Collection[str], in_port
 
 
 def note(net: torch.nn.Module, fed: Probe) -> str:
-    """Return what the report says of gradients that only one side may have; empty where there are no such tensors."""
+    """Return the report's text about gradients that only one side may have; empty if there are no such tensors."""
     buffers = {n for n, _ in net.named_buffers()}
     names = sorted({*fed.fixed} | {n for n in fed.idle if n in buffers or n not in (fed.tensors or ())})
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
@@ -87,9 +87,10 @@ def findings(
     """Return a finding for every tensor that one side trains and the other does not.
 
     Args:
-        outside: by quantity, the tensors of gradients and training beyond their bounds.
-        own: whether the transform is the caller's. What it does to a parameter without a gradient is its own mistake.
-        wrong: the modules whose values are wrong. A gradient that a tensor of theirs gets follows from that.
+        outside: by quantity, the tensors of gradients and training that are beyond their bounds.
+        own: whether the transform is the caller's. Then its effect on a parameter without a gradient is a mistake of
+            its own.
+        wrong: the modules whose values are wrong. A gradient of a tensor in such a module follows from that.
     """
     moved = dict.fromkeys(parameter_of(q, name) for q, names in outside.items() if q != GRADIENT for name in names)
     found = []
@@ -120,9 +121,9 @@ def stopped(port: str, outside: Collection[str], got: Mapping[str, np.ndarray]) 
 
 
 def advice(port: str, net: torch.nn.Module, trained: Collection[str]) -> list[str]:
-    """Return what is said of tensors that PyTorch's training leaves and that get a gradient in the port.
+    """Return the text about tensors that PyTorch's training does not change and that get a gradient in the port.
 
-    It is no mistake: in JAX it is the optimizer that leaves parameters as they are.
+    This is not a mistake: in JAX the optimizer decides which parameters stay.
 
     Args:
         trained: the names of these tensors.

@@ -19,8 +19,8 @@ class MisfittingLayer:
     """A layer of the port with other tensors than PyTorch's, or with tensors of other shapes.
 
     Attributes:
-        text: which tensors, and what to do.
-        lacks_bias: whether the missing bias is the whole difference.
+        text: says which tensors, and what to do.
+        lacks_bias: whether the missing bias is the only difference.
     """
 
     pair: Pair
@@ -35,7 +35,7 @@ class DifferingTensor:
     Attributes:
         leaf: the name of the tensor in its layer.
         theirs: the port's numbers in PyTorch's layout, in float64.
-        distance: as a part of the size of PyTorch's.
+        distance: relative to the size of PyTorch's tensor.
     """
 
     pair: Pair
@@ -46,14 +46,14 @@ class DifferingTensor:
 
 @dataclass(frozen=True)
 class BiasedLayer:
-    """A layer of the port with a bias where PyTorch's has none, and training would move it."""
+    """A layer of the port with a bias that PyTorch's layer does not have and that training would move."""
 
     pair: Pair
 
 
 @dataclass(frozen=True)
 class UntiedTensors:
-    """Two layers of the port that have a tensor each where PyTorch's have one together."""
+    """Two layers of the port with separate tensors, where PyTorch's layers share one."""
 
     first: Pair
     second: Pair
@@ -62,11 +62,11 @@ class UntiedTensors:
 
 @dataclass(frozen=True)
 class WeightsVerdict:
-    """What the comparison of the weights says.
+    """The result of comparing the weights.
 
     Attributes:
         row: the row `weights`.
-        layers: what is wrong in each layer that is, in the order of the pairing.
+        layers: what is wrong in each wrong layer, in the order of the pairing.
     """
 
     row: Row
@@ -88,7 +88,7 @@ def judge(port: str, pairing: Pairing, more_biases: Container[str] = ()) -> Weig
     """Compare the weights of all paired layers.
 
     Args:
-        more_biases: PyTorch's layers without a bias where the port has one that training would move.
+        more_biases: PyTorch's layers without a bias whose counterpart has one that training would move.
     """
     layers: list[MisfittingLayer | DifferingTensor | BiasedLayer] = []
     worst = ("", 0.0)
@@ -118,7 +118,7 @@ def _shapes(p: Pair) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, .
 
 
 def _misfit(p: Pair) -> MisfittingLayer | None:
-    """Return tensors that one side lacks or has in another shape; None where there are none."""
+    """Return tensors that one side lacks or has in another shape; None if there are none."""
     mine, theirs = _shapes(p)
     if mine == theirs:
         return None

@@ -20,8 +20,8 @@ def create(spec: Any, *, seed: int | None = 0, dtype: str = "float32") -> tuple[
 
     Args:
         spec: a description of some family (`ports.families`).
-        seed: None leaves every weight zero, for a network whose weights are written next.
-        dtype: type of the activations; weights have it too, but with bfloat16 they are float32.
+        seed: None leaves every weight at zero, for a network whose weights are written next.
+        dtype: type of the activations and the weights; with bfloat16 the weights are float32.
 
     Raises:
         UserError: unknown dtype; float64 while JAX's x64 mode is off.
@@ -37,7 +37,7 @@ def create(spec: Any, *, seed: int | None = 0, dtype: str = "float32") -> tuple[
 
 @partial(jax.jit, static_argnums=0)
 def initial(module: nn.Module, key: Any, *inputs: Any) -> Any:
-    """Compiled once per network, where `jax.jit(module.init)` would be compiled again at every call."""
+    """Compiled once per network, while `jax.jit(module.init)` would be compiled again at every call."""
     return module.init(key, *inputs)
 
 

@@ -31,8 +31,8 @@ def create(spec: Any, *, seed: int | None = 0, dtype: str = "float32") -> nnx.Mo
 
     Args:
         spec: a description of some family (`ports.families`).
-        seed: None leaves every weight zero, for a network whose weights are written next.
-        dtype: type of the activations; weights have it too, but with bfloat16 they are float32.
+        seed: None leaves every weight at zero, for a network whose weights are written next.
+        dtype: type of the activations and the weights; with bfloat16 the weights are float32.
 
     Raises:
         UserError: unknown dtype; float64 while JAX's x64 mode is off.

@@ -16,7 +16,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 
 
 class WithoutNormalDraws(TorchFunctionMode):
-    """Skips normal draws: on the meta device PyTorch loads its compiler for the first of them, for a second."""
+    """Skips normal draws: on the meta device PyTorch loads its compiler at the first draw, which takes a second."""
 
     DRAWS = ("normal_", "kaiming_normal_")
 
@@ -27,7 +27,7 @@ class WithoutNormalDraws(TorchFunctionMode):
 
 
 def skeleton(spec: Any) -> nn.Module:
-    """Return the network without memory for its weights (on the meta device): to count and to look at shapes."""
+    """Return the network without memory for its weights (on the meta device), to count and to look at shapes."""
     with torch.device("meta"), WithoutNormalDraws():
         return network_class(spec, "pytorch")(spec)
 
@@ -41,7 +41,7 @@ def meta_inputs(spec: Any, batch: int, size: tuple[int, ...]) -> list[torch.Tens
 
 
 def _shared(net: nn.Module) -> dict[str, str]:
-    """Return the first names of parameters that have several, by the others."""
+    """Return the first names of parameters with several names, by their other names."""
     firsts: dict[int, str] = {}
     names = {name: firsts.setdefault(id(p), name) for name, p in net.named_parameters(remove_duplicate=False)}
     return {name: first for name, first in names.items() if name != first}
@@ -55,11 +55,11 @@ def _set(net: nn.Module, name: str, parameter: nn.Parameter) -> None:
 def create(spec: Any, *, seed: int | None = 0, dtype: str = "float32") -> nn.Module:
     """Return a network with initial weights drawn from `seed`, in train mode.
 
-    PyTorch's global generator is left as it was.
+    PyTorch's global generator is left unchanged.
 
     Args:
         spec: a description of some family (`ports.families`).
-        seed: None leaves every weight zero, for a network whose weights are written next.
+        seed: None leaves every weight at zero, for a network whose weights are written next.
         dtype: type of weights and activations; with bfloat16, BatchNorm's parameters and statistics stay float32.
 
     Raises:

@@ -1,1 +1,1 @@
-"""What a decoder remembers of the tokens so far: their keys and values, in `pytorch` and in `flax` (NNX and Linen)."""
+"""The cache of a decoder: keys and values of the tokens so far, in `pytorch` and in `flax` (NNX and Linen)."""

@@ -1,7 +1,7 @@
 """The cache of a decoder in JAX, for NNX and Linen. Read beside pytorch.py: the same classes in the same order.
 
-The room of a cache is fixed when it is made, as compiled programs want it. Padding is marked, and may stand in front of
-a shorter text. A call gives a new cache; under `jax.jit` with `donate_argnames` it takes the memory of the old one.
+The room of a cache is fixed when it is made, as compiled programs need it. Padding is marked, and may precede a shorter
+text. A call returns a new cache; under `jax.jit` with `donate_argnames` it takes the memory of the old one.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Seen = Bool[Array, "_ 1 length room"]
 
 
 def attend(q: Heads, k: Keys, v: Keys, seen: Seen | None) -> Float[Array, "batch length features"]:
-    """Attention. Several heads of the queries may share a head of the keys and values.
+    """Attention. Compute attention; several heads of the queries may share a head of the keys and values.
 
     Args:
-        seen: which keys a query sees; None where each sees the tokens up to its own.
+        seen: which keys a query sees; None if each query sees the tokens up to its own.
     """
     batch, length, _, width = q.shape
     if seen is None:
@@ -57,15 +57,16 @@ class Past:
         return attend(q, self.keys, self.values, self.seen)
 
     def of_block(self, keys: Keys, values: Keys) -> Past:
-        """Return what one of stacked blocks needs."""
+        """Return the part of the cache that one of the stacked blocks needs."""
         return replace(self, keys=keys, values=values)
 
 
 class Cache(struct.PyTreeNode):
-    """What a decoder remembers of a batch of texts.
+    """The keys and values that a decoder keeps for a batch of texts.
 
     Attributes:
-        keys, values: of each block. Stacked blocks have one array of each, whose first axis is the blocks.
+        keys, values: of each block. Stacked blocks have one array of keys and one of values, whose first axis is the
+            blocks.
         real: which places hold a token. Padding and empty places do not.
         length: how many places are filled.
     """
@@ -91,9 +92,9 @@ class Cache(struct.PyTreeNode):
     def extended(
         self, name: str, real: Bool[Array, "batch length"]
     ) -> tuple[Cache, list[Past], Int[Array, "batch length"]]:
-        """Take in new tokens: the cache behind them, what each block needs, and the position of each token.
+        """Take in new tokens: return the new cache, the part of it for each block, and the position of each token.
 
-        A token sees the real tokens before it, and itself. So padding sees itself alone: no softmax is over nothing.
+        A token sees the real tokens before it, and itself. So padding sees only itself, and no softmax is empty.
         The first real token of a text has position 0, and so has the padding before it.
 
         Args:
@@ -114,7 +115,7 @@ class Cache(struct.PyTreeNode):
     def behind(self, pasts: list[Past], logits: Array) -> tuple[Array, Cache]:
         """Return the logits, and the cache with what the blocks wrote.
 
-        Where a compiled program was given more tokens than the cache has room for, the logits are NaN: the length is
+        If a compiled program gets more tokens than the cache has room for, the logits are NaN, because the length is
         known only when it runs.
         """
         logits = jnp.where(self.length > self.real.shape[1], jnp.nan, logits)

@@ -14,7 +14,7 @@ Features = Float[Array, "batch length width"]
 
 
 def blocks(create: Callable[[], nn.Module], depth: int, stacked: bool) -> Any:
-    """Return a list of blocks, or the one block whose weights `run` stacks, each with an axis more in front."""
+    """Return a list of blocks, or the one block whose weights `run` stacks, each with an additional first axis."""
     return create() if stacked else [create() for _ in range(depth)]
 
 

@@ -15,7 +15,7 @@ Features = Float[Array, "batch length width"]
 
 
 def blocks(create: Callable[[nnx.Rngs], nnx.Module], depth: int, stacked: bool, rngs: nnx.Rngs) -> Any:
-    """Return a list of blocks, or one module with the weights of all, each with an axis more in front."""
+    """Return a list of blocks, or one module with the weights of all, each with an additional first axis."""
     if stacked:
         return nnx.split_rngs(splits=depth)(nnx.vmap(create))(rngs)
     return nnx.List([create(rngs) for _ in range(depth)])
@@ -36,7 +36,7 @@ def run(blocks: Any, x: Features, pasts: list[Past] | None, *others: Any) -> Fea
         x = nnx.merge(graph, weights)(x, *others, past)
         return x, None if past is None else (past.keys, past.values)
 
-    # `nnx.scan` refuses a network that a function under `jax.jit` takes from around it.
+    # `nnx.scan` refuses a network that a function under `jax.jit` closes over.
     x, held = jax.lax.scan(step, x, (weights, None if pasts is None else (pasts[0].keys, pasts[0].values)))
     if pasts is not None:
         pasts[0].keys, pasts[0].values = held

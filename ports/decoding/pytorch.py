@@ -1,7 +1,7 @@
 """The cache of a decoder in PyTorch. Read beside flax.py: the same classes in the same order.
 
-The room of a cache is fixed when it is made, as compiled programs want it. Padding is marked, and may stand in front of
-a shorter text. PyTorch writes into the memory of the cache; the cache before a call is of no use after it.
+The room of a cache is fixed when it is made, as compiled programs need it. Padding is marked, and may precede a shorter
+text. PyTorch writes into the memory of the cache, so do not use the old cache after a call.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Seen = Bool[Tensor, "batch 1 length room"]
 
 
 def attend(q: Heads, k: Keys, v: Keys, seen: Seen | None) -> Float[Tensor, "batch length features"]:
-    """Attention. Several heads of the queries may share a head of the keys and values.
+    """Attention. Compute attention; several heads of the queries may share a head of the keys and values.
 
     Args:
-        seen: which keys a query sees; None where each sees the tokens up to its own.
+        seen: which keys a query sees; None if each query sees the tokens up to its own.
     """
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=seen is None, enable_gqa=True)
@@ -51,7 +51,7 @@ class Past:
 
 @dataclass(frozen=True)
 class Cache:
-    """What a decoder remembers of a batch of texts.
+    """The keys and values that a decoder keeps for a batch of texts.
 
     Attributes:
         keys, values: of each block.
@@ -70,7 +70,7 @@ class Cache:
 
         Args:
             shape: batch, room, heads of the keys, features of a head.
-            like: has the type and the device.
+            like: a tensor with the type and the device.
         """
         keys = tuple(like.new_zeros(shape) for _ in range(depth))
         values = tuple(like.new_zeros(shape) for _ in range(depth))
@@ -79,9 +79,9 @@ class Cache:
     def extended(
         self, name: str, real: Bool[Tensor, "batch length"]
     ) -> tuple[Cache, list[Past], Int[Tensor, "batch length"]]:
-        """Take in new tokens: the cache behind them, what each block needs, and the position of each token.
+        """Take in new tokens: return the new cache, the part of it for each block, and the position of each token.
 
-        A token sees the real tokens before it, and itself. So padding sees itself alone: no softmax is over nothing.
+        A token sees the real tokens before it, and itself. So padding sees only itself, and no softmax is empty.
         The first real token of a text has position 0, and so has the padding before it.
 
         Args:

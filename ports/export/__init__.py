@@ -40,23 +40,23 @@ def save(
     platforms: Sequence[str] = ("cpu", "cuda"),
     force: bool = False,
 ) -> None:
-    """Writes inference with the weights as they are now; the file appears whole or not at all.
+    """Write inference with the current weights; the file appears whole or not at all.
 
-    The network is left as it was, with the mode of each of its layers. It takes images (batch, channels, height, width)
+    The network is left unchanged, with the mode of each of its layers. It takes images (batch, channels, height, width)
     in PyTorch and (batch, height, width, channels) in Flax, in the type of its first parameter.
 
     Args:
         net: a `torch.nn.Module`, an `nnx.Module` or Linen's `(module, variables)`; Flax needs the package flatbuffers.
         path: ends in `.pt2` for PyTorch, in `.stablehlo` for Flax.
         size: height and width of the images.
-        batch: the one number of images that the file takes; None for any.
-        channels: of the images, for a network without a `spec.in_channels`.
+        batch: the only number of images that the file accepts; None for any number.
+        channels: of the images, for a network without `spec.in_channels`.
         platforms: of a Flax network, where the file is to run: `cpu`, `cuda`, `rocm`, `tpu`.
-        force: replaces a file that is there.
+        force: replace an existing file.
 
     Raises:
         UserError: `net` is not a network, a suffix of another framework, an invalid size or batch, an unknown
-            platform, flatbuffers is missing, there is such an output and `force` is not set, no such folder, no
+            platform, flatbuffers is missing, the output exists and `force` is not set, no such folder, no
             permission, a full disk.
     """
     path, port = Path(path), port_of(net)
@@ -73,14 +73,14 @@ def save(
 
 
 def load(path: str | Path) -> Callable[[Any], Any]:
-    """A function from images to logits, as the saved network computed them in eval mode.
+    """Return a function from images to logits, as the saved network computed them in eval mode.
 
-    It takes and gives a `torch.Tensor` (without gradients) for `.pt2`, a `jax.Array` for `.stablehlo`, which is
-    compiled at the first call with a shape. Other shapes than those saved for are the framework's errors.
+    It takes and returns a `torch.Tensor` (without gradients) for `.pt2`, and a `jax.Array` for `.stablehlo`, which is
+    compiled at the first call with each shape. For other shapes than the saved ones the framework raises an error.
 
     Raises:
-        UserError: an unknown suffix, no such file, a file of another kind or one that is cut off, flatbuffers is
-            missing. Other damage to a `.stablehlo` file is JAX's error at the first call, if it is seen at all.
+        UserError: an unknown suffix, no such file, a file of another kind or a truncated one, flatbuffers is missing.
+            Other damage to a `.stablehlo` file is JAX's error at the first call, if it is seen at all.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES.values():
@@ -92,7 +92,7 @@ def load(path: str | Path) -> Callable[[Any], Any]:
         return port.loader.load(path)
     except UserError:
         raise
-    except Exception as error:  # what the readers raise on bytes that are something else is not to be listed
+    except Exception as error:  # for bytes of another kind the readers may raise anything
         why = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
         expected = "jax.export" if port.is_flax else "torch.export.save"
         raise UserError(

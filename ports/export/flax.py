@@ -14,16 +14,16 @@ from ports.errors import UserError
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # JAX's names
 
-# What a Flax network's call is told so that it is inference, where it has such a parameter.
+# The arguments that switch a Flax network's call to inference, if it has such a parameter.
 EVAL = {"train": False, "training": False, "is_training": False, "deterministic": True, "use_running_average": True}
 
-SOURCES = "jax_hlo_source_file_canonicalization_regex"  # the part of source files' names that JAX leaves out
+SOURCES = "jax_hlo_source_file_canonicalization_regex"  # the part of source file names that JAX removes
 
 Inference = Callable[[jax.Array], Any]  # from images to what the network gives
 
 
 def check(platforms: Sequence[str]) -> None:
-    """Raise where such a file cannot be written.
+    """Raise if such a file cannot be written.
 
     Raises:
         UserError: flatbuffers is missing, an unknown platform.
@@ -35,7 +35,7 @@ def check(platforms: Sequence[str]) -> None:
 
 
 def eval_keywords(module: object) -> dict[str, Any]:
-    """Return what the call of a module is told so that it is inference."""
+    """Return the arguments that switch the call of a module to inference."""
     return {name: value for name, value in EVAL.items() if name in inspect.signature(type(module).__call__).parameters}
 
 
@@ -52,7 +52,7 @@ def save_inference(
     count = jax.export.symbolic_shape("batch")[0] if batch is None else batch
     dtype = next((leaf.dtype for leaf in jax.tree.leaves(params)), "float32")
     before = getattr(jax.config, SOURCES)
-    jax.config.update(SOURCES, ".*")  # or the file would name folders of this machine
+    jax.config.update(SOURCES, ".*")  # otherwise the file would name folders of this machine
     try:
         images = jax.ShapeDtypeStruct((count, height, width, channels), dtype)
         program = jax.export.export(jax.jit(infer), platforms=tuple(platforms))(images)

@@ -14,6 +14,6 @@ __all__ = ["check", "save"]
 
 def save(net: nnx.Module, path: Path, batch: int | None, size: tuple[int, int, int], platforms: Sequence[str]) -> None:
     keywords = eval_keywords(net)
-    twin = nnx.clone(net)  # of its own mode; the arrays are the same
+    twin = nnx.clone(net)  # a view with its own mode; the arrays are shared
     twin.eval()
     save_inference(lambda images: twin(images, **keywords), nnx.state(net, nnx.Param), path, batch, size, platforms)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 def check(platforms: Sequence[str]) -> None:
-    """Raise nothing: PyTorch needs no other package, and has no choice of platforms."""
+    """Do nothing: PyTorch needs no other package, and offers no choice of platforms."""
 
 
 def save(net: nn.Module, path: Path, batch: int | None, size: tuple[int, int, int], platforms: Sequence[str]) -> None:
@@ -25,7 +25,7 @@ def save(net: nn.Module, path: Path, batch: int | None, size: tuple[int, int, in
     finally:
         for module, training in modes:
             module.training = training
-    exported.example_inputs = None  # they would be stored, and no more than their shape counts
+    exported.example_inputs = None  # their numbers would be stored, although only their shape matters
     for node in exported.graph.nodes:
         node.meta.pop("stack_trace", None)  # names of folders on this machine
     with path.open("wb") as file:  # by its temporary name PyTorch would warn about the suffix

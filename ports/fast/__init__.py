@@ -1,9 +1,9 @@
-"""Faster kernels for CPUs, switched on by name: no network uses them unless asked.
+"""Faster kernels for CPUs, which you switch on by name: no network uses them by default.
 
     net = ports.fast.use(ports.create("resnet50", "nnx"))           # nnx.Module or torch.nn.Module: changed in place
     module, variables = ports.fast.use((module, variables))         # Linen: a module around yours, the same variables
 
-Weights, their names and their values stay. On other devices than CPUs nothing changes: the Flax networks choose by
+The names and values of weights stay the same. On devices other than CPUs nothing changes: the Flax networks choose by
 `jax.lax.platform_dependent`, so that a program for several platforms can still be exported. What changes:
 
 | framework | convolutions | meant for |
@@ -31,8 +31,7 @@ def use(net: Any) -> Any:
     Args:
         net: a `torch.nn.Module` or `nnx.Module`, changed in place; or Linen's `(module, variables)`.
 
-    Returns:
-        the same object; of Linen a module that wraps yours, and the same variables.
+    Returns: the same object; for Linen, a module that wraps yours, and the same variables.
 
     Raises:
         UserError: `net` is not a network of one of the three.

@@ -1,14 +1,14 @@
 """XLA's convolution, computed on CPUs in ways that XLA's own CPU backend does not find.
 
 Two thirds of ResNet-50's convolutions have a window of one pixel. They are products of matrices, which Eigen and
-YNNPACK take faster than the same as a convolution. And in a step of training XLA's CPU backend turns the large operand
-of a filter's gradient around in memory, computing once more whatever elementwise operations led to it; here it is the
-one with fewer channels (`product`), or one that is computed already (`kept`). A window of 3 by 3 needs less than half
-of its products (`winograd`). Small images, as in ResNet-18's last stage at 64 or 96 pixels, are slow with a window too:
-one that has more pixels than the image XLA exchanges with it, and has no fast code for what it gets (`unrolled`). Nor
-has it any for the gradients of convolutions in groups, as in ResNeXt, which take a hundred times as long as those of a
-few without groups (`grouped`). `python -m benchmarks resnet50 --batch 8 --subjects linen,linen-fast` measures what it
-is worth.
+YNNPACK compute faster than the same convolution. In a training step XLA's CPU backend also transposes the large operand
+of a filter's gradient in memory, and recomputes the elementwise operations that led to it. Here the operand with fewer
+channels is transposed (`product`), or one that is already computed (`kept`). A window of 3 by 3 needs less than half of
+its products (`winograd`). Small images, as in ResNet-18's last stage at 64 or 96 pixels, are slow with larger windows,
+too. If the window has more pixels than the image, XLA exchanges the two, and has no fast code for the result
+(`unrolled`). It also has no fast code for the gradients of convolutions in groups, as in ResNeXt, which take a hundred
+times as long as the gradients of a few convolutions without groups (`grouped`). `python -m benchmarks resnet50 --batch
+8 --subjects linen,linen-fast` measures the gain.
 
 `product` and `winograd.convolve` have gradients of their own, and so no forward mode (`jax.jvp`, `jax.jacfwd`,
 `jax.hessian`): use the plain network for it.
@@ -44,7 +44,7 @@ def conv_general_dilated(
     padding: Padding,
     **options: Any,
 ) -> Float[Array, "batch *out_size out_channels"]:
-    """`jax.lax.conv_general_dilated` as Flax's layers call it: by `on_cpu` on CPUs, by XLA elsewhere.
+    """`jax.lax.conv_general_dilated` as Flax's layers call it: uses `on_cpu` on CPUs, and XLA elsewhere.
 
     Raises:
         UserError: forward mode is asked for.
@@ -107,7 +107,7 @@ def _padded(padding: Padding) -> bool:
 def explicit(
     padding: Padding, x: jax.Array, kernel: jax.Array, strides: Sequence[int], dilation: Sequence[int]
 ) -> winograd.Pads:
-    """Rows and columns of zeros before and after, of a padding that may be a word."""
+    """The rows and columns of zeros before and after, for a padding that may be a word."""
     if isinstance(padding, str):
         windows = [(size - 1) * apart + 1 for size, apart in zip(kernel.shape[:2], dilation, strict=True)]
         padding = jax.lax.padtype_to_pads(x.shape[1:3], windows, strides, padding)
@@ -145,7 +145,7 @@ def unrolled(
     dilation: Sequence[int],
     precision: jax.lax.PrecisionLike,
 ) -> Float[Array, "batch out_height out_width out_channels"]:
-    """For small images: all that a window covers is written out, for one product of matrices."""
+    """For small images: write out the pixels of every window, for one product of matrices."""
     extents = [(size - 1) * apart + 1 for size, apart in zip(kernel.shape[:2], dilation, strict=True)]
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     rows, columns = (
@@ -164,7 +164,7 @@ def product(
     kernel: Float[Array, "channels out_channels"],
     precision: jax.lax.PrecisionLike,
 ) -> Float[Array, "batch height width out_channels"]:
-    """A window of one pixel. Of its gradient the first operand is turned around in memory: the smaller one."""
+    """A window of one pixel. In its gradient XLA transposes the first operand in memory: here the smaller one."""
     return jax.lax.dot_general(x, kernel, (((3,), (0,)), ((), ())), precision)
 
 
@@ -189,9 +189,9 @@ product.defvjp(_product_forward, _product_backward)
 
 @jax.custom_jvp
 def kept(x: Array) -> Array:
-    """The same, and where gradients are taken an array that XLA computes once, for it does not look into `cond`.
+    """The same array; for gradients, one that XLA computes only once, because it does not look into `cond`.
 
-    `jax.lax.optimization_barrier` does not bring that about: the profile is the same with it as without.
+    `jax.lax.optimization_barrier` does not have this effect: the profile is the same with and without it.
     """
     return x
 
@@ -200,5 +200,5 @@ def kept(x: Array) -> Array:
 def _kept_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
     (x,), (tangent,) = primals, tangents
     first = x[(0,) * x.ndim]
-    # Both give x; the second only looks otherwise.
+    # Both branches give x; the second only looks different.
     return jax.lax.cond(first == first, lambda x: x, lambda x: jnp.where(x == x, x, jnp.nan), x), tangent

@@ -1,10 +1,10 @@
 """Winograd's minimal filtering along the rows, for the PyTorch port's windows of 3 by 3 where Inductor freezes weights.
 
-F(4, 3) of Lavin and Gray 2016, section 4.3, in one direction: four outputs below each other read six inputs, and six
-products do instead of twelve. A product is a convolution with one row of the window, of a sum of every fourth row of
-the image: PyTorch's own does the work, and Inductor computes the sums in one pass, where eager mode would take one for
-each. In float32 a layer's rounding is up to ten times what it is in the usual order. Where an infinite number would
-reach, there is none.
+F(4, 3) of Lavin and Gray 2016, section 4.3, in one direction: four outputs in a column read six inputs, and six
+products are enough instead of twelve. A product is a convolution with one row of the window, applied to a sum of every
+fourth row of the image. PyTorch's own convolution does the work, and Inductor computes the sums in one pass, while
+eager mode would need one pass for each. In float32 a layer's rounding is up to ten times what it is in the usual order.
+An inf in the input turns every output that uses it into NaN.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def to_outputs(m: Sequence[Tensor]) -> list[Tensor]:
 def frozen() -> bool:
     """Whether Inductor takes weights for constants, whose sums it computes once; never in what is exported.
 
-    Asked when tracing, not traced: to a program that is compiled PyTorch 2.11 says of itself that it is exported.
+    This is asked during tracing and not traced itself: inside a compiled program PyTorch 2.11 claims to be exporting.
     """
     from torch._inductor import config
 
@@ -61,7 +61,7 @@ def frozen() -> bool:
 
 
 def pays(conv: nn.Conv2d, x: Tensor) -> bool:
-    """Whether a convolution is one that this module can do, and does faster. In what is exported it stays one."""
+    """Whether this module can do a convolution, and does it faster. In an exported program it stays a convolution."""
     if not torch.compiler.is_compiling() or torch.is_grad_enabled() or not frozen():
         return False
     ways = (conv.kernel_size, conv.stride, conv.dilation, conv.groups, conv.padding_mode)

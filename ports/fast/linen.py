@@ -13,7 +13,7 @@ from ports.fast.convolution import conv_general_dilated
 
 
 def use(net: tuple[nn.Module, Any]) -> tuple[nn.Module, Any]:
-    """Return the module as one of a subclass whose every `nn.Conv` calls `ports.fast.convolution`; variables stay."""
+    """Return the module as an instance of a subclass in which every `nn.Conv` calls `ports.fast.convolution`."""
     module, variables = net
     if hasattr(type(module), "calls_fast_convolutions"):
         return net

@@ -1,10 +1,10 @@
 """Winograd's minimal filtering for windows of 3 by 3 pixels: F(2x2, 3x3) of Lavin and Gray 2016, section 4.1.
 
-A tile of 2 by 2 outputs reads 4 by 4 inputs. As sums of the inputs (`of_inputs`, Bᵀ in the paper) and of the window's
-weights (`of_weights`, G) it takes 16 products instead of 36, and sums of these are the outputs (`to_outputs`, Aᵀ). Over
-all tiles and channels each of the 16 is a product of matrices, which a CPU does at its peak. All sums are of two to
-four numbers with factors of ±1 and ½, so that rounding is what it is in the usual order; not so in bfloat16, whose
-sums would be rounded before they are multiplied: `can` says no. Where an infinite number would reach, there is none.
+A tile of 2 by 2 outputs reads 4 by 4 inputs. With sums of the inputs (`of_inputs`, Bᵀ in the paper) and of the window's
+weights (`of_weights`, G) it needs 16 products instead of 36; sums of these products are the outputs (`to_outputs`, Aᵀ).
+Over all tiles and channels each of the 16 is a product of matrices, which a CPU does at its peak. All sums are of two
+to four numbers with factors of ±1 and ½, so rounding is the same as in the usual order. In bfloat16 the sums would be
+rounded before they are multiplied, so `can` says no. An inf in the input turns every output of its tile into NaN.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# With less of them it is slower: tiles, and where the images are so small that there is another way more of these;
-# channels; and products at each of the 16 places.
+# With fewer than these it is slower: tiles (more of them if the images are so small that there is another way),
+# channels, and products at each of the 16 places.
 TILES, SMALL_TILES = 48, 128
 CHANNELS = 32
 PRODUCTS = 2**20
@@ -53,7 +53,7 @@ def can(x: jax.Array, kernel: jax.Array, strides: Sequence[int], pads: Pads, dil
 
 
 def pays(x: jax.Array, kernel: jax.Array, pads: Pads, small: bool) -> bool:
-    """Whether it is large enough to be faster so. A program that is exported may not know how many images there are."""
+    """Whether it is large enough for this to be faster. An exported program may not know the number of images."""
     height, width = extent(x, pads)
     tiles = (x.shape[0] if isinstance(x.shape[0], int) else 1) * -(-height // 2) * -(-width // 2)
     channels, out = kernel.shape[2:]
@@ -74,7 +74,7 @@ def filtered(
     precision: jax.lax.PrecisionLike,
     side: int = 0,
 ) -> Float[Array, "batch out_height out_width out_channels"]:
-    """The convolution; `side` of the window's two kinds of channels is the one of `x`."""
+    """The convolution; `side` says which of the window's two kinds of channels belongs to `x`."""
     height, width = extent(x, pads)
     rows, columns = -(-height // 2), -(-width // 2)
     (top, bottom), (left, right) = pads
@@ -103,7 +103,7 @@ def convolve(
     pads: Pads,
     precision: jax.lax.PrecisionLike,
 ) -> Float[Array, "batch out_height out_width out_channels"]:
-    """A convolution with a stride of 1. Its filter's gradient is XLA's: here its operands would be turned around."""
+    """A convolution with a stride of 1. XLA computes its filter's gradient: here its operands would be transposed."""
     return filtered(x, kernel, pads, precision)
 
 

@@ -141,7 +141,7 @@ class GPT2LMHeadModel(nn.Module):
         """Read the next tokens of the texts, one or more of each.
 
         Raises:
-            UserError: no token, or no room for so many. Where the program is compiled the logits are NaN instead.
+            UserError: no token, or no room for so many. In a compiled program the logits are NaN instead.
         """
         require_length(self.spec.name, tokens.shape[1], self.spec.length)
         return self._extended(tokens, cache, None)

@@ -1,7 +1,7 @@
 """GPT-2 as data: one frozen `GPT2Spec` per network, read by all three ports. No framework is imported.
 
-A pre-norm decoder of tokens with learned positions, whose output layer has the weights of the embedding. Names and
-numbers are transformers'. There is no dropout: transformers' class has it in train mode.
+A pre-norm decoder of tokens with learned positions, whose output layer has the weights of the embedding. The names and
+numbers come from transformers. There is no dropout: transformers' class has it in train mode.
 
 Sources: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners" (table 2); transformers'
 modeling_gpt2.py.
@@ -25,8 +25,8 @@ class GPT2Spec:
         depth: number of blocks.
         vocabulary: number of different tokens.
         length: the longest text, in tokens.
-        stacked: the Flax ports keep each weight of all blocks as one array with an axis more, and run the blocks with
-            `scan`: the program is as short as that of one block. PyTorch's port is the same.
+        stacked: the Flax ports keep each weight of all blocks in one array with an additional axis, and run the blocks
+            with `scan`, so that the program is as short as that of one block. The PyTorch port does not change.
         source: where the network was published.
     """
 

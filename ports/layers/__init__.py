@@ -1,1 +1,1 @@
-"""Layers and initial distributions that Flax has otherwise than PyTorch: shared by the networks of every family."""
+"""Layers and initial distributions in which Flax differs from PyTorch, shared by the networks of all families."""

@@ -1,4 +1,4 @@
-"""What every port of a network refuses, in the same words. No framework is imported."""
+"""Checks of inputs, which give the same errors in every port. No framework is imported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def require_size(name: str, got: tuple[int, int], expected: int) -> None:
     """Check the height and width of images, in pixels.
 
     Raises:
-        UserError: another size than the network was made for.
+        UserError: not the size that the network was made for.
     """
     if got != (expected, expected):
         other = f"another size is an option: ports.create({name!r}, …, input_size=N)"
@@ -22,7 +22,7 @@ def require_multiple(name: str, got: tuple[int, int], step: int) -> None:
     """Check the height and width of images, in pixels.
 
     Raises:
-        UserError: a size that halving in the network does not divide, or 0.
+        UserError: a size that cannot be halved as often as the network needs, or 0.
     """
     if min(got) < 1 or got[0] % step or got[1] % step:
         wanted = tuple(max(1, -(-size // step)) * step for size in got)
@@ -34,7 +34,7 @@ def require_length(name: str, got: int, longest: int | None = None) -> None:
     """Check the length of texts, in tokens.
 
     Args:
-        longest: how many positions the network has; None where it has no table of positions.
+        longest: how many positions the network has; None if it has no table of positions.
 
     Raises:
         UserError: a text without tokens, or a longer one than the network has positions for.
@@ -46,13 +46,13 @@ def require_length(name: str, got: int, longest: int | None = None) -> None:
 
 
 def require_lengths(name: str, lengths: Sequence[int], shape: Sequence[int]) -> None:
-    """Check the lengths of texts whose padding stands behind them.
+    """Check the lengths of texts with padding after them.
 
     Args:
         shape: of the tokens, (batch, length).
 
     Raises:
-        UserError: no text, another number of lengths than texts, a text of padding alone, a length beyond the tokens.
+        UserError: no text, a wrong number of lengths, a text that is only padding, a length beyond the tokens.
     """
     batch, length = shape
     if batch < 1:

@@ -17,7 +17,7 @@ Features = Float[Array, "batch height width channels"]
 def resize_bilinear(x: Features, size: tuple[int, int]) -> Float[Array, "batch _ _ channels"]:
     """`torch.nn.functional.interpolate(mode="bilinear", align_corners=False)`, for any sizes.
 
-    (`jax.image.resize` averages when it shrinks, unless `antialias=False`. It rounds positions otherwise than
+    (`jax.image.resize` averages when it shrinks, unless `antialias=False`. It rounds positions differently from
     PyTorch, which in float32 is three times as far off.) Computes in float32 at least.
     """
     dtype, wide = x.dtype, jnp.promote_types(x.dtype, jnp.float32)
@@ -28,7 +28,7 @@ def resize_bilinear(x: Features, size: tuple[int, int]) -> Float[Array, "batch _
 
 
 def _weights(given: int, wanted: int, dtype: np.dtype) -> np.ndarray:
-    """Return what each of the wanted pixels takes of each given one along an axis: (wanted, given).
+    """Return the weight of each given pixel in each wanted pixel along an axis: (wanted, given).
 
     Positions are those of PyTorch's area_pixel_compute_source_index, in its precision.
     """
@@ -47,13 +47,13 @@ def _weights(given: int, wanted: int, dtype: np.dtype) -> np.ndarray:
 def lengths_of(
     name: str, tokens: Int[AnyArray, "batch length"], lengths: Int[AnyArray, " batch"] | None, padding: int
 ) -> Int[Array, " batch"]:
-    """Return the lengths of texts: those given, or else up to the last token that is not padding.
+    """Return the lengths of texts: the given ones, or otherwise up to the last token that is not padding.
 
     Args:
         name: of the network, for errors.
 
     Raises:
-        UserError: a text without tokens, or a length that no text can have, unless it is known only in a program.
+        UserError: a text without tokens, or a length that no text can have, unless tracing hides its value.
     """
     require_length(name, tokens.shape[1])
     if lengths is None:

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from ports.errors import UserError
 from ports.layers.initializers import torch_bias, torch_kernel, torch_recurrent
 
-Dtype = DTypeLike | None  # None: the type of the inputs and parameters
+Dtype = DTypeLike | None  # None: the type of the inputs and the parameters
 AnyArray = jax.Array | np.ndarray  # a network takes numpy's arrays too
 
 
@@ -29,7 +29,7 @@ def param_dtype(dtype: Dtype) -> np.dtype:
 class BatchNorm(nn.BatchNorm):
     """PyTorch's BatchNorm over the last axis; `use_running_average` chooses the mode of each call.
 
-    Computes in float32 at least, whatever the type of the input, and gives the input's type back.
+    Computes in float32 at least, whatever the type of the input, and returns the input's type.
     """
 
     momentum: float = 0.9
@@ -83,7 +83,7 @@ def linear(in_features: int, out_features: int, *, dtype: Dtype) -> nn.Dense:
 
 
 class Conv1D(nn.Dense):
-    """A linear layer whose weight is (in, out) in PyTorch too, as transformers' class of this name has it."""
+    """A linear layer whose weight is (in, out) in PyTorch too, as in transformers' class of this name."""
 
 
 def conv1d(out_features: int, deviation: float = 0.02, *, dtype: Dtype) -> Conv1D:
@@ -99,7 +99,7 @@ def gates(count: int, hidden_features: int, *, dtype: Dtype) -> nn.Dense:
 
 
 class LSTMCell(nn.RNNCellBase):
-    """One step of `torch.nn.LSTM`. Linen's cells have no second bias, and a layer for each gate."""
+    """One step of `torch.nn.LSTM`. In contrast, Linen's cells have no second bias, and one layer for each gate."""
 
     hidden_features: int
     dtype: Dtype = jnp.float32
@@ -154,7 +154,7 @@ class GRUCell(nn.RNNCellBase):
 
 
 class Recurrent(nn.Module):
-    """A recurrent layer of one level over texts (batch, length, features); what it gives behind a text is zero."""
+    """A recurrent layer of one level over texts (batch, length, features); its outputs after a text are zero."""
 
     hidden_features: int
     bidirectional: bool = False
@@ -166,7 +166,7 @@ class Recurrent(nn.Module):
 
     def setup(self) -> None:
         self.forward_rnn = nn.RNN(self.cell(), time_major=False)
-        # It begins with the last token of each text, and what it gives stands at the token that it belongs to.
+        # It begins with the last token of each text, and each output is at the position of its token.
         if self.bidirectional:
             self.backward_rnn = nn.RNN(self.cell(), time_major=False, reverse=True, keep_order=True)
 

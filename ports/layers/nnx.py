@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from ports.errors import UserError
 from ports.layers.initializers import torch_bias, torch_kernel, torch_recurrent
 
-Dtype = DTypeLike | None  # None: the type of the inputs and parameters
+Dtype = DTypeLike | None  # None: the type of the inputs and the parameters
 AnyArray = jax.Array | np.ndarray  # a network takes numpy's arrays too
 
 
@@ -29,7 +29,7 @@ def param_dtype(dtype: Dtype) -> np.dtype:
 class BatchNorm(nnx.BatchNorm):
     """PyTorch's BatchNorm over the last axis; `train()` and `eval()` on any module above it choose the mode.
 
-    Computes in float32 at least, whatever the type of the input, and gives the input's type back.
+    Computes in float32 at least, whatever the type of the input, and returns the input's type.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ def linear(in_features: int, out_features: int, *, dtype: Dtype, rngs: nnx.Rngs)
 
 
 class Conv1D(nnx.Linear):
-    """A linear layer whose weight is (in, out) in PyTorch too, as transformers' class of this name has it.
+    """A linear layer whose weight is (in, out) in PyTorch too, as in transformers' class of this name.
 
     Args:
         deviation: of the initial weights, which are normally distributed. Biases are zero.
@@ -115,14 +115,14 @@ class GRUCell(nnx.GRUCell):
 
 
 def zero_state(cell: LSTMCell | GRUCell, x: jax.Array) -> Any:
-    """Return what a cell begins with: of an LSTM two arrays."""
+    """Return the initial state of a cell; for an LSTM, two arrays."""
     dtype = jnp.promote_types(x.dtype, cell.dense_h.kernel.dtype)
     zeros = jnp.zeros((x.shape[0], cell.hidden_features), dtype)
     return (zeros, zeros) if isinstance(cell, LSTMCell) else zeros
 
 
 class Recurrent(nnx.Module):
-    """A recurrent layer of one level over texts (batch, length, features); what it gives behind a text is zero."""
+    """A recurrent layer of one level over texts (batch, length, features); its outputs after a text are zero."""
 
     cell: type[LSTMCell] | type[GRUCell]
 
@@ -134,7 +134,7 @@ class Recurrent(nnx.Module):
             return nnx.RNN(cell, time_major=False, reverse=reverse, keep_order=reverse, rngs=False)
 
         self.forward_rnn = run(reverse=False)
-        # It begins with the last token of each text, and what it gives stands at the token that it belongs to.
+        # It begins with the last token of each text, and each output is at the position of its token.
         self.backward_rnn = run(reverse=True) if bidirectional else None
 
     def __call__(self, x: jax.Array, lengths: jax.Array) -> jax.Array:

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 def resize_bilinear(
     x: Float[Tensor, "batch channels _ _"], size: tuple[int, int]
 ) -> Float[Tensor, "batch channels _ _"]:
-    """Resize images as PyTorch does by default: corners are not aligned, nothing is averaged."""
+    """Resize images as PyTorch does by default, without aligned corners and without averaging."""
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
 class Conv1D(nn.Module):
-    """A linear layer whose weight is (in, out) in PyTorch too, as transformers' class of this name has it.
+    """A linear layer whose weight is (in, out) in PyTorch too, as in transformers' class of this name.
 
     Args:
         deviation: of the initial weights, which are normally distributed. Biases are zero.

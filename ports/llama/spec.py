@@ -1,7 +1,7 @@
 """Decoders of Llama's kind as data: one frozen `LlamaSpec` per network, for all three ports. No framework is imported.
 
-A pre-norm decoder with RMSNorm, rotary positions, queries that share keys and values in groups, and a gated MLP. Names
-and numbers are transformers'.
+A pre-norm decoder with RMSNorm, rotary positions, queries that share keys and values in groups, and a gated MLP. The
+names and numbers come from transformers.
 
 Sources: Touvron et al. 2023, "LLaMA"; Su et al. 2021, "RoFormer" (rotary positions); Ainslie et al. 2023, "GQA";
 Shazeer 2020, "GLU Variants Improve Transformer"; transformers' modeling_llama.py, modeling_qwen2.py and
@@ -20,12 +20,12 @@ from ports.family import Layer, Shape
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3's change of slow rotations, for texts that are longer than those of its first training.
+    """Llama 3's scaling of slow rotations, for texts that are longer than those of its first training.
 
     Attributes:
-        factor: what rotations slower than `length / low` are divided by.
-        low, high: turns within `length` tokens; rotations with more than `high` turns stay as they are, and between
-            both the change grows smoothly.
+        factor: the divisor of rotations slower than `length / low`.
+        low, high: turns within `length` tokens; rotations with more than `high` turns stay as they are, and between the
+            two the change grows smoothly.
         length: the longest text of the first training, in tokens.
     """
 
@@ -48,10 +48,10 @@ class LlamaSpec:
         theta: base of the rotations' speeds.
         scaling: of the speeds; None for none.
         epsilon: of RMSNorm.
-        bias: the linear layers of queries, keys and values have biases.
-        tied: the output layer has the weights of the embedding.
-        stacked: the Flax ports keep each weight of all blocks as one array with an axis more, and run the blocks with
-            `scan`: the program is as short as that of one block. PyTorch's port is the same.
+        bias: whether the linear layers of queries, keys and values have biases.
+        tied: whether the output layer has the weights of the embedding.
+        stacked: the Flax ports keep each weight of all blocks in one array with an additional axis, and run the blocks
+            with `scan`, so that the program is as short as that of one block. The PyTorch port does not change.
         source: where the network was published.
     """
 

@@ -22,7 +22,7 @@ def embedding(count: int, width: int, *, dtype: Dtype) -> nn.Embed:
 
 
 class ResidualRNN(nn.Module):
-    """Tokens (batch, length) to logits (batch, classes). Padding stands behind a text."""
+    """Tokens (batch, length) to logits (batch, classes). Padding comes after a text."""
 
     spec: RecurrentSpec
     dtype: Dtype = jnp.float32
@@ -45,8 +45,8 @@ class ResidualRNN(nn.Module):
             lengths: of the texts, in tokens; by default each ends with its last token that is not padding.
 
         Raises:
-            UserError: a text without tokens, or a length that no text can have. Where the program is compiled the
-                logits of such a text are NaN instead.
+            UserError: a text without tokens, or a length that no text can have. In a compiled program the logits of
+                such a text are NaN instead.
         """
         length = tokens.shape[1]
         lengths = lengths_of(self.spec.name, tokens, lengths, PADDING)

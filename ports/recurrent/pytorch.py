@@ -1,6 +1,6 @@
 """Residual stacks of recurrent layers in PyTorch. Read beside nnx.py and linen.py: the same functions and classes.
 
-The layers are `nn.LSTM` and `nn.GRU` of one level each, so that the sums stand between them.
+The layers are `nn.LSTM` and `nn.GRU` of one level each, so that the sums can be between them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ torch.fx.wrap("padded")
 
 
 def lengths_of(name: str, tokens: Tokens, lengths: Lengths | None) -> Lengths:
-    """Return the lengths of texts, on the CPU: those given, or else up to the last token that is not padding.
+    """Return the lengths of texts, on the CPU: the given ones, or otherwise up to the last token that is not padding.
 
     Raises:
         UserError: a text without tokens, or a length that no text can have.
@@ -43,20 +43,20 @@ def lengths_of(name: str, tokens: Tokens, lengths: Lengths | None) -> Lengths:
 
 def packed(x: Features, lengths: Lengths) -> PackedSequence | Tensor:
     """Return texts without their padding, as a recurrent layer takes them."""
-    if x.is_meta:  # one step stands for all: PyTorch takes a layer apart there, step by step
+    if x.is_meta:  # for shapes one step is enough: PyTorch would unroll the layer here
         return x[:, :1]
     return pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
 
 
 def padded(x: PackedSequence | Tensor, length: int) -> Features:
-    """Return texts with zeros behind them."""
+    """Return texts with zeros after them."""
     if isinstance(x, Tensor):
         return x.expand(-1, length, -1)
     return pad_packed_sequence(x, batch_first=True, total_length=length)[0]
 
 
 class ResidualRNN(nn.Module):
-    """Tokens (batch, length) to logits (batch, classes). Padding stands behind a text."""
+    """Tokens (batch, length) to logits (batch, classes). Padding comes after a text."""
 
     def __init__(self, spec: RecurrentSpec) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
 """Recurrent networks as data: one frozen `RecurrentSpec` each, read by all three ports. No framework is imported.
 
-The encoder of Wu et al. 2016, "Google's Neural Machine Translation System": a bidirectional layer, one that reads both
-directions, and layers whose inputs are added to what they give (section 3.2; figure 2: from the third layer on). What
-the last layer gives is averaged over the tokens of a text and classified. Padding stands behind a text, and changes
+The encoder of Wu et al. 2016, "Google's Neural Machine Translation System": a bidirectional layer, one that takes both
+directions, and layers whose inputs are added to their outputs (section 3.2; figure 2: from the third layer on). The
+output of the last layer is averaged over the tokens of a text and classified. Padding comes after a text, and changes
 nothing.
 """
 
@@ -15,7 +15,7 @@ from ports.errors import UserError, require_positive
 from ports.family import Layer, Shape, linear_layer
 
 PADDING = 0
-"""The token that stands behind a text."""
+"""The token that follows a text."""
 
 GATES = {"lstm": 4, "gru": 3}
 """How many gates each kind of layer has."""
@@ -30,7 +30,7 @@ class RecurrentSpec:
         vocabulary: number of different tokens, padding (0) among them.
         width: features of a token, and of each direction of a layer.
         depth: number of layers; the first reads in both directions.
-        residual: from the third layer on, a layer's input is added to what it gives. False gives the plain stack.
+        residual: whether, from the third layer on, a layer's input is added to its output. False gives the plain stack.
         source: where the network was published.
     """
 

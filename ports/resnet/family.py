@@ -1,4 +1,4 @@
-"""The named residual networks, and those whose checkpoints circulate. No framework is imported."""
+"""The named residual networks, and other networks whose checkpoints are in use. No framework is imported."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ OPTION_B = "akamaster/pytorch_resnet_cifar10 (option B); chenyaofo/pytorch-cifar
 
 
 def wide_cifar(name: str, block: Block, depths: tuple[int, ...]) -> ResNetSpec:
-    """An ImageNet network behind a stem of one 3x3 convolution."""
+    """An ImageNet network after a stem of one 3x3 convolution."""
     small = imagenet(name, block, depths, KUANGLIU, Stem(convs=((64, 3, 1),)))
     return dataclasses.replace(small, num_classes=10, input_size=32)
 

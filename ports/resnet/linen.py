@@ -23,8 +23,8 @@ from ports.resnet.spec import Block, BlockLayout, Conv, ResNetSpec
 
 Input = Float[AnyArray, "batch height width channels"]
 Image = Float[Array, "batch height width channels"]
-Features = Float[Array, "batch _ _ _"]  # what a layer returns: other channels, another size
-ONE_PIXEL: Any = ((1, 1), (1, 1))  # on every side, as PyTorch pads
+Features = Float[Array, "batch _ _ _"]  # a layer's output: channels and size may differ
+ONE_PIXEL: Any = ((1, 1), (1, 1))  # padding on every side, as in PyTorch
 
 
 def conv2d(conv: Conv, *, zero: bool = False, dtype: Dtype) -> nn.Conv:
@@ -102,7 +102,7 @@ def avg_pool(layout: BlockLayout) -> Callable[[Image], Features]:
 
 
 def downsample(layout: BlockLayout, *, dtype: Dtype) -> Sequence[Callable[..., Features]]:
-    """The layers on the shortcut; none for the identity, and where there is no shortcut."""
+    """The layers on the shortcut; empty for the identity, and without a shortcut."""
     block, conv = layout.block, layout.projection
     if conv is None:
         return [ZeroPad(layout.extra_channels, layout.stride)] if layout.zero_pads else []
@@ -226,13 +226,13 @@ def block_class(block: Block) -> Callable[..., nn.Module]:
 
 
 class ResNet(nn.Module):
-    """The network that a `ResNetSpec` describes.
+    """The network of a `ResNetSpec`.
 
-    Takes float images (batch, height, width, channels); gives logits (batch, classes), or with `features_only` a tuple
-    of every stage's output (batch, height / stride, width / stride, channels), the finest first.
+    It takes float images (batch, height, width, channels), and gives logits (batch, classes), or with `features_only` a
+    tuple of every stage's output (batch, height / stride, width / stride, channels), the finest first.
 
     Attributes:
-        dtype: type of the activations; the parameters have it too, but are float32 at least.
+        dtype: type of the activations and the parameters; the parameters are float32 at least.
     """
 
     spec: ResNetSpec

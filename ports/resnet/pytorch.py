@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ports.resnet.spec import Block, BlockLayout, Conv, ResNetSpec
 
 Image = Float[Tensor, "batch channels height width"]
-Features = Float[Tensor, "batch _ _ _"]  # what a layer returns: other channels, another size
+Features = Float[Tensor, "batch _ _ _"]  # a layer's output: channels and size may differ
 
 
 def conv2d(conv: Conv, *, zero: bool = False) -> nn.Conv2d:
@@ -76,7 +76,7 @@ def avg_pool(layout: BlockLayout) -> nn.Module:
 
 
 def downsample(layout: BlockLayout) -> nn.Module | None:
-    """The layers on the shortcut; None for the identity, and where there is no shortcut."""
+    """The layers on the shortcut; None for the identity, and without a shortcut."""
     block, conv = layout.block, layout.projection
     if conv is None:
         return ZeroPad(layout.extra_channels, layout.stride) if layout.zero_pads else None
@@ -185,10 +185,10 @@ def block_class(block: Block) -> type[nn.Module]:
 
 
 class ResNet(nn.Module):
-    """The network that a `ResNetSpec` describes.
+    """The network of a `ResNetSpec`.
 
-    Takes float images (batch, channels, height, width); gives logits (batch, classes), or with `features_only` a tuple
-    of every stage's output (batch, channels, height / stride, width / stride), the finest first.
+    It takes float images (batch, channels, height, width), and gives logits (batch, classes), or with `features_only` a
+    tuple of every stage's output (batch, channels, height / stride, width / stride), the finest first.
     """
 
     def __init__(self, spec: ResNetSpec) -> None:

@@ -56,7 +56,7 @@ class Block:
         expansion: output channels per channel of the stage (4 in a bottleneck).
         stride_at: which convolution carries the stride: in a bottleneck 1 as torchvision does (v1.5), 0 as He et al.
         preactivation: BN and ReLU before each convolution (v2) instead of after it (v1).
-        shortcut: where the shape changes: `projection` (1x1 convolution; option B), `projection_always` (in every
+        shortcut: its form if the shape changes: `projection` (1x1 convolution; option B), `projection_always` (in every
             block; option C), `zero_pad` (strided slice and zero channels; option A, no parameters), `pooled_projection`
             (average pool, then 1x1 convolution at stride 1; ResNet-D). Elsewhere the identity.
         shortcut_norm: BatchNorm after the shortcut's convolution.
@@ -64,8 +64,8 @@ class Block:
         groups, base_width: ResNeXt's cardinality and Wide ResNet's width, as torchvision counts them.
         zero_init_last: each block starts as its shortcut: its last BatchNorm is zero (Goyal et al. 2017, section 5.1),
             or with `preactivation` its last convolution (a zero BatchNorm before a ReLU would never get a gradient).
-        folded: for inference: a BatchNorm directly behind a convolution, in the whole network, is part of it; the
-            weights are those of `ports.weights.known.fold`, or of `parity convert --fold-batchnorm`.
+        folded: for inference: every BatchNorm directly after a convolution is part of that convolution; the weights
+            come from `ports.weights.known.fold`, or of `parity convert --fold-batchnorm`.
     """
 
     bottleneck: bool = False
@@ -103,8 +103,8 @@ class Stem:
     """The layers before the first block.
 
     Attributes:
-        convs: (channels, kernel size, stride) of each convolution; between them are BN and ReLU. Behind the last one
-            there are too, but not in a pre-activation network, whose first block has them.
+        convs: (channels, kernel size, stride) of each convolution, with BN and ReLU between them. BN and ReLU also
+            follow the last one, except in a pre-activation network, whose first block has them.
         max_pool: a 3x3 max-pool of stride 2 at the end.
     """
 
@@ -145,7 +145,7 @@ class Stage:
 class BlockLayout:
     """One residual block, resolved. `name` is its path in the network: `layer1.0`.
 
-    Up to the convolution at `stride_at` it sees the input's grid (`first_dilation`), after that the output's
+    Up to the convolution at `stride_at` it works on the input's grid (`first_dilation`), after that on the output's
     (`dilation`).
     """
 
@@ -177,9 +177,9 @@ class BlockLayout:
 
     @property
     def projection(self) -> Conv | None:
-        """The 1x1 convolution on the shortcut; None where the shortcut has no parameters.
+        """The 1x1 convolution on the shortcut; None if the shortcut has no parameters.
 
-        A stride that dilation replaced leaves the block its projection, or weights would not fit both networks.
+        If dilation replaces a stride, the block keeps its projection, so that weights fit both networks.
         """
         block = self.block
         if not block.residual or block.shortcut == "zero_pad":
@@ -207,7 +207,7 @@ class BlockLayout:
 
     @property
     def replaced_stride(self) -> int:
-        """The stride that dilation stands for; 1 where it stands for none."""
+        """The stride that dilation replaces; 1 if it replaces none."""
         return self.dilation // self.first_dilation
 
 
@@ -255,7 +255,7 @@ class ResNetSpec:
 
     @property
     def output_strides(self) -> tuple[int, ...]:
-        """The strides that the last stage can be given, the network's own first."""
+        """The possible strides of the last stage, the network's own first."""
         strides = [self.stem.stride]
         for stage in self.stages:
             if stage.stride > 1:
@@ -284,7 +284,7 @@ class ResNetSpec:
     def layout(self) -> tuple[StageLayout, ...]:
         """Every stage and block with its channels, stride, dilation and name.
 
-        Where dilation replaces a stride, everything behind the strided convolution is dilated by it: at `output_stride`
+        If dilation replaces a stride, everything after the strided convolution is dilated by it: at `output_stride`
         8 the outputs at every fourth place are those of the network at 32 (Chen et al. 2017, section 3.1).
         """
         limit = self.output_stride or self.output_strides[0]

@@ -1,4 +1,4 @@
-"""The named segmentation networks, and those whose checkpoints circulate. No framework is imported."""
+"""The named segmentation networks, and other networks whose checkpoints are in use. No framework is imported."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NETWORKS: dict[str, SegmentationSpec] = {
     )
 }
 
-# torchvision builds networks without the auxiliary head unless it is asked for one.
+# torchvision builds networks without the auxiliary head unless you ask for it.
 VARIANTS: dict[str, SegmentationSpec] = {
     spec.name: spec
     for spec in (

@@ -25,8 +25,8 @@ from ports.segmentation.spec import SegmentationSpec
 
 Input = Float[AnyArray, "batch height width channels"]
 Image = Float[Array, "batch height width channels"]
-Features = Float[Array, "batch _ _ _"]  # what a layer returns: other channels, another size
-ONE_PIXEL: Any = ((1, 1), (1, 1))  # on every side, as PyTorch pads
+Features = Float[Array, "batch _ _ _"]  # a layer's output: channels and size may differ
+ONE_PIXEL: Any = ((1, 1), (1, 1))  # padding on every side, as in PyTorch
 
 
 def conv2d(conv: Conv, init: Initializer | None = None, *, dtype: Dtype, rngs: nnx.Rngs) -> nnx.Conv:
@@ -47,7 +47,7 @@ def conv2d(conv: Conv, init: Initializer | None = None, *, dtype: Dtype, rngs: n
 
 
 def batch_norm(conv: Conv, *, dtype: Dtype, rngs: nnx.Rngs) -> Callable[..., Features]:
-    """The BatchNorm behind a convolution; one that has a bias has taken it in."""
+    """The BatchNorm after a convolution; a convolution with a bias has absorbed its BatchNorm."""
     return identity if conv.bias else BatchNorm(conv.out_channels, param_dtype=param_dtype(dtype), rngs=rngs)
 
 
@@ -72,7 +72,7 @@ def conv_bn_relu(
 def fcn_head(convs: tuple[Conv, Conv], *, dtype: Dtype, rngs: nnx.Rngs) -> nnx.Sequential:
     """Two convolutions (Long et al. 2015, as torchvision has it)."""
     first, last = convs
-    # The identity stands for torchvision's dropout: the last convolution is its number 4.
+    # The identity takes the place of torchvision's dropout, so that the last convolution is number 4, as there.
     return nnx.Sequential(*conv_bn_relu(first, dtype=dtype, rngs=rngs), identity, conv2d(last, dtype=dtype, rngs=rngs))
 
 
@@ -105,8 +105,8 @@ def deeplab_head(spec: SegmentationSpec, *, dtype: Dtype, rngs: nnx.Rngs) -> nnx
 class SegmentationNet(nnx.Module):
     """FCN or DeepLabV3.
 
-    Takes float images (batch, height, width, channels); gives a dict of logits (batch, height, width, classes): `out`,
-    and `aux` of the auxiliary head.
+    It takes float images (batch, height, width, channels), and gives a dict of logits (batch, height, width, classes):
+    `out`, and `aux` of the auxiliary head.
     """
 
     def __init__(self, spec: SegmentationSpec, *, dtype: Dtype = jnp.float32, rngs: nnx.Rngs) -> None:
@@ -129,7 +129,7 @@ class SegmentationNet(nnx.Module):
 
 
 class Encoder(ResNet):
-    """A residual network that gives the features of its stem, too."""
+    """A residual network that also gives the features of its stem."""
 
     def __call__(self, x: Input) -> tuple[Features, ...]:
         assert self.bn1 is not None
@@ -144,7 +144,7 @@ class Encoder(ResNet):
 
 
 class DecoderBlock(nnx.Module):
-    """Doubles the size; two convolutions look at the encoder's features of that size, too."""
+    """Doubles the size; two convolutions also read the encoder's features of that size."""
 
     def __init__(self, convs: tuple[Conv, Conv], *, dtype: Dtype = jnp.float32, rngs: nnx.Rngs) -> None:
         conv1, conv2 = convs

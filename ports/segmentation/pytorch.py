@@ -20,7 +20,7 @@ from ports.resnet.spec import Conv
 from ports.segmentation.spec import SegmentationSpec
 
 Image = Float[Tensor, "batch channels height width"]
-Features = Float[Tensor, "batch _ _ _"]  # what a layer returns: other channels, another size
+Features = Float[Tensor, "batch _ _ _"]  # a layer's output: channels and size may differ
 
 torch.fx.wrap("require_multiple")  # a traced network has the check as one call
 
@@ -43,7 +43,7 @@ def conv2d(conv: Conv, init: Callable[[Tensor], Tensor] | None = None) -> nn.Con
 
 
 def batch_norm(conv: Conv) -> nn.Module:
-    """The BatchNorm behind a convolution; one that has a bias has taken it in."""
+    """The BatchNorm after a convolution; a convolution with a bias has absorbed its BatchNorm."""
     return nn.Identity() if conv.bias else nn.BatchNorm2d(conv.out_channels, eps=1e-5, momentum=0.1)
 
 
@@ -58,7 +58,7 @@ def conv_bn_relu(conv: Conv, init: Callable[[Tensor], Tensor] | None = None) -> 
 def fcn_head(convs: tuple[Conv, Conv]) -> nn.Sequential:
     """Two convolutions (Long et al. 2015, as torchvision has it)."""
     first, last = convs
-    # The identity stands for torchvision's dropout: the last convolution is its number 4.
+    # The identity takes the place of torchvision's dropout, so that the last convolution is number 4, as there.
     return nn.Sequential(*conv_bn_relu(first), nn.Identity(), conv2d(last))
 
 
@@ -87,8 +87,8 @@ def deeplab_head(spec: SegmentationSpec) -> nn.Sequential:
 class SegmentationNet(nn.Module):
     """FCN or DeepLabV3.
 
-    Takes float images (batch, channels, height, width); gives a dict of logits (batch, classes, height, width): `out`,
-    and `aux` of the auxiliary head.
+    It takes float images (batch, channels, height, width), and gives a dict of logits (batch, classes, height, width):
+    `out`, and `aux` of the auxiliary head.
     """
 
     def __init__(self, spec: SegmentationSpec) -> None:
@@ -109,7 +109,7 @@ class SegmentationNet(nn.Module):
 
 
 class Encoder(ResNet):
-    """A residual network that gives the features of its stem, too."""
+    """A residual network that also gives the features of its stem."""
 
     def forward(self, x: Image) -> tuple[Features, ...]:
         assert self.bn1 is not None
@@ -124,7 +124,7 @@ class Encoder(ResNet):
 
 
 class DecoderBlock(nn.Module):
-    """Doubles the size; two convolutions look at the encoder's features of that size, too."""
+    """Doubles the size; two convolutions also read the encoder's features of that size."""
 
     def __init__(self, convs: tuple[Conv, Conv]) -> None:
         super().__init__()

@@ -2,9 +2,9 @@
 
 No framework is imported.
 
-A residual network reads the image, and a head gives every pixel a logit for each class. FCN and DeepLabV3 take a
-network whose last two strides are dilation, and resize what their head gives to the size of the image. U-Net takes
-one with all strides, doubles the size five times, and looks at the encoder's features of each size.
+A residual network reads the image, and a head gives every pixel a logit for each class. FCN and DeepLabV3 use a network
+whose last two strides are replaced by dilation, and resize the output of their head to the size of the image. U-Net
+uses one with all strides, doubles the size five times, and reads the encoder's features of each size.
 
 Sources: Long et al. 2015 (FCN); Chen et al. 2017, "Rethinking Atrous Convolution" (DeepLabV3); Ronneberger et al. 2015
 (U-Net); names and numbers of torchvision's models/segmentation and of segmentation_models_pytorch's `Unet`.
@@ -34,11 +34,11 @@ class SegmentationSpec:
         depths: blocks in each of the backbone's four stages.
         bottleneck: the backbone's blocks have convolutions of 1x1, 3x3 and 1x1 pixels instead of twice 3x3.
         width: channels of the stem and the first stage; each further stage has twice as many.
-        auxiliary: FCN and DeepLabV3 have a second head behind the third stage, which helps training.
+        auxiliary: whether FCN and DeepLabV3 have a second head after the third stage, which helps training.
         rates: (DeepLabV3) dilation of each 3x3 convolution in the pyramid.
         hidden: (DeepLabV3) channels of each branch of the pyramid.
         decoder: (U-Net) channels of each of the five decoder blocks.
-        folded: for inference: a BatchNorm is part of the convolution before it; the weights are those of
+        folded: for inference: each BatchNorm is part of the convolution before it; the weights come from
             `ports.weights.known.fold`, or of `parity convert --fold-batchnorm`.
         input_size: height and width of an example, in pixels; other sizes work.
         source: where the network was published, and where its names come from.
@@ -78,12 +78,12 @@ class SegmentationSpec:
 
     @property
     def size_step(self) -> int:
-        """What the height and width of an image must be a multiple of, in pixels."""
+        """The number of pixels of which the height and width of an image must be multiples."""
         return self.backbone.output_strides[0] if self.head == "unet" else 1
 
     @property
     def backbone(self) -> ResNetSpec:
-        """The residual network, without its classifier; for FCN and DeepLabV3 the last two strides are dilation."""
+        """The residual network without its classifier; in FCN and DeepLabV3 dilation replaces the last two strides."""
         return ResNetSpec(
             self.name,
             Stem(convs=((self.width, 7, 2),), max_pool=True),
@@ -102,7 +102,7 @@ class SegmentationSpec:
         return (self.width, *(stage.channels for stage in self.backbone.layout()))
 
     def fcn_head(self, in_channels: int) -> tuple[Conv, Conv]:
-        """A 3x3 convolution, and behind BN and ReLU the one that classifies."""
+        """A 3x3 convolution, and after BN and ReLU the one that classifies."""
         inner = max(1, in_channels // 4)
         return Conv(in_channels, inner, 3, bias=self.folded), Conv(inner, self.num_classes, 1, bias=True)
 
@@ -120,13 +120,16 @@ class SegmentationSpec:
 
     @property
     def deeplab_head(self) -> tuple[Conv, Conv]:
-        """What follows the pyramid: a 3x3 convolution, and behind BN and ReLU the one that classifies."""
+        """The layers after the pyramid: a 3x3 convolution, and after BN and ReLU the one that classifies."""
         last = Conv(self.hidden, self.num_classes, 1, bias=True)
         return Conv(self.hidden, self.hidden, 3, bias=self.folded), last
 
     @property
     def decoder_blocks(self) -> tuple[tuple[Conv, Conv], ...]:
-        """The convolutions of each decoder block. The first takes the encoder's features, too; the last has none."""
+        """The convolutions of each decoder block.
+
+        Except in the last block, the first one also takes the encoder's features.
+        """
         *skips, head = self.features
         given = (head, *self.decoder[:-1])
         beside = (*reversed(skips), 0)

@@ -14,7 +14,7 @@ from ports.tutorial.spec import TutorialSpec
 
 Input = Float[AnyArray, "batch height width channels"]
 Image = Float[Array, "batch height width channels"]
-Features = Float[Array, "batch _ _ _"]  # what a layer returns: other channels, another size
+Features = Float[Array, "batch _ _ _"]  # a layer's output: channels and size may differ
 
 
 def conv_bn(
@@ -53,7 +53,8 @@ class ResidualBlock(nnx.Module):
     """3x3 convolutions with BN, ReLU between them; the shortcut is added before the last ReLU.
 
     Args:
-        downsample: the layers on the shortcut; else a 1x1 convolution and BN where the shape changes, or the identity.
+        downsample: the layers on the shortcut; by default a 1x1 convolution and BN if the shape changes, or the
+            identity.
         bias: of the 3x3 convolutions.
         convs: their number.
     """

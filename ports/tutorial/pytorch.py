@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ports.tutorial.spec import TutorialSpec
 
 Image = Float[Tensor, "batch channels height width"]
-Features = Float[Tensor, "batch _ _ _"]  # what a layer returns: other channels, another size
+Features = Float[Tensor, "batch _ _ _"]  # a layer's output: channels and size may differ
 
 
 def conv_bn(
@@ -24,7 +24,8 @@ class ResidualBlock(nn.Module):
     """3x3 convolutions with BN, ReLU between them; the shortcut is added before the last ReLU.
 
     Args:
-        downsample: the layers on the shortcut; else a 1x1 convolution and BN where the shape changes, or the identity.
+        downsample: the layers on the shortcut; by default a 1x1 convolution and BN if the shape changes, or the
+            identity.
         bias: of the 3x3 convolutions.
         convs: their number.
     """

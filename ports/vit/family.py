@@ -24,7 +24,7 @@ def sizes(spec: ViTSpec) -> tuple[Size, ...]:
     return (
         Size("num_classes", "classes", "heads.head.weight", 0),
         Size("in_channels", "input channels", "conv_proj.weight", 1),
-        # The positions are the class token's and those of a square of patches.
+        # There is one position for the class token, and one for each patch of a square.
         Size(
             "input_size",
             "pixels a side",

@@ -1,7 +1,7 @@
 """Vision Transformers as data: one frozen `ViTSpec` per network, read by all three ports. No framework is imported.
 
-An image is cut into square patches. A class token goes before them, a pre-norm encoder takes all, and a linear layer
-classifies what the encoder makes of the class token. Names and numbers are torchvision's.
+An image is cut into square patches. A class token precedes them, a pre-norm encoder takes all tokens, and a linear
+layer classifies the encoder's output for the class token. The names and numbers come from torchvision.
 
 Sources: Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words" (table 1); torchvision's vision_transformer.py.
 """
@@ -24,7 +24,7 @@ class ViTSpec:
         width: features of a patch; `heads` of attention share them.
         hidden: features between the two linear layers of a block.
         depth: number of blocks.
-        input_size: height and width of an image, in pixels: patches must cut it without a rest.
+        input_size: height and width of an image, in pixels: patches must divide it without a remainder.
         source: where the network was published.
     """
 

@@ -4,7 +4,7 @@
     ports.weights.write(net, weights)      # all or nothing; for Linen it returns the new variables
 
 Each framework has one reader and one writer, so six directions come out of three pairs. The package has eight rooms; a
-room imports only rooms that stand above it:
+room imports only rooms above it in this table:
 
 | room           | what it holds                                                            | imports                  |
 |----------------|--------------------------------------------------------------------------|--------------------------|
@@ -55,12 +55,13 @@ __all__ = [
 
 
 def read(net: Net, *, copy: bool = True) -> dict[str, np.ndarray]:
-    """All weights and statistics of a live model, with PyTorch's names and layouts, every bit kept.
+    """Return all weights and statistics of a live model, with PyTorch's names and layouts, bit for bit.
 
     Args:
         net: a `torch.nn.Module`, an `nnx.Module`, or the pair `(module, variables)` of Linen.
-        copy: False gives views of the model's own memory wherever its values lie there as they are: a later step of
-            training, or whatever else writes into the model, shows through, and what you write into them it has.
+        copy: False gives views of the model's own memory, wherever its values have this form there. Then a later
+            training step, or any other write into the model, changes the views, and your writes into the views change
+            the model.
 
     Raises:
         WeightsError: a layer with parameters has no rule.
@@ -69,20 +70,20 @@ def read(net: Net, *, copy: bool = True) -> dict[str, np.ndarray]:
 
 
 def write(net: Net, weights: Mapping[str, np.ndarray], *, rules: Sequence[Rule] = (), copy: bool = True) -> Any:
-    """Puts weights into a live model: every tensor given is used once and every one of the model's is set once.
+    """Write weights into a live model: every given tensor is used once, and every tensor of the model is set once.
 
-    Nothing is written unless all is well. Values are copied. A type may widen (float32 into a float64 model), never
-    lose bits.
+    Nothing is written unless everything fits. Values are copied. A type may widen (float32 into a float64 model), but
+    never lose bits.
 
     Args:
         net: as in `read`.
         weights: the torch form, as `read` gives it.
-        rules: what is ignored, renamed or filled in on purpose, each with its reason.
-        copy: False puts the arrays themselves into a Flax model (through dlpack, the axes permuted, nothing moved)
-            where JAX computes on the CPU and can take them. They are aliased: JAX takes its arrays to be constant, so
-            whoever writes into `weights` afterwards, or into the PyTorch model that `read(…, copy=False)` had them
-            from, changes the Flax model in the middle of what it computes. Read-only use is safe: inference in both.
-            What cannot be shared (another type, memory that is not aligned to 64 bytes) is copied.
+        rules: tensors that are ignored, renamed or filled in on purpose, each with its reason.
+        copy: False puts the arrays themselves into a Flax model (through dlpack, with permuted axes, without moving
+            data) if JAX computes on the CPU and can take them. The memory is then shared. JAX assumes that its arrays
+            are constant, so a later write into `weights`, or into the PyTorch model from which `read(…, copy=False)`
+            took them, changes the Flax model during its computations. Read-only use is safe: inference in both. Arrays
+            that cannot be shared (another type, memory that is not aligned to 64 bytes) are copied.
 
     Returns:
         None for PyTorch and NNX, which are changed in place; the new variables for Linen.
@@ -95,7 +96,7 @@ def write(net: Net, weights: Mapping[str, np.ndarray], *, rules: Sequence[Rule] 
 
 
 def _live(net: Net) -> Live:
-    """The module that reads and writes `net`."""
+    """Return the module that reads and writes `net`."""
     try:
         return port_of(net).live
     except UserError as error:

@@ -1,9 +1,9 @@
-"""Read the rows of the files beside this one: for each trap, code in Flax that has the mistake and code that has not.
+"""Read the rows of the files in this folder: for each trap, Flax code with the mistake and Flax code without it.
 
-A file gives `setup`, code that makes the inputs, and groups. A group gives what its rows share: a title, why the
-mistake is made, PyTorch's code (`torch`), the right code (`right`), what is shown above (`given`). A row is the wrong
-code, or a table with what differs from the group. The value of a piece of code is that of its last line; `use` is an
-expression that makes something comparable of it.
+A file has `setup` (code that makes the inputs) and groups. A group has what its rows share: a title, the reason for the
+mistake (`why`), PyTorch's code (`torch`), the right code (`right`), and code that is shown above both (`given`). A row
+is the wrong code, or a table of differences from the group. The value of a piece of code is the value of its last line;
+`use` is an expression that makes this value comparable.
 """
 
 from __future__ import annotations

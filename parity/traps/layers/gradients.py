@@ -52,7 +52,7 @@ LAYER_GRADIENTS = (
         "layer",
         (*CONV, *UP, *LINEAR, *BATCH_NORM, *NORM),
         lambda layer: Around(layer, after=Tensor.detach),
-        "the gradient stops behind the layer",
+        "the gradient stops after the layer",
         "leave out jax.lax.stop_gradient around the layer's output",
         "jax.lax.stop_gradient",
         gradient=True,

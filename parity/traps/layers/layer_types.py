@@ -1,4 +1,4 @@
-"""PyTorch's types of layers, by what mistakes they share."""
+"""PyTorch's types of layers, grouped by the mistakes that they share."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def _groups(number: Callable[[Any], int]) -> Callable[[Any], nn.Module | None]:
 
 
 def _rows(layer: Any) -> nn.Module:
-    """Over the rows, axis 1 of channels-last images, where PyTorch has the channels."""
+    """Normalise over the rows, which are axis 1 of channels-last images, where PyTorch has the channels."""
     return Around(layer, lambda x: x.transpose(1, 2), lambda y: y.transpose(1, 2))
 
 
@@ -94,7 +94,7 @@ BATCH_NORMS = (
         "layer",
         BATCH_NORM,
         lambda bn: None if bn.momentum is None else BiasedVariance(bn),
-        "the running variance is the biased one; PyTorch keeps n / (n − 1) of it",
+        "the running variance is biased; PyTorch multiplies it by n / (n − 1)",
         "multiply the variance that updates var by n / (n − 1), in a subclass of nn.BatchNorm",
         "torch.nn.BatchNorm2d, Note",
     ),
@@ -240,7 +240,7 @@ OTHER_NORMS = (
         "layer",
         NORM[:1],
         another_function(normalised, time=True),
-        "normalised over all axes but the batch; PyTorch's over normalized_shape",
+        "the norm goes over all axes except the batch; PyTorch's goes over normalized_shape",
         "pass reduction_axes=-1, or all axes of PyTorch's normalized_shape",
         "flax.linen.LayerNorm: reduction_axes",
         arguments=("reduction_axes",),
@@ -259,7 +259,7 @@ OTHER_NORMS = (
         "layer",
         NORM[:1],
         another_function(normalised, ddof=1),
-        "the variance is over n − 1",
+        "the variance is divided by n − 1",
         "divide the variance by n: use jnp.var with ddof=0",
         "torch.nn.LayerNorm",
     ),
@@ -268,7 +268,7 @@ OTHER_NORMS = (
         "layer",
         BATCH_NORM[1:2],
         _rows,
-        "normalised over axis 1, PyTorch's axis of channels",
+        "the norm goes over axis 1, which is PyTorch's axis of channels",
         "pass axis=-1, where Flax has the channels",
         BATCH_NORM_PAGES,
         arguments=(Argument("axis", value=-1),),

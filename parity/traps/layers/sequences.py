@@ -17,7 +17,7 @@ ATTENTION_PAGES = "torch.nn.MultiheadAttention, flax.nnx.MultiHeadAttention"
 
 
 def _without(name: str) -> Callable[[Any], nn.Module]:
-    """Attention without one of its masks."""
+    """Attention that lacks one of its masks."""
 
     def attend(layer: Any, *args: Any, **kw: Any) -> Any:
         if kw.get(name) is None:
@@ -73,7 +73,7 @@ SEQUENCES = (
         "layer",
         ATTENTION,
         _opposite,
-        "the masks' sense is opposite",
+        "the masks are inverted",
         "invert the mask: Flax's is True where attention is allowed, PyTorch's where it is not",
         ATTENTION_PAGES,
     ),
@@ -129,7 +129,7 @@ SEQUENCES = (
         "layer",
         (nn.GRU,),
         tensor("bias_hh_l0", lambda b: torch.cat([b[: len(b) // 3 * 2], 0 * b[len(b) // 3 * 2 :]])),
-        "the new gate has no bias at the hidden state, as NNX's GRUCell; PyTorch multiplies it by the reset gate",
+        "the new gate has no bias at the hidden state, as in NNX's GRUCell; PyTorch multiplies it by the reset gate",
         "use linen.GRUCell, or write an NNX cell whose hidden layer has a bias",
         "torch.nn.GRU, flax.linen.GRUCell",
     ),

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 
 class SamePadding(nn.Module):
-    """'SAME' of XLA: as many zeros as the output's size needs, the odd one behind."""
+    """XLA's 'SAME': as many zeros as the output's size needs; an odd one goes to the end."""
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class PaddedOnBothSides(nn.Module):
 
 
 class Always(nn.Module):
-    """The layer in one mode, whatever it is told."""
+    """The layer in one mode, whatever mode is set."""
 
     def __init__(self, layer: nn.Module, train: bool) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Always(nn.Module):
 
 
 class BiasedVariance(nn.Module):
-    """A running variance of the batch's variance over n, where PyTorch's is over n − 1."""
+    """A running variance that divides the batch's variance by n; PyTorch divides by n − 1."""
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class NotUpdated(nn.Module):
 
 
 class Around(nn.Module):
-    """The layer with something else done to its first input and to its output."""
+    """The layer with a change of its first input and of its output."""
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ class AnotherFunction(nn.Module):
 
 
 def another_function(function: Callable[..., Any], **settings: Any) -> Callable[[Any], nn.Module]:
-    """What plants `function` of the layer and its input, with these settings."""
+    """Return what plants `function`, which takes the layer and its input, with these settings."""
     return lambda layer: AnotherFunction(layer, lambda own, *args, **kw: function(own, *args, **settings, **kw))
 
 

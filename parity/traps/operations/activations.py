@@ -28,7 +28,7 @@ def _setting(i: int, name: str, default: Any, function: Callable[..., Any] | Non
 
 
 def _hardtanh(bounds: tuple[float, float], function: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
-    """Another function where PyTorch has a hardtanh between these bounds."""
+    """Another function in place of a hardtanh between these bounds."""
 
     def plant(own: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
         if own.__name__ == "relu6":
@@ -183,7 +183,7 @@ ACTIVATIONS = (
         "between",
         ("selu",),
         instead(F.elu),
-        "ELU for SELU: no scale",
+        "ELU instead of SELU: the scale is missing",
         "use nn.selu",
         "Klambauer et al. 2017; jax.nn.selu",
     ),

@@ -1,6 +1,7 @@
-"""What an attention computes, written as operations or called as one function.
+"""Recognises an attention, written as operations or called as one function.
 
-It is read from its softmax backwards: to the scores of queries and keys, and what changes them on the way.
+It follows the calls from the softmax backwards to the scores of queries and keys, and collects the steps that change
+the scores.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ from torch import Tensor
 from parity.traps.operations.parts import Call, made, name_of, number, orders, read_once, scaled, through
 from parity.traps.planting import Values
 
-# Numbers up to this one stand for minus infinity in masks: Swin's windows have -100.
+# Numbers up to this one count as minus infinity in masks: Swin's windows use -100.
 MASKED = -100.0
 
 
 @dataclass(frozen=True)
 class Step:
-    """What is done to the scores.
+    """One step that changes the scores.
 
     Attributes:
         kind: `scale`, `mask`, `bias`, `cap`.
-        value: the factor; what is kept; what is added; the cap.
-        fill: in place of what is not kept.
+        value: the factor, the mask, the bias or the cap.
+        fill: the number in place of masked scores.
     """
 
     kind: str
@@ -51,8 +52,8 @@ class Attention:
     Attributes:
         scores: (..., queries, keys), the products of queries and keys.
         depth: of a head.
-        steps: what is done to the scores, in order.
-        values: of the keys; None where the call gives the weights.
+        steps: the changes of the scores, in order.
+        values: the values of the keys; None if the call gives the weights.
         dim: of the softmax.
     """
 
@@ -63,12 +64,12 @@ class Attention:
     dim: int = -1
 
     def value(self, weights: Tensor | None = None) -> Tensor:
-        """What the call gives, with other weights where they are given."""
+        """The result of the call, or with other weights if they are given."""
         weights = self.weights() if weights is None else weights
         return weights if self.values is None else weights @ self.values
 
     def logits(self, *without: str) -> Tensor:
-        """What the softmax gets, without some kinds of steps."""
+        """The input of the softmax, without some kinds of steps."""
         scores = self.scores
         for step in self.steps:
             scores = scores if step.kind in without else step(scores)
@@ -80,7 +81,7 @@ class Attention:
 
     @property
     def kept(self) -> Tensor | None:
-        """What all masks keep, for every query and key; None without a mask."""
+        """The product of all masks, for every query and key; None without a mask."""
         masks = [step.value for step in self.steps if step.kind == "mask"]
         if not masks:
             return None
@@ -91,7 +92,7 @@ class Attention:
 
     @property
     def fill(self) -> float:
-        """What stands in place of masked scores."""
+        """The number in place of masked scores."""
         return next((step.fill for step in self.steps if step.kind == "mask"), float("-inf"))
 
     def masked(self, kept: Tensor | None, fill: float | None = None) -> Attention:
@@ -106,7 +107,7 @@ class Attention:
         return replace(self, steps=tuple(steps))
 
     def with_step(self, kind: str, change: Callable[[Step], Step | None]) -> Attention | None:
-        """The attention with steps of a kind changed, or left out; None where there are none."""
+        """The attention with steps of a kind changed, or left out; None if there are none."""
         if not any(step.kind == kind for step in self.steps):
             return None
         steps = (change(step) if step.kind == kind else step for step in self.steps)
@@ -114,7 +115,7 @@ class Attention:
 
 
 def _bias(x: Tensor) -> Step:
-    """A step that adds numbers: a mask where they are zero or stand for minus infinity."""
+    """A step that adds numbers: it is a mask if they are all zero or minus infinity (or a stand-in for it)."""
     if x.dtype == torch.bool:
         return Step("bias", x)
     low = x <= MASKED
@@ -164,7 +165,7 @@ def _step(x: Any) -> tuple[Tensor, Step] | None:
 
 
 def _product(x: Any) -> tuple[Tensor, int, tuple[Step, ...]] | None:
-    """The product of queries and keys that `x` was made of, the depth, and the steps."""
+    """The product of queries and keys from which `x` was made, the depth, and the steps."""
     call = made(x, "matmul", "einsum", "baddbmm")
     if call is not None and call.name != "baddbmm":
         queries = call[0] if call.name == "matmul" else next(iter(call.tensors))
@@ -184,7 +185,7 @@ def _product(x: Any) -> tuple[Tensor, int, tuple[Step, ...]] | None:
 def _cut_otherwise(
     found: tuple[Tensor, int, tuple[Step, ...]] | None, x: Tensor
 ) -> tuple[Tensor, int, tuple[Step, ...]] | None:
-    """Return a product with its leading axes as `x` has them: windows apart from images, to add a mask of each."""
+    """Return a product with the leading axes of `x`: windows separate from images, to add a mask to each."""
     if found is None or found[0].ndim < 2 or found[0].shape[-2:] != x.shape[-2:]:
         return None
     scores, depth, steps = found
@@ -213,7 +214,7 @@ def _function(call: Call) -> Attention:
 
 @read_once
 def attention_of(function: Any, args: Values, kw: dict[str, Any]) -> Attention | None:
-    """Return the attention that ends at this call; None where there is none."""
+    """Return the attention that ends at this call; None if there is none."""
     call = Call(name_of(function), function, args, kw)
     if call.name == "scaled_dot_product_attention":
         return _function(call)

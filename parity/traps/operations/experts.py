@@ -15,7 +15,7 @@ from parity.traps.trap import Trap
 
 
 def _chosen(function: Any, args: Values, kw: dict[str, Any]) -> tuple[Call, Any] | None:
-    """The scores of all experts that the best are taken of, and what `topk` gives."""
+    """The scores of all experts, and what `topk` gives for them."""
     scores = made(args[0], "softmax", "sigmoid")
     return None if scores is None else (scores, function(*args, **kw))
 
@@ -40,7 +40,7 @@ def _logits(function: Any, args: Values, kw: dict[str, Any]) -> Any:
 
 
 def _scored_by(score: Callable[[Tensor], Tensor], other: str) -> Callable[..., Any]:
-    """The scores by another function, where they are by `other`."""
+    """The scores by another function, if they were computed by `other`."""
 
     def plant(function: Any, args: Values, kw: dict[str, Any]) -> Any:
         found = _chosen(function, args, kw)
@@ -70,7 +70,7 @@ def _not_renormalised(function: Any, args: Values, kw: dict[str, Any]) -> Tensor
 
 
 def _softmax_of_all(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
-    """The softmax goes over all experts, and the best of it are taken."""
+    """The softmax goes over all experts, and the best results are taken."""
     chosen = made(args[0], "topk")
     if chosen is None or call_of(through(args[0])).part != 0:  # pyright: ignore[reportOptionalMemberAccess]
         return None
@@ -107,7 +107,7 @@ def _bias_lost(function: Any, args: Values, kw: dict[str, Any]) -> Any:
 
 
 def _again(function: Any, args: Values, kw: dict[str, Any]) -> Tensor:
-    """The same function of what it gives."""
+    """The same function applied to its own result."""
     return function(function(*args, **kw), *args[1:], **{name: value for name, value in kw.items() if name != "input"})
 
 
@@ -128,7 +128,7 @@ EXPERTS = (
         "router-softmax-of-chosen",
         ("topk",),
         _softmax_of_chosen,
-        "the softmax goes over the chosen experts; PyTorch's model chooses of the softmax over all",
+        "the softmax goes over the chosen experts; PyTorch's model takes the softmax over all experts and then chooses",
         "take the softmax over all experts first, then jax.lax.top_k",
         "lablup/mlxcel#391",
     ),

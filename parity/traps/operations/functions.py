@@ -1,4 +1,4 @@
-"""Names of PyTorch's functions, by what mistakes they share. `add` is `a + b`."""
+"""Names of PyTorch's functions, grouped by the mistakes that they share. `add` is `a + b`."""
 
 from __future__ import annotations
 

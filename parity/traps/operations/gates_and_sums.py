@@ -35,7 +35,7 @@ def _gated(call: Call) -> tuple[Call, Tensor] | None:
 
 
 def _gate(change: Callable[[Callable[[Tensor], Tensor], Tensor, Tensor], Tensor]) -> Callable[..., Any]:
-    """Another combination of an activation, what it is applied to, and the other factor."""
+    """Another combination of an activation, its input, and the other factor."""
 
     def plant(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
         found = _gated(Call("mul", function, args, kw))
@@ -55,7 +55,7 @@ def _square(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
 
 
 def _own_gelu(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
-    """Another GELU, where a product is the form with a tanh, or with a sigmoid."""
+    """Another GELU, if a product is the form with a tanh, or with a sigmoid."""
 
     def plant(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
         y, x = function(*args, **kw), _gelu_input(Call("mul", function, args, kw))
@@ -68,7 +68,7 @@ def _own_gelu(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
 
 
 def _gelu_input(call: Call) -> Tensor | None:
-    """What a GELU that ends with this product is applied to."""
+    """The input of a GELU that ends with this product."""
     for part, other in orders(call):
         if made(other, "sigmoid", "add", "mul") is None or not isinstance(part, Tensor):
             continue
@@ -106,7 +106,7 @@ def _sum(change: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Any]:
 
 
 def _table_lost(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
-    """The sum without a table of positions, which is alike for all examples."""
+    """The sum without a table of positions, which is the same for all examples."""
     call = Call("add", function, args, kw)
     for x, table in orders(call):
         held = isinstance(table, nn.Parameter) or call_of(table) is None or made(table, "getitem", "unsqueeze")
@@ -118,7 +118,7 @@ def _table_lost(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | Non
 
 
 def _capped_input(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
-    """The tanh of a cap, times what is capped."""
+    """The tanh of a cap, multiplied by the values that are capped."""
     for factor, tanh in orders(Call("mul", function, args, kw)):
         cap, active = number(factor), made(tanh, "tanh")
         inner = scaled(active[0]) if active is not None else None
@@ -182,20 +182,20 @@ def _scaled_logits(function: Any, args: Values, kw: dict[str, Any]) -> Tensor:
 
 
 def _pooled_mean(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
-    """The mean of all tokens, where PyTorch's model takes the first."""
+    """The mean of all tokens, if PyTorch's model takes the first."""
     x, index = args
     first = isinstance(index, tuple) and len(index) == 2 and index[1] in (0, -1) and not isinstance(index[1], bool)
     return x.mean(1) if first and index[0] == slice(None) and x.ndim == 3 else None
 
 
 def _first_token(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
-    """The first token, where PyTorch's model takes the mean of all."""
+    """The first token, if PyTorch's model takes the mean of all."""
     dim = args[1] if len(args) > 1 else kw.get("dim")
     return args[0].select(1, 0) if args[0].ndim == 3 and dim in (1, -2, (1,), [1]) else None
 
 
 def _all_tokens(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
-    """The mean of all tokens, where PyTorch's model leaves the first out."""
+    """The mean of all tokens, if PyTorch's model leaves the first out."""
     part = made(args[0], "getitem")
     if part is None or args[0].ndim != 3 or args[0].shape[1] >= part[0].shape[1]:
         return None
@@ -203,7 +203,7 @@ def _all_tokens(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | Non
 
 
 def _masked_sum(call: Call) -> tuple[Tensor, Tensor, Any] | None:
-    """A sum over time of what a mask keeps, divided by how much it keeps: the numbers, the mask, the axis."""
+    """The numbers, the mask and the axis of a sum over time that is divided by how much the mask keeps."""
     total = made(call[0], "sum")
     product = made(total[0], "mul") if total else None
     count = call.argument(1, "other")
@@ -217,7 +217,7 @@ def _masked_sum(call: Call) -> tuple[Tensor, Tensor, Any] | None:
 
 
 def _mean(change: Callable[[Tensor, Tensor, Any], Tensor]) -> Callable[..., Any]:
-    """Another mean, where PyTorch's model takes that of what a mask keeps."""
+    """Another mean, if PyTorch's model takes the mean of the tokens that a mask keeps."""
 
     def plant(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
         found = _masked_sum(Call("div", function, args, kw))
@@ -227,7 +227,7 @@ def _mean(change: Callable[[Tensor, Tensor, Any], Tensor]) -> Callable[..., Any]
 
 
 def _shifted_frequencies(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
-    """Frequencies that end one step earlier, or later: exp(−c · i / n) for exp(−c · i / (n − 1))."""
+    """Frequencies that end one step earlier, or later: exp(−c · i / n) instead of exp(−c · i / (n − 1))."""
     x = args[0]
     if x.ndim < 1 or x.shape[-1] < 3 or x.numel() != x.shape[-1]:
         return None
@@ -251,7 +251,7 @@ GATES = (
         "gate-exchanged",
         ("mul",),
         _gate(lambda act, a, b: act(b) * a),
-        "the activation stands on the other factor of a gated unit",
+        "the activation is applied to the other factor of a gated unit",
         "apply the activation to the gate: act(gate) * up",
         "ml-explore/mlx-lm#767",
     ),
@@ -259,7 +259,7 @@ GATES = (
         "gate-activation-of-product",
         ("mul",),
         _gate(lambda act, a, b: act(a * b)),
-        "the activation is taken of the product",
+        "the activation is applied to the product",
         "apply the activation to the gate alone: act(gate) * up",
         "Nijikadesu/breakdown-minimind#3",
     ),
@@ -300,7 +300,7 @@ GATES = (
             "written-gelu-is-exact",
             ("mul",),
             _own_gelu(F.gelu),
-            "the GELU is that with the error function; PyTorch's model has written out an approximation",
+            "the GELU uses the error function; PyTorch's model has written out an approximation",
             "pass approximate=True to nn.gelu, or write out the form of PyTorch's model",
             "kyutai-labs/pocket-tts#278",
         ),
@@ -310,7 +310,7 @@ GATES = (
         "written-gelu-is-tanh",
         ("mul",),
         _own_gelu(_tanh_form),
-        "the GELU is that with tanh; PyTorch's model has written out another",
+        "the GELU uses tanh; PyTorch's model has written out another form",
         "write out the form of PyTorch's model, or pass approximate=False to nn.gelu if it is exact",
         "clementpoiret/Equimo@3b2327a",
     ),
@@ -433,7 +433,7 @@ SUMS_TOKENS_AND_POSITIONS = (
         "wave-frequencies-shifted",
         ("exp",),
         _shifted_frequencies,
-        "the last frequency of the sines is another: the step is divided by n for n − 1, or the other way",
+        "the last frequency of the sines is wrong: the step is divided by n instead of n − 1, or the other way round",
         "divide the exponents by n or n − 1, as PyTorch's model does (downscale_freq_shift)",
         "kohya-ss/sd-scripts#1187",
     ),

@@ -23,7 +23,7 @@ def _bounds(args: Values, kw: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def _clamped(_: object, args: Values, kw: dict[str, Any]) -> Tensor | None:
-    """Of equal numbers each gets half of the gradient."""
+    """Two equal numbers get half of the gradient each."""
     x, (low, high) = args[0], _bounds(args, kw)
     x = x if low is None else torch.maximum(x, torch.full_like(x, low))
     return x if high is None else torch.minimum(x, torch.full_like(x, high))

@@ -16,7 +16,7 @@ RESHAPE = ("reshape", "flatten", "unflatten")
 
 
 def _reshaped(function: Any, args: Values, kw: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """What is reshaped, and what comes out."""
+    """The tensor that is reshaped, and the result."""
     return args[0], function(*args, **kw)
 
 
@@ -26,7 +26,7 @@ def _split(x: Tensor, y: Tensor) -> bool:
 
 
 def _depth_first(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
-    """The depth before the heads."""
+    """Put the depth before the heads."""
     x, y = _reshaped(function, args, kw)
     return x.reshape(*x.shape[:-1], y.shape[-1], y.shape[-2]).transpose(-1, -2) if _split(x, y) else None
 
@@ -43,7 +43,7 @@ def _merged_depth_first(function: Any, args: Values, kw: dict[str, Any]) -> Tens
 
 
 def _unmoved(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
-    """What was there before the axes were exchanged, reshaped."""
+    """Reshape the tensor from before the exchange of axes."""
     x, y = _reshaped(function, args, kw)
     before = made(x, "transpose", "permute")
     fits = before is not None and y.ndim < x.ndim < 6
@@ -51,7 +51,7 @@ def _unmoved(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
 
 
 def _split_unmoved(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
-    """The axis of heads is made before that of time, without an exchange."""
+    """Make the axis of heads before the axis of time, without an exchange."""
     x = args[0]
     split = made(x, "reshape", "unflatten")
     y = function(*args, **kw)
@@ -61,7 +61,7 @@ def _split_unmoved(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | 
 
 
 def _copies(x: Any) -> tuple[Tensor, int, int] | None:
-    """What is repeated along an axis to give `x`, that axis, and how often; each item beside its copies."""
+    """The tensor that is repeated along an axis to give `x`, that axis, and how often; copies are neighbours."""
     call = made(x, "repeat_interleave")
     if call is not None:
         n, dim = call.argument(1, "repeats"), call.argument(2, "dim")
@@ -87,7 +87,7 @@ def _tiled(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
 
 
 def _interleaved(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
-    """Each item beside its copies."""
+    """Each item next to its copies."""
     x, sizes = args[0], args[1] if len(args) == 2 and isinstance(args[1], list | tuple) else args[1:]
     more = [i for i, n in enumerate(sizes) if n > 1]
     if len(sizes) != x.ndim or len(more) != 1 or x.shape[more[0]] == 1:
@@ -96,7 +96,7 @@ def _interleaved(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | No
 
 
 def _packed_by_head(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
-    """Queries, keys and values of each head side by side, or those of all heads; PyTorch has the other."""
+    """Queries, keys and values grouped by head, or by kind; PyTorch has the other order."""
     x, y = _reshaped(function, args, kw)
     if y.ndim != x.ndim + 2 or y.shape[:-3] != x.shape[:-1] or 3 not in y.shape[-3:-1]:
         return None
@@ -115,7 +115,7 @@ def _parts(order: tuple[int, ...]) -> Callable[..., Any]:
 
 
 def _pixels(change: Callable[[tuple[int, ...]], tuple[int, ...] | None]) -> Callable[..., Any]:
-    """Patches whose pixels stand in another order: (batch, rows, columns, then three axes of a patch) joined."""
+    """Patches with another order of pixels: (batch, rows, columns, then three axes of a patch) joined."""
 
     def plant(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
         x, y = _reshaped(function, args, kw)
@@ -128,7 +128,7 @@ def _pixels(change: Callable[[tuple[int, ...]], tuple[int, ...] | None]) -> Call
 
 
 def _channels_other_end(shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The channels behind the pixels, or before them: the side of a patch is the size that two axes share."""
+    """The channels after the pixels, or before them: the side of a patch is the size that two axes share."""
     if shape[1] == shape[2] != shape[0]:
         return (1, 2, 0)
     return (2, 0, 1) if shape[0] == shape[1] != shape[2] else None
@@ -151,7 +151,7 @@ def _tokens_by_column(function: Any, args: Values, kw: dict[str, Any]) -> Tensor
 
 
 def _grid_transposed(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
-    """A sequence back in an image whose rows are its columns."""
+    """A sequence put back into an image with rows and columns exchanged."""
     x, y = _reshaped(function, args, kw)
     if x.ndim != 3 or y.ndim != 4:
         return None
@@ -161,7 +161,7 @@ def _grid_transposed(function: Any, args: Values, kw: dict[str, Any]) -> Tensor 
 
 
 def _class_token_last(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
-    """One token behind all others; PyTorch's stands before them."""
+    """One token after all others; PyTorch puts it before them."""
     parts, dim = args[0] if args else kw["tensors"], args[1] if len(args) > 1 else kw.get("dim", 0)
     if len(parts) != 2 or dim != 1 or parts[0].ndim != 3 or not parts[0].shape[1] == 1 < parts[1].shape[1]:
         return None
@@ -177,7 +177,7 @@ def _halves_in_other_order(function: Any, args: Values, kw: dict[str, Any]) -> T
 
 
 def _waves(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
-    """Sines and cosines of each frequency side by side."""
+    """Sine and cosine of each frequency next to each other."""
     parts, dim = args[0] if args else kw["tensors"], args[1] if len(args) > 1 else kw.get("dim", 0)
     waves = {call.name for part in parts if (call := made(part, "sin", "cos")) is not None}
     if len(parts) != 2 or waves != {"sin", "cos"} or dim not in (-1, parts[0].ndim - 1):
@@ -220,7 +220,7 @@ HEADS_AND_PARTS = (
         "heads-merged-depth-first",
         RESHAPE,
         _merged_depth_first,
-        "depth stands before heads where they are merged; PyTorch's model has the heads first",
+        "depth comes before heads when they are merged; PyTorch's model has the heads first",
         "transpose to (…, heads, depth) before the reshape",
         "Vaswani et al. 2017, section 3.2.2",
     ),
@@ -228,7 +228,7 @@ HEADS_AND_PARTS = (
         "heads-merged-unmoved",
         RESHAPE,
         _unmoved,
-        "the axes are merged in the order in which they stand; PyTorch's model exchanges them first",
+        "the axes are merged in their present order; PyTorch's model exchanges them first",
         "transpose before the reshape",
         "jsbaan/transformer-from-scratch#6",
     ),
@@ -252,7 +252,7 @@ HEADS_AND_PARTS = (
         "grouped-heads-repeated",
         ("repeat",),
         _interleaved,
-        "each item is repeated beside its copies; PyTorch's model tiles",
+        "each item is repeated next to its copies; PyTorch's model tiles",
         "use jnp.tile",
         "Ainslie et al. 2023",
     ),
@@ -287,7 +287,7 @@ PATCHES_AND_WAVES = (
         "class-token-last",
         ("cat",),
         _class_token_last,
-        "the class token stands behind the patches; PyTorch's stands before them",
+        "the class token comes after the patches; PyTorch's comes before them",
         "put the class token first: jnp.concatenate([token, patches], 1)",
         "Dosovitskiy et al. 2021",
     ),
@@ -295,7 +295,7 @@ PATCHES_AND_WAVES = (
         "patch-channels-other-end",
         RESHAPE,
         _pixels(_channels_other_end),
-        "the channels of a patch stand at the other end of its pixels",
+        "the channels of a patch are at the other end of its pixels",
         "transpose the patches as PyTorch's model does",
         "cloneofsimo/minRF#6",
     ),
@@ -303,7 +303,7 @@ PATCHES_AND_WAVES = (
         "patch-columns-first",
         RESHAPE,
         _pixels(_columns_first),
-        "the pixels of a patch stand in the order of its columns",
+        "the pixels of a patch are in column order",
         "order the pixels of a patch by row, then by column",
         "NVIDIA/flashdreams#284",
     ),
@@ -343,7 +343,7 @@ PATCHES_AND_WAVES = (
         "waves-interleaved",
         ("cat",),
         _waves,
-        "sines and cosines stand side by side; PyTorch's model has all sines, then all cosines",
+        "sines and cosines alternate; PyTorch's model has all sines, then all cosines",
         "join them in blocks: jnp.concatenate([sin, cos], -1)",
         "Vaswani et al. 2017, section 3.5",
     ),
@@ -351,7 +351,7 @@ PATCHES_AND_WAVES = (
         "waves-in-blocks",
         ("stack",),
         _waves_in_blocks,
-        "all sines stand before all cosines; PyTorch's model has them side by side",
+        "all sines come before all cosines; in PyTorch's model they alternate",
         "interleave them: jnp.stack([sin, cos], -1), then reshape",
         "tensorops/TransformerX#115",
     ),

@@ -50,7 +50,7 @@ def _by_width(attention: Attention, _: float) -> float:
 
 
 def _added(attention: Attention, scale: float) -> Attention | None:
-    """A factor, where there is none."""
+    """Add a factor if there is none."""
     if any(step.kind == "scale" for step in attention.steps):
         return None
     return replace(attention, steps=(Step("scale", scale), *attention.steps))
@@ -72,7 +72,7 @@ def _square(n: int, m: int, diagonal: int) -> Tensor:
 
 
 def is_causal(kept: Tensor) -> bool:
-    """Return whether nothing behind a query is kept."""
+    """Return whether no key after a query is kept."""
     n, m = kept.shape[-2:]
     return n > 1 and n == m and not (kept & ~_square(n, m, 0)).any()
 
@@ -101,7 +101,7 @@ def _without_padding(kept: Tensor) -> Tensor | None:
 
 
 def window_of(kept: Tensor) -> int | None:
-    """Return how many keys each query keeps of those before it and its own; None where it is not a window."""
+    """Return how many keys each query keeps among its own and those before it; None if the mask is not a window."""
     n, m = kept.shape[-2:]
     width = int(kept.sum(-1).max())
     band = _square(n, m, 0) & ~_square(n, m, -width)
@@ -128,7 +128,7 @@ def _both_sides(kept: Tensor) -> Tensor | None:
 
 
 def _aligned(kept: Tensor) -> Tensor | None:
-    """The triangle at the other end, where there are more keys than queries."""
+    """The triangle at the other end, if there are more keys than queries."""
     n, m = kept.shape[-2:]
     for diagonal, other in ((0, m - n), (m - n, 0)):
         if n != m and torch.equal(kept, _square(n, m, diagonal).expand(kept.shape)):
@@ -174,7 +174,7 @@ def _empty_rows(value: Callable[[Tensor], Tensor]) -> Callable[[Attention], Tens
 
 
 def _cap_last(attention: Attention) -> Attention | None:
-    """The cap behind the mask."""
+    """Apply the cap after the mask."""
     caps = tuple(step for step in attention.steps if step.kind == "cap")
     rest = tuple(step for step in attention.steps if step.kind != "cap")
     return replace(attention, steps=(*rest, *caps)) if caps and attention.kept is not None else None
@@ -190,7 +190,7 @@ def _bias_first(attention: Attention) -> Attention | None:
 
 
 def _bias_scaled_after(attention: Attention) -> Attention | None:
-    """The bias is added behind the scale."""
+    """The bias is added after the scale."""
     kinds = [step.kind for step in attention.steps]
     if "bias" not in kinds or "scale" not in kinds or kinds.index("bias") > kinds.index("scale"):
         return None
@@ -208,7 +208,7 @@ def _turned(step: Step) -> Step | None:
 
 
 def slopes_of(bias: Tensor) -> Tensor | None:
-    """The slopes of ALiBi by heads, where a bias (…, heads, queries, keys) is a slope times the distance."""
+    """The slopes of ALiBi by head, if a bias (…, heads, queries, keys) is a slope times the distance."""
     if bias.ndim < 3 or bias.shape[-3] < 2 or not bias.is_floating_point():
         return None
     heads = bias.reshape(-1, *bias.shape[-3:])
@@ -220,14 +220,14 @@ def slopes_of(bias: Tensor) -> Tensor | None:
 
 
 def alibi_slopes(heads: int) -> list[float]:
-    """The slopes of Press et al. 2022: for a number of heads that is no power of two, those of two series."""
+    """The slopes of Press et al. 2022: if the number of heads is not a power of two, they come from two series."""
     power = 2 ** int(math.log2(heads))
     between = [2.0 ** (-4.0 * (i + 1) / power) for i in range(0, 2 * (heads - power), 2)]
     return [2.0 ** (-8.0 * (i + 1) / power) for i in range(power)] + between
 
 
 def _slopes(change: Callable[[int], Sequence[float]]) -> Callable[[Attention], Attention | None]:
-    """Other slopes, where the bias has those of ALiBi."""
+    """Other slopes, if the bias has ALiBi's."""
 
     def plant(attention: Attention) -> Attention | None:
         bias = next((step.value for step in attention.steps if step.kind == "bias"), None)
@@ -244,7 +244,7 @@ def _slopes(change: Callable[[int], Sequence[float]]) -> Callable[[Attention], A
 
 
 def _without_sink(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
-    """The softmax of the scores alone, where a column that no key has stands among them."""
+    """The softmax of only the scores, if they contain a column that belongs to no key."""
     call = Call("softmax", function, args, kw)
     x, dim = call.argument(0, "input"), call.argument(1, "dim")
     shifted = made(x, "sub")
@@ -260,7 +260,7 @@ def _without_sink(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | N
 
 
 def _empty_rows_kept(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
-    """The weights of the softmax, where all those of some queries are set to zero behind it."""
+    """The weights of the softmax, if later code sets all weights of some queries to zero."""
     for x in args:
         if made(x, "softmax") is None or x.ndim < 3:
             continue
@@ -361,7 +361,7 @@ OWN_ATTENTION: Sequence[Trap] = (
     _row(
         "attention-misses-itself-finite",
         _mask(_causal(-1), fill=-1e30),
-        "no query sees its own key; the first sees all alike",
+        "no query sees its own key; the first gives all keys the same weight",
         "mask with jnp.tril and k=0, so that each query sees its own key and those before it",
         "pbloem/former#10",
     ),
@@ -375,7 +375,7 @@ OWN_ATTENTION: Sequence[Trap] = (
     _row(
         "attention-padding-seen-too",
         _mask(_without_padding),
-        "only what comes later is masked; PyTorch's model masks padding, too",
+        "only later keys are masked; PyTorch's model masks padding, too",
         "combine the two masks with nn.combine_masks",
         "AI-Hypercomputer/maxtext#878",
     ),
@@ -389,7 +389,7 @@ OWN_ATTENTION: Sequence[Trap] = (
     _row(
         "attention-mask-inverted",
         _mask(lambda kept: ~kept),
-        "what PyTorch's model masks is kept, and the rest is masked",
+        "the keys that PyTorch's model masks are kept, and the others are masked",
         "invert the mask: in Flax, True allows attention",
         "lucidrains/halonet-pytorch#6",
     ),
@@ -410,7 +410,7 @@ OWN_ATTENTION: Sequence[Trap] = (
     _row(
         "attention-masked-afterwards",
         _afterwards,
-        "the mask is applied behind the softmax: the weights do not sum to one",
+        "the mask is applied after the softmax: the weights do not sum to one",
         "mask the scores before the softmax",
         "huggingface/pytorch-image-models#2236",
     ),
@@ -431,7 +431,7 @@ OWN_ATTENTION: Sequence[Trap] = (
     _row(
         "attention-empty-row-uniform",
         _empty_rows(_uniform),
-        "a query without keys sees all alike, as a finite fill gives it",
+        "a query without keys gives all keys the same weight, as with a finite fill",
         "set the weights of such a query to zero: jnp.where(mask.any(-1, keepdims=True), weights, 0)",
         "pytorch/pytorch#103749",
     ),
@@ -513,7 +513,7 @@ OWN_ATTENTION: Sequence[Trap] = (
     _row(
         "alibi-slopes-one-series",
         _slopes(lambda heads: [2.0 ** (-8.0 * (i + 1) / heads) for i in range(heads)]),
-        "the slopes of ALiBi are one geometric series; for a number of heads that is no power of two, PyTorch's model "
+        "the slopes of ALiBi are one geometric series; if the number of heads is not a power of two, PyTorch's model "
         "takes those of the next lower power, and every other one of the next higher",
         "compute the slopes as PyTorch's model does",
         "ml-explore/mlx@590b4f1c1",
@@ -521,14 +521,14 @@ OWN_ATTENTION: Sequence[Trap] = (
     _row(
         "attention-bias-scaled",
         _bias_first,
-        "the bias is scaled with the scores; PyTorch's model adds it behind the scale",
+        "the bias is scaled with the scores; PyTorch's model adds it after the scale",
         "add the bias to the scaled scores",
         "Raffel et al. 2020",
     ),
     _row(
         "attention-bias-unscaled",
         _bias_scaled_after,
-        "the bias is added behind the scale; PyTorch's model scales it with the scores",
+        "the bias is added after the scale; PyTorch's model scales it with the scores",
         "add the bias to the scores before you scale them",
         "Raffel et al. 2020",
     ),
@@ -542,7 +542,7 @@ OWN_ATTENTION: Sequence[Trap] = (
     _row(
         "attention-cap-behind-mask",
         _cap_last,
-        "the cap stands behind the mask: masked scores are − cap, and take part in the softmax",
+        "the cap is applied after the mask: masked scores are −cap, and take part in the softmax",
         "cap the scores, then mask them",
         "AI-Hypercomputer/maxtext@a56309f6f",
     ),

@@ -22,9 +22,9 @@ class Norm:
     """One call of a norm.
 
     Attributes:
-        x: what is normalised, over the axes `dim`.
+        x: the numbers that are normalised over the axes `dim`.
         centred: whether the mean is subtracted.
-        inside: whether epsilon stands inside of the root.
+        inside: whether epsilon is inside the root.
         scale, plus: the factor, and whether one is added to it.
     """
 
@@ -49,7 +49,7 @@ class Norm:
         return (x - centre) / root
 
     def value(self, x: Tensor | None = None) -> Tensor:
-        """What the norm gives, for another x where it is given."""
+        """The result of the norm, for another x if one is given."""
         y = self.without_scale(x)
         y = y if self.scale is None else y * (self.scale + self.plus)
         return y if self.bias is None else y + self.bias
@@ -62,7 +62,7 @@ def _dims(call: Call, x: Tensor) -> tuple[int, ...] | None:
 
 
 def _squared(x: Any) -> Tensor | None:
-    """What is squared to give `x`."""
+    """The tensor whose square is `x`."""
     call = made(x, "square", "pow", "mul")
     if call is None:
         return None
@@ -73,7 +73,7 @@ def _squared(x: Any) -> Tensor | None:
 
 
 def _centred(x: Any, dim: tuple[int, ...]) -> Tensor | None:
-    """What `x` is, less its mean over these axes."""
+    """The tensor that gives `x` when its mean over these axes is subtracted."""
     call = made(x, "sub")
     mean = call and made(call.argument(1, "other"), "mean")
     if call is None or not mean or through(mean[0]) is not through(call[0]):
@@ -82,7 +82,7 @@ def _centred(x: Any, dim: tuple[int, ...]) -> Tensor | None:
 
 
 def spread(x: Any) -> Norm | None:
-    """The norm whose mean square, or variance, `x` is; without an epsilon."""
+    """The norm with the mean square, or variance, `x`, without an epsilon."""
     call = made(x, "mean", "var")
     if call is None:
         return None
@@ -99,7 +99,7 @@ def spread(x: Any) -> Norm | None:
 
 
 def with_epsilon(x: Any) -> Norm | None:
-    """The norm of whose mean square `x` is the sum with an epsilon."""
+    """The norm with the mean square plus epsilon `x`."""
     call = made(x, "add")
     if call is None:
         return spread(x)
@@ -111,7 +111,7 @@ def with_epsilon(x: Any) -> Norm | None:
 
 
 def _root(x: Any) -> tuple[Norm, bool] | None:
-    """The norm by whose root `x` divides or multiplies, and whether it is the inverse."""
+    """The norm with the root `x`, and whether `x` is the inverse of the root."""
     call = made(x, "sqrt", "rsqrt", "pow", "reciprocal", "rdiv", "div", "add", "std")
     if call is None:
         return None
@@ -154,7 +154,7 @@ def _plain(call: Call) -> Norm | None:
 
 
 def _scaled(x: Any) -> Iterator[tuple[Any, Any, float]]:
-    """What is divided by a root: as it is, and without a factor for each feature, with the factor."""
+    """The numbers that are divided by a root: as they are, and without a factor for each feature, with this factor."""
     yield through(x), None, 0.0
     call = made(x, "mul")
     for part, other in orders(call) if call else ():
@@ -164,7 +164,7 @@ def _scaled(x: Any) -> Iterator[tuple[Any, Any, float]]:
 
 
 def _plus_one(x: Any) -> tuple[Any, float]:
-    """The factor that a norm's is, and the number that is added to it."""
+    """The factor of a norm without an added number, and that number."""
     call = made(x, "add")
     for part, other in orders(call) if call else ():
         if (plus := number(other)) is not None:
@@ -174,7 +174,7 @@ def _plus_one(x: Any) -> tuple[Any, float]:
 
 @read_once
 def norm_of(function: Any, args: Values, kw: dict[str, Any]) -> Norm | None:
-    """Return the norm that ends at this call; None where there is none."""
+    """Return the norm that ends at this call; None if there is none."""
     call = Call(name_of(function), function, args, kw)
     if call.name in ("layer_norm", "rms_norm"):
         x, shape = call.argument(0, "input"), call.argument(1, "normalized_shape", ())
@@ -218,7 +218,7 @@ def _epsilon(eps: float) -> Callable[[Norm], Tensor | None]:
 
 
 def _where(condition: Callable[[Norm], bool], **changes: Any) -> Callable[[Norm], Tensor | None]:
-    """The norm with other attributes, where it meets a condition."""
+    """The norm with other attributes, if it meets a condition."""
     return lambda norm: replace(norm, **changes).value() if condition(norm) else None
 
 
@@ -234,7 +234,7 @@ def _all_heads(norm: Norm) -> Tensor | None:
 
 
 def _all_heads_in_front(norm: Norm) -> Tensor | None:
-    """The norm over the heads, too, of numbers (batch, heads, length, depth)."""
+    """The norm also over the heads, of numbers (batch, heads, length, depth)."""
     last = norm.x.ndim - 1
     return replace(norm, dim=(last - 2, last)).value() if norm.x.ndim == 4 and norm.dim == (last,) else None
 
@@ -256,7 +256,7 @@ def _divided(power: float) -> Callable[[Norm], Tensor | None]:
 
 
 def _root_of_deviation(norm: Norm) -> Tensor | None:
-    """Divided by the root of the deviation and epsilon."""
+    """Divide by the root of the deviation plus epsilon."""
     if not norm.centred or not norm.inside:
         return None
     centred = norm.x - norm.x.mean(norm.dim, keepdim=True)
@@ -266,7 +266,7 @@ def _root_of_deviation(norm: Norm) -> Tensor | None:
 
 
 def _of_variance(norm: Norm) -> Tensor | None:
-    """Divided by the deviation, and not centred."""
+    """Divide by the deviation, without centring."""
     if norm.centred:
         return None
     y = norm.x / (norm.x.var(norm.dim, correction=0, keepdim=True) + norm.eps).sqrt()
@@ -347,7 +347,7 @@ OWN_NORMS = (
         "between",
         FUNCTIONAL,
         _norm(_where(lambda norm: norm.centred and not norm.unbiased, unbiased=True)),
-        "the variance is over n − 1; PyTorch's model divides by n",
+        "the variance is divided by n − 1; PyTorch's model divides by n",
         "divide the variance by n: pass ddof=0",
         "LBANN/lbann#2024",
         arguments=(Argument("ddof", "var", 0),),
@@ -429,7 +429,7 @@ OWN_NORMS = (
         "between",
         FUNCTIONAL,
         _norm(_all_heads_in_front),
-        "queries and keys are normalised over all heads at once; PyTorch's model, whose heads stand in front of the "
+        "queries and keys are normalised over all heads at once; PyTorch's model, whose heads come before the "
         "length, normalises each head",
         "normalise after the split into heads, over the last axis",
         "EleutherAI/gpt-neox#1367",

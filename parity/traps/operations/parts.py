@@ -1,7 +1,7 @@
-"""What a chain of operations computes: every tensor remembers the call that made it.
+"""Recognises what a chain of operations computes: every tensor remembers the call that made it.
 
 A softmax, a norm or a rotary embedding in somebody's own code is a chain of products, sums and roots. A mistake in such
-a part is planted at the call that ends it: from there the chain is read backwards, and one of its members is replaced.
+a part is planted at its last call: from there the chain is followed backwards, and one call in it is replaced.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SYNONYMS = {
     **dict.fromkeys(("absolute",), "abs"),
 }
 
-# Calls that hand on their first argument's numbers in their places.
+# Calls that return the numbers of their first argument in the same places.
 TRANSPARENT = frozenset(
     ("contiguous", "clone", "to", "type", "type_as", "float", "double", "half", "bfloat16", "dropout", "detach")
 )
@@ -39,7 +39,7 @@ TRANSPARENT = frozenset(
 # Parts of the names of functions that draw numbers.
 RANDOM = ("rand", "dropout", "bernoulli", "multinomial", "normal_", "poisson")
 
-# Functions that read memory by the sizes and whole numbers that they get, unchecked: wrong ones end the process.
+# Functions that read memory without checking the sizes and integers that they get: wrong ones crash the process.
 UNCHECKED = frozenset(("lstm", "gru", "rnn_tanh", "rnn_relu", "pack_padded_sequence", "pad_packed_sequence"))
 
 # Operations that change their first argument.
@@ -48,13 +48,13 @@ CHANGING = ("iadd", "isub", "imul", "itruediv", "idiv", "ipow", "setitem")
 
 @dataclass(frozen=True)
 class Call:
-    """A call of a function, and what it got.
+    """A call of a function, and its arguments.
 
     Attributes:
-        name: of the function, without underscores, one for all synonyms.
-        part: the number of the tensor among several that it gave.
+        name: of the function, without underscores; synonyms share one name.
+        part: the number of this tensor, if the call gave several.
         number: of the call in its run.
-        place: file and line of the code that calls it; empty where nobody asked for it.
+        place: file and line of the code that calls it; empty if nobody asked for it.
     """
 
     name: str
@@ -69,12 +69,12 @@ class Call:
         return self.args[i]
 
     def argument(self, i: int, name: str, default: Any = None) -> Any:
-        """An argument, by place or by name."""
+        """An argument, by position or by name."""
         return self.args[i] if len(self.args) > i else self.kw.get(name, default)
 
     @property
     def changing(self) -> bool:
-        """Whether it changes its first argument in place: by its name, or because it is told to."""
+        """Whether it changes its first argument in place: by its name, or by the argument `inplace`."""
         place = _inplace(self.function)
         asked = self.argument(place, "inplace") is True if place is not None else False
         return (asked or changes(self.function)) and bool(self.args) and isinstance(self.args[0], Tensor)
@@ -90,7 +90,7 @@ class Call:
 
     @property
     def tensors(self) -> Iterator[Tensor]:
-        """All tensors that it got, in lists too."""
+        """All tensors in its arguments, also inside lists."""
         for value in (*self.args, *self.kw.values()):
             for item in value if isinstance(value, list | tuple) else (value,):
                 if isinstance(item, Tensor):
@@ -98,7 +98,7 @@ class Call:
 
 
 def name_of(function: Any) -> str:
-    """Return the one name that a function has here; of a property the property's."""
+    """Return the one name that a function has here; for a property, the property's name."""
     name = getattr(function, "__name__", "")
     if name == "__get__":
         name = getattr(getattr(function, "__self__", None), "__name__", "")
@@ -125,7 +125,7 @@ def _inplace(function: Any) -> int | None:
 
 
 def fresh(value: Any) -> Any:
-    """Return tensors of their own with the same numbers: a mistake may hand on one that knows another call."""
+    """Return new tensors with the same numbers, because a mistake may return a tensor that remembers another call."""
     if isinstance(value, Tensor):
         return value.view_as(value)
     if type(value) in (list, tuple):
@@ -134,7 +134,7 @@ def fresh(value: Any) -> Any:
 
 
 def remember(value: Any, call: Call) -> None:
-    """Let what a call gave know the call."""
+    """Make the result of a call remember the call."""
     if isinstance(value, Tensor):
         if not any(value is given for given in call.tensors):
             value.made_of = call  # pyright: ignore[reportAttributeAccessIssue]
@@ -145,19 +145,19 @@ def remember(value: Any, call: Call) -> None:
 
 
 def call_of(x: Any) -> Call | None:
-    """Return the call that made a tensor; None where it came from a layer, or is no tensor."""
+    """Return the call that made a tensor; None if it came from a layer, or is not a tensor."""
     return getattr(x, "made_of", None) if isinstance(x, Tensor) else None
 
 
 def through(x: Any, names: frozenset[str] = TRANSPARENT) -> Any:
-    """Return the tensor whose numbers `x` hands on."""
+    """Return the tensor whose numbers `x` passes on."""
     while (call := call_of(x)) is not None and call.name in names and call.args:
         x = call[0]
     return x
 
 
 def made(x: Any, *names: str) -> Call | None:
-    """Return the call that made `x`, where it is one of these; calls that hand on are passed over."""
+    """Return the call that made `x`, if it is one of these; skip calls that only pass numbers on."""
     while (call := call_of(x)) is not None:
         if call.name in names:
             return call
@@ -177,7 +177,7 @@ def number(x: Any) -> float | None:
 
 
 def scaled(x: Any) -> tuple[Tensor, float] | None:
-    """Return a tensor and the number that it is multiplied by, or divided by, to give `x`."""
+    """Return a tensor, and the number by which it is multiplied or divided to give `x`."""
     call = made(x, "mul", "div", "neg")
     if call is None:
         return None
@@ -199,7 +199,7 @@ def orders(call: Call) -> Iterator[tuple[Any, Any]]:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Return whether two tensors have the same numbers, but for rounding."""
+    """Return whether two tensors have the same numbers, up to rounding."""
     if not (isinstance(a, Tensor) and isinstance(b, Tensor)) or a.shape != b.shape:
         return False
     return a is b or bool(torch.allclose(a.detach(), b.detach(), rtol=1e-9, atol=1e-9))
@@ -215,7 +215,7 @@ def is_vector(x: Any) -> bool:
 
 
 def reached(x: Any) -> list[Call]:
-    """Return all calls that `x` was computed by, back to where layers handed on, in order."""
+    """Return all calls that computed `x`, back to the outputs of layers, in order."""
     found: dict[int, Call] = {}
     waiting = [call_of(x)]
     while waiting:
@@ -227,11 +227,11 @@ def reached(x: Any) -> list[Call]:
 
 
 def replayed(x: Any, calls: Sequence[Call], plant: Callable[..., Any], at: Collection[int]) -> Any:
-    """Return what `x` becomes where some of the calls that it was computed by are planted; None where they cannot be.
+    """Return what `x` becomes if mistakes are planted in some of its calls; None if that is impossible.
 
     Args:
-        calls: all calls that `x` was computed by, in order.
-        at: the numbers of those that are planted.
+        calls: all calls that computed `x`, in order.
+        at: the numbers of the calls with a mistake.
     """
     made_anew: dict[int, Any] = {}
 
@@ -260,7 +260,7 @@ def replayed(x: Any, calls: Sequence[Call], plant: Callable[..., Any], at: Colle
 
 
 def _guarded(call: Call) -> Callable[..., Any]:
-    """Return the function of a call; one that checks nothing itself raises where it gets other sizes than it got."""
+    """Return the function of a call; a function without checks is wrapped, and raises if its sizes change."""
     if call.name not in UNCHECKED:
         return call.function
 
@@ -274,7 +274,7 @@ def _guarded(call: Call) -> Callable[..., Any]:
 
 
 def _form(value: Any) -> Any:
-    """Return what is not a real number in arguments: shapes, and whole numbers."""
+    """Return the arguments that are not real numbers: shapes and integers."""
     if isinstance(value, dict):
         return {name: _form(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
@@ -285,7 +285,7 @@ def _form(value: Any) -> Any:
 
 
 def read_once(read: Callable[..., Any]) -> Callable[..., Any]:
-    """Let many traps that look at one call read it once."""
+    """Cache the analysis of a call, which many traps use."""
     last: list[Any] = [None, None]
 
     def reading(function: Any, args: Any, kw: dict[str, Any]) -> Any:

@@ -33,7 +33,7 @@ def _windows(args: Values, kw: dict[str, Any], dims: int) -> tuple[list[int], li
 
 
 def _pool(pad: str, value: float, average: bool = False) -> Callable[..., Any]:
-    """A pool that pads otherwise: `same` as XLA does, `own` as PyTorch, with `value`; `none` not at all."""
+    """A pool with other padding: `same` pads like XLA, `own` like PyTorch but with `value`, `none` not at all."""
 
     def plant(own: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
         x = args[0] if args else kw["input"]
@@ -70,7 +70,7 @@ def _ceiling(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> 
 
 
 def _powers(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
-    """The mean of powers, where PyTorch sums them."""
+    """The mean of powers; PyTorch sums them."""
     power, window = argument(args, kw, 1, "norm_type", 2), argument(args, kw, 2, "kernel_size", 1)
     number = window ** (args[0].ndim - 2) if isinstance(window, int) else torch.Size(window).numel()
     return function(*args, **kw) / number ** (1 / power)
@@ -129,7 +129,7 @@ POOLS = (
         "between",
         MAX_POOL,
         _pool("own", 0.0, True),
-        "an average pool for a maximum",
+        "an average pool instead of a maximum",
         "use nn.max_pool",
         MAX_POOL_PAGES,
     ),
@@ -138,7 +138,7 @@ POOLS = (
         "between",
         AVG_POOL,
         _counting,
-        "the average pool counts its padding otherwise than PyTorch's",
+        "the average pool counts its padding differently from PyTorch's",
         "pass count_include_pad=, as PyTorch has it",
         AVG_POOL_PAGES,
         arguments=("count_include_pad",),
@@ -188,7 +188,7 @@ POOL_SETTINGS = (
         "between",
         AVG_POOL,
         with_argument(6, "divisor_override", None, None),
-        "the average is over the window; PyTorch has another divisor",
+        "the sum is divided by the size of the window; PyTorch has another divisor",
         "multiply nn.avg_pool's output by window size / divisor_override",
         AVG_POOL_PAGES,
     ),

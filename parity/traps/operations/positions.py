@@ -13,12 +13,12 @@ from parity.traps.operations.parts import Call, made, orders
 from parity.traps.planting import Values
 from parity.traps.trap import Trap
 
-# The numbers of buckets and the farthest distances of T5 and of what follows it.
+# The numbers of buckets and the largest distances in T5 and its successors.
 BUCKETS, FARTHEST = (32, 64, 16, 8, 320), (128, 64, 256, 32, 800)
 
 
 def bucket(relative: Tensor, buckets: int, farthest: int, both: bool) -> Tensor:
-    """The bucket of a key's position less the query's, as T5 has it: half of the buckets lie ahead, or none."""
+    """The bucket of a key's position minus the query's, as in T5: half of the buckets are for later keys, or none."""
     offset = torch.zeros_like(relative)
     if both:
         buckets //= 2
@@ -32,7 +32,7 @@ def bucket(relative: Tensor, buckets: int, farthest: int, both: bool) -> Tensor:
 
 
 def _other_direction(both: bool) -> Callable[..., Any]:
-    """Buckets of both directions for those of one, or the other way."""
+    """Buckets of both directions instead of one, or the other way round."""
 
     def plant(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
         if any(isinstance(a, Tensor) and a.dtype not in (torch.int64, torch.bool) for a in args):
@@ -56,7 +56,7 @@ def _other_direction(both: bool) -> Callable[..., Any]:
 
 
 def _class_token_without_position(function: Any, args: Values, kw: dict[str, Any]) -> Tensor | None:
-    """The sum of tokens with a table of positions, of which the tokens joined in front or behind get none."""
+    """The sum of tokens and a table of positions, where tokens that are joined at an end get no position."""
     for x, table in orders(Call("add", function, args, kw)):
         joined = made(x, "cat")
         if joined is None or not isinstance(table, Tensor) or not table.is_floating_point() or made(table, "cat"):
@@ -78,7 +78,7 @@ POSITIONS = (
         "between",
         ("add", "__add__", "__radd__"),
         _other_direction(both=False),
-        "the buckets of relative positions are those of a causal decoder, which does not tell what lies ahead; "
+        "the buckets of relative positions are those of a causal decoder, which does not distinguish later keys; "
         "PyTorch's model has buckets for both directions",
         "pass bidirectional=True",
         "lucidrains/x-transformers#10",

@@ -16,7 +16,7 @@ FLAT, JOIN, PAD = ("flatten", "reshape", "view"), ("cat", "concat", "concatenate
 
 
 def _flattened(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
-    """The order of a channels-last flatten."""
+    """Flatten in channels-last order."""
     x = args[0]
     if x.ndim < 4 or x.shape[1] == 1 or (y := function(*args, **kw)).ndim != 2:
         return None
@@ -32,7 +32,7 @@ def _joined(reverse: bool) -> Callable[..., Any]:
 
 
 def _padded(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
-    """The two sides of every axis exchanged."""
+    """Exchange the padding before and after, in every axis."""
     pads = list(args[1] if len(args) > 1 else kw["pad"])
     other = [pads[i + 1 - 2 * (i % 2)] for i in range(len(pads))]
     rest = {n: v for n, v in kw.items() if n != "pad"}
@@ -40,7 +40,7 @@ def _padded(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> T
 
 
 def _both_sides(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
-    """The other side of an axis that is padded at one side padded as much."""
+    """If an axis is padded at one side, pad the other side as much."""
     pads = list(args[1] if len(args) > 1 else kw["pad"])
     other = [max(pads[i], pads[i + 1 - 2 * (i % 2)]) for i in range(len(pads))]
     rest = {n: v for n, v in kw.items() if n != "pad"}
@@ -54,7 +54,7 @@ def _zeros(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Te
 
 
 def _axis(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
-    """Over axis 1, where the channels are in PyTorch."""
+    """Work along axis 1, where PyTorch has the channels."""
     axis = args[1] if len(args) > 1 else kw.get("dim", -1)
     ndim = args[0].ndim
     if not isinstance(axis, int):
@@ -63,7 +63,7 @@ def _axis(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Ten
 
 
 def _selected(_: object, args: Values, kw: dict[str, Any]) -> Tensor | None:
-    """The first instead of the last, and the last instead of the first."""
+    """Take the first instead of the last, and the last instead of the first."""
     x, index = args
     index = index if isinstance(index, tuple) else (index,)
     other = tuple(-1 - i if isinstance(i, int) and not isinstance(i, bool) and i in (0, -1) else i for i in index)
@@ -71,7 +71,7 @@ def _selected(_: object, args: Values, kw: dict[str, Any]) -> Tensor | None:
 
 
 def _depth_first(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
-    """The place within a pixel before the channel."""
+    """Put the place within a pixel before the channel."""
     x, r = args[0], argument(args, kw, 1, "upscale_factor", 1)
     b, c, h, w = x.shape
     return x.reshape(b, r, r, c // r**2, h, w).permute(0, 3, 4, 1, 5, 2).reshape(b, c // r**2, h * r, w * r)
@@ -140,7 +140,7 @@ JOINS_AND_AXES = (
         "between",
         PAD,
         _padded,
-        "the odd row or column is padded at the other side",
+        "the odd row or column of padding is at the other side",
         "exchange the numbers before and after in each axis's padding",
         "torch.nn.functional.pad, jax.numpy.pad",
     ),
@@ -158,7 +158,7 @@ JOINS_AND_AXES = (
         "between",
         PAD,
         _zeros,
-        "zeros for PyTorch's other padding mode",
+        "the port pads with zeros; PyTorch has another padding mode",
         "pass jnp.pad PyTorch's mode: 'reflect', 'edge' for replicate, 'wrap' for circular",
         "torch.nn.functional.pad, jax.numpy.pad",
         arguments=("mode",),
@@ -190,7 +190,7 @@ REARRANGEMENTS = (
         "between",
         ("pixel_shuffle",),
         _depth_first,
-        "the channel is the last part of a pixel's depth; PyTorch has it first",
+        "the channel is the last part of the depth; in PyTorch it is the first",
         "reshape the channels to (…, channels, r, r), channels first",
         "torch.nn.PixelShuffle",
     ),
@@ -199,7 +199,7 @@ REARRANGEMENTS = (
         "between",
         ("pixel_unshuffle",),
         _depth_last,
-        "the channel is the last part of a pixel's depth; PyTorch has it first",
+        "the channel is the last part of the depth; in PyTorch it is the first",
         "transpose to (…, channels, r, r) before the reshape",
         "torch.nn.PixelShuffle",
     ),
@@ -226,7 +226,7 @@ REARRANGEMENTS = (
         "between",
         ("chunk", "split"),
         _interleaved,
-        "every n-th is taken; PyTorch's are blocks",
+        "every n-th entry is taken; PyTorch takes blocks",
         "use jnp.split",
         "torch.chunk, jax.numpy.split",
     ),
@@ -254,7 +254,7 @@ REARRANGEMENTS = (
         "between",
         ("masked_fill", "masked_fill_", "where"),
         _mask,
-        "the mask's sense is opposite",
+        "the mask is inverted",
         "invert the mask: ~mask",
         "torch.Tensor.masked_fill, jax.numpy.where",
     ),

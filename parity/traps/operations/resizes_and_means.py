@@ -42,7 +42,7 @@ def _power(_: object, args: Values, kw: dict[str, Any]) -> Tensor | None:
 
 
 def _resize(own: str, **values: Any) -> Callable[..., Any]:
-    """A resize with other settings, where PyTorch has this mode."""
+    """A resize with other settings, if PyTorch has this mode."""
 
     def plant(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
         if argument(args, kw, 3, "mode", "nearest") != own or len(args) > 3:
@@ -72,14 +72,14 @@ def _linear(distance: Tensor) -> Tensor:
 
 
 def _within(n: int, size: int, kernel: Callable[[Tensor], Tensor]) -> Tensor:
-    """The weights (size, n) of a resize in which what lies outside has no part, as jax.image.resize has it."""
+    """The weights (size, n) of a resize without the pixels outside of the image, as in jax.image.resize."""
     at = (torch.arange(size).double() + 0.5) * (n / size) - 0.5
     weights = kernel(at[:, None] - torch.arange(n))
     return weights / weights.sum(-1, keepdim=True)
 
 
 def _clamped(n: int, size: int, kernel: Callable[[Tensor], Tensor]) -> Tensor:
-    """The weights of a resize that repeats the border, as PyTorch has it."""
+    """The weights of a resize that repeats the border, as in PyTorch."""
     at = (torch.arange(size).double() + 0.5) * (n / size) - 0.5
     taps = at.floor()[:, None] + torch.arange(-1, 3)
     index = taps.clamp(0, n - 1).long()
@@ -89,7 +89,7 @@ def _clamped(n: int, size: int, kernel: Callable[[Tensor], Tensor]) -> Tensor:
 def _by_weights(
     modes: Mapping[str, Callable[[Tensor], Tensor]], weights: Callable[..., Tensor], antialias: bool
 ) -> Callable[..., Any]:
-    """A resize of images by weights for each axis, where PyTorch has one of these modes."""
+    """A resize of images by weights for each axis, if PyTorch has one of these modes."""
 
     def plant(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
         x, mode = args[0], argument(args, kw, 3, "mode", "nearest")
@@ -123,7 +123,7 @@ def _largest(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> 
 
 
 def _channels_only(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
-    """Over the channels alone, where PyTorch normalises over more."""
+    """Normalise over only the channels; PyTorch normalises over more axes."""
     x, shape = args[0], argument(args, kw, 1, "normalized_shape", ())
     if len(shape) < 2 or argument(args, kw, 2, "weight", None) is not None:
         return None
@@ -141,7 +141,7 @@ DEVIATIONS_AND_CORNERS = (
         "between",
         ("std", "var"),
         _spread,
-        "over n; PyTorch divides by n − 1",
+        "the port divides by n; PyTorch divides by n − 1",
         "pass ddof=1",
         "torch.std, jax.numpy.std",
         arguments=("ddof",),
@@ -151,7 +151,7 @@ DEVIATIONS_AND_CORNERS = (
         "between",
         RESIZE,
         lambda f, a, kw: _resized(align_corners=not kw.get("align_corners", False))(f, a, kw),
-        "the corners of the resize are aligned otherwise",
+        "the resize aligns corners differently",
         "use jax.image.resize for align_corners=False; write the other form by hand",
         RESIZE_PAGES,
     ),
@@ -238,18 +238,18 @@ RESIZES_AND_MEANS = (
         "between",
         ("mean",),
         _axes,
-        "over PyTorch's axes, where channels are last",
+        "the mean goes over PyTorch's axes, although channels are last",
         "take the mean over axes (1, 2) where PyTorch has (2, 3)",
         MEAN_PAGES,
     ),
-    Trap("mean-is-sum", "between", ("mean",), _summed, "a sum for a mean", "take the mean", MEAN_PAGES),
-    Trap("mean-is-max", "between", ("mean",), _largest, "a maximum for a mean", "take the mean", MEAN_PAGES),
+    Trap("mean-is-sum", "between", ("mean",), _summed, "a sum instead of a mean", "take the mean", MEAN_PAGES),
+    Trap("mean-is-max", "between", ("mean",), _largest, "a maximum instead of a mean", "take the mean", MEAN_PAGES),
     Trap(
         "layer-norm-channels-only",
         "between",
         ("layer_norm",),
         _channels_only,
-        "normalised over the channels alone, Flax's default; PyTorch's over all of normalized_shape",
+        "the norm goes over the channels alone, Flax's default; PyTorch's goes over all of normalized_shape",
         "pass reduction_axes= with all axes of normalized_shape, such as (1, 2, 3)",
         "flax.linen.LayerNorm: reduction_axes",
         arguments=("reduction_axes",),

@@ -46,7 +46,7 @@ def _base(base: float) -> Callable[[Angles], Angles | None]:
 
 
 def _exponent(factor: float) -> Callable[[Angles], Angles | None]:
-    """The exponents times a factor."""
+    """Multiply the exponents by a factor."""
 
     def change(angles: Angles) -> Angles | None:
         if not angles.geometric:
@@ -68,7 +68,7 @@ def _inverse_scale(angles: Angles) -> Angles | None:
 
 
 def _unscaled_frequencies(angles: Angles) -> Angles | None:
-    """The powers of the base, which the first two frequencies tell, or the last two, where the scale is the same."""
+    """The powers of the base, from the first two frequencies, or from the last two, if they are scaled alike."""
     if angles.geometric:
         return None
     flat = angles.frequencies.flatten()
@@ -82,7 +82,7 @@ def _unscaled_frequencies(angles: Angles) -> Angles | None:
 
 
 def _scaled_exponents(angles: Angles) -> Angles | None:
-    """The exponents divided by the factor that divides the positions."""
+    """Divide the exponents by the factor that should divide the positions."""
     first = angles.frequencies.flatten()[0]
     if not angles.geometric or abs(first - 1) < 1e-6:
         return None
@@ -90,7 +90,7 @@ def _scaled_exponents(angles: Angles) -> Angles | None:
 
 
 def _half_tables(rotation: Rotation) -> Tensor | None:
-    """Tables of half the depth, read as those of a rotation of half the features: each has an angle of its own."""
+    """Tables of half the depth, taken for those of a rotation of half the features: each feature has its own angle."""
     half = rotation.x.shape[-1] // 2
     if rotation.cos.shape[-1] != half or half % 2 or not rotation.halves:
         return None
@@ -105,7 +105,7 @@ def _unit(rotation: Rotation) -> Tensor | None:
 
 
 def _half(rotation: Rotation) -> Tensor | None:
-    """Only the first half of the features rotated, by frequencies of their number."""
+    """Rotate only the first half of the features, with the frequencies for that many features."""
     angles, depth = Angles.of(rotation), rotation.x.shape[-1]
     if angles is None or not angles.geometric or depth % 4 or not rotation.halves:
         return None
@@ -117,7 +117,7 @@ def _half(rotation: Rotation) -> Tensor | None:
 
 
 def _before_norm(rotation: Rotation) -> Tensor | None:
-    """The norm of what is rotated, where PyTorch's model rotates what a norm gives."""
+    """Normalise after the rotation; PyTorch's model rotates the output of a norm."""
     call = call_of(through(rotation.source))
     norm = norm_of(call.function, call.args, call.kw) if call is not None and call.name in NORMS else None
     if norm is None or norm.x.shape != rotation.x.shape or rotation.shape != rotation.x.shape:
@@ -158,7 +158,7 @@ def _partial(change: Callable[[Rotation, Tensor, bool], Tensor | None]) -> Calla
 
 
 def _whole(rotation: Rotation, rest: Tensor, first: bool) -> Tensor | None:
-    """All features rotated, by frequencies of their number."""
+    """Rotate all features, with the frequencies for that many features."""
     angles = Angles.of(rotation)
     if angles is None or not angles.geometric:
         return None
@@ -191,7 +191,7 @@ ROTARY = (
         "between",
         HEADS,
         _rotary(lambda r: r.value(halves=True) if not r.halves else None),
-        "features that stand half of the depth apart are rotated together; PyTorch's model rotates neighbours",
+        "features that are half of the depth apart are rotated together; PyTorch's model rotates neighbours",
         "rotate x[..., ::2] with x[..., 1::2], or permute the weights of queries and keys",
         "EleutherAI/gpt-neox#834",
     ),
@@ -272,7 +272,7 @@ ROTARY = (
         "between",
         HEADS,
         _angles(lambda a: replace(a, positions=a.positions - a.positions.min()) if a.positions.min() > 0 else None),
-        "the positions start at zero; PyTorch's start behind what is cached",
+        "the positions start at zero; PyTorch's start after the cached tokens",
         "add the length of the cache to the positions",
         "Blaizzy/mlx-vlm#1983",
     ),

@@ -1,7 +1,7 @@
-"""What a rotary embedding computes.
+"""Recognises a rotary embedding.
 
-It is recognised by its numbers: what a call gives is compared with the rotation of pairs of features, whether the pairs
-are neighbours or stand half of the features apart.
+It looks at numbers: it compares the result of a call with the rotation of pairs of features, which are neighbours or
+half of the features apart.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class Rotation:
     """A rotation of pairs of features.
 
     Attributes:
-        x: (..., depth), what is rotated.
+        x: (..., depth), the features that are rotated.
         cos, sin: they broadcast to (..., depth / 2).
-        halves: whether the pairs stand half of the features apart; else they are neighbours.
-        shape: of what the call gives.
-        source: what the features were taken from, as the model's code has it; None where that is not known.
+        halves: whether the features of a pair are half of the depth apart; otherwise they are neighbours.
+        shape: the shape of the call's result.
+        source: the tensor from which the code took the features; None if that is not known.
     """
 
     x: Tensor
@@ -38,14 +38,14 @@ class Rotation:
     source: Any = None
 
     def value(self, halves: bool | None = None) -> Tensor:
-        """What is rotated, as the call gives it."""
+        """The features before the rotation, in the layout of the call's result."""
         a, b = pairs(self.x, self.halves if halves is None else halves)
         y = a * self.cos - b * self.sin, a * self.sin + b * self.cos
         return joined(*y, self.halves if halves is None else halves).reshape(self.shape)
 
     @property
     def axis(self) -> int | None:
-        """The axis of positions, of `cos`: its last axis but the features that is longer than one, and differs."""
+        """The axis of positions in `cos`: its last axis before the features along which values differ."""
         for i in reversed(range(self.cos.ndim - 1)):
             n = self.cos.shape[i]
             if n > 1 and not same(self.sin.narrow(i, 0, n - 1), self.sin.narrow(i, 1, n - 1)):
@@ -64,7 +64,7 @@ class Rotation:
 
 @dataclass(frozen=True)
 class Angles:
-    """Angles that grow by one frequency a position.
+    """Angles that grow by one frequency per position.
 
     Attributes:
         axis: of positions; `count` positions from `start`.
@@ -79,7 +79,7 @@ class Angles:
 
     @staticmethod
     def of(rotation: Rotation) -> Angles | None:
-        """The angles of a rotation; None where they do not grow so."""
+        """The angles of a rotation; None if they do not grow in this way."""
         if (axis := rotation.axis) is None:
             return None
         angle = torch.atan2(rotation.sin, rotation.cos)
@@ -117,7 +117,7 @@ class Angles:
 
     @property
     def geometric(self) -> bool:
-        """Whether each frequency is the same part of the one before it."""
+        """Whether each frequency is the same fraction of the one before it."""
         plain = self.frequencies[..., :1] * (-self.exponents * self.logarithm).exp()
         return bool(torch.allclose(plain, self.frequencies, rtol=1e-6))
 
@@ -132,7 +132,7 @@ def joined(a: Tensor, b: Tensor, halves: bool) -> Tensor:
 
 
 def _circle(cos: Any, sin: Any) -> bool:
-    """Whether the numbers are cosines and sines of something, but for one factor."""
+    """Whether the numbers are cosines and sines of the same angles, up to one factor."""
     if not isinstance(cos, Tensor) or not isinstance(sin, Tensor) or cos.shape != sin.shape or not cos.ndim:
         return False
     size = cos.square() + sin.square()
@@ -171,7 +171,7 @@ def _terms(x: Any) -> Iterator[tuple[Any, Any, Any, Any]]:
 
 
 def _split(call: Call) -> Iterator[Rotation]:
-    """Both features of each pair, by themselves: (a cos − b sin, a sin + b cos)."""
+    """Each feature of a pair, computed separately: (a cos − b sin, a sin + b cos)."""
     parts, dim = call.argument(0, "tensors"), call.argument(1, "dim", 0)
     if len(parts) != 2 or dim not in (-1, parts[0].ndim - (call.name == "cat")):
         return
@@ -203,7 +203,7 @@ FORMS: dict[str, Callable[[Call], Iterator[Rotation]]] = {
 
 @read_once
 def rotation_of(function: Any, args: Values, kw: dict[str, Any]) -> Rotation | None:
-    """Return the rotation that ends at this call; None where there is none."""
+    """Return the rotation that ends at this call; None if there is none."""
     call = Call(name_of(function), function, args, kw)
     with torch.no_grad():
         return next(FORMS[call.name](call), None)

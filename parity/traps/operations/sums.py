@@ -1,4 +1,4 @@
-"""Known mistakes in sums and factors, and in what stands before or behind them. A new mistake is a new row."""
+"""Known mistakes in sums and factors, and in the code before or after them. A new mistake is a new row."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _relu_before(i: int) -> Callable[..., Any]:
 
 
 def _relu_after(_: object, args: Values, kw: dict[str, Any]) -> Tensor | None:
-    """The ReLU of one part, of the whole sum."""
+    """The ReLU of one part, applied to the whole sum."""
     parts = [call_of(p) for p in args[:2]]
     inner = [call[0] if call is not None and call.name == "relu" else None for call in parts]
     if inner[0] is None and inner[1] is None:
@@ -70,7 +70,7 @@ def _inverse(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> 
 
 
 def _transformed(norm: str, default: bool) -> Callable[..., Any]:
-    """A Fourier transform with another norm, where PyTorch has the default, or where it has not."""
+    """A Fourier transform with another norm, if PyTorch uses the default norm, or if it does not."""
 
     def plant(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
         own = argument(args, kw, 3, "norm", None) or "backward"
@@ -80,7 +80,7 @@ def _transformed(norm: str, default: bool) -> Callable[..., Any]:
 
 
 def _window_sum(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
-    """Frames that overlap, divided by the sum of their windows, where PyTorch divides by that of their squares."""
+    """Overlapping frames divided by the sum of their windows; PyTorch divides by the sum of the squared windows."""
     size, hop = argument(args, kw, 1, "n_fft", None), argument(args, kw, 2, "hop_length", None)
     window, length = argument(args, kw, 4, "window", None), argument(args, kw, 3, "win_length", None)
     if window is None or length not in (None, size) or argument(args, kw, 8, "length", None) is not None:
@@ -124,7 +124,7 @@ SUMS_AND_FACTORS = (
         "between",
         RELU,
         _relu_before(1),
-        "the ReLU stands before the sum, on its second part",
+        "the ReLU is applied before the sum, to its second part",
         "apply nn.relu after the sum",
         RELU_PAGES,
     ),
@@ -133,7 +133,7 @@ SUMS_AND_FACTORS = (
         "between",
         RELU,
         _relu_before(0),
-        "the ReLU stands before the sum, on its first part",
+        "the ReLU is applied before the sum, to its first part",
         "apply nn.relu after the sum",
         RELU_PAGES,
     ),
@@ -142,7 +142,7 @@ SUMS_AND_FACTORS = (
         "between",
         ADD,
         _relu_after,
-        "the ReLU stands behind the sum; PyTorch's on one part",
+        "the ReLU is applied after the sum; PyTorch applies it to one part",
         "apply nn.relu to the one part, before the sum",
         RELU_PAGES,
     ),

@@ -1,6 +1,6 @@
 """PyTorch's optimizers with another setting or another formula.
 
-`setting` and `formula` give what makes of a training the training with its mistake.
+`setting` and `formula` return a function that turns a training into the training with a mistake.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def setting(**values: Any) -> Callable[[Training], Training]:
 
 
 class FormulaOptimizer:
-    """An optimizer that does something else with the same options and the same schedule."""
+    """An optimizer with another formula, the same options and the same schedule."""
 
     def __init__(self, optimizer: Any, rule: Rule) -> None:
         self.optimizer, self.rule = optimizer, rule
@@ -54,7 +54,7 @@ class FormulaOptimizer:
 
     @torch.no_grad()
     def step(self) -> None:
-        self.optimizer._opt_called = True  # a scheduler warns where its own optimizer made no step
+        self.optimizer._opt_called = True  # a scheduler warns if its own optimizer has made no step
         for hook in [*self.optimizer._optimizer_step_pre_hooks.values()]:
             hook(self.optimizer, (), {})
         self.count += 1
@@ -82,7 +82,7 @@ def sgd(decay: str = "gradient", momentum: str = "sum", rate: str = "behind") ->
     Args:
         decay: added to the `gradient`, to the `update`, or `unscaled` by the learning rate to the change itself.
         momentum: a `sum`; an `average`; a `corrected` average; `dampened` from the first gradient on.
-        rate: applied `behind` the momentum or `before` it.
+        rate: whether it is applied after (`behind`) the momentum or `before` it.
     """
 
     def rule(g: Tensor, p: Tensor, held: Held, group: Mapping[str, Any], count: int) -> Tensor:
@@ -106,7 +106,7 @@ def adam(epsilon: str = "outside", corrected: bool = True, maximum: str = "raw",
     """Adam and AdamW.
 
     Args:
-        epsilon: `outside` of the root; `inside`; `early`: before the correction of the bias.
+        epsilon: `outside` of the root, `inside` it, or `early`: added before the correction of the bias.
         corrected: whether the averages are corrected for their start at zero.
         maximum: AMSGrad's, of the `raw` averages or of the `corrected` ones.
         coupled: whether the decay is added to the gradient.
@@ -139,7 +139,7 @@ def adam(epsilon: str = "outside", corrected: bool = True, maximum: str = "raw",
 
 
 def rmsprop(epsilon: str = "outside", rate: str = "behind", start: float = 0.0, alpha: float | None = None) -> Rule:
-    """RMSprop, with the learning rate `behind` the momentum or `before` it, and averages that begin at `start`."""
+    """RMSprop, with the learning rate after the momentum (`behind`) or `before` it; averages begin at `start`."""
     other = alpha
 
     def rule(g: Tensor, p: Tensor, held: Held, group: Mapping[str, Any], _: int) -> Tensor:

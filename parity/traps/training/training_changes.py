@@ -1,6 +1,6 @@
 """PyTorch's training with another decay, schedule, clipping or accumulation.
 
-Each function makes of a training the training with its mistake, or gives a function that does.
+Each function turns a training into the training with a mistake, or returns a function that does so.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class All:
 
 
 def decay_on_weights_only(training: Training) -> Training:
-    """No decay of what has one dimension: biases, and norms' parameters."""
+    """No decay of parameters with one dimension: biases, and norms' parameters."""
 
     def make(params: Params) -> Any:
         kinds = ({n: p for n, p in params.items() if (p.ndim > 1) is matrix} for matrix in (True, False))
@@ -147,7 +147,7 @@ def clip_values(params: dict[str, Any], largest: float) -> None:
 
 
 def averaged(training: Training) -> Training:
-    """The average of accumulated gradients for their sum."""
+    """The average of accumulated gradients instead of their sum."""
 
     def prepare(params: Params) -> None:
         for p in (p for p in params.values() if p.grad is not None):

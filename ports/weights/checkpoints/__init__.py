@@ -1,1 +1,1 @@
-"""Checkpoints in the torch form: taken apart, recognised, converted, described."""
+"""Checkpoints in the torch form: takes them apart, recognises, converts and describes them."""

@@ -1,4 +1,4 @@
-"""A file in the torch form: read, taken apart, recognised; with the state of its optimizer."""
+"""Reads a file, takes it apart and recognises it: the result is in the torch form, with the state of its optimizer."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Checkpoint:
 
     Attributes:
         weights: PyTorch's names and layouts. A tensor of safetensors stays in the file: `numpy.asarray` reads it.
-        optimizer: as `ports.weights.optimizer.read` gives it; None where the file has none.
+        optimizer: as `ports.weights.optimizer.read` gives it; None if the file has none.
         options: the optimizer's groups: their options and `param_names`.
-        found: the network and dialect; None where the names were taken as they are.
+        found: the network and dialect; None if the names were taken as they are.
         notes: what is unusual, a line each.
         source: where it was read.
     """
@@ -57,17 +57,17 @@ def open_checkpoint(
     bare: bool = False,
     max_memory: int | None = None,
 ) -> Checkpoint:
-    """A file in the torch form, with the state of its optimizer.
+    """Open a file in the torch form, with the state of its optimizer.
 
     Args:
-        format: of the file, where its name does not tell.
-        model: the network, where its tensors do not tell.
-        rules: a `ports.weights.rules.rulesfile.Rules` for a network of one's own.
-        key: where the weights stand in a training checkpoint.
-        weights_only: leaves the state of the optimizer out.
-        steps: the number of steps done, where the file does not say it.
-        bare: takes names and layouts as they are where no network is recognised.
-        max_memory: bytes that reading the file may take, where the default is not enough (`files/budget.py`).
+        format: of the file, if its name does not show it.
+        model: the network, if its tensors do not show it.
+        rules: a `ports.weights.rules.rulesfile.Rules` for a network of your own.
+        key: where the weights are in a training checkpoint.
+        weights_only: leave out the state of the optimizer.
+        steps: the number of steps done, if the file does not have it.
+        bare: take names and layouts as they are if no network is recognised.
+        max_memory: bytes that reading the file may take, if the default is not enough (`files/budget.py`).
 
     Raises:
         WeightsError: the file cannot be read, or holds no network that is known.
@@ -88,7 +88,7 @@ def _opened(
     steps: int | None,
     bare: bool,
 ) -> Checkpoint:
-    """What the content of a file is."""
+    """Recognise the content of a file."""
     source = content.source
     parts = splitting.split(path, content, row, key, weights_only)
     parts.notes += source.notes if source is not None else []
@@ -117,7 +117,7 @@ def _opened(
 
 
 def _uncounted(found: Found, weights: Mapping[str, Any]) -> list[str]:
-    """The BatchNorms' counters that the file has no tensor for."""
+    """The counters of BatchNorms for which the file has no tensor."""
     rows = [entry for entry in found.entries if entry.leaf.torch == COUNTER]
     return [row.torch for row in rows if not all(found.raw.get(name, name) in weights for name in row.names)]
 
@@ -155,7 +155,7 @@ def _state(
 
 
 def _wider(tensors: Mapping[str, Mapping[str, Any]], weights: Mapping[str, Any]) -> str:
-    """The tensors that a parameter's type does not hold, by the types alone."""
+    """The tensors whose type does not fit into the parameter's type."""
     pairs = (
         (f"{slot}/{name}", array.dtype, weights[name].dtype)
         for slot in tensors
@@ -175,10 +175,10 @@ def _moved(
     """One kind of the optimizer's tensors in the torch form.
 
     Args:
-        torch_names: PyTorch names by the file's; an array of stacked blocks has several.
+        torch_names: PyTorch names by the file's names; an array of stacked blocks has several.
 
     Raises:
-        WeightsError: a tensor that is not like its parameter, or a part of a tensor.
+        WeightsError: a tensor that does not match its parameter, or only a part of a tensor.
     """
     known: dict[str, Any] = {}
     problems: list[str] = []
@@ -209,7 +209,7 @@ def _excused(
 ) -> set[str]:
     """The parameters that may have no state, because they never got a gradient."""
     parameters = {*chain.from_iterable(torch_names.values())}
-    if resolved.groups is not None:  # PyTorch makes a parameter's state with its first gradient; Adagrad's at once
+    if resolved.groups is not None:  # PyTorch makes a parameter's state at its first gradient; Adagrad makes it at once
         row = of_groups(resolved.groups, resolved.slots)
         return set() if row is not None and row.eager else parameters
     excused = set(resolved.stateless)

@@ -1,10 +1,10 @@
-"""From one file to another: read, recognised, brought into the torch form, laid out for the target, written whole.
+"""Converts one file into another: reads it, recognises it, brings it into the torch form, and writes the target's form.
 
     ports.weights.convert("resnet50.pth", "resnet50", to="nnx")       # an Orbax folder
     ports.weights.convert("resnet50", "back.safetensors")             # PyTorch's names and layouts
 
-The source is never written to. Every tensor of it is used once and every one of the target is set once, or nothing is
-written. Types and bits are kept.
+The source is never written to. Every source tensor is used once and every target tensor is set once, or nothing is
+written. Types and bits stay the same.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from ports.weights.optimizer import STEP
 from ports.weights.rules.rulesfile import Rules, RulesFound
 
 Leaves = dict[tuple[str, ...], Array]
-# What a conversion writes into the metadata. It keeps all else that the source says of itself.
+# The metadata that a conversion writes itself. It keeps all other metadata of the source.
 TOOL = "ports-parity"
 OWN = {"source", "source_sha256", "layout", "tool", "network", "dialect"}
 OWN |= {"folded", "counters", "optimizer", "stateless"}
@@ -77,24 +77,24 @@ def convert(
 ) -> Result:
     """Convert a file; the output appears whole or not at all.
 
-    The output keeps the source's metadata (licence, author) where its format has room, but for the names in `OWN`:
-    there a conversion says where the output comes from. `format` follows the layout: `pt` or `flax`.
+    The output keeps the source's metadata (licence, author) if its format has room, except the names in `OWN`: there
+    the conversion records where the output comes from. `format` follows the layout: `pt` or `flax`.
 
     Args:
         to: whose names and layouts the output has: `torch`, `nnx` or `linen`. By default Linen's in msgpack, NNX's in
-            an Orbax folder, else PyTorch's.
-        format: of the output, where its name does not tell; a name without a suffix is an Orbax folder.
+            an Orbax folder, and PyTorch's otherwise.
+        format: of the output, if its name does not show it; a name without a suffix is an Orbax folder.
         fold_batchnorm: for inference: each BatchNorm that follows a convolution becomes part of it.
         stacked: of a known decoder, for its Flax ports: each tensor of all blocks becomes one array, as
             `ports.create(…, stacked=True)` has it.
         shard_size: bytes a file; the output is a folder of safetensors.
-        force: replaces an output that is there.
-        verify: told the source, the output (still under its temporary name), its layout and its format; raises to
-            refuse it.
+        force: replace an existing output.
+        verify: called with the source, the output (still under its temporary name), its layout and its format; it
+            raises to refuse the output.
         model, rules, source_format, key, weights_only, steps, max_memory: as in `open_checkpoint`.
 
     Raises:
-        WeightsError: nothing was written, and why.
+        WeightsError: nothing was written; the message says why.
     """
     source, path = Path(source), Path(path)
     row = target_format(path, format, shard_size)
@@ -148,7 +148,7 @@ def convert(
 
 
 def _name(source: Path, row: Format) -> str:
-    """What the output may be called within a folder."""
+    """Return a name for the output within a folder."""
     return f"{source.absolute().name.partition('.')[0] or 'weights'}{''.join(row.suffixes[:1])}"
 
 
@@ -177,7 +177,7 @@ def _layers(held: Checkpoint) -> list[Layer]:
 
 
 def _rows(held: Checkpoint, rules: Rules | None, to: str, folded: bool) -> list[DialectEntry] | None:
-    """Where the output keeps each tensor; None where names stay as they are."""
+    """Where the output keeps each tensor; None if names stay as they are."""
     if held.found is None:
         return None
     if rules is not None:
@@ -213,7 +213,7 @@ def _leaves(weights: Mapping[str, Array], rows: Iterable[DialectEntry], paramete
                 stacks.setdefault(at, []).append((entry, i))
             continue
         for at, array in zip(entry.paths, entry.from_torch(weights[entry.torch]), strict=True):
-            if at in leaves and entry.tied:  # `Found.read` and `ports.weights.read` give one array two names
+            if at in leaves and entry.tied:  # `Found.read` and `ports.weights.read` give the same array under two names
                 continue
             if at in leaves:
                 raise WeightsError(f"{'.'.join(at)}: is set twice, the second time by {entry.torch}")
@@ -240,7 +240,7 @@ def _tree(
     row: Format,
     about: dict[str, str],
 ) -> formats.Tree:
-    """The whole output, as its format holds it."""
+    """The whole output, in the structure of its format."""
     leaves: Leaves = {(name,): array for name, array in weights.items()} if rows is None else _leaves(weights, rows)
     check_names(map(".".join, leaves), row)
     if rows is None:
@@ -288,13 +288,13 @@ def _state_trees(held: Checkpoint, rows: Sequence[DialectEntry], to: str, about:
 def _metadata(
     source: Path, held: Checkpoint, to: str, rows: Sequence[DialectEntry] | None, folded: bool
 ) -> dict[str, str]:
-    """Where the output comes from, and what the source says of itself: its licence, its author.
+    """Metadata: where the output comes from, and the source's own metadata (licence, author).
 
     Nothing in it depends on when or where it is made.
     """
     assert held.source is not None
     about = {name: text for name, text in held.metadata.items() if name not in OWN}
-    if "format" in about:  # whose names and layouts they are, as Hugging Face's libraries say it
+    if "format" in about:  # whose names and layouts they are, in the words of Hugging Face's libraries
         about["format"] = "pt" if to == "torch" else "flax"
     about |= {
         "source": printable(source.name),  # the name of a file need not be text
@@ -314,7 +314,7 @@ def _metadata(
 
 
 def summary(result: Result) -> list[str]:
-    """What was done, for a person."""
+    """Return a summary for a person."""
     held = result.source
     network = (
         f"{held.found.network or 'own network'} ({held.found.dialect})" if held.found else "network not recognised"

@@ -1,6 +1,6 @@
-"""What a checkpoint holds, for a person: format, dialect, network, tensors, and what is unusual.
+"""Describes a checkpoint for a person: format, dialect, network, tensors, and what is unusual.
 
-Of safetensors the header alone is read, of the other formats the file.
+For safetensors only the header is read, for other formats the whole file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LISTED = 3
 
 @dataclass
 class Inspection:
-    """Facts by name, what is unusual, and a row a tensor: name, shape, type."""
+    """Facts by name, what is unusual, and one row per tensor: name, shape, type."""
 
     facts: dict[str, str]
     notes: list[str] = field(default_factory=list)
@@ -39,7 +39,7 @@ class Inspection:
 
 
 def tensors(path: str | Path, format: str | None = None) -> dict[str, np.ndarray]:
-    """The tensors of a file's network, or of a live one, under their own names.
+    """The tensors of the network in a file, or of a live network, under their own names.
 
     Args:
         path: a file, or `package.module:function` that returns a model (Linen's with its variables).
@@ -63,8 +63,8 @@ def inspect(
     """What a file holds.
 
     Args:
-        model: the network, where its tensors do not tell.
-        values: looks at the numbers too.
+        model: the network, if its tensors do not show it.
+        values: also look at the numbers.
         max_memory: as in `open_checkpoint`.
 
     Raises:

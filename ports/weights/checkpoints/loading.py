@@ -1,8 +1,8 @@
 """Weights files and the torch form: `load` and `save` of every format in `ports.weights.files.formats`.
 
-Of a training checkpoint the weights are taken (under `state_dict`, `model`, …), and the parts of names that
-DataParallel and torch.compile write are removed. A file in Flax's layouts is brought into PyTorch's, for which its
-network must be a known one; a file in PyTorch's layouts keeps its own names.
+From a training checkpoint it takes the weights (under `state_dict`, `model`, …), and removes the parts of names that
+DataParallel and torch.compile add. A file in Flax's layouts is brought into PyTorch's layouts, which requires a known
+network; a file in PyTorch's layouts keeps its own names.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def load(
     strip: bool = True,
     max_memory: int | None = None,
 ) -> dict[str, np.ndarray]:
-    """The tensors of a file: copies.
+    """Return copies of the tensors of a file.
 
     Args:
-        format: one of `ports.weights.files.formats.FORMATS`, where the file's name does not tell.
-        key: where the weights stand in a training checkpoint, where that is not found by itself.
-        strip: takes off what DataParallel (`module.`) and torch.compile (`_orig_mod.`) write into names; False where a
-            module of one's own has such a name.
-        max_memory: bytes that reading the file may take, where the default is not enough (`files/budget.py`).
+        format: one of `ports.weights.files.formats.FORMATS`, if the file's name does not show it.
+        key: where the weights are in a training checkpoint, if they are not found automatically.
+        strip: remove the parts that DataParallel (`module.`) and torch.compile (`_orig_mod.`) add to names; False if a
+            module of your own has such a name.
+        max_memory: bytes that reading the file may take, if the default is not enough (`files/budget.py`).
 
     Raises:
         WeightsError: no such file, an unknown format, a file that is damaged, holds no tensors or would run code.
@@ -57,7 +57,7 @@ def _loaded(
             weights = recognise({name: array.shape for name, array in weights.items()}).read(weights)
             names = {name: name for name in weights}
         except WeightsError:
-            if row.name != "torch":  # there it may be somebody's own name for a tensor
+            if row.name != "torch":  # in such a file it may be a tensor's real name
                 raise
     loaded = {name: np.array(weights[raw], order="C") for name, raw in names.items()}
     assert content.source is not None
@@ -68,10 +68,10 @@ def _loaded(
 def save(
     path: str | Path, weights: Mapping[str, np.ndarray], *, format: str | None = None, force: bool = False
 ) -> None:
-    """Writes tensors under their own names: the file appears whole or not at all.
+    """Write tensors under their own names; the file appears whole or not at all.
 
     Raises:
-        WeightsError: there is such a file and `force` is not set, or the format cannot hold the tensors.
+        WeightsError: the file exists and `force` is not set, or the format cannot hold the tensors.
     """
     from ports.weights.checkpoints.convert import target_format
 

@@ -37,10 +37,11 @@ DIGITS = {
 
 
 def fetched(source: str | Path) -> Path:
-    """A file that is here: the one named, or a download.
+    """Give a local file: the named one, or a download.
 
     Raises:
-        WeightsError: an unknown name, a missing library, or no way to the file; it says which file to fetch by hand.
+        WeightsError: an unknown name, a missing library, or an unreachable file; the message says which file to fetch
+            by hand.
     """
     text = str(source)
     if text.startswith(HF):
@@ -94,7 +95,7 @@ def _hugging_face(name: str) -> Path:
         raise WeightsError(
             f"{HF}{name}: needs huggingface_hub (pip install 'ports-parity[hub]'); or fetch {address} and give the file"
         ) from None
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # else it tells of every try
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # otherwise it logs every attempt
     for candidate in (file,) if file else HF_FILES:
         try:
             path = Path(library.hf_hub_download(repository, candidate, revision=revision))
@@ -105,7 +106,7 @@ def _hugging_face(name: str) -> Path:
             raise
         except Exception as error:
             if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
-                continue  # the repository has no such file; the other means that there is no network
+                continue  # the repository has no such file; the other error means that there is no network
             address = f"https://huggingface.co/{repository}/resolve/{revision or 'main'}/{candidate}"
             raise WeightsError(f"{HF}{name}: {_reason(error)}; fetch {address} and give the file instead") from None
     raise WeightsError(f"{HF}{name}: has none of {', '.join((file,) if file else HF_FILES)}")

@@ -1,4 +1,4 @@
-"""Take a file's content apart: the weights, the state of an optimizer, and what else a training checkpoint holds.
+"""Take a file's content apart: the weights, the state of an optimizer, and the rest of a training checkpoint.
 
 Optimizer states move in the torch form of `ports.weights.optimizer`: `exp_avg/conv1.weight`, and `step`. This module
 only finds a state; `stored_states.py` reads it. Where a state is, by kind of file:
@@ -30,10 +30,10 @@ PREFIX = "optimizer/"
 
 
 def check_names(names: Iterable[str], row: Format) -> None:
-    """Raise where a tensor of the network would be read as the state of an optimizer.
+    """Raise if a tensor of the network would be read as the state of an optimizer.
 
     Raises:
-        WeightsError: a flat format cannot tell it from the steps of an optimizer.
+        WeightsError: a flat format cannot distinguish it from the steps of an optimizer.
     """
     if not row.nested and PREFIX + STEP in names:
         raise WeightsError(
@@ -47,9 +47,9 @@ class Parts:
 
     Attributes:
         weights: the tensors of the network.
-        stored: the state of the optimizer as the file has it; None where there is none.
-        counter: what the file says of the steps done outside of that state.
-        notes: what is in the file besides, and is left out.
+        stored: the state of the optimizer as the file has it; None if there is none.
+        counter: the number of steps that the file has outside of that state.
+        notes: other content of the file, which is left out.
     """
 
     weights: dict[str, Any]
@@ -68,11 +68,11 @@ def split(path: str | Path, content: Content, row: Format, key: str | None = Non
     """Take a file's content apart.
 
     Args:
-        key: where the weights stand, where that is not found by itself: `ema`, `checkpoint.model`.
+        key: where the weights are, if they are not found automatically: `ema`, `checkpoint.model`.
         weights_only: leave the state of the optimizer out.
 
     Raises:
-        WeightsError: no weights there, or what is no tensor among them.
+        WeightsError: no weights there, or a value among them that is not a tensor.
     """
     root = bare(content.tree)
     if not row.nested:
@@ -95,7 +95,7 @@ def split(path: str | Path, content: Content, row: Format, key: str | None = Non
 
 
 def _stored(found: object, notes: list[str]) -> Any:
-    """The state of the optimizer, or what else is in its place and is no text or number."""
+    """The state of the optimizer, or another value in its place that is not text or a number."""
     if isinstance(found, list | tuple) and len(found) == 1:
         found = found[0]
     if isinstance(found, Mapping | list | tuple):
@@ -148,14 +148,14 @@ def _weights(path: str | Path, holder: Tree, row: Format) -> dict[str, Any]:
     elif row.name == "torch" and not any(isinstance(v, Mapping) and _is_tree(v) for v in holder.values()):
         other = [f"{name} ({type(v).__name__})" for name, v in holder.items() if not is_array(v)]
         if other:
-            raise WeightsError(f"weights {path}: {other[0]} is no tensor; expected a state_dict of tensors")
+            raise WeightsError(f"weights {path}: {other[0]} is not a tensor; expected a state_dict of tensors")
     weights: dict[str, Any] = {}
     for at, value in flat(tree):
         if other := [part for part in at if not isinstance(part, str)]:
             raise WeightsError(f"weights {path}: got a tensor named {other[0]!r}, expected text")
         name = ".".join(at)
         if not is_array(value):
-            raise WeightsError(f"weights {path}: {name} ({type(value).__name__}) is no tensor")
+            raise WeightsError(f"weights {path}: {name} ({type(value).__name__}) is not a tensor")
         if name in weights:
             raise WeightsError(f"weights {path}: two tensors are named {name}")
         weights[name] = value
@@ -183,6 +183,6 @@ def _split_flat(path: str | Path, content: Content, weights_only: bool) -> Parts
     if not parts.weights:
         raise WeightsError(f"weights {path}: holds no tensors")
     if stored and not weights_only:
-        # A tensor and tensors below its name: they keep different names, and `stored_states` refuses them.
+        # A tensor, and other tensors below its name: they keep their different names, and `stored_states` refuses them.
         parts.stored = {(n if n.removesuffix("/") in stored else n.removesuffix("/")): v for n, v in stored.items()}
     return parts

@@ -1,4 +1,4 @@
-"""Optimizer states between the torch form and files: what metadata say, what may be missing, and how to lay one out.
+"""Optimizer states between the torch form and files: their metadata, what may be missing, and their layout.
 
 `stored_states.py` reads a state out of a file.
 """
@@ -23,10 +23,10 @@ OPTIONS = frozenset().union(*(row.options for row in OPTIMIZERS))
 
 
 def about(metadata: Mapping[str, str]) -> tuple[list[Group] | None, tuple[str, ...]]:
-    """What the metadata say of the optimizer: its groups, and the parameters that never got a gradient.
+    """Read the metadata of the optimizer: its groups, and the parameters that never got a gradient.
 
     Raises:
-        WeightsError: they are not what this package writes there.
+        WeightsError: this package does not write such metadata.
     """
     groups = _json(metadata, "optimizer")
     if groups is not None:
@@ -40,13 +40,13 @@ def about(metadata: Mapping[str, str]) -> tuple[list[Group] | None, tuple[str, .
 
 
 def counters(metadata: Mapping[str, str], needed: Sequence[str]) -> dict[str, int]:
-    """BatchNorm's counters where Flax has no place for them.
+    """BatchNorm's counters, for which Flax has no place.
 
     Args:
-        needed: the names of those that the file keeps nowhere else.
+        needed: the names of the counters that the file keeps nowhere else.
 
     Raises:
-        WeightsError: the metadata are not what this package writes there.
+        WeightsError: this package does not write such metadata.
     """
     found = _json(metadata, "counters") if needed else None
     if found is None:
@@ -88,8 +88,8 @@ def groups_of(
     """The optimizer's groups for the metadata: options, and the PyTorch names of their parameters.
 
     Args:
-        torch_names: PyTorch names by the file's.
-        bare: the file's names by what else they may be called.
+        torch_names: PyTorch names by the file's names.
+        bare: the file's names by their other possible names.
     """
     if resolved.groups is None:
         return resolved.options
@@ -102,7 +102,7 @@ def groups_of(
 
 
 def _plain(value: object, depth: int = 0) -> Any:
-    """What JSON can hold: numbers in arrays and other scalars as numbers."""
+    """Return a value that JSON can hold: numbers in arrays and other scalars become numbers."""
     if is_array(value):
         value = np.asarray(value).tolist()
     if isinstance(value, list | tuple) and depth < DEPTH:
@@ -119,9 +119,9 @@ def complete(
 
     Args:
         tensors: by the optimizer's name for them, then by the parameter's PyTorch name.
-        groups: with PyTorch names; None where the file does not tell them.
+        groups: with PyTorch names; None if the file does not have them.
         parameters: the network's.
-        excused: parameters that never got a gradient, as far as that is known: they may lack all of their tensors.
+        excused: parameters that are known never to have had a gradient: they may lack all of their tensors.
 
     Raises:
         WeightsError: what is missing, and for which parameters.
@@ -138,7 +138,7 @@ def complete(
 def without_fillers(
     tensors: Mapping[str, Mapping[str, Any]], groups: list[Group] | None, stateless: set[str]
 ) -> dict[str, dict[str, Any]]:
-    """The tensors without the zeros that Flax's trees, which have no holes, hold where PyTorch has no tensor.
+    """The tensors without the zeros that fill Flax's trees where PyTorch has no tensor.
 
     Args:
         groups: with PyTorch names; options that switch a tensor off, and parameters in no group, have none in PyTorch.
@@ -156,7 +156,7 @@ def without_fillers(
 
 
 def _expected(tensors: Mapping[str, Any], groups: list[Group] | None, parameters: list[str]) -> dict[str, set[str]]:
-    """The tensors of each parameter, by its group's options; without options what the optimizer always keeps."""
+    """The tensors of each parameter, by its group's options; without options, those that the optimizer always keeps."""
     plain = groups or [{"param_names": parameters}]
     try:
         row = of_groups(plain, tensors)
@@ -176,7 +176,7 @@ def torch_state(state: Mapping[str, np.ndarray], parameters: list[str], options:
 
     Args:
         parameters: in the network's order.
-        options: the groups as `groups_of` gives them; one group without options where they are not known.
+        options: the groups as `groups_of` gives them; one group without options if they are not known.
 
     Raises:
         WeightsError: PyTorch has no such optimizer, or cannot count so many steps.
@@ -208,7 +208,7 @@ def _members(group: Group) -> Iterator[tuple[int, str]]:
 
 
 def _numbered(options: list[Group] | None, parameters: list[str]) -> list[Group]:
-    """The groups with PyTorch's numbers; a network's parameter that no group names is not trained."""
+    """The groups with PyTorch's numbers; a parameter of the network that is in no group is not trained."""
     groups = [dict(group) for group in options or [{}]]
     if not any(group.get("param_names") for group in groups):
         if len(groups) > 1:
@@ -219,7 +219,7 @@ def _numbered(options: list[Group] | None, parameters: list[str]) -> list[Group]
         group["param_names"] = list(group.get("param_names", []))
         group["params"] = list(range(at, at + len(group["param_names"])))
         at += len(group["param_names"])
-        # JSON has lists alone; PyTorch's options are tuples
+        # JSON only has lists; PyTorch's options are tuples
         group.update({key: tuple(value) for key, value in group.items() if key in OPTIONS and isinstance(value, list)})
     return groups
 
@@ -233,7 +233,7 @@ def flat_state(trees: Mapping[str, Mapping[tuple[str, ...], Any]], step: int) ->
 
 
 def optax_state(trees: Mapping[str, Mapping[tuple[str, ...], Any]], step: int) -> Tree:
-    """A state as `flax.serialization` writes that of `ports.optim`."""
+    """A state in the form in which `flax.serialization` writes one of `ports.optim`."""
     if step >= 2**31:
         raise WeightsError(f"optimizer: {step:,} steps do not fit optax's int32; {WEIGHTS_ONLY}")
     tensors = {slot: nested(leaves.items()) for slot, leaves in trees.items()}

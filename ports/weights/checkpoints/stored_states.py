@@ -27,12 +27,12 @@ class Resolved:
 
     Attributes:
         slots: the tensors by the optimizer's name for them (`exp_avg`), then by parameter.
-        step: the steps done, where the file says it.
+        step: the number of steps done, if the file has it.
         groups: `torch.optim`'s, with the parameters' names.
-        options: the same from the metadata, where the names are those of the torch form.
+        options: the groups in the metadata, with the names of the torch form.
         stateless: parameters that never got a gradient, in the torch form.
-        masked: names, or the beginnings of names, of parameters that optax has masked.
-        named: whether each tensor stands under the name of its parameter, as in PyTorch's layout.
+        masked: names, or beginnings of names, of parameters that optax has masked.
+        named: whether each tensor has the name of its parameter, as in PyTorch's layout.
     """
 
     slots: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -49,11 +49,11 @@ def resolve(parts: Parts, parameters: list[str]) -> Resolved:
     """Read the state of an optimizer.
 
     Args:
-        parameters: the file's names of them, in the file's order, by which `torch.optim` numbers them.
+        parameters: the file's names of the parameters, in the file's order, by which `torch.optim` numbers them.
 
     Raises:
-        WeightsError: it is not the state of one optimizer that is known; which parameter a number means cannot be
-            told; another number of steps for each; a step that is not a whole number.
+        WeightsError: it is not the state of one known optimizer; the parameter of a number is not known; the step
+            counts differ; a step is not a whole number.
     """
     stored, result = parts.stored, Resolved()
     if not isinstance(stored, Mapping):
@@ -70,7 +70,7 @@ def resolve(parts: Parts, parameters: list[str]) -> Resolved:
 
 
 def summary(parts: Parts) -> str:
-    """Which tensors a state has, and after how many steps, for a person.
+    """Describe for a person which tensors a state has, and after how many steps.
 
     Raises:
         WeightsError: it cannot be read.
@@ -237,7 +237,7 @@ def _walk(at: tuple[str, ...], node: object, result: Resolved, counts: list[int]
 
 
 def _take(trees: Mapping[Any, Mapping[str, Any]], result: Resolved) -> None:
-    """Add the tensors of one part of a state, which has its parameters alone."""
+    """Add the tensors of one part of a state, which has only its own parameters."""
     names = {name for tree in trees.values() for name in tree}
     if double := sorted(names & {name for arrays in result.slots.values() for name in arrays}):
         raise WeightsError(f"optimizer: {describe(double)}: in two parts of the state, expected one; {WEIGHTS_ONLY}")
@@ -246,7 +246,7 @@ def _take(trees: Mapping[Any, Mapping[str, Any]], result: Resolved) -> None:
 
 
 def _joined(tree: object, slot: object, masked: set[str] | None = None) -> dict[str, Any]:
-    """The arrays of a tree by their joined names; `{}` is what a file keeps of optax's masked parameters."""
+    """The arrays of a tree by their joined names; a file has `{}` for optax's masked parameters."""
     if not isinstance(tree, Mapping):
         raise WeightsError(f"optimizer: {slot}: got {shown(tree)}, expected a table of tensors; {WEIGHTS_ONLY}")
     result: dict[str, Any] = {}

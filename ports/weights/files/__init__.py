@@ -1,1 +1,1 @@
-"""Files as trees of arrays: formats, and how a file is opened, guarded and written whole."""
+"""Files as trees of arrays: formats, and how to open, guard and write a file."""

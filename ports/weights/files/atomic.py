@@ -1,13 +1,13 @@
-"""Outputs that appear whole or not at all: written in a hidden folder beside their place, flushed, and renamed.
+"""Outputs that appear whole or not at all: written in a hidden folder next to their place, flushed, and renamed.
 
-The hidden folder is called `.NAME.….partial` and holds a lock file, the new output (`new`) and for a moment the old one
-(`old/NAME`). A process that is killed leaves it behind; the next run in that folder finds that nobody has the lock,
-puts an old output back that has lost its place, and removes the rest. A lock may say nothing about the processes of
-other machines, so the folder's name tells which machine made it, and since when that has run. What was left before a
-machine started anew, on another machine, or on a file system without locks, stays.
+The hidden folder is called `.NAME.….partial`. It holds a lock file, the new output (`new`) and, for a moment, the old
+one (`old/NAME`). A killed process leaves it behind. The next run in the same folder finds that nobody holds the lock,
+restores an old output that has lost its place, and removes the rest. A lock may not show processes of other machines,
+so the folder's name has the machine that made it, and the time of that machine's start. Leftovers stay if they are from
+before a restart, from another machine, or on a file system without locks.
 
 The final step is one system call where the system has it: a rename that refuses to replace, or one that exchanges two.
-Elsewhere the old output is moved aside and comes back where the new one cannot take its place.
+On other systems the old output is moved aside, and comes back if the new one cannot take its place.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ports.weights.form.torch_form import WeightsError
 
 try:
     import fcntl
-except ImportError:  # Windows: what is left behind stays
+except ImportError:  # Windows: leftovers stay
     fcntl = None
 
 NOREPLACE, EXCHANGE = 1, 2  # flags of Linux's renameat2
@@ -49,7 +49,7 @@ BOOT = Path("/proc/sys/kernel/random/boot_id")
 def publish(
     path: str | Path, *, force: bool = False, foreign: destination.Foreign | None = None, name: str = "NAME"
 ) -> Iterator[Path]:
-    """Give a temporary path to write a file or a folder at; what is there at the end becomes `path`.
+    """Give a temporary path for a file or a folder; whatever is there at the end becomes `path`.
 
     Args:
         force, foreign, name: as in `destination.check`.
@@ -59,14 +59,14 @@ def publish(
     """
     path = Path(path)
     try:
-        clean(path.parent)  # first: it may bring an old output back
+        clean(path.parent)  # clean up first: this may bring an old output back
         destination.check(path, force=force, foreign=foreign, name=name)
         folder = path.absolute().parent
         with _box(path.absolute()) as box:
             new = box / NEW
             yield new
             sync(new)
-            destination.check(path, force=force, foreign=foreign, name=name)  # others may have come meanwhile
+            destination.check(path, force=force, foreign=foreign, name=name)  # other files may have appeared meanwhile
             _move(new, path.absolute(), box / OLD, force)
             _sync_one(folder)
     except OSError as error:
@@ -85,7 +85,7 @@ def _box(path: Path) -> Iterator[Path]:
 
 
 def _locked(path: Path) -> tuple[Path, IO[bytes]]:
-    """Make the hidden folder and take its lock; begin again where somebody who cleans was quicker."""
+    """Make the hidden folder and take its lock; begin again if another process removed it first."""
     name = os.fsencode(path.name)[:LONGEST].decode("utf-8", "ignore")
     while True:
         box = path.parent / f".{name}.{machine()}{secrets.token_hex(4)}.partial"
@@ -98,7 +98,7 @@ def _locked(path: Path) -> tuple[Path, IO[bytes]]:
             box.rmdir()
             raise
         if fcntl is not None:
-            with contextlib.suppress(OSError):  # a file system without locks: nobody cleans there
+            with contextlib.suppress(OSError):  # a file system without locks: do not clean up there
                 fcntl.flock(lock, fcntl.LOCK_EX)
         if (box / LOCK).exists():
             return box, lock
@@ -107,7 +107,7 @@ def _locked(path: Path) -> tuple[Path, IO[bytes]]:
 
 @functools.cache
 def machine() -> str:
-    """Return eight digits for this machine since its start: the processes whose locks can be seen here."""
+    """Return eight digits for this machine since its start; locks show only processes with the same digits."""
     try:
         text = BOOT.read_text()
     except OSError:  # not Linux
@@ -118,10 +118,10 @@ def machine() -> str:
 
 
 def clean(folder: Path) -> None:
-    """Remove what processes that were killed left in a folder; put back an old output that has lost its place."""
+    """Remove leftovers of killed processes in a folder; restore an old output that has lost its place."""
     if fcntl is None:
         return
-    with contextlib.suppress(OSError):  # whoever may not do this writes nothing here either
+    with contextlib.suppress(OSError):  # without this permission the process cannot write here either
         for entry in list(folder.iterdir()):
             match = BOX.fullmatch(entry.name)
             if match is not None and match[1] == machine():
@@ -135,7 +135,7 @@ def _clean(box: Path) -> None:
     try:
         lock = (box / LOCK).open("rb")
     except FileNotFoundError:
-        box.rmdir()  # one that is not empty is not ours
+        box.rmdir()  # a folder that is not empty is not ours
         return
     with lock:
         if _free(lock):
@@ -143,7 +143,7 @@ def _clean(box: Path) -> None:
 
 
 def _settle(box: Path) -> None:
-    """Put back an old output that has lost its place, and remove the rest; leave all where that fails."""
+    """Restore an old output that has lost its place, and remove the rest; leave everything if that fails."""
     with contextlib.suppress(OSError):
         for old in list((box / OLD).iterdir()) if (box / OLD).is_dir() else ():
             if not os.path.lexists(box.parent / old.name):
@@ -152,7 +152,7 @@ def _settle(box: Path) -> None:
 
 
 def _remove(box: Path) -> None:
-    """Remove the lock last: by it the next run knows what is left of this folder."""
+    """Remove the lock last: it tells the next run that this folder is a leftover."""
     for entry in [entry for entry in box.iterdir() if entry.name != LOCK]:
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
@@ -172,7 +172,7 @@ def _free(lock: IO[bytes]) -> bool:
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or a folder and all in it, to the disk."""
+    """Flush a file, or a folder and its contents, to the disk."""
     for folder, _, files in os.walk(path):
         for name in files:
             _sync_one(Path(folder) / name)
@@ -203,7 +203,7 @@ def _move(new: Path, path: Path, old: Path, force: bool) -> None:
 
 
 def _place(new: Path, path: Path) -> None:
-    """Put the new output where nothing may be, with plain calls: a second name for a file fails where one exists."""
+    """Put the new output into an empty place, with plain calls: linking a file fails if the name exists."""
     if new.is_file():
         try:
             path.hardlink_to(new)
@@ -217,7 +217,7 @@ def _place(new: Path, path: Path) -> None:
 
 
 def _swap(new: Path, path: Path, old: Path) -> None:
-    """Replace with plain renames; where the second fails, or somebody interrupts, the old output returns.
+    """Replace with plain renames; if the second fails, or after an interrupt, the old output returns.
 
     Raises:
         OSError: the new output cannot take its place; the text says where the old one is, unless it has returned.
@@ -237,7 +237,7 @@ def _swap(new: Path, path: Path, old: Path) -> None:
 
 
 def _renameat2(old: Path, new: Path, flag: int) -> bool:
-    """Call Linux's atomic rename with a flag; return False where the system or the file system lacks it."""
+    """Call Linux's atomic rename with a flag; return False if the system or the file system lacks it."""
     if not sys.platform.startswith("linux"):
         return False
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)

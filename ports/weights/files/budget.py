@@ -1,8 +1,8 @@
 """The memory that reading a file may take, counted before anything is decoded.
 
-A file of some kilobytes can ask for gigabytes. Without being asked a reader takes 20 times the file and 64 MB at most,
-and never more than half of what the process may use: what the machine has free, what its container allows, and what
-the process' own limits allow.
+A file of some kilobytes can ask for gigabytes. By default a reader takes at most 20 times the file plus 64 MB, and
+never more than half of the memory that the process may use: the free memory of the machine, within the limits of its
+container and of the process.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 
 class Budget:
-    """What one source may take, over all its files.
+    """The memory that one source may take, over all its files.
 
     Attributes:
         limit: in bytes; it grows with the files that are opened.
-        taken: what the readers asked for so far.
+        taken: the bytes that the readers have asked for so far.
     """
 
     def __init__(self, path: Path, max_memory: int | None = None) -> None:
@@ -68,7 +68,7 @@ def usable() -> int:
 
 
 def _of_process() -> Iterator[int]:
-    """What the limits of the process leave it (`ulimit -v`, `ulimit -d`)."""
+    """The memory that the limits of the process leave (`ulimit -v`, `ulimit -d`)."""
     try:
         import resource
     except ImportError:  # Windows
@@ -83,7 +83,7 @@ def _of_process() -> Iterator[int]:
 
 
 def _of_container() -> Iterator[int]:
-    """What the control groups leave the process: its own and all above it, of both versions."""
+    """The memory that the control groups leave: the process's own and all above it, of both versions."""
     for line in groups():
         _, controllers, at = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):

@@ -1,7 +1,7 @@
-"""Where an output may go: everything that is refused, and why, before a byte is written.
+"""Checks where an output may go, and refuses a bad place before a byte is written.
 
 `--force` replaces a file, or a folder that holds a checkpoint of the output's format and nothing else. It never removes
-what somebody else put there: another folder is refused, with the name that was probably meant.
+other people's files: another folder is refused, with the name that was probably meant.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Foreign = Callable[[Path], list[str]]
 
 
 def everything(folder: Path) -> list[str]:
-    """Return all entries of a folder: of one that no format may replace."""
+    """Return all entries of a folder: no format may replace it."""
     return sorted(entry.name for entry in folder.iterdir())
 
 
@@ -46,15 +46,15 @@ def descriptor(path: Path) -> int | None:
 def check(path: Path, *, force: bool, foreign: Foreign | None = None, name: str = "NAME") -> None:
     """Refuse a place where an output would do harm.
 
-    A link to a file is replaced itself, and what it leads to stays; a link to a folder is refused.
+    If the output is a link to a file, the link is replaced and its target stays; a link to a folder is refused.
 
     Args:
-        foreign: says what a folder holds besides a checkpoint of the output's format; None where the output is a file.
+        foreign: says what a folder holds besides a checkpoint of the output's format; None if the output is a file.
         name: of the output within a folder, for the message.
 
     Raises:
-        WeightsError: no such parent folder; a device, pipe or socket; a folder that is not a checkpoint, or that
-            somebody needs; an output that exists, and `force` is not set.
+        WeightsError: no such parent folder; a device, pipe or socket; a folder that is not a checkpoint, or that is
+            needed; an output that exists while `force` is not set.
     """
     parent = _parent(path)
     if not os.path.isdir(parent):  # noqa: PTH112 - False for a name that no file can have
@@ -127,13 +127,13 @@ def _needed() -> Iterator[tuple[Path, str]]:
 
 
 def apart(path: Path, source: Source) -> None:
-    """Refuse an output that would overwrite what it is made from.
+    """Refuse an output that would overwrite its source.
 
-    A source of one file may be replaced by its own conversion: it is read to its end before.
+    A source that is one file may be replaced by its own conversion, because it is read completely first.
 
     Raises:
-        WeightsError: the output is a part of its source, lies within it, or is a folder that holds it: that of a file,
-            or that where a link to a file leads.
+        WeightsError: the output is a part of its source, lies within it, or is a folder that holds it: the file's
+            folder, or the folder of a link's target.
     """
     files = source.paths()
     if source.folder and _within(path.absolute().parent, source.path):
@@ -146,12 +146,12 @@ def apart(path: Path, source: Source) -> None:
 
 
 def _places(file: Path) -> tuple[Path, Path]:
-    """Return where a file is named, and where it is."""
+    """Return the folder in which a file is named, and the folder in which it really is."""
     return file.absolute(), Path(os.path.realpath(file))
 
 
 def _within(inner: Path, outer: Path) -> bool:
-    """Whether one folder is another, or lies in it: by what the system has there, however the two are spelled."""
+    """Whether one folder is another, or lies in it: compare the system's folders, not their spelling."""
     real = Path(os.path.realpath(inner))
     return any(_same(place, outer) for place in (real, *real.parents))
 
@@ -164,13 +164,13 @@ def _same(a: Path, b: Path) -> bool:
 
 
 def unexplained(folder: Path, explained: Callable[[str], bool], known: Iterable[str] = ()) -> list[str]:
-    """Return what a folder holds, by paths within it, that a format does not write.
+    """Return the paths within a folder that a format does not write.
 
     That includes empty folders, links to folders, and folders where another disk is mounted.
 
     Args:
-        explained: tells a path of the format's own.
-        known: paths that are the format's own besides.
+        explained: whether a path belongs to the format.
+        known: additional paths that belong to the format.
     """
     known = set(known)
     found = []

@@ -1,4 +1,4 @@
-"""One boundary for the faults of a file: whatever a file makes the code that reads it raise, one line says it."""
+"""One boundary for the faults of a file: any exception of the code that reads it becomes one line."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ DEBUG = "PARITY_DEBUG"
 
 @contextmanager
 def faults_of(path: str | Path) -> Iterator[None]:
-    """Turn everything that is raised while a file is read and taken apart into one line.
+    """Turn any exception while a file is read and taken apart into one line.
 
-    The environment variable PARITY_DEBUG lets an exception through as it is.
+    With the environment variable PARITY_DEBUG an exception passes unchanged.
 
     Raises:
         WeightsError: the file is damaged, is too large for the memory, or cannot be read.
@@ -42,7 +42,7 @@ def faults_of(path: str | Path) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """What an exception says; of one that says only a value, its kind too."""
+    """The message of an exception, with its type if the message is only a value."""
     text = str(error).strip().partition("\n")[0][:LONGEST]
     plain = type(error) in (ValueError, OSError, EOFError) or not isinstance(error, LookupError | TypeError)
     return text if text and plain else f"{type(error).__name__} {text}".strip()

@@ -1,8 +1,8 @@
-"""What is read: a regular file or a folder, opened once, and the same from the first byte to the last.
+"""The source of weights: a regular file or a folder, opened once, and unchanged from the first byte to the last.
 
-A file may be truncated, replaced or rewritten while it is read. Each file is opened once, so a replaced one is read to
-its end as it was; reads go by position and not through a memory map, so a truncated one is an error and not a SIGBUS;
-`Source.unchanged` compares size and times at the end, so a rewritten one is refused.
+A file may be truncated, replaced or rewritten while it is read. Each file is opened once, so a replaced file is still
+read as it was. Reads go by position and not through a memory map, so a truncated file is an error and not a SIGBUS.
+`Source.unchanged` compares size and times at the end, so a rewritten file is refused.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Identity = tuple[int, ...]
 
 
 def kind_of(mode: int) -> str:
-    """Return what a path is, for a message."""
+    """Return the kind of a path, for a message."""
     return next((text for test, text in KINDS if test(mode)), "a folder" if stat.S_ISDIR(mode) else "a file")
 
 
@@ -56,7 +56,7 @@ def status(path: Path) -> os.stat_result:
 
 
 def identity(found: os.stat_result) -> Identity:
-    """Return what changes when somebody writes to a file, or puts another in its place."""
+    """Return the attributes that change when somebody writes to a file, or replaces it."""
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
@@ -65,7 +65,7 @@ class OpenFile:
 
     def __init__(self, path: Path) -> None:
         status(path)
-        # Without O_NONBLOCK a named pipe that was put there meanwhile would be waited for.
+        # Without O_NONBLOCK, opening a named pipe that was put there meanwhile would block.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         weakref.finalize(self, os.close, descriptor)
         found = os.fstat(descriptor)
@@ -102,7 +102,7 @@ class OpenFile:
             yield self.read(at, min(PIECE, end - at))
 
     def stream(self) -> Stream:
-        """Return a file object of its own position, for libraries that take one."""
+        """Return a file object with its own position, for libraries that take one."""
         return Stream(_Raw(self))
 
     def sha256(self) -> str:
@@ -115,7 +115,7 @@ class OpenFile:
     def unchanged(self) -> bool:
         """Return whether the file is as it was when it was opened.
 
-        A file that was replaced, or removed, is: what was opened can still be read whole.
+        A file that was replaced or removed counts as unchanged, because the opened file can still be read completely.
         """
         now = identity(os.fstat(self._descriptor))
         return now[:4] == self._identity[:4]
@@ -150,7 +150,7 @@ class _Raw(io.RawIOBase):
 class Stream(io.BufferedReader):
     """A buffered reader that is never asked for more bytes than the file has left.
 
-    Python makes room for what is asked before it looks: five bytes of a pickle took 2.5 GB.
+    Python allocates the requested size before it reads: five bytes of a pickle took 2.5 GB.
     """
 
     def __init__(self, raw: _Raw) -> None:
@@ -169,7 +169,7 @@ class Source:
         path: as it was given.
         folder: whether it is a folder.
         budget: the memory that reading it may take.
-        notes: what its reader met that a user should know.
+        notes: what its reader found that a user should know.
     """
 
     def __init__(self, path: str | Path, max_memory: int | None = None) -> None:
@@ -184,7 +184,7 @@ class Source:
 
     @property
     def file(self) -> OpenFile:
-        """The file itself, where the source is one."""
+        """The file itself, if the source is a file."""
         return self.open(self.path)
 
     def part(self, path: Path) -> Source:
@@ -216,7 +216,7 @@ class Source:
         return [*dict.fromkeys((*self._files, *(self._listing or ())))]
 
     def sha256(self) -> str:
-        """Return the digest of what was read: of a file its own, of several that of their names and digests."""
+        """Return the digest of the source: a file's own digest, or one of several files' names and digests."""
         if not self.folder and len(self._files) == 1:
             return self.file.sha256()
         base = self.path if self.folder else self.path.parent
@@ -228,7 +228,7 @@ class Source:
         """Compare sizes and times with those at the beginning.
 
         Raises:
-            WeightsError: something was written to a file of the source meanwhile.
+            WeightsError: a file of the source was written to meanwhile.
         """
         for path, file in self._files.items():
             if not file.unchanged():

@@ -1,4 +1,4 @@
-"""Tensors that stay in their file until their numbers are asked for: so a file of any size is converted one by one."""
+"""Tensors that stay in their file until their numbers are needed, so that files of any size can be converted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Lazy:
-    """A tensor's shape and type, and where its numbers come from. `numpy.asarray` gives them, anew each time."""
+    """A tensor's shape and type, and where its numbers come from. `numpy.asarray` reads them again each time."""
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype, load: Callable[[], np.ndarray]) -> None:
         self.shape, self.dtype, self._load = shape, dtype, load
@@ -48,14 +48,15 @@ def is_array(value: object) -> bool:
 
 
 def pieces(array: Array) -> Iterator[Any]:
-    """Return a tensor's bytes, little-endian and in C order; of a large one in a file some megabytes at a time."""
+    """Return a tensor's bytes, little-endian and in C order; a large one in a file comes in several pieces."""
     return array.pieces() if isinstance(array, Lazy) else iter((_bytes(array),))
 
 
 def mapped(function: Callable[[tuple[Any, ...]], Sequence[np.ndarray]], arrays: Sequence[Array]) -> list[Array]:
-    """Return the arrays that a function makes of others; of tensors in a file it is asked when they are.
+    """Return the arrays that a function makes from others; for tensors in a file it runs when its results are needed.
 
-    The function may look at shapes and types alone: what it gives for tensors without numbers says what it will give.
+    The function may only look at shapes and types: its results for tensors without numbers show the shapes and types in
+    advance.
     """
     if not any(isinstance(array, Lazy) for array in arrays):
         return list(function(tuple(arrays)))

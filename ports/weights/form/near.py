@@ -51,7 +51,7 @@ class Near:
         for part in _parts(name):
             found = self._by_part.get(part, [])
             for other in found[: 50 * CANDIDATES]:
-                shared[other] += 1 / len(found)  # a part that few names have says more
+                shared[other] += 1 / len(found)  # a rare part of a name is more informative
         few = [other for other in heapq.nlargest(10 * CANDIDATES, shared, key=shared.__getitem__) if other in wanted]
         return few[:CANDIDATES] or list(itertools.islice(names, CANDIDATES))
 

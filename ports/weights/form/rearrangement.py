@@ -110,9 +110,9 @@ class Rearrangement:
     """From PyTorch's tensors to Flax's variables, and back.
 
     Attributes:
-        gathering: of PyTorch's tensors, where they are several.
-        layout: of the one array.
-        spreading: over Flax's variables, where they are several.
+        gathering: how to join PyTorch's tensors, if there are several.
+        layout: of the joined array.
+        spreading: how to divide it into Flax's variables, if there are several.
     """
 
     layout: Layout
@@ -164,7 +164,7 @@ class Rearrangement:
 def layouts(old: Shape, new: Shape, most: int = 24) -> tuple[Layout, ...]:
     """Return the ways to bring an array of one shape into another by cutting, ordering and joining its axes.
 
-    Either shape may have the finer axes, not both: (width, width) and (width, heads, depth).
+    Only one of the shapes may have finer axes: (width, width) and (width, heads, depth).
     """
     found: list[Layout] = []
     for layout in (*_finer(old, new), *(turned.back for turned in _finer(new, old))):
@@ -203,7 +203,7 @@ def _finer(old: Shape, new: Shape) -> Iterator[Layout]:
 
 
 def _assigned(old: Shape, axes: Sequence[int], new: Shape) -> Iterator[list[list[int]]]:
-    """Yield the ways to share the new axes out among the old ones so that the lengths fit."""
+    """Yield the ways to divide the new axes among the old ones so that the lengths fit."""
     if not old:
         if not axes:
             yield []

@@ -1,7 +1,7 @@
-"""The strict matching between weights in the torch form and the tensors that a model wants.
+"""The strict matching between weights in the torch form and the tensors of a model.
 
-Every source tensor is used exactly once and every target is set exactly once; what is dropped, renamed or filled in on
-purpose needs a rule with its reason. All problems are reported at once.
+Every source tensor is used exactly once and every target is set exactly once. A tensor that is dropped, renamed or
+filled in on purpose needs a rule with its reason. All problems are reported at once.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ LISTED = 100
 
 
 class WeightsError(UserError):
-    """Weights that do not fit; `problems` has a line each, whatever names stand in them.
+    """Weights that do not fit; `problems` has one printable line for each.
 
-    The text of the error has the first `LISTED` of them: a file with 100,000 foreign tensors has as many problems.
+    The text of the error shows the first `LISTED` of them, because a file with 100,000 foreign tensors has as many
+    problems.
     """
 
     def __init__(self, problems: str | Sequence[str]) -> None:
@@ -80,7 +81,7 @@ Rule = Ignore | Default | Rename
 
 @dataclass(frozen=True)
 class Target:
-    """What a model wants under one PyTorch name."""
+    """The tensor that a model needs under one PyTorch name."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -92,8 +93,8 @@ def match(
     """The array for every target, in the target's dtype.
 
     Raises:
-        WeightsError: tensors missing, left over, renamed onto one another, of another shape, or of a type that would
-            lose bits; a rule that matches nothing.
+        WeightsError: tensors that are missing, left over, renamed to the same name, of another shape, or of a type that
+            would lose bits; a rule that matches nothing.
     """
     problems: list[str] = []
     source = _apply(weights, targets, rules, problems)
@@ -124,7 +125,7 @@ def match(
 def _apply(
     weights: Mapping[str, Any], targets: Mapping[str, Target], rules: Sequence[Rule], problems: list[str]
 ) -> dict[str, np.ndarray]:
-    """The source after its rules; what is wrong with them goes to `problems`."""
+    """The source after its rules; errors in the rules go to `problems`."""
     source = _arrays(weights)
     for rule in rules:
         if not isinstance(rule, Rule):
@@ -147,7 +148,9 @@ def _apply(
                 value = _filled(rule.value, targets[name])
                 if value is None:
                     got, (shape, dtype) = str(rule.value)[:40], (targets[name].shape, targets[name].dtype)
-                    raise WeightsError(f"{name} {shape}: got the default {got}, which is no {dtype} ({rule.why})")
+                    raise WeightsError(
+                        f"{name} {shape}: got the default {got}, which cannot be represented as {dtype} ({rule.why})"
+                    )
                 source[name] = value
         if not used:
             problems.append(f"rule {type(rule).__name__}({rule.pattern!r}): matches nothing ({rule.why})")
@@ -185,7 +188,7 @@ def _arrays(weights: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _filled(value: object, target: Target) -> np.ndarray | None:
-    """A number in every place of a target, or an array of its shape; None where the target cannot hold it."""
+    """A number in every place of a target, or an array of its shape; None if the target cannot hold it."""
     array = np.asarray(value)
     if array.ndim:
         return lossless(array, target.dtype) if array.shape == target.shape else None
@@ -199,7 +202,7 @@ def _filled(value: object, target: Target) -> np.ndarray | None:
 
 
 def lossless(value: np.ndarray, dtype: np.dtype) -> np.ndarray | None:
-    """`value` in another dtype where each value of its type (for integers: each value in it) fits; else None."""
+    """`value` in another dtype if every value of its type (for integers: every value in it) fits; otherwise None."""
     if value.dtype == dtype:
         return value
     if value.dtype.kind in "iu" and dtype.kind in "iu":
@@ -222,10 +225,10 @@ def describe(names: Iterable[str], most: int = 3) -> str:
 
 
 def fold_recurrent_biases(weights: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """LSTM's and GRU's second bias added to the first where both are only ever summed, and then zero.
+    """Add the second bias of LSTMs and GRUs to the first where only their sum counts, and set the second to zero.
 
-    PyTorch has two biases a gate (`bias_ih`, `bias_hh`), Flax one. The function stays the same (to rounding); a GRU
-    keeps the part of `bias_hh` at its new gate, which the reset gate multiplies.
+    PyTorch has two biases per gate (`bias_ih`, `bias_hh`), Flax has one. The function of the layer stays the same, up
+    to rounding. A GRU keeps the part of `bias_hh` at its new gate, which the reset gate multiplies.
     """
     result = {name: np.asarray(value) for name, value in weights.items()}
     for name in weights:

@@ -1,8 +1,8 @@
-"""How others name the same layers: one row a dialect, from which the names of a whole network follow.
+"""How other projects name the same layers: one row per dialect, from which the names of a whole network follow.
 
-A dialect says how it calls a layer of each role (`ports.family.Layer`); where it says nothing the layer keeps
-its PyTorch name. `tensors` says how the tensors within a layer are called and laid out: `torch`, `flax` (kernel, scale,
-mean, …) or `hwio` (PyTorch's names around kernels that are (height, width, in, out)).
+A dialect has a name for each role of a layer (`ports.family.Layer`); without such a name the layer keeps its PyTorch
+name. `tensors` says how the tensors within a layer are called and laid out: `torch`, `flax` (kernel, scale, mean, …) or
+`hwio` (PyTorch's names around kernels that are (height, width, in, out)).
 
 Sources of the names: torchvision's and timm's resnet.py; Hugging Face transformers' modeling_resnet.py;
 akamaster/pytorch_resnet_cifar10 and kuangliu/pytorch-cifar; Flax's examples/imagenet/models.py.
@@ -39,17 +39,18 @@ class Dialect:
     Attributes:
         source: where its names were read.
         names: a template for each role that has a name of its own.
-        number: what stands before a position in a Sequential: `conv1.0`, `conv1.layers.0`, `conv1_0`.
+        number: the text before a position in a Sequential: `conv1.0`, `conv1.layers.0`, `conv1_0`.
         shared: where files keep a tensor that two layers share: under `both` names, of which one may be missing, under
             that of the layer that `made` it, or under the `first` name in the alphabet.
-        key: what stands before the key of a layer in a dict, and a position in a list: `heads.head`, `heads_head`.
+        key: the text before the key of a layer in a dict, or before a position in a list: `heads.head`, `heads_head`.
         tensors: how the tensors of a layer are called and laid out.
-        nested: names are paths in a tree.
-        stacked: a tensor of all blocks of a network is one array, whose first axis is the blocks.
-        collections: Linen's `params` and `batch_stats` come first.
-        networks: whose names these are; all where none is named.
-        ignore: what its files hold besides, and why it is left out; each matches something, or it is another dialect.
-        warning: what is not the same network although its weights fit.
+        nested: whether names are paths in a tree.
+        stacked: whether a tensor of all blocks of a network is one array, whose first axis is the blocks.
+        collections: whether Linen's `params` and `batch_stats` come first.
+        networks: the networks that have these names; empty means all.
+        ignore: other tensors in its files, and why they are left out; each pattern must match something, or it is
+            another dialect.
+        warning: in what the network differs although its weights fit.
     """
 
     name: str
@@ -67,7 +68,7 @@ class Dialect:
     warning: str = ""
 
     def layer(self, layer: Layer) -> str:
-        """What it calls a layer."""
+        """Return its name of a layer."""
         name = self.names.get(layer.role)
         if name is not None:
             return name.format(**layer.fields)
@@ -172,12 +173,12 @@ STACKED = {"nnx": DIALECTS["nnx-stacked"], "linen": DIALECTS["linen-stacked"]}
 
 @dataclass(frozen=True)
 class InStack:
-    """What one block has of an array of all blocks.
+    """One block's part of an array of all blocks.
 
     Attributes:
         number: of the block.
         length: how many there are.
-        leaf: how the tensor becomes the block's arrays, and how they become it.
+        leaf: how to convert the tensor to the block's arrays, and back.
     """
 
     number: int
@@ -185,7 +186,7 @@ class InStack:
     leaf: Leaf
 
     def whole(self) -> Leaf:
-        """Return how the tensor becomes arrays of all blocks, and how they become it."""
+        """Return how to convert the tensor to arrays of all blocks, and back."""
         leaf = self.leaf
         return replace(
             leaf,
@@ -199,11 +200,11 @@ class DialectEntry:
     """One tensor of the torch form and where a file keeps it.
 
     Attributes:
-        leaf: how it becomes the file's arrays, and how they become it.
+        leaf: how to convert it to the file's arrays, and back.
         paths: of those arrays.
-        parameter: it is trained; statistics are not, and of a tensor with two names only the first is.
+        parameter: whether it is trained; statistics are not, and of a tensor with two names only the first counts.
         tied: the first name of a tensor that has two.
-        stack: where the arrays are those of all blocks, what it is of them.
+        stack: its part of the arrays, if they belong to all blocks.
     """
 
     torch: str
@@ -282,7 +283,7 @@ def entries(layer: Layer, dialect: Dialect) -> list[DialectEntry]:
 
 @functools.cache
 def kept_leaves(rule: LayerRule, tensors: str, options: tuple[tuple[str, Any], ...]) -> list[tuple[Leaf, Leaf, Path]]:
-    """Of each tensor of a layer: its leaf, how a dialect lays it out, and what it is called there."""
+    """For each tensor of a layer: its leaf, its layout in a dialect, and its name there."""
     rows = []
     for leaf in rule(SimpleNamespace(**dict(options))):
         if tensors == "flax":

@@ -2,8 +2,8 @@
 
 y = scale · (conv(x) + bias − mean) / √(var + ε) + shift is one convolution.
 
-Computed in float64 and rounded once, to the convolution's own type. A BatchNorm that follows no convolution (the first
-of a pre-activation block, the last of such a network) stays.
+Computed in float64 and rounded once, to the convolution's own type. A BatchNorm that does not follow a convolution (the
+first of a pre-activation block, the last of such a network) stays.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ EPSILON = 1e-5  # of every BatchNorm in these networks
 
 
 def pairs(layers: Sequence[Layer]) -> dict[str, str]:
-    """The convolution before each BatchNorm that has one directly before it, by their PyTorch names."""
+    """The convolution directly before a BatchNorm, by their PyTorch names."""
     found = {}
     for conv, bn in itertools.pairwise(layers):
         behind = conv.type == "conv" and bn.type == "batch_norm" and bn.role != "last.bn"
@@ -33,7 +33,7 @@ def pairs(layers: Sequence[Layer]) -> dict[str, str]:
 
 
 def folded(layers: Sequence[Layer]) -> list[Layer]:
-    """The layers that are left; each convolution that took a BatchNorm has a bias."""
+    """The remaining layers; each convolution that absorbed a BatchNorm has a bias."""
     found = pairs(layers)
     result = []
     for layer in layers:
@@ -52,7 +52,7 @@ def fold(weights: Mapping[str, Any], layers: Sequence[Layer], dtype: str | None 
         dtype: of the new weights and biases; by default the convolution's.
 
     Raises:
-        WeightsError: a variance that is negative or no number.
+        WeightsError: a variance that is negative or NaN.
     """
     found = pairs(layers)
     result = dict(weights)

@@ -1,4 +1,4 @@
-"""Names of a file's tensors as every reader here wants them: without wrappers, with dots."""
+"""Names of a file's tensors in the form that every reader here needs: without wrappers, with dots."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ WRAPPER, COMPILED = "module", "_orig_mod"
 
 
 def stripped(names: Iterable[str]) -> dict[str, str]:
-    """Normal names to raw ones: without what DataParallel and torch.compile write into them, at any depth.
+    """Map normal names to raw ones: normal names lack the parts that DataParallel and torch.compile add, at any depth.
 
-    A part `module` is removed where every name under the same module has it, `_orig_mod` always; the last part never,
-    and nothing where two names would become one.
+    A part `module` is removed if every name under the same module has it, and `_orig_mod` always. The last part is
+    never removed, and nothing is removed if two names would become one.
     """
     result = {name: name for name in names}
     for shorter in (_without_module, _without_orig_mod):
@@ -26,9 +26,9 @@ def stripped(names: Iterable[str]) -> dict[str, str]:
 
 
 def _without_module(names: list[str]) -> dict[str, str]:
-    """Each name without the parts `module` that all names beside it have. Each part is looked at twice, once a pass."""
+    """Each name without the parts `module` that all names in the same module have. It looks at each part twice."""
     node_of: dict[tuple[int, str], int] = {}
-    ordinary: set[int] = set()  # modules with something else in them
+    ordinary: set[int] = set()  # modules that contain other parts
     for name in names:
         node, (*parts, last) = 0, name.split(".")
         for part in parts:
@@ -53,7 +53,7 @@ def _without_orig_mod(names: list[str]) -> dict[str, str]:
 
 
 def normal(names: Mapping[str, Shape]) -> dict[str, str]:
-    """Raw names by normal ones: `/` is a dot, wrappers and NNX's `.value` are gone.
+    """Raw names by normal ones: `/` becomes a dot, wrappers and NNX's `.value` are removed.
 
     Raises:
         WeightsError: two raw names that are one.
@@ -69,6 +69,6 @@ def normal(names: Mapping[str, Shape]) -> dict[str, str]:
 
 
 def in_flax(names: Iterable[str]) -> bool:
-    """Whether the tensors are called as Flax calls them."""
+    """Whether the tensors have Flax's names."""
     ends = {name.replace("/", ".").removesuffix(".value").rpartition(".")[2] for name in names}
     return bool(ends & {"kernel", "embedding"}) and "weight" not in ends

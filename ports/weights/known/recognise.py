@@ -1,7 +1,7 @@
-"""Which network a file holds, and in which dialect: from names and shapes, before a tensor is read.
+"""Recognises the network and the dialect of a file from names and shapes, before a tensor is read.
 
-Every known network is laid out in every dialect and held against the file; what fits is the answer, and two answers are
-an error. The number of classes and of input channels may be another; a network without a classifier gives features.
+Every known network in every dialect is compared with the file. The one that fits is the answer, and two answers are an
+error. The numbers of classes and of input channels may differ; a network without a classifier gives features.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ports.weights.layers.leaves import COUNTER, Leaf
 
 Shapes = Mapping[str, Shape]
 
-# Part of its names that a file must share with a network to be held against it.
+# The fraction of its names that a file must share with a network to be compared with it.
 LEAST = 0.3
 
 
@@ -35,13 +35,13 @@ class Found:
     """A file understood.
 
     Attributes:
-        network: name of the network; "" where rules of the user's tell what goes where.
+        network: name of the network; "" if the user's rules say what goes where.
         entries: where the file keeps each tensor, under normal names.
         raw: the file's own names by their normal ones.
         notes: what is unusual, a line each.
-        warning: what is not the same network although its weights fit.
-        headless: the network has no classifier.
-        counters: BatchNorm's, where the file keeps them apart (its metadata).
+        warning: in what the network differs although its weights fit.
+        headless: whether the network has no classifier.
+        counters: BatchNorm's, if the file keeps them separately (in its metadata).
     """
 
     network: str
@@ -58,7 +58,7 @@ class Found:
         """Tensors in the torch form: views where possible.
 
         Args:
-            parameters: take those only, and of them those that are there (the state of an optimizer).
+            parameters: take only parameters, and of them those that exist (for the state of an optimizer).
         """
         weights: dict[str, Any] = {}
         for entry in self.entries:
@@ -84,7 +84,7 @@ def _one_tensor(entry: DialectEntry, given: Any, first: Any) -> None:
 
 
 def _spec(network: str, features: bool) -> Any:
-    """The description, or that of the network without its classifier; None where there is none."""
+    """The description, or the one of the network without its classifier; None if there is none."""
     return family_of(KNOWN[network]).headless(KNOWN[network]) if features else KNOWN[network]
 
 
@@ -98,7 +98,7 @@ def _layers(network: str, features: bool) -> list[Layer]:
 def _names(network: str, dialect: str, features: bool) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
     """The names of a network's tensors in a dialect, those of its counters, and second names of tensors.
 
-    A file has all of its counters or none, and so it is with second names.
+    A file has all counters or none, and all second names or none.
     """
     rows = [(name, e) for e in mapping(_layers(network, features), DIALECTS[dialect]) for name in e.names]
     counters = frozenset(name for name, entry in rows if entry.leaf.torch == COUNTER)
@@ -110,7 +110,7 @@ def require(model: str | None) -> None:
     """Refuse a name that no network has.
 
     Raises:
-        WeightsError: with the nearest names.
+        WeightsError: there is no such name; the message has the nearest names.
     """
     if model is not None and model not in KNOWN:
         near = difflib.get_close_matches(model[:LONGEST], KNOWN, n=3, cutoff=0.5) or list(KNOWN)
@@ -118,13 +118,13 @@ def require(model: str | None) -> None:
 
 
 def recognise(shapes: Shapes, model: str | None = None) -> Found:
-    """The network and the dialect of tensors of these names and shapes.
+    """The network and the dialect of tensors with these names and shapes.
 
     Args:
-        model: the network that it is, where that is known.
+        model: the network, if it is known.
 
     Raises:
-        WeightsError: none fits (with all problems of the nearest), or more than one does.
+        WeightsError: no network fits (with all problems of the nearest), or several do.
     """
     require(model)
     plain = normal(shapes)
@@ -180,7 +180,7 @@ def _sizes(network: str, tensors: str, features: bool, stacked: bool) -> tuple[i
 
 @functools.cache
 def _size(network: str, tensors: str, features: bool, tied: bool = False, stacked: bool = False) -> int:
-    """The number of arrays that a file of a network holds in dialects of a kind, but for counters.
+    """The number of arrays in a file of a network, for dialects of a kind, without counters.
 
     Args:
         tied: count those with two names twice.
@@ -198,7 +198,7 @@ def _size(network: str, tensors: str, features: bool, tied: bool = False, stacke
 def _fitting(shapes: Shapes, raw: dict[str, str], model: str | None) -> Iterator[Found]:
     given = set(shapes)
     for dialect in DIALECTS.values():
-        # Without blocks that can be stacked it is the dialect of which it is the stacked form.
+        # Without blocks to stack, a stacked dialect is the same as the plain one.
         known = [network for network in KNOWN if _can_be_stacked(network)] if dialect.stacked else [*KNOWN]
         if dialect.stacked and model and model not in known:
             continue
@@ -225,7 +225,7 @@ def _fitting(shapes: Shapes, raw: dict[str, str], model: str | None) -> Iterator
 
 
 def _resized(spec: Any, dialect: Dialect, shapes: Shapes) -> Any:
-    """The description with the file's sizes: its number of classes, of input channels."""
+    """The description with the file's sizes: its numbers of classes and of input channels."""
     rows = {entry.torch: entry for entry in mapping(spec, dialect)}
     changes = {}
     for size in family_of(spec).sizes(spec):
@@ -235,7 +235,7 @@ def _resized(spec: Any, dialect: Dialect, shapes: Shapes) -> Any:
 
 
 def _torch_shape(entry: DialectEntry, shapes: Shapes) -> Shape | None:
-    """The shape in PyTorch of a tensor of the file; None where the file has it not, or with other dimensions."""
+    """The shape in PyTorch of a tensor of the file; None if the file lacks it, or has another number of dimensions."""
     given = [shapes.get(name) for name in entry.names]
     if any(a is None or len(a) != len(b) for a, b in zip(given, entry.shapes, strict=True)):
         return None
@@ -259,14 +259,14 @@ def _notes(spec: Any, features: bool, dialect: Dialect, counters: set[str], igno
 
 
 def _misfit(shapes: Shapes, model: str | None) -> list[str]:
-    """All that is wrong, held against the nearest network and dialect."""
+    """All differences from the nearest network and dialect."""
     given = set(shapes)
 
     def overlap(network: str, dialect: str) -> float:
         names, counters, tied = _names(network, dialect, False)
         return len(given & (names | counters | tied)) / len(given | names)
 
-    # Of sets that are that different in size no large part can be the same, whatever the names are.
+    # If two sets differ this much in size, they cannot share a large fraction, whatever the names are.
     near = [n for n in KNOWN if LEAST / 2 < _size(n, "torch", False) / max(len(given), 1) < 2 / LEAST]
     pairs = [
         (network, name)
@@ -278,7 +278,7 @@ def _misfit(shapes: Shapes, model: str | None) -> list[str]:
     if not model and (not ranked or overlap(*ranked[0]) < LEAST):
         some = ", ".join(f"{n} {s}" for n, s in list(shapes.items())[:3])
         return [
-            f"{len(shapes)} tensors ({some} …) are no network known here; describe your own in a file: --rules FILE"
+            f"{len(shapes)} tensors ({some} …) are not a network known here; describe your own in a file: --rules FILE"
         ]
     wanted = {pair: _wanted(shapes, *pair) for pair in ranked}
     network, dialect = min(ranked, key=lambda pair: sum(_misfits(shapes, wanted[pair])))
@@ -289,13 +289,13 @@ def _misfit(shapes: Shapes, model: str | None) -> list[str]:
 
 
 def _misfits(shapes: Shapes, wanted: Shapes) -> tuple[int, int, int]:
-    """How many tensors are missing, are too many, and have another shape."""
+    """How many tensors are missing, are surplus, and have another shape."""
     both = wanted.keys() & shapes.keys()
     return len(wanted) - len(both), len(shapes) - len(both), sum(wanted[n] != shapes[n] for n in both)
 
 
 def _wanted(shapes: Shapes, network: str, dialect: str) -> dict[str, Shape]:
-    """The tensors of a network in a dialect; without counters, and second names, where the file has none."""
+    """The tensors of a network in a dialect, without counters and second names if the file has none."""
     spec = _resized(KNOWN[network], DIALECTS[dialect], shapes)
     wanted = {n: s for e in mapping(spec, DIALECTS[dialect]) for n, s in zip(e.names, e.shapes, strict=True)}
     for left in _names(network, dialect, False)[1:]:

@@ -1,1 +1,1 @@
-"""What is known of layer types. This room imports no other room."""
+"""The known layer types. This room imports no other room."""

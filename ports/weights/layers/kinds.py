@@ -1,8 +1,8 @@
 """One table of layer types: a row says which classes a type has in each framework, and which tensor is which.
 
 Live models, files of known networks, rules files, their drafts and the pairing of `parity` all read it. `register` adds
-a row. A row goes by a class itself or its qualified name, along the base classes of a layer: a class of your own that
-is called `Linear` does not get Flax's row. No framework is imported.
+a row. A row matches a class itself or its qualified name, along the base classes of a layer: a class of your own with
+the name `Linear` does not get Flax's row. No framework is imported.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ LayerType = type | str
 
 @dataclass(frozen=True)
 class Option:
-    """A setting of a layer that its rule reads, where there is no live layer to ask.
+    """A setting of a layer that its rule reads, for files without a live layer.
 
     Attributes:
-        name: what a rules file calls it.
+        name: its name in a rules file.
         setting: the attribute of the Flax layer.
-        default: None where a rules file must give it, as a number.
-        tensor, axis: the Flax tensor whose shape tells the setting.
+        default: None if a rules file must give it, as a number.
+        tensor, axis: the Flax tensor whose shape shows the setting.
     """
 
     name: str
@@ -44,14 +44,14 @@ class LayerKind:
     """One row.
 
     Attributes:
-        name: what rules files and descriptions of networks call it.
+        name: its name in rules files and descriptions of networks.
         torch_types, flax_types: its classes, or their qualified names by any path; subclasses have the same row.
         leaves: gives the tensors of a layer from its settings.
         group: the rows of one group may be ports of each other: a GroupNorm of one group is a LayerNorm. `parity` pairs
             by it; by default the row is a group of its own.
-        options: the settings that `leaves` reads; None where only a live layer has them.
+        options: the settings that `leaves` reads; None if only a live layer has them.
         needs: PyTorch's names of the tensors that every such layer has.
-        ranks: how many dimensions the first of them may have in PyTorch; empty where a draft never takes this row.
+        ranks: how many dimensions the first of them may have in PyTorch; empty if a draft never takes this row.
         composed: whether Flax's class is made of layers that have rows themselves.
     """
 
@@ -71,7 +71,7 @@ class LayerKind:
         return self.group or self.name
 
     def leaves_for(self, given: Mapping[str, object]) -> tuple[Leaf, ...]:
-        """Return the tensors of a layer with these options, where there is no live layer."""
+        """Return the tensors of a layer with these options, without a live layer."""
         options = {option.setting: given.get(option.name, option.default) for option in self.options or ()}
         return self.leaves(SimpleNamespace(**options))
 
@@ -96,7 +96,7 @@ def _ours(name: str) -> tuple[str, ...]:
 HEADS = Option("heads", "num_heads", tensor="query.kernel", axis=1)
 TRANSPOSE = Option("transpose_kernel", "transpose_kernel", default=False)
 
-# Where the tensors of a file fit several rows, a draft takes the first.
+# If the tensors of a file fit several rows, a draft takes the first.
 KINDS: dict[str, LayerKind] = {
     row.name: row
     for row in (
@@ -190,7 +190,7 @@ def register(
         layer_type: the Flax class or classes, or their qualified names, such as "mypackage.layers.Scaled".
         rule: gives the leaves of a layer.
         torch: the PyTorch class or classes that it is a port of. Without them `parity` pairs the tensors one by one.
-        name: of the row; a row of this name that is there already pairs with the same layers.
+        name: of the row; an existing row of this name pairs with the same layers.
 
     Raises:
         UserError: a name without a module: another package may have a class of that name.
@@ -217,7 +217,7 @@ def kind_of(layer: object) -> LayerKind | None:
 
 @contextmanager
 def composed_apart(torch_layers: Iterable[object]) -> Iterator[None]:
-    """Take Flax's composed layers as what they are made of, where the PyTorch model has no such layer as a whole.
+    """Treat Flax's composed layers as their parts, if the PyTorch model has no such layer as a whole.
 
     Args:
         torch_layers: all layers of the PyTorch model.
@@ -247,10 +247,10 @@ _cache: tuple[object, dict[LayerType, LayerKind]] = (None, {})
 
 
 def _by_class() -> dict[LayerType, LayerKind]:
-    """Return the rows by the names that they give, and by the classes that these names mean now."""
+    """Return the rows by their class names, and by the classes that these names mean now."""
     global _cache
     rows = (*KINDS.values(), *REGISTERED)
-    state = (len(sys.modules), *map(id, rows))  # another module may hold a class that a name means
+    state = (len(sys.modules), *map(id, rows))  # a new module may hold the class of a qualified name
     if _cache[0] != state:
         found: dict[LayerType, LayerKind] = {}
         for row in rows:
@@ -263,13 +263,13 @@ def _by_class() -> dict[LayerType, LayerKind]:
 
 
 def _loaded(name: str) -> type | None:
-    """Return the class that a qualified name means, by any path to it; None where its module is not loaded."""
+    """Return the class that a qualified name means, by any path to it; None if its module is not loaded."""
     module, _, inner = name.rpartition(".")
     while module and module not in sys.modules:
         module, _, last = module.rpartition(".")
         inner = f"{last}.{inner}"
     found: object = sys.modules.get(module)
     for part in inner.split("."):
-        # `getattr` could import something: some libraries load a class when it is asked for.
+        # `getattr` could import something: some libraries load a class on access.
         found = vars(found).get(part) if isinstance(found, type | ModuleType) else None
     return found if isinstance(found, type) else None

@@ -1,7 +1,8 @@
 """Rules: which Flax variables of a layer are which PyTorch tensors, and in which layout.
 
-A rule takes the layer (an NNX or an unbound Linen module: only its settings are read) and gives its leaves. It never
-looks at a tensor's rank, or at shapes that happen to fit. `kinds.py` says which layer types have which rule.
+A rule takes the layer (an NNX module, or an unbound Linen module, of which it only reads settings) and gives its
+leaves. It never looks at a tensor's rank, or at shapes that happen to fit. `kinds.py` says which layer type has which
+rule.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ class Leaf:
     Attributes:
         torch: its PyTorch name within the layer.
         flax: the Flax variables that hold it, as paths within the layer (`kernel`, `query.kernel`).
-        to_flax, to_torch: between the PyTorch tensor and the values of those variables; views where possible.
-        dtype: PyTorch's type where it is fixed.
+        to_flax, to_torch: convert the PyTorch tensor to the values of those variables, and back; views where possible.
+        dtype: PyTorch's type, if it is fixed.
         collection: Linen's collection.
-        like: where `flax` is empty: the Flax variable whose type the tensor has. Such a tensor has one value only.
+        like: if `flax` is empty: the Flax variable whose type the tensor has. Such a tensor has one value only.
         axes: how many axes each of the Flax variables has in one layer; a stack of layers has more.
         reshaped: whether the arrays of `to_flax` have the variables' numbers in order, in another shape.
     """
@@ -64,17 +65,17 @@ LayerRule = Callable[[Any], tuple[Leaf, ...]]
 def same(
     torch_name: str, flax: str, *, dtype: str | None = None, collection: str = "params", axes: int | None = 1
 ) -> Leaf:
-    """A tensor that has the same layout in both."""
+    """A tensor with the same layout in both frameworks."""
     return Leaf(torch_name, (flax,), dtype=dtype, collection=collection, axes=axes)
 
 
 def tensor(_: object) -> tuple[Leaf, ...]:
-    """One tensor that is no layer's: the name of the layer is its whole name."""
+    """A tensor that belongs to no layer: the layer's name is its whole name."""
     return (same("", "", axes=None),)
 
 
 def _count(setting: object) -> int | None:
-    """Return how many numbers a setting has; None where the layer has no such setting."""
+    """Return how many numbers a setting has; None if the layer has no such setting."""
     if isinstance(setting, int):
         return 1
     return len(setting) if isinstance(setting, Sequence) else None
@@ -129,9 +130,9 @@ def linear_alike(_: object) -> tuple[Leaf, ...]:
 
 
 def linear_general(layer: object) -> tuple[Leaf, ...]:
-    """(out, in) and (*in, *out), where the inputs or the outputs have several axes: heads and depth.
+    """(out, in) and (*in, *out), if the inputs or the outputs have several axes, such as heads and depth.
 
-    A layer with batch axes is many linear layers: its tensors are taken as they are.
+    A layer with batch axes is many linear layers, so its tensors are taken as they are.
     """
     features = getattr(layer, "features", None) or getattr(layer, "out_features", None)
     many, inputs = _count(features), _count(getattr(layer, "axis", None))
@@ -157,7 +158,7 @@ def affine(layer: object) -> tuple[Leaf, ...]:
 
 
 def batch_norm(layer: object) -> tuple[Leaf, ...]:
-    """The counter is a variable in our own ports; where Flax has none, `nnx.py` and `linen.py` find a place for it."""
+    """The counter is a variable only in our own ports; for Flax's layers, `nnx.py` and `linen.py` find a place."""
     return (
         *affine(layer),
         same("running_mean", "mean", collection="batch_stats"),
@@ -215,7 +216,7 @@ def gate_biases(torch_name: str, biases: tuple[str, ...]) -> Leaf:
 
 
 def no_bias(torch_name: str, like: str, size: int, kept: tuple[str, ...] = ()) -> Leaf:
-    """PyTorch's second bias, of which Flax has the last part (`kept`) or nothing: the rest must be zero."""
+    """PyTorch's second bias, of which Flax has only the last part (`kept`) or nothing: the rest must be zero."""
 
     def to_flax(b: np.ndarray) -> Arrays:
         rest = b[: len(b) - size // 3] if kept else b
@@ -249,7 +250,7 @@ def lstm(cell: object) -> tuple[Leaf, ...]:
 
 
 def gru(cell: Any) -> tuple[Leaf, ...]:
-    """Gates reset, update, new. Linen's cell has the bias of the new gate at the hidden state, NNX's has not."""
+    """Gates reset, update, new. Linen's cell has a bias of the new gate at the hidden state, NNX's does not."""
     if hasattr(cell, "dense_i"):
         return (
             Leaf("weight_ih", ("dense_i.kernel",), lambda w: (w.T,), lambda k: k[0].T, axes=2),

@@ -1,1 +1,1 @@
-"""Read and write live models, one module a framework."""
+"""Read and write live models, with one module per framework."""

@@ -1,4 +1,4 @@
-"""What the NNX and the Linen writer have in common: from places in a model to the torch form and back.
+"""Shared code of the NNX and the Linen writer: from places in a model to the torch form and back.
 
 A place is a layer's leaf rule with the slots that hold it. A slot has `shape`, `dtype` and `get()`.
 """
@@ -43,7 +43,7 @@ S = TypeVar("S", bound=Slot)
 
 @dataclass(frozen=True)
 class Part(Generic[S]):
-    """What one layer has of a variable that holds a stack of layers.
+    """One layer's part of a variable that holds a stack of layers.
 
     Attributes:
         slot: the whole variable.
@@ -83,11 +83,11 @@ class Place(Generic[S]):
     """One PyTorch tensor of a Flax model.
 
     Attributes:
-        like: where there are no slots, what tells the type.
+        like: the slot whose type the tensor has, if it has no slots.
         layer: the name of its layer; a layer of a stack has its number in it.
-        module: the name of the module that holds the variables: of a stack all layers have one.
+        module: the name of the module that holds the variables; all layers of a stack share one.
         number: which layer of the stack.
-        own: whether no rule accounts for it, so that it is taken as it is.
+        own: whether it has no rule, so that it is taken as it is.
     """
 
     leaf: Leaf
@@ -100,7 +100,7 @@ class Place(Generic[S]):
 
     @property
     def dtype(self) -> np.dtype:
-        """The tensor's type in the torch form."""
+        """Return the tensor's type in the torch form."""
         return np.dtype(self.leaf.dtype or (self.slots[0] if self.slots else self.like).dtype)  # pyright: ignore
 
     def read(self, copy: bool = True) -> np.ndarray:
@@ -123,11 +123,11 @@ class Place(Generic[S]):
 
 @dataclass(frozen=True)
 class Found(Generic[S]):
-    """A tensor as the walk over the modules finds it: what a `Place` is made of.
+    """A tensor as the walk over the modules finds it; a `Place` is made from it.
 
     Attributes:
         path: the name of its module.
-        own: whether no rule accounts for it.
+        own: whether it has no rule.
     """
 
     path: str
@@ -143,9 +143,10 @@ class Found(Generic[S]):
 
 
 def stated(owner: object) -> frozenset[str]:
-    """Return the tensors that belong to no layer, by their PyTorch names, of a network of this package; else nothing.
+    """Return the PyTorch names of tensors that belong to no layer, for a network of this package; otherwise nothing.
 
-    Its description says that both frameworks hold them alike. In somebody's own model such a variable needs a rule.
+    Its description says that both frameworks hold them in the same layout. In somebody's own model such a variable
+    needs a rule.
     """
     spec = getattr(owner, "spec", None)
     if not families.is_description(spec):
@@ -156,7 +157,7 @@ def stated(owner: object) -> frozenset[str]:
 def in_stacks(found: Sequence[Found[S]]) -> dict[str, Place[S]]:
     """Return the places, each layer of a stack with its own."""
     filled = [one for one in found if one.slots]
-    # A variable without values is refused where it is read.
+    # A variable without values is refused when it is read.
     shapes = [getattr(one.slots[0], "shape", ()) for one in filled]
     held = [Held(one.parts, at, None if one.own else one.leaf.axes) for one, at in zip(filled, shapes, strict=True)]
     stacks = dict(zip(map(id, filled), levels(held), strict=True))
@@ -174,7 +175,7 @@ def in_stacks(found: Sequence[Found[S]]) -> dict[str, Place[S]]:
 def plan(
     places: Mapping[str, Place[S]], weights: Mapping[str, Any], rules: Sequence[Rule]
 ) -> list[tuple[S, np.ndarray]]:
-    """The new value of every slot in the slot's type: views of `weights` where they have it already.
+    """The new value of every slot in the slot's type: views of `weights` if they already have this type.
 
     Raises:
         WeightsError: the weights do not fit.
@@ -220,7 +221,7 @@ def _whole(new: Sequence[tuple[S | Part[S], np.ndarray]]) -> list[tuple[S, np.nd
 
 
 def unstacked(places: Mapping[str, Place[S]]) -> dict[str, tuple[Leaf, list[S]]]:
-    """Return the leaves and whole variables of places: an optimizer's state of a stack is not taken apart.
+    """Return the leaves and whole variables of places; it does not take an optimizer's state of a stack apart.
 
     Raises:
         WeightsError: the places that are parts of a stack of layers.
@@ -234,10 +235,10 @@ def unstacked(places: Mapping[str, Place[S]]) -> dict[str, tuple[Leaf, list[S]]]
 
 
 def to_jax(arrays: Sequence[np.ndarray], copy: bool) -> list[jax.Array]:
-    """JAX arrays with these values, in the types that they have: copies, or where it can be the same memory."""
+    """JAX arrays with these values and types: copies, or the same memory if that is possible."""
     if not copy and jax.default_backend() == "cpu":
         return [_shared(array) for array in arrays]
-    # XLA changes the layout of one array at a time; two threads share them, the largest first.
+    # XLA changes the layout of one array at a time, so two threads share the arrays, the largest first.
     order = sorted(range(len(arrays)), key=lambda i: -arrays[i].nbytes)
     parts = [order[0::2], order[1::2]]
     copied = _threads().map(_copies, [[arrays[i] for i in part] for part in parts])
@@ -247,14 +248,14 @@ def to_jax(arrays: Sequence[np.ndarray], copy: bool) -> list[jax.Array]:
 
 @cache
 def _threads() -> ThreadPoolExecutor:
-    """Kept: the memory that new threads ask for first makes them slower than one."""
+    """Threads that are kept: the first allocations of new threads would make two slower than one."""
     return ThreadPoolExecutor(2, thread_name_prefix="ports-weights")
 
 
 def _copies(arrays: Sequence[np.ndarray]) -> list[jax.Array]:
-    """Their memory is the caller's own again when this returns. JAX may keep the memory of a contiguous array."""
+    """When this returns, only the caller uses their memory. JAX may keep the memory of a contiguous array."""
     own = [np.array(array) if array.flags.c_contiguous else array for array in arrays]
-    with jax.enable_x64(True):  # a setting of the thread: a float64 model keeps its type wherever it is written
+    with jax.enable_x64(True):  # a setting of the thread: a float64 model keeps its type, whichever thread writes it
         return jax.block_until_ready(jax.device_put(own))
 
 
@@ -262,5 +263,5 @@ def _shared(array: np.ndarray) -> jax.Array:
     with jax.enable_x64(True):
         try:
             return jax.dlpack.from_dlpack(array)
-        except (BufferError, TypeError, ValueError):  # read-only, or a type or strides that dlpack has not
+        except (BufferError, TypeError, ValueError):  # read-only, or a type or strides that dlpack does not support
             return jnp.array(array)

@@ -1,6 +1,6 @@
 """Reads and writes a Linen model: the pair `(module, variables)`.
 
-Layers are found through the module's attributes (`setup`), whose names are PyTorch's; the variables alone do not tell
+Layers are found through the module's attributes (`setup`), which have PyTorch's names; the variables alone do not show
 a layer's type. Parameters of a layer made inside an `nn.compact` method have no attribute and are reported.
 """
 
@@ -81,11 +81,11 @@ def places(net: Net, layers: Mapping[str, nn.Module] | None = None) -> dict[str,
     """Every tensor of the network under its PyTorch name.
 
     Args:
-        layers: its modules by name where the attributes do not tell (`nn.compact`); then variables that no layer with a
-            rule accounts for are taken as they are.
+        layers: its modules by name, if the attributes do not show them (`nn.compact`); then variables outside of layers
+            with a rule are taken as they are.
 
     Raises:
-        WeightsError: variables that no layer with a rule accounts for.
+        WeightsError: variables outside of layers with a rule.
     """
     arrays: dict[Path, Any] = traverse_util.flatten_dict(dict(net[1]))
     found: list[flax.Found[Variable]] = []
@@ -138,13 +138,13 @@ def tensors(net: Net) -> dict[str, np.ndarray]:
 
 
 def parameters(net: Net) -> dict[str, tuple[Leaf, list[tuple[str | int, ...]]]]:
-    """The leaf of each parameter, and the paths of its arrays in a tree like the parameters."""
+    """The leaf of each parameter, and the paths of its arrays in a tree with the structure of the parameters."""
     found = {n: p for n, p in places(net).items() if p.leaf.collection == "params" and p.slots}
     return {name: (leaf, [slot.path[1:] for slot in slots]) for name, (leaf, slots) in flax.unstacked(found).items()}
 
 
 def tree(net: Net) -> Mapping[str, Any]:
-    """All that the network holds, as one pytree."""
+    """Everything that the network holds, as one pytree."""
     return net[1]
 
 

@@ -47,7 +47,7 @@ class Variable:
 
 @dataclass(frozen=True)
 class Counter:
-    """BatchNorm's `num_batches_tracked` where Flax has no variable for it: metadata of the running mean."""
+    """BatchNorm's `num_batches_tracked` if Flax has no variable for it: metadata of the running mean."""
 
     mean: nnx.Variable
     shape = ()
@@ -89,7 +89,7 @@ def places(net: nnx.Module, bare: bool = False) -> dict[str, flax.Place[Variable
     """Every tensor of the network under its PyTorch name.
 
     Args:
-        bare: take variables that no layer with a rule accounts for as they are.
+        bare: take variables outside of layers with a rule as they are.
 
     Raises:
         WeightsError: a module without a rule holds variables.
@@ -132,7 +132,7 @@ def places(net: nnx.Module, bare: bool = False) -> dict[str, flax.Place[Variable
 
 
 def _own(path: str, name: str, variable: nnx.Variable) -> flax.Found[Variable | Counter]:
-    """Return a variable as it is; what is not an `nnx.Param` is not trained."""
+    """Return a variable as it is; if it is not an `nnx.Param`, it is not trained."""
     collection = "params" if isinstance(variable, nnx.Param) else "variables"
     return flax.Found(path, Leaf(name, (name,), collection=collection), (Variable(variable),), own=True)
 
@@ -148,7 +148,7 @@ def _owner(net: nnx.Module, at: Sequence[Any], named: Mapping[int, str]) -> str:
 
 
 def _variables(net: Any) -> Iterator[nnx.Variable]:
-    """Every variable below `net` that is a weight, some twice; `nnx.iter_graph` takes several times as long."""
+    """Every variable below `net` that is a weight, some of them twice; `nnx.iter_graph` is several times slower."""
     kinds: dict[type, Any] = {}
     stack, seen = [net], set()
     while stack:
@@ -164,7 +164,7 @@ def _variables(net: Any) -> Iterator[nnx.Variable]:
 
 
 def _kind(node: object) -> Any:
-    """A `variable`, or what gives the parts of a node of this type; None for what holds nothing."""
+    """`variable`, or a function that gives the parts of a node of this type; None for types that hold nothing."""
     if isinstance(node, nnx.Variable):
         return None if isinstance(node, NO_WEIGHTS) else "variable"
     if isinstance(node, nnx.Pytree):
@@ -198,7 +198,7 @@ def tensors(net: nnx.Module) -> dict[str, np.ndarray]:
 
 
 def parameters(net: nnx.Module) -> dict[str, tuple[Leaf, list[tuple[str | int, ...]]]]:
-    """The leaf of each parameter, and the paths of its arrays in a tree like the parameters."""
+    """The leaf of each parameter, and the paths of its arrays in a tree with the structure of the parameters."""
     paths: dict[Hashable, tuple[Any, ...]] = {**variable_paths(net)}
     found = {n: p for n, p in places(net).items() if p.leaf.collection == "params" and p.slots}
     return {name: (leaf, [paths[slot.key] for slot in slots]) for name, (leaf, slots) in flax.unstacked(found).items()}
@@ -216,7 +216,7 @@ def variable_paths(net: nnx.Module) -> dict[int, tuple[Any, ...]]:
 
 
 def tree(net: nnx.Module) -> nnx.State:
-    """All that the network holds, as one pytree."""
+    """Everything that the network holds, as one pytree."""
     return nnx.state(net)
 
 

@@ -1,4 +1,4 @@
-"""Reads and writes a `torch.nn.Module`: its state_dict is the torch form, but for numpy's types."""
+"""Reads and writes a `torch.nn.Module`: its state_dict is the torch form, except for numpy's types."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ports.weights.form.torch_form import Rule, Target, WeightsError, match
 
-# Types that numpy has from ml_dtypes only: they travel as integers of the same width.
+# Types that numpy has only through ml_dtypes: they travel as integers of the same width.
 EXTENDED = {
     torch.bfloat16: (torch.uint16, ml_dtypes.bfloat16),
     torch.float8_e4m3fn: (torch.uint8, ml_dtypes.float8_e4m3fn),
@@ -24,7 +24,7 @@ EXTENDED = {
 
 
 def to_numpy(tensor: Tensor, copy: bool = True) -> np.ndarray:
-    """A copy, bit by bit; without `copy` a view of the tensor's memory where it is contiguous and on the CPU."""
+    """A copy, bit by bit; without `copy`, a view of the tensor's memory if it is contiguous and on the CPU."""
     tensor = tensor.detach().cpu().contiguous()
     carrier, dtype = EXTENDED.get(tensor.dtype, (tensor.dtype, None))
     array = tensor.view(carrier).numpy()
@@ -45,7 +45,7 @@ def _tensors(net: nn.Module) -> dict[str, Tensor]:
     """The state_dict.
 
     Raises:
-        WeightsError: it holds what is no tensor, or a tensor without values.
+        WeightsError: it holds a value that is not a tensor, or a tensor without values.
     """
     state = net.state_dict()
     problems = []

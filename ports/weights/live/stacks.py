@@ -1,9 +1,9 @@
-"""Find layers that a Flax model keeps as one layer with an axis more: those of `nn.scan`, `nnx.scan` and `nnx.vmap`.
+"""Find layers that a Flax model keeps as one layer with an additional axis: those of `nn.scan`, `nnx.scan`, `nnx.vmap`.
 
 A layer type says how many axes its variables have (`Leaf.axes`). Variables with more axes belong to a stack. The stack
 begins at the outermost module whose variables all have an axis of the same length in the same place: a block of a
-decoder, with all layers in it. The layers of a stack get names with their number behind that module:
-`layers.fc1` of three blocks is `layers.0.fc1`, `layers.1.fc1`, `layers.2.fc1`.
+decoder, with all layers in it. The layers of a stack get names with their number after that module: `layers.fc1` of
+three blocks is `layers.0.fc1`, `layers.1.fc1`, `layers.2.fc1`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from itertools import product
 Path = tuple[str, ...]
 Shape = tuple[int, ...]
 
-# Where the axis of a stack may be: in front, or behind the first axis (`variable_axes={"params": 1}`).
+# Where the axis of a stack may be: before or after the first axis (`variable_axes={"params": 1}`).
 AXES = (0, 1)
 
 
@@ -26,7 +26,7 @@ class Held:
     Attributes:
         module: the path of its module.
         shape: as it is stored.
-        axes: how many axes it has in one layer; None where its module has no rule.
+        axes: how many axes it has in one layer; None if its module has no rule.
     """
 
     module: Path
@@ -39,8 +39,8 @@ class Level:
     """One axis of a stack.
 
     Attributes:
-        depth: how many parts of the module's path stand before the number.
-        axis: of the variable, once the axes of the levels before are gone.
+        depth: how many parts of the module's path precede the number.
+        axis: of the variable, after the axes of earlier levels are removed.
         length: how many layers.
     """
 
@@ -50,7 +50,7 @@ class Level:
 
 
 def levels(variables: Sequence[Held]) -> list[tuple[Level, ...]]:
-    """Return for each variable the stacks that it stands in, the outermost first; none for most."""
+    """Return the stacks that contain each variable, the outermost first; most variables are in none."""
     found: list[list[Level]] = [[] for _ in variables]
     shapes = [held.shape for held in variables]
     while _one_level(variables, shapes, found):
@@ -87,10 +87,10 @@ def _one_level(variables: Sequence[Held], shapes: list[Shape], found: list[list[
 
 
 def _level(depth: int, modules: Sequence[Sequence[Shape]]) -> Level | None:
-    """Return the axis that all variables of some modules have in common; None where there is none.
+    """Return the axis that all variables of some modules have in common; None if there is none.
 
-    An axis behind the first is meant only where in some module the first axes differ: in two stacks of other lengths
-    the axes behind them are the widths.
+    A later axis counts only if the first axes differ within a module: in two stacks of different lengths, the axes
+    after the first are the widths.
     """
     for axis in AXES:
         lengths = {shape[axis] if len(shape) > axis else 0 for shapes in modules for shape in shapes}
@@ -105,7 +105,7 @@ def copies(module: Path, stack: Sequence[Level]) -> Iterator[tuple[Path, tuple[t
     """Yield for each layer of a stack its path, the (axis, index) pairs that take it out, and its number."""
     for number, indices in enumerate(product(*(range(level.length) for level in stack))):
         path = module
-        # From the innermost on: a number that is put in moves what stands behind it.
+        # Begin with the innermost: inserting a number moves the parts after it.
         for level, i in sorted(zip(stack, indices, strict=True), key=lambda pair: pair[0].depth, reverse=True):
             path = (*path[: level.depth], str(i), *path[level.depth :])
         yield path, tuple((level.axis, i) for level, i in zip(stack, indices, strict=True)), number

@@ -1,4 +1,4 @@
-"""States of optimizers in the torch form: `read` and `write` of live ones, and the table of what is known."""
+"""States of optimizers in the torch form: `read` and `write` for live ones, and the table of known optimizers."""
 
 from ports.weights.optimizer.form import OptimizerState
 from ports.weights.optimizer.states import by_slot, read, write

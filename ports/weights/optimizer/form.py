@@ -16,7 +16,7 @@ class OptimizerState(dict[str, np.ndarray]):
     """The torch form.
 
     Attributes:
-        stateless: the network's parameters that never got a gradient, so that the state has no tensors for them.
+        stateless: the network's parameters that never got a gradient, for which the state has no tensors.
     """
 
     stateless: frozenset[str] = frozenset()
@@ -26,8 +26,8 @@ def agreed(counts: Mapping[int, str], steps: int | None, has_tensors: bool, keep
     """The one number of steps.
 
     Args:
-        counts: the numbers found, each with one place of it.
-        steps: what the caller says.
+        counts: the numbers found, each with one of its places.
+        steps: the caller's number.
 
     Raises:
         WeightsError: several numbers, or no number for a state that has tensors.

@@ -50,7 +50,7 @@ def write(
     *,
     rules: Sequence[Rule] = (),
 ) -> Any:
-    """Put a state in the torch form into an optimizer: all of it, or nothing where it does not fit.
+    """Write a state in the torch form into an optimizer: all of it, or nothing if it does not fit.
 
     Hyperparameters do not travel: the optimizer keeps the learning rate and the decay that it was made with.
 
@@ -58,8 +58,8 @@ def write(
         state: as in `read`; for optax a state of the right transform: `tx.init(params)`.
         values: what `read` gave.
         stateless: the parameters that never got a gradient; by default those that `read` found.
-        rules: those that the weights were moved with, where the network calls its layers otherwise. Of them only
-            `Rename` concerns a state.
+        rules: the rules with which the weights were moved, if the network names its layers differently. Only `Rename`
+            rules affect a state.
 
     Returns:
         None for PyTorch and `nnx.Optimizer`, which are changed in place; the new state for optax.
@@ -137,7 +137,7 @@ def _read_torch(optimizer: Any, net: Any, steps: int | None) -> OptimizerState:
 
 
 def _unlike(row: KnownOptimizer, name: str, p: Any, own: Mapping[str, Any], group: Any, begun: bool) -> list[str]:
-    """What a parameter's state has that its optimizer does not keep, and what it lacks."""
+    """The tensors of a parameter's state that its optimizer does not keep, and those that are missing."""
     wrong = [f"{key}/{name}: {row.name} keeps no such tensor" for key in own if key not in row.tensors]
     for key, value in own.items():
         if not hasattr(value, "detach") or value.shape != p.shape:
@@ -157,7 +157,7 @@ def _write_torch(optimizer: Any, net: Any, step: int, tensors: Tensors, stateles
     wrong = problems(tensors, wanted, begun, () if row.eager else stateless, f"the optimizer ({row.name})")
     counted = torch.tensor(float(step))
     if row.counts and int(counted) != step:
-        wrong.append(f"{STEP}: got {step:,}, which PyTorch's {counted.dtype} does not hold exactly")
+        wrong.append(f"{STEP}: got {step:,}, which PyTorch's {counted.dtype} cannot hold exactly")
     cast: dict[str, dict[str, Any]] = {name: {} for name in params}
     for slot, arrays in tensors.items():
         for name in arrays.keys() & params.keys():

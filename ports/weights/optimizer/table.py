@@ -33,7 +33,7 @@ def trees_of(row: Node, values: Mapping[Any, Any]) -> dict[Any, Any]:
         values: its fields.
 
     Raises:
-        WeightsError: the field that should hold a dict of trees holds something else.
+        WeightsError: a field does not hold the dict of trees that it should.
     """
     trees: dict[Any, Any] = {}
     for name, slot in row.tensors.items():
@@ -50,7 +50,7 @@ def expected(row: KnownOptimizer, group: Mapping[str, Any]) -> set[str]:
     """Return the tensors of a parameter in a group with these options.
 
     Raises:
-        WeightsError: an option that switches a tensor on is not a number, nor true or false.
+        WeightsError: an option that switches a tensor on is neither a number nor true or false.
     """
     return {name for name, option in row.tensors.items() if option is None or _is_on(option, group.get(option))}
 
@@ -72,8 +72,7 @@ def of_torch(optimizer: Any) -> KnownOptimizer:
 def of_groups(groups: Iterable[Mapping[str, Any]], slots: Iterable[object]) -> KnownOptimizer | None:
     """The row of a state in a file, by the options of its groups and the names of its tensors.
 
-    Returns:
-        None where there are neither options nor tensors.
+    Returns: None if there are neither options nor tensors.
 
     Raises:
         WeightsError: no row fits, or several do.
@@ -86,7 +85,7 @@ def of_groups(groups: Iterable[Mapping[str, Any]], slots: Iterable[object]) -> K
     if any(keys):
         marked = {name for key, name in MARKS.items() if key in common}
         rows = [row for row in rows if row.own <= common and marked <= set(row.classes)]
-        # Adam has all options of Adamax and one more: the row that explains more of them is the right one.
+        # Adam has all options of Adamax and one more, so the row that explains more options is the right one.
         rows = [row for row in rows if not any(row.own < other.own for other in rows)]
     if len(rows) == 1:
         return rows[0]
@@ -117,7 +116,7 @@ def whole_number(value: Any, what: str) -> int:
 
 
 def exact(value: Any) -> int | None:
-    """The integer that a number is, or None."""
+    """The integer value of a number, or None."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     if not isinstance(value, float) and not hasattr(value, "dtype"):
@@ -135,7 +134,7 @@ def exact(value: Any) -> int | None:
 
 
 def shown(value: Any) -> str:
-    """A value in a message: short, on one line, without a character that a terminal obeys."""
+    """A value in a message: short, on one line, without control characters."""
     if isinstance(value, str | int | float | bool | type(None)):
         return ascii(value if not isinstance(value, int) or abs(value) < 10**30 else float("inf"))[:40]
     if hasattr(value, "dtype") and hasattr(value, "shape"):
@@ -152,15 +151,16 @@ def problems(
     keeper: str,
     surplus: bool = True,
 ) -> list[str]:
-    """What is wrong with a state: a line for each kind of tensor.
+    """The problems of a state: one line for each kind of tensor.
 
     Args:
         tensors: by their name in the state, then by parameter.
         expected: the tensors that the target keeps for each of its parameters.
         started: whether steps were done; before the first a state may be empty.
         stateless: parameters that never got a gradient; they may lack all of their tensors.
-        keeper: the target in words.
-        surplus: whether a tensor that the options switch off is wrong too; PyTorch keeps one where they changed.
+        keeper: the name of the target in messages.
+        surplus: whether a tensor that the options switch off is wrong, too; PyTorch keeps such a tensor if the options
+            changed.
     """
     found: list[str] = []
     kept = set().union(*expected.values()) if expected else set()

@@ -1,7 +1,7 @@
 """Read and write live states of optax, `nnx.Optimizer`'s among them.
 
 A state is a tree of NamedTuples; `ports.optimizers.NODES` says which of their fields hold tensors and step counts. The
-trees in these fields may have holes (`optax.MaskedNode`) where another part of the state has the parameter.
+trees in these fields may have holes (`optax.MaskedNode`) if another part of the state has the parameter.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Change = Callable[[Node, Any], Any]
 
 @dataclass(frozen=True)
 class Cell:
-    """One array of a tree like the parameters, by its path."""
+    """One array of a tree with the structure of the parameters, by its path."""
 
     path: Path
     value: Any
@@ -175,7 +175,7 @@ def _number(value: PyTree, what: str) -> int:
 
 
 def _filled(row: Node, node: Any, parameters: Mapping[str, Any], step: int, tensors: Tensors, wrong: list[str]) -> Any:
-    """A NamedTuple with new counts and tensors; what does not fit goes to `wrong`."""
+    """A NamedTuple with new counts and tensors; problems go to `wrong`."""
     values = node._asdict()
     new: dict[str, Any] = {}
     for name in row.counts:
@@ -213,7 +213,7 @@ def _places(
     """The cells of each parameter that a tree has, and the tree in pieces.
 
     Raises:
-        WeightsError: a parameter of which only a part is there, an array that belongs to no parameter.
+        WeightsError: a parameter of which only a part exists, an array that belongs to no parameter.
     """
     flat, treedef = tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: isinstance(node, optax.MaskedNode))
     leaves = {_plain(path): leaf for path, leaf in flat}

@@ -10,12 +10,12 @@
 | `orbax`       | a folder as `orbax.checkpoint.StandardCheckpointer` restores it          | its own         |
 
 A format without checksums of its own but with room for metadata (`sums`) gets one there (`crc32`: of all names, types,
-shapes and numbers). What others wrote in it has none, and in msgpack there is no room: a flipped bit in a number is not
-seen there.
+shapes and numbers). Files by other programs have none, and msgpack has no room for it: there a flipped bit in a number
+goes unnoticed.
 
 A file's content is a tree: dicts of text to arrays, to dicts, or (PyTorch, msgpack) to plain numbers and text. A flat
 format holds one level. Only the format that is read or written is imported. A reader takes a `Source` and asks its
-`budget` before it decodes anything; an array may be `Lazy`: then its numbers stay in the file until they are used.
+`budget` before it decodes anything. An array may be `Lazy`: then its numbers stay in the file until they are used.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from ports.weights.form.torch_form import WeightsError
 
 Tree = dict[Any, Any]  # keys are text; a file of PyTorch's may have others, such as the numbers of parameters
 INDEX, SUM = ".index.json", "crc32"
-# What a folder of one file without an index holds; the first pattern that a file matches decides.
+# Names of the file in a folder with one file and no index; the first pattern that a file matches decides.
 WHOLE = ("model.safetensors", "*.safetensors", "*model*.bin")
 
 
 @dataclass
 class Content:
-    """What a file holds: a tree, and text about it.
+    """The content of a file: a tree, and text about it.
 
     Attributes:
-        source: where it was read, if it was: `unchanged` says whether the file is still the same.
+        source: where it was read, if it was read; `unchanged` says whether the file is still the same.
     """
 
     tree: Tree
@@ -61,10 +61,10 @@ class Format:
 
     Attributes:
         module: of this package, with `read(source) -> Content` and `write(path, content, **options)`.
-        folder: it is a folder, not a file.
-        nested: it holds trees; else one level of arrays.
-        plain: it holds numbers and text besides arrays.
-        sums: it has no checksums of its own, and room for one.
+        folder: whether it is a folder, not a file.
+        nested: whether it holds trees; otherwise it holds one level of arrays.
+        plain: whether it holds numbers and text besides arrays.
+        sums: whether it has no checksums of its own, but room for one.
     """
 
     name: str
@@ -89,7 +89,7 @@ FORMATS = {
 }
 SUFFIXES = {suffix: row for row in FORMATS.values() for suffix in row.suffixes}
 
-# What numpy calls the types that it has from ml_dtypes only.
+# numpy's names of the types that come from ml_dtypes.
 EXTENDED = {
     name: np.dtype(getattr(ml_dtypes, name))
     for name in (
@@ -107,7 +107,7 @@ EXTENDED = {
 
 
 def dtype_of(name: str) -> np.dtype:
-    """A type by numpy's or ml_dtypes' name; only numbers and truth values.
+    """A type by numpy's or ml_dtypes' name; only numbers and booleans.
 
     Raises:
         ValueError: no such type.
@@ -119,17 +119,17 @@ def dtype_of(name: str) -> np.dtype:
         except (TypeError, SyntaxError):
             raise ValueError(f"unknown type {name[:40]!r}") from None
         if not _is_number(dtype):
-            raise ValueError(f"type {name[:40]!r} is no number")
+            raise ValueError(f"type {name[:40]!r} is not a number")
     return dtype
 
 
 def _is_number(dtype: np.dtype) -> bool:
-    """Return whether a type is one of numbers or truth values; a type of several fields is not."""
+    """Return whether a type is one of numbers or booleans, without fields."""
     return dtype in EXTENDED.values() or (dtype.kind in "biufc" and not dtype.names and not dtype.shape)
 
 
 def of(path: str | Path, name: str | None = None) -> Format:
-    """The format of a file that is there or will be: as named, else by what it is, else by its suffix.
+    """The format of an existing or future file: as named, otherwise by its kind, otherwise by its suffix.
 
     Raises:
         WeightsError: unknown format.
@@ -154,7 +154,7 @@ def read(path: str | Path, name: str | None = None, *, check: bool = True, max_m
     """Return the content of a file, as it is.
 
     Args:
-        check: hold the numbers against their checksum, which reads them all.
+        check: compare the numbers with their checksum, which reads all of them.
         max_memory: bytes that reading may take; by default what `ports.weights.files.budget` says.
 
     Raises:
@@ -171,7 +171,7 @@ def read(path: str | Path, name: str | None = None, *, check: bool = True, max_m
 
 
 def write(path: str | Path, content: Content, row: Format, **options: object) -> None:
-    """Writes a file; whoever calls it sees to it that the file appears whole (`ports.weights.files.atomic`).
+    """Write a file; the caller makes sure that the file appears whole (`ports.weights.files.atomic`).
 
     Raises:
         WeightsError: the format cannot hold the content, or an array holds no numbers.
@@ -187,7 +187,7 @@ def _unicode(text: str) -> str:
 
 
 def _portable(node: Any, name: str) -> Any:
-    """Return a tree whose arrays are numbers as this machine has them: no writer looks at byte order or bits."""
+    """Return a tree whose arrays are in this machine's form, because no writer looks at byte order or bits."""
     if isinstance(node, Mapping):
         return {key: _portable(value, f"{name}.{key}" if name else str(key)) for key, value in node.items()}
     if isinstance(node, list):
@@ -202,23 +202,23 @@ def _portable(node: Any, name: str) -> Any:
 
 
 def _truths(array: np.ndarray) -> np.ndarray:
-    """Return truth values as bytes 0 and 1: a file may hold others, which mean true, and some readers refuse them."""
+    """Return booleans as bytes 0 and 1: a file may hold other bytes for true, which some readers refuse."""
     return array if array.view(np.uint8).max(initial=0) < 2 else np.asarray(array.view(np.uint8) != 0)
 
 
 def foreign(row: Format) -> Callable[[Path], list[str]] | None:
-    """Return what tells the files of a folder that a format does not write; None for a format of single files."""
+    """Return a function that lists the files in a folder that a format does not write; None for single-file formats."""
     return importlib.import_module(f"{__name__}.{row.module}").foreign if row.folder else None
 
 
 def guarded(path: Path, module: str, function: str, *args: object) -> Any:
-    """Call a reader; whatever it meets in a file, one line says it."""
+    """Call a reader; any error in a file becomes one line."""
     with faults_of(path):
         return getattr(importlib.import_module(f"{__name__}.{module}"), function)(*args)
 
 
 def flat(tree: Mapping[Any, Any], path: tuple[Any, ...] = ()) -> Iterable[tuple[tuple[Any, ...], Any]]:
-    """The leaves of a tree with their paths. The keys are text, but in the state of an optimizer numbers too."""
+    """The leaves of a tree with their paths. The keys are text, or also numbers in the state of an optimizer."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from flat(value, (*path, key))
@@ -230,7 +230,7 @@ def nested(leaves: Iterable[tuple[tuple[str, ...], Any]]) -> Tree:
     """The way back.
 
     Raises:
-        WeightsError: a path that ends where another goes on.
+        WeightsError: a path that ends where another path continues.
     """
     tree: Tree = {}
     for path, value in leaves:
@@ -249,7 +249,7 @@ def arrays(tree: Mapping[str, Any]) -> dict[str, Array]:
     """Return the content of a flat format.
 
     Raises:
-        WeightsError: it holds something else than tensors.
+        WeightsError: it holds something other than tensors.
     """
     if other := [f"{name} ({type(v).__name__})" for name, v in tree.items() if not is_array(v)]:
         raise WeightsError(f"{other[0]} is not a tensor, and this format holds only tensors")
@@ -257,11 +257,11 @@ def arrays(tree: Mapping[str, Any]) -> dict[str, Array]:
 
 
 def unique(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
-    """For JSON and msgpack: an object in which no key stands twice."""
+    """For JSON and msgpack: an object without repeated keys."""
     result: dict[Any, Any] = {}
     for key, value in pairs:
         if key in result:
-            raise ValueError(f"the key {str(key)[:80]!r} stands there twice")
+            raise ValueError(f"the key {str(key)[:80]!r} is there twice")
         result[key] = value
     return result
 
@@ -278,7 +278,7 @@ def checksum(leaves: Iterable[tuple[str, Array]]) -> str:
 
 
 def checked(metadata: dict[str, str], leaves: Iterable[tuple[str, Array]], check: bool) -> dict[str, str]:
-    """The metadata without the checksum, which is held against the leaves.
+    """The metadata without the checksum, which is compared with the leaves.
 
     Raises:
         ValueError: it is another.

@@ -1,7 +1,7 @@
-"""What a compressed piece may become, told without decompressing it into memory.
+"""Computes the size of a compressed piece without decompressing it into memory.
 
-Libraries decompress first and compare afterwards. Here each piece is looked at first: its length must be the expected
-one where it can be told exactly, and otherwise `most` gives an upper bound, which the budget counts.
+Libraries decompress first and compare afterwards. Here each piece is examined first: its length must be the expected
+one if it is known exactly; otherwise `most` gives an upper bound, which the budget counts.
 
 Source: RFC 8878 (zstd), the READMEs of c-blosc (header of 16 bytes).
 """
@@ -26,11 +26,11 @@ def most(name: object, content: bytes, size: int) -> int:
     """Return the bytes that decompressing a piece may take, at least `size`.
 
     Args:
-        name: the compressor, as the file names it; None where there is none.
+        name: the compressor, as the file names it; None if there is none.
         size: the bytes that the piece has to become.
 
     Raises:
-        ValueError: it becomes another number of bytes, is damaged, or its compressor is unknown.
+        ValueError: it decompresses to another number of bytes, is damaged, or its compressor is unknown.
     """
     if not isinstance(name, str | None) or name not in READERS:  # a file may name a list
         raise ValueError(f"an unknown compressor {str(name)[:40]!r}")

@@ -9,7 +9,7 @@ from typing import Any
 from ports.weights.files.budget import JSON, Budget
 from ports.weights.files.formats import unique
 
-DEEPEST = 100  # levels; Python's own limit is near what a stack holds, and what runs there fails in ways of its own
+DEEPEST = 100  # levels; Python's own limit is close to the size of the stack, where code fails in unpredictable ways
 TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[\[{]|[\]}]', re.DOTALL)
 
 
@@ -30,7 +30,7 @@ def table(text: bytes | bytearray, budget: Budget, what: str) -> dict[str, Any]:
 
 
 def _depth(text: bytes | bytearray) -> int:
-    """Return how deeply objects and lists stand in each other, at most one more than `DEEPEST`."""
+    """Return how deeply objects and lists are nested, at most one more than `DEEPEST`."""
     now = most = 0
     for token in TOKENS.finditer(text):
         sign = token[0][0]

@@ -2,7 +2,7 @@
 
 Source: `flax/serialization.py` (extension 1 an array, 2 a complex number, 3 a numpy scalar; arrays above 2**30 bytes
 are maps of chunks). Read and written here without Flax, so that neither JAX nor a network is needed. There is no room
-for metadata: a key of its own would be taken for a variable.
+for metadata: a separate key would be taken for a variable.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _put(file: Any, packer: Any, node: Any) -> None:
             try:
                 file.write(packer.pack(key))
             except UnicodeEncodeError:
-                raise WeightsError(f"{key[:80]!r}: is no valid Unicode, which msgpack cannot hold") from None
+                raise WeightsError(f"{key[:80]!r}: is not valid Unicode, which msgpack cannot hold") from None
             _put(file, packer, value)
     elif not is_array(node):
         file.write(packer.pack(node))

@@ -1,7 +1,7 @@
 """The reader of Flax's msgpack: one value after another, each counted before it is made.
 
-A header of five bytes may claim 2**32 values, and a value of one byte may become 100 bytes of objects. Libraries make
-room for what is claimed; here a length is compared with what is left of the file, and paid for, first.
+A header of five bytes may claim 2**32 values, and a value of one byte may become 100 bytes of objects. Libraries
+allocate what is claimed. Here a length is first compared with the rest of the file, and counted in the budget.
 
 Source: https://github.com/msgpack/msgpack/blob/master/spec.md and `flax/serialization.py`.
 """
@@ -198,5 +198,5 @@ def _ordered(table: object) -> list[Any]:
 def _sizes(sizes: Iterable[Any]) -> tuple[int, ...]:
     sizes = tuple(sizes)
     if len(sizes) > DIMENSIONS or any(type(n) is not int or n < 0 for n in sizes):
-        raise ValueError(f"shape {str(sizes)[:60]} is no list of sizes")
+        raise ValueError(f"shape {str(sizes)[:60]} is not a list of sizes")
     return sizes

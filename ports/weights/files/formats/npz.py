@@ -1,6 +1,6 @@
 """NumPy's `.npz`: a zip of `.npy` files. Never unpickled; sizes are counted before anything is inflated.
 
-Types that numpy has from ml_dtypes only are written as plain bytes (`V2`); their names, and the metadata, stand in the
+Types that numpy has only through ml_dtypes are written as plain bytes (`V2`); their names, and the metadata, are in the
 zip's comment, which numpy ignores.
 """
 
@@ -59,7 +59,7 @@ def _array(source: Source, content: bytearray, name: str, dtypes: dict[str, str]
     if dtype.kind == "V" and name in dtypes:
         dtype = dtype_of(str(dtypes[name]))
     elif dtype.kind not in "biufc":
-        raise ValueError(f"{name[:80]!r}: type {str(dtype)[:80]} is no number")
+        raise ValueError(f"{name[:80]!r}: type {str(dtype)[:80]} is not a number")
     size = math.prod(shape) * dtype.itemsize
     if min(shape, default=0) < 0 or size + begin != len(content):
         got = len(content) - begin
@@ -72,7 +72,7 @@ def _array(source: Source, content: bytearray, name: str, dtypes: dict[str, str]
 
 
 def _header(content: bytes, name: str) -> tuple[tuple[int, ...], bool, np.dtype, int]:
-    """Return shape, order, type, and where the numbers begin."""
+    """Return shape, order, type, and the position where the numbers begin."""
     file = io.BytesIO(content)
     version = npy.read_magic(file)
     if version not in HEADERS:
@@ -87,7 +87,7 @@ def _header(content: bytes, name: str) -> tuple[tuple[int, ...], bool, np.dtype,
         SyntaxError,
         TypeError,
         tokenize.TokenError,
-    ):  # numpy reads it as an expression of Python
+    ):  # numpy parses it as a Python expression
         raise ValueError(f"{name[:80]!r}: the header of npy is damaged") from None
 
 
@@ -111,4 +111,4 @@ def write(path: Path, content: Content) -> None:
                 with archive.open(zipfile.ZipInfo(name + SUFFIX), "w", force_zip64=True) as file:
                     npy.write_array(file, np.asarray(bare, order="C"), version=None, allow_pickle=False)
             except UnicodeEncodeError:
-                raise WeightsError(f"{name[:80]!r}: is no valid Unicode, which a zip cannot hold") from None
+                raise WeightsError(f"{name[:80]!r}: is not valid Unicode, which a zip cannot hold") from None

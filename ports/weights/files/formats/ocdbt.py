@@ -1,11 +1,11 @@
-"""OCDBT, the database that Orbax keeps arrays in: opened by tensorstore, after what it may take was counted.
+"""OCDBT, the database in which Orbax keeps arrays: tensorstore opens it, after its possible memory was counted.
 
-The database is a tree of compressed nodes in its files. tensorstore decompresses each node that it meets on the way to
-a key; what all nodes together may become is counted here before it is opened. Only keys that the checkpoint names are
-looked up: a small tree can list more keys than there are atoms.
+The database is a tree of compressed nodes in its files. tensorstore decompresses each node on the way to a key. This
+module counts the decompressed size of all nodes before the database is opened. Only keys that the checkpoint names are
+looked up, because a small tree can list more keys than there are atoms.
 
 Source: tensorstore's description of the format (`kvstore/ocdbt`): a magic number, the length, the version, the kind of
-compression, and the content, behind which a checksum of 4 bytes stands.
+compression, the content, and a checksum of 4 bytes.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from ports.weights.files.source import OpenFile, Source
 from ports.weights.form.torch_form import WeightsError
 
 MANIFEST = "manifest.ocdbt"
-MAGIC = re.compile(rb"\x0c\xdb(\x3a\x2a|\x20\xde|\x12\x34)")  # manifest, node of keys, node of versions
+MAGIC = re.compile(rb"\x0c\xdb(\x3a\x2a|\x20\xde|\x12\x34)")  # manifest, key node, version node
 PLAIN, ZSTD = 0, 1
-HEAD, CHECKSUM = 14, 4  # bytes in front of the content and behind it
+HEAD, CHECKSUM = 14, 4  # bytes before and after the content
 CACHE = 1 << 26
 
 
 def is_unicode(text: str) -> bool:
-    """Return whether a name is valid Unicode, as the libraries of Orbax need it; that of a file may be any bytes."""
+    """Return whether a name is valid Unicode, which Orbax's libraries need; a file's name may be any bytes."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -36,7 +36,7 @@ def is_unicode(text: str) -> bool:
 
 
 def opened(source: Source) -> Callable[[str], bytes | None]:
-    """Return a function that gives the value of a key, and None where there is no such key.
+    """Return a function that gives the value of a key, or None if there is no such key.
 
     Raises:
         WeightsError: its nodes take more memory than the checkpoint may take.
@@ -63,10 +63,10 @@ def opened(source: Source) -> Callable[[str], bytes | None]:
 
 
 def _nodes(file: OpenFile) -> Iterator[int]:
-    """Return what each node in a file may become.
+    """Return the possible size of each node in a file.
 
     Raises:
-        ValueError: nodes overlap, of which tensorstore writes none.
+        ValueError: nodes overlap, which tensorstore never writes.
     """
     total, tail, begin = 0, b"", 0
     for piece in file.pieces():
@@ -90,5 +90,5 @@ def _most(file: OpenFile, at: int, count: int, kind: int) -> int:
         return count
     try:
         return most("zstd", bytes(file.read(at, count)), 0)
-    except ValueError:  # numbers that look like a node, or one that tensorstore will refuse
+    except ValueError:  # numbers that look like a node, or a node that tensorstore will refuse
         return 0

@@ -1,9 +1,10 @@
 """Orbax folders: what `orbax.checkpoint.StandardCheckpointer().restore(path)` gives as a nested dict of arrays.
 
-Written as plain zarr, one folder an array, for Orbax's default (OCDBT) names its files at random; a name that cannot be
-that of a folder takes OCDBT. Orbax has no empty arrays: they stand in the metadata. The times in Orbax's metadata are
-set to zero, so that the same weights give the same bytes. A missing piece of an array would be read as zeros: it is
-looked for first. Read without Orbax, array by array, for Orbax believes what the files claim.
+Arrays are written as plain zarr, one folder per array, because Orbax's default (OCDBT) names its files at random. OCDBT
+is used if an array's name cannot be a folder's name. Orbax has no empty arrays, so they are kept in the metadata. The
+times in Orbax's metadata are set to zero, so that the same weights give the same bytes. A missing piece of an array
+would be read as zeros, so it is looked for first. Arrays are read without Orbax, one by one, because Orbax trusts the
+claims of the files.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ ARRAYS = ("np.ndarray", "jax.Array", "scalar")
 TABLES = ("Dict", "List", "Tuple", "NamedTuple")
 DEEPEST = 100  # tables within tables
 
-# What Orbax writes into a folder besides a folder for each array, and what is within one of those.
+# Files that Orbax writes into a folder besides a folder for each array, and files within such a folder.
 WRITTEN = re.compile(
     r"_METADATA|_CHECKPOINT_METADATA|_sharding|_strings\.json|descriptor/[\w.]+|commit_success\.txt|array_metadatas(/process_\d+)?"
     r"|(ocdbt\.process_\d+/)?(manifest\.ocdbt|d/[0-9a-f]{32})"
@@ -52,7 +53,7 @@ PIECES = re.compile(r"\.zarray|\.zattrs|zarr\.json|c|(c/)?\d+([./]\d+)*")
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Orbax warns of what is no trouble here, and logs whole tracebacks of what it raises."""
+    """Silence Orbax, which warns about harmless things, and logs whole tracebacks of its errors."""
     logger = logging.getLogger("absl")
     before = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -128,7 +129,7 @@ def _leaves(source: Source, get: Get) -> Iterator[tuple[tuple[str, ...], Any]]:
 
 
 def _entries(about: dict[str, Any]) -> list[tuple[tuple[str, ...], str]]:
-    """Return path and type of each value that the checkpoint's own list names."""
+    """Return path and type of each value in the checkpoint's own list."""
     entries = []
     try:
         for entry in about["tree_metadata"].values():
@@ -144,7 +145,7 @@ def _entries(about: dict[str, Any]) -> list[tuple[tuple[str, ...], str]]:
 
 
 def _put_empty(tree: Tree, empty: Any) -> None:
-    """Put tensors without numbers into the tree; Orbax has none, so that the metadata keep them."""
+    """Put empty tensors into the tree; Orbax has no empty tensors, so the metadata keep them."""
     try:
         for name, (at, shape, dtype) in empty.items():
             node = tree
@@ -174,10 +175,10 @@ def foreign(folder: Path) -> list[str]:
 
 
 def _handler(ocdbt: bool) -> Any:
-    """Return what writes the arrays: Orbax's own, except that all of them have ended when one has failed.
+    """Return the function that writes the arrays: Orbax's own, but it waits for all writes after one has failed.
 
-    Orbax leaves at the first error, and each of the others then prints a traceback and makes files in a folder that is
-    being removed.
+    Orbax returns at the first error, while the other writes print tracebacks and make files in a folder that is being
+    removed.
     """
     import orbax.checkpoint as ocp
 
@@ -200,7 +201,7 @@ def _handler(ocdbt: bool) -> Any:
 
 
 def _system_error(error: Exception) -> OSError:
-    """Return what the system said, as TensorStore tells it."""
+    """Return the system's error from TensorStore's message."""
     text = str(error)
     code = re.search(r"os_error_code='(\d+)'", text)
     return OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(text.partition("[")[0].strip()[:200])
@@ -218,7 +219,7 @@ def write(path: Path, content: Content) -> None:
     for at, array in flat(content.tree):
         name = ".".join(at)
         if not is_array(array):
-            raise WeightsError(f"{name} ({type(array).__name__}) is no tensor, which Orbax cannot hold")
+            raise WeightsError(f"{name} ({type(array).__name__}) is not a tensor, which Orbax cannot hold")
         if not is_unicode(name):
             raise WeightsError(f"{name!r}: is not valid Unicode, and Orbax cannot hold such a name")
         if _place(name) in places:
@@ -235,7 +236,8 @@ def write(path: Path, content: Content) -> None:
     own = {**content.metadata, SUM: checksum(leaves), **({EMPTY: empty} if empty else {})}
     tree = _trees(full)
     with _quiet(), ocp.Checkpointer(_handler(ocdbt=any(map(_unfit, seen)))) as checkpointer:
-        # In a thread of its own, which an interruption of this one waits for: Orbax would go on behind its back.
+        # Run it in a separate thread, and wait for that thread even after an interrupt: otherwise Orbax would go on
+        # unnoticed.
         try:
             with ThreadPoolExecutor(1) as pool:
                 pool.submit(checkpointer.save, path.absolute(), tree, custom_metadata={OWN: own}).result()
@@ -244,12 +246,12 @@ def write(path: Path, content: Content) -> None:
     about = json.loads((path / ABOUT).read_text())
     about |= {time: 0 for time in TIMES if time in about}
     (path / ABOUT).write_text(json.dumps(about, sort_keys=True))
-    if (path / DONE).is_file():  # it names the folder that it was written in
+    if (path / DONE).is_file():  # it contains the name of the folder that it was written in
         (path / DONE).write_text("Checkpoint commit was successful")
 
 
 def _place(name: str) -> str:
-    """Return what the keys of a tensor's parts begin with, as TensorStore forms them."""
+    """Return the prefix of the keys of a tensor's parts, as TensorStore forms them."""
     return "" if name in ("", "/") else name if name.endswith("/") else f"{name}/"
 
 
@@ -258,7 +260,7 @@ def _trees(leaves: list[tuple[tuple[str, ...], Any]]) -> Tree:
 
 
 def _unfit(name: str) -> bool:
-    """Whether a file system, or TensorStore's paths, may not hold a folder of this name within another."""
+    """Whether a file system, or a path of TensorStore, may refuse a nested folder of this name."""
     return (
         name.startswith((".", "_"))
         or any(sign in name for sign in "/\\")

@@ -1,9 +1,8 @@
 """Pickles of PyTorch's files, read without running anything.
 
-A pickle is a program for a machine with a stack. Here the machine knows some calls, as rows of a table
-(`torchcalls.py`). It imports and calls nothing that the file names; a file that asks for more is
-refused, with the name of what it would run. Each instruction pays for the memory of what it makes, before the next one
-is read.
+A pickle is a program for a machine with a stack. Here the machine knows only some calls, which are rows of a table
+(`torchcalls.py`). It imports and calls nothing that the file names. A file that asks for more is refused, with the name
+of what it would run. The memory of each instruction's result is counted before the next instruction is read.
 
 Source: `pickletools` says which instructions there are.
 """
@@ -25,13 +24,13 @@ from ports.weights.form.torch_form import WeightsError
 
 @dataclass(frozen=True)
 class Name:
-    """Something that a file names: `torch.float32`. It is never looked up while the pickle is read."""
+    """An object that a file names, such as `torch.float32`. It is never looked up while the pickle is read."""
 
     name: str
 
 
 class Record:
-    """A tensor, as a call gives it."""
+    """A tensor, as the result of a call."""
 
 
 PLAIN = (str, bytes, int, float, complex, type(None), Name)
@@ -48,7 +47,7 @@ class Machine:
     Args:
         calls: what a pickle may call, by name; each gets the machine and the arguments.
         names: what it may name without calling it.
-        refer: gives what a persistent id stands for.
+        refer: gives the object of a persistent id.
     """
 
     def __init__(
@@ -58,7 +57,7 @@ class Machine:
         self._calls, self._names, self._refer = calls, names, refer
 
     def load(self, stream: io.BufferedIOBase) -> Any:
-        """Return what the next pickle of the stream holds.
+        """Return the object in the next pickle of the stream.
 
         Raises:
             ValueError: it is not a pickle, or one that PyTorch does not write.
@@ -78,7 +77,7 @@ class Machine:
         return self.stack.pop()
 
     def pay(self, count: int) -> None:
-        """Count memory; the budget is asked for many small objects at once."""
+        """Count memory; ask the budget once for many small objects."""
         self._owed += count
         if self._owed >= BATCH:
             self._settle()
@@ -88,7 +87,7 @@ class Machine:
         self._owed = 0
 
     def marked(self) -> list[Any]:
-        """Return what stands above the last mark."""
+        """Return the values above the last mark."""
         items, self.stack = self.stack, self._marks.pop()
         self.pay(-2 * OBJECT)
         return items
@@ -144,11 +143,11 @@ class Machine:
         self.pay(PAIR * (len(items) // 2 + (not target)))
         for key, value in zip(items[::2], items[1::2], strict=True):
             if key_of(key) in target:
-                raise ValueError(f"the key {str(key)[:80]!r} stands there twice")
+                raise ValueError(f"the key {str(key)[:80]!r} is there twice")
             target[key] = value
 
     def name(self, argument: str | None) -> None:
-        """Push what a file names by module and name."""
+        """Push the object that a file names by module and name."""
         if argument is None:
             last, module = self.stack.pop(), self.stack.pop()
         else:
@@ -170,14 +169,14 @@ class Machine:
         return WeightsError(f"weights {self._path}: it would run {name}; refused. Save the model's state_dict() alone")
 
     def call(self, count: int) -> None:
-        """Replace a name and its arguments by what the call gives; keyword arguments are not known."""
+        """Replace a name and its arguments by the result of the call; keyword arguments are not supported."""
         if count == 3 and self.stack.pop():
             raise ValueError("calls with keyword arguments")
         args, function = self.stack.pop(), self.stack.pop()
         self.stack.append(self.made(function, args))
 
     def made(self, function: object, args: object) -> Any:
-        """Return what a known call gives."""
+        """Return the result of a known call."""
         if not isinstance(function, Name) or type(args) is not tuple:
             raise ValueError(f"calls a {type(function).__name__}")
         if function.name not in self._calls:
@@ -186,7 +185,7 @@ class Machine:
         return self._calls[function.name](self, *args)
 
     def refer(self, _: object) -> None:
-        """Replace a persistent id by what it stands for."""
+        """Replace a persistent id by its object."""
         self.pay(4 * OBJECT)
         self.stack.append(self._refer(self.stack.pop()))
 
@@ -199,7 +198,7 @@ class Machine:
 
 
 def key_of(key: object) -> Any:
-    """Return a key that is quick to hash: nested tuples take for ever, large integers collide."""
+    """Return a key that is quick to hash: hashing nested tuples takes for ever, and large integers collide."""
     for part in key if type(key) is tuple else (key,):
         if not isinstance(part, PLAIN):
             raise ValueError(f"a key of type {type(part).__name__}")

@@ -1,7 +1,9 @@
-"""safetensors: a header of JSON and the tensors one after another. Read where they are used, written tensor by tensor.
+"""safetensors: a header of JSON and the tensors one after another.
 
-Source: the format's description in the safetensors README. Everything that it demands of a file is checked, for the
-offsets stand in the file itself: known types, sizes that the shapes give, no gap, no overlap, nothing outside.
+Tensors are read when they are used, and written one by one.
+
+Source: the format's description in the safetensors README. The reader checks everything that it demands, because the
+offsets come from the file itself: known types, sizes that match the shapes, no gap, no overlap, nothing outside.
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class Header:
-    """A whole header; `start` is where the first tensor may stand in the file."""
+    """A whole header; `start` is where the first tensor may begin in the file."""
 
     entries: dict[str, TensorEntry]
     metadata: dict[str, str]
@@ -72,7 +74,7 @@ def header(source: Source) -> Header:
     """Read and check the header alone.
 
     Raises:
-        ValueError: it is not what the format demands.
+        ValueError: it violates the format.
     """
     file = source.file
     size = file.size
@@ -90,10 +92,10 @@ def header(source: Source) -> Header:
     except RecursionError:
         raise ValueError("the header is nested too deeply") from None
     if not isinstance(content, dict):
-        raise ValueError("the header is no object")
+        raise ValueError("the header is not an object")
     metadata = content.pop(METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise ValueError(f"{METADATA} is no table of text")
+        raise ValueError(f"{METADATA} is not a table of text")
     entries = {name: _entry(name, entry) for name, entry in content.items()}
     at = 0
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
@@ -122,9 +124,9 @@ def _entry(name: str, entry: object) -> TensorEntry:
     if not isinstance(code, str) or code not in DTYPES:
         raise ValueError(f"{name[:80]!r}: unknown type {str(code)[:40]!r}")
     if not isinstance(shape, list) or len(shape) > 64 or not all(map(_whole, shape)):
-        raise ValueError(f"{name[:80]!r}: shape {str(shape)[:60]} is no list of sizes")
+        raise ValueError(f"{name[:80]!r}: shape {str(shape)[:60]} is not a list of sizes")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_whole, offsets)):
-        raise ValueError(f"{name[:80]!r}: data_offsets {str(offsets)[:60]} are no two places")
+        raise ValueError(f"{name[:80]!r}: data_offsets {str(offsets)[:60]} are not two positions")
     dtype, (begin, end) = dtype_of(DTYPES[code]), offsets
     if (expected := math.prod(shape) * dtype.itemsize) != end - begin:
         raise ValueError(f"{name[:80]!r}: {code} {shape} takes {expected:,} bytes, data_offsets give {end - begin:,}")
@@ -132,7 +134,7 @@ def _entry(name: str, entry: object) -> TensorEntry:
 
 
 def read(source: Source, check: bool = True) -> Content:
-    """Return the tensors of a file, which are read where they are used."""
+    """Return the tensors of a file, which are read when they are used."""
     found = header(source)
     if not found.entries:
         raise WeightsError(f"weights {source.path}: holds no tensors")
@@ -141,7 +143,7 @@ def read(source: Source, check: bool = True) -> Content:
 
 
 def write(path: Path, content: Content) -> None:
-    """The widest types first, so that each tensor stands at a multiple of its width."""
+    """Sort the widest types first, so that each tensor begins at a multiple of its width."""
     tensors = arrays(content.tree)
     for name, array in tensors.items():
         if array.dtype.name not in CODES:
@@ -173,5 +175,5 @@ def _encoded(table: Mapping[str, Any]) -> bytes:
     try:
         text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
-        raise WeightsError("a tensor's name is no valid Unicode, which safetensors cannot hold") from None
+        raise WeightsError("a tensor's name is not valid Unicode, which safetensors cannot hold") from None
     return text + b" " * (-len(text) % 8)

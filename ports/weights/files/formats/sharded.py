@@ -1,7 +1,7 @@
 """A folder as Hugging Face's libraries write it: safetensors files with `model.safetensors.index.json`, or one without.
 
-The index is input like any other: a shard is a file beside it, never a path; and what it says of each tensor has to be
-what the shards hold.
+The index is checked like any input: a shard is a file in its folder, never a path, and its table must match the
+contents of the shards.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def index_of(path: Path) -> Path:
     """Return the file that a folder is read from: its index, or its only file of weights; a file is returned as it is.
 
     Raises:
-        WeightsError: the folder has several indices; or none, and no file of weights, several, or one shard of many.
+        WeightsError: the folder has several indices; or it has none, and no file of weights, several files, or one
+            shard of many.
     """
     if not path.is_dir():
         return path
@@ -47,7 +48,7 @@ def weight_map(source: Source, present: bool = True) -> dict[str, str]:
 
     Args:
         source: the index file.
-        present: the shards must be there.
+        present: whether the shards must exist.
 
     Raises:
         WeightsError: all that is wrong with the index.
@@ -65,7 +66,9 @@ def weight_map(source: Source, present: bool = True) -> dict[str, str]:
     problems = []
     for file in dict.fromkeys(table.values()):
         if Path(file).name != file or file in ("", ".", "..") or "\\" in file or "\0" in file:
-            problems.append(f"weights {index}: shard {file[:80]!r} is not the plain name of a file beside the index")
+            problems.append(
+                f"weights {index}: shard {file[:80]!r} is not the plain name of a file in the folder of the index"
+            )
         elif len(os.fsencode(file)) > LONGEST:
             problems.append(f"weights {index}: shard {file[:80]!r}… is longer than a file's name can be")
         elif present and not (index.parent / file).is_file():
@@ -76,9 +79,9 @@ def weight_map(source: Source, present: bool = True) -> dict[str, str]:
 
 
 def read(source: Source, check: bool = True) -> Content:
-    """Return the tensors of all shards, or of a folder's only file where it has no index.
+    """Return the tensors of all shards, or of a folder's only file if it has no index.
 
-    A shard may be a link out of the folder: caches of downloads are built so. A note says where it leads.
+    A shard may be a link out of the folder, as in download caches. A note says where it leads.
     """
     index = index_of(source.path)
     if not index.name.endswith(INDEX):
@@ -94,7 +97,7 @@ def read(source: Source, check: bool = True) -> Content:
             if name in tree:
                 problems.append(f"{name}: is in two shards, the second is {file}")
             elif table.get(name) != file:
-                problems.append(f"{name}: is in {file}, the index says {table.get(name, 'nothing of it')}")
+                problems.append(f"{name}: is in {file}, the index says {table.get(name, 'nothing about it')}")
             tree[name] = array
     problems += [
         f"{name}: missing from {file}, where the index says it is" for name, file in table.items() if name not in tree
@@ -131,7 +134,7 @@ def _noted(source: Source, shard: Path) -> None:
 
 
 def write(path: Path, content: Content, shard_size: int | None = None) -> None:
-    """Tensors in order; a shard takes as many as fit into `shard_size` bytes, but one at least."""
+    """Group tensors in order; a shard takes as many as fit into `shard_size` bytes, but at least one."""
     tensors, limit = arrays(content.tree), shard_size or SHARD_SIZE
     shards: list[dict] = [{}]
     full = 0

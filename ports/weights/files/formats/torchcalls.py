@@ -45,7 +45,7 @@ UNKNOWN = {
 
 @dataclass(frozen=True)
 class Made:
-    """A value of PyTorch's that is not a tensor: what makes it, and from which text and numbers."""
+    """A PyTorch value that is not a tensor: its constructor, and the text and numbers that this takes."""
 
     name: str
     args: tuple[str | int, ...]
@@ -53,7 +53,7 @@ class Made:
 
 @dataclass(frozen=True)
 class Storage:
-    """Numbers in the file, or a part of them.
+    """A storage: numbers in the file, or a part of them.
 
     Attributes:
         whole: the number of elements in the file.

@@ -1,8 +1,9 @@
-"""PyTorch's files: read here without PyTorch and without running what they hold, written by PyTorch.
+"""PyTorch's files: this module reads them without PyTorch and without running their code; PyTorch writes them.
 
 A file is a pickle of tables and tensors, and the storages that the tensors are views of: a zip archive since PyTorch
-1.6, before that one pickle and one storage after another. The metadata is a record of its own in the zip
-(`archive/extra/…`, where PyTorch keeps extra files): the file is the plain state_dict that `torch.load` expects.
+1.6, before that one pickle and one storage after another. The metadata is a separate record in the zip
+(`archive/extra/…`, where PyTorch keeps extra files), so the file is still the plain state_dict that `torch.load`
+expects.
 
 Source: `torch/serialization.py` (`_load`, `_legacy_load`).
 """
@@ -61,7 +62,7 @@ class _Zipped:
                 f"weights {source.path}: is a TorchScript program, expected a state_dict; "
                 "torch.save(torch.jit.load(PATH).state_dict(), OTHER) writes one"
             )
-        # PyTorch's own reader does not tell capitals from small letters, nor slashes apart.
+        # PyTorch's own reader ignores case, and treats both kinds of slashes alike.
         if len({key.lower().replace("\\", "/") for key in members}) != len(members):
             raise ValueError("two members have one name for PyTorch")
         if f"{name}/data.pkl" not in members:
@@ -90,7 +91,7 @@ class _Zipped:
         return self._archive.members[f"{self._name}/data/{key}"]
 
     def check(self, storages: Mapping[str, Storage]) -> None:
-        """Compare what the pickle says of its storages with the archive."""
+        """Compare the pickle's data about its storages with the archive."""
         for key, one in storages.items():
             if f"{self._name}/data/{key}" not in self._archive.members:
                 raise ValueError(f"the storage {key[:80]!r} is missing")
@@ -118,7 +119,7 @@ class _Legacy:
         with self._file.stream() as stream:
             if (machine.load(stream), machine.load(stream)) != (MAGIC, PROTOCOL):
                 raise ValueError("is a pickle that torch.save did not write")
-            machine.load(stream)  # of the machine that wrote it; storages are little-endian on each
+            machine.load(stream)  # sizes of the machine that wrote it; storages are little-endian on every machine
             self.content, self._keys = machine.load(stream), machine.load(stream)
             self._at = stream.tell()
         self.big, self.metadata, self._places = False, {}, dict[str, tuple[int, int]]()
@@ -162,10 +163,10 @@ def write(path: Path, content: Content) -> None:
     import torch
 
     whole = _to_torch(content.tree, "")
-    with path.open("wb") as file:  # a file, not its name: the name would become part of the content
+    with path.open("wb") as file:  # pass a file, not its name: the name would become part of the content
         try:
             torch.save(whole, file)
-        except RuntimeError as error:  # PyTorch's writer hides what the system said behind its own complaint
+        except RuntimeError as error:  # PyTorch's writer hides the system's error behind its own
             raise error.__context__ if isinstance(error.__context__, OSError) else OSError(str(error)) from None
     if content.metadata:
         with zipfile.ZipFile(path, "a") as archive:

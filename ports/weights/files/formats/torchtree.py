@@ -1,8 +1,8 @@
-"""Trees of PyTorch's files: from what the pickle says to dicts of arrays, with the memory counted in between.
+"""Trees of PyTorch's files: from the content of the pickle to dicts of arrays, with the memory counted in between.
 
-One table may stand in many places of a tree: a file of 2 kB can describe more places than there are atoms. What is
-shared is looked at once and built once, and counted as often as it stands there, for whoever walks through the tree
-meets it as often. Tensors are views of their storages; no number is copied.
+One table may occur in many places of a tree: a file of 2 kB can describe more places than there are atoms. A shared
+object is examined once and built once, but counted as often as it occurs, because a walk through the tree meets it that
+often. Tensors are views of their storages; no number is copied.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ Path = tuple[Any, ...]
 
 
 class TreePlan:
-    """What a tree takes in memory, and whether its tensors lie within their storages.
+    """The memory of a tree, and whether its tensors lie within their storages.
 
     Attributes:
-        storages: those that its tensors are views of, by key.
+        storages: the storages of its tensors, by key.
     """
 
     def __init__(self, source: Source, big: bool) -> None:
@@ -42,7 +42,7 @@ class TreePlan:
         self._weight = 0
 
     def check(self, content: object) -> None:
-        """Look at every table and tensor once.
+        """Examine every table and tensor once.
 
         Raises:
             ValueError: a tensor lies outside of its storage, or a table within itself.
@@ -53,7 +53,7 @@ class TreePlan:
             raise WeightsError(self._problems[:PROBLEMS])
 
     def take(self) -> None:
-        """Count the tables, and the tensors as often as they stand in the tree; views of all numbers cost nothing more.
+        """Count the tables, and the tensors as often as they occur in the tree; views of all numbers cost nothing more.
 
         Raises:
             WeightsError: this is more memory than the file may take.
@@ -63,7 +63,7 @@ class TreePlan:
         self._source.budget.take(self._weight if self._big else max(self._weight - whole, 0))
 
     def _weigh(self, node: object, path: Path) -> tuple[int, int]:
-        """Return the bytes of a node with all that it holds, and how many tables lie within one another there."""
+        """Return the bytes of a node with its contents, and how deeply tables are nested in it."""
         if isinstance(node, View):
             return self._tensor(node), 0
         if isinstance(node, Storage):
@@ -126,7 +126,7 @@ def _items(node: Any) -> Iterable[tuple[Any, Any]]:
 
 
 class Builder:
-    """Makes the tree that a plan has checked: dicts, lists and arrays. What is shared stays one object."""
+    """Makes the tree that a plan has checked: dicts, lists and arrays. A shared object stays one object."""
 
     def __init__(self, load: Callable[[str], bytearray], big: bool) -> None:
         self._load, self._big = load, big
@@ -135,7 +135,7 @@ class Builder:
         self._known: dict[int, Any] = {}
 
     def build(self, node: object) -> Any:
-        """Return what stands for a node."""
+        """Return the object for a node."""
         if isinstance(node, View | Storage):
             return self._array(node if isinstance(node, View) else whole(node))
         if isinstance(node, Name | Made):
@@ -180,7 +180,7 @@ def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _swapped(array: np.ndarray) -> np.ndarray:
-    """Return a tensor that another kind of machine wrote, as this one has it."""
+    """Return a tensor that another kind of machine wrote, in this machine's form."""
     size = array.dtype.itemsize // (2 if array.dtype.kind == "c" else 1)
     flat = np.array(array, order="C").reshape(-1).view(f"u{size}").byteswap()
     return flat.view(array.dtype).reshape(array.shape)

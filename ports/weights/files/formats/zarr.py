@@ -1,8 +1,8 @@
 """Arrays in zarr, version 2 and 3: a small JSON file, and the array in pieces.
 
-tensorstore decodes the pieces. It believes what the JSON file and the pieces claim, and a claim too large ends the
-process: so shape, pieces and types are counted here first, each piece is looked at before it is decoded, and
-tensorstore gets what was looked at, from memory.
+tensorstore decodes the pieces. It trusts the claims of the JSON file and of the pieces, and too large a claim ends the
+process. So this module first counts shape, pieces and types, examines each piece before it is decoded, and then gives
+tensorstore the examined bytes from memory.
 
 Source: the zarr specifications v2 and v3 (`sharding_indexed`: a piece of smaller ones with an index at its end).
 """
@@ -37,9 +37,9 @@ class Zarr:
     Attributes:
         driver: tensorstore's name for the version.
         pieces: the shape of a piece.
-        inner: the shape of the smaller pieces in a piece; None where there are none.
-        compressor: of a piece, or of the smaller ones, as the file names it.
-        tail: bytes of checksums behind a piece.
+        inner: the shape of the smaller pieces in a piece; None if there are none.
+        compressor: of a piece, or of its smaller pieces, as the file names it.
+        tail: bytes of checksums after a piece.
         key: gives the name of a piece from its place.
     """
 
@@ -84,7 +84,7 @@ class Zarr:
         """Return the bytes that decoding a piece may take.
 
         Raises:
-            ValueError: it does not become a piece.
+            ValueError: it does not decode to a piece.
         """
         if self.inner is None:
             return most(self.compressor, content[: len(content) - self.tail], self.piece)
@@ -107,7 +107,7 @@ def _second(about: dict[str, Any]) -> Zarr:
         raise ValueError("filters of zarr, which Orbax does not write")
     separator = about.get("dimension_separator", ".")
     if separator not in (".", "/"):
-        raise ValueError("an unknown separator of pieces")
+        raise ValueError("an unknown separator in the names of pieces")
     return Zarr(
         "zarr",
         _sizes(about["shape"]),
@@ -152,7 +152,7 @@ def _third_key(encoding: dict[str, Any]) -> Callable[[tuple[int, ...]], str]:
     default = encoding["name"] == "default"
     separator = (encoding.get("configuration") or {}).get("separator", "/" if default else ".")
     if encoding["name"] not in ("default", "v2") or separator not in (".", "/"):
-        raise ValueError("an unknown separator of pieces")
+        raise ValueError("an unknown separator in the names of pieces")
     if default:
         return lambda at: separator.join(("c", *map(str, at)))
     return lambda at: separator.join(map(str, at)) or "0"
@@ -179,8 +179,8 @@ class Reader:
         """Return an array.
 
         Args:
-            get: gives the content of a file of the array; None where there is no such file.
-            missing: pieces may be missing; then they hold the fill value.
+            get: gives the content of a file of the array; None if there is no such file.
+            missing: whether pieces may be missing; such pieces hold the fill value.
 
         Raises:
             ValueError: a piece is missing or damaged, or the description is.
@@ -207,7 +207,7 @@ class Reader:
         return store.read()
 
     def _at_a_time(self, count: int) -> None:
-        """Count memory that is given back before the next array is read."""
+        """Count memory that is released before the next array is read."""
         if count > self._most:
             self._budget.take(count - self._most, "the pieces of one tensor")
             self._most = count

@@ -1,9 +1,9 @@
 """Zip archives, read by one parser that decides what is loaded: PyTorch's files and NumPy's `.npz`.
 
-A zip says several times what it holds, and readers differ in whom they believe: two directories give one file for
-Python's `zipfile` and another for PyTorch. Here all of it must agree: one archive from the first byte to the last,
-members that follow one another without a gap, and headers that say the same as the directory. Sizes are known before
-anything is inflated, and an inflated member is compared with its size while it grows.
+A zip describes its content several times, and readers trust different descriptions: with two directories, Python's
+`zipfile` and PyTorch read different files. Here all descriptions must agree: one archive from the first byte to the
+last, members that follow one another without a gap, and headers that say the same as the directory. Sizes are known
+before anything is inflated, and a member is compared with its size while it is inflated.
 
 Source: PKWARE's APPNOTE 6.3.10, sections 4.3 to 4.5.
 """
@@ -80,7 +80,7 @@ class Archive:
             yield piece
         if left:
             raise ValueError(f"{member.name[:80]!r} is not as long as the archive says ({member.size:,} bytes)")
-        if member.crc not in (0, crc):  # PyTorch can be told to write no checksums
+        if member.crc not in (0, crc):  # PyTorch has a setting to write no checksums
             raise ValueError(f"{member.name[:80]!r} has another checksum than was written")
 
     def read(self, member: Member) -> bytearray:
@@ -124,7 +124,8 @@ def _end(file: OpenFile) -> tuple[int, int, int, bytes]:
     """Return the number of members, where the directory begins and ends, and the comment."""
     length = min(file.size, 22 + LARGEST_COMMENT)
     tail = bytes(file.read(file.size - length, length))
-    # Readers look for the last one, or for one whose comment ends the file: it has to be the same.
+    # Some readers look for the last end record, others for one whose comment ends the file: both must find the same
+    # one.
     found = [at for at in _all(tail, END) if tail[at + 20 : at + 22] == struct.pack("<H", max(len(tail) - at - 22, 0))]
     if found != [tail.rfind(END)]:
         raise ValueError("the end of the zip archive is missing, there is more than one, or bytes follow it")
@@ -155,10 +156,10 @@ def _all(text: bytes, part: bytes) -> Iterator[int]:
 
 
 def _end64(file: OpenFile, at: int) -> tuple[int, tuple[int, ...]]:
-    """Return where the large end of an archive begins, and its numbers as those of the small one."""
+    """Return where the zip64 end of an archive begins, and its numbers in the form of the plain end."""
     disk, begin, disks = struct.unpack("<IQI", file.read(at + 4, 16))
     if begin != at - 56 or begin < 0 or file.read(begin, 4) != END64 or disk or disks > 1:
-        raise ValueError("the zip64 locator does not point to the end in front of it")
+        raise ValueError("the zip64 locator does not point to the end before it")
     length, _, _, disk, first, here, count, size, start = struct.unpack("<Q2H2I4Q", file.read(begin + 4, 52))
     if length != 44:
         raise ValueError(f"the zip64 end has {length:,} bytes, expected 44")
@@ -166,7 +167,7 @@ def _end64(file: OpenFile, at: int) -> tuple[int, tuple[int, ...]]:
 
 
 def _entries(text: bytes, count: int) -> list[Member]:
-    """Return the members that the directory lists; where their content begins is not known yet."""
+    """Return the members that the directory lists; the positions of their content are not known yet."""
     at, entries = 0, []
     for _ in range(count):
         if text[at : at + 4] != ENTRY or at + 46 > len(text):
@@ -203,7 +204,7 @@ def _member(raw: bytes, flags: int, method: int, crc: int, stored: int, size: in
 
 
 def _wide(extra: bytes, numbers: list[int]) -> list[int]:
-    """Return sizes and places with 64 bits where 32 are too few for them."""
+    """Return sizes and positions with 64 bits if 32 bits are too few."""
     needed = [i for i, number in enumerate(numbers) if number == MAX32]
     found = [body for kind, body in _extras(extra) if kind == ZIP64]
     if not needed:
@@ -234,7 +235,7 @@ def _placed(file: OpenFile, entries: list[Member], end: int) -> dict[str, Member
         raise ValueError(f"{twice[:80]!r} stands there twice")
     order = sorted(entries, key=lambda entry: entry.at)
     if (order[0].at if order else end) != 0:
-        raise ValueError("bytes stand in front of the zip archive")
+        raise ValueError("bytes before the zip archive")
     ends = [*(entry.at for entry in order[1:]), end]
     for member, following in zip(order, ends, strict=False):
         members[member.name] = _located(file, member, following)
@@ -255,7 +256,7 @@ def _located(file: OpenFile, member: Member, end: int) -> Member:
         raise ValueError(f"{name} declares {member.stored:,} bytes, the archive has {max(end - begin, 0):,} for it")
     own = bytes(file.read(member.at + 30, length + extra))
     size, stored = _wide(own[length:], [size, stored])
-    # Python's zipfile marks no ASCII name as UTF-8, PyTorch every name; both mean the same.
+    # Python's zipfile does not mark ASCII names as UTF-8, PyTorch marks every name; both mean the same.
     alike = ~ENCODED if member.raw.isascii() else -1
     if (own[:length], flags & alike, method) != (member.raw, member.flags & alike, member.method):
         raise ValueError(f"{name}: its header and the directory differ")
@@ -268,7 +269,7 @@ def _located(file: OpenFile, member: Member, end: int) -> Member:
 
 
 def _described(file: OpenFile, member: Member, at: int, end: int) -> bool:
-    """Return whether between two members there is nothing, or what describes the first one."""
+    """Return whether there is nothing between two members, or only the description of the first one."""
     if at == end:
         return True
     if not member.flags & DESCRIBED or end - at > 24:
