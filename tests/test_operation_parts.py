@@ -164,6 +164,27 @@ def test_a_call_in_place_keeps_what_was_there() -> None:
     assert torch.equal(planted, X.tanh() + 1)
 
 
+def test_what_is_written_into_a_part_is_computed_again_only_if_it_changes() -> None:
+    """A window's mask is written part by part. What gives nothing, as `mask[1:, 2] = 5`, has the array it changes."""
+
+    def masked(x: Tensor) -> Tensor:
+        mask = torch.zeros(x.shape, dtype=x.dtype)
+        mask[:1, 1] = 3
+        mask[1:, 2] = x[1:, 2] * 2
+        return x.relu() + mask
+
+    value, _ = last(masked, X)
+    calls = reached(value)
+    relu = next(call for call in calls if call.name == "relu")
+    planted = replayed(value, calls, lambda function, args, kw: args[0].tanh(), [relu.number])
+    assert torch.equal(planted, value - X.relu() + X.tanh())
+    doubled = next(call for call in calls if call.name == "mul")
+    expected = value.clone()
+    expected[1:, 2] += X[1:, 2]
+    planted = replayed(value, calls, lambda function, args, kw: args[0] * 3, [doubled.number])
+    assert torch.allclose(planted, expected, rtol=1e-12)
+
+
 def test_a_mistake_that_hands_on_a_tensor_leaves_its_call_alone() -> None:
     value, _ = last(lambda x: (x.relu() + x.tanh()).sin(), X)
     calls = reached(value)

@@ -238,6 +238,8 @@ def replayed(x: Any, calls: Sequence[Call], plant: Callable[..., Any], at: Colle
     def anew(value: Any) -> Any:
         if isinstance(value, list | tuple):
             parts = [anew(item) for item in value]
+            if all(part is item for part, item in zip(parts, value, strict=True)):
+                return value
             return parts if isinstance(value, list) else tuple(parts)
         call = call_of(value)
         if call is None or call.number not in made_anew:
@@ -254,6 +256,7 @@ def replayed(x: Any, calls: Sequence[Call], plant: Callable[..., Any], at: Colle
         given, function = new.given(), _guarded(call)
         value = fresh(plant(function, given, kw)) if call.number in at else None
         value = function(*given, **kw) if value is None else value
+        value = given[0] if value is None and new.changing else value  # `x[i] = y` gives nothing
         remember(value, new)
         made_anew[call.number] = value
     return anew(x)
