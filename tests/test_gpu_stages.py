@@ -422,7 +422,7 @@ def test_a_stage_for_which_no_time_is_left_is_said(
     session: Session, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_stages(session, monkeypatch, lambda *_: 1, minutes=0.1) == 1
-    assert capsys.readouterr().out.count("left out, for its time is over") == 3
+    assert capsys.readouterr().out.count("left out, because its time is over") == 3
 
 
 def test_limits_are_in_the_results_file(tmp_path: Path) -> None:

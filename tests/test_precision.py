@@ -429,8 +429,8 @@ GPU = {"device": "gpu", "dtypes": ["float32"]}
 @pytest.mark.parametrize(
     ("options", "torch_gpu", "jax_gpu", "said"),
     [
-        ({"device": "gpu", "dtypes": []}, None, None, "got gpu, expected one that is there: PyTorch and JAX see none"),
-        ({"device": "gpu", "dtypes": []}, "meta", None, "got gpu, expected one that is there: JAX sees none"),
+        ({"device": "gpu", "dtypes": []}, None, None, "got gpu, expected an available one: PyTorch and JAX see none"),
+        ({"device": "gpu", "dtypes": []}, "meta", None, "got gpu, expected an available one: JAX sees none"),
         ({**GPU, "tf32": True}, "meta", "cpu", "got a GPU without TF32"),
         ({"device": "cpu", "dtypes": ["float32"], "tf32": True}, "meta", "cpu", "got the device cpu, expected a GPU"),
         ({"device": "cpu", "dtypes": ["bfloat16"], "tf32": False}, None, None, "got no run in float32"),
@@ -458,7 +458,7 @@ def test_device_that_is_not_there(
         ("--dtype ,", "--dtype: got ',', expected float32 or bfloat16"),
         ("--dtype float32 --tf32 yes", "--tf32: got 'yes', expected on or off"),
         ("--dtype float32 --tf32 on", "expected a GPU"),
-        ("--device gpu", "got gpu, expected one that is there"),
+        ("--device gpu", "got gpu, expected an available one"),
     ],
 )
 def test_bad_input_is_one_line(arguments: str, said: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,10 +141,10 @@ def _gradients(
         pairs += [(name, _gradient(p), case.port.parameters.get(f"{layer}.{name}")) for name, p in named]
     for name, gradient, theirs in pairs:
         if theirs is not None:
-            both = gradient.numpy(), theirs
+            ours = gradient.numpy()
             if name == "input" and around is not None:  # to the zeros that the port's layer adds comes no gradient
-                both = around.to_port(both[0]), around.to_port(both[1])
-            yield f"gradient of {name}", *both, BACKWARD
+                ours, theirs = around.to_port(ours), around.to_port(theirs)
+            yield f"gradient of {name}", ours, theirs, BACKWARD
 
 
 def _gradient(tensor: torch.Tensor) -> torch.Tensor:
