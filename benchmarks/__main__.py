@@ -283,6 +283,10 @@ class DepthOptions:
         if (self.data is None) == (self.again is None):
             got = "neither" if self.data is None else "both"
             raise UserError(f"--data, --from: got {got}, expected a folder of images, or a file of stored results")
+        trains = {"networks": self.labels, "steps": self.steps, "batch": self.batch, "image-size": self.size}
+        trains |= {"device": self.device, "processes": self.processes, "out": self.out}
+        if self.again is not None and (unused := [f"--{name}" for name, value in trains.items() if value is not None]):
+            raise UserError(f"--from: got {', '.join(unused)} too, expected none: stored results are only shown")
 
 
 @stored.command("depth")
@@ -298,8 +302,6 @@ def depth_command(options: DepthOptions) -> int:
     for row in plot.rows(found):
         table.add_row(*row)
     terminal.console(WIDTH).print(table)
-    if options.out is not None and options.again is None:
-        study.save(found, options.out)
     if options.svg is not None:
         terminal.write("--svg", options.svg, plot.draw(found))
     return int(not all(network["agreement"]["ok"] for network in found["networks"]))
@@ -315,7 +317,9 @@ def _studied(options: DepthOptions) -> dict[str, Any]:
     planned = plan.plan_for(device, steps=options.steps, batch=options.batch, size=options.size)
     processes = options.processes or (1 if device == "gpu" else os.cpu_count() or 1)
     with progress("benchmarks depth") as tell:
-        return study.Study(networks, planned, options.data, device, processes).run(tell)
+        out = options.out
+        keep = (lambda found: None) if out is None else (lambda found: study.save(found, out))
+        return study.Study(networks, planned, options.data, device, processes).run(tell, keep)
 
 
 def _words(text: str) -> list[str]:

@@ -22,8 +22,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Every call of the project's functions is checked against its annotations, shapes too. TYPES=0 leaves that
-# out.
+# Every call of the project's functions is checked against its annotations, shapes too. TYPES=0 leaves that out.
 # The hook must come before the first import of the project. pytest loads `parity` and `parity.plugin` earlier, so those
 # two modules are not checked.
 #

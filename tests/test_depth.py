@@ -50,7 +50,7 @@ def trained(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 
 def results(trained: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    row = study._row(NETWORKS[LABEL], trained)
+    row = study.network_row(NETWORKS[LABEL], trained)
     return {"schema": study.SCHEMA, "kind": study.KIND, "networks": [row], "plan": {}}
 
 
@@ -117,7 +117,7 @@ def test_no_images_and_a_wrong_size_are_one_line(folder: Path, tmp_path: Path) -
 
 
 def test_both_frameworks_take_the_same_first_steps(trained: dict[str, dict[str, Any]]) -> None:
-    row = study._row(NETWORKS[LABEL], trained)
+    row = study.network_row(NETWORKS[LABEL], trained)
     assert row["agreement"]["ok"]
     assert row["agreement"]["distance"] < 1e-13
     assert set(row["curves"]) == set(FRAMEWORKS)
@@ -147,7 +147,7 @@ def test_another_momentum_in_flax_is_no_parity(
     judged = study.agreement(exact, moved, runs[1])
     assert not judged.ok
     assert "step 3" in judged.where
-    row = study._row(
+    row = study.network_row(
         NETWORKS[LABEL],
         {"pytorch": trained["pytorch"] | {"exact": exact, "moved": moved}, "nnx": trained["nnx"] | {"exact": runs[1]}},
     )
@@ -191,12 +191,14 @@ def test_stored_results_are_shown(
         (["--data", "."], "no train images of CIFAR-10"),
         (["--data", ".", "--steps", "0"], "--steps: got 0, expected more than 0"),
         (["--from", "absent.json"], "absent.json: cannot be read"),
+        (["--from", "x.json", "--out", "y.json", "--steps", "3"], "--from: got --steps, --out too, expected none"),
         (["--from", "README.md"], "README.md: got no JSON"),
-        (["--from", "benchmarks/results/check-cost-cpu.json"], "expected 'depth' of 1"),
+        (["--from", "benchmarks/results/check-cost-cpu.json"], "got another kind of file, expected one of"),
     ],
 )
 def test_a_mistake_is_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["depth", "--device", "cpu", *arguments]) == 2
+    device = ["--device", "cpu"] if "--from" not in arguments else []
+    assert main(["depth", *device, *arguments]) == 2
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-from benchmarks.options import positive
 from ports import families
 from ports.family import Description
 
@@ -78,10 +77,6 @@ class DepthPlan:
     momentum: float = 0.9
     decay: float = 1e-4
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch", "size", "exact_steps", "test_every", "test_images", "rate"):
-            positive(f"--{name.replace('_', '-')}", getattr(self, name))
 
 
 # By device: a plan that ends within 40 minutes on two CPU cores, and the paper's images and batch on a GPU.

@@ -6,14 +6,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.depth.plan import CONVOLUTIONS, FRAMEWORKS, PLAIN, RESIDUAL
+from benchmarks.depth.plan import CONVOLUTIONS, PLAIN, RESIDUAL
 from benchmarks.reporting import charts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WINDOW = 50  # steps whose training errors are averaged
-LINES = {"pytorch": "-", "nnx": (0, (1, 1))}  # PyTorch's lines are solid, Flax's are dots on them
+LINES: dict[str, dict[str, Any]] = {
+    "pytorch": {"lw": 3.0, "alpha": 0.35, "marker": ".", "ms": 6},
+    "nnx": {"lw": 1.2, "ls": (0, (1, 1)), "marker": ".", "ms": 2},
+}
 NAMES = {"pytorch": "PyTorch", "nnx": "Flax NNX"}
 Network = Mapping[str, Any]
 
@@ -30,45 +33,47 @@ def of_group(found: Mapping[str, Any], group: str) -> list[Network]:
     return [network for network in found["networks"] if network["group"] == group and network["curves"]]
 
 
+def _lines(
+    axis: Axes, networks: Sequence[Network], points: Callable[[Network, Any], tuple[Sequence[float], Sequence[float]]]
+) -> None:
+    """Draw a line for each network and framework: PyTorch's wide and pale, Flax's dotted on it.
+
+    Args:
+        points: gives places and values of a network from its curves in one framework.
+    """
+    for colour, network in zip(charts.COLOURS, networks, strict=False):
+        for framework, style in LINES.items():
+            label = f"{network['label']}, {NAMES[framework]}"
+            axis.plot(*points(network, network["curves"][framework]), color=colour, label=label, **style)
+    axis.legend(fontsize=6, frameon=False, ncols=2)
+
+
 def training_error(axis: Axes, networks: Sequence[Network]) -> None:
     """Draw the training error over the steps."""
-    for colour, network in zip(charts.COLOURS, networks, strict=False):
-        for framework in FRAMEWORKS:
-            steps, errors = smoothed(network["curves"][framework]["train_error"])
-            label = network["label"] if framework == FRAMEWORKS[0] else None
-            axis.plot(steps, errors, color=colour, ls=LINES[framework], lw=1.4, label=label)
-    axis.set_xlabel("step")
-    axis.set_ylabel(f"training error, % (mean of {WINDOW} steps)")
-    axis.legend(fontsize=7, frameon=False)
+    _lines(axis, networks, lambda _, curves: smoothed(curves["train_error"]))
+    axis.set_xlabel(f"step, at the end of {WINDOW} that are averaged")
+    axis.set_ylabel("training error, %")
 
 
 def test_error(axis: Axes, networks: Sequence[Network]) -> None:
     """Draw the test error over the steps."""
-    for colour, network in zip(charts.COLOURS, networks, strict=False):
-        for framework in FRAMEWORKS:
-            curves = network["curves"][framework]
-            label = network["label"] if framework == FRAMEWORKS[0] else None
-            errors = [100 * error for error in curves["test_error"]]
-            axis.plot(curves["at"], errors, color=colour, ls=LINES[framework], lw=1.4, label=label)
+    _lines(axis, networks, lambda _, curves: (curves["at"], [100 * error for error in curves["test_error"]]))
     axis.set_xlabel("step")
     axis.set_ylabel("test error, %")
-    axis.legend(fontsize=7, frameon=False)
 
 
 def gradients(which: int, said: str) -> Callable[[Axes, Sequence[Network]], None]:
-    """Return a function that draws the norm of each layer's gradient at one look: 0 is the start, -1 the end."""
+    """Return what draws the norm of each layer's gradient at one of the looks: 0 is the start, -1 the end."""
+
+    def points(network: Network, curves: Any) -> tuple[list[float], list[float]]:
+        last = max(1, len(network["layers"]) - 1)
+        return [i / last for i in range(len(network["layers"]))], curves["gradient"][which]
 
     def draw(axis: Axes, networks: Sequence[Network]) -> None:
-        for colour, network in zip(charts.COLOURS, networks, strict=False):
-            for framework in FRAMEWORKS:
-                norms = network["curves"][framework]["gradient"][which]
-                places = [i / max(1, len(norms) - 1) for i in range(len(norms))]
-                label = network["label"] if framework == FRAMEWORKS[0] else None
-                axis.plot(places, norms, color=colour, ls=LINES[framework], lw=1.2, label=label)
+        _lines(axis, networks, points)
         axis.set_yscale("log")
-        axis.set_xlabel("place of the layer: 0 is the first, 1 the classifier")
+        axis.set_xlabel("position of the layer: 0 is the first, 1 the classifier")
         axis.set_ylabel(f"norm of its gradient {said}")
-        axis.legend(fontsize=7, frameon=False)
 
     return draw
 
@@ -111,7 +116,7 @@ def draw(found: Mapping[str, Any]) -> str:
 HEAD = (
     "network",
     "in",
-    "training error, last 50 steps",
+    f"training error, last steps (up to {WINDOW})",
     "test error at the end",
     "gradient of the first layer at the start",
     "first steps apart in float64 (allowed)",

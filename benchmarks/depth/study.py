@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from benchmarks.depth.worker import UNIT, DepthJob
 from benchmarks.machine import description
 from benchmarks.machine.checkout import ROOT
 from benchmarks.measure.process import environment
+from benchmarks.reporting import results
 from parity.numerics.bounds import MULTIPLE
 from parity.reports import terminal
 from ports.errors import UserError
@@ -92,8 +93,14 @@ class Study:
     device: str
     processes: int
 
-    def run(self, tell: Callable[[str], object]) -> dict[str, Any]:
+    def run(
+        self, tell: Callable[[str], object], keep: Callable[[Mapping[str, Any]], object] = lambda _: None
+    ) -> dict[str, Any]:
         """Train every network in both frameworks; return the results.
+
+        Args:
+            tell: gets a line whenever a process has ended.
+            keep: gets the results so far whenever a network is trained in both frameworks.
 
         Raises:
             UserError: the images cannot be read, or a process ended without a result.
@@ -101,19 +108,24 @@ class Study:
         counts = {split: len(load(self.data, split, self.plan.size)) for split in ("train", "test")}
         if self.plan.batch > counts["train"]:
             raise UserError(f"--batch: got {self.plan.batch}, expected at most {counts['train']}, the number of images")
-        with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder:
-            jobs = [job for network in self.networks for job in self._jobs(network, Path(folder))]
-            self._work(jobs, Path(folder), tell)
-            found = {(job.label, job.framework): json.loads(Path(job.out).read_text()) for job in jobs}
-        return {
+        found: dict[str, Any] = {
             "schema": SCHEMA,
             "kind": KIND,
             "machine": description.described(),
             "device": self.device,
             "plan": asdict(self.plan),
             "images": counts,
-            "networks": [_row(network, {f: found[network.label, f] for f in FRAMEWORKS}) for network in self.networks],
         }
+        trained: dict[str, dict[str, Any]] = {network.label: {} for network in self.networks}
+        with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder:
+            jobs = [job for network in self.networks for job in self._jobs(network, Path(folder))]
+            for job in self._ended(jobs, Path(folder), tell):
+                trained[job.label][job.framework] = json.loads(Path(job.out).read_text())
+                both = [network for network in self.networks if len(trained[network.label]) == len(FRAMEWORKS)]
+                found["networks"] = [network_row(network, trained[network.label]) for network in both]
+                if len(trained[job.label]) == len(FRAMEWORKS):
+                    keep(found)
+        return found
 
     def _jobs(self, network: DepthNetwork, folder: Path) -> list[DepthJob]:
         weights = folder / f"{network.label}.safetensors"
@@ -125,8 +137,8 @@ class Study:
             for f in FRAMEWORKS
         ]
 
-    def _work(self, jobs: Sequence[DepthJob], folder: Path, tell: Callable[[str], object]) -> None:
-        """Run the jobs, the longest first, up to `processes` at a time."""
+    def _ended(self, jobs: Sequence[DepthJob], folder: Path, tell: Callable[[str], object]) -> Iterator[DepthJob]:
+        """Run the jobs, the longest first, up to `processes` at a time; yield each when it has ended."""
         waiting = sorted(jobs, key=lambda job: -NETWORKS[job.label].spec.number_of_blocks)
         variables, total = self._variables(folder), len(jobs)
         running: dict[subprocess.Popen[bytes], DepthJob] = {}
@@ -140,6 +152,7 @@ class Study:
                     if process.returncode:
                         raise UserError(_failure(job, folder, process.returncode))
                     tell(f"{job.label} in {job.framework} is done, {total - len(waiting) - len(running)} of {total}")
+                    yield job
                 time.sleep(LOOK)
         finally:
             for process in running:
@@ -171,8 +184,8 @@ def _failure(job: DepthJob, folder: Path, code: int) -> str:
     return f"{job.label} in {job.framework}: its process ended with {code}: {lines[-1] if lines else 'it said nothing'}"
 
 
-def _row(network: DepthNetwork, found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """A network's results: its curves only if the frameworks agree in the first steps."""
+def network_row(network: DepthNetwork, found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a network's results: its curves only if the frameworks agree in the first steps."""
     reference = found["pytorch"]
     judged = agreement(reference["exact"], reference["moved"], found["nnx"]["exact"])
     return {
@@ -197,15 +210,6 @@ def load_results(path: Path) -> dict[str, Any]:
     """Read the results of a study.
 
     Raises:
-        UserError: no such file, or another kind of file.
+        UserError: no such file, another kind of file, or another schema.
     """
-    try:
-        found = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"results {path}: cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise UserError(f"results {path}: got no JSON, expected a file of `python -m benchmarks depth --out`") from None
-    kind, schema = (found.get("kind"), found.get("schema")) if isinstance(found, dict) else (None, None)
-    if (kind, schema) != (KIND, SCHEMA):
-        raise UserError(f"results {path}: got kind {kind!r} of schema {schema!r}, expected {KIND!r} of {SCHEMA}")
-    return found
+    return results.read(path, KIND, SCHEMA, "python -m benchmarks depth --out")

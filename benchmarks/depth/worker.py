@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -43,7 +43,7 @@ class DepthJob:
         assert self.framework in TRAINERS, self.framework
 
 
-def trainer_class(framework: str) -> Callable[..., Any]:
+def trainer_class(framework: str) -> Callable[..., Trainer]:
     module, _, name = TRAINERS[framework].partition(":")
     return getattr(importlib.import_module(module), name)
 
@@ -59,6 +59,17 @@ def moved(weights: Mapping[str, np.ndarray], draw: int) -> dict[str, np.ndarray]
     return found
 
 
+@runtime_checkable
+class Trainer(Protocol):
+    """A network with its optimizer, as `benchmarks.depth.pytorch` and `benchmarks.depth.nnx` have it."""
+
+    def step(self, images: np.ndarray, labels: np.ndarray) -> tuple[float, int]: ...
+
+    def gradient_norms(self) -> dict[str, float]: ...
+
+    def wrong(self, images: np.ndarray, labels: np.ndarray) -> int: ...
+
+
 class JobRun:
     """One network in one framework."""
 
@@ -69,11 +80,11 @@ class JobRun:
         self.train: LabelledImages = load(Path(job.data), "train", self.plan.size)
         self.test: LabelledImages = load(Path(job.data), "test", self.plan.size)
 
-    def trainer(self, weights: Mapping[str, np.ndarray], dtype: str) -> Any:
+    def trainer(self, weights: Mapping[str, np.ndarray], dtype: str) -> Trainer:
         found = trainer_class(self.job.framework)
         return found(self.spec, weights, self.plan, dtype, self.job.device)
 
-    def norms(self, trainer: Any) -> list[float]:
+    def norms(self, trainer: Trainer) -> list[float]:
         """Return the norm of each layer's gradient, in the order of the layers."""
         found = trainer.gradient_norms()
         return [found[name] for name in self.layers]
@@ -104,12 +115,12 @@ class JobRun:
                 tell(step)
         return {"loss": losses, "train_error": errors, "at": at, "gradient": norms, "test_error": tested}
 
-    def test_error(self, trainer: Any) -> float:
+    def test_error(self, trainer: Trainer) -> float:
         """Return the fraction of the test images that is classified wrong, over a whole number of batches."""
         count = min(self.plan.test_images, len(self.test))
         count = count // TEST_BATCH * TEST_BATCH or count
-        images, labels = self.test.images.astype(np.float32), self.test.labels
-        cuts = [slice(i, min(i + TEST_BATCH, count)) for i in range(0, count, TEST_BATCH)]
+        images, labels = self.test.images[:count].astype(np.float32), self.test.labels[:count]
+        cuts = [slice(i, i + TEST_BATCH) for i in range(0, count, TEST_BATCH)]
         return sum(trainer.wrong(images[cut], labels[cut]) for cut in cuts) / count
 
     def run(self) -> dict[str, Any]:

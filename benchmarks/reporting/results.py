@@ -47,22 +47,34 @@ def save(found: Results, path: Path) -> None:
 
 
 def load(path: Path) -> Results:
-    """Read a results file.
+    """Read a results file of timings.
 
     Raises:
-        UserError: no such file, none of this kind, or of another schema.
+        UserError: no such file, another kind of file, or another schema.
+    """
+    return cast("Results", read(path, KIND, SCHEMA, "python -m benchmarks --out"))
+
+
+def read(path: Path, kind: str, schema: int, command: str) -> dict[str, Any]:
+    """Read a results file of a kind.
+
+    Args:
+        command: what writes such files.
+
+    Raises:
+        UserError: no such file, another kind of file, or another schema.
     """
     try:
         found = json.loads(path.read_text())
     except OSError as error:
         raise UserError(f"results {path}: cannot be read: {error.strerror}") from None
     except ValueError:
-        raise UserError(f"results {path}: got no JSON, expected a file of `python -m benchmarks --out`") from None
-    if not isinstance(found, dict) or found.get("kind") != KIND:
-        raise UserError(f"results {path}: got another kind of file, expected one of `python -m benchmarks --out`")
-    if found.get("schema") != SCHEMA:
-        raise UserError(f"results {path}: got schema {found.get('schema')!r}, expected {SCHEMA}; measure again")
-    return cast("Results", found)
+        raise UserError(f"results {path}: got no JSON, expected a file of `{command}`") from None
+    if not isinstance(found, dict) or found.get("kind") != kind:
+        raise UserError(f"results {path}: got another kind of file, expected one of `{command}`")
+    if found.get("schema") != schema:
+        raise UserError(f"results {path}: got schema {found.get('schema')!r}, expected {schema}; measure again")
+    return found
 
 
 def settings_of(found: Results) -> list[Setting]:

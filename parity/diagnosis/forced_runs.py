@@ -160,10 +160,8 @@ class Margin:
             return array
         if not self.ours:
             return array[self._inside()]
-        whole = np.pad(array, self.widths)
-        if around is not None and around.shape == whole.shape:
-            inside, whole = whole, around.copy()
-            whole[self._inside()] = inside[self._inside()]
+        whole = np.pad(array, self.widths) if around is None else around.copy()
+        whole[self._inside()] = array
         return whole
 
     def _inside(self) -> tuple[slice, ...]:

@@ -28,7 +28,7 @@ class FlaxPort:
     """One of Flax's interfaces. A model is an `nnx.Module`, or Linen's `(module, variables)`.
 
     Attributes:
-        promote: gives a copy of a model in a type.
+        promote: gives a copy of a model in a type, in which no dropout drops anything.
         copied: gives a model that may be written into.
         modules: gives the modules by the names of their scopes, if only a run shows them.
         inventory: gives the layers with tensors, from a model, its inputs and its `modules`.
