@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -143,8 +143,20 @@ def _reference(network: Network, spec: Any, live: Sequence[object], options: Net
 
 def _left_out(whole: Any, spec: Any) -> str:
     """Return the note about a network that is not checked whole: `, depth 2 of 24`."""
-    pairs = ((field.name, getattr(spec, field.name), getattr(whole, field.name)) for field in fields(whole))
-    return "".join(f", {name} {own} of {its}" for name, own, its in pairs if own != its)
+    own, its = _settings(spec), _settings(whole)
+    return "".join(f", {name} {own[name]} of {its[name]}" for name in its if own[name] != its[name])
+
+
+def _settings(spec: Any) -> dict[str, Any]:
+    """Return the fields of a description; those of its stages as a tuple each: `blocks: (3, 4, 6, 3)`."""
+    found: dict[str, Any] = {}
+    for setting in fields(spec):
+        value = getattr(spec, setting.name)
+        stages = value if isinstance(value, tuple) and value and is_dataclass(value[0]) else ()
+        inner = fields(stages[0]) if stages else ()
+        found |= {part.name: tuple(getattr(stage, part.name) for stage in stages) for part in inner}
+        found |= {} if stages else {setting.name: value}
+    return found
 
 
 def _recorded(reference: torch.nn.Module, spec: Any) -> list[str] | None:

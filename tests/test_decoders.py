@@ -633,6 +633,8 @@ def test_the_report_of_a_reduced_network_says_so() -> None:
     deep = families.get(GPT2, depth=5)
     subject = subjects.of_network(deep, (), NetworkOptions(reduced=True, ports=("nnx",)))
     assert subject.note == "2 inputs of 24, seed 0, depth 2 of 5"
+    stages = subjects._left_out(families.get("resnet101"), families.reduced(families.get("resnet101")))
+    assert stages == ", blocks (2, 2, 2, 2) of (3, 4, 23, 3)"
     assert subjects.of_network(GPT2, (), NetworkOptions(reduced=True)).note == "2 inputs of 24, seed 0"
     with pytest.raises(UserError, match="got weights and reduced, expected one of them"):
         NetworkOptions(reduced=True, weights="a.npz")
