@@ -117,3 +117,55 @@ def test_both_parts_are_moved_by_a_unit() -> None:
     assert (np.real(moved) != np.real(a)).tolist() == [[True, True], [False, False]]
     assert (np.imag(moved) != np.imag(a)).tolist() == [[True, True], [False, True]]
     assert np.abs(moved - a).max() < 1e-15
+
+
+class RealView(torch.nn.Module):
+    """A complex diagonal, kept as `torch.view_as_real` has it: the last axis is the real and the imaginary part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(5, 4), torch.nn.Linear(4, 2)
+        self.C = torch.nn.Parameter(torch.view_as_real(torch.randn(4, MODES, dtype=torch.cfloat)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        spectrum = torch.fft.rfft(self.first(x), dim=1)[:, :MODES]
+        kept = spectrum * torch.view_as_complex(self.C).T
+        return self.last(torch.tanh(torch.fft.irfft(kept, n=x.shape[1], dim=1)))
+
+
+class TwoParts(nnx.Module):
+    """The same with a parameter for each part."""
+
+    def __init__(self, wrong: str = "") -> None:
+        self.first, self.last = (nnx.Linear(i, o, rngs=nnx.Rngs(0)) for i, o in ((5, 4), (4, 2)))
+        self.C_im, self.C_re = (nnx.Param(jnp.ones((4, MODES))) for _ in range(2))
+        self.wrong = wrong
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        parts = self.C_re[...], self.C_im[...]
+        weight = parts[1] + 1j * parts[0] if self.wrong == "exchanged" else parts[0] + 1j * parts[1]
+        kept = jnp.fft.rfft(self.first(x), axis=1)[:, :MODES] * weight.T
+        y = jnp.fft.irfft(kept, n=x.shape[1], axis=1)
+        return self.last(jax.nn.sigmoid(y) if self.wrong == "activation" else jnp.tanh(y))
+
+
+@pytest.mark.parametrize("wrong", ["", "activation"])
+def test_the_parts_may_be_parameters_of_their_own(wrong: str) -> None:
+    """Computing tells which is which; behind a mistake their names do."""
+    torch.manual_seed(0)
+    net = RealView()
+    port = parity.move(net, TwoParts(wrong), X)
+    for part, own in zip((port.C_re, port.C_im), net.C.detach().unbind(-1), strict=True):
+        np.testing.assert_array_equal(part[...], own.numpy())
+    report = parity.check(net, port, X)
+    assert report.ok is not bool(wrong)
+    assert len(report.models[0].findings) == bool(wrong)
+
+
+def test_exchanged_parts_are_moved_as_the_port_computes() -> None:
+    """The names are wrong there, and the port right: it computes with each part in the other's place."""
+    torch.manual_seed(0)
+    net = RealView()
+    port = parity.move(net, TwoParts("exchanged"), X)
+    np.testing.assert_array_equal(port.C_re[...], net.C.detach()[..., 1].numpy())
+    assert parity.check(net, port, X).ok

@@ -15,6 +15,8 @@ from parity.pairing.tensors import Match, Tensor
 
 # What a name of one tensor says of the parts that it holds: PyTorch's attention has query, key and value in one.
 FUSED = {"inproj": "qkv", "attn": "qkv", "wi": "gu", "gateup": "gu"}
+# The order of the parts of a complex number, as `torch.view_as_real` has it, by what their names end with.
+COMPLEX = {"re": 0, "real": 0, "im": 1, "imag": 1}
 SHAPES = "the only ones of this size"
 BESIDE = 6  # so many tensors side by side are tried in all combinations, of more those that follow one another
 SPELLED = 1.0  # what a name adds that spells the parts of a tensor
@@ -116,7 +118,9 @@ def _alike_roles(group: Sequence[Tensor], one: Tensor) -> bool:
     """Whether nothing says that these are other tensors: a weight is no bias."""
     roles = {t.role for t in group}
     known = {*ROLES.values()}
-    return len(roles) == 1 and (roles == {one.role} or not (roles <= known and one.role in known))
+    if len(roles) > 1:  # parts of a parameter, each under a name of its own: real and imaginary
+        return not roles & known and one.role not in known
+    return roles == {one.role} or not (roles <= known and one.role in known)
 
 
 def lists(tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
@@ -170,6 +174,8 @@ def _siblings(tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
         siblings[tensor.module.rpartition(".")[0], tensor.last, tensor.shape[1:]].append(tensor)
     for tensor in tensors:
         siblings[tensor.module, tensor.role, "own", tensor.shape[1:]].append(tensor)
+        if len(said := words(tensor.last)) > 1:  # `C_re` and `C_im`
+            siblings[tensor.module, *said[:-1], "parts", tensor.shape].append(tensor)
     for some in siblings.values():
         for size in range(2, min(GROUP, len(some)) + 1):
             if len(some) <= BESIDE:
@@ -209,7 +215,9 @@ def _spelled(one: Tensor, length: int) -> Iterator[str]:
 
 
 def _in_order(group: tuple[Tensor, ...], one: Tensor) -> tuple[Tensor, ...]:
-    """Return a group in the order that the name of the one tensor says."""
+    """Return a group in the order that the name of the one tensor says, or that of the parts of complex numbers."""
+    if _complex(group):
+        return tuple(sorted(group, key=lambda t: COMPLEX[words(t.last)[-1]]))
     letters = _letters(group)
     if len(letters) < len(group) or len({*letters}) < len(group):
         return group
@@ -219,9 +227,16 @@ def _in_order(group: tuple[Tensor, ...], one: Tensor) -> tuple[Tensor, ...]:
     return group
 
 
+def _complex(group: Sequence[Tensor]) -> bool:
+    """Whether the names say that these are the real and the imaginary part."""
+    return sorted(COMPLEX.get(words(t.last)[-1], -1) for t in group) == [0, 1]
+
+
 def _spells(torch: tuple[Tensor, ...], flax: tuple[Tensor, ...]) -> bool:
-    """Whether the name of the one tensor says that it holds the others in their order."""
+    """Whether the name of the one tensor says that it holds the others in their order, or that of complex numbers."""
     group, one = (torch, flax[0]) if len(flax) == 1 else (flax, torch[0])
+    if _complex(group):
+        return True
     letters = _letters(group)
     return len(letters) == len({*letters}) == len(group) > 1 and letters in _spelled(one, len(letters))
 
