@@ -1,10 +1,18 @@
-"""Every family of networks, and the named networks of all: to add a family, add its folder and a line here."""
+"""Every family of networks, and the named networks of all: to add a family, add its folder and a line here.
+
+`from_config` describes the network of a transformers' config.json, whether it has a name here or not.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from ports import config as configs
 from ports.errors import UserError
 from ports.family import Family, Input, Layer, Shape, joined
 from ports.gpt2.family import GPT2_FAMILY
@@ -117,3 +125,98 @@ def second_names(spec: Any) -> dict[str, str]:
     """Return the second names of tensors that two layers share, with their first ones."""
     shared = [layer for layer in layers(spec) if layer.tied]
     return {joined(layer.torch, leaf): joined(layer.tied, leaf) for layer in shared for leaf in layer.shapes}
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a config.json says of a network.
+
+    Attributes:
+        place: where the config was read, for messages.
+        keys: those keys of it that were read: they describe the same network again.
+        spec: the description; None if the ports do not compute this network.
+        changes: the fields in which it differs from the named network of `spec.name`, with their values.
+        problems: why there is no description, a line each.
+    """
+
+    place: str
+    keys: Mapping[str, Any]
+    spec: Any = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+
+    def difference(self, port: str, **more: Any) -> str:
+        """Return in what the network differs from the named one, and the call that builds it; "" if in nothing.
+
+        Args:
+            more: fields of the description besides, such as `stacked=True`.
+        """
+        if not self.changes:
+            return ""
+        usual = NETWORKS[self.spec.name]
+        few = [f"{name} {_shown(value)}" for name, value in self.changes.items()]
+        has = [f"has {_shown(getattr(usual, name))}" for name in self.changes]
+        rows = [f"{own}, {usual.name} {other}" for own, other in zip(few, has, strict=True)]
+        what = "; ".join(rows) if len(rows) <= FEW else "no network with a name has these sizes"
+        return f"{self.place}: {what}; build it with {_creation(self.spec.name, port, {**self.changes, **more})}"
+
+
+FEW = 3  # differences that a person reads one by one
+
+
+def _creation(name: str, port: str, changes: Mapping[str, Any]) -> str:
+    """Return the call that creates a network; it needs `import ports` and nothing else."""
+    given = [f'"{name}"', f'"{port}"', *(f"{key}={_shown(value)}" for key, value in changes.items())]
+    return f"ports.create({', '.join(given)})"
+
+
+def _shown(value: object) -> str:
+    """Return a field's value as Python has it, with the module of a record."""
+    return f"{type(value).__module__}.{value!r}" if dataclasses.is_dataclass(value) else repr(value)
+
+
+def readers() -> dict[str, Family]:
+    """Return the families that read a config.json, by its `model_type`."""
+    return {kind: family for family in FAMILIES if family.config for kind in family.config.defaults}
+
+
+def described(config: Mapping[str, Any], place: str = configs.NAME) -> Described | None:
+    """Return what a config says of a network; None if its `model_type` is no family's."""
+    kind = config.get(configs.TYPE)
+    family = readers().get(kind) if isinstance(kind, str) else None
+    if family is None or family.config is None:
+        return None
+    keys = configs.with_keys(family.config, config)
+    fields = family.config.fields(keys)
+    kept = {configs.TYPE: kind, **keys.given}
+    if keys.problems:
+        return Described(place, kept, problems=tuple(f"{place}: {problem}" for problem in keys.problems))
+    options = [(spec, {n: v for n, v in fields.items() if getattr(spec, n) != v}) for spec in family.networks.values()]
+    nearest, changes = min(options, key=lambda option: len(option[1]))
+    try:
+        return Described(place, kept, family.changed(nearest, changes), changes)
+    except UserError as error:
+        return Described(place, kept, problems=(f"{place}: {str(error).removeprefix(f'{nearest.name}: ')}",))
+
+
+def from_config(config: str | Path | Mapping[str, Any]) -> Any:
+    """Return the description of the network that a transformers' config describes, for `ports.create`.
+
+    Args:
+        config: a config.json, a folder that holds one, or its content (`model.config.to_dict()`).
+
+    Returns:
+        The nearest named network with its fields changed: the `name` of the description is that network's.
+
+    Raises:
+        UserError: the config cannot be read, or the ports do not compute its network: a line for each key.
+    """
+    content = config if isinstance(config, Mapping) else configs.read(config)
+    place = configs.NAME if isinstance(config, Mapping) else str(configs.file_of(config))
+    found = described(content, place)
+    if found is None:
+        got = configs.shown(content.get(configs.TYPE))
+        raise UserError(f"{place}: {configs.TYPE}: got {got}, expected one of {', '.join(readers())}")
+    if found.problems:
+        raise UserError("\n".join(found.problems))
+    return found.spec

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+from ports.config import Reader
 from ports.errors import UserError
 from ports.objective import CLASSIFICATION, Input, Objective, Shape
 
@@ -164,6 +165,7 @@ class Family:
         objective: the training objective of the networks.
         reduced: gives a network of the same kind and width with few blocks, and just enough classes to show a mistake;
             `parity check --all` checks it in place of a large one. By default the network itself.
+        config: reads transformers' config.json as the fields of a description; None if its networks are others.
     """
 
     name: str
@@ -183,6 +185,7 @@ class Family:
     headless: Callable[[Any], Any] = lambda spec: None
     objective: Objective = CLASSIFICATION
     reduced: Callable[[Any], Any] = lambda spec: spec
+    config: Reader | None = None
 
     def has_option(self, name: str) -> bool:
         """Return whether descriptions, or one of their parts, have a field of this name."""

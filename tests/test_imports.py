@@ -24,6 +24,7 @@ FRAMEWORKS = {
     "optim.py": TORCH,
     "schedules.py": TORCH,
     "spec.py": JAX | TORCH,
+    "config.py": JAX | TORCH,
     "torch_form.py": JAX | TORCH,
     "layers/leaves.py": JAX | TORCH,
     "layers/kinds.py": JAX | TORCH,

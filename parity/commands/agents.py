@@ -110,7 +110,12 @@ def pairs(pair: str) -> str:
 
 
 def convert(
-    source: str, destination: str, to: str | None = None, model: str | None = None, rules: str | None = None
+    source: str,
+    destination: str,
+    to: str | None = None,
+    model: str | None = None,
+    rules: str | None = None,
+    config: str | None = None,
 ) -> str:
     """Convert a checkpoint between PyTorch, NNX and Linen, without losing a bit. It does not replace a file.
 
@@ -120,8 +125,9 @@ def convert(
         to: torch, nnx or linen, if the format does not show it.
         model: the name of a network, if the tensors do not show it.
         rules: a TOML file that says what is what in a network of your own.
+        config: a transformers' config.json of the network, if there is none beside the source.
     """
-    given = {"--to": to, "--model": model, "--rules": rules}
+    given = {"--to": to, "--model": model, "--rules": rules, "--config": config}
     options = [part for name, value in given.items() if value is not None for part in (name, value)]
     return run("convert", *options, "--", source, destination)[1]
 

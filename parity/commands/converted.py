@@ -51,14 +51,14 @@ def verify(held: Checkpoint, path: Path, to: str, row: Format) -> None:
     from parity.api import check
 
     reference = ports.create(held.found.spec, "pytorch", seed=None)
-    ports.weights.write(reference, weights)
+    ports.weights.write(reference, {name: np.asarray(array) for name, array in weights.items()})
     layout = LAYOUTS[to]
     spec = families.get(held.found.spec, **({"stacked": True} if dialects[0].stacked else {}))
     port = ports.create(spec, layout.name if layout.is_flax else "nnx", seed=None)
     if layout.is_flax:
         port = live(port, path if row.name == "orbax" else tensors)
     else:
-        ports.weights.write(port, found)
+        ports.weights.write(port, {name: np.asarray(array) for name, array in found.items()})
     report = check(reference, port, steps=1)
     if report.exit_code:
         model = report.models[0]

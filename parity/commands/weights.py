@@ -35,6 +35,10 @@ ShardSize = Annotated[
 Key = Annotated[str | None, typer.Option(help="Where the weights are in a training checkpoint: ema.")]
 WeightsOnly = Annotated[bool, typer.Option("--weights-only", help="Leave the state of the optimizer out.")]
 Steps = Annotated[int | None, typer.Option(min=0, help="Steps of training done, if SRC does not have the number.")]
+Config = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="A transformers' config.json of the network, if SRC has none beside it."),
+]
 Draft = Annotated[bool, typer.Option("--rules", help="Write a first draft of rules from the first file to the second.")]
 Values = Annotated[bool, typer.Option("--values", help="Also read the numbers: NaN, infinite, all zero.")]
 MaxMemory = Annotated[
@@ -72,6 +76,7 @@ def convert(
     key: Key = None,
     weights_only: WeightsOnly = False,
     steps: Steps = None,
+    config: Config = None,
     max_memory: MaxMemory = None,
 ) -> int:
     """Convert a checkpoint between PyTorch, NNX and Linen: formats, names, layouts, optimizer state."""
@@ -99,6 +104,7 @@ def convert(
         key=key,
         weights_only=weights_only,
         steps=steps,
+        config=config,
         fold_batchnorm=fold_batchnorm,
         stacked=stacked,
         shard_size=_bytes("--shard-size", shard_size),
@@ -132,6 +138,7 @@ def inspect(
     source_format: SourceFormat = None,
     key: Key = None,
     values: Values = False,
+    config: Config = None,
     max_memory: MaxMemory = None,
 ) -> int:
     """Say what a checkpoint holds: format, dialect, network, tensors, and what is unusual."""
@@ -145,7 +152,7 @@ def inspect(
         print(draft.draft(*(inspection.tensors(file, source_format) for file in files)), end="")
         return 0
     options: dict[str, Any] = {"format": source_format, "model": model, "key": key}
-    options["max_memory"] = _bytes("--max-memory", max_memory)
+    options |= {"max_memory": _bytes("--max-memory", max_memory), "config": config}
     for file in files:
         _print(inspection.inspect(fetched(file), values=values, **options))
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from ports.family import Family, Input, Shape, Size
+from ports.gpt2.config import READER
 from ports.gpt2.spec import GPT2Spec, layers
 from ports.objective import NEXT_TOKEN
 
@@ -48,4 +49,5 @@ GPT2_FAMILY = Family(
     sizes=sizes,
     objective=NEXT_TOKEN,
     reduced=reduced,
+    config=READER,
 )

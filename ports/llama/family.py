@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from ports.family import Family, Input, Shape, Size
+from ports.llama.config import READER
 from ports.llama.spec import LlamaSpec, RopeScaling, layers
 from ports.objective import NEXT_TOKEN
 
@@ -77,4 +78,5 @@ LLAMA_FAMILY = Family(
     sizes=sizes,
     objective=NEXT_TOKEN,
     reduced=reduced,
+    config=READER,
 )

@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from ports.families import Described
 from ports.weights.checkpoints import splitting, state_layout, stored_states
+from ports.weights.checkpoints.described import of_source
 from ports.weights.files import formats
 from ports.weights.files.guard import faults_of
 from ports.weights.files.source import Source
 from ports.weights.form.lazy import Array
 from ports.weights.form.torch_form import WeightsError, describe, lossless
-from ports.weights.known.recognise import Found, recognise
+from ports.weights.known.recognise import Contradiction, Found, recognise
 from ports.weights.layers.leaves import COUNTER
 from ports.weights.optimizer.table import STEP, WEIGHTS_ONLY, of_groups, whole_number
 from ports.weights.rules.rulesfile import Rules
@@ -56,6 +58,7 @@ def open_checkpoint(
     steps: int | None = None,
     bare: bool = False,
     max_memory: int | None = None,
+    config: str | Path | None = None,
 ) -> Checkpoint:
     """Open a file in the torch form, with the state of its optimizer.
 
@@ -68,13 +71,18 @@ def open_checkpoint(
         steps: the number of steps done, if the file does not have it.
         bare: take names and layouts as they are if no network is recognised.
         max_memory: bytes that reading the file may take, if the default is not enough (`files/budget.py`).
+        config: a transformers' config.json of the network, if there is none beside the file (`described.py`).
 
     Raises:
         WeightsError: the file cannot be read, or holds no network that is known.
     """
+    if config is not None and (model is not None or rules is not None):
+        raise WeightsError("--config: got --model or --rules besides, expected one of them")
     content = formats.read(path, format, max_memory=max_memory)
     with faults_of(path):
-        return _opened(path, content, formats.of(path, format), model, rules, key, weights_only, steps, bare)
+        row = formats.of(path, format)
+        about = None if rules is not None else of_source(path, row, content.metadata, config)
+        return _opened(path, content, row, model, rules, about, key, weights_only, steps, bare)
 
 
 def _opened(
@@ -83,6 +91,7 @@ def _opened(
     row: formats.Format,
     model: str | None,
     rules: Rules | None,
+    described: Described | None,
     key: str | None,
     weights_only: bool,
     steps: int | None,
@@ -94,9 +103,9 @@ def _opened(
     parts.notes += source.notes if source is not None else []
     shapes = {name: array.shape for name, array in parts.weights.items()}
     try:
-        found = rules.found(shapes) if rules is not None else recognise(shapes, model)
+        found = rules.found(shapes) if rules is not None else recognise(shapes, model, described)
     except WeightsError as error:
-        if not bare or model is not None or rules is not None:
+        if not bare or model is not None or rules is not None or isinstance(error, Contradiction):
             raise
         if parts.trained and not weights_only:
             raise WeightsError(

@@ -25,6 +25,7 @@ from ports.family import Layer
 from ports.frameworks import LAYOUTS
 from ports.weights.checkpoints import state_layout
 from ports.weights.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from ports.weights.checkpoints.described import KEY
 from ports.weights.checkpoints.splitting import check_names
 from ports.weights.files import destination, formats
 from ports.weights.files.atomic import publish
@@ -41,7 +42,7 @@ Leaves = dict[tuple[str, ...], Array]
 # The metadata that a conversion writes itself. It keeps all other metadata of the source.
 TOOL = "ports-parity"
 OWN = {"source", "source_sha256", "layout", "tool", "network", "dialect"}
-OWN |= {"folded", "counters", "optimizer", "stateless"}
+OWN |= {"folded", "counters", "optimizer", "stateless", KEY}
 DEFAULT = {"msgpack": "linen", "orbax": "nnx"}
 
 
@@ -73,6 +74,7 @@ def convert(
     shard_size: int | None = None,
     force: bool = False,
     max_memory: int | None = None,
+    config: str | Path | None = None,
     verify: Callable[[Checkpoint, Path, str, Format], None] | None = None,
 ) -> Result:
     """Convert a file; the output appears whole or not at all.
@@ -91,7 +93,7 @@ def convert(
         force: replace an existing output.
         verify: called with the source, the output (still under its temporary name), its layout and its format; it
             raises to refuse the output.
-        model, rules, source_format, key, weights_only, steps, max_memory: as in `open_checkpoint`.
+        model, rules, source_format, key, weights_only, steps, max_memory, config: as in `open_checkpoint`.
 
     Raises:
         WeightsError: nothing was written; the message says why.
@@ -114,9 +116,11 @@ def convert(
         steps=steps,
         bare=to == "torch",
         max_memory=max_memory,
+        config=config,
     )
     assert held.source is not None
     destination.apart(path, held.source)
+    described = held.found.described if held.found is not None else None
     notes = list(held.notes)
     if to is None:
         to = held.found.other if isinstance(held.found, RulesFound) else "torch"
@@ -136,6 +140,10 @@ def convert(
     tree = _tree(weights, held, rows, to, row, about)
     if row.name == "msgpack" and (kept := [name for name in about if name not in OWN]):
         notes.append(f"msgpack has no room for what the source says of itself: {describe(kept)}")
+    if described is not None and (difference := described.difference(LAYOUTS[to].name, **_options(stacked))):
+        notes.append(difference)
+        if row.name == "msgpack":
+            notes.append("msgpack has no room for what config.json says: keep it for the way back (--config FILE)")
     if about and row.name == "msgpack" and held.optimizer is not None:
         notes.append("msgpack has no room for the optimizer's options, nor for which parameters never got a gradient")
     with publish(path, **place) as partial:
@@ -145,6 +153,11 @@ def convert(
             verify(held, partial, to, row)
         held.source.unchanged()
     return Result(held, path, row.name, to, notes)
+
+
+def _options(stacked: bool) -> dict[str, bool]:
+    """Return the fields of the description that the output's form asks for."""
+    return {"stacked": True} if stacked else {}
 
 
 def _name(source: Path, row: Format) -> str:
@@ -303,7 +316,9 @@ def _metadata(
         "tool": f"{TOOL} {importlib.metadata.version(TOOL)}",
     }
     if held.found is not None:
-        about |= {"network": held.found.network, "dialect": held.found.dialect}
+        about |= {"network": held.found.label, "dialect": held.found.dialect}
+        if held.found.described is not None:
+            about[KEY] = json.dumps(held.found.described.keys, sort_keys=True)
     if folded:
         about["folded"] = "batchnorm"
     if rows is not None and (lost := set(held.weights) - {entry.torch for entry in rows}) and not folded:
@@ -316,9 +331,7 @@ def _metadata(
 def summary(result: Result) -> list[str]:
     """Return a summary for a person."""
     held = result.source
-    network = (
-        f"{held.found.network or 'own network'} ({held.found.dialect})" if held.found else "network not recognised"
-    )
+    network = f"{held.found.label or 'own network'} ({held.found.dialect})" if held.found else "network not recognised"
     tensors = f"{len(held.weights)} tensors, {sum(a.nbytes for a in held.weights.values()):,} bytes"
     lines = [f"{network}: {tensors}", f"written {result.path} ({result.format}, {result.layout})"]
     if held.optimizer is not None:

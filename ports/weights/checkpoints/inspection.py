@@ -16,8 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from ports.errors import UserError
+from ports.families import Described
 from ports.frameworks import port_of
 from ports.weights.checkpoints import splitting, stored_states
+from ports.weights.checkpoints.described import of_source
 from ports.weights.files import formats
 from ports.weights.files.guard import faults_of
 from ports.weights.form.lazy import Array
@@ -59,25 +61,36 @@ def inspect(
     key: str | None = None,
     values: bool = False,
     max_memory: int | None = None,
+    config: str | Path | None = None,
 ) -> Inspection:
     """What a file holds.
 
     Args:
         model: the network, if its tensors do not show it.
         values: also look at the numbers.
-        max_memory: as in `open_checkpoint`.
+        max_memory, config: as in `open_checkpoint`.
 
     Raises:
         WeightsError: it cannot be read.
     """
     require(model)
+    if config is not None and model is not None:
+        raise WeightsError("--config: got --model besides, expected one of them")
     content = formats.read(path, format, check=values, max_memory=max_memory)
     with faults_of(path):
-        return _inspected(path, content, formats.of(path, format), model, key, values)
+        row = formats.of(path, format)
+        about = of_source(path, row, content.metadata, config)
+        return _inspected(path, content, row, model, about, key, values)
 
 
 def _inspected(
-    path: str | Path, content: formats.Content, row: formats.Format, model: str | None, key: str | None, values: bool
+    path: str | Path,
+    content: formats.Content,
+    row: formats.Format,
+    model: str | None,
+    described: Described | None,
+    key: str | None,
+    values: bool,
 ) -> Inspection:
     parts = splitting.split(path, content, row, key)
     arrays = parts.weights
@@ -85,9 +98,11 @@ def _inspected(
     types = Counter(str(array.dtype) for array in arrays.values())
     found = Inspection({"file": str(path), "format": row.name}, list(parts.notes))
     try:
-        known = recognise({name: array.shape for name, array in arrays.items()}, model)
+        known = recognise({name: array.shape for name, array in arrays.items()}, model, described)
         found.network, found.dialect = known.network, known.dialect
-        found.facts |= {"dialect": known.dialect, "network": known.network}
+        found.facts |= {"dialect": known.dialect, "network": known.label}
+        if known.described is not None and (difference := known.described.difference("nnx")):
+            found.notes.append(difference)
         found.notes += [*known.notes, *([known.warning] if known.warning else [])]
     except WeightsError as error:
         found.facts["network"] = "not recognised"

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ports.weights.checkpoints import splitting
+from ports.weights.checkpoints.described import of_source
 from ports.weights.files import formats
 from ports.weights.files.atomic import publish
 from ports.weights.files.formats import Content
@@ -29,6 +30,7 @@ def load(
     key: str | None = None,
     strip: bool = True,
     max_memory: int | None = None,
+    config: str | Path | None = None,
 ) -> dict[str, np.ndarray]:
     """Return copies of the tensors of a file.
 
@@ -38,23 +40,31 @@ def load(
         strip: remove the parts that DataParallel (`module.`) and torch.compile (`_orig_mod.`) add to names; False if a
             module of your own has such a name.
         max_memory: bytes that reading the file may take, if the default is not enough (`files/budget.py`).
+        config: a transformers' config.json that describes the network of a file in Flax's layouts.
 
     Raises:
         WeightsError: no such file, an unknown format, a file that is damaged, holds no tensors or would run code.
     """
     content = formats.read(path, format, max_memory=max_memory)
     with faults_of(path):
-        return _loaded(path, content, formats.of(path, format), key, strip)
+        return _loaded(path, content, formats.of(path, format), key, strip, config)
 
 
 def _loaded(
-    path: str | Path, content: Content, row: formats.Format, key: str | None, strip: bool
+    path: str | Path,
+    content: Content,
+    row: formats.Format,
+    key: str | None,
+    strip: bool,
+    config: str | Path | None,
 ) -> dict[str, np.ndarray]:
     weights = splitting.split(path, content, row, key, weights_only=True).weights
     names = stripped(list(weights)) if strip else {name: name for name in weights}
     if in_flax(weights):
         try:
-            weights = recognise({name: array.shape for name, array in weights.items()}).read(weights)
+            described = of_source(path, row, content.metadata, config)
+            shapes = {name: array.shape for name, array in weights.items()}
+            weights = recognise(shapes, described=described).read(weights)
             names = {name: name for name in weights}
         except WeightsError:
             if row.name != "torch":  # in such a file it may be a tensor's real name

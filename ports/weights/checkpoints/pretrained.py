@@ -1,6 +1,6 @@
 """Published weights by name: `hf://owner/name` and `torchvision://network/WEIGHTS`, downloaded by their own libraries.
 
-    hf://timm/resnet50.a1_in1k            the repository's safetensors, or its PyTorch or Flax file
+    hf://timm/resnet50.a1_in1k            the repository's safetensors, or its PyTorch or Flax file, and its config.json
     hf://owner/name@revision/file         one file of a revision
     torchvision://resnet50/IMAGENET1K_V2
 
@@ -10,6 +10,7 @@ Source of the addresses: torchvision's resnet.py; the eight digits in a name are
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import re
@@ -17,6 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from ports.config import NAME as CONFIG
+from ports.weights.checkpoints.described import FILES
 from ports.weights.form.torch_form import WeightsError
 
 HF, TORCHVISION = "hf://", "torchvision://"
@@ -96,6 +99,10 @@ def _hugging_face(name: str) -> Path:
             f"{HF}{name}: needs huggingface_hub (pip install 'ports-parity[hub]'); or fetch {address} and give the file"
         ) from None
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # otherwise it logs every attempt
+    if file is None or file in FILES:
+        # Many repositories have no config. Without a network the weights may still be in the library's cache.
+        with contextlib.suppress(Exception):
+            library.hf_hub_download(repository, CONFIG, revision=revision)
     for candidate in (file,) if file else HF_FILES:
         try:
             path = Path(library.hf_hub_download(repository, candidate, revision=revision))
