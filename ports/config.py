@@ -9,7 +9,6 @@ Source of the keys and their defaults: transformers 4.57 and 5, `configuration_*
 from __future__ import annotations
 
 import json
-import math
 import os
 import stat
 from collections.abc import Callable, Iterable, Mapping
@@ -22,6 +21,7 @@ from ports.errors import UserError
 NAME, TYPE, ARCHITECTURES = "config.json", "model_type", "architectures"
 LARGEST_FILE = 4 << 20  # bytes; the names of 20,000 classes take less than a half of it
 LARGEST = 2**31 - 1  # of a count
+HIGHEST = 1e30  # of a number
 MOST_BLOCKS = 1000  # ten times the deepest published decoder: the layers of a description are listed one by one
 
 
@@ -107,11 +107,10 @@ class Keys:
         return value
 
     def number(self, key: str) -> float:
-        """Return a positive number."""
+        """Return a positive number; its powers must fit into a float, too."""
         value = self.value(key)
-        whole = type(value) is int and 0 < value < 10**300
-        if not (whole or (isinstance(value, float) and math.isfinite(value) and value > 0)):
-            self.refuse(key, "a positive number")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 1 / HIGHEST < value < HIGHEST:
+            self.refuse(key, f"a positive number below {HIGHEST:g}")
             return 1.0
         return float(value)
 

@@ -31,6 +31,7 @@ from ports.llama.spec import LlamaSpec
 from ports.weights import WeightsError, open_checkpoint
 from ports.weights.checkpoints.described import KEY
 from ports.weights.files import formats
+from ports.weights.known import dialects
 from ports.weights.rules import rulesfile
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -325,11 +326,13 @@ REFUSED: list[tuple[str, Config, str]] = [
     ("llama", {"rope_parameters": {**LLAMA3, "factor": None}}, "rope_parameters.factor: got null, expected a positive"),
     ("llama", {"rope_parameters": {**LLAMA3, "high_freq_factor": 1.0}}, "rope_parameters.high_freq_factor: got 1.0"),
     ("llama", {"rope_parameters": LLAMA3, "original_max_position_embeddings": 5}, "got 32, expected 5, as the key"),
-    ("llama", {"rope_theta": 0}, "rope_theta: got 0, expected a positive number"),
-    ("llama", {"rope_theta": float("inf")}, "rope_theta: got Infinity, expected a positive number"),
+    ("llama", {"rope_theta": 0}, "rope_theta: got 0, expected a positive number below 1e+30"),
+    ("llama", {"rope_theta": float("inf")}, "rope_theta: got Infinity, expected a positive number below 1e+30"),
     ("llama", {"rope_theta": 10**400}, "rope_theta: got 1000"),
+    ("llama", {"rope_theta": 1e-300}, "rope_theta: got 1e-300"),
+    ("llama", {"rms_norm_eps": float("nan")}, "rms_norm_eps: got NaN"),
     ("llama", {"rms_norm_eps": "1e-6"}, 'rms_norm_eps: got "1e-6", expected a positive number'),
-    ("llama", {"rms_norm_eps": True}, "rms_norm_eps: got true, expected a positive number"),
+    ("llama", {"rms_norm_eps": True}, "rms_norm_eps: got true, expected a positive number below 1e+30"),
     ("llama", {"tie_word_embeddings": 1}, "tie_word_embeddings: got 1, expected true or false"),
     ("llama", {"vocab_size": "31"}, 'vocab_size: got "31", expected a positive whole number'),
     ("llama", {"vocab_size": 31.0}, "vocab_size: got 31.0, expected a positive whole number"),
@@ -427,6 +430,7 @@ def test_what_differs_from_the_named_network_is_said(
     assert main(["inspect", str(tiny)]) == 0
     shown = capsys.readouterr().out
     assert "like tiny" in shown
+    assert "config              config.json (llama)" in shown
     assert f"config.json: {said}" in shown
     found = open_checkpoint(tiny.parent / "b").found
     assert found is not None
@@ -568,6 +572,76 @@ def test_config_is_one_of_three_options(tiny: Path, capsys: pytest.CaptureFixtur
     assert "expected model_type gpt2 or llama or qwen2 or mistral" in capsys.readouterr().err
     assert main(["convert", str(tiny), str(tiny.parent / "b"), "--config", str(tiny / "none.json")]) == 2
     assert "No such file" in capsys.readouterr().err
+
+
+PUBLISHED: dict[str, tuple[Config, int]] = {
+    "HuggingFaceTB/SmolLM2-360M": (
+        {
+            "model_type": "llama",
+            "vocab_size": 49152,
+            "hidden_size": 960,
+            "intermediate_size": 2560,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 15,
+            "num_key_value_heads": 5,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 100000,
+            "tie_word_embeddings": True,
+        },
+        361_821_120,
+    ),
+    "Qwen/Qwen2.5-1.5B": (
+        {
+            "model_type": "qwen2",
+            "hidden_size": 1536,
+            "intermediate_size": 8960,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 12,
+            "num_key_value_heads": 2,
+            "rope_theta": 1000000.0,
+            "sliding_window": 131072,
+            "use_sliding_window": False,
+            "tie_word_embeddings": True,
+        },
+        1_543_714_304,
+    ),
+    "meta-llama/Llama-3.2-3B": (
+        {
+            "model_type": "llama",
+            "vocab_size": 128256,
+            "hidden_size": 3072,
+            "intermediate_size": 8192,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 24,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 500000.0,
+            "rope_scaling": LLAMA3 | {"factor": 32.0, "original_max_position_embeddings": 8192},
+            "tie_word_embeddings": True,
+        },
+        3_212_749_824,
+    ),
+    "openai-community/gpt2-large": ({"model_type": "gpt2", "n_embd": 1280, "n_layer": 36, "n_head": 20}, 774_030_080),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_networks_have_their_number_of_parameters(name: str) -> None:
+    """The sizes and the numbers are of the repositories of these names, and of transformers' classes."""
+    config, count = PUBLISHED[name]
+    assert dialects.parameters(from_config(config)) == count
+    with torch.device("meta"):
+        theirs = originals.transformers().AutoModelForCausalLM.from_config(library_config(config))
+    assert theirs.num_parameters() == count
+
+
+@pytest.mark.parametrize("page", ["convert.md", "networks.md"])
+def test_the_examples_of_the_pages_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[1] / "docs" / page).read_text()
+    (block,) = (b for b in re.findall(r"(?s)```python\n(.*?)```", text) if "from_config" in b)
+    exec(compile(block, page, "exec"), {"ports": ports})
 
 
 # ---- configs that are damaged, or of other tensors

@@ -387,6 +387,22 @@ def test_hugging_face_by_name(hub: dict[str, Path], tmp_path: Path) -> None:
         fetched("hf://a/b/other.bin")
 
 
+def test_a_config_of_hugging_face_comes_with_the_weights(hub: dict[str, Path], tmp_path: Path) -> None:
+    """Not with a file of another name, which may have another config; and a repository need not have one."""
+    save(tmp_path / "model.safetensors", noise())
+    (tmp_path / "config.json").write_text("{")
+    hub |= {name: tmp_path / name for name in ("model.safetensors", "config.json")}
+    hub["other.safetensors"] = tmp_path / "model.safetensors"
+    asked = sys.modules["huggingface_hub"].calls
+    for address in ("hf://a/b@main", "hf://a/b@main/model.safetensors"):
+        assert fetched(address) == tmp_path / "model.safetensors"
+        assert asked[-2:] == [("a/b", "config.json", "main"), ("a/b", "model.safetensors", "main")]
+    fetched("hf://a/c/other.safetensors")
+    assert asked[-1:] == [("a/c", "other.safetensors", None)]
+    assert ("a/c", "config.json", None) not in asked
+    assert main(["convert", "hf://a/b", str(tmp_path / "out")]) == 2
+
+
 def test_shards_of_hugging_face(hub: dict[str, Path], tmp_path: Path) -> None:
     save(tmp_path / "one.safetensors", {"a": np.ones(1)})
     index = tmp_path / "model.safetensors.index.json"

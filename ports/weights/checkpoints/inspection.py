@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ports.config import TYPE
 from ports.errors import UserError
 from ports.families import Described
 from ports.frameworks import port_of
@@ -101,8 +102,10 @@ def _inspected(
         known = recognise({name: array.shape for name, array in arrays.items()}, model, described)
         found.network, found.dialect = known.network, known.dialect
         found.facts |= {"dialect": known.dialect, "network": known.label}
-        if known.described is not None and (difference := known.described.difference("nnx")):
-            found.notes.append(difference)
+        if known.described is not None:
+            found.facts["config"] = f"{known.described.place} ({known.described.keys[TYPE]})"
+            if difference := known.described.difference("nnx"):
+                found.notes.append(difference)
         found.notes += [*known.notes, *([known.warning] if known.warning else [])]
     except WeightsError as error:
         found.facts["network"] = "not recognised"
