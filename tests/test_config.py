@@ -549,6 +549,17 @@ def test_the_way_back_knows_the_network(
     assert "theta 5.0, tiny has 90.0" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("depth", [2, 40])
+def test_without_a_config_the_error_asks_for_it(depth: int, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """For a network that is near to a named one, and for one that is not."""
+    weights = ports.weights.read(ports.create(TINY, "pytorch", depth=depth))
+    ports.weights.save(tiny.parent / "w.npz", weights)
+    assert main(["convert", str(tiny.parent / "w.npz"), str(tiny.parent / "b")]) == 2
+    error = capsys.readouterr().err
+    assert "--config FILE" in error
+    assert ("the nearest is tiny" in error) is (depth == 2)
+
+
 def test_metadata_that_is_no_config_is_a_line(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = formats.read(tiny)
     for text in ("{", "[]", "[" * 10000, "null"):
