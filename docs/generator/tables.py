@@ -26,9 +26,10 @@ REDUCED = "†"  # marks a network that was checked with fewer blocks
 
 
 def worst(model: Results, field: str, quantity: str) -> str:
-    """Return the largest value of a quantity in any port; nothing if the network lacks the quantity."""
-    values = [found[quantity] for found in model[field].values() if quantity in found]
-    return f"{max(values):.1e}" if values else ""
+    """Return the largest value of a quantity in any port; nothing if the network has no such tensor."""
+    if not any(row["quantity"] == quantity and row["tensor"] != "(none)" for row in model["rows"]):
+        return ""
+    return f"{max(found[quantity] for found in model[field].values()):.1e}"
 
 
 def rows(*lines: tuple[object, ...]) -> list[str]:
