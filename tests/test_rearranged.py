@@ -221,6 +221,58 @@ def test_moved_weights_are_those_of_pytorch(case: str) -> None:
     assert report, str(report)
 
 
+class LlamaExpert(nn.Module):
+    """A gated MLP with the names of Meta's Llama: w1 is the gate, w3 goes up, and w2 down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w1, self.w2, self.w3 = (nn.Linear(i, o, bias=False) for i, o in ((6, 9), (9, 6), (6, 9)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.w2(nn.functional.silu(self.w1(x)) * self.w3(x))
+
+
+class Routed(nn.Module):
+    """Each token goes through the experts with the two largest shares."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.experts = nn.Linear(WIDTH, 3), nn.ModuleList(LlamaExpert() for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shares, chosen = self.gate(x).softmax(-1).topk(2, -1)
+        shares, y = shares / shares.sum(-1, keepdim=True), torch.zeros_like(x)
+        for i, expert in enumerate(self.experts):
+            *at, which = torch.where(chosen == i)
+            y[at[0], at[1]] += shares[at[0], at[1], which, None] * expert(x[at[0], at[1]])
+        return y
+
+
+class SpeltOut(nnx.Module):
+    """The same with arrays of all experts, under the words for the layers."""
+
+    def __init__(self, wrong: bool) -> None:
+        rngs = nnx.Rngs(0)
+        self.router, self.wrong = nnx.Linear(WIDTH, 3, rngs=rngs), wrong
+        self.gate_proj, self.up_proj = kernel(rngs, 3, WIDTH, 9), kernel(rngs, 3, WIDTH, 9)
+        self.down_proj = kernel(rngs, 3, 9, WIDTH)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shares, chosen = jax.lax.top_k(jax.nn.softmax(self.router(x)), 2)
+        shares = shares if self.wrong else shares / shares.sum(-1, keepdims=True)
+        gate, up = (jnp.einsum("bli,eio->bleo", x, w[...]) for w in (self.gate_proj, self.up_proj))
+        y = jnp.einsum("bleo,eoi->blei", jax.nn.silu(gate) * up, self.down_proj[...])
+        return jnp.einsum("blei,blke,blk->bli", y, jax.nn.one_hot(chosen, 3), shares)
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_names_of_llama_tell_which_layer_is_which_behind_a_mistake(wrong: bool) -> None:
+    torch.manual_seed(0)
+    ours = Routed().eval()
+    report = parity.check(ours, parity.move(ours, SpeltOut(wrong), INPUTS), INPUTS, steps=0)
+    assert [f.trap for f in report.models[0].findings] == ["router-not-renormalised"] * wrong
+
+
 class BeforeGelu(nnx.Module):
     def __init__(self) -> None:
         rngs = nnx.Rngs(0)

@@ -8,6 +8,7 @@ gradient that comes back to each layer, while every layer hands back its earlier
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -30,7 +31,7 @@ from parity.numerics.quantities import Probe
 from parity.running import pytorch as run_pytorch
 from parity.running.taps import Tap
 from parity.traps.catalogue import OPERATIONS
-from parity.traps.operations.parts import RANDOM, Call, fresh, name_of, reached, remember, replayed
+from parity.traps.operations.parts import RANDOM, Call, exchanged, fresh, name_of, reached, remember, replayed
 from parity.traps.planting import INPUT
 from parity.traps.trap import Trap
 
@@ -41,20 +42,32 @@ class _Watching(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.tap, self.number = _HandsOn(None, False), 0
+        self.readers: dict[int, list[weakref.ref[Call]]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self.tap.busy:
             return func(*args, **kwargs)
         call = Call(name_of(func), func, args, kwargs, number=self.number, place=self.place())
-        call = replace(call, args=call.given())
+        call = replace(call, args=[*call.given()], kw={**kwargs})
         self.number += 1
+        if call.changing:
+            self.keep_before(args[0], call[0])
         value = fresh(self.planted(call, args))
         value = func(*args, **kwargs) if value is None else value
         if call.changing:
             remember(args[0], call)
         remember(value, call)
+        for tensor in call.tensors:
+            self.readers.setdefault(id(tensor), []).append(weakref.ref(call))
         return value
+
+    def keep_before(self, x: Tensor, copy: Tensor) -> None:
+        """Give the calls that read a tensor so far a copy, because a call changes it now: `y[i] += expert(y[i])`."""
+        for reader in self.readers.pop(id(x), ()):
+            if (call := reader()) is not None:
+                call.args[:] = exchanged(call.args, x, copy)  # pyright: ignore[reportIndexIssue]
+                call.kw.update(exchanged(call.kw, x, copy))
 
     def place(self) -> str:
         """The file and line that a call comes from, if they are asked for."""

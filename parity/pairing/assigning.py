@@ -21,6 +21,8 @@ from parity.running.model_layers import normal_name
 
 Group = tuple[Tensor, ...]
 RIVALS = 4  # tensors of one size that are tried in every order
+# The names in Meta's Llama of the layers of a gated MLP, which most other projects spell out.
+LLAMA = {"w1": "gate", "w2": "down", "w3": "up"}
 
 
 def assigned(ours: Sequence[Group], others: Sequence[Group], why: str) -> list[Match]:
@@ -30,7 +32,7 @@ def assigned(ours: Sequence[Group], others: Sequence[Group], why: str) -> list[M
 
     def take(a: Group, b: Group, why: str, rivals: tuple[Group, ...] = ()) -> None:
         if forms := fitting_forms(a, b):
-            found.append(Match(a, b, forms, why, rivals))
+            found.append(Match(a, b, forms, why, rivals, spelled=_in_llama(a, b)))
             pending.remove(a)
             free.remove(b)
 
@@ -52,11 +54,17 @@ def assigned(ours: Sequence[Group], others: Sequence[Group], why: str) -> list[M
 
 
 def _likeliest(several: Sequence[Group], rivals: Sequence[Group]) -> Sequence[Group]:
-    """Return the rivals in the order in which most kernels have their outputs last."""
+    """Return the rivals in the order that names say, and in which most kernels have their outputs last."""
     return max(
         itertools.permutations(rivals),
-        key=lambda order: sum(usual(a, b) for a, b in zip(several, order, strict=True)),
+        key=lambda order: [sum(map(test, several, order)) for test in (_in_llama, usual)],
     )
+
+
+def _in_llama(a: Group, b: Group) -> bool:
+    """Whether one has the name of a layer in Meta's Llama, and the other the word for it."""
+    names = [_place(group)[1] for group in (a, b)]
+    return any(LLAMA.get(own.lower(), "?") in words(other) for own, other in (names, names[::-1]))
 
 
 def _classes(groups: Iterable[Group]) -> list[list[Group]]:

@@ -122,7 +122,9 @@ def record(matches: Sequence[Match]) -> Found:
 def _ways(match: Match) -> Iterator[Holding]:
     """Yield the ways in which the port may hold the tensors of a match, the likeliest first."""
     for i, form in enumerate(match.forms):
-        told = not match.rivals and (not form.order or (match.spelled and [*form.order] == sorted(form.order)))
+        told = (
+            match.spelled and [*form.order] == sorted(form.order) if form.order else not match.rivals or match.spelled
+        )
         yield Holding(tuple(t.full for t in match.flax), form, i, told)
     for other in match.rivals:
         if other != match.flax:

@@ -52,6 +52,7 @@ class Call:
 
     Attributes:
         name: of the function, without underscores; synonyms share one name.
+        args, kw: what it got; a tensor that a later call changes in place is kept here as it was.
         part: the number of this tensor, if the call gave several.
         number: of the call in its run.
         place: file and line of the code that calls it; empty if nobody asked for it.
@@ -82,7 +83,7 @@ class Call:
     def given(self) -> Any:
         """The arguments, with a copy of the one that the function changes."""
         if not self.changing:
-            return self.args
+            return tuple(self.args)
         copied = self.args[0].clone()
         if (call := call_of(self.args[0])) is not None:
             remember(copied, call)
@@ -131,6 +132,15 @@ def fresh(value: Any) -> Any:
     if type(value) in (list, tuple):
         return type(value)(fresh(item) for item in value)
     return value
+
+
+def exchanged(value: Any, old: Tensor, new: Tensor) -> Any:
+    """Return arguments with one tensor in place of another."""
+    if isinstance(value, dict):
+        return {name: exchanged(item, old, new) for name, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(exchanged(item, old, new) for item in value)
+    return new if value is old else value
 
 
 def remember(value: Any, call: Call) -> None:
