@@ -110,11 +110,12 @@ class Layers(dict[str, nn.Module]):
 
 def evaluated(module: nn.Module, variables: PyTree, method: Callable[..., Any]) -> tuple[Any, bool]:
     """Return the output of a module in eval mode, and whether it keeps its state there."""
+    # Some models draw in eval mode, too: a variational autoencoder samples its code.
     try:
-        return module.apply(variables, method=method), True
+        return module.apply(variables, method=method, rngs=keys()), True
     except ModifyScopeVariableError:
         state = [name for name in variables if name != "params"]
-        return module.apply(variables, method=method, mutable=state)[0], False
+        return module.apply(variables, method=method, mutable=state, rngs=keys())[0], False
 
 
 def functional(

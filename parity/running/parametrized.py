@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.utils import parametrize, remove_weight_norm
+from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+
+# PyTorch's older norms of weights: the hook that computes the weight, and what makes the weight plain.
+HOOKS: dict[type, Callable[[nn.Module, str], nn.Module]] = {
+    WeightNorm: remove_weight_norm,
+    SpectralNorm: remove_spectral_norm,
+}
 
 
 def effective(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
@@ -24,21 +32,23 @@ def effective(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
     found: list[str] = []
     for name, module in [*plain.named_modules()]:
         leaves = _hooked(module)
-        for leaf in leaves:
-            remove_weight_norm(module, leaf)
+        for leaf, removed in leaves.items():
+            removed(module, leaf)
         if parametrize.is_parametrized(module):
-            leaves += _made_plain(module)
+            leaves = [*leaves, *_made_plain(module)]
         found += (f"{name}.{leaf}" if name else leaf for leaf in leaves)
     return plain, tuple(found)
 
 
 def hooks_only(model: nn.Module) -> bool:
-    """Whether a hook computes a tensor, as in PyTorch's older weight norm: such a model cannot be copied."""
+    """Whether a hook computes a tensor, as in PyTorch's older norms of weights: such a model cannot be copied."""
     return any(_hooked(module) for module in model.modules())
 
 
-def _hooked(module: nn.Module) -> list[str]:
-    return [hook.name for hook in module._forward_pre_hooks.values() if isinstance(hook, WeightNorm)]
+def _hooked(module: nn.Module) -> dict[str, Callable[[nn.Module, str], nn.Module]]:
+    """Return the tensors that hooks compute, each with what makes it plain."""
+    hooks: list[Any] = [hook for hook in module._forward_pre_hooks.values() if type(hook) in HOOKS]
+    return {hook.name: HOOKS[type(hook)] for hook in hooks}
 
 
 def _made_plain(module: Any) -> list[str]:

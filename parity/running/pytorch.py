@@ -6,7 +6,7 @@ import copy
 import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -264,7 +264,8 @@ def inputs_of(probe: Probe, grad: bool = False) -> tuple[Any, ...]:
 
 
 def run(net: nn.Module, probe: Probe, inputs: tuple[Any, ...]) -> Any:
-    with raising(MODEL), FixedDraws(probe.drops), lifted(net, probe.pins):
+    strides = OneOrder() if probe.channels_last else nullcontext()
+    with raising(MODEL), strides, FixedDraws(probe.drops), lifted(net, probe.pins):
         values = called(net, probe, inputs)
     if probe.mask is not None:
         mask = probe.mask
@@ -352,6 +353,29 @@ def learning_rate(net: nn.Module, probe: Probe, moves: float = 1e-3) -> float:
 def as_images(tensor: Tensor) -> Tensor:
     """Return an array with its channels last in memory, if it has an image's four axes."""
     return tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+
+
+# Functions whose result depends on the order in memory, and those that refuse some orders.
+ORDER = {"as_strided", "stride", "is_contiguous"}
+VIEWS = {"view", "view_as", "view_as_complex"}
+
+
+class OneOrder(TorchFunctionMode):
+    """Gives code that asks for the order in memory the usual one, while images have their channels last.
+
+    Somebody's `x.view(n, -1)` refuses other orders, and `x.as_strided` would give other numbers.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        if name in ORDER and args[0].ndim == 4 and args[0].is_contiguous(memory_format=torch.channels_last):
+            args = (args[0].contiguous(), *args[1:])
+        try:
+            return func(*args, **kwargs)
+        except RuntimeError:
+            if name not in VIEWS or args[0].is_contiguous():
+                raise
+            return func(args[0].contiguous(), *args[1:], **kwargs)
 
 
 def observe(
