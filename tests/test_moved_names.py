@@ -177,6 +177,53 @@ def test_towers_behind_a_mistake_are_moved_rightly_or_refused(calls: str) -> Non
             difference(model, port, X)
 
 
+class TorchConditioned(torch.nn.Module):
+    def __init__(self, between: int) -> None:
+        super().__init__()
+        self.up, self.down = torch.nn.Linear(SIZE, between), torch.nn.Linear(between, SIZE)
+        self.scale = torch.nn.Linear(SIZE, SIZE)
+
+    def forward(self, x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        return x + torch.tanh(self.down(self.up(x)) * (1 + self.scale(c)))
+
+
+class TorchConditionedTwice(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = TorchConditioned(SIZE + 1), TorchConditioned(SIZE + 2)
+
+    def forward(self, x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        return self.b(self.a(x, c), c)
+
+
+class Conditioned(linen.Module):
+    """It lacks the one that PyTorch adds to the scale."""
+
+    between: int
+
+    @linen.compact
+    def __call__(self, x: Any, c: Any) -> Any:
+        y = linen.Dense(SIZE)(linen.Dense(self.between)(x))
+        return x + jnp.tanh(y * linen.Dense(SIZE)(c))
+
+
+class ConditionedTwice(linen.Module):
+    @linen.compact
+    def __call__(self, x: Any, c: Any) -> Any:
+        x = Conditioned(SIZE + 1)(x, c)
+        return Conditioned(SIZE + 2)(x, c)
+
+
+def test_blocks_tell_their_layers_behind_a_mistake() -> None:
+    """Both scales get the same input, and nothing behind them agrees: only the blocks tell them apart."""
+    model: Any = randomised(TorchConditionedTwice())
+    c = X[::-1].copy()
+    port = started(ConditionedTwice(), X, c)
+    params = parity.move(model, port, X, c)[1]["params"]
+    for block, ours in (("Conditioned_0", model.a), ("Conditioned_1", model.b)):
+        assert np.array_equal(params[block]["Dense_2"]["bias"], ours.scale.bias.detach().numpy())
+
+
 class TorchBlock(torch.nn.Module):
     """Its factor stands beside its layer."""
 

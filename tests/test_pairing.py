@@ -36,6 +36,15 @@ def test_equal_names_come_first_whatever_the_order() -> None:
     }
 
 
+def test_a_name_that_another_shape_has_by_chance_tells_nothing() -> None:
+    """Linen counts its layers from 0: `conv1` is `Conv_0`."""
+    ours = chain(layer("conv1", shape=(2, 3)), layer("b.0"), layer("b.1"))
+    found = result(pair(ours, chain(layer("Conv_0", shape=(2, 3)), layer("Conv_1"), layer("Conv_2"))))
+    assert [found[name][0] for name in ("conv1", "b.0", "b.1")] == ["Conv_0", "Conv_1", "Conv_2"]
+    misfit = result(pair(chain(layer("conv1", shape=(2, 3))), chain(layer("Conv_1", shape=(3, 2)))))
+    assert misfit == {"conv1": ("Conv_1", "equal names, other shapes")}
+
+
 def test_equal_values_settle_what_names_leave_open() -> None:
     q, k = layer("q"), layer("k")
     key, query = layer("Dense_0"), layer("Dense_1")

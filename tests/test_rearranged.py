@@ -290,6 +290,27 @@ def test_a_mistake_behind_an_attention_does_not_hide_which_part_is_which() -> No
     assert [f.trap for f in report.models[0].findings] == ["gelu-tanh"]
 
 
+class BehindSine(nnx.Module):
+    def __init__(self) -> None:
+        rngs = nnx.Rngs(0)
+        self.attn, self.out = nnx.MultiHeadAttention(HEADS, WIDTH, decode=False, rngs=rngs), nnx.Linear(6, 4, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.out(self.attn(jnp.sin(3 * x)))
+
+
+def test_a_mistake_in_front_of_an_attention_does_not_hide_which_part_is_which() -> None:
+    torch.manual_seed(0)
+    attn = Fused()
+    layers = {"act": nn.GELU(), "attn": attn, "out": nn.Linear(WIDTH, 4)}
+    ours = nn.Sequential(OrderedDict(layers)).eval()
+    moved: Any = parity.move(ours, BehindSine(), INPUTS)
+    parts = zip("qkv", (moved.attn.query, moved.attn.key, moved.attn.value), attn.qkv.weight.chunk(3), strict=True)
+    for name, got, expected in parts:
+        assert np.array_equal(got.kernel[...].reshape(WIDTH, WIDTH), expected.detach().numpy().T), name
+    assert not parity.check(ours, moved, INPUTS, steps=0)
+
+
 class Named(nn.Module):
     """Gives its output under a name."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 
-from parity.pairing.matching import Pairing
+from parity.pairing.pairs import Pairing
 from parity.running.inventory import OWN, module_of
 from parity.running.model_layers import normal_name
 

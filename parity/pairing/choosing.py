@@ -119,13 +119,15 @@ def _best(pairing: Pairing, choice: Choice, trial: Trial) -> tuple[tuple[int, ..
             return (way,)
     if choice.equal:
         return choice.equal
-    found = [sites(pairing.choosing(choice, way), trial, alone=True) for way in choice.ways]
-    agreeing = [sum(far <= AGREES for far, _ in one.values()) for one in found]
-    best = [i for i, count in enumerate(agreeing) if count == max(agreeing)]
-    # Behind a mistake no way agrees, and the right one is by far the nearest.
-    told = best[0] if len(best) == 1 else nearest(found)
-    if told is not None:
-        return (choice.ways[told],)
+    # A mistake in front of a module that holds these tensors reaches them, unless the module gets PyTorch's input.
+    for around in (False, True):
+        found = [sites(pairing.choosing(choice, way), trial, alone=True, around=around) for way in choice.ways]
+        agreeing = [sum(far <= AGREES for far, _ in one.values()) for one in found]
+        best = [i for i, count in enumerate(agreeing) if count == max(agreeing)]
+        # Behind a mistake no way agrees, and the right one is by far the nearest.
+        told = best[0] if len(best) == 1 else nearest(found)
+        if told is not None:
+            return (choice.ways[told],)
     lengths = {pairing.views[i].count for several in choice.views for i in several}
     counts = [trial.common(pairing.choosing(choice, way), lengths) for way in choice.ways]
     return tuple(choice.ways[i] for i in _computing_alike(choice, counts))

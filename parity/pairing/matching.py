@@ -184,7 +184,13 @@ def _paired(left: dict[str, ModelLayer], right: dict[str, ModelLayer], found: li
     _by(left, right, lambda layer: (_or_none(layer.key), layer.signature), NAMES, found)
     _by(left, right, lambda layer: (layer.signature, _content(layer)), VALUES, found)
     turned = _turned(left, right)
-    _by(left, right, lambda layer: (_or_none(layer.key), layer.kind), "equal names, other shapes", found)
+    shared = {layer.signature for layer in left.values()} & {layer.signature for layer in right.values()}
+
+    def misfit(layer: ModelLayer) -> object:
+        """Return a key of names alone; a layer that fits another one may have its name by chance (conv1, Conv_1)."""
+        return _or_none(None if layer.signature in shared else layer.key), layer.kind
+
+    _by(left, right, misfit, "equal names, other shapes", found)
     _by(left, right, lambda layer: layer.signature, ONLY, found)
     _in_order(left, right, found)
     _owners_in_order(left, right, found)

@@ -9,7 +9,8 @@ query and the key of an attention, two towers) are exchanged, and so are paramet
 models give the same outputs, and these outputs would be others if two layers were exchanged, the pairing is right.
 
 Where the outputs differ whatever is tried, the port holds a mistake, and each place is judged on its own: PyTorch's
-outputs are handed on at every layer, and the inputs of two layers, or what comes of them, say which is which.
+outputs are handed on at every layer, and the inputs of two layers, what comes of them, or the modules that they stand
+in say which is which.
 
 What nothing of this tells is an error, never a guess. So is a name that another layer has in the other model. Where
 both models have the same names and use them otherwise, the port holds that mistake: equal names win, and the check
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -30,6 +31,7 @@ from parity.numerics.layouts import Tensors
 from parity.numerics.quantities import Probe
 from parity.pairing.pairs import COMPUTED, NAMES, PREFIXED, SIMILAR, VALUES, Pair, Pairing
 from parity.pairing.trials import (
+    AGREES,
     NOISE,
     NOWHERE,
     TOLD,
@@ -199,6 +201,66 @@ def _by_parts(pairing: Pairing, trial: Trial) -> Pairing:
     return pairing
 
 
+def _sure(pairing: Pairing, trial: Trial) -> set[tuple[str, ...]]:
+    """Return the keys of units that have their own counterpart: by name, by a shape of their own, or by their input.
+
+    Such an input is that of the counterpart, and of no other unit of these shapes.
+    """
+    inputs = trial.taken(pairing)[0].inputs
+    unsure = {
+        unit.key
+        for a, b in _twins(units(pairing, _unlike))
+        for unit in (a, b)
+        if unit.torch not in inputs
+        or unit.torch not in trial.given
+        or distance(np.asarray(inputs[unit.torch]), trial.given[unit.torch]) > AGREES
+        or trial.alike(a, b)
+    }
+    return {unit.key for unit in units(pairing, lambda _: True)} - unsure
+
+
+def _told_by_modules(pairing: Pairing, group: list[Unit], trial: Trial) -> bool:
+    """Return whether the modules around some units say that each was paired with its own counterpart.
+
+    The other units in these modules are sure. What comes of the group says nothing here, because PyTorch's outputs are
+    handed on: a unit behind the group is not sure if another order gives it another input.
+    """
+    orders = [*itertools.permutations(group)]
+    found = [_sure(exchanged(pairing, group, order), trial) for order in orders]
+    keys = set[tuple[str, ...]].intersection(*found)
+    sure = [unit for unit in units(pairing, lambda _: True) if unit.key in keys]
+    fixed = {
+        unit.key
+        for i, unit in enumerate(group)
+        if all(unit.key in some for order, some in zip(orders, found, strict=True) if order[i] is unit)
+    }
+    twos = itertools.combinations(group, 2)
+    return all({a.key, b.key} & fixed or _housed(a, b, sure) for a, b in twos)
+
+
+def _housed(a: Unit, b: Unit, sure: Sequence[Unit]) -> bool:
+    """Return whether the modules around two units say that each was paired with its own counterpart.
+
+    They do if a module of each model holds one unit without the other, and both modules hold the same sure units.
+    """
+    others = [unit for unit in sure if unit.key not in (a.key, b.key)]
+    for mine, other in ((a, b), (b, a)):
+        ours = _held(mine.torch, other.torch, [unit.torch for unit in others])
+        theirs = _held(mine.flax, other.flax, [unit.flax for unit in others])
+        if ours & theirs:
+            return True
+    return False
+
+
+def _held(mine: str, other: str, names: Sequence[str]) -> set[frozenset[int]]:
+    """Return which of some units each module holds that is around one unit and not around another one."""
+    parts = mine.split(".")
+    modules = (".".join(parts[:i]) for i in range(1, len(parts) + 1))
+    around = [module for module in modules if not f"{other}.".startswith(f"{module}.")]
+    held = (frozenset(i for i, name in enumerate(names) if f"{name}.".startswith(f"{m}.")) for m in around)
+    return {some for some in held if some}
+
+
 def _arrives(a: Unit, b: Unit, inputs: Tensors, given: Tensors) -> bool:
     """Return whether the inputs of two layers say that each was paired with its own counterpart."""
     mine, other = (inventory.module_of(u.torch) for u in (a, b))
@@ -275,6 +337,8 @@ def _decided(pairing: Pairing, group: list[Unit], trial: Trial) -> Pairing:
     )
     if alike[0][0] >= PART and alike[1][0] * TOLD < alike[0][0]:
         return ways[alike[0][1]]
+    if _told_by_modules(pairing, group, trial):
+        return pairing
     raise UserError(_undecided(group))
 
 

@@ -18,6 +18,7 @@ import torch
 from parity.numerics.layouts import Tensors, aligned, counterparts, layout_of, leaves, to_flax, wide
 from parity.numerics.pins import Pins
 from parity.numerics.quantities import Probe
+from parity.pairing.blocks import blocks
 from parity.pairing.pairs import Pair, Pairing
 from parity.running import flax as run_flax
 from parity.running import intermediates, inventory, lifted_flax
@@ -310,13 +311,16 @@ class Trial:
         mine, theirs = ([getattr(unit, side) for unit in found] for side in ("torch", "flax"))
         return [unit for unit in found if mine.count(unit.torch) == theirs.count(unit.flax) == 1]
 
-    def taken(self, pairing: Pairing, alone: bool = False) -> tuple[_Handing, Tensors]:
+    def taken(self, pairing: Pairing, alone: bool = False, around: bool = False) -> tuple[_Handing, Tensors]:
         """Run with PyTorch's outputs handed on at every layer: the layers by PyTorch's names, and the outputs.
 
         Args:
             alone: hand PyTorch's inputs to the layers, too.
+            around: do the same at the modules around layers.
         """
         names = {unit.flax: unit.torch for unit in self._seen(pairing)}
+        if around:
+            names = blocks(pairing, self.handed) | names
         tap = _Handing(self.handed, self.given if alone else None)
         return tap, self.run(pairing, names, tap)
 
@@ -389,13 +393,15 @@ class Trial:
         return None
 
 
-def sites(pairing: Pairing, trial: Trial, alone: bool = False) -> Mapping[str, tuple[float, float]]:
+def sites(
+    pairing: Pairing, trial: Trial, alone: bool = False, around: bool = False
+) -> Mapping[str, tuple[float, float]]:
     """Return how far each layer's input and output and each output of the model are off, and which part agrees.
 
     Args:
-        alone: as in `Trial.taken`.
+        alone, around: as in `Trial.taken`.
     """
-    tap, values = trial.taken(pairing, alone)
+    tap, values = trial.taken(pairing, alone, around)
     sides = (("into", tap.inputs, trial.given), ("out of", tap.outputs, trial.handed), ("", values, trial.values))
     return {
         f"{side} {name}": (distance(np.asarray(got), expected[name]), equal_part(np.asarray(got), expected[name]))
