@@ -169,3 +169,30 @@ def test_exchanged_parts_are_moved_as_the_port_computes() -> None:
     port = parity.move(net, TwoParts("exchanged"), X)
     np.testing.assert_array_equal(port.C_re[...], net.C.detach()[..., 1].numpy())
     assert parity.check(net, port, X).ok
+
+
+class Scaled(torch.nn.Module):
+    """Its parameter has a name without a Latin letter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.μ = torch.nn.Parameter(torch.randn(5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x * self.μ)
+
+
+class OneArray(nnx.Module):
+    """The parameters of two such layers."""
+
+    def __init__(self) -> None:
+        self.scales = nnx.Param(jnp.ones((2, 5)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jnp.tanh(jnp.tanh(x * self.scales[0]) * self.scales[1])
+
+
+def test_names_without_a_latin_letter_are_names() -> None:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(Scaled(), Scaled())
+    assert parity.check(net, parity.move(net, OneArray(), X), X, steps=0)

@@ -217,7 +217,7 @@ def _spelled(one: Tensor, length: int) -> Iterator[str]:
 def _in_order(group: tuple[Tensor, ...], one: Tensor) -> tuple[Tensor, ...]:
     """Return a group in the order that the name of the one tensor says, or that of the parts of complex numbers."""
     if _complex(group):
-        return tuple(sorted(group, key=lambda t: COMPLEX[words(t.last)[-1]]))
+        return tuple(sorted(group, key=_part))
     letters = _letters(group)
     if len(letters) < len(group) or len({*letters}) < len(group):
         return group
@@ -229,7 +229,12 @@ def _in_order(group: tuple[Tensor, ...], one: Tensor) -> tuple[Tensor, ...]:
 
 def _complex(group: Sequence[Tensor]) -> bool:
     """Whether the names say that these are the real and the imaginary part."""
-    return sorted(COMPLEX.get(words(t.last)[-1], -1) for t in group) == [0, 1]
+    return sorted(map(_part, group)) == [0, 1]
+
+
+def _part(tensor: Tensor) -> int:
+    """Return which part of complex numbers a tensor is by its name; -1 if the name says neither."""
+    return next((COMPLEX.get(word, -1) for word in words(tensor.last)[-1:]), -1)
 
 
 def _spells(torch: tuple[Tensor, ...], flax: tuple[Tensor, ...]) -> bool:
