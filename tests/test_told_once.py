@@ -138,3 +138,110 @@ def test_a_mistake_in_front_of_a_tied_output_layer_is_told_once() -> None:
 def test_a_wrong_gradient_of_a_tied_embedding_is_told() -> None:
     (finding,) = tied(approximate=False, stopped=True)
     assert "gradient" in finding.text
+
+
+class Coupling(torch.nn.Module):
+    """Scales its input, and also gives the logarithm of the scale: a part of a normalizing flow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.scale = torch.nn.Linear(4, 4), torch.nn.Parameter(torch.full((4,), 0.7))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        log_scale = torch.tanh(self.net(x)) * self.scale
+        return x * log_scale.exp(), log_scale.sum(-1)
+
+
+class NormalizingFlow(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.flows = torch.nn.ModuleList([Coupling() for _ in range(2)])
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        total = torch.zeros(x.shape[:-1])
+        for flow in self.flows:
+            x, log_scale = flow(x)
+            total = total + log_scale
+        return x, total
+
+
+class FlaxCoupling(linen.Module):
+    @linen.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        log_scale = jnp.tanh(linen.Dense(4, name="net")(x)) * self.param("scale", linen.initializers.ones, (4,))
+        return x * jnp.exp(log_scale), log_scale.sum(-1)
+
+
+class FlaxNormalizingFlow(linen.Module):
+    """With `last`, the sum of the logarithms has only its last part."""
+
+    last: bool
+    stopped: bool = False
+
+    @linen.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        total = jnp.zeros(x.shape[:-1])
+        for i in range(2):
+            x, log_scale = FlaxCoupling(name=f"flows_{i}")(jax.lax.stop_gradient(x) if i and self.stopped else x)
+            total = log_scale if self.last else total + log_scale
+        return x, total
+
+
+def flow(**mistakes: Any) -> list[Any]:
+    torch.manual_seed(0)
+    model, net, x = NormalizingFlow(), FlaxNormalizingFlow(**mistakes), X[:, 0]
+    port = parity.move(model, (net, net.init(jax.random.key(0), x)), x)
+    return list(parity.check(model, port, x, steps=1).models[0].findings)
+
+
+def test_a_mistake_in_a_second_output_is_told_once() -> None:
+    """The gradients that come back to both couplings are wrong because the output is."""
+    assert flow(last=False) == []
+    (finding,) = flow(last=True)
+    assert finding.layer == "(the network)"
+    assert "and the output is wrong" in finding.text
+
+
+def test_a_stopped_gradient_beside_a_right_second_output_is_told() -> None:
+    (finding,) = flow(last=False, stopped=True)
+    assert finding.trap == "stop-gradient-added" or "gradient" in finding.text
+
+
+class Decoder(torch.nn.Module):
+    """Attends to a memory, which no layer makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+        self.cross = torch.nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+        x, memory = self.first(x), self.first(memory)
+        return self.last(x + self.cross(x, memory, memory)[0])
+
+
+class FlaxDecoder(linen.Module):
+    """With `alone`, it attends to its own input."""
+
+    alone: bool
+
+    @linen.compact
+    def __call__(self, x: jax.Array, memory: jax.Array) -> jax.Array:
+        first = linen.Dense(4, name="first")
+        x, memory = first(x), first(memory)
+        y = linen.MultiHeadDotProductAttention(2, name="cross")(x, x if self.alone else memory)
+        return linen.Dense(4, name="last")(x + y)
+
+
+def decoder(alone: bool) -> list[Any]:
+    torch.manual_seed(0)
+    model, net, memory = Decoder(), FlaxDecoder(alone), X[:, :4] + 1
+    port = parity.move(model, (net, net.init(jax.random.key(0), X, memory)), X, memory)
+    return list(parity.check(model, port, X, memory, steps=1).models[0].findings)
+
+
+def test_a_layer_on_a_wrong_memory_is_told_once() -> None:
+    """No gradient comes back to the memory, because the layer does not read it."""
+    assert decoder(alone=False) == []
+    (finding,) = decoder(alone=True)
+    assert finding.layer == "cross"

@@ -60,14 +60,14 @@ class Flow:
     Attributes:
         operations: in order; their number is their place here.
         arrivals: by place, the operations from which the value there comes.
-        handed: by call, the operation that represents the output it hands on.
+        handed: by place, the operation that represents the value that a call gets or hands on.
         callers: by call, the modules whose code calls it.
         sequences: the modules that are a `Sequential`, whose code does nothing but call its parts in turn.
     """
 
     operations: list[Operation] = field(default_factory=list)
     arrivals: dict[Place, frozenset[int]] = field(default_factory=dict)
-    handed: dict[str, int] = field(default_factory=dict)
+    handed: dict[Place, int] = field(default_factory=dict)
     callers: dict[str, tuple[str, ...]] = field(default_factory=dict)
     sequences: frozenset[str] = frozenset()
 
@@ -86,9 +86,9 @@ class Flow:
                 waiting += self.operations[number].parts
         return frozenset(found)
 
-    def users(self, call: str) -> frozenset[int]:
-        """Return the operations through which the output of a call goes, up to the next recorded layers."""
-        found = {self.handed[call]} if call in self.handed else set[int]()
+    def users(self, place: Place) -> frozenset[int]:
+        """Return the operations through which the value at a place goes, up to the next recorded layers."""
+        found = {self.handed[place]} if place in self.handed else set[int]()
         for number, operation in enumerate(self.operations):
             if not operation.parts.isdisjoint(found):
                 found.add(number)
@@ -158,14 +158,17 @@ class _Noting(TorchFunctionMode, Tap):
         with self.unseen():
             self.flow.arrivals["enter", name] = _parts(x)
             self.flow.callers[name] = tuple(self.running)
-            return self.hand_on(x, (*self.running, name)) if ("enter", name) in self.forced else x
+            if ("enter", name) not in self.forced:
+                return x
+            self.flow.handed["enter", name] = len(self.flow.operations)
+            return self.hand_on(x, (*self.running, name))
 
     def leave(self, name: str, y: Tensor) -> Tensor:
         with self.unseen():
             self.flow.arrivals["leave", name] = _parts(y)
             if ("leave", name) not in self.forced:
                 return y
-            self.flow.handed[name] = len(self.flow.operations)
+            self.flow.handed["leave", name] = len(self.flow.operations)
             return self.hand_on(y, tuple(self.running))
 
 

@@ -249,6 +249,26 @@ class Suspects:
         self.flow = flow
         self.cleared = frozenset[int]().union(*(flow.slice(place) for place in right))
         self.told: list[tuple[Deviation, frozenset[int]]] = []
+        self.inside = frozenset[int]()
+
+    def wrong_inside(self, call: str) -> None:
+        """Note that a layer computes a wrong value, of all that it takes: its further inputs, too."""
+        self.inside |= self.flow.slice(("leave", call))
+
+    def sends_back(self, place: Place) -> bool:
+        """Return whether the value at a place goes through operations that give wrong values.
+
+        The gradient that comes back from them is then wrong, too, and says nothing new.
+        """
+        users = self.flow.users(place) - {self.flow.handed.get(place)}
+        return not users.isdisjoint(self._wrong())
+
+    def computed_in(self, module: str) -> bool:
+        """Return whether the module's own code has operations that give wrong values."""
+        return any(self.flow.operations[number].modules[-1] == module for number in self._wrong())
+
+    def _wrong(self) -> frozenset[int]:
+        return self.inside.union(*(left for _, left in self.told))
 
     def place(self, found: Deviation) -> Deviation:
         """Return a deviation with the module that contains it, and with the cause that may have reached it.
@@ -273,7 +293,9 @@ class Suspects:
 
     def gradient(self, found: Deviation) -> Deviation:
         """Return a wrong gradient that comes back to a call, with the module that it comes through."""
-        return replace(found, layer=self.flow.module_around(self.flow.users(found.call), found.call) or NETWORK)
+        return replace(
+            found, layer=self.flow.module_around(self.flow.users(("leave", found.call)), found.call) or NETWORK
+        )
 
 
 class _Comparison:
@@ -323,6 +345,8 @@ class _Comparison:
                 yield self._seen_at("enter", call)
             elif event == "leave" and call in self.computed:
                 self.seen |= {name}
+                if name in self.leaf:
+                    self.suspects.wrong_inside(call)
                 yield self._seen_at("leave", call, name if name in self.leaf else "")
             if event == "leave":
                 self.before = call
@@ -359,7 +383,10 @@ class _Comparison:
         after = ""
         for event, call, around in reversed(ours.events):
             name, outer = layer_of(call), layer_of(around[-1]) if around else NETWORK
-            if event == "leave" and call in leaving and outer not in seen:
+            follows = self.suspects.sends_back((event, call)) or (event == "enter" and self.suspects.computed_in(name))
+            if follows and (event == "leave" or name not in self.leaf):
+                pass
+            elif event == "leave" and call in leaving and outer not in seen:
                 seen |= {outer}
                 size = _far(theirs.output_gradients, ours.output_gradients, call)
                 found = Deviation(outer, "gradient between", self.train, call, call, after=after, size=size)

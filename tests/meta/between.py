@@ -94,6 +94,18 @@ def flattened(wrong: Any) -> Any:
     return make
 
 
+def unflattened(wrong: Any) -> Any:
+    """linear, a vector that becomes an image, conv: the start of a decoder."""
+
+    def make() -> tuple[Any, ...]:
+        x, rngs = images(3, 5), nnx.Rngs(0)
+        dense, conv = nnx.Linear(5, 24, rngs=rngs), nnx.Conv(4, 3, (3, 3), padding=1, rngs=rngs)
+        block = Block(nn.Linear(5, 24), lambda x: x.view(-1, 4, 3, 2), nn.Conv2d(4, 3, 3, padding=1))
+        return moved(block, NNXBlock(dense, wrong, conv), x)
+
+    return make
+
+
 def ended(right: Any, wrong: Any, vector: bool = True) -> Any:
     """conv, and the network's end."""
 
@@ -167,6 +179,7 @@ BETWEEN = (
     Case(
         "global-pool-is-max", ended(lambda x: F.adaptive_avg_pool2d(x, 1).flatten(1), lambda x: x.max((1, 2))), NETWORK
     ),
+    Case("unflatten-channels-last", unflattened(lambda x: x.reshape(-1, 3, 2, 4)), NETWORK),
     Case("flatten-channels-last", flattened(lambda x: x.reshape(x.shape[0], -1)), NETWORK),
     Case("mean-axes", ended(lambda x: x.mean((2, 3)), lambda x: x.mean((2, 3))), NETWORK),
     Case("mean-is-sum", ended(lambda x: x.mean((2, 3)), lambda x: x.sum((1, 2))), NETWORK),

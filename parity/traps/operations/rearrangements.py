@@ -12,7 +12,8 @@ from torch import Tensor
 from parity.traps.planting import Values, argument, with_argument
 from parity.traps.trap import Trap
 
-FLAT, JOIN, PAD = ("flatten", "reshape", "view"), ("cat", "concat", "concatenate"), ("pad",)
+FLAT, UNFLAT = ("flatten", "reshape", "view"), ("reshape", "view", "unflatten")
+JOIN, PAD = ("cat", "concat", "concatenate"), ("pad",)
 
 
 def _flattened(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
@@ -21,6 +22,14 @@ def _flattened(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -
     if x.ndim < 4 or x.shape[1] == 1 or (y := function(*args, **kw)).ndim != 2:
         return None
     return x.movedim(1, -1).reshape(y.shape)
+
+
+def _unflattened(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
+    """Make an image of a vector in channels-last order."""
+    x = args[0]
+    if x.ndim != 2 or (y := function(*args, **kw)).ndim < 4 or len(x) != len(y) or y.shape[1] == 1:
+        return None
+    return x.reshape(len(x), *y.shape[2:], y.shape[1]).movedim(-1, 1)
 
 
 def _joined(reverse: bool) -> Callable[..., Any]:
@@ -124,6 +133,15 @@ JOINS_AND_AXES = (
         _flattened,
         "the flatten goes channels last; PyTorch's goes channels first",
         "transpose to channels first before the reshape: x.transpose(0, 3, 1, 2)",
+        "Flax guide, Convert PyTorch models to Flax",
+    ),
+    Trap(
+        "unflatten-channels-last",
+        "between",
+        UNFLAT,
+        _unflattened,
+        "the vector becomes an image with its channels last; PyTorch's has its channels first",
+        "reshape to channels first, then transpose: x.reshape(batch, channels, height, width).transpose(0, 2, 3, 1)",
         "Flax guide, Convert PyTorch models to Flax",
     ),
     Trap(
