@@ -179,6 +179,34 @@ def _adam(
     return from_rule(learning_rate, dict.fromkeys(names, 0.0), rule)
 
 
+def adamax(
+    learning_rate: LearningRate = 2e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> optax.GradientTransformation:
+    """`torch.optim.Adamax` (Kingma and Ba, arXiv:1412.6980, section 7.1). Epsilon is added inside of the maximum.
+
+    Raises:
+        UserError: an option out of range.
+    """
+    first, second = betas
+    _require(
+        "adamax",
+        **{"betas[0]": (first, 0, 1), "betas[1]": (second, 0, 1), "eps": (eps, 0, INFINITY)},
+        weight_decay=(weight_decay, 0, INFINITY),
+    )
+
+    def rule(g: jax.Array, p: jax.Array, held: Tensors, rate: Rate, step: jax.Array) -> tuple[jax.Array, Tensors]:
+        g = g + weight_decay * p if weight_decay else g
+        mean = first * held["exp_avg"] + (1 - first) * g
+        largest = jnp.maximum(second * held["exp_inf"], jnp.abs(g) + eps)
+        change = -rate / (1 - first ** step.astype(p.dtype)) * mean / largest
+        return change, {"exp_avg": mean, "exp_inf": largest}
+
+    return from_rule(learning_rate, {"exp_avg": 0.0, "exp_inf": 0.0}, rule)
+
+
 def rmsprop(
     learning_rate: LearningRate = 1e-2,
     alpha: float = 0.99,

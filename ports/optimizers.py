@@ -15,8 +15,8 @@ refused: RAdam, NAdam, AdaBelief and others have tensors of the same names that 
 
 optax's RMSprop keeps the momentum multiplied by the learning rate, and its AMSGrad keeps the largest corrected square.
 PyTorch keeps neither of the two, so they have no node. optax's Adamax and NAdam have the class of Adam's state, so
-nothing can tell them from Adam. A file does not name optax's class: the fields decide, and a state with `count, mu, nu`
-is read as Adam's, although AdaBelief, RAdam and Yogi have the same fields.
+nothing can tell them from Adam, and the row of Adamax has no node. A file does not name optax's class: the fields
+decide, and a state with `count, mu, nu` is read as Adam's, although AdaBelief, RAdam and Yogi have the same fields.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class KnownOptimizer:
 
     @property
     def own(self) -> frozenset[str]:
-        """The options that together only this optimizer has."""
+        """The options that together only this optimizer has, or another with all of its options and more."""
         return self.options - {"weight_decay", "eps"}
 
 
@@ -156,6 +156,13 @@ OPTIMIZERS = (
             ),
         ),
         optax=("adam", "adamw"),
+    ),
+    KnownOptimizer(
+        forms=(Form("Adamax", "adamax", {"adamax": {"weight_decay": 5e-4}}),),
+        tensors={"exp_avg": None, "exp_inf": None},
+        options=frozenset({"betas", "eps", "weight_decay"}),
+        nodes=(),
+        optax=(),
     ),
     KnownOptimizer(
         forms=(Form("RMSprop", "rmsprop", {"rmsprop": {"momentum": 0.9, "weight_decay": 5e-4}}),),

@@ -30,6 +30,8 @@ SYNONYMS = {
     **dict.fromkeys(("ln", "layernorm", "rmsnorm"), "norm"),
     **dict.fromkeys(("dense", "linear", "lin"), "fc"),
     **dict.fromkeys(("emb", "embedding", "embeddings"), "embed"),
+    **dict.fromkeys(("src", "sources"), "source"),
+    **dict.fromkeys(("tgt", "trg", "dst", "targets"), "target"),
 }
 CLOSE = 1e-9  # scores that are equal
 

@@ -84,7 +84,7 @@ def of_groups(groups: Iterable[Mapping[str, Any]], slots: Iterable[object]) -> K
     rows = [row for row in OPTIMIZERS if slots <= set(row.tensors) and (not slots or row.always <= slots)]
     if any(keys):
         marked = {name for key, name in MARKS.items() if key in common}
-        rows = [row for row in rows if row.own <= common and marked <= set(row.classes)]
+        rows = [row for row in rows if _needed(row) <= common and marked <= set(row.classes)]
         # Adam has all options of Adamax and one more, so the row that explains more options is the right one.
         rows = [row for row in rows if not any(row.own < other.own for other in rows)]
     if len(rows) == 1:
@@ -94,6 +94,11 @@ def of_groups(groups: Iterable[Mapping[str, Any]], slots: Iterable[object]) -> K
         f"optimizer: got the options {describe(sorted(map(str, common)), 12) or '(not known)'} and the tensors "
         f"{describe(sorted(map(str, slots))) or '(no tensors)'}{guess}; expected the state of {KNOWN}; {WEIGHTS_ONLY}"
     )
+
+
+def _needed(row: KnownOptimizer) -> frozenset[str]:
+    """The options without which a group is not the row's: all of them if its own do not distinguish it."""
+    return row.options if any(row.own < other.own for other in OPTIMIZERS) else row.own
 
 
 def _is_on(option: str, value: Any) -> bool:
