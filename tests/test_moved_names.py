@@ -224,6 +224,56 @@ def test_blocks_tell_their_layers_behind_a_mistake() -> None:
         assert np.array_equal(params[block]["Dense_2"]["bias"], ours.scale.bias.detach().numpy())
 
 
+class TorchAttention(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc_q, self.fc_k, self.fc_v = (torch.nn.Linear(SIZE, SIZE) for _ in range(3))
+        self.norm = torch.nn.LayerNorm(SIZE)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.fc_q(x), self.fc_k(x), self.fc_v(x)
+        return self.norm(q + (q @ k.T / SIZE).softmax(-1) @ v)
+
+
+class TorchAttentionTwice(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mab0, self.mab1 = TorchAttention(), TorchAttention()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.mab1(self.mab0(x))
+
+
+class Attention(linen.Module):
+    """It lacks the query behind the attention."""
+
+    parts: str
+
+    @linen.compact
+    def __call__(self, x: Any) -> Any:
+        q, k, v = (linen.Dense(SIZE, name=part)(x) for part in self.parts)
+        return linen.LayerNorm(epsilon=1e-5)(linen.softmax(q @ k.T / SIZE) @ v)
+
+
+class AttentionTwice(linen.Module):
+    parts: str
+
+    @linen.compact
+    def __call__(self, x: Any) -> Any:
+        return Attention(self.parts, name="isab0")(Attention(self.parts, name="isab1")(x))
+
+
+def test_parts_of_one_module_are_told_by_their_names_behind_a_mistake() -> None:
+    model: Any = randomised(TorchAttentionTwice())
+    params = parity.move(model, started(AttentionTwice("qkv"), X), X)[1]["params"]
+    for block, ours in (("isab1", model.mab0), ("isab0", model.mab1)):
+        for part in "qkv":
+            weight = ours.get_submodule(f"fc_{part}").weight.detach().numpy()
+            assert np.array_equal(params[block][part]["kernel"], weight.T)
+    with pytest.raises(UserError, match="computing does not decide it"):
+        parity.move(model, started(AttentionTwice("abc"), X), X)
+
+
 class TorchBlock(torch.nn.Module):
     """Its factor stands beside its layer."""
 

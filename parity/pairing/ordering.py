@@ -10,7 +10,7 @@ models give the same outputs, and these outputs would be others if two layers we
 
 Where the outputs differ whatever is tried, the port holds a mistake, and each place is judged on its own: PyTorch's
 outputs are handed on at every layer, and the inputs of two layers, what comes of them, or the modules that they stand
-in say which is which.
+in say which is which. What is left are parts of one module, such as a key and a value: their names in it may tell.
 
 What nothing of this tells is an error, never a guess. So is a name that another layer has in the other model. Where
 both models have the same names and use them otherwise, the port holds that mistake: equal names win, and the check
@@ -29,6 +29,7 @@ import torch
 
 from parity.numerics.layouts import Tensors
 from parity.numerics.quantities import Probe
+from parity.pairing.likeness import Token, best, part_similarity, tokens
 from parity.pairing.pairs import COMPUTED, NAMES, PREFIXED, SIMILAR, VALUES, Pair, Pairing
 from parity.pairing.trials import (
     AGREES,
@@ -329,8 +330,8 @@ def _decided(pairing: Pairing, group: list[Unit], trial: Trial) -> Pairing:
         for order in itertools.permutations(group)
     ]
     found = [sites(way, trial) for way in ways]
-    if (best := nearest(found)) is not None:
-        return ways[best]
+    if (first := nearest(found)) is not None:
+        return ways[first]
     # Behind a mistake every way is far off; the right one may still agree in a part, such as one direction of two.
     alike = sorted(
         ((sum(one.get(site, NOWHERE)[1] for site in moving(found)), i) for i, one in enumerate(found)), reverse=True
@@ -339,7 +340,24 @@ def _decided(pairing: Pairing, group: list[Unit], trial: Trial) -> Pairing:
         return ways[alike[0][1]]
     if _told_by_modules(pairing, group, trial):
         return pairing
+    if (order := _told_by_names(group)) is not None:
+        return exchanged(pairing, group, order)
     raise UserError(_undecided(group))
+
+
+def _told_by_names(group: list[Unit]) -> list[Unit] | None:
+    """Return parts of one module in the order that their names in it say, apart from numbers; None if they do not."""
+    mine, theirs = [unit.torch for unit in group], [unit.flax for unit in group]
+    if any(len({name.rpartition(".")[0] for name in names}) > 1 for names in (mine, theirs)):
+        return None
+    said = {name: _words_only(name.rpartition(".")[2]) for name in (*mine, *theirs)}
+    alike = dict(best(mine, theirs, lambda a, b: part_similarity(said[a], said[b])))
+    by_name = {unit.flax: unit for unit in group}
+    return [by_name[alike[unit.torch]] for unit in group] if len(alike) == len(by_name) == len(group) else None
+
+
+def _words_only(name: str) -> list[Token]:
+    return [token for token in tokens([name])[name] if isinstance(token, str)]
 
 
 def _undecided(group: Iterable[Unit]) -> str:
