@@ -245,3 +245,4 @@ def test_a_layer_on_a_wrong_memory_is_told_once() -> None:
     assert decoder(alone=False) == []
     (finding,) = decoder(alone=True)
     assert finding.layer == "cross"
+    assert "one of its other inputs is wrong (a memory, a mask, a state)" in finding.text

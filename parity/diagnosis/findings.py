@@ -220,12 +220,24 @@ def _indices(deviation: Deviation, cases: Mapping[bool, ForcedRuns]) -> str:
     return f"{deviation.call} gets other indices: at {at} the port's is {got[at]}, PyTorch's is {expected[at]}"
 
 
+def _takes_more(deviation: Deviation, cases: Mapping[bool, ForcedRuns]) -> bool:
+    """Return whether a layer takes other values than its first input, which are not compared: a memory, a mask."""
+    flow, call = cases[deviation.train].flow, deviation.call
+    used = (flow.operations[number] for number in flow.slice(("leave", call)))
+    return ("enter", call) in flow.handed and any(deviation.layer not in operation.modules for operation in used)
+
+
 def _said(deviation: Deviation, network: operations.ReferenceNetwork, cases: Mapping[bool, ForcedRuns]) -> str:
     mode = _mode(deviation)
     if indices := _indices(deviation, cases):
         return indices
     if deviation.aspect in VALUES and (own := _own_class(network, deviation.layer)):
         return OF_CLASS.format(own, mode)
+    if deviation.aspect == "output" and _takes_more(deviation, cases):
+        return (
+            f"on the reference's first input the layer gives another output in {mode} mode: it computes otherwise, or "
+            "one of its other inputs is wrong (a memory, a mask, a state)"
+        )
     return {
         "output": f"on the reference's input the layer gives another output in {mode} mode",
         "between": f"all layers are right, but the value {_where(deviation)} "
