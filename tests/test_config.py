@@ -523,7 +523,7 @@ def test_the_way_back_knows_the_network(
     """By the metadata; msgpack has no room, and takes --config."""
     config = written(tiny, TINY_CONFIG | {"rope_theta": 5.0, "secret": "x"}) / configs.NAME
     more = ["--shard-size", "4KB"] if name == "sharded" else []
-    to = {"sharded": "linen", "b.pt": "torch"}.get(name, "nnx")
+    to = "linen" if name == "sharded" else "nnx"
     assert main(["convert", str(tiny), str(tmp_path / name), "--to", to, *more]) == 0
     noted = capsys.readouterr().err
     metadata = formats.read(tmp_path / name).metadata
@@ -547,6 +547,19 @@ def test_the_way_back_knows_the_network(
     assert KEY in formats.read(tmp_path / "last.safetensors").metadata
     assert main(["inspect", str(tmp_path / name), *options]) == 0
     assert "theta 5.0, tiny has 90.0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("to", ["nnx", "linen"])
+def test_a_module_called_model_is_no_container(to: str, tied: bool, tmp_path: Path) -> None:
+    """A decoder in Flax's layout, in a file of PyTorch's: `model` beside `lm_head` or alone."""
+    config = FOLDERS["llama"][1] | {"tie_word_embeddings": tied}
+    net = saved(tmp_path / "a", FOLDERS["llama"][0], config)
+    assert main(["convert", str(tmp_path / "a"), str(tmp_path / "b.pt"), "--to", to]) == 0
+    assert main(["convert", str(tmp_path / "b.pt"), str(tmp_path / "c.safetensors")]) == 0
+    back = ports.weights.load(tmp_path / "c.safetensors")
+    expected = {name: array.astype(np.float32) for name, array in weights_of(net).items()}
+    assert {n: a.tobytes() for n, a in back.items()} == {n: a.tobytes() for n, a in expected.items()}
 
 
 @pytest.mark.parametrize("depth", [2, 40])

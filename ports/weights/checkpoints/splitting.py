@@ -127,7 +127,7 @@ def _holder(path: str | Path, root: Tree, row: Format, key: str | None) -> tuple
         at = next(
             (name for name in NESTED if isinstance(holder, Mapping) and isinstance(holder.get(name), Mapping)), None
         )
-        if at is None or (row.name != "torch" and not _only_training(holder, at)):
+        if at is None or (row.name != "torch" and not _only_training(holder, at)) or _is_part(holder, at):
             break
         if more := [n for n in NESTED if n != at and isinstance(holder.get(n), Mapping)]:
             notes.append(f"taken from {at}; the file holds {', '.join(more)} too (--key takes another)")
@@ -135,6 +135,13 @@ def _holder(path: str | Path, root: Tree, row: Format, key: str | None) -> tuple
     if not isinstance(holder, Mapping) or not holder:
         raise WeightsError(f"weights {path}: got {type(holder).__name__}, expected a state_dict")
     return cast(Tree, holder), notes
+
+
+def _is_part(holder: Mapping[str, Any], at: str) -> bool:
+    """Whether a table is a module of a Flax tree: it holds tables, as another one beside it does."""
+    trees = (name for name, node in holder.items() if isinstance(node, Mapping) and _is_tree(node))
+    others = [name for name in trees if name not in (*NESTED, *OPTIMIZER, *STEPS)]
+    return bool(others) and any(isinstance(node, Mapping) for node in holder[at].values())
 
 
 def _only_training(holder: Mapping[str, Any], at: str) -> bool:
