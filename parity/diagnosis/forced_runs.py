@@ -291,7 +291,7 @@ def _fit(net: Functional, probe: Probe, reference: RecordedRun, train: bool) -> 
         if layout:
             found[place] = layout
         elif jnp.issubdtype(got.dtype, jnp.floating):
-            if value is not None and (around := _padded(expected, value)) is not None:
+            if value is not None and _gives(place, pairs) and (around := _padded(expected, value)) is not None:
                 found[place], margins[place] = around
             else:
                 guessed[place] = nearest(expected.shape, got.shape)
@@ -303,6 +303,12 @@ def _is_unclear(place: Place, expected: np.ndarray, got: Any) -> bool:
     if fitting(expected.shape, got.shape):
         return unclear(expected.shape, got.shape)
     return place[0] == "enter" and jnp.issubdtype(got.dtype, jnp.floating)
+
+
+def _gives(place: Place, pairs: Mapping[Place, tuple[np.ndarray, Any]]) -> bool:
+    """Return whether the layer at a place gives what PyTorch's does in shape: then the zeros around its input count."""
+    expected, got = pairs.get(("leave", place[1]), (None, None))
+    return expected is None or got is None or fitting(expected.shape, got.shape) is not None
 
 
 def _padded(expected: np.ndarray, got: np.ndarray) -> tuple[str, Margin] | None:

@@ -186,7 +186,7 @@ def chain(order: Callable[[list[int]], list[int]], fresh: bool = False) -> Calla
 
 
 def lacking(torch_bias: bool = True, **settings: Any) -> Callable[[], tuple[Any, ...]]:
-    """A port whose second layer is built otherwise."""
+    """A port whose second layer is built otherwise; it has PyTorch's weights where they fit."""
 
     def make() -> tuple[Any, ...]:
         rngs, x = nnx.Rngs(0), images(2, 5, 3)
@@ -195,6 +195,10 @@ def lacking(torch_bias: bool = True, **settings: Any) -> Callable[[], tuple[Any,
         weights: Any = model.first
         first.kernel.set_value(jnp.array(weights.weight.detach().numpy().T))
         first.bias = nnx.Param(jnp.array(weights.bias.detach().numpy()))
+        weights = model.second
+        kernel = weights.weight.detach().numpy().T
+        if second.kernel.get_value().shape == kernel.shape:
+            second.kernel.set_value(jnp.array(kernel))
         return model, NNXBlock(first, jnp.tanh, second), x
 
     return make
