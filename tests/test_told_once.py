@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from flax import linen
+from flax import linen, nnx
 
 import parity
 from parity.reports.html import page
@@ -246,3 +246,27 @@ def test_a_layer_on_a_wrong_memory_is_told_once() -> None:
     (finding,) = decoder(alone=True)
     assert finding.layer == "cross"
     assert "one of its other inputs is wrong (a memory, a mask, a state)" in finding.text
+
+
+class Normed(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body = torch.nn.BatchNorm1d(4), torch.nn.BatchNorm1d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(torch.tanh(self.stem(x)))
+
+
+class FlaxNormed(nnx.Module):
+    """Its momentum is Flax's default."""
+
+    def __init__(self) -> None:
+        self.stem, self.body = (nnx.BatchNorm(4, epsilon=1e-5, rngs=nnx.Rngs(0)) for _ in range(2))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.body(jnp.tanh(self.stem(x)))
+
+
+def test_wrong_statistics_are_told_at_the_layer_that_runs_first() -> None:
+    (finding,) = parity.check(Normed(), FlaxNormed(), X[:, 0], accept=["bn-running-var"]).models[0].findings
+    assert (finding.layer, finding.trap, finding.also) == ("stem", "bn-momentum-0.99", ("body",))

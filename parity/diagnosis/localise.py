@@ -362,7 +362,9 @@ class _Comparison:
             self.seen |= {NETWORK}  # then the gradients that it sends into the network are wrong, too
             size = abs(theirs - ours) / (abs(ours) or 1.0)
             yield Deviation(LOSS, "loss", self.train, LOSS, self.before, size=size, lead=LOSS)
-        for name in sorted(_wrong(self.port.statistics, self.reference.statistics, FORWARD)):
+        places = {layer_of(call): i for i, (_, call, _) in enumerate(self.reference.events)}
+        wrong = _wrong(self.port.statistics, self.reference.statistics, FORWARD)
+        for name in sorted(wrong, key=lambda n: (places.get(n.rpartition(".")[0], len(places)), n)):
             if (layer := name.rpartition(".")[0]) not in self.seen:
                 self.seen |= {layer}
                 size = _far(self.port.statistics, self.reference.statistics, name)

@@ -20,6 +20,7 @@ from .own_norms import OWN_NORMS
 from .planted import Block, Case, NNXBlock, NNXWhole, between, images, moved, sequence
 from .positions_and_graphs import POSITIONS_AND_GRAPHS
 from .rotary import ROTARY
+from .sampling import SAMPLING
 from .sequences import BAND, BAND_TORCH, LOWER_TORCH, attended, attending, bidirectional
 
 BLOCK, NETWORK = "block", "(the network)"
@@ -148,6 +149,7 @@ BETWEEN = (
     *HEADS_AND_PARTS,
     *EXPERTS_AND_GATES,
     *POSITIONS_AND_GRAPHS,
+    *SAMPLING,
     Case("max-pool-same", between(POOL3, max_pool(padding="SAME"), size=(10, 6)), BLOCK),
     Case("max-pool-same", between(POOL3, max_pool(padding="SAME"), size=(10, 6), port="linen"), BLOCK),
     Case("max-pool-pads-zero", between(POOL3, zero_padded), BLOCK),
