@@ -287,7 +287,7 @@ def test_a_slice_ends_at_recorded_layers() -> None:
     assert {found.operations[number].name for number in inside} == {"sin", "cos", "mul", flow.HANDED}
     assert found.module_around(inside, "blocks.0.mix.c") == "blocks.0.mix"
     assert found.module_around((), "first") == ""
-    assert found.module_around(found.users("first"), "") == ""
+    assert found.module_around(found.users(("leave", "first")), "") == ""
 
 
 class Given(torch.nn.Module):
