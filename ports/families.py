@@ -153,15 +153,17 @@ class Described:
         """
         if not self.changes:
             return ""
-        usual = NETWORKS[self.spec.name]
+        usual, family = NETWORKS[self.spec.name], family_of(self.spec)
         few = [f"{name} {_shown(value)}" for name, value in self.changes.items()]
-        has = [f"has {_shown(getattr(usual, name))}" for name in self.changes]
+        has = [f"has {_shown(family.value(usual, name))}" for name in self.changes]
         rows = [f"{own}, {usual.name} {other}" for own, other in zip(few, has, strict=True)]
-        what = "; ".join(rows) if len(rows) <= FEW else "no network with a name has these sizes"
+        what = "; ".join(rows)
+        if len(rows) > FEW or len(what) > LONG:
+            what = "no network with a name has these sizes"
         return f"{self.place}: {what}; build it with {_creation(self.spec.name, port, {**self.changes, **more})}"
 
 
-FEW = 3  # differences that a person reads one by one
+FEW, LONG = 3, 300  # differences that a person reads one by one, and their characters
 
 
 def _creation(name: str, port: str, changes: Mapping[str, Any]) -> str:
@@ -171,7 +173,9 @@ def _creation(name: str, port: str, changes: Mapping[str, Any]) -> str:
 
 
 def _shown(value: object) -> str:
-    """Return a field's value as Python has it, with the module of a record."""
+    """Return a field's value as Python has it, with the modules of records."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_shown, value))}{',' * (len(value) == 1)})"
     return f"{type(value).__module__}.{value!r}" if dataclasses.is_dataclass(value) else repr(value)
 
 
@@ -191,7 +195,8 @@ def described(config: Mapping[str, Any], place: str = configs.NAME) -> Described
     kept = {configs.TYPE: kind, **keys.given}
     if keys.problems:
         return Described(place, kept, problems=tuple(f"{place}: {problem}" for problem in keys.problems))
-    options = [(spec, {n: v for n, v in fields.items() if getattr(spec, n) != v}) for spec in family.networks.values()]
+    specs = family.networks.values()
+    options = [(spec, {n: v for n, v in fields.items() if family.value(spec, n) != v}) for spec in specs]
     nearest, changes = min(options, key=lambda option: len(option[1]))
     try:
         return Described(place, kept, family.changed(nearest, changes), changes)

@@ -193,6 +193,11 @@ class Family:
         owners = [some, *(getattr(some, part) for part in self.parts)]
         return any(f.name == name for owner in owners for f in dataclasses.fields(owner))
 
+    def value(self, spec: Any, name: str) -> Any:
+        """Return a field of a description, or of one of its `parts`."""
+        owners = [spec, *(getattr(spec, part) for part in self.parts)]
+        return next(getattr(owner, name) for owner in owners if hasattr(owner, name))
+
     def changed(self, spec: Any, changes: Mapping[str, Any]) -> Any:
         """Return a description with new values of its fields, or of the fields of its `parts`.
 

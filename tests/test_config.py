@@ -388,7 +388,7 @@ def test_values_that_compute_the_same_are_taken() -> None:
 @pytest.mark.parametrize("kind", ["bert", None, 5, [], {}])
 def test_another_kind_of_config_describes_nothing(kind: Any) -> None:
     assert described({configs.TYPE: kind}) is None
-    with pytest.raises(UserError, match=r"model_type: got .*, expected one of gpt2, llama, qwen2, mistral"):
+    with pytest.raises(UserError, match=r"model_type: got .*, expected one of resnet, gpt2, llama, qwen2, mistral"):
         from_config({configs.TYPE: kind})
 
 
@@ -593,7 +593,7 @@ def test_config_is_one_of_three_options(tiny: Path, capsys: pytest.CaptureFixtur
         assert "--config: got --model" in capsys.readouterr().err
     written(tiny.parent / "bert", {configs.TYPE: "bert"})
     assert main(["convert", str(tiny), str(tiny.parent / "b"), "--config", str(tiny.parent / "bert")]) == 2
-    assert "expected model_type gpt2 or llama or qwen2 or mistral" in capsys.readouterr().err
+    assert "expected model_type resnet or gpt2 or llama or qwen2 or mistral" in capsys.readouterr().err
     assert main(["convert", str(tiny), str(tiny.parent / "b"), "--config", str(tiny / "none.json")]) == 2
     assert "No such file" in capsys.readouterr().err
 

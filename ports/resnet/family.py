@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from ports.family import Family, image_inputs, image_size, image_sizes
+from ports.resnet.config import READER
 from ports.resnet.spec import BASIC, BOTTLENECK, PREACT_BASIC, PREACT_BOTTLENECK, Block, ResNetSpec, Stage, Stem, layers
 
 IMAGENET_STEM = Stem(convs=((64, 7, 2),), max_pool=True)
@@ -123,4 +124,5 @@ RESNET_FAMILY = Family(
     sizes=lambda spec: image_sizes(layers(spec)),
     headless=lambda spec: dataclasses.replace(spec, features_only=True),
     reduced=reduced,
+    config=READER,
 )

@@ -347,7 +347,7 @@ def _misfit(shapes: Shapes, model: str | None) -> list[str]:
         some = ", ".join(f"{n} {s}" for n, s in list(shapes.items())[:3])
         return [
             f"{len(shapes)} tensors ({some} …) are not a network known here; describe your own in a file: --rules FILE"
-            ", or give the config.json of a decoder: --config FILE"
+            ", or give the config.json of transformers: --config FILE"
         ]
     spec, dialect, wanted = found
     hint = "; --config FILE gives the config.json of one without a name here" if family_of(spec).config else ""
