@@ -80,6 +80,11 @@ def _wrong_speed(results: Results) -> None:
             one["ms"] *= 2 if row["subject"] == "nnx" else 3
 
 
+def _wrong_depth(results: Results) -> None:
+    network = next(network for network in results["networks"] if network["curves"])
+    network["curves"]["nnx"]["test_error"][-1] += 0.1
+
+
 def _wrong_twins(results: Results) -> None:
     results["twins"]["bert"]["verdict"] = "mismatch"
 
@@ -106,6 +111,7 @@ WRONG = {
     "kinds": _wrong_faithful,
     "cost": _wrong_cost,
     "conversion": _wrong_conversion,
+    "depth": _wrong_depth,
     "published": _wrong_twins,
     "ports": _wrong_ports,
 }

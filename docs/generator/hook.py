@@ -25,7 +25,7 @@ COPIED = {
 # Code that is shown in a box of the theme: the text above it, and the kind of box.
 BOXES = {"Wrong": "failure", "Right": "success"}
 BOXED = re.compile(r"\*\*(Wrong|Right)\*\*\n\n(```python\n.*?```\n)", re.DOTALL)
-PICTURES = {"images/speed.svg": "speed-cpu-*.svg"}
+PICTURES = {"images/speed.svg": "speed-cpu-*.svg", "images/depth.svg": "depth-cpu.svg"}
 
 
 class Seen:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.depth import plot
 from benchmarks.reporting import intervals, tables
 from benchmarks.reporting import results as speeds
 from benchmarks.reporting.schema import ResultRow
@@ -282,6 +283,18 @@ def ports_of_others(results: Results) -> list[str]:
     ]
 
 
+def depth(results: Results) -> list[str]:
+    """One row per network and framework: errors at the end, the gradient at the start, and the first steps apart."""
+    plan, machine = results["plan"], results["machine"]
+    return [
+        *rows(plot.HEAD, *plot.rows(results)),
+        "",
+        f"{plan['steps']} steps of {plan['batch']} images of {plan['size']} by {plan['size']} pixels, of "
+        f"{results['images']['train']:,}; {plan['test_images']:,} test images. Measured on {machine['date'][:10]}, "
+        f"{machine['cores']} CPU cores, commit `{machine['commit'][:10]}`.",
+    ]
+
+
 def replay(results: Results) -> list[str]:
     """Return how many ports reach parity when a script applies each `fix` and checks again."""
     lines: list[tuple[object, ...]] = [("what is planted", "ports", "mistakes", "end in parity", "checks of a port")]
@@ -305,6 +318,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], list[str]]]] = {
     "autotune": ("autotune-cpu-*.json", autotune),
     "flags": ("flags-cpu-*.json", flags),
     "fastest": ("speed-cpu-*.json", fastest),
+    "depth": ("depth-cpu.json", depth),
     "evidence": ("score-cpu.json", evidence),
     "faithful": ("faithful-cpu.json", faithful),
     "kinds": ("faithful-cpu.json", kinds),
