@@ -274,6 +274,40 @@ def test_parts_of_one_module_are_told_by_their_names_behind_a_mistake() -> None:
         parity.move(model, started(AttentionTwice("abc"), X), X)
 
 
+class TorchMirrored(torch.nn.Module):
+    """Convolutions of one shape, each behind a mirrored border, and activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = torch.nn.ModuleList([torch.nn.Conv2d(2, 2, 3) for _ in range(3)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for conv in self.convs:
+            x = torch.tanh(conv(torch.nn.functional.pad(x, (1, 1, 1, 1), "reflect")))
+        return x
+
+
+class Mirrored(nnx.Module):
+    """Its border is another one, so that only the inner pixels agree, and its list has another order."""
+
+    def __init__(self) -> None:
+        self.layers = nnx.List([nnx.Conv(2, 2, (3, 3), padding="VALID", rngs=nnx.Rngs(0)) for _ in range(3)])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for conv in (self.layers[2], self.layers[0], self.layers[1]):
+            x = jnp.tanh(conv(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), "symmetric")))
+        return x
+
+
+def test_three_layers_are_told_by_the_part_that_agrees_behind_a_mistake() -> None:
+    """Two orders of three agree at one layer each, so that an order is compared where it differs from another."""
+    model: Any = randomised(TorchMirrored())
+    image = np.random.default_rng(2).standard_normal((2, 2, 12, 12)).astype(np.float32)
+    port = parity.move(model, Mirrored(), image)
+    for ours, theirs in zip(model.convs, (2, 0, 1), strict=True):
+        assert np.array_equal(port.layers[theirs].bias[...], ours.bias.detach().numpy())
+
+
 class TorchBlock(torch.nn.Module):
     """Its factor stands beside its layer."""
 

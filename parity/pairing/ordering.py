@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -333,16 +333,29 @@ def _decided(pairing: Pairing, group: list[Unit], trial: Trial) -> Pairing:
     if (first := nearest(found)) is not None:
         return ways[first]
     # Behind a mistake every way is far off; the right one may still agree in a part, such as one direction of two.
-    alike = sorted(
-        ((sum(one.get(site, NOWHERE)[1] for site in moving(found)), i) for i, one in enumerate(found)), reverse=True
-    )
-    if alike[0][0] >= PART and alike[1][0] * TOLD < alike[0][0]:
-        return ways[alike[0][1]]
+    if (first := _alike_in_part(found)) is not None:
+        return ways[first]
     if _told_by_modules(pairing, group, trial):
         return pairing
     if (order := _told_by_names(group)) is not None:
         return exchanged(pairing, group, order)
     raise UserError(_undecided(group))
+
+
+def _alike_in_part(found: Sequence[Mapping[str, tuple[float, float]]]) -> int | None:
+    """Return the way of which by far the most agrees with PyTorch where it differs from each other way, or None.
+
+    Args:
+        found: the `sites` of each way.
+    """
+    parts = [[way.get(site, NOWHERE)[1] for site in moving(found)] for way in found]
+    first = max(range(len(parts)), key=lambda i: sum(parts[i]))
+    for other in (some for i, some in enumerate(parts) if i != first):
+        differing = [(mine, theirs) for mine, theirs in zip(parts[first], other, strict=True) if mine != theirs]
+        most, rest = (sum(some) for some in zip(*differing, strict=True)) if differing else (0.0, 0.0)
+        if most < PART or rest * TOLD >= most:
+            return None
+    return first
 
 
 def _told_by_names(group: list[Unit]) -> list[Unit] | None:
