@@ -31,6 +31,14 @@ def zero_padded(x: Any) -> Any:
     return nnx.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (2, 2))
 
 
+def padded_torch(mode: str) -> Any:
+    return lambda x: F.pad(x, (1, 2, 2, 1), mode)
+
+
+def padded(mode: str) -> Any:
+    return lambda x: jnp.pad(x, ((0, 0), (2, 1), (1, 2), (0, 0)), mode)
+
+
 def max_pool(window: int = 3, stride: int = 2, padding: Any = ((1, 1), (1, 1))) -> Any:
     return lambda x: nnx.max_pool(x, (window, window), (stride, stride), padding)
 
@@ -185,6 +193,8 @@ BETWEEN = (
     Case("flatten-channels-last", flattened(lambda x: x.reshape(x.shape[0], -1)), NETWORK),
     Case("mean-axes", ended(lambda x: x.mean((2, 3)), lambda x: x.mean((2, 3))), NETWORK),
     Case("mean-is-sum", ended(lambda x: x.mean((2, 3)), lambda x: x.sum((1, 2))), NETWORK),
+    Case("sum-is-mean", ended(lambda x: x.sum((2, 3)), lambda x: x.mean((1, 2))), NETWORK),
+    Case("sum-is-max", ended(lambda x: x.sum((2, 3)), lambda x: x.max((1, 2))), NETWORK),
     Case("mean-is-max", ended(lambda x: x.mean((2, 3)), lambda x: x.max((1, 2))), NETWORK),
     Case(
         "concat-order",
@@ -206,6 +216,9 @@ BETWEEN = (
         between(lambda x: F.pad(x, (1, 1, 1, 1), "reflect"), lambda x: jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))),
         BLOCK,
     ),
+    Case("pad-symmetric", between(padded_torch("reflect"), padded("symmetric")), BLOCK),
+    Case("pad-reflect-is-edge", between(padded_torch("reflect"), padded("edge")), BLOCK),
+    Case("pad-edge-is-reflect", between(padded_torch("replicate"), padded("reflect")), BLOCK),
     Case("softmax-axis", sequence(lambda x: x.softmax(-1), lambda x: jax.nn.softmax(x, axis=1)), BLOCK),
     Case("softmax-axis", between(lambda x: x.softmax(1), lambda x: jax.nn.softmax(x, axis=2)), BLOCK),
     Case("last-is-first", sequence(lambda x: x[:, -1], lambda x: x[:, 0], vector=True), NETWORK),

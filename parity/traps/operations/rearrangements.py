@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -60,6 +61,22 @@ def _zeros(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Te
     pads = args[1] if len(args) > 1 else kw["pad"]
     mode = args[2] if len(args) > 2 else kw.get("mode", "constant")
     return None if mode == "constant" else F.pad(args[0], pads)
+
+
+def _extended(own: str, other: str) -> Callable[..., Any]:
+    """Pad in another of NumPy's modes, if PyTorch's is this one."""
+
+    def plant(_: object, args: Values, kw: dict[str, Any]) -> Tensor | None:
+        x, pads = args[0], argument(args, kw, 1, "pad", ())
+        if argument(args, kw, 2, "mode", "constant") != own:
+            return None
+        for i in range(len(pads) // 2):
+            size = x.shape[-1 - i]
+            places = np.pad(np.arange(size), (pads[2 * i], pads[2 * i + 1]), mode=cast(Any, other))
+            x = x.index_select(x.ndim - 1 - i, torch.from_numpy(places))
+        return x
+
+    return plant
 
 
 def _axis(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
@@ -170,6 +187,33 @@ JOINS_AND_AXES = (
         "both sides are padded; PyTorch's model pads one",
         "pad one side only, such as padding=((0, 1), (0, 1))",
         "huggingface/diffusers#5137",
+    ),
+    Trap(
+        "pad-symmetric",
+        "between",
+        PAD,
+        _extended("reflect", "symmetric"),
+        "the padding repeats the outer values, as NumPy's 'symmetric' does; PyTorch's 'reflect' leaves them out",
+        "pass mode='reflect' to jnp.pad",
+        "torch.nn.functional.pad, numpy.pad",
+    ),
+    Trap(
+        "pad-reflect-is-edge",
+        "between",
+        PAD,
+        _extended("reflect", "edge"),
+        "the padding repeats the outer values; PyTorch's 'reflect' mirrors the values behind them",
+        "pass mode='reflect' to jnp.pad",
+        "torch.nn.functional.pad, numpy.pad",
+    ),
+    Trap(
+        "pad-edge-is-reflect",
+        "between",
+        PAD,
+        _extended("replicate", "reflect"),
+        "the padding mirrors the values; PyTorch's 'replicate' repeats the outer ones",
+        "pass mode='edge' to jnp.pad",
+        "torch.nn.functional.pad, numpy.pad",
     ),
     Trap(
         "pad-zeros",

@@ -118,6 +118,11 @@ def _summed(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> T
     return args[0].sum(*args[1:], **kw) if args[1:] or "dim" in kw else None
 
 
+def _averaged(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
+    x, y = args[0], function(*args, **kw)
+    return y * (y.numel() / x.numel()) if x.is_floating_point() and y.numel() else None
+
+
 def _largest(function: Callable[..., Any], args: Values, kw: dict[str, Any]) -> Tensor | None:
     return args[0].amax(*args[1:], **kw) if args[1:] or "dim" in kw else None
 
@@ -243,6 +248,8 @@ RESIZES_AND_MEANS = (
         MEAN_PAGES,
     ),
     Trap("mean-is-sum", "between", ("mean",), _summed, "a sum instead of a mean", "take the mean", MEAN_PAGES),
+    Trap("sum-is-mean", "between", ("sum",), _averaged, "a mean instead of a sum", "take the sum", MEAN_PAGES),
+    Trap("sum-is-max", "between", ("sum",), _largest, "a maximum instead of a sum", "take the sum", MEAN_PAGES),
     Trap("mean-is-max", "between", ("mean",), _largest, "a maximum instead of a mean", "take the mean", MEAN_PAGES),
     Trap(
         "layer-norm-channels-only",
