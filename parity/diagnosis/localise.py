@@ -252,7 +252,7 @@ class Suspects:
         self.inside = frozenset[int]()
 
     def wrong_inside(self, call: str) -> None:
-        """Note that a layer computes a wrong value, of all that it takes: its further inputs, too."""
+        """Note the operations from which a layer's wrong value comes, those of its further inputs, too."""
         self.inside |= self.flow.slice(("leave", call))
 
     def sends_back(self, place: Place) -> bool:
@@ -263,9 +263,10 @@ class Suspects:
         users = self.flow.users(place) - {self.flow.handed.get(place)}
         return not users.isdisjoint(self._wrong())
 
-    def computed_in(self, module: str) -> bool:
-        """Return whether the module's own code has operations that give wrong values."""
-        return any(self.flow.operations[number].modules[-1] == module for number in self._wrong())
+    def reaches_into(self, call: str) -> bool:
+        """Return whether the input of a module, or its own code, goes through operations that give wrong values."""
+        own = (self.flow.operations[number].modules[-1] for number in self._wrong())
+        return self.sends_back(("enter", call)) or layer_of(call) in own
 
     def _wrong(self) -> frozenset[int]:
         return self.inside.union(*(left for _, left in self.told))
@@ -385,15 +386,14 @@ class _Comparison:
         after = ""
         for event, call, around in reversed(ours.events):
             name, outer = layer_of(call), layer_of(around[-1]) if around else NETWORK
-            follows = self.suspects.sends_back((event, call)) or (event == "enter" and self.suspects.computed_in(name))
-            if follows and (event == "leave" or name not in self.leaf):
-                pass
-            elif event == "leave" and call in leaving and outer not in seen:
+            back = event == "leave" and call in leaving and outer not in seen
+            own = event == "enter" and (call in entering or name in parameters) and name not in seen
+            if back and not self.suspects.sends_back((event, call)):
                 seen |= {outer}
                 size = _far(theirs.output_gradients, ours.output_gradients, call)
                 found = Deviation(outer, "gradient between", self.train, call, call, after=after, size=size)
                 yield self.suspects.gradient(replace(found, lead=f"gradient {call}"))
-            elif event == "enter" and (call in entering or name in parameters) and name not in seen:
+            elif own and (name in self.leaf or not self.suspects.reaches_into(call)):
                 seen |= {name}
                 aspect = "gradient" if name in self.leaf else "gradient between"
                 sizes = [_far(theirs.parameters, ours.parameters, n) for n in wrong if n.rpartition(".")[0] == name]
