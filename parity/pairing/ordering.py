@@ -348,7 +348,8 @@ def _alike_in_part(found: Sequence[Mapping[str, tuple[float, float]]]) -> int | 
     Args:
         found: the `sites` of each way.
     """
-    parts = [[way.get(site, NOWHERE)[1] for site in moving(found)] for way in found]
+    told = moving(found)
+    parts = [[way.get(site, NOWHERE)[1] for site in told] for way in found]
     first = max(range(len(parts)), key=lambda i: sum(parts[i]))
     for other in (some for i, some in enumerate(parts) if i != first):
         differing = [(mine, theirs) for mine, theirs in zip(parts[first], other, strict=True) if mine != theirs]
