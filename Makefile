@@ -57,7 +57,7 @@ test: $(READY) ## run the tests of a day, every call checked against its annotat
 test-nightly: $(READY) ## run all tests, including those that take minutes
 	$(BIN)/pytest -n 2 --dist worksteal --nightly $(PYTEST_ARGS)
 
-test-fast: $(READY) ## run the quick modules, in a few minutes
+test-fast: $(READY) ## run the quick modules, in two minutes
 	$(BIN)/pytest -n 2 --dist worksteal --fast $(PYTEST_ARGS)
 
 score: $(READY) ## plant every known mistake and make 1000 faithful runs: an hour on two cores (WORKERS=2)
