@@ -11,11 +11,9 @@ import torch
 
 from parity.numerics.quantities import Probe
 from parity.pairing import choosing, ordering
-from parity.pairing.models import PairedModels, pair_models
-from parity.pairing.pairs import Pairing
+from parity.pairing.models import PairedModels, building, pair_models
 from parity.pairing.trials import Trial
 from parity.running import probes
-from parity.running.flax import Functional
 from parity.running.flax_ports import FLAX_PORTS
 from parity.verdict import transfer
 from ports import weights
@@ -47,10 +45,7 @@ def settled(model: torch.nn.Module, other: Any, fed: Probe, names: Mapping[str, 
     _fitting(both.moved(both.state), FLAX_PORTS[both.port].places(other, both.layers))
     state = probes.varied(both.state, {*both.tensors.values()}, 0)
     weights.write(both.reference, dict(state))
-
-    def build(pairing: Pairing, names: Mapping[str, str]) -> Functional:
-        return replace(both, pairing=pairing).functional(state, names, second=True)
-
+    build = building(both, state, second=True)
     if both.pairing.choices:
         trial = Trial(build, both.reference, fed)
         both = replace(both, pairing=choosing.by_computing(both.pairing, trial, strict=True))

@@ -19,8 +19,7 @@ from parity.numerics.layouts import LAYOUTS, axes, counterparts, leaves, named, 
 from parity.numerics.quantities import Probe
 from parity.options import LARGEST, NetworkOptions, Options, PairOptions
 from parity.pairing import choosing
-from parity.pairing.models import PairedModels, pair_models
-from parity.pairing.pairs import Pairing
+from parity.pairing.models import PairedModels, building, pair_models
 from parity.pairing.trials import Trial
 from parity.running import biases, calling, lifted_flax, losses, memory, objects, packed, probes, training, unexercised
 from parity.running import flax as run_flax
@@ -301,11 +300,7 @@ def _formed(both: PairedModels, fed: Probe, options: PairOptions) -> PairedModel
         return both
     state = probes.varied(both.state, {*both.tensors.values()}, options.seed)
     weights.write(both.reference, dict(state))
-
-    def build(pairing: Pairing, names: Mapping[str, str]) -> Functional:
-        return replace(both, pairing=pairing).functional(state, names)
-
-    trial = Trial(build, both.reference, fed)
+    trial = Trial(building(both, state), both.reference, fed)
     return replace(both, pairing=choosing.by_computing(both.pairing, trial, strict=False).reading(own))
 
 

@@ -390,14 +390,29 @@ class OtherTwice(nnx.Module):
         return self.act(x @ self.beta[...][0]) @ self.alpha[...][0]
 
 
+class Mirrored(Twice):
+    """Matrices that are added to their transposes: no sum of products tells one from its transpose."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x @ (self.first + self.first.T)) @ (self.second + self.second.T)
+
+
+class OtherMirrored(OtherTwice):
+    def __call__(self, x: jax.Array) -> jax.Array:
+        first, second = (one[...][0] + one[...][0].T for one in (self.beta, self.alpha))
+        return self.act(x @ first) @ second
+
+
 def test_names_settle_tensors_and_their_form() -> None:
     torch.manual_seed(0)
     ours = Twice().eval()
-    for names in (None, {"first": "beta"}, {"first": "beta", "second": "alpha"}):  # computing tells what names do not
-        moved = parity.move(ours, OtherTwice(), INPUTS, names=names)
-        assert np.array_equal(moved.alpha[...][0], ours.second.detach().numpy().T)
-    with pytest.raises(UserError, match=r"forms of PyTorch's second fit .* names=\{'second': 'alpha: "):
-        parity.move(ours, OtherTwice(jnp.sin), INPUTS)
+    for act in (jnp.tanh, jnp.sin):  # computing tells what names do not, also behind a mistake
+        for names in (None, {"first": "beta"}, {"first": "beta", "second": "alpha"}):
+            moved = parity.move(ours, OtherTwice(act), INPUTS, names=names)
+            assert np.array_equal(moved.alpha[...][0], ours.second.detach().numpy().T)
+    names = {"first": "beta", "second": "alpha"}
+    with pytest.raises(UserError, match=r"forms of PyTorch's first fit .* names=\{'first': 'beta: "):
+        parity.move(Mirrored(), OtherMirrored(jnp.sin), INPUTS, names=names)
     moved = parity.move(ours, OtherTwice(), INPUTS, names={"first": "beta", "second": "alpha"})
     assert np.array_equal(moved.alpha[...][0], ours.second.detach().numpy().T)
     assert parity.check(ours, moved, INPUTS, steps=0, names={"second": "alpha", "first": "beta"})

@@ -114,11 +114,15 @@ def by_computing(pairing: Pairing, trial: Trial, strict: bool) -> Pairing:
 
 def _best(pairing: Pairing, choice: Choice, trial: Trial) -> tuple[tuple[int, ...], ...]:
     """Return the way with which the most agrees; several, the likeliest first, where nothing tells one."""
-    for way in choice.ways:
+    alike = _summed_alike(pairing, choice, trial)
+    for way in (*alike, *(way for way in choice.ways if way not in alike)):
         if trial.plain(pairing.choosing(choice, way)) <= AGREES:
             return (way,)
     if choice.equal:
         return choice.equal
+    if len(alike) == 1:
+        return alike
+    choice = replace(choice, ways=alike)
     # A mistake in front of a module that holds these tensors reaches them, unless the module gets PyTorch's input.
     for around in (False, True):
         found = [sites(pairing.choosing(choice, way), trial, alone=True, around=around) for way in choice.ways]
@@ -131,6 +135,22 @@ def _best(pairing: Pairing, choice: Choice, trial: Trial) -> tuple[tuple[int, ..
     lengths = {pairing.views[i].count for several in choice.views for i in several}
     counts = [trial.common(pairing.choosing(choice, way), lengths) for way in choice.ways]
     return tuple(choice.ways[i] for i in _computing_alike(choice, counts))
+
+
+def _summed_alike(pairing: Pairing, choice: Choice, trial: Trial) -> tuple[tuple[int, ...], ...]:
+    """Return the ways under which the models sum the most of the tensors' numbers together with the same others.
+
+    The layers of a choice are alike, so the first one tells.
+    """
+    first = choice.views[0]
+    wanted = {name for i in first for name in pairing.views[i].names}
+    ours = [p.torch.tensors["value"] for p in pairing.pairs if wanted & {*p.flax.tensors.values()}]
+    ways = choice.ways
+    counts = trial.contracting([pairing.choosing(choice, way) for way in ways], ours)
+    for one in range(3):  # what is multiplied itself, then also what is computed from it, then what comes after what
+        most = max(some[one] for some in counts)
+        ways, counts = zip(*(two for two in zip(ways, counts, strict=True) if two[1][one] == most), strict=True)
+    return ways
 
 
 def _computing_alike(choice: Choice, counts: Sequence[int]) -> list[int]:

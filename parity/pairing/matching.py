@@ -30,6 +30,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from parity.pairing.forms import fitting_forms
 from parity.pairing.likeness import best, module_similarity, tokens
 from parity.pairing.naming import Entry, nearest, tensors_named, unpaired, within, without
 from parity.pairing.pairs import (
@@ -47,7 +48,7 @@ from parity.pairing.pairs import (
     Unpaired,
 )
 from parity.pairing.rearranging import rest
-from parity.pairing.tensors import Match
+from parity.pairing.tensors import Match, tensors_of
 from parity.running.inventory import OWN
 from parity.running.model_layers import OPTIONAL, ModelLayer, normal_name
 from ports.errors import UserError
@@ -98,7 +99,11 @@ def pair(
             given += matches
         else:
             _named(entry, left, right, found, port)
+    either, apart = _either_way(left, right)
+    given += either
     _paired(left, right, found)
+    for side, some in zip((left, right), apart, strict=True):
+        side |= some
     tied = _tied(left, found)
     again = _repeated(left)
     more = rest(left, right, given, found)
@@ -213,6 +218,34 @@ def _turned(left: dict[str, ModelLayer], right: dict[str, ModelLayer]) -> list[d
         if other is not None and layouts(layer.values["value"].shape, other.values["value"].shape):
             found[0][layer.name], found[1][other.name] = left.pop(layer.name), right.pop(other.name)
     return found
+
+
+def _either_way(
+    left: dict[str, ModelLayer], right: dict[str, ModelLayer]
+) -> tuple[list[Match], list[dict[str, ModelLayer]]]:
+    """Take own tensors of equal names away that fit in several forms: a square matrix may be transposed.
+
+    `pairing.choosing` tells the form. Where both models hold the same numbers, it is plain.
+    """
+    _name(left.values(), right.values())
+    others = {layer.key: layer for layer in right.values() if _turnable(layer)}
+    matches: list[Match] = []
+    apart: list[dict[str, ModelLayer]] = [{}, {}]
+    for layer in [*filter(_turnable, left.values())]:
+        other = others.get(layer.key)
+        if other is None or layer.signature != other.signature or _content(layer) == _content(other):
+            continue
+        (a,), (b,) = tensors_of([layer]), tensors_of([other])
+        if len(forms := fitting_forms([a], [b])) > 1:
+            forms = (*(form for form in forms if form.layout.plain), *(form for form in forms if not form.layout.plain))
+            matches.append(Match((a,), (b,), forms, NAMES, plainly=True))
+            apart[0][layer.name], apart[1][other.name] = left.pop(layer.name), right.pop(other.name)
+    return matches, apart
+
+
+def _turnable(layer: ModelLayer) -> bool:
+    """Whether a layer is a trained parameter of a module's own with several axes that its name tells."""
+    return bool(layer.leaf) and layer.key is not None and layer.trained and layer.values["value"].ndim > 1
 
 
 def _by(left: dict[str, ModelLayer], right: dict[str, ModelLayer], key: object, why: str, found: list[Pair]) -> None:

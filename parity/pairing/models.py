@@ -18,7 +18,7 @@ from parity.numerics.tables import recomputed
 from parity.pairing.blocks import blocks
 from parity.pairing.matching import OpenError, pair
 from parity.pairing.pairs import Pairing, Unpaired, expanded
-from parity.pairing.trials import module
+from parity.pairing.trials import Build, module
 from parity.running import biases, inventory
 from parity.running import pytorch as run_pytorch
 from parity.running.flax import Functional
@@ -249,3 +249,16 @@ def _state(model: torch.nn.Module) -> dict[str, np.ndarray]:
         first = seen.setdefault((tensor.data_ptr(), tensor.shape) if tensor.numel() else name, name)
         state[name] = state.get(first, array)
     return state
+
+
+def building(both: PairedModels, state: Mapping[str, np.ndarray], second: bool = False) -> Build:
+    """Return what gives the Flax model with these weights under a pairing.
+
+    Args:
+        second: as in `PairedModels.functional`.
+    """
+
+    def build(pairing: Pairing, names: Mapping[str, str], other: Mapping[str, np.ndarray] | None) -> Functional:
+        return replace(both, pairing=pairing).functional(state if other is None else other, names, second)
+
+    return build

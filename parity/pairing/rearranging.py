@@ -125,7 +125,7 @@ def _ways(match: Match) -> Iterator[Holding]:
         told = (
             match.spelled and [*form.order] == sorted(form.order) if form.order else not match.rivals or match.spelled
         )
-        yield Holding(tuple(t.full for t in match.flax), form, i, told)
+        yield Holding(tuple(t.full for t in match.flax), form, i, told and (form.layout.plain or not match.plainly))
     for other in match.rivals:
         if other != match.flax:
             forms = fitting_forms(match.torch, other)[:RIVALS]

@@ -83,6 +83,7 @@ class Match:
         forms: the rearrangements that fit, the likeliest first.
         rivals: all groups of the port's tensors that may be this one, where neither names nor shapes tell.
         spelled: whether the name of one tensor says in which order it holds several.
+        plainly: whether equal names say that the port holds the tensor as PyTorch does, where nothing else tells.
     """
 
     torch: tuple[Tensor, ...]
@@ -91,6 +92,7 @@ class Match:
     why: str
     rivals: tuple[tuple[Tensor, ...], ...] = ()
     spelled: bool = False
+    plainly: bool = False
 
 
 def tensors_of(layers: Iterable[ModelLayer]) -> list[Tensor]:

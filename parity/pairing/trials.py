@@ -7,10 +7,11 @@ silent is heard.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
@@ -20,13 +21,15 @@ from parity.numerics.pins import Pins
 from parity.numerics.quantities import Probe
 from parity.pairing.blocks import blocks
 from parity.pairing.pairs import Pair, Pairing
+from parity.running import contractions, intermediates, inventory, lifted_flax
 from parity.running import flax as run_flax
-from parity.running import intermediates, inventory, lifted_flax
 from parity.running import pytorch as run_pytorch
+from parity.running.contractions_flax import flax_uses
+from parity.running.contractions_pytorch import TorchUses
 from parity.running.flax import Functional
 from parity.running.intermediates import Mark
 from parity.running.model_layers import ModelLayer
-from parity.running.raised import raising
+from parity.running.raised import RaisesError, raising
 from parity.running.taps import Recorder, Tap, layer_of
 from ports.errors import UserError
 
@@ -38,8 +41,9 @@ TRIALS = 600  # runs under other pairings, before it is given up
 NOWHERE = (float("inf"), 0.0)  # distance and part of what one way does not have
 ROUNDS = 8  # runs in which layers follow what arrives at them
 
-# Gives the Flax model with PyTorch's weights under a pairing; the names that its modules are recorded under.
-Build = Callable[[Pairing, Mapping[str, str]], Functional]
+# Gives the Flax model under a pairing: the names that its modules are recorded under, and numbers in place of PyTorch's
+# weights, if any.
+Build = Callable[[Pairing, Mapping[str, str], Mapping[str, np.ndarray] | None], Functional]
 
 
 @dataclass(frozen=True)
@@ -212,6 +216,14 @@ class _Following(Recorder):
         return handed(y, expected) if (self.always or self.entered.get(name)) and own in self.layers else y
 
 
+def _followed(array: Any) -> np.ndarray | None:
+    """Return the identities that a variable holds; None where none is followed."""
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return None
+    numbers = np.asarray(array, np.float64)
+    return numbers if (numbers >= 0).any() else None
+
+
 def handed(y: Any, expected: np.ndarray | None) -> Any:
     """PyTorch's output of a layer in place of Flax's, where the shapes are the same but for their layout."""
     layout = None if expected is None else layout_of(np.asarray(y), expected)
@@ -228,6 +240,7 @@ class Trial:
         values: PyTorch's outputs.
         lifts: whether the Flax model runs with casts that give float64; None before the first run.
         marks: of what PyTorch computes on its way; None before they are asked for.
+        program: JAX's program of the Flax model; None before it is asked for.
     """
 
     build: Build
@@ -239,6 +252,7 @@ class Trial:
     handed: Tensors = field(default_factory=dict)
     values: Tensors = field(default_factory=dict)
     marks: list[Mark] | None = None
+    program: Any = None
 
     def __post_init__(self) -> None:
         record = run_pytorch.Outputs(copies=True, inputs=True)
@@ -268,7 +282,7 @@ class Trial:
                 f"too many layers could be exchanged to try each way (more than {TRIALS}); say which is which with "
                 "names=, or give the layers of both models the same names; nothing was written"
             )
-        net = self.build(pairing, names)
+        net = self.build(pairing, names, None)
         inputs, keywords = run_flax.inputs_of(self.fed)
 
         def forward(tap: Tap) -> Any:
@@ -342,15 +356,49 @@ class Trial:
             with raising("the PyTorch model"), torch.no_grad(), seen:
                 run_pytorch.run(self.reference, self.fed, run_pytorch.inputs_of(self.fed))
             self.marks = seen.found
-        net = self.build(pairing, {})
-        inputs, keywords = run_flax.inputs_of(self.fed)
-
-        def forward(params: Any, stats: Any) -> Any:
-            return net.forward(params, stats, inputs, keywords, False, Tap())[0]
-
+        net = self.build(pairing, {}, None)
         with raising():
-            theirs = intermediates.flax_marks(forward, (net.params, net.stats), lengths)
+            theirs = intermediates.flax_marks(self._plainly(net), (net.params, net.stats), lengths)
         return intermediates.common(self.marks, theirs)
+
+    def _plainly(self, net: Functional) -> Callable[[Any, Any], Any]:
+        """Return the Flax model as a function of its variables."""
+        inputs, keywords = run_flax.inputs_of(self.fed)
+        return lambda params, stats: net.forward(params, stats, inputs, keywords, False, Tap())[0]
+
+    def contracting(self, pairings: Sequence[Pairing], names: Sequence[str]) -> list[tuple[int, int, int]]:
+        """Return for each pairing how many numbers of some tensors both models sum with the same others.
+
+        The numbers are those of `contractions.agreeing`.
+
+        Args:
+            names: PyTorch's, of the tensors.
+        """
+        state = self.reference.state_dict()
+        numbers: Tensors = {
+            name: np.full(tuple(tensor.shape), contractions.MOVED)
+            for name, tensor in state.items()
+            if tensor.is_floating_point()
+        }
+        ends = np.cumsum([state[name].numel() for name in names])
+        for name, some in zip(names, np.split(np.arange(ends[-1], dtype=np.float64), ends[:-1]), strict=True):
+            numbers[name] = some.reshape(tuple(state[name].shape))
+        marked = [(state[name], torch.from_numpy(numbers[name])) for name in names]
+        seen = TorchUses(marked, [*self.reference.parameters(), *self.reference.buffers(), *state.values()])
+        with suppress(RaisesError):  # a model may run, and have operations that nothing can follow
+            with raising("the PyTorch model"), torch.no_grad(), seen:
+                run_pytorch.run(self.reference, self.fed, run_pytorch.inputs_of(self.fed))
+            return [contractions.agreeing(seen.found, self._flax_uses(pairing, numbers, ends)) for pairing in pairings]
+        return [(0, 0, 0)] * len(pairings)
+
+    def _flax_uses(self, pairing: Pairing, numbers: Tensors, ends: np.ndarray) -> list[contractions.Use]:
+        ours = {name: tensor.numpy() for name, tensor in self.reference.state_dict().items()}
+        net = self.build(pairing, {}, ours | numbers)
+        if self.program is None:
+            with raising():
+                self.program, _ = lifted_flax.trace(self._plainly(net), (net.params, net.stats), Pins(""))
+        leaves_ = jax.tree.leaves((net.params, net.stats))
+        return flax_uses(self.program, [_followed(x) for x in leaves_], ends)
 
     def alike(self, a: Unit, b: Unit) -> bool:
         """Return whether PyTorch gives two layers the same input, or it is not seen what it gives them."""
