@@ -106,6 +106,29 @@ def test_one_change_of_one_operation_is_said(wrong: dict[str, Callable[..., Any]
     assert expected in told(**wrong)
 
 
+class Activated(torch.nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(torch.nn.Linear(6, 6), torch.nn.Mish(), torch.nn.Linear(6, 4))
+
+
+class NNXActivated(nnx.Module):
+    def __init__(self, activation: Callable[[jax.Array], jax.Array]) -> None:
+        self.layers = nnx.List(nnx.Linear(6, width, rngs=nnx.Rngs(0)) for width in (6, 4))
+        self.activation = activation
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.layers[1](self.activation(self.layers[0](x)))
+
+
+@pytest.mark.parametrize("name", ["hardswish", "selu"])
+def test_an_activation_for_another_one_is_said(name: str) -> None:
+    """No row of the catalogue has the two."""
+    torch.manual_seed(0)
+    net, function = Activated(), {"hardswish": jax.nn.hard_swish, "selu": jax.nn.selu}[name]
+    (finding,) = parity.check(net, parity.move(net, NNXActivated(function), X), X, steps=0).models[0].findings
+    assert f"PyTorch's value computed with `{name}` instead of `mish`" in finding.text
+
+
 def test_what_is_not_one_simple_change_is_said_to_be_none() -> None:
     assert "the port has" not in told(atan=lambda x: x + 0.1 * x**3)
 

@@ -51,6 +51,15 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "softplus": F.softplus,
     "elu": F.elu,
     "leaky_relu": F.leaky_relu,
+    "relu6": F.relu6,
+    "selu": F.selu,
+    "mish": F.mish,
+    "hardswish": F.hardswish,
+    "hardsigmoid": F.hardsigmoid,
+    "hardtanh": F.hardtanh,
+    "logsigmoid": F.logsigmoid,
+    "softsign": F.softsign,
+    "x * sigmoid(1.702 * x)": lambda x: x * torch.sigmoid(1.702 * x),
     "softmax": partial(torch.softmax, dim=-1),
     "log_softmax": partial(torch.log_softmax, dim=-1),
     "exp": torch.exp,
@@ -58,6 +67,8 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "abs": torch.abs,
     "sqrt": torch.sqrt,
     "square": torch.square,
+    "relu, squared": lambda x: F.relu(x).square(),
+    "rsqrt": torch.rsqrt,
     "normalize": partial(F.normalize, dim=-1),
     "sin": torch.sin,
     "cos": torch.cos,
@@ -73,6 +84,8 @@ BINARY: dict[str, Callable[[Any, Any], Any]] = {
 }
 # Operations whose two operands cannot be exchanged.
 ORDERED = frozenset(("sub", "div", "matmul", "pow", "rdiv", "rsub"))
+# Products of matrices, in which a square one may stand transposed.
+PRODUCTS = frozenset(("matmul", "mm", "bmm", "linear", "einsum", "addmm", "baddbmm"))
 
 
 @dataclass(frozen=True)
@@ -116,6 +129,17 @@ def _exchanged(call: Call, result: Tensor) -> Iterator[Change]:
         yield Change(
             "with the two arguments of {op} exchanged", lambda f, args, kw, n: f(args[1], args[0], *args[2:], **kw)
         )
+
+
+def _transposed(call: Call, result: Tensor) -> Iterator[Change]:
+    for i, given in enumerate(call.args if call.name in PRODUCTS else ()):
+        if isinstance(given, Tensor) and given.ndim > 1 and given.shape[-1] == given.shape[-2]:
+            text = f"with argument {i + 1} of {{op}} transposed"
+            yield Change(text, partial(_with_transposed, i))
+
+
+def _with_transposed(i: int, f: Any, args: Any, kw: Any, n: float) -> Any:
+    return f(*(a.transpose(-1, -2) if k == i else a for k, a in enumerate(args)), **kw)
 
 
 def _other_parts(call: Call, result: Tensor) -> Iterator[Change]:
@@ -235,6 +259,7 @@ def _scaled(call: Call, result: Tensor) -> Iterator[Change]:
 CHANGES: tuple[Callable[[Call, Tensor], Iterator[Change]], ...] = (
     _left_out,
     _exchanged,
+    _transposed,
     _other_parts,
     _in_another_order,
     _another_operator,
