@@ -85,9 +85,9 @@ def _traps(
         return _in_calls(layer, _operation(network, deviations, cases))
     traps = layers.explain(layer, network.net, network.probe, cases, aspect == "gradient")
     own = network.net.get_submodule(layer)
-    if traps or kind_of(own) is not None:
+    if traps:
         return [(trap, tuple(fix_of(layer, mend) for mend in mended(trap, own))) for trap in traps]
-    return _in_calls(layer, _operation(network, deviations, cases))  # inside a module of the user's own
+    return _in_calls(layer, _operation(network, deviations, cases))  # the port's layer may be a class of its own
 
 
 def _in_calls(layer: str, found: Sequence[operations.Named]) -> list[Mended]:

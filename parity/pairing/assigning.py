@@ -11,6 +11,7 @@ import itertools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from parity.pairing.forms import fitting_forms, usual
 from parity.pairing.groups import common, lists
@@ -132,6 +133,27 @@ def inside(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> list[Match]:
         for a, b in _pairs(*sides):
             others = [group for group in sides[1][b] if _size(group) in map(_size, sides[0][a])]
             found += assigned(others, sides[0][a], SIMILAR) if turned else assigned(sides[0][a], others, SIMILAR)
+    return found
+
+
+def one_level_up(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> list[Match]:
+    """Return the matches of modules, all of whose tensors stand in the parts of one module of the other model.
+
+    PyTorch's LSTM has four tensors, a port's cell two dense layers.
+    """
+    found: list[Match] = []
+    for few, more, turned in ((mine, theirs, False), (theirs, mine, True)):
+        raised = {t.full: t for t in more}
+        copies = [replace(t, module=t.module.rpartition(".")[0]) for t in more if "." in t.module]
+        sides = _modules(_several(few)), _modules((t,) for t in copies)
+        for a, b in _pairs(*sides):
+            if Counter(map(_size, sides[0][a])) != Counter(map(_size, sides[1][b])):
+                continue
+            ours, others = (sides[1][b], sides[0][a]) if turned else (sides[0][a], sides[1][b])
+            for match in assigned(ours, others, SIMILAR):
+                torch, flax = (tuple(raised.get(t.full, t) for t in side) for side in (match.torch, match.flax))
+                rivals = tuple(tuple(raised.get(t.full, t) for t in group) for group in match.rivals)
+                found.append(replace(match, torch=torch, flax=flax, rivals=rivals))
     return found
 
 

@@ -74,7 +74,7 @@ def rows(both: PairedModels) -> list[TensorRow]:
             "conversion computes nothing. Move the weights with parity.move, or call "
             "torch.nn.utils.parametrize.remove_parametrizations on PyTorch's layers first"
         )
-    if folded := [name for name in both.state if re.search(rf"{SECOND}(_l\d+(_reverse)?)?$", name)]:
+    if folded := [p.torch.tensors[SECOND] for p in both.pairing.pairs if SECOND in p.torch.tensors]:
         raise UserError(
             f"{folded[0]}: the port holds the sum of PyTorch's two biases; a sum is no rearrangement. Move the weights "
             "with parity.move"

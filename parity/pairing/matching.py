@@ -245,7 +245,8 @@ def _either_way(
 
 def _turnable(layer: ModelLayer) -> bool:
     """Whether a layer is a trained parameter of a module's own with several axes that its name tells."""
-    return bool(layer.leaf) and layer.key is not None and layer.trained and layer.values["value"].ndim > 1
+    own = bool(layer.leaf) and layer.key is not None and layer.trained and not layer.ruled
+    return own and layer.values["value"].ndim > 1
 
 
 def _by(left: dict[str, ModelLayer], right: dict[str, ModelLayer], key: object, why: str, found: list[Pair]) -> None:

@@ -30,6 +30,7 @@ from ports import weights
 from ports.errors import UserError
 
 WEIGHT, BIAS = "weight", "bias"
+RECURRENT = torch.nn.RNNBase, torch.nn.RNNCellBase
 
 
 @dataclass(frozen=True)
@@ -211,12 +212,30 @@ def _biased(model: torch.nn.Module, other: object, fed: Probe, names: Mapping[st
 
 
 def _pair(model: torch.nn.Module, other: object, fed: Probe, names: Mapping[str, str | None] | None) -> PairedModels:
+    """Return both models and which layer is which.
+
+    Flax's recurrent cells have one bias where PyTorch's have two, which are folded; a port's own cell may have both.
+    """
+    try:
+        return _with_biases(model, other, fed, names, folded=True)
+    except OpenError:
+        if any(isinstance(module, RECURRENT) for module in model.modules()):
+            with suppress(OpenError):
+                return _with_biases(model, other, fed, names, folded=False)
+        raise
+
+
+def _with_biases(
+    model: torch.nn.Module, other: object, fed: Probe, names: Mapping[str, str | None] | None, folded: bool
+) -> PairedModels:
     port = port_of(other)
     reference = run_pytorch.promote(model)
-    state = _state(model)
+    state = _state(model, folded)
     weights.write(reference, dict(state))
     with raising("the PyTorch model"):
         ours = inventory.of_torch(reference, fed, state)
+    if not folded:
+        ours = [layer.requiring(SECOND) for layer in ours]
     with raising():
         flax = FLAX_PORTS[port].promote(other)
     layers = FLAX_PORTS[port].modules(flax, fed)
@@ -235,9 +254,15 @@ def _tables(reference: torch.nn.Module, state: Mapping[str, np.ndarray], pairing
     return {name: table for name, table in found.items() if table is not None}
 
 
-def _state(model: torch.nn.Module) -> dict[str, np.ndarray]:
-    """The tensors in float64, recurrent biases folded in the model's own type; tied tensors are one array."""
-    given = weights.fold_recurrent_biases(weights.read(model))
+def _state(model: torch.nn.Module, folded: bool) -> dict[str, np.ndarray]:
+    """The tensors in float64; tied tensors are one array.
+
+    Args:
+        folded: whether the biases of PyTorch's recurrent layers are folded, in their own type.
+    """
+    given = weights.read(model)
+    layers = [name for name, m in model.named_modules() if folded and isinstance(m, RECURRENT)]
+    given |= weights.fold_recurrent_biases({n: a for n, a in given.items() if n.rpartition(".")[0] in layers})
     state: dict[str, np.ndarray] = {}
     seen: dict[object, str] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():

@@ -29,7 +29,7 @@ import torch
 
 from parity.numerics.layouts import Tensors
 from parity.numerics.quantities import Probe
-from parity.pairing.likeness import Token, best, part_similarity, tokens
+from parity.pairing.likeness import CLOSE, Token, best, part_similarity, tokens
 from parity.pairing.pairs import COMPUTED, NAMES, PREFIXED, SIMILAR, VALUES, Pair, Pairing
 from parity.pairing.trials import (
     AGREES,
@@ -54,6 +54,7 @@ PART = 0.05  # of a site's numbers that must agree, where all ways are far off
 SEARCHED, CONTRARY = 300, 60  # runs of a search for a proof; of one that goes against names
 LEAVES = 30  # pairs of parameters of one module that are tried the other way round
 TOGETHER = 6  # pairs that one message names
+SIDES = "torch", "flax"
 MOST = 4  # layers that are tried in every order; of more, two at a time are exchanged
 
 Free = Callable[[Pair], bool]
@@ -72,8 +73,7 @@ def settled(pairing: Pairing, build: Build, reference: torch.nn.Module, fed: Pro
     trial = Trial(build, reference, fed)
     best = _searched(pairing, trial, _unnamed)
     if best.agrees:
-        _told(best, trial)
-        return best.pairing
+        return _told(best, trial)
     other = _searched(pairing, trial, _possible)
     changed = [(p, q) for p, q in zip(pairing.pairs, other.pairing.pairs, strict=True) if p.flax.name != q.flax.name]
     if other.agrees and not all(_named(p) for p, _ in changed):
@@ -151,22 +151,39 @@ def _ways(pairing: Pairing, group: list[Unit]) -> Iterator[Pairing]:
         yield exchanged(pairing, two, two[::-1])
 
 
-def _told(run: Run, trial: Trial) -> None:
-    """Raise where the outputs agree, and would agree as well with two units exchanged."""
-    named = {p.torch.name for p in run.pairing.pairs if not _unnamed(p)}
-    twins = _twins(units(run.pairing, _possible))
+def _told(run: Run, trial: Trial) -> Pairing:
+    """Return the pairing of a run whose outputs agree; where they agree as well with two units exchanged, by names.
+
+    Raises:
+        UserError: two such units that names do not tell apart either.
+    """
+    pairing = run.pairing
+    named = {p.torch.name for p in pairing.pairs if not _unnamed(p)}
+    twins = _twins(units(pairing, _possible))
     open_ = [twin for twin in twins if not ({u.torch for u in twin} <= run.seen) or trial.alike(*twin)]
     for group in _groups(open_):
         group = [unit for unit in group if not {p.torch.name for p in unit.pairs} <= named]
-        _raise_exchangeable(group, run, trial)
-    alone = [two for two in _leaves(run.pairing) if not any(map(_named, two))]  # of two, one name tells both
+        pairing = _not_exchangeable(pairing, group, run, trial)
+    alone = [two for two in _leaves(pairing) if not any(map(_named, two))]  # of two, one name tells both
     for group in _groups(_units(alone)):
-        _raise_exchangeable(group, run, trial)
+        pairing = _not_exchangeable(pairing, group, run, trial)
+    return pairing
 
 
-def _raise_exchangeable(group: list[Unit], run: Run, trial: Trial) -> None:
-    if len(group) > 1 and (two := trial.exchangeable(group, max(NOISE, TOLD * run.distance))):
+def _not_exchangeable(pairing: Pairing, group: list[Unit], run: Run, trial: Trial) -> Pairing:
+    """Return the pairing with a group in the order of its names, where two could be exchanged without any effect.
+
+    So it is with parameters of which only the sum is used.
+    """
+    two = trial.exchangeable(group, max(NOISE, TOLD * run.distance)) if len(group) > 1 else None
+    if two is None:
+        return pairing
+    if (order := _told_by_names(group)) is None and (order := _likeliest(group)) is None:
         raise UserError(_undecided(two))
+    tried = exchanged(pairing, group, order)
+    if trial.plain(tried) > AGREES:
+        raise UserError(_undecided(two))
+    return tried
 
 
 def _contradicted(pairs: list[tuple[Pair, Pair]]) -> str:
@@ -368,6 +385,19 @@ def _told_by_names(group: list[Unit]) -> list[Unit] | None:
     alike = dict(best(mine, theirs, lambda a, b: part_similarity(said[a], said[b])))
     by_name = {unit.flax: unit for unit in group}
     return [by_name[alike[unit.torch]] for unit in group] if len(alike) == len(by_name) == len(group) else None
+
+
+def _likeliest(group: list[Unit]) -> list[Unit] | None:
+    """Return parts of one module in the one order in which their names are most alike in total, or None."""
+    if len(group) > MOST or any(len({getattr(u, side).rpartition(".")[0] for u in group}) > 1 for side in SIDES):
+        return None
+    mine, theirs = ([_words_only(getattr(unit, side).rpartition(".")[2]) for unit in group] for side in SIDES)
+    scores = {
+        order: sum(part_similarity(mine[i], theirs[j]) for i, j in enumerate(order))
+        for order in itertools.permutations(range(len(group)))
+    }
+    first, *others = sorted(scores, key=lambda order: scores[order], reverse=True)
+    return [group[i] for i in first] if scores[others[0]] < scores[first] - CLOSE else None
 
 
 def _words_only(name: str) -> list[Token]:

@@ -268,7 +268,8 @@ def _of_flax(
         row = None if place.own else kind_of(modules[place.module])
         if row is None or not has_counterpart(row):  # PyTorch's class is not known: the tensors pair one by one
             trained = place.leaf.collection == "params"
-            layers[own] = ModelLayer(own, OWN, {"value": own}, {"value": place.read()}, trained=trained)
+            values = {"value": place.read()}
+            layers[own] = ModelLayer(own, OWN, {"value": own}, values, trained=trained, ruled=row is not None)
             continue
         layer = layers.setdefault(place.layer, ModelLayer(place.layer, row.pairs_as))
         leaf, value = place.leaf.torch, place.read()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -38,6 +38,7 @@ class ModelLayer:
         numbered: its name, with each number replaced by its position among the numbers in this place.
         trained: whether a gradient reaches it; buffers, tables and frozen embeddings are not trained.
         seen: whether its call is seen: another module may use the tensors of a layer that is never called.
+        ruled: whether a rule that the user registered says how the port holds an own tensor.
         heads: by the names of tensors, into how many heads the port cuts PyTorch's first axis, where it does.
     """
 
@@ -55,6 +56,7 @@ class ModelLayer:
     numbered: str = ""
     trained: bool = True
     seen: bool = True
+    ruled: bool = False
     heads: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -70,6 +72,12 @@ class ModelLayer:
     @property
     def normal(self) -> str:
         return normal_name(self.name)
+
+    def requiring(self, leaf: str) -> ModelLayer:
+        """Return the layer with a tensor that may be absent under another name, so that the other side must have it."""
+        renamed = {leaf: f"{leaf}_required"}
+        names, values = ({renamed.get(n, n): x for n, x in some.items()} for some in (self.tensors, self.values))
+        return replace(self, tensors=names, values=values)
 
     def __str__(self) -> str:
         shapes = ", ".join(f"{n} {v.shape}" for n, v in self.values.items() if n not in OPTIONAL)

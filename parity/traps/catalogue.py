@@ -18,6 +18,7 @@ from parity.traps.operations.own_norms import OWN_NORMS
 from parity.traps.operations.pools import POOL_SETTINGS, POOLS
 from parity.traps.operations.positions import POSITIONS
 from parity.traps.operations.rearrangements import JOINS_AND_AXES, REARRANGEMENTS
+from parity.traps.operations.recurrent_cells import RECURRENT_CELLS
 from parity.traps.operations.resizes_and_means import DEVIATIONS_AND_CORNERS, RESIZES_AND_MEANS
 from parity.traps.operations.rotary import PARTIAL_ROTARY, ROTARY
 from parity.traps.operations.sampling import SAMPLING
@@ -35,7 +36,7 @@ OPERATIONS = (
     *(*COMMON_ACTIVATIONS, *IN_PARTS, *ARRANGED),
     *(*LOST_SUMMANDS, *POOLS, *JOINS_AND_AXES, *DEVIATIONS_AND_CORNERS),
     *(*ACTIVATIONS, *SUMS_AND_FACTORS, *OPERATION_GRADIENTS),
-    *(*POOL_SETTINGS, *REARRANGEMENTS, *RESIZES_AND_MEANS, *SAMPLING, *DIRECTIONS_AND_INPUTS),
+    *(*POOL_SETTINGS, *REARRANGEMENTS, *RESIZES_AND_MEANS, *SAMPLING, *DIRECTIONS_AND_INPUTS, *RECURRENT_CELLS),
 )
 TRAINING = (*OPTIMIZERS, *SCHEDULES_AND_CLIPPING)
 TRAPS = (*WEIGHTS, *LAYERS, *OPERATIONS, *LOSSES, *TRAINING)

@@ -19,6 +19,7 @@ from .own_attention import OWN_ATTENTION
 from .own_norms import OWN_NORMS
 from .planted import Block, Case, NNXBlock, NNXWhole, between, images, moved, sequence
 from .positions_and_graphs import POSITIONS_AND_GRAPHS
+from .recurrent_cells import RECURRENT_CELLS
 from .rotary import ROTARY
 from .sampling import SAMPLING
 from .sequences import BAND, BAND_TORCH, LOWER_TORCH, attended, attending, bidirectional
@@ -158,6 +159,7 @@ BETWEEN = (
     *EXPERTS_AND_GATES,
     *POSITIONS_AND_GRAPHS,
     *SAMPLING,
+    *RECURRENT_CELLS,
     Case("max-pool-same", between(POOL3, max_pool(padding="SAME"), size=(10, 6)), BLOCK),
     Case("max-pool-same", between(POOL3, max_pool(padding="SAME"), size=(10, 6), port="linen"), BLOCK),
     Case("max-pool-pads-zero", between(POOL3, zero_padded), BLOCK),
