@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 import importlib.util
 import warnings
 from typing import Any
 
 import pytest
-import torch
 
-# What torchvision's compiled part defines. A wheel for CUDA does not load it beside PyTorch for CPUs, and torchvision
-# cannot be imported while PyTorch does not know these names. No network here calls them.
-OPERATORS = ["nms", "qnms", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d"]
-OPERATORS += [f"_{name}_backward" for name in OPERATORS[2:]]
+from benchmarks.subjects import torchvision_import
 
 
 def imported(name: str) -> Any:
@@ -28,11 +22,9 @@ def torchvision() -> Any:
     """Return torchvision, or skip the test."""
     if importlib.util.find_spec("torchvision") is None:
         pytest.skip("torchvision is not installed")
-    try:
-        return imported("torchvision")
-    except RuntimeError:
-        _declared()
-        return imported("torchvision")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torchvision_import.torchvision()
 
 
 def transformers() -> Any:
@@ -40,13 +32,3 @@ def transformers() -> Any:
     if importlib.util.find_spec("torchvision") is not None:
         torchvision()
     return imported("transformers")
-
-
-@functools.cache
-def _declared() -> torch.library.Library:
-    """Let PyTorch know torchvision's operators by name. They stay known as long as this result lives."""
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in OPERATORS:
-        if not hasattr(torch.ops.torchvision, name):
-            library.define(f"{name}(Tensor x) -> Tensor")
-    return library

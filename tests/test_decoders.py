@@ -20,7 +20,8 @@ import parity
 import ports
 from benchmarks.measure import expected as references
 from benchmarks.measure import gate
-from benchmarks.subjects import jax_steps, torch_steps
+from benchmarks.studies import decoding
+from benchmarks.subjects import jax_steps, torch_steps, transformers_decoders
 from benchmarks.subjects.settings import Setting
 from parity import subjects
 from parity.commands.cli import main
@@ -407,38 +408,9 @@ def test_the_loss_is_the_same_in_both_frameworks_and_leaves_out_what_is_ignored(
 
 
 def original(spec: Any, **changes: Any) -> Any:
-    """Transformers' class of a description, in eval mode: there it has no dropout."""
-    library = originals.transformers()
-    if isinstance(spec, GPT2Spec):
-        config = library.GPT2Config(
-            vocab_size=spec.vocabulary,
-            n_positions=spec.length,
-            n_embd=spec.width,
-            n_layer=spec.depth,
-            n_head=spec.heads,
-            **changes,
-        )
-        return library.GPT2LMHeadModel(config).eval()
-    rope = {"rope_type": "default", "rope_theta": spec.theta}
-    if spec.scaling is not None:
-        rope |= {"rope_type": "llama3", "factor": spec.scaling.factor, "low_freq_factor": spec.scaling.low}
-        rope |= {"high_freq_factor": spec.scaling.high, "original_max_position_embeddings": spec.scaling.length}
-    options = dict(
-        vocab_size=spec.vocabulary,
-        hidden_size=spec.width,
-        intermediate_size=spec.hidden,
-        num_hidden_layers=spec.depth,
-        num_attention_heads=spec.heads,
-        num_key_value_heads=spec.kv_heads,
-        max_position_embeddings=131072,
-        rms_norm_eps=spec.epsilon,
-        tie_word_embeddings=spec.tied,
-        rope_parameters=rope,
-        **changes,
-    )
-    if spec.bias:
-        return library.Qwen2ForCausalLM(library.Qwen2Config(**options)).eval()
-    return library.LlamaForCausalLM(library.LlamaConfig(**options)).eval()
+    """Transformers' class of a description, in eval mode."""
+    originals.transformers()
+    return transformers_decoders.original(spec, **changes).eval()
 
 
 def results(net: Any, spec: Any, logits: Any) -> dict[str, np.ndarray]:
@@ -676,3 +648,35 @@ def test_what_is_timed_is_proved_equal(mode: str, tmp_path: Path, monkeypatch: p
             found |= gate.parameter_change(run.weights(), case.weights)
         verdict = gate.judge(found, case.expected, case.bounds)
         assert verdict.ok, f"{build.__name__}: {verdict}"
+
+
+# ---- speed
+
+
+@pytest.mark.usefixtures("no_type_checks")
+def test_a_decoder_is_timed_only_with_the_tokens_of_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: a port that takes the least likely token first."""
+    originals.transformers()
+    result = decoding.measure(GPT2, batch=2, length=4, new=5, rounds=1, compiled=False)
+    assert result["other_tokens"] == []
+    assert [row["subject"] for row in result["subjects"]] == ["transformers", "pytorch", "nnx", "nnx-scan", "linen"]
+    assert "tiny-gpt2, batch 2: tokens/s" in decoding.line(result)
+    right = decoding.subjects
+
+    def planted(*args: Any) -> Any:
+        found = right(*args)
+        return found | {"nnx": lambda prompt: (found["pytorch"](prompt) + 1) % GPT2.vocabulary}
+
+    monkeypatch.setattr(decoding, "subjects", planted)
+    result = decoding.measure(GPT2, batch=1, length=4, new=5, rounds=1, compiled=False)
+    assert result["other_tokens"] == ["nnx"]
+    assert "nnx" not in [row["subject"] for row in result["subjects"]]
+
+
+@pytest.mark.parametrize(
+    ("network", "new", "said"),
+    [("resnet18", 4, "resnet18: got a network without a cache"), ("gpt2", 2000, "gpt2: got 4 [+] 2000 tokens")],
+)
+def test_what_cannot_be_decoded_is_refused(network: str, new: int, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        decoding.measure(network, batch=1, length=4, new=new, rounds=1, compiled=False)

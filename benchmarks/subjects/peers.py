@@ -56,16 +56,54 @@ def _same_names(case: NetworkCase, net: nn.Module, options: SubjectOptions) -> T
     return TorchRun(case, net, lambda: ports.weights.read(net), options)
 
 
-def build_torchvision(case: NetworkCase, options: SubjectOptions) -> TorchRun:
-    import torchvision
+def _without_dropout(net: nn.Module) -> nn.Module:
+    """Return the network without dropout: the ports have none, and both compute the same."""
+    import torch
 
-    return _same_names(case, torchvision.models.get_model(case.setting.network, weights=None), options)
+    for module in net.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return net
+
+
+def build_torchvision(case: NetworkCase, options: SubjectOptions) -> TorchRun:
+    from benchmarks.subjects.torchvision_import import torchvision
+
+    auxiliary = getattr(case.spec, "auxiliary", None)  # of segmentation networks
+    heads = {} if auxiliary is None else {"aux_loss": auxiliary, "weights_backbone": None}
+    net = torchvision().models.get_model(case.setting.network, weights=None, **heads)
+    return _same_names(case, _without_dropout(net), options)
 
 
 def build_timm(case: NetworkCase, options: SubjectOptions) -> TorchRun:
+    from benchmarks.subjects.torchvision_import import torchvision
+
+    torchvision()  # timm imports it
     import timm
 
     return _same_names(case, timm.create_model(case.setting.network, pretrained=False), options)
+
+
+def build_segmentation_models(case: NetworkCase, options: SubjectOptions) -> TorchRun:
+    """segmentation_models_pytorch's `Unet`."""
+    from benchmarks.subjects.torchvision_import import torchvision
+
+    torchvision()  # timm, which it is built on, imports it
+    import segmentation_models_pytorch as smp
+
+    net = smp.Unet(case.setting.network.removeprefix("unet_"), encoder_weights=None, classes=case.spec.num_classes)
+    return _same_names(case, net, options)
+
+
+def build_decoder(case: NetworkCase, options: SubjectOptions) -> TorchRun:
+    """The class of Hugging Face's transformers, such as `GPT2LMHeadModel`."""
+    import ports
+    from benchmarks.subjects.torch_steps import TorchRun
+    from benchmarks.subjects.transformers_decoders import original
+
+    net = original(case.spec)
+    ports.weights.write(net, case.weights)
+    return TorchRun(case, net, lambda: ports.weights.read(net), options, lambda text: net(text, use_cache=False).logits)
 
 
 def haiku_name(layer: Layer, network: str) -> str:

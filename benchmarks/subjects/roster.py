@@ -60,6 +60,42 @@ def fast(plain: str, framework: str, build: str, options: SubjectOptions = USUAL
     return TimedSubject(f"{plain}{FAST}", framework, build, about, options, devices=("cpu",), quick=False, images=True)
 
 
+# The networks of the libraries in which they were published, under this package's names.
+RESNETS = ("resnet18", "resnet50", "resnet152")
+VITS = ("vit_b_16", "vit_b_32", "vit_l_16")
+SEGMENTATION = ("fcn_resnet50", "fcn_resnet101", "deeplabv3_resnet50", "deeplabv3_resnet101")
+DECODERS = ("gpt2", "gpt2-medium", "llama-3.2-1b", "qwen2.5-0.5b", "smollm2-135m")
+
+
+def original(
+    name: str, build: str, about: str, needs: tuple[str, ...], networks: tuple[str, ...]
+) -> tuple[TimedSubject, TimedSubject]:
+    """Return the rows of a class of the library that published it: compiled, and eager."""
+    build = f"peers:build_{build}"
+    return (
+        TimedSubject(
+            name,
+            "pytorch",
+            build,
+            f"{about}, torch.compile, channels last",
+            COMPILE,
+            peer=True,
+            needs=needs,
+            networks=networks,
+        ),
+        TimedSubject(
+            f"{name}-eager",
+            "pytorch",
+            build,
+            f"{about}, eager, channels last",
+            CHANNELS_LAST,
+            peer=True,
+            needs=needs,
+            networks=networks,
+        ),
+    )
+
+
 SUBJECTS = {
     row.name: row
     for row in (
@@ -209,26 +245,16 @@ SUBJECTS = {
             needs=("transformers",),
             networks=("resnet50",),
         ),
-        TimedSubject(
-            "torchvision",
-            "pytorch",
-            "peers:build_torchvision",
-            "torch.compile, channels last",
-            COMPILE,
-            peer=True,
-            needs=("torchvision",),
-            networks=("resnet18", "resnet50", "resnet152"),
+        *original("torchvision", "torchvision", "torchvision's", ("torchvision",), (*RESNETS, *VITS, *SEGMENTATION)),
+        *original("timm", "timm", "timm's", ("timm", "torchvision"), RESNETS),
+        *original(
+            "segmentation-models",
+            "segmentation_models",
+            "segmentation_models_pytorch's Unet",
+            ("segmentation_models_pytorch", "torchvision"),
+            ("unet_resnet34",),
         ),
-        TimedSubject(
-            "timm",
-            "pytorch",
-            "peers:build_timm",
-            "torch.compile, channels last",
-            COMPILE,
-            peer=True,
-            needs=("timm", "torchvision"),
-            networks=("resnet18", "resnet50", "resnet152"),
-        ),
+        *original("transformers-decoder", "decoder", "Hugging Face's decoder", ("transformers",), DECODERS),
         TimedSubject(
             "haiku",
             "jax",

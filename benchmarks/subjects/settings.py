@@ -68,7 +68,7 @@ class SettingGrid:
     Attributes:
         networks: `resnet50@8` has a batch of its own, 8, instead of `batches`.
         size: height and width; by default what each network was made for.
-        odd: 225 pixels instead of 224: see `benchmarks.subjects.peers`.
+        odd: 225 pixels instead of 224, for networks that take them: see `benchmarks.subjects.peers`.
 
     Raises:
         UserError: an unknown mode or precision; TF32 without a GPU.
@@ -110,7 +110,8 @@ class SettingGrid:
             raise UserError(f"{given}: got a file, expected the function in it that gives the pair: {given}:make")
         spec = families.get(network)
         own = families.example_size(spec)
-        own = (225, 225) if self.odd and own == (224, 224) else own
+        free = families.takes_any_size(spec) and families.size_step(spec) == 1
+        own = (225, 225) if self.odd and free and own == (224, 224) else own
         if self.size and not families.takes_images(spec):
             raise UserError(f"--image-size: {network} takes no images; leave it out")
         batches = numbers(given, batch) if at else self.batches
