@@ -22,7 +22,7 @@ from parity.reports.report import Cost, Divergence, Finding, Model
 from parity.running import memory, unexercised
 from parity.running import pytorch as run_pytorch
 from parity.running.flax import Functional, PortRuns
-from parity.running.responses import of_port, responses_of
+from parity.running.responses import of_port, of_tables, responses_of
 from parity.running.subject import Candidate, Progress, Subject
 from parity.verdict import precision, roles
 from parity.verdict.cost import CostMeter
@@ -38,6 +38,16 @@ TRAINED = ("gradient.parameter", "training.parameter", "training.state")
 
 # The quantities that are drawn layer by layer.
 DRAWN = ("layer.eval", "layer.train", "gradient.parameter")
+
+# The rounding of float64 as a part of float32's.
+FLOAT32 = 2.0**-29
+NARROW = 1e-6  # a difference of this size may be the rounding of a table to float32
+
+TABLES = (
+    "PyTorch's {} holds numbers rounded to float32 (6e-8 relative), by a formula that the check does not know. What "
+    "depends on them is compared with that precision, the output up to {:.0e}, and all else in float64. For a closer "
+    "comparison give the port the same array"
+)
 
 Judgements = Mapping[str, Judgement]
 
@@ -146,6 +156,19 @@ def _outcome(
             return Outcome(
                 judged, undecided=undecided(responses), advice=(*rounds_more(port, responses), *frozen, *notes)
             )
+    # A layer may be cut otherwise, and then the network decides.
+    far = max((judged[quantity].multiple for quantity in wrong if not quantity.startswith("layer.")), default=0.0)
+    if wrong and subject.tables and far < EXPLAINABLE / FLOAT32:
+        progress(f"{port}: the response to tables in float32")
+        wider = responses.with_tables(of_tables(subject, responses))
+        others, more = decided_by_the_network(port, _judged(port, runs.observe(), wider), bool(subject.probe.frozen))
+        if not _wrong(others):
+            outputs = wider.reference["output.eval"]
+            far = max(
+                (wider.bound("output.eval", n) / (wider.norm("output.eval", n) or 1.0) for n in outputs), default=0
+            )
+            advice = (TABLES.format(", ".join(subject.tables), far), *frozen, *more)
+            return Outcome(others, undecided=undecided(responses), advice=advice)
     outside = {quantity: judged[quantity].outside for quantity in TRAINED if quantity in judged}
     apart = roles.findings(port, subject.probe, outside, subject.training.own)
     if not wrong:
@@ -161,6 +184,8 @@ def _outcome(
     apart = roles.findings(port, subject.probe, outside, subject.training.own, where)
     told = {finding.layer for finding in apart}
     advice = tuple(_behind_texts(port, subject, responses)) if "output.eval" in wrong else ()
+    if subject.tables:  # beside a larger mistake the rounding of a table is none
+        found = [f for f in found if f.trap or (f.size or 1.0) > NARROW] or found
     return Outcome(judged, (*apart, *(f for f in found if f.trap or f.layer not in told)), first, advice=advice)
 
 

@@ -65,6 +65,8 @@ def findings(port: str, reference: nn.Module, fed: Probe, cases: Mapping[bool, F
     return together(_largest_first(found))
 
 
+CELLS = nn.RNNBase, nn.RNNCellBase
+
 # A known mistake, and the arguments that mend it.
 Mended = tuple[Trap, tuple[Fix, ...]]
 
@@ -85,9 +87,10 @@ def _traps(
         return _in_calls(layer, _operation(network, deviations, cases))
     traps = layers.explain(layer, network.net, network.probe, cases, aspect == "gradient")
     own = network.net.get_submodule(layer)
-    if traps:
+    if traps or (kind_of(own) is not None and not isinstance(own, CELLS)):
         return [(trap, tuple(fix_of(layer, mend) for mend in mended(trap, own))) for trap in traps]
-    return _in_calls(layer, _operation(network, deviations, cases))  # the port's layer may be a class of its own
+    # Inside a module of the user's own; a recurrent layer of PyTorch's may be one in the port.
+    return _in_calls(layer, _operation(network, deviations, cases))
 
 
 def _in_calls(layer: str, found: Sequence[operations.Named]) -> list[Mended]:

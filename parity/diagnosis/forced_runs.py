@@ -24,7 +24,9 @@ from parity.diagnosis.flow import Place
 from parity.numerics import bounds, masking
 from parity.numerics.layouts import (
     LAYOUTS,
+    Shape,
     Tensors,
+    cut,
     fitting,
     layout_of,
     leaves,
@@ -195,21 +197,27 @@ class _Fit:
         layouts: by place. A place is left out where the number of axes differs, or where numbers are whole on one side.
         guessed: the layouts of places whose shapes do not fit.
         margins: of the inputs of layers whose padding one model has in the layer.
+        cuts: by place PyTorch's shape and the port's, where one of them has the features of all heads in one axis.
     """
 
     layouts: Mapping[Place, str]
     guessed: Mapping[Place, str] = field(default_factory=dict)
     margins: Mapping[Place, Margin] = field(default_factory=dict)
+    cuts: Mapping[Place, tuple[Shape, Shape]] = field(default_factory=dict)
 
     def with_guesses(self) -> _Fit:
-        return _Fit({**self.layouts, **self.guessed}, {}, self.margins)
+        return _Fit({**self.layouts, **self.guessed}, {}, self.margins, self.cuts)
 
     def to_port(self, place: Place, array: np.ndarray) -> np.ndarray:
         """Return PyTorch's array as the port has it there."""
+        if place in self.cuts:
+            return array.reshape(self.cuts[place][1])
         return to_flax(self.margins.get(place, EXACT).to_port(array), self.layouts[place])
 
     def to_reference(self, place: Place, array: Any, around: np.ndarray | None = None) -> np.ndarray:
         """Return the port's array as PyTorch has it there."""
+        if place in self.cuts:
+            return np.asarray(array).reshape(self.cuts[place][0])
         found = to_reference(np.asarray(array), self.layouts[place])
         return self.margins.get(place, EXACT).to_reference(found, around)
 
@@ -243,7 +251,8 @@ class _Forced(Tap):
         if texts is not None and masking.covers(texts, tensors[name].shape):
             real = to_flax(masking.broadcast(texts, tensors[name].ndim), layout)
             own = jax.lax.stop_gradient(value)
-            forced = jnp.where(real, forced, own) if forced.shape == value.shape else forced
+            fits = forced.shape == value.shape and real.ndim == value.ndim
+            forced = jnp.where(real, forced, own) if fits else forced
         zero = self.zeros.get(f"{side} {name}")
         return forced if zero is None else forced + zero
 
@@ -275,13 +284,18 @@ def _fit(net: Functional, probe: Probe, reference: RecordedRun, train: bool) -> 
     shapes = _Shapes()
     lifted_flax.shapes(lambda p, s: net.forward(p, s, inputs, call, train, shapes)[0], net.params, net.stats)
     found, guessed, margins = {}, {}, {}
-    pairs = {
+    numbers = {
         place: (expected, got)
         for place, got in shapes.found.items()
-        if (expected := reference.seen_at(place[0]).get(place[1])) is not None
-        and expected.ndim == got.ndim
-        and _both_numbers(expected, got)
+        if (expected := reference.seen_at(place[0]).get(place[1])) is not None and _both_numbers(expected, got)
     }
+    pairs = {place: both for place, both in numbers.items() if both[0].ndim == both[1].ndim}
+    cuts = {
+        place: (expected.shape, tuple(got.shape))
+        for place, (expected, got) in numbers.items()
+        if cut(expected.shape, tuple(got.shape))
+    }
+    found |= dict.fromkeys(cuts, "same")
     several = [place for place, (expected, got) in pairs.items() if _is_unclear(place, expected, got)]
     values = _values(net, probe, train, several) if several else {}
     for place, (expected, got) in pairs.items():
@@ -295,7 +309,7 @@ def _fit(net: Functional, probe: Probe, reference: RecordedRun, train: bool) -> 
                 found[place], margins[place] = around
             else:
                 guessed[place] = nearest(expected.shape, got.shape)
-    return _Fit(found, guessed, margins)
+    return _Fit(found, guessed, margins, cuts)
 
 
 def _is_unclear(place: Place, expected: np.ndarray, got: Any) -> bool:
@@ -386,7 +400,8 @@ def _forced_run(net: Functional, probe: Probe, reference: RecordedRun, train: bo
     objective = lifted_flax.program(forced, Pins("flax"))
     if train:
         gradient = jax.jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True), compiler_options=QUICK)
-        (_, (values, arrived, computed, stats, own)), (grads, at) = gradient(net.params, zeros(), moving, net.stats)
+        (_, (values, arrived, computed, stats, own)), found = gradient(net.params, zeros(), moving, net.stats)
+        grads, at = jax.tree.map(run_flax.as_in_pytorch, found)
     else:
         _, (values, arrived, computed, stats, own) = jax.jit(objective, compiler_options=QUICK)(
             net.params, {}, moving, net.stats

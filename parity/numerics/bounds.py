@@ -58,6 +58,10 @@ UNSTEADY = 1e-11
 # of several.
 DRAWS = 5
 
+# A table that float32 computed and rounded is off by so many units in the last place at most: a formula has a few
+# operations. This is a limit, where a rounding response is a mean, so no multiple is needed.
+TABLE_UNITS = 4
+
 
 def floating(array: np.ndarray | np.floating) -> bool:
     """Whether the numbers are floating: numpy's own types, or bfloat16, whose kind numpy does not know."""
@@ -210,6 +214,7 @@ class Responses:
         self.distances: dict[str, dict[str, float]] = {q: dict.fromkeys(t, 0.0) for q, t in reference.items()}
         self.draws = 0
         self.port: Responses | None = None
+        self.tables: Responses | None = None
         self.least_of: dict[tuple[str, str], float] = {}
         self.norm_of: dict[tuple[str, str], float] = {}
 
@@ -228,6 +233,16 @@ class Responses:
         both.port = port
         return both
 
+    def with_tables(self, tables: Responses) -> Responses:
+        """Return the responses with that to the tables that the reference holds in float32.
+
+        Args:
+            tables: of runs in which these tables alone were moved.
+        """
+        both = copy.copy(self)
+        both.tables = tables
+        return both
+
     def measured(self, quantity: str, name: str) -> float:
         """Return how far the perturbed runs moved a tensor (absolute): the root mean square; 0 if no run has it."""
         return self.distances.get(quantity, {}).get(name, 0.0) / max(self.draws, 1) ** 0.5
@@ -242,8 +257,8 @@ class Responses:
 
     def response(self, quantity: str, name: str) -> float:
         """How far rounding moves this tensor (absolute), on the reference's side, or on both sides if both were run."""
-        own = self.of_reference(quantity, name)
-        return own + self.port.measured(quantity, name) if self.port else own
+        own = self.of_reference(quantity, name) + (self.port.measured(quantity, name) if self.port else 0.0)
+        return own + (self.tables.measured(quantity, name) * TABLE_UNITS / MULTIPLE if self.tables else 0.0)
 
     def of_reference(self, quantity: str, name: str) -> float:
         """How far rounding moves this tensor (absolute), at least one unit in the last place of each number in it.

@@ -7,13 +7,17 @@ reference counts, because a port may hold its activations in any layout.
 from __future__ import annotations
 
 import dataclasses
+import math
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
 Tensors = dict[str, np.ndarray]
+Shape = tuple[int, ...]
 
 # By name: the axes that bring a PyTorch array with this many dimensions into the layout.
 LAYOUTS: dict[str, Callable[[int], tuple[int, ...]]] = {
@@ -103,9 +107,27 @@ def nearest(expected: tuple[int, ...], got: tuple[int, ...]) -> str:
     return max(order, key=lambda a: sum(expected[i] == n for i, n in zip(axes(a, len(expected)), got, strict=True)))
 
 
-def aligned(got: Any, expected: np.ndarray | None) -> np.ndarray:
-    """`got` in the layout of `expected`, or as it is if no layout fits its shape."""
+def cut(a: Shape, b: Shape) -> bool:
+    """Return whether one shape has several axes for axes of the other: heads and their features, rows and columns.
+
+    Then one array is the other, reshaped.
+    """
+    whole, parts = sorted((a, b), key=len)
+    if len(whole) == len(parts) or 0 in parts:
+        return False
+    ends = [set(accumulate(shape, operator.mul)) for shape in (whole, parts)]
+    return math.prod(whole) == math.prod(parts) and ends[0] <= ends[1]
+
+
+def aligned(got: Any, expected: np.ndarray | None, cuts: bool = False) -> np.ndarray:
+    """`got` in the layout of `expected`, or as it is if its shape does not fit.
+
+    Args:
+        cuts: whether one may have several axes for axes of the other. A model's outputs may not: their shape counts.
+    """
     got = np.asarray(got)
+    if cuts and expected is not None and cut(got.shape, expected.shape):
+        return got.reshape(expected.shape)
     layout = layout_of(got, expected) if expected is not None else None
     return to_reference(got, layout) if layout else got
 

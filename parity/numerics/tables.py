@@ -14,6 +14,8 @@ import numpy as np
 # Float32's rounding, relative; a formula of a few operations is off by a few of them.
 UNIT = float(np.finfo(np.float32).eps)
 UNITS = 4
+WHOLE = 1e6  # a larger whole number would be near the square of any number
+SHORT = 2.0**10  # a multiple of its inverse is exact in float32, and was not rounded
 FEW = 4  # numbers; a shorter array counts as a table only if it holds frequencies that begin with 1
 
 # The bases to try for tables of sines and cosines; a table of frequencies shows its base itself.
@@ -24,8 +26,10 @@ def recomputed(table: np.ndarray) -> np.ndarray | None:
     """Return a float32 table in float64, computed by its formula; None if no formula is known.
 
     Args:
-        table: (n,) frequencies, or (positions, ..., columns) of sines and cosines.
+        table: (n,) frequencies, (positions, ..., columns) of sines and cosines, or one number.
     """
+    if not table.ndim:
+        return _number(float(table))
     if table.size < 2 or not np.isfinite(table).all():
         return None
     wide = table.astype(np.float64)
@@ -39,6 +43,28 @@ def recomputed(table: np.ndarray) -> np.ndarray | None:
     else:
         found = None
     return None if found is None else found.reshape(table.shape)
+
+
+def _number(value: float) -> np.ndarray | None:
+    """Return the square root of a whole number, its inverse, or a number of four digits, if float32 rounds it so."""
+    if not np.isfinite(value) or value == 0:
+        return None
+    size = abs(value)
+    roots = [_root(size), 1 / root if (root := _root(1 / size)) else 0.0]
+    exact = (number for number in (*roots, _short(size)) if number)
+    found = next((number for number in exact if np.float32(number) == np.float32(size)), None)
+    return None if found is None else np.array(np.copysign(found, value))
+
+
+def _root(value: float) -> float:
+    """Return the root of the whole number that is nearest to the square of a number; 0 if that is large."""
+    return round(value**2) ** 0.5 if value < WHOLE**0.5 else 0.0
+
+
+def rounded(table: np.ndarray) -> bool:
+    """Return whether an array has numbers that rounding to float32 may have changed: no mask, and no whole numbers."""
+    scaled = table[np.isfinite(table)].astype(np.float64) * SHORT
+    return bool((scaled != np.round(scaled)).any())
 
 
 def _short(value: float) -> float:

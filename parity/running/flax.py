@@ -244,7 +244,10 @@ def outputs(values: PyTree, expected: Tensors) -> Tensors:
 
 def records(record: Mapping[str, jax.Array], expected: Tensors, probe: Probe) -> Tensors:
     """Return the outputs of layers, in the layouts of the reference, at the positions that count."""
-    arrays = {name: broadcast(aligned(value, expected.get(name)), expected.get(name)) for name, value in record.items()}
+    arrays = {
+        name: broadcast(aligned(value, expected.get(name), cuts=True), expected.get(name))
+        for name, value in record.items()
+    }
     return {name: probe.counted(array) for name, array in arrays.items()}
 
 

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from parity.numerics import bounds, masking
 from parity.numerics.layouts import Tensors, leaves, mapped, rebuilt
 from parity.numerics.quantities import Probe, Training, after
-from parity.numerics.tables import recomputed
+from parity.numerics.tables import recomputed, rounded
 from parity.running import lifted_pytorch
 from parity.running.draws_pytorch import FixedDraws
 from parity.running.lifted_pytorch import lifted
@@ -68,6 +68,18 @@ def _in_float64(net: nn.Module) -> nn.Module:
 def _table(buffer: Tensor) -> np.ndarray | None:
     """Return a buffer of float32 in float64, where its formula is known."""
     return recomputed(buffer.numpy(force=True)) if buffer.dtype == torch.float32 else None
+
+
+def rounded_tables(net: nn.Module, known: Collection[str]) -> tuple[str, ...]:
+    """Return the buffers of a model in float32 that hold rounded numbers of an unknown formula, or one rounded number.
+
+    The port may hold such a number as PyTorch does, or compute it exactly.
+
+    Args:
+        known: the tensors that the port has, too.
+    """
+    narrow = ((name, b) for name, b in net.named_buffers() if b.dtype == torch.float32 and name not in known)
+    return tuple(name for name, b in narrow if (_table(b) is None or not b.ndim) and rounded(b.numpy(force=True)))
 
 
 def named_parameters(net: nn.Module, compared: Collection[str] | None) -> dict[str, nn.Parameter]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import torch
 
 from parity.numerics import bounds
 from parity.numerics.bounds import DRAWS, Responses
@@ -55,5 +56,24 @@ def of_port(runs: PortRuns, responses: Responses, subject: Subject) -> Responses
         net = replace(runs.net, params=jax.tree.map(moved, runs.net.params), stats=jax.tree.map(moved, runs.net.stats))
         inputs = mapped(subject.probe.inputs, lambda _, array, rng=rng: bounds.one_ulp(array, rng))
         own.add(runs.observe(net, replace(subject.probe, inputs=inputs)))
+        memory.release()
+    return own
+
+
+def of_tables(subject: Subject, responses: Responses) -> Responses:
+    """Run the reference `DRAWS` times with the tables moved that it holds in float32, by one unit in the last place.
+
+    Args:
+        responses: of the reference.
+    """
+    own = Responses(responses.reference, responses.parameters, responses.idle, responses.skipped)
+    for draw in range(DRAWS):
+        rng = np.random.default_rng([subject.seed * DRAWS + draw, 8])
+        copy = run_pytorch.promote(subject.reference)
+        for name, buffer in copy.named_buffers():
+            if name in subject.tables:
+                moved = bounds.one_ulp(buffer.numpy().astype(np.float32), rng)
+                buffer.copy_(torch.from_numpy(np.asarray(moved, np.float64)))
+        own.add(run_pytorch.observe(copy, subject.probe, subject.training, subject.names))
         memory.release()
     return own

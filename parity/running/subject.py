@@ -47,6 +47,7 @@ class Subject:
         unexercised: what the inputs do not reach.
         types: the original types of the reference's tensors, by name, if at least one is narrower than float32, so that
             the types are the model's own policy. Empty if the model is cast as a whole.
+        tables: the reference's buffers that were rounded to float32, whose formula is unknown.
     """
 
     title: str
@@ -61,3 +62,4 @@ class Subject:
     advice: tuple[str, ...] = ()
     unexercised: tuple[str, ...] = ()
     types: Mapping[str, str] = field(default_factory=dict)
+    tables: tuple[str, ...] = ()
