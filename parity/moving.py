@@ -12,11 +12,13 @@ import torch
 from parity.numerics.quantities import Probe
 from parity.pairing import choosing, ordering
 from parity.pairing.models import PairedModels, building, pair_models
+from parity.pairing.pairs import Pairing
 from parity.pairing.trials import Trial
 from parity.running import probes
 from parity.running.flax_ports import FLAX_PORTS
 from parity.verdict import transfer
 from ports import weights
+from ports.errors import UserError
 
 
 def moved(model: torch.nn.Module, other: Any, fed: Probe, names: Mapping[str, str | None] | None) -> Any:
@@ -46,10 +48,28 @@ def settled(model: torch.nn.Module, other: Any, fed: Probe, names: Mapping[str, 
     state = probes.varied(both.state, {*both.tensors.values()}, 0)
     weights.write(both.reference, dict(state))
     build = building(both, state, second=True)
-    if both.pairing.choices:
+    pairing = both.pairing
+    if pairing.choices:
         trial = Trial(build, both.reference, fed)
-        both = replace(both, pairing=choosing.by_computing(both.pairing, trial, strict=True))
-    return replace(both, pairing=ordering.settled(both.pairing, build, both.reference, fed))
+        try:
+            pairing = choosing.by_computing(pairing, trial, strict=True)
+        except UserError as error:  # layers that stand in another's place hide the right form
+            pairing = _by_turns(pairing, trial, error)
+    return replace(both, pairing=ordering.settled(pairing, build, both.reference, fed))
+
+
+def _by_turns(pairing: Pairing, trial: Trial, error: UserError) -> Pairing:
+    """Return the pairing with forms chosen after the layers were put in order.
+
+    Raises:
+        UserError: what stays open.
+    """
+    try:
+        likely = choosing.by_computing(pairing, trial, strict=False)
+        ordered = ordering.settled(likely, trial.build, trial.reference, trial.fed)
+        return choosing.by_computing(ordered.open(pairing.choices), trial, strict=True)
+    except UserError:
+        raise error from None
 
 
 def _fitting(own: Mapping[str, np.ndarray], places: Mapping[str, Any]) -> None:

@@ -53,12 +53,13 @@ settings.load_profile("tests")
 # Modules that `--fast` leaves out: they take most of the time. Each tests a whole command, or many networks.
 SLOW = re.compile(
     "test_(added_biases|bad_files|benchmark_processes|benchmarks|bombs|calls|check|cifar10|cli|complex|config"
-    "|conversion|convert|convolution|cut_otherwise|decoders|default_names|depth|detection|docs|draws|examples"
-    "|export|faithful|false_alarms|findings|fixes|folded|fuzz|gpu_stages|hypotheses|imports|isolation|layer_rules"
-    "|lifted|mapping|mapping_heads|moved_names|moved_right|moves|networks|optimizer_files|optimizer_states"
-    "|own_attributes|own_models|packed|places|plain|planted|plugin|pooling_head|porting_bugs|precise|precision"
-    "|readme|real_classes|real_images|rearranged|recurrent|resume|rivals|rulesfile|segmentation|stacks|told_once"
-    "|training|transformer|trap_examples|tutorial|unexercised|vit|weather|weights|winograd|zero_copy)[.]py"
+    "|contractions|conversion|convert|convolution|cut_otherwise|decoders|default_names|depth|detection|docs|draws"
+    "|examples|export|faithful|false_alarms|findings|fixes|float32_tables|folded|fuzz|gpu_stages|hypotheses"
+    "|imports|isolation|layer_rules|lifted|mapping|mapping_heads|moved_names|moved_right|moves|networks"
+    "|optimizer_files|optimizer_states|own_attributes|own_cells|own_models|packed|places|plain|planted|plugin"
+    "|pooling_head|porting_bugs|ports_of_others|precise|precision|readme|real_classes|real_images|rearranged"
+    "|recurrent|resume|rivals|rulesfile|segmentation|stacks|told_once|training|transformer|trap_examples|tutorial"
+    "|unexercised|vit|weather|weights|winograd|zero_copy)[.]py"
 )
 
 

@@ -14,13 +14,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from parity.pairing.forms import fitting_forms, usual
+from parity.pairing.groups import SHAPES as LEFT
 from parity.pairing.groups import common, lists
-from parity.pairing.likeness import Token, best, part_similarity, without_role, words
+from parity.pairing.likeness import ROLES, Token, best, part_similarity, without_role, words
 from parity.pairing.pairs import COMPUTED, SIMILAR
 from parity.pairing.tensors import Match, Tensor
 from parity.running.model_layers import normal_name
 
 Group = tuple[Tensor, ...]
+Listed = tuple[Sequence[Tensor], Sequence[Tensor]]
 RIVALS = 4  # tensors of one size that are tried in every order
 # The names in Meta's Llama of the layers of a gated MLP, which most other projects spell out.
 LLAMA = {"w1": "gate", "w2": "down", "w3": "up"}
@@ -155,6 +157,59 @@ def one_level_up(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> list[Match
                 rivals = tuple(tuple(raised.get(t.full, t) for t in group) for group in match.rivals)
                 found.append(replace(match, torch=torch, flax=flax, rivals=rivals))
     return found
+
+
+def left_alike(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> list[Match]:
+    """Return the matches of tensors that are the only ones of their sizes left, or whose names are initials.
+
+    Names that differ in their numbers alone are those of one list of layers: the first is paired with the first. Of
+    several lists of one size, `q_norm` is `qn`.
+    """
+    found: list[Match] = []
+    sides = [_by_size(side) for side in (mine, theirs)]
+    for size, ours in sides[0].items():
+        others = sides[1].get(size, [])
+        if len(ours) != len(others):
+            continue
+        pairs = [(ours[0], others[0])] if len(ours) == 1 else _by_initials(ours, others)
+        for a, b in pairs:
+            fits = len(a) == len(b) and _alike(a, b)
+            found += [m for x, y in zip(a, b, strict=True) for m in assigned([(x,)], [(y,)], LEFT)] if fits else []
+    return found
+
+
+def _by_initials(ours: Sequence[Sequence[Tensor]], others: Sequence[Sequence[Tensor]]) -> list[Listed]:
+    """Return the lists of which one's name has the initials of the other's; none if one of them has no such other."""
+    sides = [{".".join(_own_words(some[0])): some for some in side} for side in (ours, others)]
+
+    def score(a: str, b: str) -> float:
+        mine, theirs = a.split("."), b.split(".")
+        initials = ["".join(word[0] for word in side) for side in (mine, theirs)]
+        return float(initials[0] == "".join(theirs) or initials[1] == "".join(mine))
+
+    pairs = best([*sides[0]], [*sides[1]], score)
+    return [(sides[0][a], sides[1][b]) for a, b in pairs] if len(pairs) == len(ours) else []
+
+
+def _own_words(tensor: Tensor) -> list[str]:
+    """Return the words of a tensor's own name, or of its module's if its own name says only what it is there."""
+    *modules, last = tensor.full.split(".")
+    return words(modules[-1] if modules and normal_name(last) in ROLES else last)
+
+
+def _by_size(tensors: Iterable[Tensor]) -> dict[int, list[list[Tensor]]]:
+    """Return the tensors of each size: those of one list of layers together, in its order."""
+    found: dict[int, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
+    for tensor in sorted(tensors, key=lambda t: [int(number) for number in re.findall(r"\d+", t.full)]):
+        found[tensor.value.size][re.sub(r"\d+", "*", tensor.full)].append(tensor)
+    return {size: [*some.values()] for size, some in found.items()}
+
+
+def _alike(ours: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Whether nothing says that these are other tensors: a weight is no bias."""
+    known = {*ROLES.values()}
+    mine, theirs = ({t.role for t in side} & known for side in (ours, others))
+    return mine <= theirs or theirs <= mine
 
 
 def _several(tensors: Iterable[Tensor]) -> Iterator[Group]:

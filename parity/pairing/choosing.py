@@ -114,9 +114,12 @@ def by_computing(pairing: Pairing, trial: Trial, strict: bool) -> Pairing:
 
 def _best(pairing: Pairing, choice: Choice, trial: Trial) -> tuple[tuple[int, ...], ...]:
     """Return the way with which the most agrees; several, the likeliest first, where nothing tells one."""
+    likeliest = choice.ways[0]
+    if trial.plain(pairing.choosing(choice, likeliest)) <= AGREES:
+        return (likeliest,)
     alike = _summed_alike(pairing, choice, trial)
     for way in (*alike, *(way for way in choice.ways if way not in alike)):
-        if trial.plain(pairing.choosing(choice, way)) <= AGREES:
+        if way != likeliest and trial.plain(pairing.choosing(choice, way)) <= AGREES:
             return (way,)
     if choice.equal:
         return choice.equal

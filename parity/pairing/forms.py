@@ -23,7 +23,7 @@ def fitting_forms(torch: Sequence[Tensor], flax: Sequence[Tensor]) -> tuple[Rear
     """Return the rearrangements of these tensors that fit, the likeliest first."""
     known = any(t.layer.kind != OWN for t in flax)  # a library's layer is read in PyTorch's layout
     if len(torch) == len(flax) == 1:
-        found = _ranked(layouts(torch[0].shape, flax[0].shape), torch[0], flax[0], known)
+        found = _ranked(_upright(layouts(torch[0].shape, flax[0].shape)), torch[0], flax[0], known)
         return tuple(Rearrangement(layout) for layout in found)
     many, one = (torch, flax[0]) if len(torch) > 1 else (flax, torch[0])
     if len({t.shape[1:] for t in many}) > 1 or not many[0].shape:
@@ -42,6 +42,24 @@ def fitting_forms(torch: Sequence[Tensor], flax: Sequence[Tensor]) -> tuple[Rear
         forms += [(FORMS, form) for form in _woven(many, one, order, turned=many is torch)]
     forms.sort(key=lambda form: form[0])  # each layout in all orders, before the next one
     return tuple(_different((form for _, form in forms), [t.shape for t in torch]))[:FORMS]
+
+
+def _upright(found: Sequence[Layout]) -> list[Layout]:
+    """Return the layouts without those that exchange the height and the width of a convolution's kernel."""
+    kept = [layout for layout in found if not _lying(layout)]
+    return kept or [*found]
+
+
+def _lying(layout: Layout) -> bool:
+    """Whether the last two axes of a kernel, of one length, change their order."""
+    axes = [i for i, n in enumerate(layout.fine) if n != 1]
+    if len(axes) != 4 or len(layout.old) < 4:
+        return False
+    height, width = axes[2:]
+    square = [*layout.old][-2:] == [layout.fine[height], layout.fine[width]] and layout.fine[height] == layout.fine[
+        width
+    ]
+    return square and layout.order.index(height) > layout.order.index(width)
 
 
 def _listed(many: Sequence[Tensor]) -> bool:
@@ -132,6 +150,8 @@ def _kernelwise(layout: Layout, axes: int) -> bool:
     out = len(old) - axes
     marks = np.broadcast_to(np.arange(old[out]).reshape((-1,) + (1,) * (axes - 1)), old)
     moved = layout.apply(marks)
+    if not moved.ndim:
+        return False
     flat = moved.reshape(-1, moved.shape[-1])
     changes = [bool(np.ptp(moved, axis=i).any()) for i in range(moved.ndim)]
     return bool(np.ptp(flat, axis=1).any()) and (not any(changes[:-1]) or changes == sorted(changes))

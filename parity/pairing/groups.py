@@ -70,6 +70,7 @@ def _candidates(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> Iterable[_C
             for group in some
             for one in others
             if sum(t.value.size for t in group) == one.value.size and _alike_roles(group, one)
+            if listed or one.value.ndim > 1 or one.role != "weight"  # nobody joins the scales of two norms
         ]
         # What stands side by side does so in every block: as often as the tensors that hold it.
         sides = {tuple(map(id, group)): _pattern(group) for group, _, listed in fits if not listed}

@@ -99,11 +99,11 @@ def pair(
             given += matches
         else:
             _named(entry, left, right, found, port)
-    either, apart = _either_way(left, right)
-    given += either
+    held = _held_back(given, left, right)
     _paired(left, right, found)
-    for side, some in zip((left, right), apart, strict=True):
+    for side, some in zip((left, right), held, strict=True):
         side |= some
+    given += _either_way(left, right, found)
     tied = _tied(left, found)
     again = _repeated(left)
     more = rest(left, right, given, found)
@@ -220,33 +220,35 @@ def _turned(left: dict[str, ModelLayer], right: dict[str, ModelLayer]) -> list[d
     return found
 
 
-def _either_way(
-    left: dict[str, ModelLayer], right: dict[str, ModelLayer]
-) -> tuple[list[Match], list[dict[str, ModelLayer]]]:
-    """Take own tensors of equal names away that fit in several forms: a square matrix may be transposed.
+def _held_back(
+    given: Sequence[Match], left: dict[str, ModelLayer], right: dict[str, ModelLayer]
+) -> list[dict[str, ModelLayer]]:
+    """Take the layers away of which the caller named a tensor."""
+    names = [{t.layer.name for match in given for t in getattr(match, side)} for side in ("torch", "flax")]
+    return [{n: side.pop(n) for n in some} for side, some in zip((left, right), names, strict=True)]
+
+
+def _either_way(left: dict[str, ModelLayer], right: dict[str, ModelLayer], found: list[Pair]) -> list[Match]:
+    """Return matches in place of pairs of own tensors that fit in several forms: a square matrix may be transposed.
 
     `pairing.choosing` tells the form. Where both models hold the same numbers, it is plain.
     """
-    _name(left.values(), right.values())
-    others = {layer.key: layer for layer in right.values() if _turnable(layer)}
     matches: list[Match] = []
-    apart: list[dict[str, ModelLayer]] = [{}, {}]
-    for layer in [*filter(_turnable, left.values())]:
-        other = others.get(layer.key)
-        if other is None or layer.signature != other.signature or _content(layer) == _content(other):
+    for p in [*found]:
+        if not (_turnable(p.torch) and _turnable(p.flax)) or _content(p.torch) == _content(p.flax):
             continue
-        (a,), (b,) = tensors_of([layer]), tensors_of([other])
+        (a,), (b,) = tensors_of([p.torch]), tensors_of([p.flax])
         if len(forms := fitting_forms([a], [b])) > 1:
             forms = (*(form for form in forms if form.layout.plain), *(form for form in forms if not form.layout.plain))
-            matches.append(Match((a,), (b,), forms, NAMES, plainly=True))
-            apart[0][layer.name], apart[1][other.name] = left.pop(layer.name), right.pop(other.name)
-    return matches, apart
+            matches.append(Match((a,), (b,), forms, p.why, plainly=True))
+            left[p.torch.name], right[p.flax.name] = p.torch, p.flax
+            found.remove(p)
+    return matches
 
 
 def _turnable(layer: ModelLayer) -> bool:
-    """Whether a layer is a trained parameter of a module's own with several axes that its name tells."""
-    own = bool(layer.leaf) and layer.key is not None and layer.trained and not layer.ruled
-    return own and layer.values["value"].ndim > 1
+    """Whether a layer is a trained parameter of a module's own with several axes, of which no rule says the layout."""
+    return bool(layer.leaf) and layer.trained and not layer.ruled and layer.values["value"].ndim > 1
 
 
 def _by(left: dict[str, ModelLayer], right: dict[str, ModelLayer], key: object, why: str, found: list[Pair]) -> None:

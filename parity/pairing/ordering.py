@@ -352,6 +352,11 @@ def _decided(pairing: Pairing, group: list[Unit], trial: Trial) -> Pairing:
     # Behind a mistake every way is far off; the right one may still agree in a part, such as one direction of two.
     if (first := _alike_in_part(found)) is not None:
         return ways[first]
+    # What each tensor is multiplied with is computed from the same tensors, whatever is wrong on the way.
+    different = {tuple(p.flax.name for p in way.pairs): way for way in ways}
+    counts = trial.depending([*different.values()])
+    if counts.count(max(counts)) == 1:
+        return [*different.values()][counts.index(max(counts))]
     if _told_by_modules(pairing, group, trial):
         return pairing
     if (order := _told_by_names(group)) is not None:

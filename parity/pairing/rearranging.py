@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from parity.pairing.assigning import inside, one_level_up
+from parity.pairing.assigning import inside, left_alike, one_level_up
 from parity.pairing.forms import fitting_forms
 from parity.pairing.groups import SHAPES, groups, sole_tensors, unnamed_groups
 from parity.pairing.in_order import anchors, by_module, fitting, in_order, tensors_in_order
@@ -65,7 +65,16 @@ def rest(
         norms = [_with_statistics(_left(side, matches)) for side in (mine, theirs)]
         matches.extend(more(norms[0], norms[1]))
     by_names = (_modules, groups, _modules, by_calls, groups, _modules, inside, one_level_up, _modules)
-    for more in (*by_names, sole_tensors, single_by_calls, unnamed_groups, _modules, by_calls, single_by_calls):
+    for more in (
+        *by_names,
+        sole_tensors,
+        single_by_calls,
+        unnamed_groups,
+        _modules,
+        by_calls,
+        single_by_calls,
+        left_alike,
+    ):
         matches.extend(more(_left(used[0], matches), _left(used[1], matches)))
     # A table of one model may be a parameter of the other: their names say so, or their values.
     matches += _modules(_left(mine, matches), _left(theirs, matches), certain=True)

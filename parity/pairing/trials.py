@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from parity.numerics.layouts import Tensors, aligned, counterparts, layout_of, leaves, to_flax, wide
+from parity.numerics.layouts import Tensors, aligned, counterparts, cut, layout_of, leaves, to_flax, wide
 from parity.numerics.pins import Pins
 from parity.numerics.quantities import Probe
 from parity.pairing.blocks import blocks
@@ -24,8 +24,8 @@ from parity.pairing.pairs import Pair, Pairing
 from parity.running import contractions, intermediates, inventory, lifted_flax
 from parity.running import flax as run_flax
 from parity.running import pytorch as run_pytorch
-from parity.running.contractions_flax import flax_uses
-from parity.running.contractions_pytorch import TorchUses
+from parity.running.contractions_flax import flax_factors, flax_uses
+from parity.running.contractions_pytorch import TorchDependences, TorchUses
 from parity.running.flax import Functional
 from parity.running.intermediates import Mark
 from parity.running.model_layers import ModelLayer
@@ -225,7 +225,9 @@ def _followed(array: Any) -> np.ndarray | None:
 
 
 def handed(y: Any, expected: np.ndarray | None) -> Any:
-    """PyTorch's output of a layer in place of Flax's, where the shapes are the same but for their layout."""
+    """PyTorch's output of a layer in place of Flax's, where the shapes are the same but for their layout or heads."""
+    if expected is not None and cut(np.shape(y), expected.shape):
+        return jnp.asarray(expected.reshape(np.shape(y)), y.dtype)
     layout = None if expected is None else layout_of(np.asarray(y), expected)
     return y if expected is None or layout is None else jnp.asarray(to_flax(expected, layout), y.dtype)
 
@@ -375,11 +377,7 @@ class Trial:
             names: PyTorch's, of the tensors.
         """
         state = self.reference.state_dict()
-        numbers: Tensors = {
-            name: np.full(tuple(tensor.shape), contractions.MOVED)
-            for name, tensor in state.items()
-            if tensor.is_floating_point()
-        }
+        numbers: Tensors = {}
         ends = np.cumsum([state[name].numel() for name in names])
         for name, some in zip(names, np.split(np.arange(ends[-1], dtype=np.float64), ends[:-1]), strict=True):
             numbers[name] = some.reshape(tuple(state[name].shape))
@@ -391,14 +389,45 @@ class Trial:
             return [contractions.agreeing(seen.found, self._flax_uses(pairing, numbers, ends)) for pairing in pairings]
         return [(0, 0, 0)] * len(pairings)
 
+    def depending(self, pairings: Sequence[Pairing]) -> list[int]:
+        """Return for each pairing how many tensors both models multiply with what is computed from the same tensors."""
+        state = self.reference.state_dict()
+        names = [*dict.fromkeys(name for p in pairings[0].pairs for name in p.torch.tensors.values() if name in state)]
+        seen = TorchDependences(
+            [state[name] for name in names],
+            [*self.reference.parameters(), *self.reference.buffers(), *state.values()],
+        )
+        with suppress(RaisesError):  # a model may run, and have operations that nothing can follow
+            with raising("the PyTorch model"), torch.no_grad(), seen:
+                run_pytorch.run(self.reference, self.fed, run_pytorch.inputs_of(self.fed))
+            mine = contractions.dependences(seen.factors)
+            marks = {name: np.full(tuple(state[name].shape), float(i)) for i, name in enumerate(names)}
+            found = [contractions.dependences(self._flax_factors(pairing, marks)) for pairing in pairings]
+            return [sum(theirs.get(i) == some for i, some in mine.items()) for theirs in found]
+        return [0] * len(pairings)
+
+    def _flax_factors(self, pairing: Pairing, marks: Tensors) -> list[contractions.Factor]:
+        program, arrays = self._traced(pairing, marks)
+        return flax_factors(program, arrays, len(marks))
+
     def _flax_uses(self, pairing: Pairing, numbers: Tensors, ends: np.ndarray) -> list[contractions.Use]:
-        ours = {name: tensor.numpy() for name, tensor in self.reference.state_dict().items()}
-        net = self.build(pairing, {}, ours | numbers)
+        program, arrays = self._traced(pairing, numbers)
+        return flax_uses(program, arrays, ends)
+
+    def _traced(self, pairing: Pairing, numbers: Tensors) -> tuple[Any, list[np.ndarray | None]]:
+        """Return JAX's program of the Flax model, and what each of its variables holds of some numbers.
+
+        Args:
+            numbers: by PyTorch's names in place of the weights.
+        """
+        state = self.reference.state_dict()
+        free = {n: np.full(tuple(a.shape), contractions.MOVED) for n, a in state.items() if a.is_floating_point()}
+        whole = {n: a.numpy() for n, a in state.items()} | free | numbers
+        net = self.build(pairing, {}, whole)
         if self.program is None:
             with raising():
                 self.program, _ = lifted_flax.trace(self._plainly(net), (net.params, net.stats), Pins(""))
-        leaves_ = jax.tree.leaves((net.params, net.stats))
-        return flax_uses(self.program, [_followed(x) for x in leaves_], ends)
+        return self.program, [_followed(x) for x in jax.tree.leaves((net.params, net.stats))]
 
     def alike(self, a: Unit, b: Unit) -> bool:
         """Return whether PyTorch gives two layers the same input, or it is not seen what it gives them."""
@@ -484,7 +513,7 @@ def _put(state: Mapping[str, torch.Tensor], group: Iterable[Unit], arrays: Seque
 
 def distance(got: np.ndarray, expected: np.ndarray) -> float:
     """The distance of two arrays, relative to the second: of at most `SKETCH` of their numbers."""
-    got = aligned(got, expected)
+    got = aligned(got, expected, cuts=True)
     if got.size != expected.size:
         return float("inf")
     step = max(1, expected.size // SKETCH)
@@ -495,7 +524,7 @@ def distance(got: np.ndarray, expected: np.ndarray) -> float:
 
 def equal_part(got: np.ndarray, expected: np.ndarray) -> float:
     """The part of an array's numbers that are another's, but for rounding; zeros, as of a ReLU, say nothing."""
-    got = aligned(got, expected)
+    got = aligned(got, expected, cuts=True)
     if got.size != expected.size or not expected.size:
         return 0.0
     size = float(np.sqrt(np.mean(np.square(np.abs(wide(expected))))))

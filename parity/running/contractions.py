@@ -12,6 +12,7 @@ multiplies as `F.linear(x, w)` and the port as `x @ w` is transposed, whatever b
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -19,6 +20,9 @@ from typing import TypeVar
 import numpy as np
 
 T = TypeVar("T")
+
+# The tensors of which a factor is made, and those from which the other factor is computed.
+Factor = tuple[frozenset[int], frozenset[int]]
 
 MOVED = -1.0  # stands for a number that is not followed
 EXPERTS = 64  # products of one operation that are told apart
@@ -139,3 +143,12 @@ def richest(some: Sequence[T], array: Callable[[T], np.ndarray]) -> T | None:
         return some[0] if some else None
     sizes = [len(np.unique(array(one))) for one in some]
     return some[sizes.index(max(sizes))] if sizes.count(max(sizes)) == 1 else None
+
+
+def dependences(factors: Iterable[Factor]) -> dict[int, frozenset[frozenset[int]]]:
+    """Return for each tensor what it is multiplied with: the tensors from which each other factor is computed."""
+    found: dict[int, set[frozenset[int]]] = defaultdict(set)
+    for own, others in factors:
+        for i in own:
+            found[i].add(others - own)
+    return {i: frozenset(some) for i, some in found.items()}

@@ -10,7 +10,7 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
-from parity.running.contractions import MOVED, Use, repeated, richest, uses
+from parity.running.contractions import MOVED, Factor, Use, repeated, richest, uses
 from parity.running.lifted_flax import bound
 
 SMALL = 4096  # numbers of an array of indices that is computed
@@ -44,10 +44,25 @@ def flax_uses(program: Any, numbers: Sequence[np.ndarray | None], ends: np.ndarr
         numbers: for each argument of the program the identities of its numbers, or None.
         ends: the first identity that no longer belongs to a tensor, for each tensor.
     """
-    follower = _Follower()
-    args = [Value() if a is None else Value(a, behind=_tensors(a, ends)) for a in numbers]
+    return _followed(program, numbers, ends).found
+
+
+def flax_factors(program: Any, marks: Sequence[np.ndarray | None], count: int) -> list[Factor]:
+    """Return what some tensors are multiplied with.
+
+    Args:
+        program: as in `flax_uses`.
+        marks: for each argument of the program an array that says of each number which tensor it belongs to, or None.
+        count: of the tensors.
+    """
+    return _followed(program, marks, np.arange(1, count + 1)).factors
+
+
+def _followed(program: Any, numbers: Sequence[np.ndarray | None], ends: np.ndarray) -> _Follower:
+    follower = _Follower(ends)
+    args = [Value() if a is None else follower.value(a) for a in numbers]
     follower.run(program.jaxpr, [_fed(x) for x in program.consts], args)
-    return follower.found
+    return follower
 
 
 def _tensors(numbers: np.ndarray, ends: np.ndarray) -> frozenset[int]:
@@ -56,8 +71,15 @@ def _tensors(numbers: np.ndarray, ends: np.ndarray) -> frozenset[int]:
 
 
 class _Follower:
-    def __init__(self) -> None:
+    def __init__(self, ends: np.ndarray) -> None:
+        self.ends = ends
         self.found: list[Use] = []
+        self.factors: list[Factor] = []
+
+    def value(self, numbers: np.ndarray) -> Value:
+        """Return an array with these identities; numbers that are all one are not followed one by one."""
+        same = bool((numbers == numbers.flat[0]).all()) if numbers.size > 1 else False
+        return Value(None if same else numbers, behind=_tensors(numbers, self.ends))
 
     def run(self, jaxpr: Any, consts: Sequence[Value], args: Sequence[Value]) -> list[Value]:
         values: dict[Any, Value] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
@@ -80,6 +102,9 @@ class _Follower:
             jaxpr = getattr(inner, "jaxpr", inner)
             return self.run(jaxpr, consts, given[len(given) - len(jaxpr.invars) :])
         unknown = Value(fed=any(one.fed for one in given), behind=frozenset().union(*(one.behind for one in given)))
+        if name in FACTORS and len(given) == 2:
+            for mine, other in (given, given[::-1]):
+                self.factors += [(mine.behind, other.behind)] if mine.behind and other.fed and not mine.fed else []
         if any(one.numbers is not None for one in given):
             return self._followed(eqn, given, unknown)
         if all(one.known is not None for one in given) and all(_indices(x.aval) for x in eqn.outvars):
@@ -94,12 +119,14 @@ class _Follower:
         fed, seen = any(one.fed for one in given), frozenset().union(*(one.behind for one in given))
         steps = range(min(eqn.params["length"], UNROLLED))
         inner = eqn.params["jaxpr"]
+        follows = any(x.numbers is not None for x in stacked)
         for i in reversed(steps) if eqn.params["reverse"] else steps:
-            now = [replace(x, numbers=None if x.numbers is None else x.numbers[i], known=None) for x in stacked]
-            some = [replace(x, fed=fed, known=None) for x in state]
+            now = [replace(x, known=None) if x.numbers is None else self.value(x.numbers[i]) for x in stacked]
+            some = [replace(x, known=None) for x in state]
             state = self.run(inner.jaxpr, [_fed(x) for x in inner.consts], [*first, *some, *now])[:carried]
-            if not any(x.numbers is not None for x in (*first, *now)):
+            if not follows and [(x.fed, x.behind) for x in state] == [(x.fed, x.behind) for x in some]:
                 break
+        seen = seen.union(*(x.behind for x in state))
         return [Value(fed=fed, behind=seen)] * len(eqn.outvars)
 
     def _followed(self, eqn: Any, given: Sequence[Value], unknown: Value) -> Sequence[Value]:
@@ -214,4 +241,6 @@ MOVES: dict[str, Moves | None] = {
 }
 # Operations whose result may have the shape of an operand, and not its numbers at their places.
 UNLIKE = {"sort", "cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "fft", "scatter", "scatter-add", "while"}
+# Operations that multiply their two operands.
+FACTORS = {"dot_general", "conv_general_dilated", "mul"}
 INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")

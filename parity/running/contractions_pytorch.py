@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from parity.running.contractions import MOVED, Use, repeated, richest, uses
+from parity.running.contractions import MOVED, Factor, Use, repeated, richest, uses
 
 # Operations that move numbers, and compute nothing.
 MOVES = {
@@ -22,7 +22,11 @@ MOVES = {
     *("unbind", "unflatten", "unfold", "unsqueeze", "view", "constant_pad_nd", "masked_fill", "tril", "triu"),
 }
 SUMS = {"sum", "mean", "nansum"}
-PRODUCTS = ("mul", "div")
+# Operations that multiply by a tensor; norms multiply by their scale.
+FACTORS = {
+    *("mul", "mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "convolution", "native_layer_norm", "native_group_norm"),
+    *("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "_fused_rms_norm"),
+}
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,11 @@ class Numbers:
     fed: bool = False
 
 
-class TorchUses(TorchDispatchMode):
-    """Collects the uses of some tensors.
+class TorchDependences(TorchDispatchMode):
+    """Collects what some tensors are multiplied with: each time the tensors from which the other factor is computed.
 
     Args:
-        numbers: the identities of their numbers, in float64.
+        tensors: those that are followed; they are known by their places in this list.
         still: all tensors that do not depend on the inputs.
     """
 
@@ -52,12 +56,11 @@ class TorchUses(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         return False  # otherwise PyTorch imports `torch.compile` here (1.5 s)
 
-    def __init__(self, numbers: Sequence[tuple[Tensor, Tensor]], still: Sequence[Tensor]) -> None:
+    def __init__(self, tensors: Sequence[Tensor], still: Sequence[Tensor]) -> None:
         super().__init__()
-        self.found: list[Use] = []
-        self.by_place = {_place(tensor): (i, array) for i, (tensor, array) in enumerate(numbers)}
+        self.factors: list[Factor] = []
+        self.places = {_place(tensor): i for i, tensor in enumerate(tensors)}
         self.behind: dict[int, frozenset[int]] = {}
-        self.known: dict[int, Numbers] = {}
         self.still = {id(tensor) for tensor in still}
         self.addresses = {tensor.data_ptr() for tensor in still if tensor.numel()}
         self.held: list[Any] = [*still]  # so that no address is used again
@@ -70,30 +73,58 @@ class TorchUses(TorchDispatchMode):
         self.held.append(results)
         if behind := self._behind(given):
             self.behind |= {id(x): behind | self.behind.get(id(x), frozenset()) for x in results}
+            if func.overloadpacket.__name__ in FACTORS:
+                self._multiplies(given[1:] if "add" in func.overloadpacket.__name__ else given)
         if all(map(self._still, given)):
             self.still |= {id(x) for x in results}
-        if any(self._numbers(x) is not None for x in given):
-            self._follow(func, args, kwargs, given, result)
+        self._follow(func, args, kwargs, given, result)
         return result
+
+    def _multiplies(self, given: Sequence[Tensor]) -> None:
+        """Note the factors of a product that do not depend on the inputs."""
+        still = [tensor for tensor in given if self._still(tensor)]
+        others = self._behind([tensor for tensor in given if not self._still(tensor)])
+        if len(still) < len(given):
+            self.factors += [(own, others) for tensor in still if (own := self._behind([tensor]))]
+
+    def _follow(self, func: Any, args: Any, kwargs: Any, given: Sequence[Tensor], result: Any) -> None:
+        """Look at an operation, after it was computed."""
 
     def _still(self, tensor: Tensor) -> bool:
         return id(tensor) in self.still or (tensor.numel() > 0 and tensor.data_ptr() in self.addresses)
+
+    def _behind(self, tensors: Sequence[Tensor]) -> frozenset[int]:
+        """Return the followed tensors from which some tensors are computed."""
+        some = [self.behind.get(id(tensor), frozenset()) for tensor in tensors]
+        own = (self.places[place] for tensor in tensors if (place := _place(tensor)) in self.places)
+        return frozenset(own).union(*some)
+
+
+class TorchUses(TorchDependences):
+    """Collects the uses of some tensors.
+
+    Args:
+        numbers: the identities of their numbers, in float64.
+        still: all tensors that do not depend on the inputs.
+    """
+
+    def __init__(self, numbers: Sequence[tuple[Tensor, Tensor]], still: Sequence[Tensor]) -> None:
+        super().__init__([tensor for tensor, _ in numbers], still)
+        self.found: list[Use] = []
+        self.by_place = {_place(tensor): array for tensor, array in numbers}
+        self.known: dict[int, Numbers] = {}
 
     def _numbers(self, tensor: Any) -> Numbers | None:
         if not isinstance(tensor, Tensor):
             return None
         if id(tensor) in self.known:
             return self.known[id(tensor)]
-        found = self.by_place.get(_place(tensor))
-        return None if found is None else Numbers(found[1])
-
-    def _behind(self, tensors: Sequence[Tensor]) -> frozenset[int]:
-        """Return the followed tensors from which some tensors are computed."""
-        some = [self.behind.get(id(tensor), frozenset()) for tensor in tensors]
-        own = (self.by_place[place][0] for tensor in tensors if (place := _place(tensor)) in self.by_place)
-        return frozenset(own).union(*some)
+        array = self.by_place.get(_place(tensor))
+        return None if array is None else Numbers(array)
 
     def _follow(self, func: Any, args: Any, kwargs: Any, given: Sequence[Tensor], result: Any) -> None:
+        if all(self._numbers(x) is None for x in given):
+            return
         name = func.overloadpacket.__name__
         if name in PRODUCT_AXES:
             self._multiplied(name, args)

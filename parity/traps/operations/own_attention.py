@@ -44,9 +44,9 @@ def _scale(factor: Callable[[Attention, float], float]) -> Callable[[Attention],
     return change
 
 
-def _by_width(attention: Attention, _: float) -> float:
-    heads = attention.scores.shape[1] if attention.scores.ndim > 3 else 1
-    return (attention.depth * heads) ** -0.5
+def _by_width(attention: Attention, scale: float) -> float:
+    """The scale by the width of all heads; the old one if the heads have no axis of their own."""
+    return (attention.depth * attention.scores.shape[1]) ** -0.5 if attention.scores.ndim > 3 else scale
 
 
 def _added(attention: Attention, scale: float) -> Attention | None:
