@@ -89,6 +89,17 @@ def cost(results: Results) -> list[str]:
     return rows(*lines)
 
 
+def decoding(results: Results) -> list[str]:
+    """Tokens a second of every decoder, and in brackets the multiple of transformers'."""
+    names = [row["subject"] for row in results["networks"][0]["subjects"]]
+    lines: list[tuple[object, ...]] = [("network", "batch", "prompt", "new tokens", *(f"`{name}`" for name in names))]
+    for r in results["networks"]:
+        found = {row["subject"]: row for row in r["subjects"]}
+        figures = (f"{found[n]['tokens_per_second']:.1f} ({found[n]['times_transformers']:.2f})" for n in names)
+        lines.append((f"`{r['network']}`", r["batch"], r["prompt"], r["new"], *figures))
+    return rows(*lines)
+
+
 def conversion(results: Results) -> list[str]:
     """The cost of conversions, compared with their baselines."""
     file, live = results["files"], results["live"]
@@ -313,6 +324,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], list[str]]]] = {
     "score": ("score-cpu.json", score),
     "cost": ("check-cost-cpu.json", cost),
     "conversion": ("conversion-cpu.json", conversion),
+    "decoding": ("decoding-cpu.json", decoding),
     "speed": ("speed-cpu-*.json", speed),
     "means": ("speed-cpu-*.json", means),
     "autotune": ("autotune-cpu-*.json", autotune),
