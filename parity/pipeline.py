@@ -163,11 +163,9 @@ def _outcome(
         wider = responses.with_tables(of_tables(subject, responses))
         others, more = decided_by_the_network(port, _judged(port, runs.observe(), wider), bool(subject.probe.frozen))
         if not _wrong(others):
-            outputs = wider.reference["output.eval"]
-            far = max(
-                (wider.bound("output.eval", n) / (wider.norm("output.eval", n) or 1.0) for n in outputs), default=0
-            )
-            advice = (TABLES.format(", ".join(subject.tables), far), *frozen, *more)
+            names = wider.reference["output.eval"]
+            bounds = (wider.bound("output.eval", name) / (wider.norm("output.eval", name) or 1.0) for name in names)
+            advice = (TABLES.format(", ".join(subject.tables), max(bounds, default=0.0)), *frozen, *more)
             return Outcome(others, undecided=undecided(responses), advice=advice)
     outside = {quantity: judged[quantity].outside for quantity in TRAINED if quantity in judged}
     apart = roles.findings(port, subject.probe, outside, subject.training.own)

@@ -14,6 +14,7 @@ from torch import nn
 
 import parity
 from parity.numerics.layouts import aligned, cut
+from ports import UserError
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -123,8 +124,7 @@ def test_a_mistake_before_a_projection_of_heads_is_not_the_projections() -> None
 def test_norms_are_told_apart_behind_a_mistake() -> None:
     """What each weight is multiplied with is computed from the same weights, whatever the activation is."""
     (finding,) = checked(Port(act=jnp.tanh)).models[0].findings
-    assert "layers.1" in {name.rpartition(".")[0] or name for name in finding.also} | {*finding.also}
-    assert finding.layer == "layers.0"
+    assert (finding.layer, finding.also) == ("layers.0", ("layers.1",))
 
 
 @pytest.mark.parametrize(
@@ -177,6 +177,12 @@ def test_a_square_matrix_under_another_name_is_moved_as_the_port_uses_it(names: 
     port = parity.move(model, PortOfMixed(), INPUTS, names=names)
     assert np.array_equal(port.proj[...], model.W.detach().numpy().T)
     assert parity.check(model, port, INPUTS, steps=0, names=names)
+
+
+def test_an_entry_for_a_layer_and_one_for_its_tensor_are_refused() -> None:
+    names = {"layer.weight": "layer.weight: same", "layer": "layer"}
+    with pytest.raises(UserError, match="names: layer: got an entry for the layer and one for a tensor in it"):
+        parity.move(Mixed(), PortOfMixed(), INPUTS, names=names)
 
 
 class Spectral(nn.Module):

@@ -223,8 +223,15 @@ def _turned(left: dict[str, ModelLayer], right: dict[str, ModelLayer]) -> list[d
 def _held_back(
     given: Sequence[Match], left: dict[str, ModelLayer], right: dict[str, ModelLayer]
 ) -> list[dict[str, ModelLayer]]:
-    """Take the layers away of which the caller named a tensor."""
+    """Take the layers away of which the caller named a tensor.
+
+    Raises:
+        UserError: the caller also named the whole layer.
+    """
     names = [{t.layer.name for match in given for t in getattr(match, side)} for side in ("torch", "flax")]
+    for side, some in zip((left, right), names, strict=True):
+        if twice := sorted(some - side.keys()):
+            raise UserError(f"names: {twice[0]}: got an entry for the layer and one for a tensor in it, expected one")
     return [{n: side.pop(n) for n in some} for side, some in zip((left, right), names, strict=True)]
 
 

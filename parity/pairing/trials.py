@@ -355,8 +355,7 @@ class Trial:
         self.trials += 1
         if self.marks is None:
             seen = intermediates.TorchMarks(lengths)
-            with raising("the PyTorch model"), torch.no_grad(), seen:
-                run_pytorch.run(self.reference, self.fed, run_pytorch.inputs_of(self.fed))
+            self._watched(seen)
             self.marks = seen.found
         net = self.build(pairing, {}, None)
         with raising():
@@ -382,10 +381,9 @@ class Trial:
         for name, some in zip(names, np.split(np.arange(ends[-1], dtype=np.float64), ends[:-1]), strict=True):
             numbers[name] = some.reshape(tuple(state[name].shape))
         marked = [(state[name], torch.from_numpy(numbers[name])) for name in names]
-        seen = TorchUses(marked, [*self.reference.parameters(), *self.reference.buffers(), *state.values()])
+        seen = TorchUses(marked, self._still(state))
         with suppress(RaisesError):  # a model may run, and have operations that nothing can follow
-            with raising("the PyTorch model"), torch.no_grad(), seen:
-                run_pytorch.run(self.reference, self.fed, run_pytorch.inputs_of(self.fed))
+            self._watched(seen)
             return [contractions.agreeing(seen.found, self._flax_uses(pairing, numbers, ends)) for pairing in pairings]
         return [(0, 0, 0)] * len(pairings)
 
@@ -393,26 +391,33 @@ class Trial:
         """Return for each pairing how many tensors both models multiply with what is computed from the same tensors."""
         state = self.reference.state_dict()
         names = [*dict.fromkeys(name for p in pairings[0].pairs for name in p.torch.tensors.values() if name in state)]
-        seen = TorchDependences(
-            [state[name] for name in names],
-            [*self.reference.parameters(), *self.reference.buffers(), *state.values()],
-        )
-        with suppress(RaisesError):  # a model may run, and have operations that nothing can follow
-            with raising("the PyTorch model"), torch.no_grad(), seen:
-                run_pytorch.run(self.reference, self.fed, run_pytorch.inputs_of(self.fed))
+        seen = TorchDependences([state[name] for name in names], self._still(state))
+        with suppress(RaisesError):  # as in `contracting`
+            self._watched(seen)
             mine = contractions.dependences(seen.factors)
             marks = {name: np.full(tuple(state[name].shape), float(i)) for i, name in enumerate(names)}
             found = [contractions.dependences(self._flax_factors(pairing, marks)) for pairing in pairings]
             return [sum(theirs.get(i) == some for i, some in mine.items()) for theirs in found]
         return [0] * len(pairings)
 
+    def _watched(self, mode: Any) -> None:
+        """Run PyTorch's model under a mode that sees its operations."""
+        with raising("the PyTorch model"), torch.no_grad(), mode:
+            run_pytorch.run(self.reference, self.fed, run_pytorch.inputs_of(self.fed))
+
+    def _still(self, state: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+        """Return PyTorch's tensors that do not depend on the inputs."""
+        return [*self.reference.parameters(), *self.reference.buffers(), *state.values()]
+
     def _flax_factors(self, pairing: Pairing, marks: Tensors) -> list[contractions.Factor]:
         program, arrays = self._traced(pairing, marks)
-        return flax_factors(program, arrays, len(marks))
+        with raising():
+            return flax_factors(program, arrays, len(marks))
 
     def _flax_uses(self, pairing: Pairing, numbers: Tensors, ends: np.ndarray) -> list[contractions.Use]:
         program, arrays = self._traced(pairing, numbers)
-        return flax_uses(program, arrays, ends)
+        with raising():
+            return flax_uses(program, arrays, ends)
 
     def _traced(self, pairing: Pairing, numbers: Tensors) -> tuple[Any, list[np.ndarray | None]]:
         """Return JAX's program of the Flax model, and what each of its variables holds of some numbers.
