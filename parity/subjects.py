@@ -334,7 +334,7 @@ def of_pair(own: OwnPair, options: PairOptions) -> Subject:
     dropped = dropped if unknown else dropped + floors
     # If a port drops values as often as PyTorch, or differently, it is compared with dropout. If it only lacks some
     # of PyTorch's, both are compared without dropout.
-    lacking = dropped.total() > theirs.total() and theirs <= dropped and not (floors and unknown)
+    lacking = dropped.total() > theirs.total() + unknown and theirs <= dropped and not (floors and unknown)
     fed = replace(fed, drops=not lacking)
     comparable = _comparable(both, both.names | both.blocks, state, fed)
     used = {own: name for own, name in comparable.items() if own in both.names}

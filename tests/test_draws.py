@@ -103,6 +103,32 @@ def below_jax(h: jax.Array, key: Any) -> jax.Array:
     return h + jnp.tanh(h) / 0.8 * mask
 
 
+def kept_jax(h: jax.Array, key: Any) -> jax.Array:
+    """Dropout that the port writes itself, with uniform numbers."""
+    return h if key is None else jnp.where(jax.random.uniform(key, h.shape) < 0.3, 0, h / 0.7)
+
+
+def half_torch(h: torch.Tensor, train: bool) -> torch.Tensor:
+    """Dropout that PyTorch's model writes itself: half of the values are kept."""
+    return h * (torch.rand(h.shape) < 0.5).to(h.dtype) / 0.5 if train else h
+
+
+def scaled_torch(h: torch.Tensor, train: bool) -> torch.Tensor:
+    """The same, with a mask that is scaled itself."""
+    return h * ((torch.rand_like(h) < 0.5) / 0.5) if train else h
+
+
+def token_torch(h: torch.Tensor, train: bool) -> torch.Tensor:
+    """Some positions are replaced: the mask is what is dropped."""
+    masked = (torch.rand(h.shape[:2]) < 0.3).to(h.dtype)[..., None] if train else 0.0
+    return h * (1 - masked) + masked
+
+
+def token_jax(h: jax.Array, key: Any) -> jax.Array:
+    masked = 0.0 if key is None else (jax.random.uniform(key, h.shape[:2]) < 0.3)[..., None]
+    return jnp.where(masked, 1.0, h)
+
+
 def often_torch(h: torch.Tensor, train: bool) -> torch.Tensor:
     """Stochastic depth that drops most branches."""
     return h + (torch.tanh(h) / 0.25 * torch.floor(0.25 + torch.rand(h.shape[0], 1, 1)) if train else torch.tanh(h))
@@ -149,6 +175,10 @@ PAIRS: dict[str, tuple[Any, Any]] = {
     "drop path by comparison": (below_torch, path_jax),
     "drop path by comparison in both": (below_torch, below_jax),
     "drop path by the other comparison": (above_torch, path_jax),
+    "dropout by comparison in the port": (lambda h, train: F.dropout(h, 0.3, train), kept_jax),
+    "dropout by comparison of half": (half_torch, dropping(0.5)),
+    "dropout by a scaled mask": (scaled_torch, dropping(0.5)),
+    "masked positions": (token_torch, token_jax),
     "dropout of a layer": (layer_torch, lambda h, key: dropping(0.3)(h + jnp.tanh(h), key)),
     "drop path that drops most": (often_torch, often_jax),
     "noise": (noise_torch, noise_jax),
@@ -180,10 +210,22 @@ def test_equal_draws_pass(name: str) -> None:
         ("drop path", lambda h, key: dropping(0.2)(h + jnp.tanh(h), key)),
         ("drop path by floor", lambda h, key: h + dropping(0.1)(jnp.tanh(h), key)),
         ("drop path by comparison", lambda h, key: h + dropping(0.1)(jnp.tanh(h), key)),
+        ("dropout", lambda h, key: kept_jax(h, key) * (1 if key is None else 1.01)),
+        ("dropout by comparison of half", dropping(0.4)),
         ("noise", lambda h, key: h if key is None else h + jnp.exp(h) * jax.random.normal(key, h.shape)),
         ("attention", lambda h, key: dropping(0.1)(attention_jax(h, None), key) @ jnp.eye(WIDTH) * 1.01),
     ],
-    ids=["rate", "no scale", "place", "rate of a path", "rate of a mask", "size of the noise", "more than dropout"],
+    ids=[
+        "rate",
+        "no scale",
+        "place",
+        "rate of a path",
+        "rate of a mask",
+        "scale of a mask",
+        "rate of half",
+        "size of the noise",
+        "more than dropout",
+    ],
 )
 def test_other_draws_are_a_mismatch(name: str, wrong: Any) -> None:
     assert report_of(PAIRS[name][0], wrong).exit_code == 1

@@ -39,6 +39,8 @@ CHANCES: dict[str, tuple[int, tuple[str, ...]]] = {
 }
 
 COMPARISONS = {"lt", "le", "gt", "ge"}
+QUOTIENTS = {"div", "truediv"}
+PRODUCTS = {"mul", "rmul", *QUOTIENTS}
 CASTS = {"to", "float", "double", "type", "type_as"}
 
 # PyTorch's attention calls its functions by the module's names.
@@ -82,9 +84,8 @@ class FixedDraws(TorchFunctionMode):
         elif name in CASTS and (mean := getattr(args[0], "mean_kept", None)) is not None:
             value.mean_kept = mean
             return value if self.drops or not value.is_floating_point() else value.fill_(mean)
-        elif not self.drops and name in ("mul", "rmul"):
-            means = [x.mean_kept for x in args[:2] if hasattr(x, "mean_kept") and x.dtype == torch.bool]
-            return value * means[0] if means else value
+        elif name in PRODUCTS and (masks := [x for x in args[:2] if hasattr(x, "mean_kept")]):
+            return self._masked(name, args, value, masks[0])
         elif name in ("add", "radd", "iadd"):
             shifts = [getattr(x, "shift", None) if isinstance(x, Tensor) else x for x in args[:2]]
             numbers = [shift for shift in shifts if isinstance(shift, float | int)]
@@ -94,6 +95,15 @@ class FixedDraws(TorchFunctionMode):
             self.floors[round(1 - kept, 6)] += 1
             return value.fill_(1.0 if self.drops else kept)
         return value
+
+    def _masked(self, name: str, args: Given, value: Tensor, mask: Tensor) -> Tensor:
+        """Return a product with a mask, or the mask divided by a number: what is multiplied is what is kept."""
+        if not self.drops:
+            return value * mask.mean_kept if mask.dtype == torch.bool else value
+        if mask.mean_kept < 0.5:  # where few are true, they may as well be what is dropped
+            return value
+        kept = [torch.ones_like(x) if x is mask else x for x in args[:2]]
+        return value.copy_(kept[0] / kept[1] if name in QUOTIENTS else kept[0] * kept[1])
 
     def _compared(self, name: str, args: Given, value: Any) -> None:
         """Count a mask made from a uniform draw and a number, and record the fraction of it that is true."""
