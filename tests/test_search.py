@@ -68,7 +68,7 @@ def test_what_is_planted_already_stays() -> None:
 def test_traps_say_where_they_are_planted() -> None:
     for t in TRAPS:
         assert t.where == (t.layers if t.place == "layer" else t.names), t.name
-        assert t.where or t.place == "weight", t.name
+        assert t.where or t.place == "weight" or t.plant is None, t.name
     assert [t.name for t in TRAPS if not t.plant and t.place != "weight"] == []
 
 

@@ -10,13 +10,14 @@ from dataclasses import replace
 import numpy as np
 from torch import nn
 
-from parity.diagnosis import hypotheses, layers, losses, operations
+from parity.diagnosis import exchanged, hypotheses, layers, losses, operations
 from parity.diagnosis.localise import LOSS, NETWORK, VALUES, Deviation, ForcedRuns, behind_of
 from parity.numerics.pins import LIBRARIES
 from parity.numerics.quantities import Probe
 from parity.reports.report import Finding, Fix
 from parity.running.taps import layer_of
 from parity.traps.arguments import Mend, mended, mended_call
+from parity.traps.operations.order import LAYER_AFTER, LAYER_BEFORE
 from parity.traps.trap import Trap
 from ports.weights.layers.kinds import kind_of
 
@@ -50,8 +51,15 @@ def findings(port: str, reference: nn.Module, fed: Probe, cases: Mapping[bool, F
     network = operations.ReferenceNetwork(reference, fed, names, {t: case.reference for t, case in cases.items()})
     found: list[Finding] = []
     unknown: dict[str, list[Deviation]] = {}
-    for deviations in groups.values():
+    moved = exchanged.explain(network, [d for case in cases.values() for d in case.deviations], cases)
+    for lead, deviations in groups.items():
         first = deviations[0]
+        if exchanges := [one for one in moved if lead in one.leads]:
+            for one in exchanges:
+                if one.lead == lead:
+                    text = f"{_where(first)}: {one.said}"
+                    found.append(Finding(port, first.layer, one.trap(reference), text, size=first.size))
+            continue
         traps = _traps(network, deviations, cases)
         where = f"{_where(first)}: " if first.aspect in BETWEEN else ""
         texts = [(trap.name, f"{where}{trap.text}; {trap.mend}", fix) for trap, fix in traps]
@@ -145,6 +153,8 @@ def together(found: Sequence[Finding]) -> list[Finding]:
         changed = line.group() if line else NUMBER.sub("#", f"{finding.layer} {finding.text}")
         # One change of one line of PyTorch's code is one mistake, whichever layers run that line.
         said = finding.trap or (FITTED.sub("#", changed) if line else changed)
+        if finding.trap in (LAYER_AFTER, LAYER_BEFORE):  # of which layer, and which operation?
+            said = NUMBER.sub("#", f"{finding.trap} {finding.text}")
         said = finding.text if finding.text.startswith(OF_CLASS.partition("{")[0]) else said
         groups.setdefault((finding.port, said), []).append(finding)
     return [
@@ -223,20 +233,13 @@ def _indices(deviation: Deviation, cases: Mapping[bool, ForcedRuns]) -> str:
     return f"{deviation.call} gets other indices: at {at} the port's is {got[at]}, PyTorch's is {expected[at]}"
 
 
-def _takes_more(deviation: Deviation, cases: Mapping[bool, ForcedRuns]) -> bool:
-    """Return whether a layer takes other values than its first input, which are not compared: a memory, a mask."""
-    flow, call = cases[deviation.train].flow, deviation.call
-    used = (flow.operations[number] for number in flow.slice(("leave", call)))
-    return ("enter", call) in flow.handed and any(deviation.layer not in operation.modules for operation in used)
-
-
 def _said(deviation: Deviation, network: operations.ReferenceNetwork, cases: Mapping[bool, ForcedRuns]) -> str:
     mode = _mode(deviation)
     if indices := _indices(deviation, cases):
         return indices
     if deviation.aspect in VALUES and (own := _own_class(network, deviation.layer)):
         return OF_CLASS.format(own, mode)
-    if deviation.aspect == "output" and _takes_more(deviation, cases):
+    if deviation.aspect == "output" and cases[deviation.train].flow.takes_more(deviation.call):
         return (
             f"on the reference's first input the layer gives another output in {mode} mode: it computes otherwise, or "
             "one of its other inputs is wrong (a memory, a mask, a state)"

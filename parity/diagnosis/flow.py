@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from parity.numerics.layouts import leaves
 from parity.numerics.quantities import Probe
 from parity.running import pytorch as run_pytorch
-from parity.running.taps import Tap
+from parity.running.taps import Tap, layer_of
 
 # A place where values are seen: `enter` or `leave` of a call, or `end` of an output of the network.
 Place = tuple[str, str]
@@ -93,6 +93,11 @@ class Flow:
             if not operation.parts.isdisjoint(found):
                 found.add(number)
         return frozenset(found)
+
+    def takes_more(self, call: str) -> bool:
+        """Return whether a layer takes other values than its first input: a memory, a mask."""
+        layer, used = layer_of(call), (self.operations[number] for number in self.slice(("leave", call)))
+        return ("enter", call) in self.handed and any(layer not in operation.modules for operation in used)
 
     def module_around(self, numbers: Iterable[int], call: str) -> str:
         """Return the innermost module around operations, or around a call if there are none. The network is `""`.

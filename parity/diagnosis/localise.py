@@ -308,6 +308,7 @@ class _Comparison:
         self.reference, self.port, self.leaf, self.train = reference, port, leaf, train
         self.seen: set[str] = set()
         self.before = ""
+        self.remembered: set[str] = set()
         self.arrived = _wrong(port.inputs, reference.inputs, FORWARD)
         self.computed = _wrong(port.outputs, reference.outputs, FORWARD)
         self.ends = _wrong(port.values, reference.values, FORWARD)
@@ -335,7 +336,7 @@ class _Comparison:
 
     def forward(self) -> Iterator[Deviation]:
         """Yield the deviations of the forward pass."""
-        carried = Carried()
+        carried, left = Carried(), set[str]()
         port, reference = self.port, self.reference
         for event, call, around in reference.events:
             name = layer_of(call)
@@ -348,9 +349,12 @@ class _Comparison:
                 self.seen |= {name}
                 if name in self.leaf:
                     self.suspects.wrong_inside(call)
+                    # What a layer takes besides its first input may be any earlier value, to which a gradient returns.
+                    self.remembered |= left if self.suspects.flow.takes_more(call) else set()
                 yield self._seen_at("leave", call, name if name in self.leaf else "")
             if event == "leave":
                 self.before = call
+                left.add(call)
         for name in sorted(self.ends):
             self.seen |= {NETWORK}
             if not carried.again(port.values[name], reference.values[name]):
@@ -379,14 +383,14 @@ class _Comparison:
         wrong = _wrong(theirs.parameters, ours.parameters, BACKWARD)
         # If the shapes of a layer do not fit, the port continues with the layer's own output. A later mistake then
         # reaches its gradients.
-        passed = {layer_of(call) for call in ours.outputs if call in theirs.inputs and call not in theirs.outputs}
+        passed = {layer_of(call) for call in ours.outputs if call not in theirs.outputs}
         reached = {*shared, *passed} if seen else set[str]()
         parameters = {n.rpartition(".")[0] for n in wrong} - reached
         entering = {call for call in entering if layer_of(call) not in passed or not seen}
         after = ""
         for event, call, around in reversed(ours.events):
             name, outer = layer_of(call), layer_of(around[-1]) if around else NETWORK
-            back = event == "leave" and call in leaving and outer not in seen
+            back = event == "leave" and call in leaving and outer not in seen and call not in self.remembered
             own = event == "enter" and (call in entering or name in parameters) and name not in seen
             if back and not self.suspects.sends_back((event, call)):
                 seen |= {outer}

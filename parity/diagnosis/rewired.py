@@ -19,6 +19,7 @@ from torch.func import functional_call
 
 from parity.diagnosis.localise import FORWARD
 from parity.diagnosis.operations import DifferingPlace, ReferenceNetwork, WayTo
+from parity.diagnosis.recomputing import behind, replaced
 from parity.numerics import bounds
 from parity.running.taps import layer_of
 from parity.traps.operations.own_norms import norm_of
@@ -29,8 +30,8 @@ Array = np.ndarray
 # The exceptions of a changed computation: the model's code may raise anything.
 ERRORS = (Exception,)
 
-# Limits of the search: calls after a layer, calls and parameters before a place, and layers.
-BEHIND, NEAR, PARAMETERS, LAYERS = 40, 60, 12, 64
+# Limits of the search: calls and parameters before a place, and layers.
+NEAR, PARAMETERS, LAYERS = 60, 12, 64
 # Limits of recomputing for one row: how often, and how many numbers in total.
 TIMES, NUMBERS = 600, 6e8
 
@@ -253,7 +254,7 @@ def moved(wiring: Wiring) -> str:
     x = torch.as_tensor(wiring.network.runs[place.train].inputs[place.call])
     if x.shape != handed.shape:
         return ""
-    for call, value in _behind(wiring.way.run, handed, x):
+    for call, value in behind(wiring.way.run, handed, x):
         if wiring.is_got(value):
             return f"what PyTorch has there after {called(call)} too: {place.call} comes after it instead of before"
     return ""
@@ -266,74 +267,21 @@ def layers_behind(wiring: Wiring) -> str:
         layer, x = wiring.network.net.get_submodule(layer_of(name)), run.inputs.get(name)
         if x is None or x.shape != handed.shape or any(layer.children()):
             continue
-        for call, value in _behind(wiring.way.calls, handed, torch.as_tensor(x)):
+        for call, value in behind(wiring.way.calls, handed, torch.as_tensor(x)):
             if isinstance(value, Tensor) and value.shape == handed.shape and call.name not in TRANSPARENT:
                 names, values = found.setdefault(called(call), ([], {}))
                 names.append(name)
                 values[call.number] = copy.deepcopy(layer).train(wiring.place.train)(value)
     for told, (names, values) in found.items():
-        if wiring.is_got(_replaced(wiring, values)):
+        if wiring.is_got(_with_results(wiring, values)):
             return f"PyTorch's value with {' and '.join(names)} after {told} instead of before"
     return ""
 
 
-def _anew(value: Any, new: Mapping[int, Any], put: tuple[Tensor, Tensor] | None = None) -> Any:
-    """Return a value with the new results of calls, also inside lists; the value itself if nothing in it is new.
-
-    Args:
-        new: new results of calls, by their numbers.
-        put: a tensor, and its replacement.
-    """
-    if isinstance(value, list | tuple):
-        parts = [_anew(item, new, put) for item in value]
-        if all(a is b for a, b in zip(parts, value, strict=True)):
-            return value
-        return parts if isinstance(value, list) else tuple(parts)
-    if put is not None and value is put[0]:
-        return put[1]
-    call = call_of(value)
-    if call is None or call.number not in new:
-        return value
-    return new[call.number] if call.part is None else new[call.number][call.part]
-
-
-def _given_anew(
-    call: Call, new: Mapping[int, Any], put: tuple[Tensor, Tensor] | None = None
-) -> tuple[Any, dict[str, Any]] | None:
-    """Return the new arguments of a call, by position and by name; None if none of them is new."""
-    args, kw = _anew(call.args, new, put), {name: _anew(value, new, put) for name, value in call.kw.items()}
-    same = all(a is b for a, b in zip((*args, *kw.values()), (*call.args, *call.kw.values()), strict=True))
-    return None if same else (args, kw)
-
-
-def _replaced(wiring: Wiring, values: Mapping[int, Any]) -> Any:
+def _with_results(wiring: Wiring, values: Mapping[int, Any]) -> Any:
     """Return the reference's value at the place if calls give other values, by their numbers."""
-    new: dict[int, Any] = {}
     wiring.count()
-
-    for call in wiring.way.calls:
-        if call.number in values:
-            new[call.number] = values[call.number]
-        elif (given := _given_anew(call, new)) is not None:
-            if call.changing:
-                return None
-            new[call.number] = call.function(*given[0], **given[1])
-    return _anew(wiring.way.value, new)
-
-
-def _behind(calls: Sequence[Call], start: Tensor, x: Tensor) -> Iterator[tuple[Call, Any]]:
-    """Yield the calls that take a tensor, with their results for another tensor in its place."""
-    new: dict[int, Any] = {}
-
-    for call in calls:
-        if (given := _given_anew(call, new, (start, x))) is None:
-            continue
-        if call.changing or len(new) > BEHIND:
-            return
-        value = call.function(*given[0], **given[1])
-        if isinstance(value, Tensor | tuple | list):  # and no dtype, which the code may ask for
-            new[call.number] = value
-            yield call, value
+    return replaced(wiring.way.value, wiring.way.calls, values, {})
 
 
 def parameter_again(wiring: Wiring) -> str:

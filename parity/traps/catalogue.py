@@ -13,6 +13,7 @@ from parity.traps.operations.experts import EXPERTS
 from parity.traps.operations.gates_and_sums import GATES, SUMS_TOKENS_AND_POSITIONS
 from parity.traps.operations.gradients import OPERATION_GRADIENTS
 from parity.traps.operations.heads import HEADS_AND_PARTS, PATCHES_AND_WAVES
+from parity.traps.operations.order import ORDER
 from parity.traps.operations.own_attention import OWN_ATTENTION
 from parity.traps.operations.own_norms import OWN_NORMS
 from parity.traps.operations.pools import POOL_SETTINGS, POOLS
@@ -36,7 +37,7 @@ OPERATIONS = (
     *(*COMMON_ACTIVATIONS, *IN_PARTS, *ARRANGED),
     *(*LOST_SUMMANDS, *POOLS, *JOINS_AND_AXES, *DEVIATIONS_AND_CORNERS),
     *(*ACTIVATIONS, *SUMS_AND_FACTORS, *OPERATION_GRADIENTS),
-    *(*POOL_SETTINGS, *REARRANGEMENTS, *RESIZES_AND_MEANS, *SAMPLING, *DIRECTIONS_AND_INPUTS, *RECURRENT_CELLS),
+    *(*POOL_SETTINGS, *REARRANGEMENTS, *RESIZES_AND_MEANS, *SAMPLING, *DIRECTIONS_AND_INPUTS, *RECURRENT_CELLS, *ORDER),
 )
 TRAINING = (*OPTIMIZERS, *SCHEDULES_AND_CLIPPING)
 TRAPS = (*WEIGHTS, *LAYERS, *OPERATIONS, *LOSSES, *TRAINING)

@@ -49,7 +49,7 @@ class Trap:
         place: where the mistake is planted.
         where: where it can be made; an empty tuple means everywhere.
         plant: makes the mistake; it returns None if this tensor, layer or call cannot have it. The field is None if
-            only `related`, or several tensors together, show the mistake.
+            only `related`, several tensors together, or several places together show the mistake.
         text: what the port does, and what PyTorch does.
         mend: what to write in the port instead.
         source: pages of the frameworks' documentation, given by the names that they describe, and papers.
@@ -91,4 +91,4 @@ class Trap:
     def listed_where(self) -> str:
         """Where it can be made, as `parity traps` lists it."""
         listed = ", ".join(self.places)
-        return f"weights of {listed or 'any layer'}" if self.place == "weight" else listed
+        return f"weights of {listed or 'any layer'}" if self.place == "weight" else listed or "any operation"

@@ -15,6 +15,7 @@ from torch import nn
 from .activations import ACTIVATIONS
 from .experts_and_gates import EXPERTS_AND_GATES
 from .heads import HEADS_AND_PARTS
+from .order import ORDER
 from .own_attention import OWN_ATTENTION
 from .own_norms import OWN_NORMS
 from .planted import Block, Case, NNXBlock, NNXWhole, between, images, moved, sequence
@@ -160,6 +161,7 @@ BETWEEN = (
     *POSITIONS_AND_GRAPHS,
     *SAMPLING,
     *RECURRENT_CELLS,
+    *ORDER,
     Case("max-pool-same", between(POOL3, max_pool(padding="SAME"), size=(10, 6)), BLOCK),
     Case("max-pool-same", between(POOL3, max_pool(padding="SAME"), size=(10, 6), port="linen"), BLOCK),
     Case("max-pool-pads-zero", between(POOL3, zero_padded), BLOCK),

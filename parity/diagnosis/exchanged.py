@@ -1,0 +1,207 @@
+"""Recognise a layer that the port calls after an operation and PyTorch before it, or the other way round.
+
+Every layer hands on PyTorch's output here, so such a mistake shows at two places: what arrives at the layer, and what
+is computed with its output. A layer that comes too late gets what PyTorch computes with its output, computed with its
+input instead; behind it the operation is missing. A layer that comes too early gets a value from before the operation;
+behind it the operation is done once more. Both places must agree with all numbers, up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from parity.diagnosis.localise import FORWARD, Deviation, ForcedRuns
+from parity.diagnosis.operations import DifferingPlace, ReferenceNetwork, WayTo
+from parity.diagnosis.recomputing import behind, replaced
+from parity.diagnosis.rewired import called
+from parity.numerics import bounds
+from parity.running.taps import layer_of
+from parity.traps.operations.order import LAYER_AFTER, LAYER_BEFORE, ROTARY_BEFORE_NORM
+from parity.traps.operations.parts import RANDOM, TRANSPARENT, Call, call_of
+from parity.traps.operations.rotary_parts import FORMS, rotation_of
+
+# Calls that change where numbers stand, and no number.
+LAYOUT = TRANSPARENT | {"reshape", "transpose", "permute", "flatten", "movedim", "squeeze", "unsqueeze", "T", "mT"}
+ERRORS = (Exception,)  # of a changed computation: the model's code may raise anything
+NEAR = 40  # calls before a layer among which the operation is
+
+
+@dataclass(frozen=True)
+class Move:
+    """A layer that stands elsewhere.
+
+    Attributes:
+        seen: where what arrives at the layer differs.
+        after: whether the port calls the layer after the operation.
+        operation: the last call of the operation.
+        new: what the call gives in the port's order; if the layer comes too early, what the layer hands on.
+    """
+
+    seen: Deviation
+    after: bool
+    operation: Call
+    new: Tensor
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One mistake: layers that all stand on the wrong side of an operation.
+
+    Attributes:
+        moves: by layer.
+        leads: of all deviations that it explains, the one that shows it first among them.
+    """
+
+    moves: tuple[Move, ...]
+    leads: frozenset[str]
+
+    def trap(self, net: nn.Module) -> str:
+        """Return the name of the known mistake."""
+        first = self.moves[0]
+        if not first.after:
+            return LAYER_BEFORE
+        norms = all("norm" in type(net.get_submodule(layer_of(move.seen.call))).__name__.lower() for move in self.moves)
+        return ROTARY_BEFORE_NORM if norms and _rotates(first.operation) else LAYER_AFTER
+
+    @property
+    def lead(self) -> str:
+        """The lead of the deviation that shows it first."""
+        return self.moves[0].seen.lead
+
+    @property
+    def said(self) -> str:
+        """Return what the port does, and how to mend it."""
+        names = [*dict.fromkeys(layer_of(move.seen.call) for move in self.moves)]
+        listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+        after, (comes, them) = self.moves[0].after, ("comes", "it") if len(names) == 1 else ("come", "them")
+        ours, theirs = ("after", "before") if after else ("before", "after")
+        operation = called(self.moves[0].operation).rstrip(",")
+        return f"{listed} {comes} {ours} {operation}; PyTorch's model calls {them} {theirs} it"
+
+
+def explain(
+    network: ReferenceNetwork, deviations: Sequence[Deviation], cases: Mapping[bool, ForcedRuns]
+) -> list[Exchange]:
+    """Return the layers on the wrong side of an operation that explain two or more of some deviations.
+
+    Args:
+        deviations: of both modes, in execution order.
+    """
+    found: list[Exchange] = []
+    for train in (False, True):
+        here = [d for d in deviations if d.aspect == "between" and d.train is train]
+        if len(here) < 2:
+            continue
+        ways = [_way(network, d, cases[train]) for d in here]
+        moves = [move for d, way in zip(here, ways, strict=True) if (move := _moved(d, way, cases[train]))]
+        for d, way in zip(here, ways, strict=True):
+            others = [move for move in moves if move.seen is not d]
+            if others and (chosen := _behind_them(way, others)):
+                found.append(Exchange(tuple(chosen), frozenset({d.lead, *(move.seen.lead for move in chosen)})))
+    return _joined(found)
+
+
+def _joined(found: Sequence[Exchange]) -> list[Exchange]:
+    """Return exchanges that share a layer as one."""
+    joined: list[Exchange] = []
+    for one in found:
+        calls = {move.seen.call for move in one.moves}
+        same = [other for other in joined if any(move.seen.call in calls for move in other.moves)]
+        moves = {move.seen.call: move for other in (*same, one) for move in other.moves}
+        leads = one.leads.union(*(other.leads for other in same))
+        joined = [*(other for other in joined if other not in same), Exchange((*moves.values(),), leads)]
+    return joined
+
+
+def _way(network: ReferenceNetwork, d: Deviation, case: ForcedRuns) -> WayTo:
+    got = case.port.seen_at(d.side)[d.call]
+    return network.on_the_way_to(DifferingPlace(d.side, d.call, d.train, got), keep=True)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Return whether two tensors have the same numbers, up to rounding."""
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)) or a.shape != b.shape or a.is_complex() or b.is_complex():
+        return False
+    ours, theirs = a.detach().double().numpy(), b.detach().double().numpy()
+    return bool(bounds.distance(ours, theirs) <= FORWARD * (bounds.norm(theirs) or 1.0))
+
+
+def _moved(d: Deviation, way: WayTo, case: ForcedRuns) -> Move | None:
+    """Return how the layer at a place stands elsewhere, if it does."""
+    handed = way.handed.get(d.call)
+    if d.side != "enter" or handed is None or way.value is None or not handed.is_floating_point():
+        return None
+    x, got = torch.tensor(case.reference.inputs[d.call]), torch.tensor(way.place.got)
+    rows: tuple[Callable[[], Iterator[Move]], ...] = (
+        lambda: _later(d, way, handed, x, got),
+        lambda: _earlier(d, way, handed, got),
+    )
+    for row in rows:
+        try:
+            with torch.no_grad():
+                move = next(row(), None)
+        except ERRORS:
+            continue
+        if move is not None:
+            return move
+    return None
+
+
+def _later(d: Deviation, way: WayTo, handed: Tensor, x: Tensor, got: Tensor) -> Iterator[Move]:
+    """Yield the operations behind a layer that give the port's value if they take the layer's input."""
+    followed = (behind(way.run, handed, start) for start in (x, got, handed.clone()))
+    # The port's value, and the layer's output, in all layouts that they have on the way to the operation.
+    layouts, arranging = [(got, handed)], set[int]()
+    for (call, ours), (_, theirs), (_, given) in zip(*followed, strict=False):
+        makers = {maker.number for t in call.tensors if (maker := call_of(t)) is not None}
+        first = call.args[0] if call.args else None
+        if call.name in LAYOUT and (first is handed or (makers and makers <= arranging)):
+            arranging.add(call.number)
+            layouts.append((theirs, given))
+            continue
+        for seen, output in layouts:
+            if _same(ours, seen):
+                yield Move(d, True, call, output)
+
+
+def _earlier(d: Deviation, way: WayTo, handed: Tensor, got: Tensor) -> Iterator[Move]:
+    """Yield the operations in front of a layer that the port's value has not gone through yet."""
+    last = next((call for call in reversed(way.calls) if call.name not in LAYOUT), None)
+    for call in [*reversed(way.calls)][:NEAR]:
+        for given in call.tensors:
+            if last is not None and given.shape == handed.shape and _same(given, got):
+                new = replaced(way.value, way.calls, {}, {id(given): handed})
+                if isinstance(new, Tensor) and not _same(new, handed):
+                    yield Move(d, False, last, new)
+
+
+def _behind_them(way: WayTo, moves: Sequence[Move]) -> list[Move]:
+    """Return the moves that give the port's value at a place together, or one that does alone."""
+    got = torch.tensor(way.place.got)
+    random = any(word in call.name for call in way.calls for word in RANDOM)
+    if way.value is None or random:
+        return []
+    numbers = {call.number for call in way.calls}
+    used = {id(t) for call in way.calls for t in call.tensors} | {id(way.value)}
+    # Of two layers that take one value, both are tried.
+    near = [m for m in moves if (m.operation.number in numbers if m.after else id(way.handed.get(m.seen.call)) in used)]
+    for chosen in (near, *([move] for move in near if len(near) > 1)):
+        results = {move.operation.number: move.new for move in chosen if move.after}
+        tensors = {id(way.handed[move.seen.call]): move.new for move in chosen if not move.after}
+        try:
+            with torch.no_grad():
+                value = replaced(way.value, way.calls, results, tensors)
+        except ERRORS:
+            continue
+        if chosen and _same(value, got):
+            return chosen
+    return []
+
+
+def _rotates(call: Call) -> bool:
+    return call.name in FORMS and rotation_of(call.function, call.args, call.kw) is not None
