@@ -29,6 +29,7 @@ from parity.traps.operations.rotary_parts import FORMS, rotation_of
 LAYOUT = TRANSPARENT | {"reshape", "transpose", "permute", "flatten", "movedim", "squeeze", "unsqueeze", "T", "mT"}
 ERRORS = (Exception,)  # of a changed computation: the model's code may raise anything
 NEAR = 40  # calls before a layer among which the operation is
+MOST = 40  # places, each of which takes a run of PyTorch's model
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,20 @@ def explain(
     """
     found: list[Exchange] = []
     for train in (False, True):
-        here = [d for d in deviations if d.aspect == "between" and d.train is train]
+        here = [d for d in deviations if d.aspect == "between" and d.train is train][:MOST]
         if len(here) < 2:
             continue
         ways = [_way(network, d, cases[train]) for d in here]
-        moves = [move for d, way in zip(here, ways, strict=True) if (move := _moved(d, way, cases[train]))]
+        moves: list[Move] = []
+        for d, way in zip(here, ways, strict=True):
+            x = torch.tensor(cases[train].reference.inputs.get(d.call, way.place.got))
+            move = _moved(d, way, x)
+            # Behind another layer that comes too late its operation is missing here, too.
+            for chosen, value in () if move else _under(way, moves):
+                if move := _moved(d, way, value):
+                    found.append(Exchange(tuple(chosen), frozenset({d.lead, *(one.seen.lead for one in chosen)})))
+                    break
+            moves += [move] if move else []
         for d, way in zip(here, ways, strict=True):
             others = [move for move in moves if move.seen is not d]
             if others and (chosen := _behind_them(way, others)):
@@ -131,12 +141,16 @@ def _same(a: Any, b: Any) -> bool:
     return bool(bounds.distance(ours, theirs) <= FORWARD * (bounds.norm(theirs) or 1.0))
 
 
-def _moved(d: Deviation, way: WayTo, case: ForcedRuns) -> Move | None:
-    """Return how the layer at a place stands elsewhere, if it does."""
+def _moved(d: Deviation, way: WayTo, x: Tensor) -> Move | None:
+    """Return how the layer at a place stands elsewhere, if it does.
+
+    Args:
+        x: what PyTorch gives the layer.
+    """
     handed = way.handed.get(d.call)
     if d.side != "enter" or handed is None or way.value is None or not handed.is_floating_point():
         return None
-    x, got = torch.tensor(case.reference.inputs[d.call]), torch.tensor(way.place.got)
+    got = torch.tensor(way.place.got)
     rows: tuple[Callable[[], Iterator[Move]], ...] = (
         lambda: _later(d, way, handed, x, got),
         lambda: _earlier(d, way, handed, got),
@@ -183,13 +197,17 @@ def _earlier(d: Deviation, way: WayTo, handed: Tensor, got: Tensor) -> Iterator[
 def _behind_them(way: WayTo, moves: Sequence[Move]) -> list[Move]:
     """Return the moves that give the port's value at a place together, or one that does alone."""
     got = torch.tensor(way.place.got)
-    random = any(word in call.name for call in way.calls for word in RANDOM)
-    if way.value is None or random:
-        return []
+    return next((chosen for chosen, value in _under(way, moves) if _same(value, got)), [])
+
+
+def _under(way: WayTo, moves: Sequence[Move]) -> Iterator[tuple[list[Move], Tensor]]:
+    """Yield PyTorch's values at a place under all moves that reach it, and under each of them alone."""
+    if way.value is None or any(word in call.name for call in way.calls for word in RANDOM):
+        return
     numbers = {call.number for call in way.calls}
     used = {id(t) for call in way.calls for t in call.tensors} | {id(way.value)}
-    # Of two layers that take one value, both are tried.
     near = [m for m in moves if (m.operation.number in numbers if m.after else id(way.handed.get(m.seen.call)) in used)]
+    # Of two layers that take one value, both are tried.
     for chosen in (near, *([move] for move in near if len(near) > 1)):
         results = {move.operation.number: move.new for move in chosen if move.after}
         tensors = {id(way.handed[move.seen.call]): move.new for move in chosen if not move.after}
@@ -198,9 +216,8 @@ def _behind_them(way: WayTo, moves: Sequence[Move]) -> list[Move]:
                 value = replaced(way.value, way.calls, results, tensors)
         except ERRORS:
             continue
-        if chosen and _same(value, got):
-            return chosen
-    return []
+        if chosen and isinstance(value, Tensor):
+            yield chosen, value
 
 
 def _rotates(call: Call) -> bool:

@@ -33,6 +33,8 @@ OF_CLASS = "what this {} makes of right values is another output in {} mode"
 NUMBER = re.compile(r"\d+")
 # The number in place of PyTorch's: layers show it more or less exactly.
 FITTED = re.compile(r"(?<=computed with )\S+(?= instead of \S+ in `)")
+# The text about another constant in a function, which one file of PyTorch's code calls.
+CONSTANT = re.compile(r"computed with (\S+) instead of (\S+) in (`[^`]+`) \((.+):\d+\)")
 # The text about one change of one operation, with the line of PyTorch's code that calls it.
 LINE = re.compile(r"PyTorch's value computed .*`[^`]+` \(.+:\d+\).*$")
 
@@ -62,10 +64,15 @@ def findings(port: str, reference: nn.Module, fed: Probe, cases: Mapping[bool, F
             continue
         traps = _traps(network, deviations, cases)
         where = f"{_where(first)}: " if first.aspect in BETWEEN else ""
-        texts = [(trap.name, f"{where}{trap.text}; {trap.mend}", fix) for trap, fix in traps]
+        texts: list[tuple[str | None, str, tuple[Fix, ...]]] = [
+            (trap.name, f"{where}{trap.text}; {trap.mend}", fix) for trap, fix in traps
+        ]
         if not traps:
-            unknown.setdefault(first.layer, []).extend(deviations)
-        for name, text, fix in texts or [(None, _said(first, network, cases) + _supposed(first, network, cases), ())]:
+            supposed = _supposed(first, network, cases)
+            if not LINE.search(supposed):
+                unknown.setdefault(first.layer, []).extend(deviations)
+            texts = [(None, _said(first, network, cases) + supposed, ())]
+        for name, text, fix in texts:
             found.append(Finding(port, first.layer, name, text, size=first.size, fix=fix))
     for layer, deviations in unknown.items():
         if parts := _built_otherwise(layer, deviations, cases):
@@ -154,7 +161,7 @@ def together(found: Sequence[Finding]) -> list[Finding]:
         # One change of one line of PyTorch's code is one mistake, whichever layers run that line.
         said = finding.trap or (FITTED.sub("#", changed) if line else changed)
         if finding.trap in (LAYER_AFTER, LAYER_BEFORE):  # of which layer, and which operation?
-            said = NUMBER.sub("#", f"{finding.trap} {finding.text}")
+            said = NUMBER.sub("#", f"{finding.trap} {finding.text.partition(': ')[2]}")
         said = finding.text if finding.text.startswith(OF_CLASS.partition("{")[0]) else said
         groups.setdefault((finding.port, said), []).append(finding)
     return [
@@ -163,8 +170,17 @@ def together(found: Sequence[Finding]) -> list[Finding]:
             also=tuple(dict.fromkeys(f.layer for f in rest if f.layer != first.layer)),
             fix=_agreeing(fix for f in (first, *rest) for fix in f.fix),
         )
-        for first, *rest in groups.values()
+        for first, *rest in _of_one_constant(groups.values())
     ]
+
+
+def _of_one_constant(groups: Iterable[list[Finding]]) -> list[list[Finding]]:
+    """Return groups of findings, with those together in which one function has one other constant in several lines."""
+    found: dict[object, list[Finding]] = {}
+    for group in groups:
+        constant = CONSTANT.search(group[0].text) if group[0].trap is None else None
+        found.setdefault((group[0].port, *constant.groups()) if constant else id(group[0]), []).extend(group)
+    return [*found.values()]
 
 
 def _agreeing(fixes: Iterable[Fix]) -> tuple[Fix, ...]:
@@ -218,7 +234,7 @@ def _own_class(network: operations.ReferenceNetwork, layer: str) -> str:
         return ""
     module = network.net.get_submodule(layer)
     library = type(module).__module__.partition(".")[0] in LIBRARIES
-    return "" if library or kind_of(module) is not None else type(module).__name__
+    return "" if library else type(module).__name__
 
 
 def _indices(deviation: Deviation, cases: Mapping[bool, ForcedRuns]) -> str:

@@ -78,13 +78,7 @@ class Flow:
 
     def slice(self, place: Place) -> frozenset[int]:
         """Return all operations between the recorded layers and a place."""
-        waiting, found = [*self.arrivals.get(place, ())], set[int]()
-        while waiting:
-            number = waiting.pop()
-            if number not in found:
-                found.add(number)
-                waiting += self.operations[number].parts
-        return frozenset(found)
+        return frozenset(self._above(self.arrivals.get(place, frozenset())))
 
     def users(self, place: Place) -> frozenset[int]:
         """Return the operations through which the value at a place goes, up to the next recorded layers."""
@@ -93,6 +87,31 @@ class Flow:
             if not operation.parts.isdisjoint(found):
                 found.add(number)
         return frozenset(found)
+
+    def computed(self, numbers: Collection[int]) -> frozenset[int]:
+        """Return those of some operations that compute with what layers give; without any with the inputs, or all.
+
+        A model may compute tables of positions, or masks, for all of its layers; they are wrong where layers use them.
+        """
+        for sources in ((HANDED,), (HANDED, GIVEN)):
+            moving: set[int] = set()
+            for number in sorted(self._above(numbers)):
+                operation = self.operations[number]
+                if operation.name in sources or not moving.isdisjoint(operation.parts):
+                    moving.add(number)
+            if found := moving & {*numbers}:
+                return frozenset(found)
+        return frozenset(numbers)
+
+    def _above(self, numbers: Collection[int]) -> set[int]:
+        """Return operations with all from which their values come, up to the recorded layers."""
+        waiting, found = [*numbers], set[int]()
+        while waiting:
+            number = waiting.pop()
+            if number not in found:
+                found.add(number)
+                waiting += self.operations[number].parts
+        return found
 
     def takes_more(self, call: str) -> bool:
         """Return whether a layer takes other values than its first input: a memory, a mask."""

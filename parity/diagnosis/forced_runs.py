@@ -216,9 +216,11 @@ class _Fit:
 
     def to_reference(self, place: Place, array: Any, around: np.ndarray | None = None) -> np.ndarray:
         """Return the port's array as PyTorch has it there."""
+        array = np.asarray(array)
         if place in self.cuts:
-            return np.asarray(array).reshape(self.cuts[place][0])
-        found = to_reference(np.asarray(array), self.layouts[place])
+            ours, theirs = self.cuts[place]
+            return array.reshape(ours) if array.shape == theirs else array  # a mistake before it may widen it
+        found = to_reference(array, self.layouts[place])
         return self.margins.get(place, EXACT).to_reference(found, around)
 
 
