@@ -207,3 +207,11 @@ def test_elements_without_a_right_digit_are_skipped_in_training_alone() -> None:
     assert responses.compared("training.state", "exp_avg/w@1", update).tolist() == [1, 0, 3, 4]
     assert responses.compared("training.state", "exp_avg/v@1", update) is update
     assert bounds.unsteady({"gradient.parameter": {"w": np.array([1e-16, -2e-16])}}) == {}  # all of it is rounding
+
+
+def test_elements_without_a_right_digit_beside_the_other_gradients_are_skipped() -> None:
+    """The parts of an attention's bias: a query's is small, a value's holds rounding that a BatchNorm multiplied."""
+    small, other = np.array([2e-5, -3e-5, 5e-15, -1e-14]), np.ones(4)
+    skipped = bounds.unsteady({"gradient.parameter": {"bias": small, "w": other}})
+    assert skipped["bias"].tolist() == [False, False, True, True]
+    assert "bias" not in bounds.unsteady({"gradient.parameter": {"bias": small}})

@@ -54,6 +54,10 @@ SEEN = MULTIPLE * np.finfo(np.float64).eps / DECIDES
 # near 1e-16 of their size.
 UNSTEADY = 1e-11
 
+# So does one below this fraction of the size that all gradients of the network have: a BatchNorm multiplies rounding by
+# a hundred, and the gradient of a value's bias in an attention before it is zero beside a query's that is not.
+NOTHING = 1e-13
+
 # One draw of signs may give a small response by chance, above all for a scalar, so the check takes the root mean square
 # of several.
 DRAWS = 5
@@ -180,9 +184,14 @@ def unsteady(reference: Observation) -> dict[str, np.ndarray]:
     nothing.
     """
     found = {}
-    for name, gradient in reference.get("gradient.parameter", {}).items():
+    gradients = reference.get("gradient.parameter", {})
+    norms = {name: norm(gradient) for name, gradient in gradients.items()}
+    count = sum(gradient.size for name, gradient in gradients.items() if norms[name])
+    usual = math.hypot(*norms.values()) / max(count, 1) ** 0.5
+    for name, gradient in gradients.items():
         size = np.abs(wide(gradient))
-        zero = (size > 0) & (size < UNSTEADY * norm(gradient) / max(gradient.size, 1) ** 0.5)
+        least = max(UNSTEADY * norms[name] / max(gradient.size, 1) ** 0.5, NOTHING * usual)
+        zero = (size > 0) & (size < least)
         if zero.any():
             found[name] = zero
     return found

@@ -378,7 +378,7 @@ class PortRuns:
         """Yield the quantities that are compared after a step of training."""
         probe = self.probe
         old, new = net.to_torch(net.params, net.stats), net.to_torch(params, net.stats)
-        updates = {name: new[name] - old[name] for name in (*self.parameters, *probe.idle) if name in new}
+        updates = {name: np.asarray(new[name] - old[name]) for name in (*self.parameters, *probe.idle) if name in new}
         del old, new
         yield "training.parameter", after(step, updates)
         del updates
