@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,14 +11,17 @@ import torch
 
 from parity.numerics.quantities import Probe
 from parity.pairing import choosing, ordering
+from parity.pairing.matching import OpenError
 from parity.pairing.models import PairedModels, building, pair_models
-from parity.pairing.pairs import Pairing
-from parity.pairing.trials import Trial
+from parity.pairing.pairs import Choice, Pairing
+from parity.pairing.trials import AGREES, Trial
 from parity.running import probes
 from parity.running.flax_ports import FLAX_PORTS
 from parity.verdict import transfer
 from ports import weights
 from ports.errors import UserError
+
+TRIED = 6  # other ways of choices, each with the layers put in order anew
 
 
 def moved(model: torch.nn.Module, other: Any, fed: Probe, names: Mapping[str, str | None] | None) -> Any:
@@ -38,7 +41,13 @@ def settled(model: torch.nn.Module, other: Any, fed: Probe, names: Mapping[str, 
     Raises:
         UserError: layers cannot be paired, or do not fit.
     """
-    both = pair_models(model, other, fed, names)
+    try:
+        both = pair_models(model, other, fed, names)
+    except OpenError as error:
+        try:
+            both = pair_models(model, other, fed, names, confirmed=True)
+        except UserError:
+            raise error from None
     fed = both.fed
     # A model that already holds PyTorch's weights is better evidence than any computation.
     both = replace(both, pairing=choosing.by_values(both.pairing, both.own_values, both.state))
@@ -49,13 +58,40 @@ def settled(model: torch.nn.Module, other: Any, fed: Probe, names: Mapping[str, 
     weights.write(both.reference, dict(state))
     build = building(both, state, second=True)
     pairing = both.pairing
-    if pairing.choices:
-        trial = Trial(build, both.reference, fed)
+    if not pairing.choices:
+        return replace(both, pairing=ordering.settled(pairing, build, both.reference, fed))
+    trial = Trial(build, both.reference, fed)
+    try:
+        chosen = choosing.by_computing(pairing, trial, strict=True)
+    except UserError as error:  # layers that stand in another's place hide the right form
+        chosen = _by_turns(pairing, trial, error)
+    ordered = ordering.settled(chosen, build, both.reference, fed)
+    return replace(both, pairing=_together(ordered, pairing.choices, trial))
+
+
+def _together(pairing: Pairing, choices: Sequence[Choice], trial: Trial) -> Pairing:
+    """Return the pairing, or one in which tensors and layers are exchanged together, if only then the models agree.
+
+    A tensor may have been chosen by the layer beside it, whose own order was not known then.
+
+    Raises:
+        UserError: the models never agree, and nothing tells the pairing from one with both exchanged.
+    """
+    rivals = choosing.rivals(pairing, choices)
+    if not rivals or trial.plain(pairing) <= AGREES:
+        return pairing
+    for choice, way in rivals[:TRIED]:
         try:
-            pairing = choosing.by_computing(pairing, trial, strict=True)
-        except UserError as error:  # layers that stand in another's place hide the right form
-            pairing = _by_turns(pairing, trial, error)
-    return replace(both, pairing=ordering.settled(pairing, build, both.reference, fed))
+            tried = ordering.settled(pairing.choosing(choice, way), trial.build, trial.reference, trial.fed)
+        except UserError:
+            continue
+        if trial.plain(tried) <= AGREES:
+            return tried
+        if ordering.exchanges_layers(pairing, tried):
+            ours, theirs = trial.depending([pairing, tried])
+            if theirs >= ours:
+                raise UserError(choosing.which(pairing, choice))
+    return pairing
 
 
 def _by_turns(pairing: Pairing, trial: Trial, error: UserError) -> Pairing:

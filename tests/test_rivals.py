@@ -142,6 +142,7 @@ def test_without_computing_experts_are_exchanged(monkeypatch: pytest.MonkeyPatch
     model = experts(Listed)
     monkeypatch.setattr(moving.choosing, "by_computing", lambda pairing, trial, strict: pairing.open(()))
     monkeypatch.setattr(moving.ordering, "settled", lambda pairing, *_: pairing)
+    monkeypatch.setattr(moving, "_together", lambda pairing, *_: pairing)
     assert far(model, parity.move(model, Behind(SAYS_NOTHING), INPUTS)) > 1e-2
 
 

@@ -39,12 +39,13 @@ def assigned(ours: Sequence[Group], others: Sequence[Group], why: str) -> list[M
             pending.remove(a)
             free.remove(b)
 
-    keys: tuple[Callable[[Group], object], ...] = (_last, lambda group: group[0].role, _size)
+    keys: tuple[Callable[[Group], object], ...] = (_last, _role, _size)
     for key in keys:
         mine, theirs = (Counter(map(key, side)) for side in (pending, free))
         for a in [*pending]:
             same = [b for b in free if key(b) == key(a)]
-            if len(same) == 1 and mine[key(a)] == theirs[key(a)] == 1:
+            told = key is not _role or _roles_tell(_size(a), (*pending, *free))
+            if len(same) == 1 and mine[key(a)] == theirs[key(a)] == 1 and told:
                 take(a, same[0], why)
     for a, b in _similar(pending, free):
         take(a, b, SIMILAR)
@@ -82,6 +83,16 @@ def _size(group: Group) -> int:
     return sum(t.value.size for t in group)
 
 
+def _role(group: Group) -> str:
+    return group[0].role
+
+
+def _roles_tell(size: int, groups: Sequence[Group]) -> bool:
+    """Whether all groups of a size have names that say what they are: beside `h`, a `g` may be no weight."""
+    alike = [group for group in groups if _size(group) == size]
+    return len(alike) == 2 or {*map(_role, alike)} <= {*ROLES.values()}
+
+
 def _place(group: Group) -> tuple[str, str]:
     """Return the module that a group stands in, and its name there: for a list, in front of and behind the number."""
     if len(group) == 1:
@@ -110,9 +121,10 @@ def _similar(ours: Sequence[Group], others: Sequence[Group]) -> Iterator[tuple[G
 
     def score(a: str, b: str) -> float:
         mine, theirs = sides[0][a], sides[1][b]
-        if _size(mine) != _size(theirs):
+        said = [_tokens(mine)[1], _tokens(theirs)[1]]
+        if _size(mine) != _size(theirs) or (not any(said) and not _roles_tell(_size(mine), (*ours, *others))):
             return 0.0
-        return part_similarity(*(side if side else ["?", *side] for side in (_tokens(mine)[1], _tokens(theirs)[1])))
+        return part_similarity(*(side or ["?"] for side in said))
 
     yield from ((sides[0][a], sides[1][b]) for a, b in best([*sides[0]], [*sides[1]], score))
 

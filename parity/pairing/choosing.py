@@ -170,14 +170,28 @@ def _computing_alike(choice: Choice, counts: Sequence[int]) -> list[int]:
     return most if margin >= MARGIN or spelled else [*most, *(i for i in range(len(counts)) if i not in most)]
 
 
+def rivals(pairing: Pairing, choices: Sequence[Choice]) -> list[tuple[Choice, tuple[int, ...]]]:
+    """Return the ways of choices in which other tensors of the port hold PyTorch's than in a pairing."""
+    now = {name: view.held for view in pairing.views for name in view.names}
+    return [
+        (choice, way)
+        for choice in choices
+        for way in choice.ways
+        if any(
+            pairing.views[i].choosing(chosen).held != now[pairing.views[i].names[0]]
+            for i, chosen in zip(choice.views[0], way, strict=True)
+        )
+    ]
+
+
 def _message(pairing: Pairing, choice: Choice) -> str:
     torch_names = {
         name: p.torch.tensors["value"] for p in pairing.pairs for name in p.flax.tensors.values() if p.torch.leaf
     }
     kinds = [[pairing.views[layer[n]] for layer in choice.views] for n in range(len(choice.views[0]))]
     held = [{some[0].ways[way[n]].held for way in choice.ways} for n, some in enumerate(kinds)]
-    if rivals := [some for n, some in enumerate(kinds) if len(held[n]) > 1]:
-        return _which(rivals, torch_names)
+    if others := [some for n, some in enumerate(kinds) if len(held[n]) > 1]:
+        return _which(others, torch_names)
     view = next(some[0] for n, some in enumerate(kinds) if len({way[n] for way in choice.ways}) > 1)
     n = next(n for n, some in enumerate(kinds) if some[0] is view)
     forms = [str(view.ways[i].form) for i in dict.fromkeys(way[n] for way in choice.ways)]
@@ -188,6 +202,11 @@ def _message(pairing: Pairing, choice: Choice) -> str:
         f"{', '.join(view.held)}: {len(forms)} forms of PyTorch's {', '.join(ours)} fit ({said}), and neither values "
         f"nor computing tell which is right; say it with names={{{entry}}}; nothing was written"
     )
+
+
+def which(pairing: Pairing, choice: Choice) -> str:
+    """Return the error for tensors of a choice that could be one another's."""
+    return _message(pairing, choice)
 
 
 def _which(kinds: Sequence[Sequence[View]], torch_names: Mapping[str, str]) -> str:

@@ -120,7 +120,9 @@ def _ranked(found: Sequence[Layout], torch: Tensor, flax: Tensor, known: bool) -
         known: whether a rule has brought the port's tensor into PyTorch's layout already, so that inputs are inputs.
     """
     if known and torch.layer.kind != OWN:
-        return [layout for layout in found if layout.plain or (torch.shape != flax.shape and _inputs_kept(layout))]
+        kernel = len(torch.shape) > len(flax.shape) == 2  # of a convolution whose places are a dense layer's inputs
+        kept = _outputs_kept if kernel else _inputs_kept
+        return [layout for layout in found if layout.plain or (torch.shape != flax.shape and kept(layout))]
     return sorted(found, key=lambda layout: _rank(layout, torch, flax, known))
 
 
@@ -144,10 +146,19 @@ def _inputs_kept(layout: Layout) -> bool:
     return bool((marks.reshape(-1, width) == np.arange(width)).all())
 
 
+def _outputs_kept(layout: Layout) -> bool:
+    """Whether the first axis stays the first one."""
+    count = layout.old[0]
+    marks = layout.apply(np.broadcast_to(np.arange(count).reshape(-1, *(1,) * (len(layout.old) - 1)), layout.old))
+    return bool((marks.reshape(count, -1) == np.arange(count)[:, None]).all())
+
+
 def _kernelwise(layout: Layout, axes: int) -> bool:
     """Whether the last axes of the new array are PyTorch's outputs: its first axis, behind that of a group."""
     old = layout.old
     out = len(old) - axes
+    if not old:
+        return False
     marks = np.broadcast_to(np.arange(old[out]).reshape((-1,) + (1,) * (axes - 1)), old)
     moved = layout.apply(marks)
     if not moved.ndim:

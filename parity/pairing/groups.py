@@ -12,12 +12,14 @@ from parity.pairing.forms import GROUP, fitting_forms
 from parity.pairing.likeness import CLOSE, ROLES, Number, Token, part_similarity, similarity, without_role, words
 from parity.pairing.pairs import SIMILAR
 from parity.pairing.tensors import Match, Tensor
+from parity.running.inventory import OWN
 
 # What a name of one tensor says of the parts that it holds: PyTorch's attention has query, key and value in one.
 FUSED = {"inproj": "qkv", "attn": "qkv", "wi": "gu", "gateup": "gu"}
 # The order of the parts of a complex number, as `torch.view_as_real` has it, by what their names end with.
 COMPLEX = {"re": 0, "real": 0, "im": 1, "imag": 1}
 SHAPES = "the only ones of this size"
+WEIGHT = "weight"
 BESIDE = 6  # so many tensors side by side are tried in all combinations, of more those that follow one another
 SPELLED = 1.0  # what a name adds that spells the parts of a tensor
 NAMED = 0.3  # a likeness of groups to which names add something
@@ -63,14 +65,17 @@ def groups(mine: Sequence[Tensor], theirs: Sequence[Tensor], least: float = NAME
 
 def _candidates(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> Iterable[_Candidate]:
     found: dict[object, _Candidate] = {}
+    counts = [Counter(map(_role_and_size, side)) for side in (mine, theirs)]
     for ours, others, turned in ((mine, theirs, False), (theirs, mine, True)):
+        # Where both models have as many tensors of a size, none of them holds a list.
+        stacked = [one for one in others if counts[0][_role_and_size(one)] != counts[1][_role_and_size(one)]]
         fits = [
             (group, one, listed)
-            for some, listed in ((_stacks(ours, others), True), (_siblings(ours), False))
+            for some, holding, listed in ((_stacks(ours, stacked), stacked, True), (_siblings(ours), others, False))
             for group in some
-            for one in others
+            for one in holding
             if sum(t.value.size for t in group) == one.value.size and _alike_roles(group, one)
-            if listed or one.value.ndim > 1 or one.role != "weight"  # nobody joins the scales of two norms
+            if listed or ((one.value.ndim > 1 or one.role != "weight") and _joined(group))
         ]
         # What stands side by side does so in every block: as often as the tensors that hold it.
         sides = {tuple(map(id, group)): _pattern(group) for group, _, listed in fits if not listed}
@@ -85,6 +90,16 @@ def _candidates(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> Iterable[_C
             if a.value.size == b.value.size and _alike_roles((a,), b):
                 _keep(found, _Candidate(_single_score(a, b), (a,), (b,)))
     return found.values()
+
+
+def _joined(group: Sequence[Tensor]) -> bool:
+    """Whether whole layers may stand side by side: nobody joins the biases of two norms, or of two convolutions."""
+    weights = [t.layer.values[WEIGHT] for t in group if t.layer.kind != OWN and WEIGHT in t.layer.values]
+    return len({w.shape[1:] for w in weights}) <= 1 and all(w.ndim > 1 for w in weights)
+
+
+def _role_and_size(tensor: Tensor) -> tuple[str, int]:
+    return (tensor.role if tensor.role in ROLES.values() else "", tensor.value.size)
 
 
 def _keep(found: dict[object, _Candidate], one: _Candidate) -> None:

@@ -9,7 +9,7 @@ branches that do not depend on each other, say nothing. Computing confirms the o
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from parity.pairing.assigning import assigned
@@ -18,6 +18,8 @@ from parity.pairing.groups import lists
 from parity.pairing.pairs import ORDER, Pair
 from parity.pairing.tensors import NEVER, Match, Tensor
 
+MOST = 16  # tensors of a size whose order computing has to confirm
+FEW = 5  # one layer of so many may be called in another order
 Anchors = Sequence[tuple[int, int]]
 Group = tuple[Tensor, ...]
 
@@ -91,6 +93,17 @@ def tensors_in_order(mine: Sequence[Tensor], theirs: Sequence[Tensor], known: An
     return [match for pairs in aligned for a, b in pairs for match in _listed(a, b)]
 
 
+def few_by_calls(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> list[Match]:
+    """Return the matches of the last tensors of a size in the order of calls, whatever is called before each.
+
+    One model may compute the keys of an attention before its loop, the other inside. Computing confirms the order, or
+    tries others (`pairing.ordering`).
+    """
+    counts = Counter((t.role, t.value.size) for t in mine)
+    few = [[t for t in side if counts[t.role, t.value.size] <= MOST] for side in (mine, theirs)]
+    return tensors_in_order(few[0], few[1], ())
+
+
 def _listed(a: Group, b: Group) -> list[Match]:
     forms = fitting_forms(a, b)
     return [Match(a, b, forms, ORDER)] if forms else []
@@ -126,10 +139,11 @@ def _aligned(ours: Sequence[Group], others: Sequence[Group], known: Anchors) -> 
     distinct = all(len({*some}) == len(some) and NEVER not in some for some in ranks)
     if not distinct or len(ranks[0]) != len(ranks[1]):
         return []
-    for a, b in zip(*ranks, strict=True):
-        if any((mine - a) * (other - b) < 0 for mine, other in known):
-            return []
-    return [*zip(*sides, strict=True)]
+    against = {
+        (mine, other) for a, b in zip(*ranks, strict=True) for mine, other in known if (mine - a) * (other - b) < 0
+    }
+    # A table of positions may be looked up before the queries in one model and behind them in the other.
+    return [*zip(*sides, strict=True)] if len(against) <= min(len(known) // FEW, len(ours) // FEW) else []
 
 
 def fitting(ours: Sequence[Tensor], others: Sequence[Tensor], why: str) -> list[Match]:

@@ -75,6 +75,7 @@ def pair(
     flax: Sequence[ModelLayer],
     names: Mapping[str, str | None] | None = None,
     port: str = "Flax",
+    confirmed: bool = False,
 ) -> Pairing:
     """Pairs the layers of two models, and the tensors that are left.
 
@@ -82,6 +83,7 @@ def pair(
         names: Flax's names by PyTorch's (`pairing.naming`); of a layer, of a module with layers in it, or of a tensor;
             each `*` stands for one part of a name and is put in again: `{"encoder.layers.*.linear1":
             "Block_*.Dense_0"}`. None for what has no counterpart.
+        confirmed: whether computing confirms what only a loose order of calls says.
 
     Raises:
         UserError: a name that is not there.
@@ -105,11 +107,13 @@ def pair(
         side |= some
     given += _either_way(left, right, found)
     tied = _tied(left, found)
+    _partly_tied(left, right, found)
     again = _repeated(left)
-    more = rest(left, right, given, found)
+    more = rest(left, right, given, found, confirmed)
     found += more.pairs
     left |= again
     tied += _tied(left, found)
+    _uncalled(left, right, found)
     unused = [layer for layer in left.values() if layer.rank is None]
     spare = [layer for layer in right.values() if layer.rank is None]
     # Layers that neither model calls here may be called elsewhere: in training, or by another method.
@@ -117,7 +121,9 @@ def pair(
     open_ = ([x for x in side.values() if _needed(x, idle)] for side in (left, right))
     mine, theirs = open_
     if mine or theirs:
-        raise OpenError(unpaired(mine, theirs, port), mine, theirs)
+        wanted = {layer.signature for layer in mine}
+        uncalled = [layer for layer in spare if layer.signature in wanted and layer.kind != OWN]
+        raise OpenError(unpaired(mine, theirs, port, uncalled), mine, theirs)
     order = {name: i for i, layer in enumerate(torch) for name in (layer.name, *layer.tensors.values())}
     return Pairing(
         tuple(sorted(found, key=lambda p: order[p.torch.name])),
@@ -126,6 +132,27 @@ def pair(
         more.views,
         more.choices,
     )
+
+
+def _uncalled(left: dict[str, ModelLayer], right: dict[str, ModelLayer], found: list[Pair]) -> None:
+    """Pair PyTorch's layers with layers that the port has and never calls, where these are the only ones that fit.
+
+    The port's call is missing then, and the check can say where.
+    """
+    sides: list[dict[object, list[ModelLayer]]] = []
+    for side, called in ((left, True), (right, False)):
+        groups: dict[object, list[ModelLayer]] = defaultdict(list)
+        for layer in side.values():
+            if layer.trained and (layer.rank is not None) is called and layer.kind != OWN:
+                groups[layer.signature].append(layer)
+        sides.append(groups)
+    for signature, ours in sides[0].items():
+        others = sides[1].get(signature, [])
+        named = all(len({re.sub(r"[0-9]+", "*", x.name) for x in side}) == 1 for side in (ours, others))
+        if len(ours) == len(others) and named:
+            numbers = [sorted(side, key=lambda x: [*map(int, re.findall("[0-9]+", x.name))]) for side in (ours, others)]
+            for a, b in zip(*numbers, strict=True):
+                _take(left, right, a, b, ONLY, found)
 
 
 def _needed(layer: ModelLayer, idle: Container[object]) -> bool:
@@ -196,7 +223,8 @@ def _paired(left: dict[str, ModelLayer], right: dict[str, ModelLayer], found: li
         return _or_none(None if layer.signature in shared else layer.key), layer.kind
 
     _by(left, right, misfit, "equal names, other shapes", found)
-    _by(left, right, lambda layer: layer.signature, ONLY, found)
+    # A parameter that one model never uses is not one that the other does.
+    _by(left, right, lambda layer: (layer.signature, bool(layer.leaf) and layer.rank is None), ONLY, found)
     _in_order(left, right, found)
     _owners_in_order(left, right, found)
     _behind_a_prefix(left, right, found)
@@ -436,11 +464,25 @@ def _tied(left: dict[str, ModelLayer], found: Sequence[Pair]) -> list[ModelLayer
     return tied
 
 
+def _partly_tied(left: dict[str, ModelLayer], right: dict[str, ModelLayer], found: Sequence[Pair]) -> None:
+    """Leave of a layer only the tensors that no other layer is, such as the bias of a tied output layer.
+
+    The port may have the whole layer nevertheless, with a copy of the tensor.
+    """
+    known = {id(v) for p in found for v in p.torch.values.values()}
+    known |= {id(v) for layer in left.values() if len(layer.values) == 1 for v in layer.values.values()}
+    whole = {layer.signature for layer in right.values()}
+    for name, layer in [*left.items()]:
+        own = {leaf: value for leaf, value in layer.values.items() if id(value) not in known}
+        if 0 < len(own) < len(layer.values) and layer.signature not in whole:
+            left[name] = replace(layer, kind=OWN, values=own, tensors={leaf: layer.tensors[leaf] for leaf in own})
+
+
 def _repeated(left: dict[str, ModelLayer]) -> dict[str, ModelLayer]:
-    """Take the layers away whose tensors an earlier layer has: a bias that all blocks share."""
+    """Take the layers away whose tensors another layer has: a bias that all blocks share. One that is called stays."""
     seen: set[int] = set()
     again: dict[str, ModelLayer] = {}
-    for layer in [*left.values()]:
+    for layer in sorted(left.values(), key=lambda layer: layer.rank is None):
         ids = {id(v) for v in layer.values.values()}
         if ids and ids <= seen:
             again[layer.name] = left.pop(layer.name)

@@ -150,26 +150,34 @@ class PairedModels:
 
 
 def pair_models(
-    model: torch.nn.Module, other: object, fed: Probe, names: Mapping[str, str | None] | None = None
+    model: torch.nn.Module,
+    other: object,
+    fed: Probe,
+    names: Mapping[str, str | None] | None = None,
+    confirmed: bool = False,
 ) -> PairedModels:
     """Return both models in float64, and which layer is which.
 
     A port that raises in the default layouts of its inputs gets them in others.
 
+    Args:
+        confirmed: whether the caller confirms the pairing by computing, so that layers which nothing else tells may be
+            taken in the order of calls, though the two models call others between them.
+
     Raises:
         UserError: a model that does not run on the inputs, a layer without a rule, layers that cannot be paired.
     """
     try:
-        return _computed(model, other, fed, names)
+        return _computed(model, other, fed, names, confirmed)
     except RaisesError:
         for layouts in otherwise(fed.inputs, fed.keywords, fed.layouts):
             with suppress(RaisesError):
-                return _computed(model, other, replace(fed, layouts=layouts), names)
+                return _computed(model, other, replace(fed, layouts=layouts), names, confirmed)
         raise
 
 
 def _computed(
-    model: torch.nn.Module, other: object, fed: Probe, names: Mapping[str, str | None] | None
+    model: torch.nn.Module, other: object, fed: Probe, names: Mapping[str, str | None] | None, confirmed: bool
 ) -> PairedModels:
     """Return both models in float64, and which layer is which.
 
@@ -178,10 +186,10 @@ def _computed(
     plain, computed = effective(model)
     if computed and not hooks_only(model):
         with suppress(UserError):
-            both = _pair(model, other, fed, names)
+            both = _pair(model, other, fed, names, confirmed)
             if all(p.torch.shapes == p.flax.shapes for p in both.pairing.pairs):
                 return both
-    both = _biased(plain, other, fed, names)
+    both = _biased(plain, other, fed, names, confirmed)
     if not computed:
         return both
     notes = (
@@ -190,11 +198,13 @@ def _computed(
     return replace(both, pairing=replace(both.pairing, unused=(*both.pairing.unused, *notes)), computed=computed)
 
 
-def _biased(model: torch.nn.Module, other: object, fed: Probe, names: Mapping[str, str | None] | None) -> PairedModels:
+def _biased(
+    model: torch.nn.Module, other: object, fed: Probe, names: Mapping[str, str | None] | None, confirmed: bool
+) -> PairedModels:
     """Return both models and which layer is which, with biases in PyTorch's where the port alone has one."""
     both, raised = None, None
     try:
-        both = _pair(model, other, fed, names)
+        both = _pair(model, other, fed, names, confirmed)
         some = [p.torch.name for p in both.pairing.pairs if BIAS in p.flax.values and BIAS not in p.torch.values]
     except OpenError as error:
         with_bias = {(x.kind, x.values[WEIGHT].shape) for x in error.flax if {WEIGHT, BIAS} <= x.values.keys()}
@@ -204,29 +214,36 @@ def _biased(model: torch.nn.Module, other: object, fed: Probe, names: Mapping[st
     some = [name for name in some if name in modules and biases.shape(modules[name]) is not None]
     if some:
         with suppress(OpenError):
-            return replace(_pair(biases.with_zeros(model, some), other, fed, names), biased=tuple(some))
+            return replace(_pair(biases.with_zeros(model, some), other, fed, names, confirmed), biased=tuple(some))
     if both is None:
         assert raised is not None
         raise raised
     return both
 
 
-def _pair(model: torch.nn.Module, other: object, fed: Probe, names: Mapping[str, str | None] | None) -> PairedModels:
+def _pair(
+    model: torch.nn.Module, other: object, fed: Probe, names: Mapping[str, str | None] | None, confirmed: bool
+) -> PairedModels:
     """Return both models and which layer is which.
 
     Flax's recurrent cells have one bias where PyTorch's have two, which are folded; a port's own cell may have both.
     """
     try:
-        return _with_biases(model, other, fed, names, folded=True)
+        return _with_biases(model, other, fed, names, confirmed, folded=True)
     except OpenError:
         if any(isinstance(module, RECURRENT) for module in model.modules()):
             with suppress(OpenError):
-                return _with_biases(model, other, fed, names, folded=False)
+                return _with_biases(model, other, fed, names, confirmed, folded=False)
         raise
 
 
 def _with_biases(
-    model: torch.nn.Module, other: object, fed: Probe, names: Mapping[str, str | None] | None, folded: bool
+    model: torch.nn.Module,
+    other: object,
+    fed: Probe,
+    names: Mapping[str, str | None] | None,
+    confirmed: bool,
+    folded: bool,
 ) -> PairedModels:
     port = port_of(other)
     reference = run_pytorch.promote(model)
@@ -240,7 +257,7 @@ def _with_biases(
         flax = FLAX_PORTS[port].promote(other)
     layers = FLAX_PORTS[port].modules(flax, fed)
     theirs = FLAX_PORTS[port].inventory(flax, fed, layers)
-    pairing = pair(ours, theirs, names, port)
+    pairing = pair(ours, theirs, names, port, confirmed)
     state |= _tables(reference, state, pairing)
     return PairedModels(reference, flax, port, state, pairing, layers, fed)
 

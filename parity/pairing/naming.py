@@ -247,10 +247,16 @@ def _pattern(name: str) -> str:
     return ".".join(parts)
 
 
-def unpaired(left: Sequence[ModelLayer], right: Sequence[ModelLayer], port: str) -> str:
-    """Return the error for what stays open: at most 15 lines, with the entry of `names` that would settle it."""
+def unpaired(
+    left: Sequence[ModelLayer], right: Sequence[ModelLayer], port: str, uncalled: Sequence[ModelLayer] = ()
+) -> str:
+    """Return the error for what stays open: at most 15 lines, with the entry of `names` that would settle it.
+
+    Args:
+        uncalled: layers of the port that fit one that is open, and that it never calls.
+    """
     mine, theirs = _kinds(left), _kinds(right)
-    lines = []
+    lines = [f"{port} never calls {kind}, which its code may have forgotten" for kind in _kinds(uncalled)]
     for kind in mine:
         near = ", ".join(map(str, _candidates(kind, theirs)[:4]))
         lines.append(f"PyTorch's {kind}: candidates " + (near or f"none: {port} has no more {kind.what}"))

@@ -20,6 +20,7 @@ names it.
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -81,6 +82,11 @@ def settled(pairing: Pairing, build: Build, reference: torch.nn.Module, fed: Pro
     pairing = _by_parts(best.pairing, trial)
     _agreeing(pairing, trial)
     return pairing
+
+
+def exchanges_layers(pairing: Pairing, other: Pairing) -> bool:
+    """Return whether two pairings have other layers of the port for some layer of PyTorch's."""
+    return any(p.flax.name != q.flax.name for p, q in zip(pairing.pairs, other.pairs, strict=True) if not p.torch.leaf)
 
 
 def _possible(p: Pair) -> bool:
@@ -341,6 +347,10 @@ def _decided(pairing: Pairing, group: list[Unit], trial: Trial) -> Pairing:
             pairing = _decided(pairing, list(two), trial)
         return pairing
     group = [unit.under(pairing) for unit in group]
+    if len(several := _by_module(group)) > 1:  # of a list of modules the first is the first
+        for some in several:
+            pairing = _decided(pairing, some, trial) if len(some) > 1 else pairing
+        return pairing
     # What stands behind an exchanged layer follows it: of two chains that are exchanged neither looks wrong by itself.
     ways = [
         trial.follow(exchanged(pairing, group, order), _unnamed, always=True).pairing
@@ -390,6 +400,21 @@ def _told_by_names(group: list[Unit]) -> list[Unit] | None:
     alike = dict(best(mine, theirs, lambda a, b: part_similarity(said[a], said[b])))
     by_name = {unit.flax: unit for unit in group}
     return [by_name[alike[unit.torch]] for unit in group] if len(alike) == len(by_name) == len(group) else None
+
+
+def _by_module(group: list[Unit]) -> list[list[Unit]]:
+    """Return units by the modules that they stand in, which are numbered alike in both models; else an empty list."""
+    sides = [sorted({getattr(u, side).rpartition(".")[0] for u in group}, key=_numbers) for side in SIDES]
+    if any(len({re.sub(r"\d+", "*", name) for name in names}) > 1 for names in sides) or len(sides[0]) != len(sides[1]):
+        return []
+    place = [{name: i for i, name in enumerate(names)} for names in sides]
+    units_of = [[u for u in group if place[0][u.torch.rpartition(".")[0]] == i] for i in range(len(sides[0]))]
+    alike = all(place[1][u.flax.rpartition(".")[0]] == i for i, some in enumerate(units_of) for u in some)
+    return units_of if alike else []
+
+
+def _numbers(name: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", name)]
 
 
 def _likeliest(group: list[Unit]) -> list[Unit] | None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from parity.pairing.assigning import inside, left_alike, one_level_up
 from parity.pairing.forms import fitting_forms
 from parity.pairing.groups import SHAPES, groups, sole_tensors, unnamed_groups
-from parity.pairing.in_order import anchors, by_module, fitting, in_order, tensors_in_order
+from parity.pairing.in_order import anchors, by_module, few_by_calls, fitting, in_order, tensors_in_order
 from parity.pairing.likeness import STATISTICS, best, module_similarity
 from parity.pairing.pairs import NAMES, SIMILAR, VALUES, Choice, Holding, Pair, View
 from parity.pairing.tensors import Match, Tensor, tensors_of
@@ -40,13 +40,18 @@ class Found:
 
 
 def rest(
-    left: dict[str, ModelLayer], right: dict[str, ModelLayer], given: Sequence[Match] = (), paired: Sequence[Pair] = ()
+    left: dict[str, ModelLayer],
+    right: dict[str, ModelLayer],
+    given: Sequence[Match] = (),
+    paired: Sequence[Pair] = (),
+    confirmed: bool = False,
 ) -> Found:
     """Pair what is left tensor by tensor; take the layers away whose tensors are all paired.
 
     Args:
         given: what the caller says.
         paired: the layers that are paired already.
+        confirmed: whether computing confirms what only a loose order of calls says.
     """
     matches = [*given]
     named = {(t.layer.name, t.leaf) for match in given for t in (*match.torch, *match.flax)}
@@ -74,6 +79,7 @@ def rest(
         by_calls,
         single_by_calls,
         left_alike,
+        *([few_by_calls] if confirmed else []),
     ):
         matches.extend(more(_left(used[0], matches), _left(used[1], matches)))
     # A table of one model may be a parameter of the other: their names say so, or their values.

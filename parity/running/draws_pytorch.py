@@ -43,6 +43,8 @@ QUOTIENTS = {"div", "truediv"}
 PRODUCTS = {"mul", "rmul", *QUOTIENTS}
 CASTS = {"to", "float", "double", "type", "type_as"}
 
+REQUIRES_GRAD = Tensor.requires_grad.__set__  # pyright: ignore[reportAttributeAccessIssue]
+
 # PyTorch's attention calls its functions by the module's names.
 NAMES = threading.RLock()
 
@@ -65,6 +67,8 @@ class FixedDraws(TorchFunctionMode):
 
     def __torch_function__(self, func: Function, types: Any, args: Given = (), kwargs: Keywords | None = None) -> Any:
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        if func == REQUIRES_GRAD and args[0].requires_grad and args[1]:
+            return None  # it is so already, and PyTorch lets only leaves be told
         handler = (HANDLERS if self.drops else {**HANDLERS, **OFF}).get(name.rstrip("_"))
         drawn = None if handler is None else handler(func, args, kwargs)
         if drawn is None:
@@ -96,7 +100,7 @@ class FixedDraws(TorchFunctionMode):
             return value.fill_(1.0 if self.drops else kept)
         return value
 
-    def _masked(self, name: str, args: Given, value: Tensor, mask: Tensor) -> Tensor:
+    def _masked(self, name: str, args: Given, value: Tensor, mask: Any) -> Tensor:
         """Return a product with a mask, or the mask divided by a number: what is multiplied is what is kept."""
         if not self.drops:
             return value * mask.mean_kept if mask.dtype == torch.bool else value
