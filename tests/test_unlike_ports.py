@@ -282,6 +282,67 @@ def test_numbers_and_layers_that_only_together_tell_are_moved_rightly(shape: tup
     assert not parity.check(model, moved, X, steps=1, names={"g": "u", "h": "w"})
 
 
+class Gated(nn.Module):
+    """A gated unit: gate and value in one layer, or in two."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        if fused:
+            self.gate_up_proj = nn.Linear(6, 14)
+        else:
+            self.gate_proj, self.up_proj = nn.Linear(6, 7), nn.Linear(6, 7)
+        self.down_proj = nn.Linear(7, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        both = hasattr(self, "gate_up_proj")
+        gate, up = self.gate_up_proj(x).chunk(2, -1) if both else (self.gate_proj(x), self.up_proj(x))
+        return self.down_proj(F.silu(gate) * up)
+
+
+class NNXGated(nnx.Module):
+    def __init__(self, fused: bool, rngs: nnx.Rngs) -> None:
+        if fused:
+            self.gate_up_proj = nnx.Linear(6, 14, rngs=rngs)
+        else:
+            self.gate_proj, self.up_proj = nnx.Linear(6, 7, rngs=rngs), nnx.Linear(6, 7, rngs=rngs)
+        self.down_proj = nnx.Linear(7, 6, rngs=rngs)
+
+    def __call__(self, x: Any) -> Any:
+        both = hasattr(self, "gate_up_proj")
+        gate, up = jnp.split(self.gate_up_proj(x), 2, -1) if both else (self.gate_proj(x), self.up_proj(x))
+        return self.down_proj(nnx.silu(gate) * up)
+
+
+class TwoGated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Gated(True), Gated(False)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+
+class NNXTwoGated(nnx.Module):
+    """In this port the other block has both in one layer."""
+
+    def __init__(self) -> None:
+        self.blocks = nnx.List([NNXGated(False, nnx.Rngs(0)), NNXGated(True, nnx.Rngs(1))])
+
+    def __call__(self, x: Any) -> Any:
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+
+def test_the_only_layer_of_a_shape_in_another_block_is_not_the_same_layer() -> None:
+    torch.manual_seed(0)
+    model = TwoGated()
+    report = parity.check(model, parity.move(model, NNXTwoGated(), X), X, steps=1)
+    assert report, report.failure()
+
+
 class Blocks(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -9,7 +9,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from parity.pairing.forms import GROUP, fitting_forms
-from parity.pairing.likeness import CLOSE, ROLES, Number, Token, part_similarity, similarity, without_role, words
+from parity.pairing.likeness import (
+    CLOSE,
+    ROLES,
+    Number,
+    Token,
+    differ_in_numbers,
+    part_similarity,
+    similarity,
+    without_role,
+    words,
+)
 from parity.pairing.pairs import SIMILAR
 from parity.pairing.tensors import Match, Tensor
 from parity.running.inventory import OWN
@@ -127,7 +137,12 @@ def sole_tensors(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> list[Match
     sole = (
         (some[0], sides[1][key][0]) for key, some in sides[0].items() if len(some) == len(sides[1].get(key, ())) == 1
     )
-    return [Match((a,), (b,), forms, SHAPES) for a, b in sole if (forms := fitting_forms((a,), (b,)))]
+    return [
+        Match((a,), (b,), forms, SHAPES)
+        for a, b in sole
+        if (forms := fitting_forms((a,), (b,)))
+        if not differ_in_numbers(a.full, b.full)
+    ]
 
 
 def _alike_roles(group: Sequence[Tensor], one: Tensor) -> bool:

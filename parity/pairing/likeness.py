@@ -59,6 +59,13 @@ def words(name: str) -> list[str]:
     return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)]
 
 
+def differ_in_numbers(a: str, b: str) -> bool:
+    """Return whether two names are the same but for their numbers, as `blocks.0.up` and `blocks.1.up`."""
+    mine, theirs = words(a), words(b)
+    plain = [[word for word in some if not word.isdigit()] for some in (mine, theirs)]
+    return plain[0] == plain[1] and mine != theirs and len(mine) == len(theirs)
+
+
 def tokens(names: Iterable[str]) -> dict[str, tuple[Token, ...]]:
     """Return the words and numbers of all names of a model."""
     split = {name: words(name) for name in names}

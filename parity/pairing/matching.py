@@ -31,7 +31,7 @@ from dataclasses import replace
 import numpy as np
 
 from parity.pairing.forms import fitting_forms
-from parity.pairing.likeness import best, module_similarity, tokens
+from parity.pairing.likeness import best, differ_in_numbers, module_similarity, tokens
 from parity.pairing.naming import Entry, nearest, tensors_named, unpaired, within, without
 from parity.pairing.pairs import (
     GIVEN,
@@ -223,8 +223,7 @@ def _paired(left: dict[str, ModelLayer], right: dict[str, ModelLayer], found: li
         return _or_none(None if layer.signature in shared else layer.key), layer.kind
 
     _by(left, right, misfit, "equal names, other shapes", found)
-    # A parameter that one model never uses is not one that the other does.
-    _by(left, right, lambda layer: (layer.signature, bool(layer.leaf) and layer.rank is None), ONLY, found)
+    _only(left, right, found)
     _in_order(left, right, found)
     _owners_in_order(left, right, found)
     _behind_a_prefix(left, right, found)
@@ -235,6 +234,21 @@ def _paired(left: dict[str, ModelLayer], right: dict[str, ModelLayer], found: li
         _by(left, right, lambda layer: layer.kind, "the only ones left of this type", found)
     for side, some in zip((left, right), turned, strict=True):
         side |= some
+
+
+def _only(left: dict[str, ModelLayer], right: dict[str, ModelLayer], found: list[Pair]) -> None:
+    """Pair the only layers of some shapes.
+
+    A parameter that one model never uses is not one that the other does. And `blocks.0.up` is not `blocks.1.up` by its
+    shape: the port may have what is fused in one block in parts in the other. `rest` looks at their tensors.
+    """
+    some: list[Pair] = []
+    _by(left, right, lambda layer: (layer.signature, bool(layer.leaf) and layer.rank is None), ONLY, some)
+    for p in some:
+        if differ_in_numbers(p.torch.name, p.flax.name):
+            left[p.torch.name], right[p.flax.name] = p.torch, p.flax
+        else:
+            found.append(p)
 
 
 def _turned(left: dict[str, ModelLayer], right: dict[str, ModelLayer]) -> list[dict[str, ModelLayer]]:

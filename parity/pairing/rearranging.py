@@ -20,7 +20,7 @@ from parity.pairing.assigning import inside, left_alike, one_level_up
 from parity.pairing.forms import fitting_forms
 from parity.pairing.groups import SHAPES, groups, sole_tensors, unnamed_groups
 from parity.pairing.in_order import anchors, by_module, few_by_calls, fitting, in_order, tensors_in_order
-from parity.pairing.likeness import STATISTICS, best, module_similarity
+from parity.pairing.likeness import STATISTICS, best, differ_in_numbers, module_similarity
 from parity.pairing.pairs import NAMES, SIMILAR, VALUES, Choice, Holding, Pair, View
 from parity.pairing.tensors import Match, Tensor, tensors_of
 from parity.running.inventory import OWN
@@ -247,5 +247,9 @@ def _sole(left: dict[str, list[Tensor]], right: dict[str, list[Tensor]], take: T
     for ours, size in sizes[0].items():
         others = [other for other, its in sizes[1].items() if its == size and other in right]
         sole = len(others) == 1 and counts[0][size] == counts[1][size] == 1
-        if sole and (matches := fitting(left[ours], right[others[0]], SHAPES)):
+        if (
+            sole
+            and not differ_in_numbers(ours, others[0])
+            and (matches := fitting(left[ours], right[others[0]], SHAPES))
+        ):
             take(ours, others[0], matches)
