@@ -215,3 +215,13 @@ def test_elements_without_a_right_digit_beside_the_other_gradients_are_skipped()
     skipped = bounds.unsteady({"gradient.parameter": {"bias": small, "w": other}})
     assert skipped["bias"].tolist() == [False, False, True, True]
     assert "bias" not in bounds.unsteady({"gradient.parameter": {"bias": small}})
+
+
+def test_a_square_of_a_gradient_rounds_twice_as_much() -> None:
+    """A run that moved only the small elements says little of the square of the large one."""
+    gradient, moved = np.array([2.0, 1e-4]), np.array([2.0, 1e-4 + 1e-12])
+    state = {"gradient.parameter": {"w": gradient}, "training.state": {"exp_avg_sq/w@1": 1e-3 * gradient**2}}
+    found = Responses(state, {"w": np.ones(2)})
+    found.add([("gradient.parameter", {"w": moved}), ("training.state", {"exp_avg_sq/w@1": 1e-3 * moved**2})])
+    assert found.measured("training.state", "exp_avg_sq/w@1") < 1e-18
+    assert found.response("training.state", "exp_avg_sq/w@1") == pytest.approx(4e-15, rel=1e-2)

@@ -43,8 +43,17 @@ def _hardsigmoid(x: Tensor, inplace: bool = False) -> Tensor:
     return x.copy_(y) if inplace else y
 
 
-# Functions whose gradient PyTorch computes with a constant of float32, whatever the type: with 1/6 here.
-EXACT: dict[str, Callable[..., Tensor]] = {"hardsigmoid": _hardsigmoid}
+def _instance_norm(*args: Any, **kw: Any) -> Tensor:
+    y = nn.functional.instance_norm(*args, **kw)
+    if y.requires_grad:
+        y.register_hook(Tensor.contiguous)
+    return y
+
+
+# Functions whose gradient PyTorch does not compute exactly, whatever the type. `hardsigmoid` has 1/6 in float32 there.
+# The gradient of `instance_norm` is wrong on CPUs (PyTorch 2.13) where the one that arrives has its examples and
+# channels last in memory, as an attention over the places of an image gives it.
+EXACT: dict[str, Callable[..., Tensor]] = {"hardsigmoid": _hardsigmoid, "instance_norm": _instance_norm}
 
 # A lock for the moments in which PyTorch's default type is float64: the setting is global in the process.
 DEFAULT = threading.RLock()
@@ -87,7 +96,7 @@ class Lifted(TorchFunctionMode):
 
         Without gradients it is the function itself, which the diagnosis looks for among the calls.
         """
-        exact = EXACT.get(name)
+        exact = EXACT.get(name) if getattr(function, "__module__", "") == nn.functional.__name__ else None
         return function if exact is None or not torch.is_grad_enabled() else exact
 
     def _table(self, value: Tensor) -> Tensor:
