@@ -27,6 +27,12 @@ def program(seed: int, port: str | None = None) -> Program:
     """
     rng = random.Random(seed)
     port = port or rng.choice(("nnx", "linen"))
+    while not _runs(p := _drawn(rng, port)):
+        pass
+    return replace(p, features=_flat(p)) if p.head == "flat" else p
+
+
+def _drawn(rng: random.Random, port: str) -> Program:
     inputs = rng.choice([*INPUTS])
     kind, width = INPUTS[inputs], rng.choice((4, 8, 12))
     size: tuple[int, ...] = (rng.randint(3, 6),)
@@ -52,9 +58,18 @@ def program(seed: int, port: str | None = None) -> Program:
         classes=rng.randint(2, 5),
         positions=kind == "sequence" and rng.random() < 0.5,
     )
-    if p.head == "mean" and _levelled(p):
-        p = replace(p, head="flat")
-    return replace(p, features=_flat(p)) if p.head == "flat" else p
+    return replace(p, head="flat") if p.head == "mean" and _levelled(p) else p
+
+
+def _runs(p: Program) -> bool:
+    """Return whether PyTorch trains the blocks: images may become too small, and a view may be changed in place."""
+    x = torch.as_tensor(inputs_of(p, 0))
+    with torch.random.fork_rng():
+        try:
+            TorchNetwork(p).train().trunk(x.float() if x.is_floating_point() else x).sum().backward()
+        except (RuntimeError, ValueError):
+            return False
+    return True
 
 
 def _levelled(p: Program) -> bool:
