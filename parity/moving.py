@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -44,10 +45,28 @@ def settled(model: torch.nn.Module, other: Any, fed: Probe, names: Mapping[str, 
     try:
         both = pair_models(model, other, fed, names)
     except OpenError as error:
-        try:
-            both = pair_models(model, other, fed, names, confirmed=True)
-        except UserError:
-            raise error from None
+        return _guessed(model, other, fed, names, error)
+    return _by_computing(both, other)
+
+
+def _guessed(
+    model: torch.nn.Module, other: Any, fed: Probe, names: Mapping[str, str | None] | None, error: OpenError
+) -> PairedModels:
+    """Return both models with layers paired that only a loose order of calls tells, if the models then agree.
+
+    Raises:
+        OpenError: they do not agree, or layers stay open.
+    """
+    with suppress(UserError):
+        both = _by_computing(pair_models(model, other, fed, names, confirmed=True), other)
+        state = probes.varied(both.state, {*both.tensors.values()}, 0)
+        if Trial(building(both, state, second=True), both.reference, both.fed).plain(both.pairing) <= AGREES:
+            return both
+    raise error
+
+
+def _by_computing(both: PairedModels, other: Any) -> PairedModels:
+    """Return both models with the pairing that values or a run confirm."""
     fed = both.fed
     # A model that already holds PyTorch's weights is better evidence than any computation.
     both = replace(both, pairing=choosing.by_values(both.pairing, both.own_values, both.state))
@@ -90,7 +109,7 @@ def _together(pairing: Pairing, choices: Sequence[Choice], trial: Trial) -> Pair
         if ordering.exchanges_layers(pairing, tried):
             ours, theirs = trial.depending([pairing, tried])
             if theirs >= ours:
-                raise UserError(choosing.which(pairing, choice))
+                raise UserError(choosing.unsettled(pairing, choice))
     return pairing
 
 

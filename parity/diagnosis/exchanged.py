@@ -1,9 +1,10 @@
 """Recognise a layer that the port calls after an operation and PyTorch before it, or the other way round.
 
-Every layer hands on PyTorch's output here, so such a mistake shows at two places: what arrives at the layer, and what
-is computed with its output. A layer that comes too late gets what PyTorch computes with its output, computed with its
-input instead; behind it the operation is missing. A layer that comes too early gets a value from before the operation;
-behind it the operation is done once more. Both places must agree with all numbers, up to rounding.
+In a forced run every layer hands on PyTorch's output, so such a mistake shows at two places: in what arrives at the
+layer, and in what the port computes with its output. To a layer that comes too late the port gives the operation's
+result on the layer's input, and behind the layer the operation is missing. To a layer that comes too early the port
+gives a value from before the operation, and behind the layer the port does the operation once more. Both places must
+have all of the port's numbers, up to rounding.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ class Exchange:
     """One mistake: layers that all stand on the wrong side of an operation.
 
     Attributes:
-        moves: by layer.
-        leads: of all deviations that it explains, the one that shows it first among them.
+        moves: one for each layer, in execution order.
+        leads: of all deviations that it explains.
     """
 
     moves: tuple[Move, ...]
@@ -79,16 +80,17 @@ class Exchange:
         """Return what the port does, and how to mend it."""
         names = [*dict.fromkeys(layer_of(move.seen.call) for move in self.moves)]
         listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-        after, (comes, them) = self.moves[0].after, ("comes", "it") if len(names) == 1 else ("come", "them")
-        ours, theirs = ("after", "before") if after else ("before", "after")
+        comes, them = ("comes", "it") if len(names) == 1 else ("come", "them")
+        ours, theirs, when = ("after", "before", "first") if self.moves[0].after else ("before", "after", "afterwards")
         operation = called(self.moves[0].operation).rstrip(",")
-        return f"{listed} {comes} {ours} {operation}; PyTorch's model calls {them} {theirs} it"
+        told = f"{listed} {comes} {ours} {operation}; PyTorch's model calls {them} {when}"
+        return f"{told}; call {them} {theirs} the operation"
 
 
 def explain(
     network: ReferenceNetwork, deviations: Sequence[Deviation], cases: Mapping[bool, ForcedRuns]
 ) -> list[Exchange]:
-    """Return the layers on the wrong side of an operation that explain two or more of some deviations.
+    """Return the layers on the wrong side of an operation that together explain at least two deviations.
 
     Args:
         deviations: of both modes, in execution order.

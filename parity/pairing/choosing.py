@@ -108,7 +108,7 @@ def by_computing(pairing: Pairing, trial: Trial, strict: bool) -> Pairing:
         if not undecided or pairing == before:
             break
     if undecided and strict:
-        raise UserError(_message(pairing, undecided[0]))
+        raise UserError(unsettled(pairing, undecided[0]))
     return pairing.open(())
 
 
@@ -184,7 +184,8 @@ def rivals(pairing: Pairing, choices: Sequence[Choice]) -> list[tuple[Choice, tu
     ]
 
 
-def _message(pairing: Pairing, choice: Choice) -> str:
+def unsettled(pairing: Pairing, choice: Choice) -> str:
+    """Return the error for a choice that nothing settles, with the entry of `names` that would."""
     torch_names = {
         name: p.torch.tensors["value"] for p in pairing.pairs for name in p.flax.tensors.values() if p.torch.leaf
     }
@@ -202,11 +203,6 @@ def _message(pairing: Pairing, choice: Choice) -> str:
         f"{', '.join(view.held)}: {len(forms)} forms of PyTorch's {', '.join(ours)} fit ({said}), and neither values "
         f"nor computing tell which is right; say it with names={{{entry}}}; nothing was written"
     )
-
-
-def which(pairing: Pairing, choice: Choice) -> str:
-    """Return the error for tensors of a choice that could be one another's."""
-    return _message(pairing, choice)
 
 
 def _which(kinds: Sequence[Sequence[View]], torch_names: Mapping[str, str]) -> str:

@@ -50,7 +50,7 @@ NAMES = threading.RLock()
 
 
 class FixedDraws(TorchFunctionMode):
-    """Every draw gives the same numbers.
+    """Every draw gives the same numbers, and code may ask for a gradient of a tensor that has one already.
 
     Attributes:
         drops: whether dropout scales the values that it keeps; otherwise it does nothing.

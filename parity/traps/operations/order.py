@@ -14,7 +14,7 @@ ORDER = (
         None,
         "a layer comes after an operation; PyTorch's model calls the layer first",
         "call the layer before the operation",
-        "Xiong et al. 2020, figure 1",
+        "Xiong et al. 2020 (arXiv:2002.04745)",
     ),
     Trap(
         LAYER_BEFORE,
@@ -23,6 +23,6 @@ ORDER = (
         None,
         "a layer comes before an operation; PyTorch's model calls the layer after it",
         "call the layer after the operation",
-        "Xiong et al. 2020, figure 1",
+        "Xiong et al. 2020 (arXiv:2002.04745)",
     ),
 )
