@@ -261,7 +261,8 @@ def evidence(results: Results) -> list[str]:
 def faithful(results: Results) -> list[str]:
     """Return one line: the false alarms."""
     alarms, runs = results["false_alarms"], results["faithful"]
-    return [f"- It raised {alarms} false alarms in {runs:,} faithful runs ({intervals.said(alarms, runs)})."]
+    said = "1 false alarm" if alarms == 1 else f"{alarms} false alarms"
+    return [f"- It raised {said} in {runs:,} faithful runs ({intervals.said(alarms, runs)})."]
 
 
 def kinds(results: Results) -> list[str]:
