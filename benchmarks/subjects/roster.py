@@ -255,6 +255,21 @@ SUBJECTS = {
             ("unet_resnet34",),
         ),
         *original("transformers-decoder", "decoder", "Hugging Face's decoder", ("transformers",), DECODERS),
+        *(
+            TimedSubject(
+                f"transformers-flax-{kind}",
+                "jax",
+                f"peers_flax:build_{kind}",
+                f"Hugging Face's {name} of transformers 4.57, jax.jit",
+                peer=True,
+                needs=("transformers", f"transformers.models.{kind}.modeling_flax_{kind}"),
+                networks=networks,
+            )
+            for kind, name, networks in (
+                ("vit", "FlaxViTForImageClassification", VITS),
+                ("gpt2", "FlaxGPT2LMHeadModel", ("gpt2", "gpt2-medium")),
+            )
+        ),
         TimedSubject(
             "haiku",
             "jax",

@@ -51,6 +51,7 @@ def original(spec: Any, **changes: Any) -> Any:
         rms_norm_eps=spec.epsilon,
         tie_word_embeddings=spec.tied,
         rope_parameters=rope,
+        rope_theta=spec.theta,  # as releases before 5 take it
         **changes,
     )
     kind = "Qwen2" if spec.bias else "Llama"

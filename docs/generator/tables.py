@@ -80,12 +80,13 @@ def score(results: Results) -> list[str]:
 
 def cost(results: Results) -> list[str]:
     """One row per network: the check compared with the plain passes that it needs, in one run."""
-    head = ("network", "check", "plain passes", "compiling", "ratio", "memory", "all layers' outputs, one mode")
+    head = ("network", "check", "again", "plain passes", "compiling", "ratio", "again", "memory", "all layers' outputs")
     lines: list[tuple[object, ...]] = [head]
     for r in results["results"]:
-        seconds = (f"{r[f'{what}_seconds']:.0f} s" for what in ("check", "passes", "compile"))
+        seconds = (f"{r[f'{what}_seconds']:.0f} s" for what in ("check", "again", "passes", "compile"))
         sizes = (f"{r[f'{what}_bytes'] / 1e9:.2f} GB" for what in ("peak", "activation"))
-        lines.append((f"`{r['model']}`", *seconds, f"{r['ratio']:.1f}", *sizes))
+        ratios = (f"{r[what]:.1f}" for what in ("ratio", "ratio_again"))
+        lines.append((f"`{r['model']}`", *seconds, *ratios, *sizes))
     return rows(*lines)
 
 
