@@ -104,6 +104,7 @@ def _wrong_replay(results: Results) -> None:
 WRONG = {
     "replay": _wrong_replay,
     "speed": _wrong_speed,
+    "families": _wrong_speed,
     "means": _wrong_speed,
     "autotune": _wrong_speed,
     "flags": _wrong_speed,

@@ -160,6 +160,29 @@ def speed(results: SpeedResults) -> list[str]:
     return [*rows(*lines), "", *notes, *beneath(results)]
 
 
+def families(results: SpeedResults) -> list[str]:
+    """A row per setting: the ports, and how many times as fast they are as the original and as the fastest JAX peer.
+
+    A cell is empty where nothing was measured: there is no such peer, or the machine's memory did not hold it.
+    """
+    lines: list[tuple[object, ...]] = [
+        ("images or texts/s", "`pytorch-compile`", "times the original", "`nnx`", "`linen`", "times the JAX peer")
+    ]
+    for setting in speeds.settings_of(results):
+        found = {row["subject"]: row for row in speeds.rows_of(results, setting)}
+        flax = max((found[name] for name in ("nnx", "linen") if name in found), key=speeds.throughput)
+        ratios: list[str] = []
+        for framework, ours in (("pytorch", found["pytorch-compile"]), ("jax", flax)):
+            peers = [r for name, r in found.items() if SUBJECTS[name].peer and SUBJECTS[name].framework == framework]
+            best = max(peers, key=speeds.throughput, default=None)
+            ratios.append("" if best is None else f"`{best['subject']}`: {tables.times(speeds.ratio(ours, best))}")
+        ports = ("pytorch-compile", "nnx", "linen")
+        figures = [f"{speeds.throughput(found[name]):.3g}" if name in found else "" for name in ports]
+        what = f"{setting.network}, {setting.mode}, batch {setting.batch}"
+        lines.append((what, figures[0], ratios[0], *figures[1:], ratios[1]))
+    return [*rows(*lines), *beneath(results)]
+
+
 # What a port does to be fast, compared with the same port without it.
 MEANS = (
     ("nnx", "nnx-jit"),
@@ -328,6 +351,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], list[str]]]] = {
     "conversion": ("conversion-cpu.json", conversion),
     "decoding": ("decoding-cpu.json", decoding),
     "speed": ("speed-cpu-*.json", speed),
+    "families": ("families-cpu-*.json", families),
     "means": ("speed-cpu-*.json", means),
     "autotune": ("autotune-cpu-*.json", autotune),
     "flags": ("flags-cpu-*.json", flags),
