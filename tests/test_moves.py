@@ -10,7 +10,7 @@ from tests.meta import moves
 pytestmark = pytest.mark.usefixtures("quick")
 
 # Ports with fused and separate projections, own layers and the library's, stacks and lists, other names.
-RIGHT = (1, 12, 15, 21)
+RIGHT = (1, 12, 15, 21, 29, 42, 80)
 REFUSED = (8,)
 ORDER = 15  # PyTorch's three projections are one of the port's, in the order value, query, key
 

@@ -19,6 +19,7 @@ from parity.pairing.groups import common, lists
 from parity.pairing.likeness import ROLES, Token, best, part_similarity, without_role, words
 from parity.pairing.pairs import COMPUTED, SIMILAR
 from parity.pairing.tensors import Match, Tensor
+from parity.running.inventory import OWN
 from parity.running.model_layers import normal_name
 
 Group = tuple[Tensor, ...]
@@ -187,6 +188,24 @@ def left_alike(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> list[Match]:
         for a, b in pairs:
             fits = len(a) == len(b) and _alike(a, b)
             found += [m for x, y in zip(a, b, strict=True) for m in assigned([(x,)], [(y,)], LEFT)] if fits else []
+    return found
+
+
+def left_rivals(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> list[Match]:
+    """Return matches of the port's own tensors of one size that nothing tells apart but computing.
+
+    They may be lists of layers: one `in` and one `out` for each block, whose kernels are as large.
+    """
+    found: list[Match] = []
+    sides = [_by_size(side) for side in (mine, theirs)]
+    for size, ours in sides[0].items():
+        others = sides[1].get(size, [])
+        lengths = {len(some) for some in (*ours, *others)}
+        own = all(t.layer.kind == OWN for some in others for t in some)
+        if own and len(ours) == len(others) <= RIVALS and len(lengths) == 1:
+            for layer in zip(*ours, *others, strict=True):
+                groups = [(t,) for t in layer]
+                found += assigned(groups[: len(ours)], groups[len(ours) :], COMPUTED)
     return found
 
 

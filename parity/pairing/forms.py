@@ -6,6 +6,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -25,19 +26,20 @@ def fitting_forms(torch: Sequence[Tensor], flax: Sequence[Tensor]) -> tuple[Rear
     if len(torch) == len(flax) == 1:
         found = _ranked(_upright(layouts(torch[0].shape, flax[0].shape)), torch[0], flax[0], known)
         return tuple(Rearrangement(layout) for layout in found)
+    if len(torch) > 1 and len(flax) > 1:
+        return _lists_in_parts(torch, flax)
     many, one = (torch, flax[0]) if len(torch) > 1 else (flax, torch[0])
-    if len({t.shape[1:] for t in many}) > 1 or not many[0].shape:
+    if not many[0].shape or len({axes_without(t.shape, uneven(many)) for t in many}) > 1:
         return ()
     forms: list[tuple[int, Rearrangement]] = []
-    given = tuple(range(len(many)))
-    orders = [*itertools.permutations(given)] if len(many) < GROUP and not _listed(many) else [given]
-    for order in orders:
-        for gathering, shape in _gatherings(many, order):
+    for order in _orders(many):
+        for gathering, shape in (*_gatherings(many, order), *_flattened(many, one.shape, order)):
+            fine = _by_layer(many, shape)
             if many is torch:
-                ranked = _ranked(layouts(shape, one.shape), torch[0], one, known)
+                ranked = [replace(x, old=shape) for x in _ranked(layouts(fine, one.shape), torch[0], one, known)]
                 forms += [(i, Rearrangement(layout, gathering=gathering)) for i, layout in enumerate(ranked)]
             else:
-                ranked = _ranked(layouts(one.shape, shape), one, flax[0], known)
+                ranked = [replace(x, shape=shape) for x in _ranked(layouts(one.shape, fine), one, flax[0], known)]
                 forms += [(i, Rearrangement(layout, spreading=gathering)) for i, layout in enumerate(ranked)]
         forms += [(FORMS, form) for form in _woven(many, one, order, turned=many is torch)]
     forms.sort(key=lambda form: form[0])  # each layout in all orders, before the next one
@@ -62,18 +64,92 @@ def _lying(layout: Layout) -> bool:
     return square and layout.order.index(height) > layout.order.index(width)
 
 
-def _listed(many: Sequence[Tensor]) -> bool:
-    """Whether the tensors are those of a list of layers, whose numbers say their order."""
-    return len({re.sub(r"\d+", "*", t.full) for t in many}) == 1
+def _lists_in_parts(torch: Sequence[Tensor], flax: Sequence[Tensor]) -> tuple[Rearrangement, ...]:
+    """Return the forms in which the tensors of a list of layers stand in several variables, each with all layers."""
+    if len({t.shape for t in torch}) > 1 or len({axes_without(t.shape, uneven(flax)) for t in flax}) > 1:
+        return ()
+    layers = Gathering((1,) * len(torch), True, tuple(range(len(torch))))
+    source = (len(torch), *torch[0].shape)
+    forms = [
+        Rearrangement(layout, layers, spreading)
+        for order in _orders(flax)
+        for spreading, shape in _gatherings(flax, order)
+        for layout in layouts(source, shape)
+    ]
+    forms.sort(key=lambda form: _unusual(form, torch, flax))
+    return tuple(_different(forms, [t.shape for t in torch]))[:FORMS]
+
+
+def _unusual(form: Rearrangement, torch: Sequence[Tensor], flax: Sequence[Tensor]) -> int:
+    """Return 0 where the layers are the variables' first axis and kernels have their outputs last, as JAX code has."""
+    layout, outputs = form.layout, len(torch) * torch[0].shape[0]
+    kernel = torch[0].role == "weight" and len(torch[0].shape) > 1 and flax[0].last not in AS_IN_TORCH
+    axes = [i for i in layout.order if layout.fine[i] != 1]  # in the port's order; the part comes first
+    inputs = {i for i in axes if math.prod(layout.fine[:i]) >= outputs}
+    uneven_parts = form.spreading is not None and bool(form.spreading.layouts)  # their outputs are in front here
+    last = uneven_parts or not inputs or (axes[-1] in inputs) != kernel
+    return (0 if axes[1:2] == [0] else 2) + (0 if last else 1)
+
+
+def _parts(many: Sequence[Tensor]) -> int:
+    """Return how many of the tensors are one layer's; the others are those of the same list of layers."""
+    return len({re.sub(r"\d+", "*", t.full) for t in many})
+
+
+def _by_layer(many: Sequence[Tensor], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of the joined tensors with an axis for the layers, if each layer has several of them."""
+    layers = len(many) // _parts(many)
+    return shape if layers in (1, len(many)) else (layers, shape[0] // layers, *shape[1:])
+
+
+def _orders(many: Sequence[Tensor]) -> list[tuple[int, ...]]:
+    """Return the orders in which tensors may stand side by side; the numbers of layers in a list say theirs."""
+    parts = _parts(many)
+    if parts >= GROUP:
+        return [tuple(range(len(many)))]
+    layers = range(0, len(many), parts)
+    return [tuple(at + i for at in layers for i in order) for order in itertools.permutations(range(parts))]
+
+
+def uneven(many: Sequence[Tensor]) -> int:
+    """Return the first axis in which tensors differ: those of own kernels (inputs, outputs) differ in the last one."""
+    lengths = [len({t.shape[i] for t in many}) for i in range(min(len(t.shape) for t in many))]
+    return next((i for i, n in enumerate(lengths) if n > 1), 0)
+
+
+def axes_without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    """Return the shape without one of its axes."""
+    return (*shape[:axis], *shape[axis + 1 :])
 
 
 def _gatherings(many: Sequence[Tensor], order: tuple[int, ...]) -> Iterator[tuple[Gathering, tuple[int, ...]]]:
-    first = many[0].shape
+    first, axis = many[0].shape, uneven(many)
+    sizes, rest = tuple(t.shape[axis] for t in many), axes_without(first, axis)
     if len({t.shape for t in many}) == 1:
         yield Gathering((1,) * len(many), True, order), (len(many), *first)
+    elif axis == 0:
+        yield Gathering(sizes, False, order), (sum(sizes), *rest)
     else:
-        sizes = tuple(t.shape[0] for t in many)
-        yield Gathering(sizes, False, order), (sum(sizes), *first[1:])
+        yield Gathering(sizes, False, order, tuple(_in_front(t.shape, axis) for t in many)), (sum(sizes), *rest)
+
+
+def _in_front(shape: tuple[int, ...], axis: int) -> Layout:
+    """Return the layout with one axis first."""
+    others = (i for i in range(len(shape)) if i != axis)
+    return Layout(shape, (axis, *others), (shape[axis], *axes_without(shape, axis)), shape)
+
+
+def _flattened(
+    many: Sequence[Tensor], one: tuple[int, ...], order: tuple[int, ...]
+) -> Iterator[tuple[Gathering, tuple[int, ...]]]:
+    """Yield the form in which kernels (inputs, heads, depth) of several depths follow one another, each whole."""
+    if len({t.shape for t in many}) == 1 or len(many[0].shape) < 3 or len(one) != 2 or uneven(many) < 2:
+        return
+    inputs, *outputs = range(len(many[0].shape))
+    shapes = [(math.prod(t.shape[1:]), t.shape[0]) for t in many]
+    parts = tuple(Layout(t.shape, (*outputs, inputs), s, t.shape) for t, s in zip(many, shapes, strict=True))
+    sizes = tuple(s[0] for s in shapes)
+    yield Gathering(sizes, False, order, parts), (sum(sizes), shapes[0][1])
 
 
 def _woven(many: Sequence[Tensor], one: Tensor, order: tuple[int, ...], turned: bool) -> Iterator[Rearrangement]:

@@ -6,9 +6,9 @@ import itertools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from parity.pairing.forms import GROUP, fitting_forms
+from parity.pairing.forms import GROUP, axes_without, fitting_forms
 from parity.pairing.likeness import (
     CLOSE,
     ROLES,
@@ -33,6 +33,7 @@ WEIGHT = "weight"
 BESIDE = 6  # so many tensors side by side are tried in all combinations, of more those that follow one another
 SPELLED = 1.0  # what a name adds that spells the parts of a tensor
 NAMED = 0.3  # a likeness of groups to which names add something
+AFTER = "post"
 EQUAL = 4.0  # what equal numbers add to the likeness of names, which is 1 at most
 
 
@@ -73,6 +74,32 @@ def groups(mine: Sequence[Tensor], theirs: Sequence[Tensor], least: float = NAME
     return found
 
 
+def doubted(found: Sequence[Match]) -> list[Match]:
+    """Return the matches, with stacked vectors of one size as each other's rivals.
+
+    In a stack no layer is seen that could contradict the names. Where computing tells nothing, the names decide, but
+    not if they may mislead: `post_attention_layernorm` is the norm of the MLP.
+    """
+    alike: dict[object, list[Match]] = defaultdict(list)
+    for match in found:
+        first = match.torch[0]
+        stacked = len(match.torch) > 1 and len({*_pattern(match.torch)}) == len(match.flax) and match.why == SIMILAR
+        if stacked and first.value.ndim == 1 and not _same_numbers(match.torch, match.flax[0]):
+            alike[_role_and_size(first), len(match.torch)].append(match)
+    groups_ = {id(match): some for some in alike.values() if 1 < len(some) <= GROUP for match in some}
+    return [
+        replace(m, rivals=tuple(other.flax for other in groups_[id(m)]), spelled=not _after(groups_[id(m)]))
+        if id(m) in groups_
+        else m
+        for m in found
+    ]
+
+
+def _after(matches: Sequence[Match]) -> bool:
+    """Whether a name says what a tensor comes after, and not what it belongs to."""
+    return any(AFTER in words(match.torch[0].full) for match in matches)
+
+
 def _candidates(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> Iterable[_Candidate]:
     found: dict[object, _Candidate] = {}
     counts = [Counter(map(_role_and_size, side)) for side in (mine, theirs)]
@@ -95,11 +122,35 @@ def _candidates(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> Iterable[_C
                 several = group if listed else _in_order(group, one)
                 a, b = ((one,), several) if turned else (several, (one,))
                 _keep(found, _Candidate(_group_score(group, one), a, b))
+    for one in _lists_side_by_side(mine, theirs):
+        _keep(found, one)
     for a in mine:
         for b in theirs:
             if a.value.size == b.value.size and _alike_roles((a,), b):
                 _keep(found, _Candidate(_single_score(a, b), (a,), (b,)))
     return found.values()
+
+
+def _lists_side_by_side(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> Iterator[_Candidate]:
+    """Yield lists of PyTorch's layers that the port holds stacked, and fused where PyTorch is not, or separate."""
+    listed = {id(some[0]): some for some in lists(mine)}
+    firsts = [some[0] for some in listed.values()]
+    for group in _siblings(firsts):
+        several = [listed[id(t)] for t in group]
+        size, layers = sum(t.value.size for some in several for t in some), len(several[0])
+        if len({len(some) for some in several}) > 1 or not _joined(group):
+            continue
+        for one in theirs:
+            if one.value.size == size and one.value.ndim > 1 and _alike_roles(group, one):
+                order = _in_order(group, one)
+                torch = tuple(listed[id(t)][i] for i in range(layers) for t in order)
+                yield _Candidate(_group_score(group, one, torch), torch, (one,))
+    for group in _siblings(theirs):
+        for some in listed.values():
+            first = some[0]
+            fits = sum(t.value.size for t in group) == len(some) * first.value.size and _alike_roles(group, first)
+            if fits and all(len(some) in t.shape for t in group):
+                yield _Candidate(_group_score(group, first, some), some, _in_order(group, first))
 
 
 def _joined(group: Sequence[Tensor]) -> bool:
@@ -147,11 +198,9 @@ def sole_tensors(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> list[Match
 
 def _alike_roles(group: Sequence[Tensor], one: Tensor) -> bool:
     """Whether nothing says that these are other tensors: a weight is no bias."""
-    roles = {t.role for t in group}
     known = {*ROLES.values()}
-    if len(roles) > 1:  # parts of a parameter, each under a name of its own: real and imaginary
-        return not roles & known and one.role not in known
-    return roles == {one.role} or not (roles <= known and one.role in known)
+    roles = {t.role for t in group} & known
+    return roles <= {one.role} if one.role in known else len(roles) <= 1
 
 
 def lists(tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
@@ -202,9 +251,13 @@ def _siblings(tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
     """Yield up to `GROUP` tensors that stand side by side: of layers in one module, or of one module."""
     siblings: dict[object, list[Tensor]] = defaultdict(list)
     for tensor in tensors:
-        siblings[tensor.module.rpartition(".")[0], tensor.last, tensor.shape[1:]].append(tensor)
+        for axis in _joining(tensor):
+            place = tensor.module.rpartition(".")[0]
+            siblings[place, tensor.last, axis, axes_without(tensor.shape, axis)].append(tensor)
     for tensor in tensors:
-        siblings[tensor.module, tensor.role, "own", tensor.shape[1:]].append(tensor)
+        for axis in _joining(tensor):
+            role = tensor.role if tensor.role in ROLES.values() else ""
+            siblings[tensor.module, role, "own", axis, axes_without(tensor.shape, axis)].append(tensor)
         if len(said := words(tensor.last)) > 1:  # `C_re` and `C_im`
             siblings[tensor.module, *said[:-1], "parts", tensor.shape].append(tensor)
     for some in siblings.values():
@@ -215,18 +268,31 @@ def _siblings(tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
                 yield from (tuple(some[i : i + size]) for i in range(len(some) - size + 1))
 
 
+def _joining(tensor: Tensor) -> range:
+    """Return the axes along which a tensor may stand beside others: an own kernel may have its outputs last."""
+    return range(tensor.value.ndim if tensor.layer.kind == OWN and tensor.value.ndim > 1 else 1)
+
+
 def _single_score(a: Tensor, b: Tensor) -> float:
     """Return how well names say that two tensors are one: less than a group, whose parts might be like one tensor."""
     return similarity(a.tokens, b.tokens) - 0.5 + (EQUAL if _same_numbers((a,), b) else 0.0)
 
 
-def _group_score(group: Sequence[Tensor], one: Tensor) -> float:
-    """Return how well names say that one tensor holds a group: the common part of the names, and what they add."""
-    whole = part_similarity(without_role(common([t.tokens for t in group])), without_role(one.tokens))
+def _group_score(group: Sequence[Tensor], one: Tensor, listed: Sequence[Tensor] = ()) -> float:
+    """Return how well names say that one tensor holds a group: the common part of the names, and what they add.
+
+    Args:
+        listed: all tensors of a list of layers of which the group, or the one tensor, is the first layer's.
+    """
+    sides = [common([t.tokens for t in group]), [*one.tokens]]
+    if listed:
+        own = 0 if group[0] in listed else 1
+        sides[own] = common([sides[own], *(t.tokens for t in listed)])
+    whole = part_similarity(*map(without_role, sides))
     letters = _letters(group)
     spelled = len(letters) == len(group) and any(sorted(letters) == sorted(p) for p in _spelled(one, len(letters)))
     score = whole + (SPELLED if spelled else 0.0) + 0.01 * len(group)
-    return score + (EQUAL if _same_numbers(group, one) else 0.0)
+    return score + (EQUAL if not listed and _same_numbers(group, one) else 0.0)
 
 
 def _letters(group: Sequence[Tensor]) -> str:

@@ -33,6 +33,9 @@ SYNONYMS = {
     **dict.fromkeys(("src", "sources"), "source"),
     **dict.fromkeys(("tgt", "trg", "dst", "targets"), "target"),
 }
+# Single words that say both: the weight of the query, and its bias.
+LETTERED = {f"{letter}{part}": role for letter, role in (("w", "weight"), ("b", "bias")) for part in "qkvo"}
+SYNONYMS |= {word: SYNONYMS[word[1]] for word in LETTERED}
 CLOSE = 1e-9  # scores that are equal
 
 

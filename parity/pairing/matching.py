@@ -230,8 +230,8 @@ def _paired(left: dict[str, ModelLayer], right: dict[str, ModelLayer], found: li
     _alike_in_order(found)
     _by(left, right, lambda layer: (_or_none(None if layer.leaf else layer.numbered), layer.signature), NUMBERED, found)
     kinds = Counter(layer.kind for side in (left, right) for layer in side.values() if layer.rank is not None)
-    if len(left) == len(right) and all(count == 2 for count in kinds.values()):
-        _by(left, right, lambda layer: layer.kind, "the only ones left of this type", found)
+    if len(left) == len(right) and all(count == 2 for count in kinds.values()):  # own tensors may have other forms
+        _by(left, right, lambda x: object() if x.kind == OWN else x.kind, "the only ones left of this type", found)
     for side, some in zip((left, right), turned, strict=True):
         side |= some
 

@@ -16,9 +16,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from parity.pairing.assigning import inside, left_alike, one_level_up
+from parity.pairing.assigning import inside, left_alike, left_rivals, one_level_up
 from parity.pairing.forms import fitting_forms
-from parity.pairing.groups import SHAPES, groups, sole_tensors, unnamed_groups
+from parity.pairing.groups import SHAPES, doubted, groups, sole_tensors, unnamed_groups
 from parity.pairing.in_order import anchors, by_module, few_by_calls, fitting, in_order, tensors_in_order
 from parity.pairing.likeness import STATISTICS, best, differ_in_numbers, module_similarity
 from parity.pairing.pairs import NAMES, SIMILAR, VALUES, Choice, Holding, Pair, View
@@ -79,12 +79,14 @@ def rest(
         by_calls,
         single_by_calls,
         left_alike,
+        left_rivals,
+        unnamed_groups,
         *([few_by_calls] if confirmed else []),
     ):
         matches.extend(more(_left(used[0], matches), _left(used[1], matches)))
     # A table of one model may be a parameter of the other: their names say so, or their values.
     matches += _modules(_left(mine, matches), _left(theirs, matches), certain=True)
-    matches = _whole(matches, left.values(), right.values())
+    matches = _whole(doubted(matches), left.values(), right.values())
     for side, taken in ((left, [t for m in matches for t in m.torch]), (right, [t for m in matches for t in m.flax])):
         for name in {t.layer.name for t in taken}:
             del side[name]

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from parity.numerics.layouts import wide
-from parity.pairing.likeness import ROLES, Token, tokens, words
+from parity.pairing.likeness import LETTERED, ROLES, Token, tokens, words
 from parity.running.model_layers import OPTIONAL, ModelLayer, normal_name
 from ports.weights.form.rearrangement import Rearrangement
 
@@ -70,9 +70,10 @@ class Tensor:
     @property
     def role(self) -> str:
         """What it is in its module: `weight`, `bias`, or its own name."""
-        known = [word for word in words(self.last) if word in ROLES]
+        roles = ROLES | LETTERED
+        known = [word for word in words(self.last) if word in roles]
         whole = [word for word in known if len(word) > 1]  # the `w` of `r_w_bias` says nothing
-        return ROLES[(whole or known)[0]] if known else normal_name(self.last)
+        return roles[(whole or known)[0]] if known else normal_name(self.last)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from parity.running.contractions_flax import flax_factors, flax_uses
 from parity.running.contractions_pytorch import TorchDependences, TorchUses
 from parity.running.flax import Functional
 from parity.running.intermediates import Mark
-from parity.running.model_layers import ModelLayer
+from parity.running.model_layers import SECOND, ModelLayer
 from parity.running.raised import RaisesError, raising
 from parity.running.taps import Recorder, Tap, layer_of
 from ports.errors import UserError
@@ -428,6 +428,9 @@ class Trial:
         state = self.reference.state_dict()
         free = {n: np.full(tuple(a.shape), contractions.MOVED) for n, a in state.items() if a.is_floating_point()}
         whole = {n: a.numpy() for n, a in state.items()} | free | numbers
+        for name in whole:
+            if name.rpartition(".")[2].startswith(SECOND):  # a port's cell has no place for what is folded away
+                whole[name] = np.where(state[name].numpy() == 0, 0, whole[name])
         net = self.build(pairing, {}, whole)
         if self.program is None:
             with raising():
