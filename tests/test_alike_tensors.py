@@ -133,3 +133,35 @@ def test_weights_arrive(ours: type[nn.Module], port: type[nnx.Module], x: np.nda
     model = ours().eval()
     report = parity.check(model, parity.move(model, port(), x), x, steps=1)
     assert report, str(report)
+
+
+class Attending(nn.Module):
+    """One tensor is query and key, as in DETR."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn, self.head = nn.MultiheadAttention(WIDTH, 2, batch_first=True), nn.Linear(WIDTH, 3)
+
+    def forward(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        q = k = x + positions
+        return self.head(x + self.attn(q, k, value=x)[0])
+
+
+class AttendingTwice(nnx.Module):
+    """The port computes query and key each for itself."""
+
+    def __init__(self, wrong: float = 1) -> None:
+        rngs, self.wrong = nnx.Rngs(0), wrong
+        self.attn = nnx.MultiHeadAttention(2, WIDTH, decode=False, rngs=rngs)
+        self.head = nnx.Linear(WIDTH, 3, rngs=rngs)
+
+    def __call__(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+        return self.head(x + self.attn(x + positions, x + positions, x)) * self.wrong
+
+
+def test_one_tensor_that_is_query_and_key_is_no_second_finding() -> None:
+    torch.manual_seed(0)
+    inputs, model = (INPUTS, INPUTS[::-1].copy()), Attending().eval()
+    assert parity.check(model, parity.move(model, AttendingTwice(), *inputs), *inputs, steps=1)
+    report = parity.check(model, parity.move(model, AttendingTwice(1.01), *inputs), *inputs, steps=1)
+    assert [finding.layer for finding in report.models[0].findings] == ["(the network)"], str(report)

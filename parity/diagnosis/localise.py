@@ -380,6 +380,20 @@ class _Comparison:
                 size = _far(self.port.statistics, self.reference.statistics, name)
                 yield Deviation(layer, "statistics", self.train, layer, size=size, lead=layer)
 
+    def _given_again(self, entering: Collection[str], parameters: Collection[str]) -> set[str]:
+        """Return the calls with another gradient only because PyTorch gives one tensor twice: as query and as key.
+
+        The two gradients then are summed in front of the layer, and a port that computes the tensor twice has two.
+        """
+        takes_more = self.suspects.flow.takes_more
+        return {call for call in entering if takes_more(call) and layer_of(call) not in parameters}
+
+    def _before(self, calls: Collection[str]) -> set[str]:
+        """Return the calls that end before the last of some calls begins."""
+        events = [(event, call) for event, call, _ in self.reference.events]
+        last = max((events.index(("enter", call)) for call in calls), default=0)
+        return {call for event, call in events[:last] if event == "leave"}
+
     def backward(self, shared: Collection[str]) -> Iterator[Deviation]:
         """Yield the deviations of the backward pass, from the end of the network."""
         ours, theirs, seen = self.reference, self.port, self.seen
@@ -397,6 +411,8 @@ class _Comparison:
         parameters = {n.rpartition(".")[0] for n in wrong} - reached
         entering = {call for call in entering if layer_of(call) not in elsewhere}
         entering = {call for call in entering if layer_of(call) not in passed or not seen}
+        entering -= (again := self._given_again(entering, parameters))
+        self.remembered |= self._before(again)
         after = ""
         for event, call, around in reversed(ours.events):
             name, outer = layer_of(call), layer_of(around[-1]) if around else NETWORK
