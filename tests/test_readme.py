@@ -101,10 +101,15 @@ def _wrong_replay(results: Results) -> None:
     results["ports"][0]["right"] = not results["ports"][0]["right"]
 
 
+def _wrong_moves(results: Results) -> None:
+    results["wrong"] += 1
+
+
 WRONG = {
     "replay": _wrong_replay,
     "speed": _wrong_speed,
     "families": _wrong_speed,
+    "moves": _wrong_moves,
     "means": _wrong_speed,
     "autotune": _wrong_speed,
     "flags": _wrong_speed,

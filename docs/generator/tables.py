@@ -298,6 +298,15 @@ def kinds(results: Results) -> list[str]:
     return [*rows(*lines), "", f"The worst tensor has {results['worst_multiple']:.1f} times its response."]
 
 
+def moves(results: Results) -> list[str]:
+    """Return one sentence: where `parity.move` put the weights of generated pairs."""
+    right, refused, wrong, pairs = (results[name] for name in ("right", "refused", "wrong", "pairs"))
+    return [
+        f"Of {pairs:,} pairs it moved {right} rightly and refused {refused}; {wrong or 'none'} got a tensor in a wrong "
+        f"place ({intervals.said(wrong, pairs)})."
+    ]
+
+
 def published(results: Results) -> list[str]:
     """Return one line: the published pairs."""
     rows = results["twins"].values()
@@ -360,6 +369,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], list[str]]]] = {
     "evidence": ("score-cpu.json", evidence),
     "faithful": ("faithful-cpu.json", faithful),
     "kinds": ("faithful-cpu.json", kinds),
+    "moves": ("moves-cpu.json", moves),
     "replay": ("agent-replay-cpu.json", replay),
     "published": ("../../tests/twins/verdicts.json", published),
     "ports": ("../../tests/twins/published/verdicts.json", ports_of_others),

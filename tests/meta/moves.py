@@ -1,6 +1,6 @@
 """Moves weights into ports of random structure: rightly, or not at all.
 
-    python -m tests.meta.moves --pairs 1000 --seed 0
+    python -m tests.meta.moves --pairs 1000 --json benchmarks/results/moves-cpu.json
 
 A PyTorch network of residual blocks (attention, an MLP or experts, norms) gets a port that holds the same tensors in
 other layers: under other names, in another order, projections fused or separate in any order, kernels transposed, lists
@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import random
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,6 +27,7 @@ from flax import nnx
 from torch import nn
 
 import parity
+from parity import api
 from ports import UserError
 
 WIDTH, HEADS, HIDDEN = 4, 2, 6
@@ -245,6 +248,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="write the counts to this file")
     asked = parser.parse_args()
     counts = {"right": 0, "refused": 0, "wrong": 0}
     for seed in range(asked.seed, asked.seed + asked.pairs):
@@ -253,6 +257,9 @@ def main() -> int:
         if said != "right":
             print(f"{seed}: {said}", flush=True)
     print(", ".join(f"{count} {name}" for name, count in counts.items()), f"of {asked.pairs}")
+    if asked.json:
+        found = {"schema": 1, "pairs": asked.pairs, "first": asked.seed, **counts, "environment": api.environment()}
+        asked.json.write_text(f"{json.dumps(found, indent=1)}\n")
     return 1 if counts["wrong"] else 0
 
 
