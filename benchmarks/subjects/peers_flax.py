@@ -17,6 +17,7 @@ from jaxtyping import PyTree
 from benchmarks.subjects.case import NetworkCase
 from benchmarks.subjects.peers import kernel, same
 from benchmarks.subjects.subject import SubjectOptions
+from benchmarks.subjects.transformers_decoders import gpt2_fields
 from ports.families import layers
 from ports.family import Layer
 
@@ -87,15 +88,7 @@ def build_gpt2(case: NetworkCase, options: SubjectOptions) -> JaxRun:
 
     from benchmarks.subjects.jax_steps import dtype
 
-    spec: Any = case.spec
-    config = GPT2Config(
-        vocab_size=spec.vocabulary,
-        n_positions=spec.length,
-        n_embd=spec.width,
-        n_layer=spec.depth,
-        n_head=spec.heads,
-        **dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0),
-    )
+    config = GPT2Config(**gpt2_fields(case.spec))
     module = FlaxGPT2LMHeadModule(config, dtype=jnp.dtype(dtype(case.setting)))
 
     def logits(params: PyTree, text: jax.Array, train: bool) -> jax.Array:

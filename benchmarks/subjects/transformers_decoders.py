@@ -17,6 +17,13 @@ def library() -> Any:
     return transformers
 
 
+def gpt2_fields(spec: Any) -> dict[str, Any]:
+    """Return the fields of transformers' `GPT2Config` of a description, without dropout."""
+    sizes = {"vocab_size": spec.vocabulary, "n_positions": spec.length, "n_embd": spec.width}
+    dropout = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)
+    return {**sizes, "n_layer": spec.depth, "n_head": spec.heads, **dropout}
+
+
 def original(spec: Any, **changes: Any) -> Any:
     """Return transformers' network of a description: `GPT2LMHeadModel`, `LlamaForCausalLM` or `Qwen2ForCausalLM`.
 
@@ -26,16 +33,7 @@ def original(spec: Any, **changes: Any) -> Any:
     """
     classes = library()
     if hasattr(spec, "length"):  # learned positions: GPT-2
-        config = classes.GPT2Config(
-            vocab_size=spec.vocabulary,
-            n_positions=spec.length,
-            n_embd=spec.width,
-            n_layer=spec.depth,
-            n_head=spec.heads,
-            **dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0),
-            **changes,
-        )
-        return classes.GPT2LMHeadModel(config)
+        return classes.GPT2LMHeadModel(classes.GPT2Config(**gpt2_fields(spec), **changes))
     rope = {"rope_type": "default", "rope_theta": spec.theta}
     if spec.scaling is not None:
         rope |= {"rope_type": "llama3", "factor": spec.scaling.factor, "low_freq_factor": spec.scaling.low}

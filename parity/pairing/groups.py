@@ -33,7 +33,7 @@ WEIGHT = "weight"
 BESIDE = 6  # so many tensors side by side are tried in all combinations, of more those that follow one another
 SPELLED = 1.0  # what a name adds that spells the parts of a tensor
 NAMED = 0.3  # a likeness of groups to which names add something
-AFTER = "post"
+AFTER = "post"  # in a name that says what comes before a norm, not what the norm belongs to
 EQUAL = 4.0  # what equal numbers add to the likeness of names, which is 1 at most
 
 
@@ -77,22 +77,22 @@ def groups(mine: Sequence[Tensor], theirs: Sequence[Tensor], least: float = NAME
 def doubted(found: Sequence[Match]) -> list[Match]:
     """Return the matches, with stacked vectors of one size as each other's rivals.
 
-    In a stack no layer is seen that could contradict the names. Where computing tells nothing, the names decide, but
-    not if they may mislead: `post_attention_layernorm` is the norm of the MLP.
+    In a stack the check sees no layer that could contradict the names. If computing tells nothing, the names decide,
+    unless they may mislead: `post_attention_layernorm` is the norm of the MLP.
     """
     alike: dict[object, list[Match]] = defaultdict(list)
     for match in found:
         first = match.torch[0]
-        stacked = len(match.torch) > 1 and len({*_pattern(match.torch)}) == len(match.flax) and match.why == SIMILAR
-        if stacked and first.value.ndim == 1 and not _same_numbers(match.torch, match.flax[0]):
+        stacked = len(match.torch) > 1 and len({*_pattern(match.torch)}) == len(match.flax) == 1
+        by_names = match.why == SIMILAR and not _same_numbers(match.torch, match.flax[0])
+        if stacked and by_names and first.value.ndim == 1:
             alike[_role_and_size(first), len(match.torch)].append(match)
-    groups_ = {id(match): some for some in alike.values() if 1 < len(some) <= GROUP for match in some}
-    return [
-        replace(m, rivals=tuple(other.flax for other in groups_[id(m)]), spelled=not _after(groups_[id(m)]))
-        if id(m) in groups_
-        else m
-        for m in found
-    ]
+    changed: dict[int, Match] = {}
+    for some in alike.values():
+        if 1 < len(some) <= GROUP:
+            rivals = tuple(match.flax for match in some)
+            changed |= {id(match): replace(match, rivals=rivals, spelled=not _after(some)) for match in some}
+    return [changed.get(id(match), match) for match in found]
 
 
 def _after(matches: Sequence[Match]) -> bool:
